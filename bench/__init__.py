@@ -1,0 +1,1 @@
+"""The measuring stage, with every peer that is timed. Installed as cloudrt.bench."""

@@ -1,0 +1,139 @@
+"""What every command shares: progress on terminals and elsewhere, and errors as one line with exit status 2."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import click
+
+from cloudrt.errors import CloudrtError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Advance(Protocol):
+    """Tell the bar that `n` more are done; `fields` show beside it, such as `dice=0.61`."""
+
+    def __call__(self, n: int = 1, **fields: Any) -> None: ...
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Advance]:
+    """Show work under way: a live bar with rate and ETA on a terminal, a plain line every ten seconds elsewhere."""
+    if sys.stderr.isatty():
+        with _live_bar(description, total) as advance:
+            yield advance
+        return
+    done, began, spoke = 0, time.monotonic(), time.monotonic()
+
+    def advance(n: int = 1, **fields: Any) -> None:
+        nonlocal done, spoke
+        done += n
+        now = time.monotonic()
+        if done >= total or now - spoke >= 10:
+            spoke = now
+            rate = done / max(now - began, 1e-9)
+            shown = [f"{description}: {done}/{total}", f"{rate:.1f}/s"]
+            if done < total:
+                shown.append(f"{(total - done) / rate:.0f} s left")
+            click.echo(", ".join([*shown, *_words(fields)]), err=True)
+
+    yield advance
+
+
+@contextmanager
+def _live_bar(description: str, total: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f}/s" if speed else "-/s")
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[notes]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total, notes="")
+
+        def advance(n: int = 1, **fields: Any) -> None:
+            progress.update(task, advance=n, notes=" ".join(_words(fields)))
+
+        yield advance
+
+
+def _words(fields: dict[str, Any]) -> list[str]:
+    return [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in fields.items()]
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn a `CloudrtError` into one line on stderr and exit status 2; a missing stage into the line to install it."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except CloudrtError as error:
+            raise Failure(str(error)) from error
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get((error.name or "").split(".")[0])
+            if extra is None:
+                raise
+            raise Failure(f"{error.name} is not installed: pip install 'cloudrt[{extra}]'") from error
+        except OSError as error:
+            # Full disks, unwritable folders: what the system says is what the user can act on.
+            raise Failure(f"{error.filename or 'cloudrt'}: {error.strerror or error}") from error
+
+    return wrapped
+
+
+_EXTRAS = {
+    "torch": "train",
+    "segmentation_models_pytorch": "train",
+    "albumentations": "train",
+    "matplotlib": "train",
+    "onnxscript": "train",
+    "openvino": "openvino",
+}
+
+
+class Failure(click.ClickException):
+    """One line on stderr, exit status 2: the command could not run."""
+
+    exit_code = 2
+
+
+def say_logs(name: str, level: int) -> None:
+    """Show what the library logs under `name`, a plain line each, on stderr."""
+    import logging
+
+    class Echo(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            prefix = "Warning: " if record.levelno >= logging.WARNING else ""
+            click.echo(prefix + record.getMessage(), err=True)
+
+    log = logging.getLogger(name)
+    if not log.handlers:
+        log.addHandler(Echo())
+    log.setLevel(level)

@@ -1,0 +1,103 @@
+"""The competition's folder layout and tables.
+
+    DATA/train.csv         Image_Label,EncodedPixels: `NAME.jpg_Class` and its RLE on the label grid
+    DATA/train_images/     the images that train.csv names
+    DATA/data.json         only where the data is not the clouds: {"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]}
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloudrt.errors import DataError
+from cloudrt.labels import CLOUDS, Labels
+
+HEADER = ["Image_Label", "EncodedPixels"]
+
+Table = dict[tuple[str, str], str]
+"""(image name, class) -> RLE text, in the order of the file."""
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A folder in the competition's layout, found sound."""
+
+    root: Path
+    labels: Labels
+    train_images: Path
+    train_csv: Path
+
+    def read_train(self) -> dict[str, dict[str, str]]:
+        """Return image name -> class -> RLE text, classes without a row left out; see `read_table` for the errors."""
+        images: dict[str, dict[str, str]] = {}
+        for (name, label), text in read_table(self.train_csv, self.labels).items():
+            images.setdefault(name, {})[label] = text
+        return images
+
+
+def open_data(root: str | Path) -> DataFolder:
+    """Check that `root` holds a data set in the competition's layout.
+
+    Raises
+    ------
+    DataError
+        The folder, train.csv or train_images is missing (says where to get them), or data.json is malformed.
+    """
+    root = Path(root)
+    folder = DataFolder(root, read_labels(root), root / "train_images", root / "train.csv")
+    for path, there in ((folder.train_csv, folder.train_csv.is_file()), (folder.train_images, folder.train_images.is_dir())):
+        if not there:
+            raise DataError(
+                f"{path} is missing: unpack the competition's data into {root} (kaggle competitions download -c "
+                f"understanding_cloud_organization), or make scenes with: cloudrt synth {root}"
+            )
+    return folder
+
+
+def read_labels(root: Path) -> Labels:
+    """Return the classes and grids that `root`/data.json describes, the clouds' where there is none."""
+    path = root / "data.json"
+    if not path.is_file():
+        return CLOUDS
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise DataError("expected an object")
+        return Labels.from_dict(values)
+    except (json.JSONDecodeError, UnicodeDecodeError, DataError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
+    """Read a CSV of RLE rows: train.csv, a submission, a truth, or sample_submission.csv.
+
+    The RLE texts are not checked here: `rle_decode` does that where they are used.
+
+    Raises
+    ------
+    DataError
+        No such file, another header, an unknown class, a row without class, a row given twice; names the row.
+    """
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{path} is not a CSV table: {error}") from error
+    if list(frame.columns) != HEADER:
+        raise DataError(f"{path}: the header is {','.join(map(str, frame.columns))!r}, expected {','.join(HEADER)!r}")
+    table: Table = {}
+    for line, (key, text) in enumerate(zip(frame["Image_Label"], frame["EncodedPixels"], strict=True), start=2):
+        name, _, label = key.rpartition("_")
+        if not name or label not in labels.classes:
+            raise DataError(
+                f"{path}, line {line}: {key!r} does not end in _CLASS with a class of {', '.join(labels.classes)}"
+            )
+        if (name, label) in table:
+            raise DataError(f"{path}, line {line}: {key!r} is there twice")
+        table[name, label] = text
+    return table

@@ -1,0 +1,158 @@
+"""Find, decode and resize images: the one code path of training, tuning and inference.
+
+A JPEG is decoded at the smallest of libjpeg-turbo's DCT scales that still covers the wanted size, then brought to it by
+one resize; damaged files raise `ImageError` instead of coming back grey. Everything else goes through OpenCV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError, ImageError
+from cloudrt.labels import Grid
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
+MAX_PIXELS = 100_000_000
+
+Image = NDArray[np.uint8]
+"""(H, W, 3) uint8, RGB."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image on disk and the key of its rows: the path relative to the input folder, with forward slashes."""
+
+    key: str
+    path: Path
+
+
+def find_images(folder: str | Path) -> list[ImageFile]:
+    """List the images below `folder`, subfolders included, in the order of their keys.
+
+    Raises
+    ------
+    DataError
+        No such folder, or no image in it.
+    """
+    folder = Path(folder)
+    if folder.is_file() and folder.suffix.lower() in SUFFIXES:
+        return [ImageFile(folder.name, folder)]
+    if not folder.is_dir():
+        raise DataError(f"{folder} is neither a folder of images nor an image")
+    found = [
+        ImageFile(path.relative_to(folder).as_posix(), path)
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    ]
+    if not found:
+        raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return sorted(found, key=lambda file: file.key)
+
+
+def load_image(source: str | Path | bytes | Image, size: Grid, max_pixels: int = MAX_PIXELS) -> Image:
+    """Read one image and bring it to `size`.
+
+    Parameters
+    ----------
+    source
+        A path, the bytes of a file, or an (H, W, 3) uint8 RGB array.
+    size
+        Height and width of the result.
+    max_pixels
+        Larger images are refused before they are decoded.
+
+    Returns
+    -------
+    numpy.ndarray
+        (H, W, 3) uint8, RGB, C-contiguous.
+
+    Raises
+    ------
+    ImageError
+        Unreadable, empty, truncated, corrupt, oversized, no image, or an array of another form.
+    """
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
+            raise ImageError(f"an image array is (H, W, 3) uint8 RGB, found {source.shape} {source.dtype}")
+        return resize(source, size)
+    if not isinstance(source, bytes):
+        try:
+            source = Path(source).read_bytes()
+        except OSError as error:
+            raise ImageError(f"cannot be read: {error.strerror or error}") from error
+    return resize(decode(source, size, max_pixels), size)
+
+
+def resize(image: Image, size: Grid) -> Image:
+    """Bring an image to `size` (height, width): averaged over areas where it shrinks, bilinear where it grows."""
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return np.ascontiguousarray(image)
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+
+
+def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS) -> Image:
+    """Decode the bytes of an image file to (H, W, 3) uint8 RGB, at full size or at the smallest scale that covers `cover`.
+
+    At full size the answer is that of cv2.imread in colour, EXIF rotation included.
+
+    Raises
+    ------
+    ImageError
+        Empty, truncated, corrupt, oversized, or not an image.
+    """
+    if not data:
+        raise ImageError("is empty")
+    if data[:2] == b"\xff\xd8":
+        return _decode_jpeg(data, cover, max_pixels)
+    return _decode_opencv(data, max_pixels)
+
+
+def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
+    height, width = cover or (0, 0)
+    try:
+        full_height, full_width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        _refuse_oversized(full_height, full_width, max_pixels)
+        plain = colorspace in ("YCbCr", "Gray", "RGB") and b"Exif\0\0" not in data[:65536]
+        if not plain:
+            # OpenCV knows the rotations of EXIF and the inks of CMYK, but paints holes grey: look for those first.
+            simplejpeg.decode_jpeg(data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB", min_height=1, min_width=1)
+            return _decode_opencv(data, max_pixels)
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
+    except ValueError as error:
+        raise ImageError(f"is a damaged JPEG: {error}") from error
+
+
+def _decode_opencv(data: bytes, max_pixels: int) -> Image:
+    buffer = np.frombuffer(data, np.uint8)
+    try:
+        decoded = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise ImageError(f"cannot be decoded: {error.err}") from error
+    if decoded is None:
+        raise ImageError("is not an image that can be decoded, or is damaged")
+    _refuse_oversized(decoded.shape[0], decoded.shape[1], max_pixels)
+    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _refuse_oversized(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise ImageError(f"is oversized: {width}x{height} is more than {max_pixels / 1e6:g} megapixels")
+
+
+def unique_keys(files: Iterable[ImageFile]) -> None:
+    """Refuse two files with one key: their rows would collide."""
+    seen: set[str] = set()
+    for file in files:
+        if file.key in seen:
+            raise DataError(f"two inputs share the key {file.key!r}: give one folder that holds both")
+        seen.add(file.key)

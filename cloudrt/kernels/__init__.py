@@ -1,0 +1,1 @@
+"""Numba loops alone: no validation, no I/O, contiguous arrays of fixed dtypes. The modules above validate and allocate."""

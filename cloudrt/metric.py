@@ -1,0 +1,100 @@
+"""The competition's Dice: the mean over every (image, class) of 2|A and B| / (|A| + |B|), 1 where both are empty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError, RleError
+from cloudrt.labels import CLOUDS, Grid, Labels
+from cloudrt.rle import rle_decode
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean Dice of a submission, overall and per class, and what an all-empty submission would score."""
+
+    mean: float
+    per_class: dict[str, float]
+    all_empty: float
+    images: int
+
+
+def dice(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Return the Dice of two (H, W) masks, in 0..1; both empty is 1.0."""
+    if a.shape != b.shape:
+        raise DataError(f"two masks of one shape are compared, found {a.shape} and {b.shape}")
+    on_a, on_b = a != 0, b != 0
+    total = int(on_a.sum()) + int(on_b.sum())
+    return 1.0 if total == 0 else 2 * int((on_a & on_b).sum()) / total
+
+
+def to_submit_grid(mask: NDArray[np.uint8], labels: Labels = CLOUDS) -> NDArray[np.bool_]:
+    """Bring a mask of 0 and 1 from the label grid to the submission grid by blocks: on where at least half is on."""
+    (height, width), (block_height, block_width) = labels.submit_grid, labels.block
+    if mask.shape != labels.label_grid:
+        raise DataError(f"a mask on the label grid is {labels.label_grid}, found {mask.shape}")
+    # Summing whole columns first keeps the inner loop long; the mask from rle_decode is column-major.
+    columns = mask.T.reshape(width, block_width, height * block_height).sum(axis=1, dtype=np.uint16)
+    counts = columns.reshape(width, height, block_height).sum(axis=2, dtype=np.uint32)
+    return (counts.T * 2 >= block_height * block_width).astype(np.bool_)
+
+
+def score(
+    submission_csv: str | Path, truth_csv: str | Path, labels: Labels = CLOUDS, truth_grid: Grid | None = None
+) -> Score:
+    """Score a submission against the truth, as the competition does.
+
+    Parameters
+    ----------
+    submission_csv
+        `Image_Label,EncodedPixels` on the submission grid.
+    truth_csv
+        The same on `truth_grid`; each of its rows counts.
+    truth_grid
+        The label grid unless given; may be the submission grid.
+
+    Raises
+    ------
+    DataError
+        A table that is malformed, a truth row that the submission lacks, an RLE that is wrong (named by its row).
+    """
+    from cloudrt.data import read_table
+
+    grid = truth_grid or labels.label_grid
+    if grid not in (labels.label_grid, labels.submit_grid):
+        raise DataError(f"the truth's grid is {labels.label_grid} or {labels.submit_grid}, found {grid}")
+    truth = read_table(truth_csv, labels)
+    predicted = read_table(submission_csv, labels)
+    missing = [key for key in truth if key not in predicted]
+    if missing:
+        raise DataError(
+            f"{submission_csv} lacks {len(missing)} of {len(truth)} rows of {truth_csv}, first {missing[0]!r}: "
+            "predict every image of the truth"
+        )
+    if not truth:
+        raise DataError(f"{truth_csv} has no rows")
+    values: dict[str, list[float]] = {label: [] for label in labels.classes}
+    empty = 0
+    for (name, label), text in truth.items():
+        wanted = _decode(text, grid, truth_csv, name, label)
+        if grid != labels.submit_grid:
+            wanted = to_submit_grid(wanted, labels).view(np.uint8)
+        found = _decode(predicted[name, label], labels.submit_grid, submission_csv, name, label)
+        values[label].append(dice(found, wanted))
+        empty += not wanted.any()
+    per_class = {label: fmean(found) for label, found in values.items() if found}
+    mean = fmean(value for found in values.values() for value in found)
+    return Score(mean, per_class, empty / len(truth), len({name for name, _ in truth}))
+
+
+def _decode(text: str, grid: Grid, table: str | Path, name: str, label: str) -> NDArray[np.uint8]:
+    try:
+        return rle_decode(text, grid)
+    except RleError as error:
+        raise DataError(f"{table}, row {name}_{label}: {error} (grid {grid[0]}x{grid[1]})") from error

@@ -1,0 +1,281 @@
+"""The network and its checkpoint, shared by training and export. The one file of the runtime that imports torch.
+
+`build_network` makes the segmentation network by name; `InferenceGraph` wraps it into exactly what the artifact
+computes, uint8 image in, uint8 probability out, so that validation, rules and parity speak of the same function;
+`Checkpoint` is what best.pth and last.pth hold.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cloudrt.errors import ArtifactError, DataError
+from cloudrt.files import replacing
+from cloudrt.labels import CLOUDS, Grid, Labels
+from cloudrt.postprocess import Rule
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = 1
+IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+NO_DATA_LEVEL = 8
+"""A pixel whose brightest channel is at most this has no data: the swath bands are black but for JPEG's ringing."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What it takes to build the network again and to feed it.
+
+    Parameters
+    ----------
+    architecture, encoder
+        Names of segmentation_models_pytorch: "FPN" and "resnet50", for example.
+    options
+        Further arguments of the architecture, such as {"decoder_pyramid_channels": 128}.
+    input_size
+        Height and width of the images that enter; multiples of 32.
+    mean, std
+        Of the RGB channels, in levels 0..255: the network sees (image - mean) / std.
+    subtract_no_data
+        Whether the probability is zero where the image has no data.
+    labels
+        Classes and grids.
+    """
+
+    architecture: str = "FPN"
+    encoder: str = "se_resnext101_32x4d"
+    options: dict[str, Any] = field(default_factory=dict)
+    input_size: Grid = (320, 640)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    subtract_no_data: bool = True
+    labels: Labels = CLOUDS
+
+    def __post_init__(self) -> None:
+        if len(self.input_size) != 2 or any(side < 32 or side % 32 for side in self.input_size):
+            height, width = self.input_size
+            near = " or ".join(f"{max(32, round(width / 32 + d) * 32)}x{max(32, round(height / 32 + d) * 32)}" for d in (0, 1))
+            raise DataError(f"input size {width}x{height}: both sides must be multiples of 32, such as {near}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and checkpoints."""
+        return {
+            "architecture": self.architecture,
+            "encoder": self.encoder,
+            "options": dict(self.options),
+            "input_size": list(self.input_size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "subtract_no_data": self.subtract_no_data,
+            "labels": self.labels.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        try:
+            return cls(
+                **values
+                | {name: tuple(values[name]) for name in ("input_size", "mean", "std")}
+                | {"labels": Labels.from_dict(values["labels"])}
+            )
+        except (TypeError, KeyError) as error:
+            raise DataError(f"not a network's configuration: {values}") from error
+
+
+def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Module:
+    """Build the network: (N, 3, H, W) float normalised image -> (N, C, H, W) logits.
+
+    Parameters
+    ----------
+    config
+        Architecture, encoder, classes.
+    weights
+        "imagenet" downloads the encoder's weights (or takes them from the local cache), None starts from scratch.
+
+    Raises
+    ------
+    DataError
+        Unknown architecture, encoder or option; weights that cannot be had.
+    """
+    import segmentation_models_pytorch as smp
+
+    _check_name("architecture", config.architecture.lower(), list(smp.MODEL_ARCHITECTURES_MAPPING))
+    try:
+        network = smp.create_model(
+            config.architecture,
+            config.encoder,
+            encoder_weights=_weights_argument(config.encoder, weights),
+            in_channels=3,
+            classes=len(config.labels.classes),
+            **config.options,
+        )
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        if isinstance(error, KeyError) and "encoder name" in str(error):
+            _check_name("encoder", config.encoder, list(smp.encoders.encoders))
+        raise DataError(f"{config.architecture} with encoder {config.encoder} cannot be built: {error}") from error
+    except OSError as error:
+        raise DataError(
+            f"the ImageNet weights of {config.encoder} cannot be downloaded; connect to the internet once, "
+            "or train from scratch with --encoder-weights none"
+        ) from error
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def _weights_argument(encoder: str, weights: str | None) -> str | bool | None:
+    return True if weights == "imagenet" and encoder.startswith("tu-") else weights
+
+
+def _check_name(what: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(sorted(known))}"
+        raise DataError(f"no {what} named {name!r}{hint}")
+
+
+class InferenceGraph(nn.Module):
+    """What the artifact computes: (N, H, W, 3) uint8 RGB -> (N, C, W_out, H_out) uint8 probability.
+
+    The output is the transposed submission grid, so that memory order is RLE order. Everything but the network itself
+    is float32; `network_dtype` is what the network runs in.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module, config: NetworkConfig, network_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.network = network
+        self.network_dtype = network_dtype
+        self.submit_grid = config.labels.submit_grid
+        self.subtract_no_data = config.subtract_no_data
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the levels 0..255 of each class on the transposed submission grid."""
+        levels = image.to(torch.float32).permute(0, 3, 1, 2)
+        normalised = (levels - self.mean) / self.std
+        logits = self.network(normalised.to(self.network_dtype)).to(torch.float32)
+        # Half-pixel centres, as OpenCV's INTER_LINEAR.
+        logits = functional.interpolate(logits, size=self.submit_grid, mode="bilinear", align_corners=False)
+        probability = torch.sigmoid(logits)
+        if self.subtract_no_data:
+            probability = probability * self._has_data(levels)
+        return torch.round(probability * 255).transpose(2, 3).contiguous().to(torch.uint8)
+
+    def _has_data(self, levels: torch.Tensor) -> torch.Tensor:
+        """Return 1 where at least half of the neighbourhood is brighter than `NO_DATA_LEVEL`, as (N, 1, H_out, W_out)."""
+        bright = (levels.amax(dim=1, keepdim=True) > NO_DATA_LEVEL).to(torch.float32)
+        share = functional.avg_pool2d(bright, 5, stride=1, padding=2, count_include_pad=False)
+        share = functional.interpolate(share, size=self.submit_grid, mode="bilinear", align_corners=False)
+        return (share >= 0.5).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What best.pth and last.pth hold.
+
+    Parameters
+    ----------
+    config
+        The network's.
+    weights
+        Its state dict, on the CPU.
+    rules
+        One a class, tuned on held-out images; empty before the first validation.
+    dice
+        Held-out mean Dice with those rules.
+    epoch
+        From 1.
+    history
+        One dict an epoch, as in history.csv.
+    training
+        The training's own configuration, plain values.
+    weights_license
+        What the weights' origin asks for.
+    """
+
+    config: NetworkConfig
+    weights: dict[str, torch.Tensor]
+    rules: tuple[Rule, ...]
+    dice: float
+    epoch: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+    weights_license: str = ""
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint whole or not at all."""
+        with replacing(path) as partial:
+            torch.save(
+                {
+                    "format": CHECKPOINT_FORMAT,
+                    "config": self.config.to_dict(),
+                    "weights": self.weights,
+                    "rules": [rule.to_dict() for rule in self.rules],
+                    "dice": self.dice,
+                    "epoch": self.epoch,
+                    "history": self.history,
+                    "training": self.training,
+                    "weights_license": self.weights_license,
+                },
+                partial,
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a checkpoint; only plain values and tensors are unpickled.
+
+        Raises
+        ------
+        ArtifactError
+            No such file, not a checkpoint of cloudrt, or of a later format.
+        """
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} is missing: train one with cloudrt-train") from None
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            raise ArtifactError(f"{path} is not a checkpoint, or is damaged") from error
+        if not isinstance(values, dict) or "config" not in values or "weights" not in values:
+            raise ArtifactError(f"{path} was not written by cloudrt-train")
+        if values.pop("format", None) != CHECKPOINT_FORMAT:
+            raise ArtifactError(f"{path} has another format than this version reads ({CHECKPOINT_FORMAT})")
+        try:
+            return cls(
+                **values
+                | {
+                    "config": NetworkConfig.from_dict(values["config"]),
+                    "rules": tuple(Rule.from_dict(rule) for rule in values["rules"]),
+                }
+            )
+        except (TypeError, KeyError, DataError) as error:
+            raise ArtifactError(f"{path} was not written by this version of cloudrt-train: {error}") from error
+
+    def network(self) -> nn.Module:
+        """Build the network with these weights, in evaluation mode."""
+        network = build_network(self.config)
+        try:
+            network.load_state_dict(self.weights)
+        except RuntimeError as error:
+            raise ArtifactError(f"the checkpoint's weights do not fit its {self.config.encoder}: {error}") from error
+        return network.eval()
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,86 @@
+"""Run-length text to masks and back, in the competition's format.
+
+Pixels are numbered from 1, down each column, then the next column to its right; the text is `start length start
+length ...`, runs ascending, never touching, in bounds; an empty mask is the empty string. For example
+
+    0 1 0
+    1 1 0    is "2 3": pixels 2 (row 2, column 1), 3 and 4 (column 2)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import RleError
+from cloudrt.kernels import text as kernels
+from cloudrt.labels import SUBMIT_GRID, Grid
+
+_FAULTS = {
+    kernels.NOT_A_NUMBER: "is not a positive whole number",
+    kernels.ODD_COUNT: "is a start without a length: the count of numbers is odd",
+    kernels.ZERO: "is zero: starts count from 1 and a run holds at least one pixel",
+    kernels.OVERLAP: "overlaps or precedes the run before it: runs must ascend",
+}
+
+
+def rle_encode(mask: NDArray[Any]) -> str:
+    """Return the RLE text of a mask.
+
+    Parameters
+    ----------
+    mask
+        (H, W) bool or integer; a pixel is on where it is not zero.
+
+    Raises
+    ------
+    RleError
+        The array is not two-dimensional, or neither bool nor integer.
+
+    Examples
+    --------
+    >>> rle_encode(np.array([[0, 1, 0], [1, 1, 0]], np.uint8))
+    '2 3'
+    """
+    if mask.ndim != 2:
+        raise RleError(f"a mask is (H, W), found an array of shape {mask.shape}")
+    if mask.dtype.kind not in "bui":
+        raise RleError(f"a mask is bool or integer, found {mask.dtype}")
+    from cloudrt.postprocess import encode_columns
+
+    return encode_columns(np.ascontiguousarray(mask.T != 0).view(np.uint8), 0, 0)
+
+
+def rle_decode(text: str, shape: Grid = SUBMIT_GRID) -> NDArray[np.uint8]:
+    """Return the (H, W) uint8 mask, 0 or 1, of an RLE text; Fortran-ordered, as the text lies.
+
+    Parameters
+    ----------
+    text
+        The runs; numbers divided by white space.
+    shape
+        Height and width in pixels.
+
+    Raises
+    ------
+    RleError
+        Odd count, zero or negative, overlap, descending, out of bounds, not a number; names the token and its position.
+
+    Examples
+    --------
+    >>> rle_decode("2 3", (2, 3)).tolist()
+    [[0, 1, 0], [1, 1, 0]]
+    """
+    height, width = shape
+    if not isinstance(text, str):
+        raise RleError(f"an RLE text is a string, found {type(text).__name__}")
+    flat = np.zeros(width * height, np.uint8)
+    fault, token = kernels.paint_runs(np.frombuffer(text.encode("utf-8", "replace"), np.uint8), flat)
+    if fault:
+        number = text.split()[token]
+        shown = number if len(number) <= 24 else f"{number[:20]}..."
+        reason = _FAULTS.get(fault, f"is out of bounds: the {height}x{width} grid has {height * width} pixels")
+        raise RleError(f"RLE token {token + 1} ({shown!r}) {reason}")
+    return flat.reshape(width, height).T

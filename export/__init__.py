@@ -1,0 +1,1 @@
+"""The export stage: best.pth to an ONNX artifact that gives the same submission. Installed as cloudrt.export."""

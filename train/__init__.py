@@ -1,0 +1,1 @@
+"""The training stage: data set to best.pth. Installed as cloudrt.train."""

@@ -1,0 +1,165 @@
+"""The data set, decoded and resized once: images at the input size, truth as bits on the submission grid.
+
+    images.npy  (N, H, W, 3) uint8, RGB
+    truth.npy   (N, C, ceil(W_out * H_out / 8)) uint8: masks packed in RLE order
+    index.json  the names, the images that failed and why, and what the cache was made from
+
+Both arrays are memory-mapped: an epoch reads them at the speed of the disk, and a data set larger than memory trains too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.data import DataFolder
+from cloudrt.errors import DataError, ImageError, RleError
+from cloudrt.images import load_image
+from cloudrt.labels import Grid, Labels
+from cloudrt.metric import to_submit_grid
+from cloudrt.rle import rle_decode
+from cloudrt.search import pack_mask
+
+CACHE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class DatasetCache:
+    """An opened cache; `images` and `truth` are memory-mapped."""
+
+    names: list[str]
+    images: NDArray[np.uint8]
+    truth: NDArray[np.uint8]
+    failures: dict[str, str]
+
+
+def open_cache(
+    data: DataFolder,
+    input_size: Grid,
+    root: Path,
+    limit: int = 0,
+    advance: Callable[[int], object] | None = None,
+) -> DatasetCache:
+    """Open the cache of a data set below `root`, making it first where it is missing or the data has changed.
+
+    Parameters
+    ----------
+    data
+        The data set.
+    input_size
+        Height and width of the cached images.
+    root
+        Folder of all caches.
+    limit
+        Take the first so many images of train.csv only; 0 is all.
+    advance
+        Called with 1 after each image while the cache is made.
+
+    Raises
+    ------
+    DataError
+        train.csv is malformed or names an RLE that is wrong; fewer than two images can be read; the disk is too small.
+    """
+    rows = data.read_train()
+    names = list(rows)[: limit or None]
+    if not names:
+        raise DataError(f"{data.train_csv} has no rows")
+    folder = root / _fingerprint(data, input_size, names)
+    if not (folder / "index.json").is_file():
+        _build(data, {name: rows[name] for name in names}, input_size, folder, advance)
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    truth = np.load(folder / "truth.npy", mmap_mode="r")
+    return DatasetCache(index["names"], images, truth, index["failures"])
+
+
+def _fingerprint(data: DataFolder, input_size: Grid, names: list[str]) -> str:
+    """Return a name that changes with whatever the cache depends on."""
+    digest = hashlib.sha256(data.train_csv.read_bytes())
+    parts: list[object] = [CACHE_FORMAT, input_size, data.labels.to_dict(), str(data.root.resolve())]
+    for name in names:
+        try:
+            status = (data.train_images / name).stat()
+            parts.append((name, status.st_size, status.st_mtime_ns))
+        except OSError:
+            parts.append((name, "missing"))
+    digest.update(json.dumps(parts).encode())
+    return f"{data.root.resolve().name}-{input_size[1]}x{input_size[0]}-{digest.hexdigest()[:16]}"
+
+
+def _build(
+    data: DataFolder,
+    rows: dict[str, dict[str, str]],
+    input_size: Grid,
+    folder: Path,
+    advance: Callable[[int], object] | None,
+) -> None:
+    grid = data.labels.submit_grid
+    bits = (len(data.labels.classes), (grid[0] * grid[1] + 7) // 8)
+    wanted = len(rows) * (input_size[0] * input_size[1] * 3 + bits[0] * bits[1])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if wanted > free:
+        raise DataError(
+            f"the cache needs {wanted / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB left: give another --cache"
+        )
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    partial.mkdir()
+    try:
+        images = np.lib.format.open_memmap(
+            partial / "images.npy", "w+", dtype=np.uint8, shape=(len(rows), *input_size, 3)
+        )
+        truth = np.lib.format.open_memmap(partial / "truth.npy", "w+", dtype=np.uint8, shape=(len(rows), *bits))
+        failures: dict[str, str] = {}
+        names = list(rows)
+
+        def fill(position: int) -> None:
+            name = names[position]
+            truth[position] = _truth(rows[name], name, data.labels, data.train_csv)
+            try:
+                images[position] = load_image(data.train_images / name, input_size)
+            except ImageError as error:
+                failures[name] = str(error)
+
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(fill, range(len(names))):
+                if advance:
+                    advance(1)
+        if len(names) - len(failures) < 2:
+            first = next(iter(failures.items()), ("", ""))
+            raise DataError(
+                f"{len(failures)} of {len(names)} images of {data.train_csv} cannot be read from {data.train_images}, "
+                f"first {first[0]}: {first[1]}; training needs at least two"
+            )
+        images.flush()
+        truth.flush()
+        del images, truth
+        ordered = {name: failures[name] for name in names if name in failures}
+        (partial / "index.json").write_text(json.dumps({"names": names, "failures": ordered}), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _truth(texts: dict[str, str], name: str, labels: Labels, table: Path) -> NDArray[np.uint8]:
+    """Return the packed masks of one image on the submission grid: (C, B) uint8."""
+    packed = []
+    for label in labels.classes:
+        try:
+            mask = rle_decode(texts.get(label, ""), labels.label_grid)
+        except RleError as error:
+            height, width = labels.label_grid
+            raise DataError(f"{table}, row {name}_{label}: {error} (grid {height}x{width})") from error
+        packed.append(pack_mask(to_submit_grid(mask, labels).view(np.uint8)))
+    return np.stack(packed)

@@ -1,0 +1,53 @@
+"""curves.png and history.csv: what a run has done so far, to look at while it goes on."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from cloudrt.files import replacing
+
+
+def write_history(history: list[dict[str, float]], path: Path) -> None:
+    """Write one row an epoch."""
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def plot_curves(history: list[dict[str, float]], path: Path) -> None:
+    """Draw loss, held-out Dice and learning rate against the epoch."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, dice, rate = figure.subplots(1, 3)
+    epochs = [row["epoch"] for row in history]
+
+    def line(axes: object, name: str, label: str, **style: object) -> None:
+        axes.plot(epochs, [row[name] for row in history], marker="o", markersize=3, label=label, **style)  # type: ignore[attr-defined]
+
+    line(loss, "train_loss", "training")
+    line(loss, "valid_loss", "held out")
+    loss.set_title("Loss")
+    line(dice, "dice", "mean", color="black", linewidth=2)
+    for name in history[0]:
+        if name.startswith("dice_"):
+            line(dice, name, name.removeprefix("dice_"), linewidth=1)
+    dice.axhline(history[-1]["all_empty"], color="grey", linestyle=":", label="all empty")
+    best = max(history, key=lambda row: row["dice"])
+    dice.set_title(f"Held-out Dice, best {best['dice']:.4f} at epoch {best['epoch']:.0f}")
+    line(rate, "encoder_lr", "encoder")
+    line(rate, "decoder_lr", "decoder", linestyle="--")
+    rate.set_title("Learning rate")
+    rate.set_yscale("log")
+    for axes in (loss, dice, rate):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")

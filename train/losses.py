@@ -1,0 +1,33 @@
+"""Losses on (N, C, H, W) logits and masks, each class on its own: those of segmentation_models_pytorch, by name."""
+
+from __future__ import annotations
+
+import torch
+from segmentation_models_pytorch import losses
+from torch import nn
+
+
+class Sum(nn.Module):
+    """The sum of several losses."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return a scalar."""
+        return torch.stack([part(logits, target) for part in self.parts]).sum()
+
+
+def build_loss(name: str) -> nn.Module:
+    """Return the loss of that name; `TrainConfig` has checked it."""
+    mode = losses.MULTILABEL_MODE
+    if name == "bce":
+        return losses.SoftBCEWithLogitsLoss()
+    if name == "dice":
+        return losses.DiceLoss(mode)
+    if name == "focal":
+        return losses.FocalLoss(mode)
+    if name == "iou":
+        return losses.JaccardLoss(mode)
+    return Sum(losses.SoftBCEWithLogitsLoss(), losses.DiceLoss(mode))
