@@ -1,8 +1,8 @@
 """The competition's folder layout and tables.
 
-    DATA/train.csv         Image_Label,EncodedPixels: `NAME.jpg_Class` and its RLE on the label grid
-    DATA/train_images/     the images that train.csv names
-    DATA/data.json         only where the data is not the clouds: {"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]}
+DATA/train.csv         Image_Label,EncodedPixels: `NAME.jpg_Class` and its RLE on the label grid
+DATA/train_images/     the images that train.csv names
+DATA/data.json         for other data than the clouds: {"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]}
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def open_data(root: str | Path) -> DataFolder:
     """
     root = Path(root)
     folder = DataFolder(root, read_labels(root), root / "train_images", root / "train.csv")
-    for path, there in ((folder.train_csv, folder.train_csv.is_file()), (folder.train_images, folder.train_images.is_dir())):
+    for path, there in (
+        (folder.train_csv, folder.train_csv.is_file()),
+        (folder.train_images, folder.train_images.is_dir()),
+    ):
         if not there:
             raise DataError(
                 f"{path} is missing: unpack the competition's data into {root} (kaggle competitions download -c "

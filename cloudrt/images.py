@@ -6,7 +6,6 @@ one resize; damaged files raise `ImageError` instead of coming back grey. Everyt
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,7 +100,7 @@ def resize(image: Image, size: Grid) -> Image:
 
 
 def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS) -> Image:
-    """Decode the bytes of an image file to (H, W, 3) uint8 RGB, at full size or at the smallest scale that covers `cover`.
+    """Decode an image file's bytes to (H, W, 3) uint8 RGB, at full size or at the smallest scale that covers `cover`.
 
     At full size the answer is that of cv2.imread in colour, EXIF rotation included.
 
@@ -147,12 +146,3 @@ def _decode_opencv(data: bytes, max_pixels: int) -> Image:
 def _refuse_oversized(height: int, width: int, max_pixels: int) -> None:
     if height * width > max_pixels:
         raise ImageError(f"is oversized: {width}x{height} is more than {max_pixels / 1e6:g} megapixels")
-
-
-def unique_keys(files: Iterable[ImageFile]) -> None:
-    """Refuse two files with one key: their rows would collide."""
-    seen: set[str] = set()
-    for file in files:
-        if file.key in seen:
-            raise DataError(f"two inputs share the key {file.key!r}: give one folder that holds both")
-        seen.add(file.key)

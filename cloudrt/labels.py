@@ -47,7 +47,7 @@ class Labels:
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise DataError(f"classes must be distinct names, found {list(self.classes)}")
         for name in self.classes:
-            if not name or any(character in name for character in ",_\n\r\""):
+            if not name or any(character in name for character in ',_\n\r"'):
                 raise DataError(f"class name {name!r}: use a name without commas, underscores, quotes or line breaks")
         for grid in (self.label_grid, self.submit_grid):
             if len(grid) != 2 or min(grid) < 1:

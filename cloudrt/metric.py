@@ -42,7 +42,7 @@ def to_submit_grid(mask: NDArray[np.uint8], labels: Labels = CLOUDS) -> NDArray[
     # Summing whole columns first keeps the inner loop long; the mask from rle_decode is column-major.
     columns = mask.T.reshape(width, block_width, height * block_height).sum(axis=1, dtype=np.uint16)
     counts = columns.reshape(width, height, block_height).sum(axis=2, dtype=np.uint32)
-    return (counts.T * 2 >= block_height * block_width).astype(np.bool_)
+    return np.asarray(block_height * block_width <= counts.T * 2, np.bool_)
 
 
 def score(

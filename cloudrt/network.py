@@ -65,7 +65,9 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if len(self.input_size) != 2 or any(side < 32 or side % 32 for side in self.input_size):
             height, width = self.input_size
-            near = " or ".join(f"{max(32, round(width / 32 + d) * 32)}x{max(32, round(height / 32 + d) * 32)}" for d in (0, 1))
+            near = " or ".join(
+                f"{max(32, round(width / 32 + d) * 32)}x{max(32, round(height / 32 + d) * 32)}" for d in (0, 1)
+            )
             raise DataError(f"input size {width}x{height}: both sides must be multiples of 32, such as {near}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,7 +179,7 @@ class InferenceGraph(nn.Module):
         return torch.round(probability * 255).transpose(2, 3).contiguous().to(torch.uint8)
 
     def _has_data(self, levels: torch.Tensor) -> torch.Tensor:
-        """Return 1 where at least half of the neighbourhood is brighter than `NO_DATA_LEVEL`, as (N, 1, H_out, W_out)."""
+        """Return (N, 1, H_out, W_out): 1 where at least half of the neighbourhood is above `NO_DATA_LEVEL`."""
         bright = (levels.amax(dim=1, keepdim=True) > NO_DATA_LEVEL).to(torch.float32)
         share = functional.avg_pool2d(bright, 5, stride=1, padding=2, count_include_pad=False)
         share = functional.interpolate(share, size=self.submit_grid, mode="bilinear", align_corners=False)

@@ -79,7 +79,7 @@ def postprocess(probability: NDArray[Any], threshold: float, min_area: int) -> s
         return encode_columns(np.ascontiguousarray(probability.T), int(threshold), min_area)
     if probability.dtype not in (np.uint8, np.float32):
         raise DataError(f"a probability map is float32 in 0..1 or uint8 in 0..255, found {probability.dtype}")
-    return encode_columns(np.ascontiguousarray(probability.T > threshold).view(np.uint8), 0, min_area)
+    return encode_columns(np.ascontiguousarray(threshold < probability.T).view(np.uint8), 0, min_area)
 
 
 def encode_columns(levels: NDArray[np.uint8], threshold: int, min_area: int) -> str:

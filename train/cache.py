@@ -4,7 +4,7 @@
     truth.npy   (N, C, ceil(W_out * H_out / 8)) uint8: masks packed in RLE order
     index.json  the names, the images that failed and why, and what the cache was made from
 
-Both arrays are memory-mapped: an epoch reads them at the speed of the disk, and a data set larger than memory trains too.
+Both arrays are memory-mapped: an epoch reads them at the speed of the disk, and a data set larger than memory trains.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def _build(
     free = shutil.disk_usage(folder.parent).free
     if wanted > free:
         raise DataError(
-            f"the cache needs {wanted / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB left: give another --cache"
+            f"the cache needs {wanted / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB left: "
+            "give another --cache"
         )
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     partial.mkdir()
@@ -142,7 +143,6 @@ def _build(
             )
         images.flush()
         truth.flush()
-        del images, truth
         ordered = {name: failures[name] for name in names if name in failures}
         (partial / "index.json").write_text(json.dumps({"names": names, "failures": ordered}), encoding="utf-8")
         if folder.exists():

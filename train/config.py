@@ -1,4 +1,4 @@
-"""The configuration of a training run: one frozen dataclass, validated once, stored in config.json and the checkpoints."""
+"""The configuration of a training run: one frozen dataclass, validated once, stored with the run."""
 
 from __future__ import annotations
 

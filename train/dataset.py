@@ -80,7 +80,9 @@ class CloudDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """Return the truth at the input size: (H, W, C) uint8 of 0 and 1."""
         height, width = self.size
         planes = [
-            cv2.resize(np.ascontiguousarray(unpack_mask(bits, self.grid)), (width, height), interpolation=cv2.INTER_NEAREST)
+            cv2.resize(
+                np.ascontiguousarray(unpack_mask(bits, self.grid)), (width, height), interpolation=cv2.INTER_NEAREST
+            )
             for bits in self.cache.truth[position]
         ]
         return np.stack(planes, axis=2).astype(np.uint8)

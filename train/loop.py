@@ -73,7 +73,7 @@ def train(config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: 
     device = _device(config.device)
     network_config = _network_config(config, source.labels)
     _seed(config.seed)
-    network = _build(config, network_config).to(device, memory_format=torch.channels_last)
+    network = _build(config, network_config).to(device).to(memory_format=torch.channels_last)
     names = list(source.read_train())[: config.limit or None]
     with bar("Caching images", len(names)) as advance:
         cache = open_cache(source, config.input_size, cache_root, config.limit, advance)
@@ -229,9 +229,7 @@ class _Run:
     def _finish(self, best: Checkpoint, seconds: float) -> TrainResult:
         """Search the best epoch's rules on a finer grid, with and without no-data subtracted, and store the better."""
         self.network.load_state_dict(best.weights)
-        config, result, gain = choose_no_data(
-            partial(self._validate, thresholds=FINE_THRESHOLDS), self.network_config
-        )
+        config, result, gain = choose_no_data(partial(self._validate, thresholds=FINE_THRESHOLDS), self.network_config)
         logger.info("subtracting no-data changes held-out Dice by %+.4f: %s", gain, "on" if gain > 0 else "off")
         rules = tuple(found.rule for found in result.found)
         final = replace(best, config=config, rules=rules, dice=result.dice, history=list(self.history))
@@ -260,7 +258,9 @@ def _split(cache: DatasetCache, config: TrainConfig) -> tuple[NDArray[np.int_], 
     order = np.random.default_rng(config.seed).permutation(readable)
     held_out = max(1, round(len(order) * config.validation_share))
     if len(order) - held_out < 1:
-        raise DataError(f"{len(order)} images and a validation share of {config.validation_share} leave none to train on")
+        raise DataError(
+            f"{len(order)} images and a validation share of {config.validation_share} leave none to train on"
+        )
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 

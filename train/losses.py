@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from segmentation_models_pytorch import losses
 from torch import nn
@@ -22,12 +24,11 @@ class Sum(nn.Module):
 def build_loss(name: str) -> nn.Module:
     """Return the loss of that name; `TrainConfig` has checked it."""
     mode = losses.MULTILABEL_MODE
-    if name == "bce":
-        return losses.SoftBCEWithLogitsLoss()
-    if name == "dice":
-        return losses.DiceLoss(mode)
-    if name == "focal":
-        return losses.FocalLoss(mode)
-    if name == "iou":
-        return losses.JaccardLoss(mode)
-    return Sum(losses.SoftBCEWithLogitsLoss(), losses.DiceLoss(mode))
+    known: dict[str, Callable[[], nn.Module]] = {
+        "bce-dice": lambda: Sum(losses.SoftBCEWithLogitsLoss(), losses.DiceLoss(mode)),
+        "bce": losses.SoftBCEWithLogitsLoss,
+        "dice": lambda: losses.DiceLoss(mode),
+        "focal": lambda: losses.FocalLoss(mode),
+        "iou": lambda: losses.JaccardLoss(mode),
+    }
+    return known[name]()

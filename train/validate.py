@@ -62,7 +62,9 @@ def validate(
             chosen = positions[begin : begin + batch_size]
             image = torch.from_numpy(np.asarray(cache.images[chosen])).to(device)
             with torch.inference_mode():
-                levels, batch_loss = _run(network, loss_function, config, image, truth[begin : begin + batch_size], autocast)
+                levels, batch_loss = _run(
+                    network, loss_function, config, image, truth[begin : begin + batch_size], autocast
+                )
             probability[begin : begin + len(chosen)] = levels.cpu().numpy()
             losses += float(batch_loss) * len(chosen)
         found = search_rules(probability, truth, thresholds, min_areas)

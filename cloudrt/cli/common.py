@@ -26,10 +26,13 @@ class Advance(Protocol):
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Advance]:
     """Show work under way: a live bar with rate and ETA on a terminal, a plain line every ten seconds elsewhere."""
-    if sys.stderr.isatty():
-        with _live_bar(description, total) as advance:
-            yield advance
-        return
+    bar = _live_bar if sys.stderr.isatty() else _plain_lines
+    with bar(description, total) as advance:
+        yield advance
+
+
+@contextmanager
+def _plain_lines(description: str, total: int) -> Iterator[Advance]:
     done, began, spoke = 0, time.monotonic(), time.monotonic()
 
     def advance(n: int = 1, **fields: Any) -> None:

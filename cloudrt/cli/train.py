@@ -17,9 +17,13 @@ from cloudrt.cli.types import Size
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path), default=Path("data"))
 @click.option("--name", help="Name of the run; the date and time by default.")
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs.")
+@click.option(
+    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
+)
 @click.option("--overwrite", is_flag=True, help="Train into a run folder that exists.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder for decoded data sets; the user's cache by default.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Folder for decoded data sets; the user's cache by default."
+)
 @click.option("--architecture", default="FPN", show_default=True, help="Any of segmentation_models_pytorch.")
 @click.option("--encoder", default="se_resnext101_32x4d", show_default=True, help="Any of segmentation_models_pytorch.")
 @click.option(

@@ -7,7 +7,7 @@ import re
 import click
 
 
-class Size(click.ParamType):
+class Size(click.ParamType[tuple[int, int]]):
     """WIDTHxHEIGHT in pixels, as people say it; (height, width), as arrays have it."""
 
     name = "WxH"

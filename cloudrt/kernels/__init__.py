@@ -1,1 +1,4 @@
-"""Numba loops alone: no validation, no I/O, contiguous arrays of fixed dtypes. The modules above validate and allocate."""
+"""Numba loops alone: no validation, no I/O, contiguous arrays of fixed dtypes.
+
+The modules above them validate and allocate.
+"""

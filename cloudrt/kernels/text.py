@@ -16,7 +16,9 @@ OUT_OF_BOUNDS = 5
 
 
 @kernel
-def paint_runs(text: NDArray[np.uint8], flat: NDArray[np.uint8]) -> tuple[int, int]:
+def paint_runs(  # noqa: PLR0911 - a return for each rule
+    text: NDArray[np.uint8], flat: NDArray[np.uint8]
+) -> tuple[int, int]:
     """Set the runs of `text` to 1 in `flat`, a mask in RLE order; return (what is wrong, at which token, from 0).
 
     Pixels painted before a fault stay painted: the caller drops `flat` then.

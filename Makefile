@@ -1,0 +1,48 @@
+# make demo   the whole flow on made-up scenes, ending with a submission, its score and a report
+# make test   the tests; make test-all adds the slow ones; make lint checks style and types
+# Both need python3 (3.11 or later), make and git alone; the first run makes .venv and installs what is needed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+DEMO := demo
+
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.PHONY: demo test test-all lint setup clean
+
+demo: $(READY)
+	rm -rf $(DEMO)
+	$(BIN)/cloudrt synth $(DEMO)/data -n 160 --size 1050x700 --seed 1
+	$(BIN)/cloudrt-train $(DEMO)/data --runs $(DEMO)/runs --name demo --cache $(DEMO)/cache \
+	  --encoder-weights none --encoder tu-regnety_002 --set decoder_pyramid_channels=64 --set decoder_segmentation_channels=32 \
+	  --input-size 192x128 --epochs 12 --batch-size 8 --accumulate 1 --schedule one-cycle --encoder-lr 4e-3 --decoder-lr 4e-3 \
+	  --validation-share 0.15
+	$(BIN)/cloudrt-export $(DEMO)/runs/demo/best.pth --calibration $(DEMO)/data/train_images --images 16
+	$(BIN)/cloudrt-infer $(DEMO)/data/test_images --model $(DEMO)/runs/demo/model.onnx \
+	  --sample $(DEMO)/data/sample_submission.csv --output $(DEMO)/submission.csv --report
+	$(BIN)/cloudrt score $(DEMO)/submission.csv $(DEMO)/data/test_truth.csv
+	@echo "Look at $(DEMO)/report.html and $(DEMO)/runs/demo/curves.png"
+
+test: $(READY)
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+$(READY): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cloudrt needs Python 3.11 or later; say which with make PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[all,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv $(DEMO) build dist *.egg-info

@@ -1,0 +1,153 @@
+"""What an engine is, and which one `auto` takes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.artifact import Artifact, load_model, parse_artifact
+from cloudrt.cpus import usable_cpus
+from cloudrt.engines.availability import problem
+from cloudrt.errors import DataError, ProviderError
+
+if TYPE_CHECKING:
+    import onnx
+
+logger = logging.getLogger(__name__)
+
+PROVIDERS = ("auto", "tensorrt", "cuda", "openvino", "cpu")
+BATCH_SIZES = {"tensorrt": 32, "cuda": 32, "openvino": 4, "cpu": 4}
+"""Images a batch where none is asked for."""
+
+
+class Engine(Protocol):
+    """An artifact, loaded. A context manager; `probability` and `run` may be called from one thread at a time.
+
+    Parameters
+    ----------
+    provider
+        Of `PROVIDERS`, never "auto".
+    artifact
+        What it runs.
+    batch_size
+        The fixed N of its input, or None where any N goes.
+    """
+
+    provider: str
+    artifact: Artifact
+    batch_size: int | None
+
+    def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images."""
+        ...
+
+    def probability(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the probability alone."""
+        ...
+
+    def close(self) -> None:
+        """Release the provider's memory."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The provider taken, and why not the faster ones: name -> reason."""
+
+    provider: str
+    passed_over: dict[str, str]
+
+
+def choose_provider(wanted: str = "auto") -> Choice:
+    """Return the provider to run.
+
+    `auto` takes CUDA where it works, else OpenVINO where it is installed, else ONNX Runtime's CPU provider. TensorRT
+    spends minutes building an engine for each artifact, and is only taken when asked for.
+
+    Raises
+    ------
+    ProviderError
+        The one asked for cannot run here; says what to install.
+    """
+    if wanted not in PROVIDERS:
+        raise ProviderError(f"no provider named {wanted!r}: {', '.join(PROVIDERS)}")
+    if wanted != "auto":
+        reason = problem(wanted)
+        if reason:
+            raise ProviderError(f"--provider {wanted} cannot run here: {reason}")
+        return Choice(wanted, {})
+    passed_over = {
+        "tensorrt": problem("tensorrt") or "builds its engine for minutes; ask for it with --provider tensorrt"
+    }
+    for provider in ("cuda", "openvino"):
+        reason = problem(provider)
+        if reason is None:
+            return Choice(provider, passed_over)
+        passed_over[provider] = reason
+    return Choice("cpu", passed_over)
+
+
+def open_engine(
+    model: str | Path | onnx.ModelProto,
+    provider: str = "auto",
+    batch_size: int | None = 0,
+    threads: int = 0,
+    keep_precision: bool = False,
+) -> Engine:
+    """Load an artifact into the engine of a provider.
+
+    Parameters
+    ----------
+    model
+        The artifact's path, or the artifact loaded.
+    provider
+        Of `PROVIDERS`.
+    batch_size
+        The fixed N of every batch; 0 takes the provider's default; None leaves it free.
+    threads
+        CPU threads inside the engine; 0 is all that this process may use.
+    keep_precision
+        Run a fp16 artifact in fp16 on ONNX Runtime's CPU provider too, which emulates it, slowly; for comparisons.
+
+    Raises
+    ------
+    ArtifactError, ProviderError
+        The model cannot be used, or the provider cannot run here.
+    """
+    chosen = choose_provider(provider).provider
+    if batch_size is not None and batch_size < 0:
+        raise DataError(f"the batch size is at least 1, found {batch_size}")
+    size = BATCH_SIZES[chosen] if batch_size == 0 else batch_size
+    name = model if isinstance(model, str | Path) else "the model"
+    loaded = load_model(model) if isinstance(model, str | Path) else model
+    artifact = parse_artifact(loaded, name)
+    threads = threads or usable_cpus()
+    if chosen == "openvino":
+        from cloudrt.engines.openvino import OpenvinoEngine
+
+        return OpenvinoEngine(loaded, artifact, size, threads)
+    from cloudrt.engines.onnxruntime import OrtEngine
+
+    return OrtEngine(loaded, artifact, chosen, size, threads, keep_precision=keep_precision)
+
+
+def check_batch(batch: NDArray[np.uint8], artifact: Artifact, batch_size: int | None) -> None:
+    """Refuse a batch that the engine was not loaded for.
+
+    Raises
+    ------
+    DataError
+        Another dtype, image size or batch size.
+    """
+    expected = (batch_size or len(batch), *artifact.input_size, 3)
+    if batch.dtype != np.uint8 or batch.shape != expected:
+        raise DataError(f"the engine takes uint8 images of shape {expected}, found {batch.dtype} {batch.shape}")

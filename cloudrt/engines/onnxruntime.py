@@ -1,0 +1,156 @@
+"""ONNX Runtime: its CPU, CUDA and TensorRT providers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from cloudrt.artifact import Artifact
+from cloudrt.engines.base import check_batch
+from cloudrt.engines.widen import widen
+from cloudrt.errors import ArtifactError, ProviderError
+
+NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+HEAVY = frozenset({"Conv", "Resize", "InstanceNormalization", "BatchNormalization", "LayerNormalization"})
+"""Operators that must run where the user asked for; ONNX Runtime places them on the CPU without an error otherwise."""
+
+
+class OrtEngine:
+    """An artifact in an ONNX Runtime session; see `cloudrt.engines.Engine`.
+
+    Raises
+    ------
+    ArtifactError
+        ONNX Runtime refuses the graph.
+    ProviderError
+        The provider did not load, or heavy nodes landed on the CPU although a GPU was asked for.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        artifact: Artifact,
+        provider: str,
+        batch_size: int | None,
+        threads: int,
+        *,
+        keep_precision: bool = False,
+    ) -> None:
+        self.artifact = artifact
+        self.provider = provider
+        self.batch_size = batch_size
+        if provider == "cpu" and artifact.precision == "fp16" and not keep_precision:
+            model = widen(model)
+        if provider != "cpu":
+            onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's packages
+        content = model.SerializeToString()
+        options = session_options(provider, batch_size, threads)
+        providers = [(NAMES[provider], provider_options(provider, artifact, batch_size, content))]
+        if provider == "tensorrt":
+            providers.append((NAMES["cuda"], provider_options("cuda", artifact, batch_size, content)))
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=providers)
+        except (RuntimeError, ValueError) as error:  # ONNX Runtime's own exceptions derive from RuntimeError
+            raise ArtifactError(f"ONNX Runtime refuses the model: {str(error).splitlines()[0]}") from error
+        if provider != "cpu":
+            self._check_placement()
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images."""
+        check_batch(batch, self.artifact, self.batch_size)
+        found = dict(zip(self._outputs, self._session.run(None, {"image": batch}), strict=True))
+        return found["probability"], found.get("presence")
+
+    def probability(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the probability alone."""
+        return self.run(batch)[0]
+
+    def close(self) -> None:
+        """Release the session's memory."""
+        del self._session
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _check_placement(self) -> None:
+        """Fail where the session runs elsewhere than asked for."""
+        wanted = NAMES[self.provider]
+        if self._session.get_providers()[0] != wanted:
+            raise ProviderError(
+                f"--provider {self.provider} was asked for, and ONNX Runtime took {self._session.get_providers()[0]}: "
+                "cloudrt doctor says what is missing"
+            )
+        strayed = set()
+        for part in self._session.get_provider_graph_assignment_info():
+            if part.ep_name == NAMES["cpu"]:
+                strayed |= {node.op_type for node in part.get_nodes()} & HEAVY
+        if strayed:
+            raise ProviderError(
+                f"--provider {self.provider} was asked for, and ONNX Runtime placed {', '.join(sorted(strayed))} on "
+                "the CPU: use --provider cpu, or another precision"
+            )
+
+
+def session_options(provider: str, batch_size: int | None, threads: int) -> Any:
+    """Return the options of a session: threads as the container allows, errors alone in the log, N fixed."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if provider == "cpu":
+        # Decoding and post-processing need the cores while the engine waits for its next batch.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    else:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if batch_size is not None:
+        options.add_free_dimension_override_by_name("N", batch_size)
+    return options
+
+
+def provider_options(provider: str, artifact: Artifact, batch_size: int | None, content: bytes) -> dict[str, str]:
+    """Return the options of a provider.
+
+    CUDA looks convolutions up instead of timing all of them for every shape. TensorRT keeps its engines in the user's
+    cache, keyed by the model's bytes and the batch, because its own key does not know the weights.
+    """
+    if provider == "cuda":
+        return {
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "cudnn_conv_use_max_workspace": "1",
+            "arena_extend_strategy": "kSameAsRequested",
+            "do_copy_in_default_stream": "1",
+        }
+    if provider == "tensorrt":
+        height, width = artifact.input_size
+        key = hashlib.sha256(content + f"{onnxruntime.__version__} {batch_size}".encode()).hexdigest()[:16]
+        cache = str(_cache_folder() / key)
+        smallest, largest = batch_size or 1, batch_size or 32
+        shape = f"x{height}x{width}x3"
+        return {
+            "trt_fp16_enable": str(int(artifact.precision != "fp32")),
+            "trt_int8_enable": str(int(artifact.precision == "int8")),
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": cache,
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": cache,
+            "trt_profile_min_shapes": f"image:{smallest}{shape}",
+            "trt_profile_opt_shapes": f"image:{largest}{shape}",
+            "trt_profile_max_shapes": f"image:{largest}{shape}",
+        }
+    return {}
+
+
+def _cache_folder() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("cloudrt") / "tensorrt"

@@ -1,0 +1,257 @@
+"""Images in, RLE rows out: decode -> batch -> engine -> post-process, overlapped, in order, in bounded memory.
+
+`Segmenter.predict` is a chain of four lazy stages, each of which keeps a few items in flight on threads of its own:
+
+    inputs --decode threads--> images --batch--> engine thread --> probabilities --post-process threads--> results
+
+Pulling a result refills the windows behind it, so that every stage works while the caller handles a result, and
+nothing piles up: memory is that of the windows, however many images there are. Decoding, the engines and the kernels
+all release the GIL.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.artifact import default_model
+from cloudrt.cpus import usable_cpus
+from cloudrt.engines import BATCH_SIZES, choose_provider, open_engine
+from cloudrt.errors import ArtifactError, DataError, ImageError
+from cloudrt.images import MAX_PIXELS, Image, ImageFile, load_image
+from cloudrt.labels import Labels
+from cloudrt.postprocess import apply_rules
+from cloudrt.rle import rle_decode
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+Input = str | Path | bytes | ImageFile | Image
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer for one image.
+
+    Parameters
+    ----------
+    image
+        The key of its rows: an `ImageFile`'s key, the path as given, or "image-0", "image-1" ... for bytes and arrays.
+    rle
+        Class name -> RLE text on the submission grid; all empty where the image failed.
+    error
+        Why it failed, or None.
+    """
+
+    image: str
+    rle: dict[str, str]
+    error: str | None
+    labels: Labels = field(repr=False)
+
+    def mask(self, label: str) -> NDArray[np.uint8]:
+        """Return the (H, W) uint8 mask, 0 or 1, of a class on the submission grid."""
+        if label not in self.rle:
+            raise DataError(f"no class named {label!r}: {', '.join(self.rle)}")
+        return rle_decode(self.rle[label], self.labels.submit_grid)
+
+
+@dataclass
+class StageSeconds:
+    """Seconds that the threads of each stage were busy, summed over its threads."""
+
+    decode: float = 0.0
+    infer: float = 0.0
+    postprocess: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    key: str
+    image: Image | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class _Inferred:
+    key: str
+    probability: NDArray[np.uint8] | None
+    presence: NDArray[np.uint8] | None
+    error: str | None
+
+
+class Segmenter:
+    """An artifact, ready to segment images. A context manager.
+
+    Parameters
+    ----------
+    model
+        The artifact's path; ./model.onnx, else the one that ships with the package, where it is None.
+    provider
+        "auto", "tensorrt", "cuda", "openvino" or "cpu".
+    batch_size
+        Images a batch, the last one padded; 0 takes the provider's default.
+    threads
+        CPU threads of each stage; 0 is all that this process may use.
+    max_pixels
+        Larger images are failures.
+
+    Raises
+    ------
+    ArtifactError, ProviderError
+        The model cannot be used, or the provider cannot run here.
+
+    Examples
+    --------
+    >>> with Segmenter("model.onnx") as segmenter:  # doctest: +SKIP
+    ...     for result in segmenter.predict(sorted(Path("test_images").iterdir())):
+    ...         print(result.image, result.rle["Fish"])
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        provider: str = "auto",
+        *,
+        batch_size: int = 0,
+        threads: int = 0,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        if batch_size < 0 or threads < 0:
+            raise DataError(f"batch size and threads are at least 1, found {batch_size} and {threads}")
+        self.model = Path(model) if model is not None else default_model()
+        self.choice = choose_provider(provider)
+        self.batch_size = batch_size or BATCH_SIZES[self.choice.provider]
+        self.threads = threads or usable_cpus()
+        self.max_pixels = max_pixels
+        self.engine = open_engine(self.model, self.choice.provider, self.batch_size, self.threads)
+        self.artifact = self.engine.artifact
+        if not self.artifact.rules:
+            self.engine.close()
+            raise ArtifactError(
+                f"{self.model} holds no rules: its network was never validated; train it with cloudrt-train"
+            )
+        self.busy = StageSeconds()
+        self._lock = Lock()
+
+    @property
+    def labels(self) -> Labels:
+        """The artifact's classes and grids."""
+        return self.artifact.labels
+
+    def predict(self, inputs: Iterable[Input]) -> Iterator[Result]:
+        """Yield one `Result` for each input, in order; reads the inputs lazily, and keeps only a few in memory.
+
+        An input that fails yields a result with an `error` and empty rows; the others go on.
+        """
+        with (
+            ThreadPoolExecutor(self.threads, "decode") as decoders,
+            ThreadPoolExecutor(1, "engine") as engine,
+            ThreadPoolExecutor(self.threads, "postprocess") as finishers,
+        ):
+            ahead = 2 * self.batch_size + self.threads
+            decoded = _overlap(decoders, self._decode, enumerate(inputs), ahead)
+            inferred = _overlap(engine, self._infer, _batches(decoded, self.batch_size), 3)
+            each = (image for batch in inferred for image in batch)
+            yield from _overlap(finishers, self._finish, each, ahead)
+
+    def close(self) -> None:
+        """Release the engine."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _decode(self, numbered: tuple[int, Input]) -> _Decoded:
+        number, source = numbered
+        key = f"image-{number}"
+        if isinstance(source, ImageFile):
+            key, source = source.key, source.path
+        elif isinstance(source, str | Path):
+            key = str(source)
+        with self._timed("decode"):
+            try:
+                return _Decoded(key, load_image(source, self.artifact.input_size, self.max_pixels), None)
+            except ImageError as error:
+                return _Decoded(key, None, str(error))
+
+    def _infer(self, batch: list[_Decoded]) -> list[_Inferred]:
+        with self._timed("infer"):
+            images = [item.image for item in batch if item.image is not None]
+            if not images:
+                return [_Inferred(item.key, None, None, item.error) for item in batch]
+            padded = np.zeros((self.batch_size, *images[0].shape), np.uint8)
+            padded[: len(images)] = images
+            probability, presence = self.engine.run(padded)
+            rows = iter(range(len(images)))
+            inferred = []
+            for item in batch:
+                row = next(rows) if item.image is not None else None
+                inferred.append(
+                    _Inferred(
+                        item.key,
+                        None if row is None else probability[row],
+                        None if row is None or presence is None else presence[row],
+                        item.error,
+                    )
+                )
+            return inferred
+
+    def _finish(self, item: _Inferred) -> Result:
+        labels = self.labels
+        if item.probability is None:
+            return Result(item.key, dict.fromkeys(labels.classes, ""), item.error, labels)
+        with self._timed("postprocess"):
+            texts = apply_rules(np.ascontiguousarray(item.probability), self.artifact.rules, item.presence)
+        return Result(item.key, dict(zip(labels.classes, texts, strict=True)), None, labels)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            with self._lock:
+                setattr(self.busy, stage, getattr(self.busy, stage) + seconds)
+
+
+def _overlap(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
+    """Yield `work(item)` for each item in order, with up to `ahead` of them under way on the pool."""
+    window: deque[Future[B]] = deque()
+    try:
+        for item in items:
+            window.append(pool.submit(work, item))
+            if len(window) >= ahead:
+                yield window.popleft().result()
+        while window:
+            yield window.popleft().result()
+    finally:
+        for future in window:
+            future.cancel()
+
+
+def _batches(items: Iterable[_Decoded], size: int) -> Iterator[list[_Decoded]]:
+    """Group items so that each group holds up to `size` sound images; failures ride along, at most `size` more."""
+    batch: list[_Decoded] = []
+    sound = 0
+    for item in items:
+        batch.append(item)
+        sound += item.image is not None
+        if sound == size or len(batch) == 2 * size:
+            yield batch
+            batch, sound = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,114 @@
+"""Export a checkpoint: convert, compare with PyTorch, and write the artifact only if it gives the same submission."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.artifact import Artifact, write_metadata
+from cloudrt.engines import open_engine
+from cloudrt.errors import ImageError, ParityError
+from cloudrt.files import replacing
+from cloudrt.images import find_images, load_image
+from cloudrt.labels import Grid
+from cloudrt.network import Checkpoint, sha256
+from cloudrt.scenes import draw_scene
+
+from .graph import describe, to_onnx
+from .parity import TOLERANCES, Parity, Tolerances, measure_parity
+
+logger = logging.getLogger(__name__)
+
+SCENES = 16
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The artifact that was written, and the figures that it passed with."""
+
+    path: Path
+    artifact: Artifact
+    parity: Parity
+    tolerances: Tolerances
+    bytes: int
+
+
+def export(
+    checkpoint_path: Path,
+    output: Path,
+    precision: str = "fp16",
+    calibration: Path | None = None,
+    images: int = 64,
+    tolerances: Tolerances | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> Exported:
+    """Write the artifact of a checkpoint, gated on parity with PyTorch in ONNX Runtime on the CPU.
+
+    Parameters
+    ----------
+    checkpoint_path
+        best.pth of a training run.
+    output
+        The artifact's path.
+    precision
+        "fp16" or "fp32".
+    calibration
+        A folder of images to compare on; made-up scenes where it is None.
+    images
+        At most so many of them, evenly spaced.
+    tolerances
+        Those of the precision unless given.
+    advance
+        Called with the number of images compared since the last call.
+
+    Raises
+    ------
+    ArtifactError
+        Not a checkpoint.
+    ParityError
+        Past the tolerances; nothing is written.
+    """
+    checkpoint = Checkpoint.load(checkpoint_path)
+    allowed = tolerances or TOLERANCES[precision]
+    source, compared = _images(calibration, checkpoint.config.input_size, images)
+    model = to_onnx(checkpoint, precision)
+    digest = sha256(checkpoint_path)
+    write_metadata(model, describe(checkpoint, digest, precision, {}))
+    with open_engine(model, provider="cpu", batch_size=None, keep_precision=True) as engine:
+        parity = measure_parity(checkpoint, engine.probability, compared, source, advance=advance)
+    faults = parity.faults(allowed)
+    if faults:
+        worst = f"; worst images: {', '.join(parity.worst)}" if parity.worst else ""
+        raise ParityError(
+            f"{precision} would change the submission: {'; '.join(faults)}{worst}. Nothing was written; "
+            f"try {'--precision fp32' if precision == 'fp16' else 'wider tolerances'}"
+        )
+    artifact = describe(checkpoint, digest, precision, parity.to_dict())
+    write_metadata(model, artifact)
+    with replacing(output) as partial:
+        partial.write_bytes(model.SerializeToString())
+    return Exported(output, artifact, parity, allowed, output.stat().st_size)
+
+
+def _images(folder: Path | None, size: Grid, most: int) -> tuple[str, list[tuple[str, NDArray[np.uint8]]]]:
+    """Return what the images are, and (name, image at the input size) of each that can be read."""
+    if folder is None:
+        height, width = size
+        drawn = [(f"scene {seed}", draw_scene(seed, (max(64, height), max(64, width))).image) for seed in range(SCENES)]
+        return "made-up scenes", [(name, load_image(image, size)) for name, image in drawn]
+    files = find_images(folder)
+    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).astype(int))]
+    loaded = []
+    for file in chosen:
+        try:
+            loaded.append((file.key, load_image(file.path, size)))
+        except ImageError as error:
+            logger.warning("%s %s: left out", file.key, error)
+    if not loaded:
+        raise ImageError(f"{folder}: none of {len(chosen)} images can be read")
+    return "given images", loaded
