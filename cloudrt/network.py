@@ -31,6 +31,8 @@ IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 NO_DATA_LEVEL = 8
 """A pixel whose brightest channel is at most this has no data: the swath bands are black but for JPEG's ringing."""
+HAS_DATA_SHARE = 0.4917
+"""About half, but no share that 25 pixels and a resize can make exactly: a tie would hang on a runtime's rounding."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +181,11 @@ class InferenceGraph(nn.Module):
         return torch.round(probability * 255).transpose(2, 3).contiguous().to(torch.uint8)
 
     def _has_data(self, levels: torch.Tensor) -> torch.Tensor:
-        """Return (N, 1, H_out, W_out): 1 where at least half of the neighbourhood is above `NO_DATA_LEVEL`."""
+        """Return (N, 1, H_out, W_out): 1 where about half of the neighbourhood is above `NO_DATA_LEVEL`."""
         bright = (levels.amax(dim=1, keepdim=True) > NO_DATA_LEVEL).to(torch.float32)
         share = functional.avg_pool2d(bright, 5, stride=1, padding=2, count_include_pad=False)
         share = functional.interpolate(share, size=self.submit_grid, mode="bilinear", align_corners=False)
-        return (share >= 0.5).to(torch.float32)
+        return (share >= HAS_DATA_SHARE).to(torch.float32)
 
 
 @dataclass(frozen=True)

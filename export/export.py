@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ def export(
     calibration: Path | None = None,
     images: int = 64,
     tolerances: Tolerances | None = None,
+    weights_license: str = "",
     advance: Callable[[int], object] | None = None,
 ) -> Exported:
     """Write the artifact of a checkpoint, gated on parity with PyTorch in ONNX Runtime on the CPU.
@@ -63,6 +64,8 @@ def export(
         At most so many of them, evenly spaced.
     tolerances
         Those of the precision unless given.
+    weights_license
+        Stored in the artifact; the checkpoint's unless given.
     advance
         Called with the number of images compared since the last call.
 
@@ -74,6 +77,8 @@ def export(
         Past the tolerances; nothing is written.
     """
     checkpoint = Checkpoint.load(checkpoint_path)
+    if weights_license:
+        checkpoint = replace(checkpoint, weights_license=weights_license)
     allowed = tolerances or TOLERANCES[precision]
     source, compared = _images(calibration, checkpoint.config.input_size, images)
     model = to_onnx(checkpoint, precision)

@@ -224,7 +224,9 @@ class _Run:
     def _checkpoint(self, config: NetworkConfig, result: Validation, epoch: int) -> Checkpoint:
         weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
         rules: tuple[Rule, ...] = tuple(found.rule for found in result.found)
-        return Checkpoint(config, weights, rules, result.dice, epoch, list(self.history), self.config.to_dict())
+        origin = "" if self.config.encoder_weights == "none" else f"encoder from ImageNet weights of {config.encoder}"
+        history = list(self.history)
+        return Checkpoint(config, weights, rules, result.dice, epoch, history, self.config.to_dict(), origin)
 
     def _finish(self, best: Checkpoint, seconds: float) -> TrainResult:
         """Search the best epoch's rules on a finer grid, with and without no-data subtracted, and store the better."""

@@ -24,10 +24,12 @@ from cloudrt.cli.common import Failure, progress_bar, reports_errors, say_logs
 @click.option("--max-mean-difference", type=float, help="Allowed mean difference of probability, in levels of 1/255.")
 @click.option("--min-dice", type=float, help="Least Dice between the two submissions.")
 @click.option("--max-empty-mismatch", type=float, help="Allowed share of rows empty in one submission only.")
+@click.option("--weights-license", default="", help="Stored in the artifact: what the weights' origin asks for.")
 @reports_errors
 def export(
     checkpoint: Path, output: Path | None, precision: str, calibration: Path | None, images: int,
     max_mean_difference: float | None, min_dice: float | None, max_empty_mismatch: float | None,
+    weights_license: str,
 ) -> None:  # fmt: skip
     """Turn MODEL.PTH into an ONNX artifact that gives the same submission, or write nothing.
 
@@ -40,13 +42,14 @@ def export(
     from cloudrt.export.export import SCENES
     from cloudrt.export.export import export as run
     from cloudrt.export.parity import TOLERANCES
+    from cloudrt.images import find_images
 
     given = {"mean_difference": max_mean_difference, "dice": min_dice, "empty_mismatch": max_empty_mismatch}
     tolerances = replace(TOLERANCES[precision], **{name: value for name, value in given.items() if value is not None})
     target = output or checkpoint.with_name("model.onnx")
-    total = images if calibration else SCENES
+    total = min(images, len(find_images(calibration))) if calibration else SCENES
     with progress_bar("Comparing with PyTorch", total) as advance:
-        done = run(checkpoint, target, precision, calibration, images, tolerances, advance)
+        done = run(checkpoint, target, precision, calibration, images, tolerances, weights_license, advance)
     _show(done.parity, done.tolerances)
     click.echo(f"{target}: {precision}, {done.bytes / 1e6:.1f} MB")
     click.echo(f"Next: cloudrt-infer test_images/ --model {target}")

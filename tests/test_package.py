@@ -1,0 +1,68 @@
+"""The package as it is installed: a wheel, alone, in an empty environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONWARNINGS": "ignore"})
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"cloudrt"}
+    for wanted in (
+        "cloudrt/train/loop.py",
+        "cloudrt/export/graph.py",
+        "cloudrt/bench/__init__.py",
+        "cloudrt/kernels/runs.py",
+        "cloudrt/cli/infer.py",
+        "cloudrt/templates/report.html",
+        "cloudrt/models/clouds.onnx",
+        "cloudrt/py.typed",
+    ):
+        assert wanted in names
+    assert wheel.stat().st_size < 20e6
+
+
+def test_wheel_alone_runs_infer_help_without_torch(wheel: Path, tmp_path: Path) -> None:
+    """Installed by unpacking, beside the base dependencies alone; torch and the other extras cannot be imported."""
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    blocked = "torch", "torchvision", "segmentation_models_pytorch", "albumentations", "timm", "matplotlib", "openvino"
+    for name in blocked:
+        (site / f"{name}.py").write_text(f"raise ModuleNotFoundError('{name} is not installed', name='{name}')\n")
+    script = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1));"
+        "import cloudrt; assert cloudrt.__file__.startswith(sys.path[0]), cloudrt.__file__;"
+        "from cloudrt.cli import infer; infer()"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(site), "--help"],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "--provider" in done.stdout
+
+    train = subprocess.run(
+        [sys.executable, "-c", script.replace("infer", "train"), str(site), str(ROOT / "tests")],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
+    )  # fmt: skip
+    assert train.returncode == 2
+    assert "train.csv is missing" in train.stderr
