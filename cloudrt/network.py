@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import logging
 import pickle
 from dataclasses import dataclass, field
@@ -115,7 +116,12 @@ def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Modul
     """
     import segmentation_models_pytorch as smp
 
-    _check_name("architecture", config.architecture.lower(), list(smp.MODEL_ARCHITECTURES_MAPPING))
+    architectures = smp.MODEL_ARCHITECTURES_MAPPING
+    _check_name("architecture", config.architecture.lower(), list(architectures))
+    # smp drops arguments that it does not know; a mistyped one must not pass for the default.
+    arguments = list(inspect.signature(architectures[config.architecture.lower()]).parameters)
+    for option in config.options:
+        _check_name(f"argument of {config.architecture}", option, arguments)
     try:
         network = smp.create_model(
             config.architecture,

@@ -70,7 +70,7 @@ def test_run_writes_its_files(run: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     assert config["encoder"] == "resnet18"
     assert config["network"]["input_size"] == [64, 96]
-    rows = list(csv.DictReader((run / "history.csv").open()))
+    rows = list(csv.DictReader((run / "history.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1.0", "2.0"]
     assert {"train_loss", "valid_loss", "dice", "dice_Fish", "dice_Sugar", "all_empty"} <= set(rows[0])
     assert cv2.imread(str(run / "curves.png")).shape[1] > 1000
@@ -194,14 +194,16 @@ def test_wrong_rle_names_row_and_leaves_no_cache(scenes: Path, tmp_path: Path, t
     assert not list((tmp_path / "cache").iterdir())
 
 
+class NoNumber(torch.nn.Module):
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return logits.sum() * float("nan")
+
+
 def test_exploding_loss_stops_by_name(scenes: Path, cached: Path, tmp_path: Path) -> None:
-    config = replace(SMALL, encoder_lr=9.9, decoder_lr=9.9, optimizer="adamw", epochs=1, batch_size=1, loss="bce")
-    network = build_network(NetworkConfig("FPN", "resnet18", SMALL.options, (64, 96)))
-    assert network
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cloudrt.train.loop.build_loss", lambda name: lambda logits, target: logits.sum() * float("nan"))
+        patch.setattr("cloudrt.train.loop.build_loss", lambda name: NoNumber())
         with pytest.raises(DataError, match=r"loss is nan at epoch 1, batch 1.*learning rates"):
-            train(config, scenes, tmp_path / "run", cached)
+            train(replace(SMALL, epochs=1), scenes, tmp_path / "run", cached)
 
 
 @pytest.mark.parametrize("encoder", NOTEBOOK_ENCODERS)
@@ -244,7 +246,7 @@ def test_unknown_names_suggest_near_ones() -> None:
         build_network(NetworkConfig("FPN", "resnet5", {}, (64, 64)))
     with pytest.raises(DataError, match="fpn"):
         build_network(NetworkConfig("FNP", "resnet18", {}, (64, 64)))
-    with pytest.raises(DataError, match="cannot be built"):
+    with pytest.raises(DataError, match="no argument of FPN"):
         build_network(NetworkConfig("FPN", "resnet18", {"no_such": 1}, (64, 64)))
     with pytest.raises(DataError, match="multiples of 32"):
         NetworkConfig(input_size=(100, 96))

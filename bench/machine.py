@@ -1,0 +1,69 @@
+"""What a figure was measured on: without it a ratio cannot be judged. Names no host, user or path."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from cloudrt import __version__
+from cloudrt.cpus import usable_cpus
+
+PACKAGES = (
+    "numpy", "numba", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg", "torch"
+)  # fmt: skip
+
+
+def machine() -> dict[str, str | int | float | None]:
+    """Return CPU model, cores that this process may use, memory in GB and system."""
+    return {
+        "cpu": _cpu_model(),
+        "usable_cores": usable_cpus(),
+        "memory_gb": _memory_gb(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of cloudrt, Python and the libraries that are installed."""
+    found = {"cloudrt": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_rss_mb() -> float | None:
+    """Return the most memory that this process has had so far, in MB (10^6 bytes); None on Windows."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _memory_gb() -> float | None:
+    """Return the smaller of the machine's memory and the container's limit."""
+    if not hasattr(os, "sysconf"):
+        return None
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):
+        pass  # no control group of the second version, or no limit
+    return round(total / 1e9, 1)

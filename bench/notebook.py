@@ -1,0 +1,189 @@
+"""The notebook's way: what users did before, written as plainly as they wrote it. The peer that every speed is told by.
+
+One image after another: full decode and resize, the network at batch 1, resize to the submission grid, sigmoid,
+threshold, a loop over the connected components, RLE by numpy differences, a row of CSV. `NOTEBOOK.md` of the project's
+notes has the original step by step; here its mistakes are repaired, so that it answers the same question as cloudrt.
+
+The network is PyTorch in float32 where a checkpoint is given, as it was in the notebook, else a plain ONNX Runtime
+session on the artifact. The two produce probability in different forms, and `rle_rows` takes both as they come:
+
+    PyTorch        (C, H, W) float32 in 0..1
+    ONNX Runtime   (C, H, W) uint8 levels 0..255, a transposed view of the artifact's (C, W, H)
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.artifact import Artifact, load_model
+from cloudrt.engines.widen import widen
+from cloudrt.errors import ArtifactError, ImageError
+from cloudrt.images import Image, ImageFile
+from cloudrt.labels import Grid, Labels
+from cloudrt.postprocess import Rule
+
+NO_DATA_LEVEL = 8
+"""A pixel whose brightest channel is at most this has no data; the same as in cloudrt.network, which imports torch."""
+
+Probability = NDArray[Any]
+"""(C, H, W) on the submission grid: float32 in 0..1, or uint8 levels 0..255."""
+
+
+class Network(Protocol):
+    """One way to run the network, an image at a time; `name` says which in the table."""
+
+    name: str
+
+    def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
+        """Return the probability and the presence levels (C,), or None, of one (H, W, 3) uint8 RGB image."""
+        ...
+
+
+class OnnxNetwork:
+    """The artifact in ONNX Runtime on the CPU at batch 1, opened as its documentation shows.
+
+    A fp16 artifact is widened to float32 first: emulating fp16 would punish the peer.
+    """
+
+    name = "ONNX Runtime CPU fp32, batch 1"
+
+    def __init__(self, model: Path, threads: int = 0) -> None:
+        import onnxruntime
+
+        content = widen(load_model(model)).SerializeToString()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.outputs = [output.name for output in self.session.get_outputs()]
+
+    def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
+        """See `Network`."""
+        found = dict(zip(self.outputs, self.session.run(None, {"image": image[None]}), strict=True))
+        presence = found.get("presence")
+        return found["probability"][0].transpose(0, 2, 1), None if presence is None else presence[0]
+
+
+class TorchNetwork:
+    """The checkpoint in PyTorch, eager, float32, batch 1, on the CPU.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        PyTorch or segmentation_models_pytorch is not installed.
+    ArtifactError
+        Not a checkpoint, or not the one that the artifact was exported from.
+    """
+
+    name = "PyTorch eager fp32, batch 1"
+
+    def __init__(self, checkpoint: Path, artifact: Artifact, threads: int = 0) -> None:
+        import torch
+
+        from cloudrt.network import Checkpoint, sha256
+
+        loaded = Checkpoint.load(checkpoint)
+        if sha256(checkpoint) != artifact.checkpoint_sha256:
+            raise ArtifactError(f"{checkpoint} is not the checkpoint that the artifact was exported from")
+        if threads:
+            torch.set_num_threads(threads)
+        self.torch = torch
+        self.config = loaded.config
+        self.network = loaded.network()
+
+    def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
+        """See `Network`."""
+        torch, config = self.torch, self.config
+        normalised = (image.astype(np.float32) - np.float32(config.mean)) / np.float32(config.std)
+        with torch.no_grad():
+            logits = self.network(torch.from_numpy(normalised.transpose(2, 0, 1)[None].copy()))[0].numpy()
+        height, width = grid = config.labels.submit_grid
+        resized = np.stack([cv2.resize(each, (width, height), interpolation=cv2.INTER_LINEAR) for each in logits])
+        probability = 1 / (1 + np.exp(-resized))
+        if config.subtract_no_data:
+            probability[:, ~has_data(image, grid)] = 0
+        return probability, None
+
+
+def has_data(image: Image, grid: Grid) -> NDArray[np.bool_]:
+    """Return (H, W) bool on the submission grid: whether the satellite saw anything there.
+
+    The notebook did without; a network that was tuned with it gives other masks without it.
+    """
+    bright = (image.max(axis=2) > NO_DATA_LEVEL).astype(np.float32)
+    inside = cv2.boxFilter(np.ones_like(bright), -1, (5, 5), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    share = cv2.boxFilter(bright, -1, (5, 5), normalize=False, borderType=cv2.BORDER_CONSTANT) / inside
+    return np.asarray(cv2.resize(share, grid[::-1], interpolation=cv2.INTER_LINEAR) >= 0.5)
+
+
+def read_image(path: Path, size: Grid) -> Image:
+    """Decode the whole file, then resize it: (H, W, 3) uint8 RGB.
+
+    Raises
+    ------
+    ImageError
+        OpenCV cannot read it.
+    """
+    image = cv2.imread(str(path))
+    if image is None:
+        raise ImageError("OpenCV cannot read it")
+    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def post_process(probability: NDArray[Any], threshold: float, min_area: int) -> NDArray[np.float32]:
+    """Return the (H, W) mask of one class: each component above the threshold that has more than `min_area` pixels."""
+    mask = (probability > threshold).astype(np.uint8)
+    count, components = cv2.connectedComponents(mask)
+    kept = np.zeros(mask.shape, np.float32)
+    for number in range(1, count):
+        component = components == number
+        if component.sum() > min_area:
+            kept[component] = 1
+    return kept
+
+
+def mask_to_rle(mask: NDArray[Any]) -> str:
+    """Return the RLE text of an (H, W) mask of 0 and 1."""
+    pixels = np.concatenate([[0], mask.T.flatten(), [0]])
+    runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
+    runs[1::2] -= runs[::2]
+    return " ".join(str(number) for number in runs)
+
+
+def rle_rows(probability: Probability, rules: Sequence[Rule], presence: NDArray[np.uint8] | None = None) -> list[str]:
+    """Return the RLE text of each class of one image; see `Network` for what comes in."""
+    texts = []
+    for index, rule in enumerate(rules):
+        one = probability[index]
+        absent = presence is not None and presence[index] < rule.presence
+        gated = (one > cut(rule.gate_threshold, one)).sum() < rule.gate_pixels
+        kept = post_process(one, cut(rule.threshold, one), rule.min_area)
+        texts.append("" if absent or gated else mask_to_rle(kept))
+    return texts
+
+
+def cut(level: int, probability: NDArray[Any]) -> float:
+    """Return the threshold of a rule in the unit of `probability`: p * 255, rounded, is above `level` where p is above it."""
+    return level if probability.dtype == np.uint8 else (level + 0.5) / 255
+
+
+def write_submission(
+    path: Path, files: Iterable[ImageFile], size: Grid, network: Network, labels: Labels, rules: Sequence[Rule]
+) -> None:
+    """Predict one file after another and write each row as it comes."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["Image_Label", "EncodedPixels"])
+        for image in files:
+            probability, presence = network(read_image(image.path, size))
+            for label, text in zip(labels.classes, rle_rows(probability, rules, presence), strict=True):
+                rows.writerow([f"{image.key}_{label}", text])

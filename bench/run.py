@@ -1,0 +1,373 @@
+"""The bench: cloudrt beside the notebook's way, on the same images in the same run.
+
+    images -> both ways opened -> answers compared -> stages timed in turns -> Bench -> table, bench.json
+
+No time counts before the answers agree: on our probability maps, the notebook's post-processing must give our RLE texts
+byte for byte. End to end the two ways decode and resize differently, so there the Dice between them is reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.cpus import usable_cpus
+from cloudrt.data import Table, read_table
+from cloudrt.errors import CloudrtError, DataError, ImageError
+from cloudrt.files import replacing
+from cloudrt.images import Image, ImageFile, find_images, load_image
+from cloudrt.labels import LABEL_GRID, Labels
+from cloudrt.metric import dice
+from cloudrt.pipeline import Segmenter
+from cloudrt.postprocess import apply_rules
+from cloudrt.rle import rle_decode
+from cloudrt.scenes import draw_scene
+from cloudrt.submission import open_submission
+from cloudrt.synth import JPEG_QUALITY
+
+from . import notebook
+from .machine import machine, peak_rss_mb, versions
+from .stages import Measured, Stage, measure, passes
+
+SCHEMA = 1
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
+"""Opens a bar with a description and a total; what it gives is called once for each step done."""
+
+Maps = list[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
+"""Of each image, the artifact's probability (C, W, H) and its presence (C,) or None."""
+
+
+class AgreementError(CloudrtError):
+    """A peer that gives other answers than cloudrt: its time would mean nothing."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure.
+
+    Parameters
+    ----------
+    model
+        The artifact; ./model.onnx, else the shipped one, where it is None.
+    data
+        A folder of images; made-up scenes where it is None.
+    images
+        At most so many.
+    provider, batch_size, threads
+        Those of `cloudrt.Segmenter`; threads other than 0 hold for the notebook's way too.
+    checkpoint
+        The best.pth that the artifact was exported from: the notebook's way runs it in PyTorch.
+    repeat
+        Passes of each way that count.
+    """
+
+    model: Path | None = None
+    data: Path | None = None
+    images: int = 12
+    provider: str = "auto"
+    batch_size: int = 0
+    threads: int = 0
+    checkpoint: Path | None = None
+    repeat: int = 5
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.repeat < 1:
+            raise DataError(f"at least one image and one repetition, found {self.images} and {self.repeat}")
+
+    def command(self) -> list[str]:
+        """Return the command line of these options; folders, which may be named after their user, as DIR."""
+        words = ["cloudrt-bench", *([self.model.name] if self.model else []), *(["--data", "DIR"] if self.data else [])]
+        words += ["--images", str(self.images), "--provider", self.provider, "--repeat", str(self.repeat)]
+        words += ["--batch-size", str(self.batch_size)] if self.batch_size else []
+        words += ["--threads", str(self.threads)] if self.threads else []
+        return words + (["--checkpoint", self.checkpoint.name] if self.checkpoint else [])
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the two ways' answers compare.
+
+    Parameters
+    ----------
+    rows_identical
+        Rows of (image, class) for which both post-processings gave the same text on the same maps: all of them.
+    masks
+        How many of those rows are not empty.
+    dice
+        Mean Dice between the two submissions, end to end, over every (image, class).
+    empty_mismatch
+        Share of rows empty in one submission and not in the other.
+    """
+
+    rows_identical: int
+    masks: int
+    dice: float = 0.0
+    empty_mismatch: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What one run found.
+
+    Parameters
+    ----------
+    options
+        What was asked for.
+    model
+        The artifact and how it ran.
+    images
+        How many there were, of what size, and where they came from.
+    peer
+        The network of the notebook's way.
+    skipped
+        Peers that were not measured: name -> why.
+    stages, agreement, peak_rss_mb
+        The figures; memory is that of the whole process, both ways together.
+    """
+
+    options: Options
+    model: dict[str, Any]
+    images: dict[str, Any]
+    peer: str
+    skipped: dict[str, str]
+    stages: list[Measured]
+    agreement: Agreement
+    peak_rss_mb: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "schema": SCHEMA,
+            "machine": machine(),
+            "versions": versions(),
+            "command": self.options.command(),
+            "model": self.model,
+            "images": self.images,
+            "notebook": self.peer,
+            "skipped": self.skipped,
+            "stages": [stage.to_dict() for stage in self.stages],
+            "agreement": vars(self.agreement),
+            "peak_rss_mb": self.peak_rss_mb,
+        }
+
+
+def bench(options: Options, output: Path, progress: Progress) -> Bench:
+    """Measure, and write `output`, a JSON file, whole or not at all.
+
+    Raises
+    ------
+    AgreementError
+        The notebook's post-processing gave another text than ours on the same map.
+    CloudrtError
+        The model, the provider or the images cannot be used.
+    """
+    with (
+        TemporaryDirectory(prefix="cloudrt-bench-") as scratch,
+        Segmenter(options.model, options.provider, batch_size=options.batch_size, threads=options.threads) as segmenter,
+    ):
+        folder = Path(scratch)
+        peer, skipped = open_peer(options, segmenter)
+        files, pictures = open_images(options, segmenter, folder, progress)
+        loaded = [load_image(file.path, segmenter.artifact.input_size) for file in files]
+        maps = infer(segmenter, loaded)
+        agreement = compare_rows(segmenter, files, maps)
+        stages = list_stages(segmenter, peer, files, loaded, maps, folder)
+        with progress("Measuring", passes(stages, options.repeat)) as advance:
+            measured = measure(stages, len(files), options.repeat, advance)
+        agreement = compare_submissions(agreement, segmenter.labels, folder)
+        done = Bench(options, _describe(segmenter), pictures, peer.name, skipped, measured, agreement, peak_rss_mb())
+    with replacing(output) as partial:
+        partial.write_text(json.dumps(done.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return done
+
+
+def open_peer(options: Options, segmenter: Segmenter) -> tuple[notebook.Network, dict[str, str]]:
+    """Return the network of the notebook's way, and the peers that are left out: name -> why."""
+    reason = "no --checkpoint was given"
+    if options.checkpoint:
+        try:
+            return notebook.TorchNetwork(options.checkpoint, segmenter.artifact, options.threads), {}
+        except ModuleNotFoundError as error:
+            reason = f"{error.name} is not installed: pip install 'cloudrt[train]'"
+    return notebook.OnnxNetwork(segmenter.model, options.threads), {notebook.TorchNetwork.name: reason}
+
+
+def open_images(
+    options: Options, segmenter: Segmenter, folder: Path, progress: Progress
+) -> tuple[list[ImageFile], dict[str, Any]]:
+    """Return the images, evenly spaced over the folder, and what there is to say of them.
+
+    Images that either way cannot read are left out, and counted.
+    """
+    if options.data is None:
+        with progress("Drawing scenes", options.images) as advance:
+            files = draw_scenes(folder / "scenes", options.images, advance)
+        return files, {"count": len(files), "size": list(LABEL_GRID), "source": "made-up scenes", "unreadable": 0}
+    found = find_images(options.data)
+    chosen = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, options.images).astype(int))]
+    sizes = {file: size for file in chosen if (size := _readable(file, segmenter))}
+    if not sizes:
+        raise DataError(f"{options.data}: none of {len(chosen)} images can be read")
+    size = np.median(list(sizes.values()), axis=0).astype(int).tolist()
+    count = {"count": len(sizes), "size": size, "source": "given images", "unreadable": len(chosen) - len(sizes)}
+    return list(sizes), count
+
+
+def draw_scenes(folder: Path, count: int, advance: Callable[[], object]) -> list[ImageFile]:
+    """Write made-up scenes as JPEG, of the size of the competition's images."""
+    folder.mkdir()
+
+    def draw(seed: int) -> ImageFile:
+        bgr = cv2.cvtColor(draw_scene(seed, LABEL_GRID).image, cv2.COLOR_RGB2BGR)
+        path = folder / f"scene-{seed:03d}.jpg"
+        path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes())
+        return ImageFile(path.name, path)
+
+    files = []
+    with ThreadPoolExecutor(min(usable_cpus(), 8)) as pool:
+        for file in pool.map(draw, range(count)):
+            files.append(file)
+            advance()
+    return files
+
+
+def list_stages(
+    segmenter: Segmenter,
+    peer: notebook.Network,
+    files: Sequence[ImageFile],
+    loaded: Sequence[Image],
+    maps: Maps,
+    folder: Path,
+) -> list[Stage]:
+    """Return the stages, each way with its own functions, on the form that the stage before it produces."""
+    size, labels, rules = segmenter.artifact.input_size, segmenter.labels, segmenter.artifact.rules
+    theirs = [peer(image) for image in loaded]
+
+    def ours_end_to_end() -> None:
+        with open_submission(folder / "ours.csv") as submission:
+            for result in segmenter.predict(files):
+                submission.add(result.image, result.rle, result.error)
+
+    return [
+        Stage(
+            "decode",
+            lambda: [load_image(file.path, size) for file in files],
+            lambda: [notebook.read_image(file.path, size) for file in files],
+        ),
+        Stage("infer", lambda: infer(segmenter, loaded), lambda: [peer(image) for image in loaded]),
+        Stage(
+            "post-process",
+            lambda: [apply_rules(levels, rules, presence) for levels, presence in maps],
+            lambda: [notebook.rle_rows(probability, rules, presence) for probability, presence in theirs],
+        ),
+        Stage(
+            "end to end",
+            ours_end_to_end,
+            lambda: notebook.write_submission(folder / "notebook.csv", files, size, peer, labels, rules),
+        ),
+    ]
+
+
+def infer(segmenter: Segmenter, images: Sequence[Image]) -> Maps:
+    """Run the engine on batches, the last one padded, as the pipeline does."""
+    maps: Maps = []
+    for begin in range(0, len(images), segmenter.batch_size):
+        chosen = images[begin : begin + segmenter.batch_size]
+        batch = np.zeros((segmenter.batch_size, *chosen[0].shape), np.uint8)
+        batch[: len(chosen)] = chosen
+        probability, presence = segmenter.engine.run(batch)
+        maps += [(probability[i], None if presence is None else presence[i]) for i in range(len(chosen))]
+    return maps
+
+
+def compare_rows(segmenter: Segmenter, files: Sequence[ImageFile], maps: Maps) -> Agreement:
+    """Require the notebook's post-processing to give our texts on our maps, in both forms that it is timed on.
+
+    Raises
+    ------
+    AgreementError
+        Names the first image and class that differ.
+    """
+    rules = segmenter.artifact.rules
+    identical = masks = 0
+    for file, (levels, presence) in zip(files, maps, strict=True):
+        ours = apply_rules(levels, rules, presence)
+        view = levels.transpose(0, 2, 1)
+        for form in (view, np.ascontiguousarray(view, np.float32) / np.float32(255)):
+            theirs = notebook.rle_rows(form, rules, presence)
+            for label, our_text, their_text in zip(segmenter.labels.classes, ours, theirs, strict=True):
+                if our_text != their_text:
+                    raise AgreementError(
+                        f"{file.key}, {label}: the notebook's post-processing of a {form.dtype} map gives another RLE than "
+                        "ours, so that no time would count"
+                    )
+        identical += len(ours)
+        masks += sum(map(bool, ours))
+    return Agreement(identical, masks)
+
+
+def compare_submissions(agreement: Agreement, labels: Labels, folder: Path) -> Agreement:
+    """Add how far the two submissions, which the last stage left in `folder`, are apart.
+
+    Raises
+    ------
+    AgreementError
+        They do not have the same rows in the same order.
+    """
+    ours, theirs = (read_table(folder / name, labels) for name in ("ours.csv", "notebook.csv"))
+    if list(ours) != list(theirs):
+        raise AgreementError("the two submissions do not have the same rows in the same order")
+    values = list(_dices(ours, theirs, labels))
+    mismatched = sum(bool(ours[key]) != bool(theirs[key]) for key in ours)
+    return replace(agreement, dice=float(np.mean(values)), empty_mismatch=mismatched / len(ours))
+
+
+def _dices(ours: Table, theirs: Table, labels: Labels) -> Iterator[float]:
+    for key, text in ours.items():
+        yield dice(rle_decode(text, labels.submit_grid), rle_decode(theirs[key], labels.submit_grid))
+
+
+def _readable(file: ImageFile, segmenter: Segmenter) -> tuple[int, int] | None:
+    """Return the size of an image that both ways can read, None where one cannot."""
+    try:
+        load_image(file.path, segmenter.artifact.input_size, segmenter.max_pixels)
+        notebook.read_image(file.path, segmenter.artifact.input_size)
+    except ImageError:
+        return None
+    shape: tuple[int, ...] = cv2.imread(str(file.path)).shape
+    return shape[0], shape[1]
+
+
+def _describe(segmenter: Segmenter) -> dict[str, Any]:
+    artifact = segmenter.artifact
+    return {
+        "file": segmenter.model.name,
+        "sha256": hashlib.sha256(segmenter.model.read_bytes()).hexdigest(),
+        "architecture": artifact.architecture,
+        "encoder": artifact.encoder,
+        "precision": artifact.precision,
+        "input_size": list(artifact.input_size),
+        "rules": [rule.to_dict() for rule in artifact.rules],
+        "provider": segmenter.choice.provider,
+        "passed_over": segmenter.choice.passed_over,
+        "batch_size": segmenter.batch_size,
+        "threads": segmenter.threads,
+    }
+
+
+@contextmanager
+def silent(_description: str, _total: int) -> Iterator[Callable[[], object]]:
+    """A `Progress` that shows nothing."""
+    yield lambda: None

@@ -1,0 +1,86 @@
+"""`cloudrt-bench`: parse, measure, show the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cloudrt.cli.common import Failure, progress_bar, reports_errors
+
+if TYPE_CHECKING:
+    from cloudrt.bench.run import Bench
+    from cloudrt.bench.stages import Timing
+
+
+@click.command()
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder of images; made-up scenes of 2100x1400 by default."
+)
+@click.option("--images", type=click.IntRange(1), default=12, show_default=True, help="At most so many.")
+@click.option(
+    "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True,
+    help="Of cloudrt; the notebook's way runs on the CPU.",
+)  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), help="Images a batch; the provider's default otherwise.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads, of both ways; each way's default otherwise.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="MODEL's best.pth: the notebook's way in PyTorch.")
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Passes of each way that count.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
+@reports_errors
+def bench(
+    model: Path | None, data: Path | None, images: int, provider: str, batch_size: int | None, threads: int | None,
+    checkpoint: Path | None, repeat: int, output: Path,
+) -> None:  # fmt: skip
+    """Measure decode, infer, post-process and the whole with MODEL, beside the notebook's way in the same run.
+
+    MODEL is ./model.onnx, else the one that ships with the package. The answers of both ways are compared before any
+    time counts. The figures are also written to bench.json, which is replaced.
+    """
+    for path in (data, checkpoint):
+        if path is not None and not path.exists():
+            raise Failure(f"{path} is missing")
+    if output.is_dir():
+        raise Failure(f"{output} is a folder: give the file to write")
+    from cloudrt.bench.run import Options
+    from cloudrt.bench.run import bench as run
+
+    options = Options(model, data, images, provider, batch_size or 0, threads or 0, checkpoint, repeat)
+    _show(run(options, output, progress_bar))
+    click.echo(f"{output}: all figures")
+
+
+def _show(done: Bench) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    model, pictures, agreement = done.model, done.images, done.agreement
+    click.echo(
+        f"{model['file']}: {model['architecture']} with {model['encoder']}, {model['precision']}; "
+        f"provider {model['provider']}, batch {model['batch_size']}, {model['threads']} threads"
+    )
+    for name, reason in model["passed_over"].items():
+        click.echo(f"  not {name}: {reason}")
+    table = Table(title=f"{pictures['count']} {pictures['source']}, median of {done.options.repeat} ± IQR, per image")
+    for column in ("stage", "cloudrt ms", "images/s", "notebook ms", "images/s", "ratio"):
+        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
+    for stage in done.stages:
+        table.add_row(stage.name, *_cells(stage.ours), *_cells(stage.notebook), f"{stage.ratio:.2f}x")
+    Console().print(table)
+    click.echo(f"The notebook's way: {done.peer}, one image after another")
+    for name, reason in done.skipped.items():
+        click.echo(f"Skipped: {name}: {reason}")
+    if pictures["unreadable"]:
+        click.echo(f"Left out: {pictures['unreadable']} images that one way cannot read")
+    click.echo(
+        f"Answers: {agreement.rows_identical} rows byte for byte alike from the same maps ({agreement.masks} masks); "
+        f"Dice between the submissions {agreement.dice:.4f}, {agreement.empty_mismatch:.1%} of rows empty in one only"
+    )
+    if done.peak_rss_mb is not None:
+        click.echo(f"Peak memory of the process, both ways together: {done.peak_rss_mb:.0f} MB")
+
+
+def _cells(timing: Timing) -> tuple[str, str]:
+    return f"{timing.median * 1e3:.2f} ± {timing.iqr * 1e3:.2f}", f"{1 / timing.median:.1f}"

@@ -1,0 +1,77 @@
+"""`cloudrt doctor`: versions, what works on this machine, and what to install."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cloudrt.cli.common import reports_errors
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cloudrt.doctor import Diagnosis
+
+
+@click.command()
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@reports_errors
+def doctor(model: Path | None, as_json: bool) -> None:
+    """Show versions, what works on this machine, and what to install.
+
+    Every provider is tried with a small graph. With MODEL, an artifact, also show what is written inside it.
+    """
+    about: dict[str, Any] | None = None
+    if model is not None:
+        from cloudrt.artifact import read_artifact
+
+        about = read_artifact(model).to_dict()
+    from cloudrt.doctor import diagnose
+
+    diagnosis = diagnose()
+    if as_json:
+        values = diagnosis.to_dict() | ({"model": about} if about is not None else {})
+        click.echo(json.dumps(values, indent=2))
+        return
+    _show(diagnosis, str(model), about)
+
+
+def _show(diagnosis: Diagnosis, model: str, about: dict[str, Any] | None) -> None:
+    from rich.console import Console
+
+    console = Console()
+    machine = diagnosis.machine
+    console.print(_two_columns("Versions", diagnosis.versions))
+    about_machine = {
+        "system": machine.system,
+        "processor": f"{machine.cpu} ({', '.join(machine.features)})" if machine.features else machine.cpu,
+        "usable cores": str(machine.cores),
+        "memory": f"{machine.memory:g} GiB" if machine.memory else "unknown",
+        "GPU": "\n".join(machine.gpus) or "none found",
+    }
+    console.print(_two_columns("Machine", about_machine))
+    if about is not None:
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
+        console.print(_two_columns(model, texts))
+    states = {state.name: "works" if state.works else f"no: {state.reason}" for state in diagnosis.providers}
+    console.print(_two_columns("Providers", states))
+    # Outside the tables, which would break the lines that are there to be copied.
+    missing = [f"For {state.name}: {state.remedy}" for state in diagnosis.providers if not state.works]
+    for line in (*diagnosis.conflicts, *diagnosis.advice, *missing):
+        click.echo(line)
+
+
+def _two_columns(title: str, rows: dict[str, str]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(Text(name), Text(value))
+    return table

@@ -1,0 +1,52 @@
+"""`cloudrt score`: the competition's Dice of a submission."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from cloudrt.cli.common import reports_errors
+from cloudrt.cli.types import Size
+
+
+@click.command()
+@click.argument("submission", type=click.Path(path_type=Path))
+@click.argument("truth", type=click.Path(path_type=Path))
+@click.option(
+    "--truth-grid", type=Size(), help="Pixels of TRUTH's masks: the label grid (2100x1400) unless given, or 525x350."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="A data set's folder, whose data.json names the classes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@reports_errors
+def score(submission: Path, truth: Path, truth_grid: tuple[int, int] | None, data: Path | None, as_json: bool) -> None:
+    """Compute the competition's Dice of SUBMISSION against TRUTH, both tables of Image_Label,EncodedPixels.
+
+    Every row of TRUTH counts; SUBMISSION's masks lie on the submission grid.
+    """
+    from cloudrt.data import read_labels
+    from cloudrt.errors import DataError
+    from cloudrt.labels import CLOUDS
+    from cloudrt.metric import score as compute
+
+    if data is not None and not data.is_dir():
+        raise DataError(f"{data} is not a folder")
+    result = compute(submission, truth, read_labels(data) if data is not None else CLOUDS, truth_grid)
+    if as_json:
+        click.echo(json.dumps(asdict(result), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("Class", "Dice")
+    table.columns[1].justify = "right"
+    for name, value in result.per_class.items():
+        table.add_row(Text(name), f"{value:.4f}")
+    table.add_section()
+    table.add_row("mean", f"{result.mean:.4f}", style="bold")
+    table.add_row("predicting nothing", f"{result.all_empty:.4f}")
+    Console().print(table)
+    click.echo(f"{result.images} images")

@@ -1,0 +1,270 @@
+"""What is installed, what this machine is, and which providers really work here.
+
+`diagnose` runs a graph of three nodes in every provider that nothing obvious stands against, each in a process of its
+own: a broken driver then ends the trial and not the doctor, and none of the libraries is loaded here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.cpus import usable_cpus
+from cloudrt.engines.availability import NAMES, ORT_NAMES, load_libraries, nvidia_driver, obstacle, runtime_package
+from cloudrt.errors import ProviderError
+
+if TYPE_CHECKING:
+    import onnx
+
+LISTED = (
+    *("cloudrt", "numpy", "numba", "pandas", "opencv-python-headless", "opencv-python", "simplejpeg"),
+    *("onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13", "tensorrt", "nvidia-cudnn-cu13"),
+    *("torch", "torchvision", "segmentation-models-pytorch", "timm", "albumentations", "pyarrow", "ray"),
+)
+"""The distributions whose versions matter; those that are not installed are left out."""
+
+_SAME_FILES = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "ort-nightly"),
+    "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
+}
+"""Module -> distributions that each write its files over those of the others."""
+
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd")
+_TRIAL = "import sys; from cloudrt.doctor import try_provider; sys.exit(try_provider(sys.argv[1]))"
+_PATIENCE = 120  # seconds; TensorRT takes several to start
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The computer, as far as this process may use it; memory in GiB."""
+
+    system: str
+    cpu: str
+    features: tuple[str, ...]
+    cores: int
+    memory: float
+    gpus: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ProviderState:
+    """Whether a provider answered a small graph correctly; else why not, and what to install or do."""
+
+    name: str
+    works: bool
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found.
+
+    Parameters
+    ----------
+    versions
+        Distribution -> version, and Python's.
+    machine
+        The computer.
+    providers
+        One state a provider, in the order of `cloudrt.engines.availability.NAMES`.
+    conflicts
+        One sentence for each module that two distributions overwrite, ending with the line that repairs it.
+    advice
+        What would make this machine faster.
+    """
+
+    versions: dict[str, str]
+    machine: Machine
+    providers: tuple[ProviderState, ...]
+    conflicts: tuple[str, ...]
+    advice: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def diagnose() -> Diagnosis:
+    """Look at the installation and the machine, and try every provider; takes a few seconds."""
+    installed = installed_distributions()
+    versions = {"python": platform.python_version()} | {name: installed[name] for name in LISTED if name in installed}
+    with ThreadPoolExecutor(len(NAMES)) as pool:
+        providers = tuple(pool.map(provider_state, NAMES))
+    machine = describe_machine()
+    return Diagnosis(
+        versions, machine, providers, tuple(find_conflicts(set(installed))), tuple(_advice(providers, machine))
+    )
+
+
+def installed_distributions() -> dict[str, str]:
+    """Return distribution -> version, names in lower case with dashes, of all that is installed."""
+    found: dict[str, str] = {}
+    for distribution in distributions():
+        name = distribution.metadata["Name"]
+        if name:  # a half-removed package has none
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
+    return found
+
+
+def find_conflicts(installed: set[str]) -> list[str]:
+    """Return a sentence, ending with the line that repairs it, for each module that two distributions overwrite."""
+    conflicts = []
+    for module, names in _SAME_FILES.items():
+        there = [name for name in names if name in installed]
+        if len(there) > 1:
+            keep = runtime_package() if module == "onnxruntime" else names[0]
+            conflicts.append(
+                f"{' and '.join(there)} overwrite each other's files: "
+                f"pip uninstall -y {' '.join(there)} && pip install {keep}"
+            )
+    return conflicts
+
+
+def provider_state(name: str) -> ProviderState:
+    """Try one provider, in a process of its own unless something obvious stands against it."""
+    found = obstacle(name)
+    if found is not None:
+        return ProviderState(name, False, found.reason, found.remedy)
+    try:
+        # -P: as for an installed command, a file in the current folder is not mistaken for a module.
+        trial = subprocess.run(
+            [sys.executable, "-P", "-c", _TRIAL, name],
+            capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return ProviderState(name, False, f"gave no answer in {_PATIENCE} s", _reinstall(name))
+    if trial.returncode == 0:
+        return ProviderState(name, True)
+    lines = [line for line in trial.stderr.splitlines() if line.strip()]
+    reason = lines[-1].strip() if lines else f"ended with status {trial.returncode}"
+    if trial.returncode < 0:
+        reason = f"crashed ({signal.Signals(-trial.returncode).name})"
+    return ProviderState(name, False, reason, _reinstall(name))
+
+
+def try_provider(name: str) -> str | None:
+    """Run a small graph in a provider, here; return what went wrong, or None.
+
+    The graph takes uint8 to uint8 through a convolution whose sums are whole numbers below 256, so that the answer is
+    exact in every precision.
+    """
+    levels = np.arange(3 * 64, dtype=np.uint8).reshape(1, 3, 8, 8) % 80
+    expected = levels.sum(axis=1, keepdims=True, dtype=np.uint8)
+    try:
+        answer = _run_openvino(levels) if name == "openvino" else _run_onnxruntime(name, levels)
+    except (RuntimeError, ValueError, ImportError, ProviderError) as error:
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None if np.array_equal(answer, expected) else "gave a wrong answer for a convolution of 64 pixels"
+
+
+def build_graph() -> onnx.ModelProto:
+    """Return uint8 (1, 3, 8, 8) -> float32 -> the sum of the channels by a 3x3 convolution -> uint8 (1, 1, 8, 8)."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.zeros((1, 3, 3, 3), np.float32)
+    weight[:, :, 1, 1] = 1
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
+            helper.make_node("Conv", ["levels", "weight"], ["sums"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+            helper.make_node("Cast", ["sums"], ["answer"], to=TensorProto.UINT8),
+        ],
+        "doctor",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("answer", TensorProto.UINT8, [1, 1, 8, 8])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+
+
+def _run_openvino(levels: NDArray[np.uint8]) -> NDArray[Any]:
+    from io import BytesIO
+
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(BytesIO(build_graph().SerializeToString())), "CPU")
+    return np.asarray(compiled(levels)[0])
+
+
+def _run_onnxruntime(name: str, levels: NDArray[np.uint8]) -> NDArray[Any]:
+    import onnxruntime
+
+    load_libraries(name)
+    provider = ORT_NAMES.get(name, "CPUExecutionProvider")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(build_graph().SerializeToString(), options, providers=[provider])
+    homes = {
+        part.ep_name
+        for part in session.get_provider_graph_assignment_info()
+        if any(node.op_type == "Conv" for node in part.get_nodes())
+    }
+    if homes != {provider}:
+        raise ProviderError(f"loaded, but the convolution ran in {', '.join(sorted(homes)) or 'no known provider'}")
+    return np.asarray(session.run(None, {"image": levels})[0])
+
+
+def describe_machine() -> Machine:
+    """Return the computer, as far as this process may use it."""
+    driver = nvidia_driver()
+    cpu, features = _read_cpuinfo(Path("/proc/cpuinfo"))
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
+    return Machine(system, cpu, features, usable_cpus(), _memory(), driver.gpus if driver else ())
+
+
+def _read_cpuinfo(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Return the processor's name and those of its features that matter here."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    lines = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
+    flags = set((lines.get("flags") or lines.get("Features") or "").split())
+    name = lines.get("model name") or platform.processor() or platform.machine() or "unknown"
+    return name, tuple(feature for feature in _FEATURES if feature in flags)
+
+
+def _memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
+    """Return GiB of memory: the machine's, or the container's where it is less; 0 where that cannot be told."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return 0.0
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no control group, or "max"
+        size = min(size, int(limit.read_text(encoding="ascii")))
+    return round(size / 2**30, 1)
+
+
+def _reinstall(name: str) -> str:
+    package = {"openvino": "openvino", "cpu": runtime_package(), "cuda": "cloudrt[cuda]"}.get(
+        name, "cloudrt[cuda,tensorrt]"
+    )
+    return f"pip install --force-reinstall '{package}'"
+
+
+def _advice(providers: tuple[ProviderState, ...], machine: Machine) -> list[str]:
+    """Return what would make this machine faster."""
+    state = {provider.name: provider for provider in providers}
+    advice = []
+    if machine.gpus and not state["cuda"].works:
+        advice.append(f"The GPU is idle, since CUDA does not work ({state['cuda'].reason}): {state['cuda'].remedy}")
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    if x86 and not state["cuda"].works and state["openvino"].reason == "OpenVINO is not installed":
+        advice.append(f"OpenVINO is faster than ONNX Runtime on some Intel and AMD CPUs: {state['openvino'].remedy}")
+    return advice
