@@ -12,14 +12,13 @@ all release the GIL.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +29,9 @@ from cloudrt.engines import BATCH_SIZES, choose_provider, open_engine
 from cloudrt.errors import ArtifactError, DataError, ImageError
 from cloudrt.images import MAX_PIXELS, Image, ImageFile, load_image
 from cloudrt.labels import Labels
+from cloudrt.overlap import overlap
 from cloudrt.postprocess import apply_rules
 from cloudrt.rle import rle_decode
-
-A = TypeVar("A")
-B = TypeVar("B")
 
 Input = str | Path | bytes | ImageFile | Image
 
@@ -159,10 +156,10 @@ class Segmenter:
             ThreadPoolExecutor(self.threads, "postprocess") as finishers,
         ):
             ahead = 2 * self.batch_size + self.threads
-            decoded = _overlap(decoders, self._decode, enumerate(inputs), ahead)
-            inferred = _overlap(engine, self._infer, _batches(decoded, self.batch_size), 3)
+            decoded = overlap(decoders, self._decode, enumerate(inputs), ahead)
+            inferred = overlap(engine, self._infer, _batches(decoded, self.batch_size), 3)
             each = (image for batch in inferred for image in batch)
-            yield from _overlap(finishers, self._finish, each, ahead)
+            yield from overlap(finishers, self._finish, each, ahead)
 
     def close(self) -> None:
         """Release the engine."""
@@ -226,21 +223,6 @@ class Segmenter:
             seconds = time.perf_counter() - began
             with self._lock:
                 setattr(self.busy, stage, getattr(self.busy, stage) + seconds)
-
-
-def _overlap(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
-    """Yield `work(item)` for each item in order, with up to `ahead` of them under way on the pool."""
-    window: deque[Future[B]] = deque()
-    try:
-        for item in items:
-            window.append(pool.submit(work, item))
-            if len(window) >= ahead:
-                yield window.popleft().result()
-        while window:
-            yield window.popleft().result()
-    finally:
-        for future in window:
-            future.cancel()
 
 
 def _batches(items: Iterable[_Decoded], size: int) -> Iterator[list[_Decoded]]:

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,10 @@ from typing import TextIO
 import cv2
 import numpy as np
 
+from cloudrt.cpus import usable_cpus
 from cloudrt.errors import DataError
 from cloudrt.labels import CLASSES, LABEL_GRID
+from cloudrt.overlap import overlap
 from cloudrt.rle import rle_encode
 from cloudrt.scenes import check_size, draw_scene
 
@@ -109,12 +110,14 @@ def write_dataset(
     numbers = np.random.default_rng(naming).choice(16**7, images, replace=False)
     names = [f"{number:07x}.jpg" for number in numbers]
 
-    with _folder(out) as folder, ThreadPoolExecutor(jobs or _cores()) as pool:
+    jobs = jobs or min(usable_cpus(), MAX_JOBS)
+    with _folder(out) as folder, ThreadPoolExecutor(jobs) as pool:
         try:
             paths = [folder / ("train_images" if k < train else "test_images") / name for k, name in enumerate(names)]
             for part in ("train_images", "test_images"):
                 (folder / part).mkdir()
-            done = _in_order(pool, paths, seeds, size, jobs or _cores())
+            scenes = zip(paths, seeds, strict=True)
+            done = overlap(pool, lambda scene: _write_scene(*scene, size), scenes, 2 * jobs)
             with _table(folder / "train.csv") as table:
                 for k in range(train):
                     table.write(_rows(names[k], next(done)))
@@ -167,19 +170,6 @@ def _rows(name: str, texts: list[str]) -> str:
     return "".join(f"{name}_{label},{text}\n" for label, text in zip(CLASSES, texts, strict=True))
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, paths: list[Path], seeds: list[np.random.SeedSequence], size: tuple[int, int], jobs: int
-) -> Iterator[list[str]]:
-    """RLE texts of each image as it is written, in order, with a few images of lead: memory stays flat."""
-    waiting: deque[Future[list[str]]] = deque()
-    for path, seed in zip(paths, seeds, strict=True):
-        waiting.append(pool.submit(_write_scene, path, seed, size))
-        if len(waiting) > 2 * jobs:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
 def _write_scene(path: Path, seed: np.random.SeedSequence, size: tuple[int, int]) -> list[str]:
     """Draw one scene, write its JPEG, return the RLE text of each class."""
     scene = draw_scene(seed, size)
@@ -190,9 +180,3 @@ def _write_scene(path: Path, seed: np.random.SeedSequence, size: tuple[int, int]
     # Not cv2.imwrite: Python's own writing names what is wrong with the disk, and takes any file name.
     path.write_bytes(encoded.tobytes())
     return [rle_encode(mask) for mask in scene.masks]
-
-
-def _cores() -> int:
-    """Cores that this process may use, up to `MAX_JOBS`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_JOBS)

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
 
 from cloudrt.cli.common import progress_bar, reports_errors
-
-
-def parse_size(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int]:
-    """WIDTHxHEIGHT, as people say it, to (height, width), as arrays have it."""
-    match = re.fullmatch(r"(\d{1,6})[xX×](\d{1,6})", value.strip())
-    if not match:
-        raise click.BadParameter(f"{value!r} is not WIDTHxHEIGHT in pixels, such as 2100x1400")
-    return int(match[2]), int(match[1])
+from cloudrt.cli.types import Size
 
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("-n", "--images", default=200, show_default=True, help="Training and test images together.")
-@click.option("--size", metavar="WxH", default="2100x1400", show_default=True, callback=parse_size, help="Pixels.")
+@click.option("--size", type=Size(), default="2100x1400", show_default=True, help="Pixels.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same bytes.")
 @click.option("--test-share", default=0.25, show_default=True, help="Part of the images that is for the test.")
 @click.option("--jobs", default=0, help="Threads; by default one for each core, up to 8.")

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from cloudrt.artifact import Artifact
 from cloudrt.engines.base import check_batch
@@ -19,6 +20,9 @@ from cloudrt.errors import ArtifactError, ProviderError
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 HEAVY = frozenset({"Conv", "Resize", "InstanceNormalization", "BatchNormalization", "LayerNormalization"})
 """Operators that must run where the user asked for; ONNX Runtime places them on the CPU without an error otherwise."""
+REFUSALS = (state.EPFail, state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf,
+            state.NotImplemented, state.RuntimeException)  # fmt: skip
+"""What ONNX Runtime raises; they share no base below Exception."""
 
 
 class OrtEngine:
@@ -56,7 +60,7 @@ class OrtEngine:
             providers.append((NAMES["cuda"], provider_options("cuda", artifact, batch_size, content)))
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=providers)
-        except (RuntimeError, ValueError) as error:  # ONNX Runtime's own exceptions derive from RuntimeError
+        except REFUSALS as error:
             raise ArtifactError(f"ONNX Runtime refuses the model: {str(error).splitlines()[0]}") from error
         if provider != "cpu":
             self._check_placement()
@@ -65,7 +69,14 @@ class OrtEngine:
     def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images."""
         check_batch(batch, self.artifact, self.batch_size)
-        found = dict(zip(self._outputs, self._session.run(None, {"image": batch}), strict=True))
+        try:
+            values = self._session.run(None, {"image": batch})
+        except REFUSALS as error:
+            raise ProviderError(
+                f"{self.provider} failed on a batch of {len(batch)}: {str(error).splitlines()[0]}; "
+                "if memory ran out, give a smaller --batch-size"
+            ) from error
+        found = dict(zip(self._outputs, values, strict=True))
         return found["probability"], found.get("presence")
 
     def probability(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
