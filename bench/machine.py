@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from cloudrt import __version__
 from cloudrt.cpus import usable_cpus
 
 PACKAGES = (
-    "numpy", "numba", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg", "torch"
+    "numpy", "numba", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg",
+    "torch",
 )  # fmt: skip
 
 
@@ -62,8 +64,6 @@ def _memory_gb() -> float | None:
     if not hasattr(os, "sysconf"):
         return None
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
+    with suppress(OSError, ValueError):  # no control group of the second version, or no limit
         total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    except (OSError, ValueError):
-        pass  # no control group of the second version, or no limit
     return round(total / 1e9, 1)

@@ -102,7 +102,7 @@ class TorchNetwork:
     def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
         """See `Network`."""
         torch, config = self.torch, self.config
-        normalised = (image.astype(np.float32) - np.float32(config.mean)) / np.float32(config.std)
+        normalised = (image - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
         with torch.no_grad():
             logits = self.network(torch.from_numpy(normalised.transpose(2, 0, 1)[None].copy()))[0].numpy()
         height, width = grid = config.labels.submit_grid
@@ -172,7 +172,7 @@ def rle_rows(probability: Probability, rules: Sequence[Rule], presence: NDArray[
 
 
 def cut(level: int, probability: NDArray[Any]) -> float:
-    """Return the threshold of a rule in the unit of `probability`: p * 255, rounded, is above `level` where p is above it."""
+    """Return a rule's threshold in the unit of `probability`: p is above it where round(p * 255) is above `level`."""
     return level if probability.dtype == np.uint8 else (level + 0.5) / 255
 
 

@@ -10,40 +10,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.cpus import usable_cpus
 from cloudrt.data import Table, read_table
-from cloudrt.errors import CloudrtError, DataError, ImageError
+from cloudrt.errors import CloudrtError, DataError
 from cloudrt.files import replacing
-from cloudrt.images import Image, ImageFile, find_images, load_image
-from cloudrt.labels import LABEL_GRID, Labels
+from cloudrt.images import Image, ImageFile, load_image
+from cloudrt.labels import Labels
 from cloudrt.metric import dice
 from cloudrt.pipeline import Segmenter
 from cloudrt.postprocess import apply_rules
 from cloudrt.rle import rle_decode
-from cloudrt.scenes import draw_scene
 from cloudrt.submission import open_submission
-from cloudrt.synth import JPEG_QUALITY
 
 from . import notebook
 from .machine import machine, peak_rss_mb, versions
+from .pictures import Progress, open_images
 from .stages import Measured, Stage, measure, passes
 
 SCHEMA = 1
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
-"""Opens a bar with a description and a total; what it gives is called once for each step done."""
 
 Maps = list[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
 """Of each image, the artifact's probability (C, W, H) and its presence (C,) or None."""
@@ -64,7 +56,7 @@ class Options:
     data
         A folder of images; made-up scenes where it is None.
     images
-        At most so many.
+        At most so many; 0 is 12 or more, so that they fill whole batches.
     provider, batch_size, threads
         Those of `cloudrt.Segmenter`; threads other than 0 hold for the notebook's way too.
     checkpoint
@@ -75,7 +67,7 @@ class Options:
 
     model: Path | None = None
     data: Path | None = None
-    images: int = 12
+    images: int = 0
     provider: str = "auto"
     batch_size: int = 0
     threads: int = 0
@@ -83,13 +75,14 @@ class Options:
     repeat: int = 5
 
     def __post_init__(self) -> None:
-        if self.images < 1 or self.repeat < 1:
+        if self.images < 0 or self.repeat < 1:
             raise DataError(f"at least one image and one repetition, found {self.images} and {self.repeat}")
 
     def command(self) -> list[str]:
         """Return the command line of these options; folders, which may be named after their user, as DIR."""
         words = ["cloudrt-bench", *([self.model.name] if self.model else []), *(["--data", "DIR"] if self.data else [])]
-        words += ["--images", str(self.images), "--provider", self.provider, "--repeat", str(self.repeat)]
+        words += ["--provider", self.provider, "--repeat", str(self.repeat)]
+        words += ["--images", str(self.images)] if self.images else []
         words += ["--batch-size", str(self.batch_size)] if self.batch_size else []
         words += ["--threads", str(self.threads)] if self.threads else []
         return words + (["--checkpoint", self.checkpoint.name] if self.checkpoint else [])
@@ -179,7 +172,7 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
     ):
         folder = Path(scratch)
         peer, skipped = open_peer(options, segmenter)
-        files, pictures = open_images(options, segmenter, folder, progress)
+        files, pictures = open_images(options.data, options.images, segmenter, folder, progress)
         loaded = [load_image(file.path, segmenter.artifact.input_size) for file in files]
         maps = infer(segmenter, loaded)
         agreement = compare_rows(segmenter, files, maps)
@@ -202,45 +195,6 @@ def open_peer(options: Options, segmenter: Segmenter) -> tuple[notebook.Network,
         except ModuleNotFoundError as error:
             reason = f"{error.name} is not installed: pip install 'cloudrt[train]'"
     return notebook.OnnxNetwork(segmenter.model, options.threads), {notebook.TorchNetwork.name: reason}
-
-
-def open_images(
-    options: Options, segmenter: Segmenter, folder: Path, progress: Progress
-) -> tuple[list[ImageFile], dict[str, Any]]:
-    """Return the images, evenly spaced over the folder, and what there is to say of them.
-
-    Images that either way cannot read are left out, and counted.
-    """
-    if options.data is None:
-        with progress("Drawing scenes", options.images) as advance:
-            files = draw_scenes(folder / "scenes", options.images, advance)
-        return files, {"count": len(files), "size": list(LABEL_GRID), "source": "made-up scenes", "unreadable": 0}
-    found = find_images(options.data)
-    chosen = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, options.images).astype(int))]
-    sizes = {file: size for file in chosen if (size := _readable(file, segmenter))}
-    if not sizes:
-        raise DataError(f"{options.data}: none of {len(chosen)} images can be read")
-    size = np.median(list(sizes.values()), axis=0).astype(int).tolist()
-    count = {"count": len(sizes), "size": size, "source": "given images", "unreadable": len(chosen) - len(sizes)}
-    return list(sizes), count
-
-
-def draw_scenes(folder: Path, count: int, advance: Callable[[], object]) -> list[ImageFile]:
-    """Write made-up scenes as JPEG, of the size of the competition's images."""
-    folder.mkdir()
-
-    def draw(seed: int) -> ImageFile:
-        bgr = cv2.cvtColor(draw_scene(seed, LABEL_GRID).image, cv2.COLOR_RGB2BGR)
-        path = folder / f"scene-{seed:03d}.jpg"
-        path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes())
-        return ImageFile(path.name, path)
-
-    files = []
-    with ThreadPoolExecutor(min(usable_cpus(), 8)) as pool:
-        for file in pool.map(draw, range(count)):
-            files.append(file)
-            advance()
-    return files
 
 
 def list_stages(
@@ -310,8 +264,8 @@ def compare_rows(segmenter: Segmenter, files: Sequence[ImageFile], maps: Maps) -
             for label, our_text, their_text in zip(segmenter.labels.classes, ours, theirs, strict=True):
                 if our_text != their_text:
                     raise AgreementError(
-                        f"{file.key}, {label}: the notebook's post-processing of a {form.dtype} map gives another RLE than "
-                        "ours, so that no time would count"
+                        f"{file.key}, {label}: the notebook's post-processing of a {form.dtype} map gives another "
+                        "RLE than ours, so that no time would count"
                     )
         identical += len(ours)
         masks += sum(map(bool, ours))
@@ -339,17 +293,6 @@ def _dices(ours: Table, theirs: Table, labels: Labels) -> Iterator[float]:
         yield dice(rle_decode(text, labels.submit_grid), rle_decode(theirs[key], labels.submit_grid))
 
 
-def _readable(file: ImageFile, segmenter: Segmenter) -> tuple[int, int] | None:
-    """Return the size of an image that both ways can read, None where one cannot."""
-    try:
-        load_image(file.path, segmenter.artifact.input_size, segmenter.max_pixels)
-        notebook.read_image(file.path, segmenter.artifact.input_size)
-    except ImageError:
-        return None
-    shape: tuple[int, ...] = cv2.imread(str(file.path)).shape
-    return shape[0], shape[1]
-
-
 def _describe(segmenter: Segmenter) -> dict[str, Any]:
     artifact = segmenter.artifact
     return {
@@ -365,9 +308,3 @@ def _describe(segmenter: Segmenter) -> dict[str, Any]:
         "batch_size": segmenter.batch_size,
         "threads": segmenter.threads,
     }
-
-
-@contextmanager
-def silent(_description: str, _total: int) -> Iterator[Callable[[], object]]:
-    """A `Progress` that shows nothing."""
-    yield lambda: None

@@ -18,6 +18,9 @@ import numpy as np
 REST = 0.02
 """Seconds between two passes: thread pools spin for a while after their work, and would slow the other way."""
 
+NOISY = 0.25
+"""A spread, as a share of the median, past which a figure is called noisy."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -44,6 +47,11 @@ class Timing:
         """The interquartile range, in seconds per image."""
         low, high = np.percentile(self.seconds, (25, 75))
         return float(high - low)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the repetitions are so far apart that something else must have used the machine."""
+        return self.iqr > NOISY * self.median
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; seconds are per image."""

@@ -69,8 +69,10 @@ def read_labels(root: Path) -> Labels:
         if not isinstance(values, dict):
             raise DataError("expected an object")
         return Labels.from_dict(values)
-    except (json.JSONDecodeError, UnicodeDecodeError, DataError) as error:
-        raise DataError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:  # DataError and what json and the codec raise are ValueErrors
+        raise DataError(
+            f'{path}: {error}; write {{"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]}}'
+        ) from error
 
 
 def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
@@ -86,15 +88,22 @@ def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+        frame = pd.read_csv(  # a Path, because pandas would download a URL
+            Path(path), dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8"
+        )
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path} is not a CSV table: {error}") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is not a CSV table of {','.join(HEADER)} in UTF-8: {reason}") from error
     if list(frame.columns) != HEADER:
         raise DataError(f"{path}: the header is {','.join(map(str, frame.columns))!r}, expected {','.join(HEADER)!r}")
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise DataError(f"{path}: the rows have more than two fields, expected {','.join(HEADER)}")
     table: Table = {}
     for line, (key, text) in enumerate(zip(frame["Image_Label"], frame["EncodedPixels"], strict=True), start=2):
+        if not key and not text:  # a blank line
+            continue
         name, _, label = key.rpartition("_")
         if not name or label not in labels.classes:
             raise DataError(

@@ -50,8 +50,8 @@ class Labels:
             if not name or any(character in name for character in ',_\n\r"'):
                 raise DataError(f"class name {name!r}: use a name without commas, underscores, quotes or line breaks")
         for grid in (self.label_grid, self.submit_grid):
-            if len(grid) != 2 or min(grid) < 1:
-                raise DataError(f"a grid is (height, width) in pixels, both at least 1, found {grid}")
+            if len(grid) != 2 or not all(type(side) is int and side >= 1 for side in grid):
+                raise DataError(f"a grid is (height, width) in whole pixels, both at least 1, found {grid}")
         if self.label_grid[0] % self.submit_grid[0] or self.label_grid[1] % self.submit_grid[1]:
             raise DataError(f"submit_grid {self.submit_grid} must divide label_grid {self.label_grid}")
 
@@ -70,6 +70,8 @@ class Labels:
         unknown = set(values) - {"classes", "label_grid", "submit_grid"}
         if unknown:
             raise DataError(f"unknown keys {sorted(unknown)}; expected classes, label_grid, submit_grid")
+        if not all(isinstance(value, (list, tuple)) for value in values.values()):
+            raise DataError(f"classes is a list of names, a grid a list of two integers: {values}")
         try:
             return cls(**{name: tuple(value) for name, value in values.items()})
         except TypeError as error:

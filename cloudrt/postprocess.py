@@ -152,9 +152,17 @@ def apply_rules(
         One a class.
     presence
         (C,) uint8: the artifact's `presence` output, where it has one.
+
+    Raises
+    ------
+    DataError
+        Maps, rules and presence that do not number the same.
     """
     from cloudrt.kernels import runs as kernels
 
+    if levels.ndim != 3 or len(levels) != len(rules) or (presence is not None and presence.shape != (len(rules),)):
+        found = f"{levels.shape} maps, {len(rules)} rules, presence {None if presence is None else presence.shape}"
+        raise DataError(f"an image has one (W, H) map, one rule and one presence a class, found {found}")
     texts = []
     for index, rule in enumerate(rules):
         empty = presence is not None and presence[index] < rule.presence

@@ -48,7 +48,7 @@ class ClassTotals:
 
 @dataclass(frozen=True)
 class Outline:
-    """A mask on an image: its class by number, the SVG path around it, where its name goes, and its share of the grid."""
+    """A mask on an image: its class by number, its share of the grid, the SVG path around it, where its name goes."""
 
     index: int
     share: float
@@ -190,7 +190,7 @@ class Report:
                 picture = _embed(load_image(sampled.path, display_size(self.labels.submit_grid)))
                 note = ""
             except ImageError as error:
-                note = f"Missing: the image {error}."
+                note = f"Missing: the file {error}."
         outlines = []
         for index, text in enumerate(sampled.rle.values()):
             if text:
@@ -224,7 +224,7 @@ def trace(index: int, mask: NDArray[np.uint8]) -> Outline:
 
 
 def class_colours(count: int) -> list[str]:
-    """Return a colour for each class, as #rrggbb: those for all forms of colour vision first, then hues of the wheel."""
+    """Return a colour for each class, #rrggbb: those for all forms of colour vision first, then hues of the wheel."""
     wheel = (colorsys.hls_to_rgb(index * 0.618034 % 1, 0.66, 0.7) for index in range(count - len(_COLOURS)))
     more = ["#" + "".join(f"{round(255 * level):02x}" for level in rgb) for rgb in wheel]
     return [*_COLOURS[:count], *more]
@@ -240,7 +240,7 @@ def percent(share: float) -> str:
     """Return a share of 1 as a percentage that never rounds something to nothing: "12.3%", "<0.1%", "0%"."""
     if 0 < share < 0.001:
         return "<0.1%"
-    return f"{100 * share:.1f}".removesuffix(".0") + "%"
+    return f"{100 * share:.1f}%" if share else "0%"
 
 
 def _embed(image: NDArray[np.uint8]) -> str:

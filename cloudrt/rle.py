@@ -9,6 +9,7 @@ length ...`, runs ascending, never touching, in bounds; an empty mask is the emp
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def rle_decode(text: str, shape: Grid = SUBMIT_GRID) -> NDArray[np.uint8]:
     Parameters
     ----------
     text
-        The runs; numbers divided by white space.
+        The runs; numbers divided by spaces, tabs or line breaks. Runs that touch are read, though never written.
     shape
         Height and width in pixels.
 
@@ -79,7 +80,7 @@ def rle_decode(text: str, shape: Grid = SUBMIT_GRID) -> NDArray[np.uint8]:
     flat = np.zeros(width * height, np.uint8)
     fault, token = kernels.paint_runs(np.frombuffer(text.encode("utf-8", "replace"), np.uint8), flat)
     if fault:
-        number = text.split()[token]
+        number = re.findall(r"[^ \t\n\r]+", text)[token]  # str.split() knows more white space than the format
         shown = number if len(number) <= 24 else f"{number[:20]}..."
         reason = _FAULTS.get(fault, f"is out of bounds: the {height}x{width} grid has {height * width} pixels")
         raise RleError(f"RLE token {token + 1} ({shown!r}) {reason}")

@@ -65,12 +65,21 @@ def search_rules(
         Threads; one a core unless given.
     advance
         Called with 1 after each image.
+
+    Raises
+    ------
+    DataError
+        Another shape or dtype, no images, nothing to try.
     """
+    if probability.ndim != 4 or probability.dtype != np.uint8:
+        raise DataError(f"probability is (N, C, W, H) uint8, found {probability.shape} {probability.dtype}")
+    if not len(thresholds) or not len(min_areas):
+        raise DataError("nothing to search: give at least one threshold and one min area")
     images, classes, width, height = probability.shape
     if truth.shape != (images, classes, (width * height + 7) // 8) or not images:
         raise DataError(f"probability {probability.shape} and packed truth {truth.shape} do not belong together")
     levels = np.sort(np.asarray(thresholds))
-    areas = np.asarray(min_areas)
+    areas = np.sort(np.asarray(min_areas))
 
     def table(index: int) -> NDArray[np.float64]:
         runs = Runs(width, height)

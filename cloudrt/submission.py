@@ -78,8 +78,17 @@ def open_submission(path: Path) -> Iterator[Submission]:
     """Write a submission to `path`, and its failures to failures.csv beside it; both appear at the end, or neither.
 
     Where nothing failed there is no failures.csv: one from an earlier run is removed.
+
+    Raises
+    ------
+    DataError
+        `path` is a folder, or failures.csv itself.
     """
     failures = failures_path(path)
+    if path == failures or path.is_dir():
+        raise DataError(
+            f"{path} cannot be the submission, because it is {'a folder' if path.is_dir() else 'the list of failures'}"
+        )
     with ExitStack() as stack:
         partial_failures = stack.enter_context(replacing(failures))
         partial_rows = stack.enter_context(replacing(path))

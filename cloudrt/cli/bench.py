@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Folder of images; made-up scenes of 2100x1400 by default."
-)
-@click.option("--images", type=click.IntRange(1), default=12, show_default=True, help="At most so many.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of images; made-up scenes by default.")
+@click.option("--images", type=click.IntRange(1), help="At most so many; 12, in whole batches, by default.")
 @click.option(
     "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True,
     help="Of cloudrt; the notebook's way runs on the CPU.",
@@ -31,8 +29,8 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
 @reports_errors
 def bench(
-    model: Path | None, data: Path | None, images: int, provider: str, batch_size: int | None, threads: int | None,
-    checkpoint: Path | None, repeat: int, output: Path,
+    model: Path | None, data: Path | None, images: int | None, provider: str, batch_size: int | None,
+    threads: int | None, checkpoint: Path | None, repeat: int, output: Path,
 ) -> None:  # fmt: skip
     """Measure decode, infer, post-process and the whole with MODEL, beside the notebook's way in the same run.
 
@@ -47,7 +45,7 @@ def bench(
     from cloudrt.bench.run import Options
     from cloudrt.bench.run import bench as run
 
-    options = Options(model, data, images, provider, batch_size or 0, threads or 0, checkpoint, repeat)
+    options = Options(model, data, images or 0, provider, batch_size or 0, threads or 0, checkpoint, repeat)
     _show(run(options, output, progress_bar))
     click.echo(f"{output}: all figures")
 
@@ -67,11 +65,14 @@ def _show(done: Bench) -> None:
     for column in ("stage", "cloudrt ms", "images/s", "notebook ms", "images/s", "ratio"):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for stage in done.stages:
-        table.add_row(stage.name, *_cells(stage.ours), *_cells(stage.notebook), f"{stage.ratio:.2f}x")
+        table.add_row(stage.name, *_cells(stage.ours), *_cells(stage.notebook), f"{_three(stage.ratio)}x")
     Console().print(table)
     click.echo(f"The notebook's way: {done.peer}, one image after another")
     for name, reason in done.skipped.items():
         click.echo(f"Skipped: {name}: {reason}")
+    noisy = [stage.name for stage in done.stages if stage.ours.noisy or stage.notebook.noisy]
+    if noisy:
+        click.echo(f"Noisy: {', '.join(noisy)}: repetitions are far apart; run again on a quiet machine")
     if pictures["unreadable"]:
         click.echo(f"Left out: {pictures['unreadable']} images that one way cannot read")
     click.echo(
@@ -83,4 +84,10 @@ def _show(done: Bench) -> None:
 
 
 def _cells(timing: Timing) -> tuple[str, str]:
-    return f"{timing.median * 1e3:.2f} ± {timing.iqr * 1e3:.2f}", f"{1 / timing.median:.1f}"
+    return f"{_three(timing.median * 1e3)} ± {_three(timing.iqr * 1e3)}", _three(1 / timing.median)
+
+
+def _three(value: float) -> str:
+    """Three digits of a number, never in powers of ten."""
+    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{decimals}f}"

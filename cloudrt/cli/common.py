@@ -104,6 +104,9 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             if extra is None:
                 raise
             raise Failure(f"{error.name} is not installed: pip install 'cloudrt[{extra}]'") from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted: no output is left half-written", err=True)
+            raise SystemExit(130) from None
         except OSError as error:
             # Full disks, unwritable folders: what the system says is what the user can act on.
             raise Failure(f"{error.filename or 'cloudrt'}: {error.strerror or error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,13 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), help="Images a batch; the provider's default otherwise.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each stage; all that may be used by default.")
-@click.option("--max-megapixels", type=float, default=100, show_default=True, help="Larger images are failures.")
+@click.option(
+    "--max-megapixels",
+    type=click.FloatRange(0, 1e6, min_open=True),
+    default=100,
+    show_default=True,
+    help="Larger images are failures.",
+)
 @click.option("--report", is_flag=True, help="Write report.html beside the output.")
 @reports_errors
 def infer(
@@ -46,6 +53,10 @@ def infer(
     """
     if output.exists() and not overwrite:
         raise Failure(f"{output} exists: give another --output, or --overwrite")
+    if report and output.name == "report.html":
+        raise Failure(f"{output} would be replaced by the report: give another --output")
+    if math.isnan(max_megapixels):
+        raise Failure("--max-megapixels nan is no number")
     for path in inputs:
         if not path.exists():
             raise Failure(f"{path} is missing: give a folder of images")

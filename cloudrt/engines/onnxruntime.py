@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from cloudrt.artifact import Artifact
+from cloudrt.engines.availability import load_libraries
 from cloudrt.engines.base import check_batch
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, ProviderError
@@ -51,8 +52,7 @@ class OrtEngine:
         self.batch_size = batch_size
         if provider == "cpu" and artifact.precision == "fp16" and not keep_precision:
             model = widen(model)
-        if provider != "cpu":
-            onnxruntime.preload_dlls()  # CUDA and cuDNN from pip's packages
+        load_libraries(provider)
         content = model.SerializeToString()
         options = session_options(provider, batch_size, threads)
         providers = [(NAMES[provider], provider_options(provider, artifact, batch_size, content))]
@@ -85,7 +85,7 @@ class OrtEngine:
 
     def close(self) -> None:
         """Release the session's memory."""
-        del self._session
+        self._session = None
 
     def __enter__(self) -> Self:
         return self

@@ -57,7 +57,7 @@ class OpenvinoEngine:
 
     def close(self) -> None:
         """Release the compiled model's memory."""
-        del self._request, self._compiled
+        self._request = self._compiled = None
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,146 @@
+"""What an image file says of itself, read before a decoder is let near it: its size in pixels, and whether it is whole.
+
+OpenCV allocates the picture before anyone can object to its size, and some of its versions paint what is missing. Here
+the few bytes that state the size are read first, and the lengths and checksums that a format has are checked: each
+chunk's CRC of a PNG, the RIFF length of a WebP, the strips and tiles of a TIFF, the rows of a BMP. Damage inside the
+compressed data of a WebP or TIFF, which carry no checksums, stays for the decoder to find.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import ImageError
+from cloudrt.labels import Grid
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def stated_size(data: bytes) -> Grid:
+    """Return the height and width that the file of a PNG, WebP, TIFF or BMP image states, once it is found whole.
+
+    Raises
+    ------
+    ImageError
+        Truncated, a wrong checksum, or none of these formats.
+    """
+    try:
+        if data.startswith(PNG):
+            return _png(data)
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp(data)
+        if data[:4] in _TIFF_FORMS:
+            return _tiff(data)
+        if data[:2] == b"BM":
+            return _bmp(data)
+    except struct.error as error:
+        raise ImageError(f"is truncated: {len(data)} bytes end inside its header") from error
+    raise ImageError("is not a JPEG, PNG, WebP, TIFF or BMP image")
+
+
+def has_exif(jpeg: bytes) -> bool:
+    """Whether a JPEG holds EXIF, and so perhaps a rotation, in the segments before its first scan."""
+    at = 2
+    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
+        marker = jpeg[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == 0xDA:
+            break
+        if marker == 0xE1 and jpeg[at + 4 : at + 10] == b"Exif\0\0":
+            return True
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return False
+
+
+def _need(data: bytes, end: int) -> None:
+    if end > len(data):
+        raise ImageError(f"is truncated: {len(data)} bytes of at least {end}")
+
+
+def _png(data: bytes) -> Grid:
+    view = memoryview(data)
+    at = len(PNG)
+    kind = b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        _need(data, end + 4)
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            raise ImageError(f"is damaged: the PNG chunk at byte {at} has a wrong checksum")
+        at = end + 4
+    width, height = struct.unpack_from(">II", data, 16)
+    return height, width
+
+
+def _webp(data: bytes) -> Grid:
+    _need(data, 8 + struct.unpack_from("<I", data, 4)[0])
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = struct.unpack_from("<I", data, 24)[0], struct.unpack_from("<I", data, 26)[0] >> 8
+        return (height & 0xFFFFFF) + 1, (width & 0xFFFFFF) + 1
+    if kind == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return height & 0x3FFF, width & 0x3FFF
+    raise ImageError("is damaged: a WebP file without an image in its first chunk")
+
+
+def _bmp(data: bytes) -> Grid:
+    first, header = struct.unpack_from("<II", data, 10)
+    if header == 12:
+        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
+        compression = 0
+    else:
+        width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+        height = abs(height)
+    if compression in (0, 3):  # rows lie as they are, each filled up to four bytes
+        _need(data, first + (max(width, 0) * bits + 31) // 32 * 4 * height)
+    return height, width
+
+
+# Byte order; bytes of an offset, of the number of entries, of an entry.
+_TIFF_FORMS = {
+    b"II*\0": ("<", "I", "H", 12),
+    b"MM\0*": (">", "I", "H", 12),
+    b"II+\0": ("<", "Q", "Q", 20),
+    b"MM\0+": (">", "Q", "Q", 20),
+}
+_TIFF_TYPES = {3: "u2", 4: "u4", 16: "u8"}
+_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 256, 257, 273, 279, 324, 325
+
+
+def _tiff(data: bytes) -> Grid:
+    """Read the first directory (TIFF 6.0, section 2; BigTIFF has wider fields)."""
+    order, offset_form, count_form, entry_size = _TIFF_FORMS[data[:4]]
+    offset_size = struct.calcsize(offset_form)
+    at = struct.unpack_from(order + offset_form, data, 4 if offset_size == 4 else 8)[0]
+    _need(data, at)
+    entries = struct.unpack_from(order + count_form, data, at)[0]
+    at += struct.calcsize(count_form)
+    _need(data, at + entries * entry_size)
+    tags: dict[int, NDArray[np.uint64]] = {}
+    for entry in range(at, at + entries * entry_size, entry_size):
+        tag, kind, count = struct.unpack_from(f"{order}HH{offset_form}", data, entry)
+        if kind not in _TIFF_TYPES or tag not in (_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES):
+            continue
+        form = np.dtype(order + _TIFF_TYPES[kind])
+        values = entry + 4 + offset_size
+        if count * form.itemsize > offset_size:  # too long for the entry: it holds where they lie
+            values = struct.unpack_from(order + offset_form, data, values)[0]
+        _need(data, values + count * form.itemsize)
+        tags[tag] = np.frombuffer(data, form, count, values).astype(np.uint64)
+    for places, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
+        if places in tags and lengths in tags:
+            for place, length in zip(tags[places].tolist(), tags[lengths].tolist(), strict=False):
+                _need(data, place + length)
+    if not all(tags.get(tag, np.empty(0)).size for tag in (_WIDTH, _HEIGHT)):
+        raise ImageError("is damaged: a TIFF file that does not state its size")
+    return int(tags[_HEIGHT][0]), int(tags[_WIDTH][0])

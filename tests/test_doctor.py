@@ -1,0 +1,268 @@
+"""The doctor: what works is tried, what does not says what to install, and nothing loud reaches the user."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from cloudrt import doctor as doctor_module
+from cloudrt.cli.doctor import doctor as command
+from cloudrt.doctor import (
+    Diagnosis,
+    Machine,
+    ProviderState,
+    build_graph,
+    describe_machine,
+    diagnose,
+    find_conflicts,
+    installed_distributions,
+    provider_state,
+    try_provider,
+)
+from cloudrt.engines import availability
+from cloudrt.engines.availability import NAMES, Driver, load_libraries, problem
+from cloudrt.errors import ProviderError
+
+GPU = Driver((13, 0), ("NVIDIA H200, 140 GiB",))
+
+
+@pytest.fixture(scope="module")
+def diagnosis() -> Diagnosis:
+    return diagnose()
+
+
+def test_diagnosis_of_this_machine(diagnosis: Diagnosis) -> None:
+    assert {"python", "cloudrt", "numpy", "onnx", "opencv-python-headless"} <= set(diagnosis.versions)
+    assert [state.name for state in diagnosis.providers] == list(NAMES)
+    cpu = diagnosis.providers[-1]
+    assert cpu == ProviderState("cpu", True)
+    assert all(state.works or (state.reason and state.remedy) for state in diagnosis.providers)
+    assert json.loads(json.dumps(diagnosis.to_dict()))["machine"]["cores"] == diagnosis.machine.cores >= 1
+    assert diagnosis.machine.memory > 0 and diagnosis.machine.cpu
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_problem_and_trial_agree(name: str, diagnosis: Diagnosis) -> None:
+    state = diagnosis.providers[NAMES.index(name)]
+    found = problem(name)
+    assert state.works == (found is None), state
+    if found is not None:
+        assert found == f"{state.reason}: {state.remedy}"
+
+
+@pytest.mark.cuda
+def test_cuda_works() -> None:
+    assert provider_state("cuda") == ProviderState("cuda", True)
+
+
+def test_graph_is_what_every_runtime_takes() -> None:
+    model = build_graph()
+    onnx.checker.check_model(model, full_check=True)
+    assert model.ir_version == 10 and [entry.version for entry in model.opset_import] == [18]
+
+
+def test_wrong_answer_and_wrong_place_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert try_provider("cpu") is None
+    monkeypatch.setattr(doctor_module, "_run_onnxruntime", lambda name, levels: np.zeros_like(levels[:, :1]))
+    assert "wrong answer" in str(try_provider("cpu"))
+    monkeypatch.undo()
+    monkeypatch.setitem(doctor_module.ORT_NAMES, "cpu", "NoSuchProvider")
+    assert try_provider("cpu") is not None
+
+
+def test_trial_that_fails_crashes_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trial(code: str) -> ProviderState:
+        monkeypatch.setattr(doctor_module, "_TRIAL", code)
+        return provider_state("cpu")
+
+    assert trial("import sys; print('loud', file=sys.stderr); sys.exit('no such thing')").reason == "no such thing"
+    assert trial("raise SystemExit(3)").reason == "ended with status 3"
+    if sys.platform != "win32":
+        assert trial("import os; os.kill(os.getpid(), 11)").reason == "crashed (SIGSEGV)"
+    monkeypatch.setattr(doctor_module, "_PATIENCE", 0.2)
+    hung = trial("import time; time.sleep(20)")
+    assert not hung.works and "no answer" in hung.reason and hung.remedy.startswith("pip install")
+
+
+def test_unknown_provider() -> None:
+    with pytest.raises(ProviderError, match="no provider named 'rocm': tensorrt, cuda, openvino, cpu"):
+        problem("rocm")
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(availability, "nvidia_driver", lambda: None)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert str(problem("cuda")).startswith("no NVIDIA GPU, or no driver: ")
+    assert "pip install 'cloudrt[cuda,tensorrt]'" in str(problem("tensorrt"))
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    assert str(problem("cuda")).endswith("--gpus all")
+
+
+def test_driver_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(availability, "nvidia_driver", lambda: Driver((13, 0), ()))
+    assert "CUDA_VISIBLE_DEVICES" in str(problem("cuda"))
+
+
+def test_gpu_without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(availability, "nvidia_driver", lambda: GPU)
+    listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr(onnxruntime, "cuda_version", "13.0", raising=False)
+    monkeypatch.setattr(availability, "_can_load", lambda library: "cudnn" not in library)
+    assert "cudnn" in str(problem("cuda")) and str(problem("cuda")).endswith("pip install 'cloudrt[cuda]'")
+    monkeypatch.setattr(availability, "_can_load", lambda library: "nvinfer" not in library)
+    monkeypatch.setattr(availability, "_installed", lambda package: package != "tensorrt")
+    assert problem("cuda") is None
+    assert problem("tensorrt") == "TensorRT 10 is not installed: pip install 'cloudrt[cuda,tensorrt]'"
+    monkeypatch.setattr(availability, "nvidia_driver", lambda: Driver((12, 8), GPU.gpus))
+    assert "serves CUDA 12.8 at most" in str(problem("cuda"))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert str(problem("cuda")).endswith("pip install onnxruntime-gpu")
+
+
+def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(availability, "find_spec", lambda name: None)
+    assert problem("openvino") == "OpenVINO is not installed: pip install 'cloudrt[openvino]'"
+    assert str(problem("cpu")).startswith("ONNX Runtime is not installed: pip install")
+    # A folder that an uninstalled build left behind: a namespace, without a file of its own.
+    monkeypatch.setattr(availability, "find_spec", lambda name: ModuleSpec(name, None))
+    assert str(problem("cpu")).startswith("ONNX Runtime's files are missing in part: pip uninstall")
+
+
+def test_libraries_are_found_in_pip_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cu13" / "lib").mkdir(parents=True)
+    (tmp_path / "cu13" / "lib" / "libcudart.so.13").touch()
+    spec = ModuleSpec("nvidia", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(availability, "find_spec", lambda name: spec if name == "nvidia" else None)
+    assert availability._can_load("libcudart.so.13")
+    assert not availability._can_load("libcudnn.so.no-such-version")
+
+
+def test_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        """NVIDIA's driver, as ctypes shows it; pointers arrive as byref objects."""
+
+        def cuDriverGetVersion(self, version: object) -> int:
+            version._obj.value = 13010  # type: ignore[attr-defined]
+            return 0
+
+        def cuInit(self, flags: int) -> int:
+            return 0
+
+        def cuDeviceGetCount(self, count: object) -> int:
+            count._obj.value = 1  # type: ignore[attr-defined]
+            return 0
+
+        def cuDeviceGetName(self, name: ctypes.Array[ctypes.c_char], length: int, index: int) -> int:
+            name.value = b"NVIDIA T4"
+            return 0
+
+        def cuDeviceTotalMem_v2(self, size: object, index: int) -> int:
+            size._obj.value = 16 * 2**30  # type: ignore[attr-defined]
+            return 0
+
+    monkeypatch.setattr(availability.ctypes, "CDLL", lambda name: Library())
+    assert availability.nvidia_driver() == Driver((13, 1), ("NVIDIA T4, 16 GiB",))
+    monkeypatch.setattr(Library, "cuInit", lambda self, flags: 100)
+    assert availability.nvidia_driver() == Driver((13, 1), ())
+
+
+def test_cpu_and_openvino_need_no_libraries(capfd: pytest.CaptureFixture[str]) -> None:
+    load_libraries("cpu")
+    load_libraries("openvino")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_double_installs() -> None:
+    assert find_conflicts({"onnxruntime-gpu", "opencv-python-headless", "numpy"}) == []
+    runtime, opencv = find_conflicts({"onnxruntime", "onnxruntime-gpu", "opencv-python", "opencv-python-headless"})
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime" in runtime
+    assert opencv.endswith(
+        "pip uninstall -y opencv-python-headless opencv-python && pip install opencv-python-headless"
+    )
+    assert "cloudrt" in installed_distributions()
+
+
+def test_cpuinfo_and_memory_limit(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(
+        "processor\t: 0\nmodel name\t: Fast CPU @ 3 GHz\nflags\t\t: fpu avx2 amx_int8\n\n"
+    )
+    assert doctor_module._read_cpuinfo(tmp_path / "cpuinfo") == ("Fast CPU @ 3 GHz", ("avx2", "amx_int8"))
+    assert doctor_module._read_cpuinfo(tmp_path / "none")[1] == ()
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    assert doctor_module._memory(tmp_path / "memory.max") == 1.0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert doctor_module._memory(tmp_path / "memory.max") == doctor_module._memory(tmp_path / "none") > 1.0
+
+
+def test_machine_with_an_idle_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_module, "nvidia_driver", lambda: GPU)
+    monkeypatch.setattr(doctor_module.platform, "machine", lambda: "x86_64")
+    states = (
+        ProviderState("tensorrt", False, "no", "a"),
+        ProviderState("cuda", False, "libcudnn.so.9 not found", "pip install 'cloudrt[cuda]'"),
+        ProviderState("openvino", False, "OpenVINO is not installed", "pip install 'cloudrt[openvino]'"),
+        ProviderState("cpu", True),
+    )
+    gpu, openvino = doctor_module._advice(states, describe_machine())
+    assert gpu.endswith("pip install 'cloudrt[cuda]'") and openvino.endswith("pip install 'cloudrt[openvino]'")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
+    """A diagnosis that needs no trials."""
+    states = (ProviderState("cuda", False, "no [bold]GPU", "pip install 'cloudrt[cuda]'"), ProviderState("cpu", True))
+    machine = Machine("Linux", "CPU", ("avx2",), 2, 8.0, ())
+    found = Diagnosis({"python": "3.11"}, machine, states, ("a conflict: pip " + "x" * 120,), ())
+    monkeypatch.setattr(doctor_module, "diagnose", lambda: found)
+    return found
+
+
+def test_command_prints_lines_to_copy(told: Diagnosis) -> None:
+    result = CliRunner().invoke(command, [])
+    assert result.exit_code == 0 and result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert "For cuda: pip install 'cloudrt[cuda]'" in lines
+    assert told.conflicts[0] in lines  # longer than the terminal, and still one line
+    assert "no: no [bold]GPU" in result.stdout and "works" in result.stdout
+
+
+def test_command_prints_json(told: Diagnosis) -> None:
+    result = CliRunner().invoke(command, ["--json"])
+    assert json.loads(result.stdout) == json.loads(json.dumps(told.to_dict()))
+
+
+def test_command_shows_an_artifact(told: Diagnosis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloudrt import artifact
+
+    described = artifact.Artifact(encoder="resnet50", versions={"torch": "2.15"})
+    monkeypatch.setattr(artifact, "read_artifact", lambda path: described)
+    result = CliRunner().invoke(command, ["model.onnx"])
+    assert result.exit_code == 0 and "resnet50" in result.stdout and "model.onnx" in result.stdout
+    values = json.loads(CliRunner().invoke(command, ["model.onnx", "--json"]).stdout)
+    assert values["model"] == json.loads(json.dumps(described.to_dict()))
+
+
+def test_command_refuses_what_is_no_artifact(tmp_path: Path) -> None:
+    missing = CliRunner().invoke(command, [str(tmp_path / "none.onnx")])
+    assert missing.exit_code == 2 and "none.onnx is missing" in missing.stderr
+    onnx.save(build_graph(), tmp_path / "plain.onnx")
+    plain = CliRunner().invoke(command, [str(tmp_path / "plain.onnx")])
+    assert plain.exit_code == 2 and "no cloudrt metadata" in plain.stderr and len(plain.stderr.splitlines()) == 1
+
+
+def test_doctor_loads_no_runtime_itself() -> None:
+    code = "import sys, cloudrt.doctor; print({'torch', 'onnxruntime', 'openvino', 'onnx'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
