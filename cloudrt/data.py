@@ -88,9 +88,8 @@ def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(  # a Path, because pandas would download a URL
-            Path(path), dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8"
-        )
+        with Path(path).open("rb") as file:  # opened here, because pandas would download a URL
+            frame = pd.read_csv(file, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:

@@ -1,11 +1,13 @@
 """Find, decode and resize images: the one code path of training, tuning and inference.
 
 A JPEG is decoded at the smallest of libjpeg-turbo's DCT scales that still covers the wanted size, then brought to it by
-one resize; damaged files raise `ImageError` instead of coming back grey. Everything else goes through OpenCV.
+one resize; damaged files raise `ImageError` instead of coming back grey. PNG, WebP, TIFF and BMP go through OpenCV,
+once their headers are found sound and not too large.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
+from cloudrt.headers import has_exif, stated_size
 from cloudrt.labels import Grid
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
@@ -35,24 +38,35 @@ class ImageFile:
 def find_images(folder: str | Path) -> list[ImageFile]:
     """List the images below `folder`, subfolders included, in the order of their keys.
 
+    What begins with a dot is hidden; links to folders are not followed. A byte of a name that is not UTF-8 stands in
+    the key as `\\xNN`.
+
     Raises
     ------
     DataError
-        No such folder, or no image in it.
+        No such folder, a folder in it that cannot be listed, or no image in it.
     """
     folder = Path(folder)
     if folder.is_file() and folder.suffix.lower() in SUFFIXES:
         return [ImageFile(folder.name, folder)]
     if not folder.is_dir():
         raise DataError(f"{folder} is neither a folder of images nor an image")
-    found = [
-        ImageFile(path.relative_to(folder).as_posix(), path)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    ]
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=_unlistable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(parent, name) for name in names if not name.startswith(".")]
+        found += [ImageFile(_key(path, folder), path) for path in paths if path.suffix.lower() in SUFFIXES]
     if not found:
         raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     return sorted(found, key=lambda file: file.key)
+
+
+def _unlistable(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
+
+
+def _key(path: Path, folder: Path) -> str:
+    return os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
 
 
 def load_image(source: str | Path | bytes | Image, size: Grid, max_pixels: int = MAX_PIXELS) -> Image:
@@ -86,17 +100,21 @@ def load_image(source: str | Path | bytes | Image, size: Grid, max_pixels: int =
             source = Path(source).read_bytes()
         except OSError as error:
             raise ImageError(f"cannot be read: {error.strerror or error}") from error
+        except ValueError as error:  # a name with a NUL byte
+            raise ImageError(f"cannot be read: {error}") from error
     return resize(decode(source, size, max_pixels), size)
 
 
 def resize(image: Image, size: Grid) -> Image:
     """Bring an image to `size` (height, width): averaged over areas where it shrinks, bilinear where it grows."""
     height, width = size
-    if image.shape[:2] == (height, width):
-        return np.ascontiguousarray(image)
-    shrinks = image.shape[0] >= height and image.shape[1] >= width
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+    image = np.ascontiguousarray(image)
+    # Two steps where one side shrinks and the other grows: OpenCV averages over areas only if neither grows.
+    smaller = min(height, image.shape[0]), min(width, image.shape[1])
+    for (rows, columns), method in ((smaller, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)):
+        if image.shape[:2] != (rows, columns):
+            image = np.asarray(cv2.resize(image, (columns, rows), interpolation=method), np.uint8)
+    return image
 
 
 def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS) -> Image:
@@ -113,7 +131,8 @@ def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS)
         raise ImageError("is empty")
     if data[:2] == b"\xff\xd8":
         return _decode_jpeg(data, cover, max_pixels)
-    return _decode_opencv(data, max_pixels)
+    _refuse_oversized(*stated_size(data), max_pixels)
+    return _decode_opencv(data)
 
 
 def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
@@ -121,28 +140,29 @@ def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
     try:
         full_height, full_width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _refuse_oversized(full_height, full_width, max_pixels)
-        plain = colorspace in ("YCbCr", "Gray", "RGB") and b"Exif\0\0" not in data[:65536]
+        plain = colorspace in ("YCbCr", "Gray", "RGB") and not has_exif(data)
         if not plain:
             # OpenCV knows the rotations of EXIF and the inks of CMYK, but paints holes grey: look for those first.
             simplejpeg.decode_jpeg(data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB", min_height=1, min_width=1)
-            return _decode_opencv(data, max_pixels)
+            return _decode_opencv(data)
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
     except ValueError as error:
-        raise ImageError(f"is a damaged JPEG: {error}") from error
+        raise ImageError(f"is a damaged JPEG, or of a kind that cannot be checked: {error}") from error
 
 
-def _decode_opencv(data: bytes, max_pixels: int) -> Image:
+def _decode_opencv(data: bytes) -> Image:
     buffer = np.frombuffer(data, np.uint8)
     try:
         decoded = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise ImageError(f"cannot be decoded: {error.err}") from error
     if decoded is None:
-        raise ImageError("is not an image that can be decoded, or is damaged")
-    _refuse_oversized(decoded.shape[0], decoded.shape[1], max_pixels)
+        raise ImageError("is damaged, or of a kind that cannot be decoded")
     return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _refuse_oversized(height: int, width: int, max_pixels: int) -> None:
+    if height < 1 or width < 1:
+        raise ImageError(f"is empty: {width}x{height} pixels")
     if height * width > max_pixels:
         raise ImageError(f"is oversized: {width}x{height} is more than {max_pixels / 1e6:g} megapixels")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cloudrt import __version__
 from cloudrt.errors import ImageError
 from cloudrt.files import replacing
-from cloudrt.images import load_image
+from cloudrt.images import MAX_PIXELS, load_image
 from cloudrt.labels import Grid, Labels
 from cloudrt.rle import rle_decode
 
@@ -83,11 +83,14 @@ class Report:
         Classes and grids.
     shown
         Images in the sample.
+    max_pixels
+        Larger images are not read again; to be the limit that they were predicted under.
     """
 
-    def __init__(self, labels: Labels, shown: int = 24) -> None:
+    def __init__(self, labels: Labels, shown: int = 24, max_pixels: int = MAX_PIXELS) -> None:
         self.labels = labels
         self.shown = shown
+        self.max_pixels = max_pixels
         self.images = 0
         self.failed = 0
         self.totals = {name: ClassTotals() for name in labels.classes}
@@ -162,7 +165,7 @@ class Report:
         )
         # File names may hold bytes that are no text; they arrive as lone surrogates, which UTF-8 cannot write.
         with replacing(path) as partial, partial.open("w", encoding="utf-8", errors="replace") as file:
-            chunks.dump(file)
+            file.writelines(chunks)
 
     @property
     def rows_with_mask(self) -> int:
@@ -187,7 +190,7 @@ class Report:
         picture, note = None, "Not a file: the outlines alone."
         if sampled.path is not None:
             try:
-                picture = _embed(load_image(sampled.path, display_size(self.labels.submit_grid)))
+                picture = _embed(load_image(sampled.path, display_size(self.labels.submit_grid), self.max_pixels))
                 note = ""
             except ImageError as error:
                 note = f"Missing: the file {error}."

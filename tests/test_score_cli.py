@@ -55,10 +55,10 @@ def test_label_grid_is_the_default(folder: Path) -> None:
 
 def test_classes_of_other_data(folder: Path) -> None:
     (folder / "data.json").write_text('{"classes": ["cat"], "label_grid": [4, 4], "submit_grid": [2, 2]}')
-    (folder / "truth.csv").write_text(HEADER + "x.png_cat,1 4\n")
+    (folder / "truth.csv").write_text(HEADER + "x.png_cat,1 4\n")  # a column of 4, or half of two 2x2 blocks
     (folder / "submission.csv").write_text(HEADER + "x.png_cat,1 1\n")
     arguments = (folder / "submission.csv", folder / "truth.csv", "--data", folder, "--json")
-    assert json.loads(run(*arguments).stdout)["per_class"] == {"cat": 0.0}
+    assert json.loads(run(*arguments).stdout)["per_class"] == {"cat": 2 / 3}
     on_submit_grid = json.loads(run(*arguments, "--truth-grid", "2x2").stdout)
     assert on_submit_grid["per_class"] == {"cat": 0.4}
 

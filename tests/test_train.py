@@ -10,13 +10,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import reference
 import torch
 from cloudrt.train.cache import open_cache
 from cloudrt.train.config import TrainConfig
 from cloudrt.train.dataset import CloudDataset
 from cloudrt.train.loop import train
 from cloudrt.train.losses import build_loss
-from reference import downsample, rle_decode_plain
 
 from cloudrt.data import open_data
 from cloudrt.errors import ArtifactError, DataError
@@ -140,7 +140,7 @@ def test_cache_holds_truth_by_blocks(scenes: Path, cached: Path) -> None:
     rows = data.read_train()
     name = cache.names[0]
     for c, label in enumerate(data.labels.classes):
-        plain = downsample(rle_decode_plain(rows[name][label], (1400, 2100)), (4, 4))
+        plain = reference.shrink(reference.rle_decode(rows[name][label], (1400, 2100)), (4, 4))
         assert np.array_equal(unpack_mask(cache.truth[0, c], (350, 525)), plain)
 
 

@@ -97,7 +97,7 @@ def _predict(segmenter: Segmenter, files: list[ImageFile], output: Path, report:
     from cloudrt.report import Report
     from cloudrt.submission import open_submission
 
-    page = Report(segmenter.labels) if report else None
+    page = Report(segmenter.labels, max_pixels=segmenter.max_pixels) if report else None
     with open_submission(output) as submission, progress_bar("Segmenting", len(files)) as advance:
         for file, result in zip(files, segmenter.predict(files), strict=True):
             submission.add(result.image, result.rle, result.error)

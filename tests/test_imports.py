@@ -1,0 +1,107 @@
+"""What is imported: the runtime never torch, a command's help nothing that is slow to load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cloudrt
+from cloudrt.cli import COMMANDS
+
+PACKAGE = Path(cloudrt.__file__).parent
+TORCH = ("torch", "torchvision", "segmentation_models_pytorch", "albumentations", "timm")
+SLOW = (*TORCH, "numba", "cv2", "pandas", "onnx", "onnxruntime", "openvino", "matplotlib", "scipy", "simplejpeg")
+
+# Blocks imports by name, whether or not the modules are installed; sys.argv[1] holds the names.
+BLOCK = """
+import sys
+class Blocked:
+    names = set(sys.argv.pop(1).split(","))
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            raise ModuleNotFoundError(f"{name} is blocked by the test", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+RUNTIME = sorted(
+    ".".join(["cloudrt", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path != PACKAGE / "network.py"
+)
+
+
+def python(script: str, *arguments: str) -> str:
+    """Run a script in a fresh interpreter, and return what it prints."""
+    command = [sys.executable, "-W", "error", "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_runtime_imports_with_torch_blocked() -> None:
+    """Every module of the runtime, commands included, in one interpreter; `cloudrt.network` alone may import torch."""
+    assert {"cloudrt", "cloudrt.images", "cloudrt.cli.train", "cloudrt.kernels.runs"} <= set(RUNTIME)
+    script = BLOCK + (
+        "from importlib import import_module\n"
+        "for name in sys.argv[1].split(','): import_module(name)\n"
+        f"print([name for name in {TORCH} if name in sys.modules])\n"
+    )
+    assert python(script, ",".join(TORCH), ",".join(RUNTIME)).strip() == "[]"
+
+
+def test_public_names_resolve_without_torch() -> None:
+    script = BLOCK + "import cloudrt\nfor name in cloudrt.__all__: getattr(cloudrt, name)\nprint(cloudrt.__version__)"
+    assert python(script, ",".join(TORCH)).strip() == cloudrt.__version__
+
+
+def test_public_names_are_listed_and_others_refused() -> None:
+    assert dir(cloudrt) == sorted(cloudrt.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = cloudrt.nothing
+
+
+def test_submodules_do_not_hide_the_functions_of_their_name() -> None:
+    script = (
+        "import cloudrt, cloudrt.postprocess, cloudrt.metric, cloudrt.pipeline; print(callable(cloudrt.postprocess))"
+    )
+    assert python(script).strip() == "True"
+
+
+def test_import_cloudrt_loads_nothing_slow() -> None:
+    script = f"import sys, cloudrt; print([name for name in {SLOW} if name in sys.modules])"
+    assert python(script).strip() == "[]"
+
+
+HELP = BLOCK + (
+    "from click.testing import CliRunner\n"
+    "from cloudrt.cli import main\n"
+    "for line in sys.argv[1].split(','):\n"
+    "    result = CliRunner().invoke(main, line.split(), prog_name='cloudrt', catch_exceptions=False)\n"
+    "    assert result.exit_code == 0 and 'Usage: cloudrt' in result.output, (line, result.output)\n"
+    f"print([name for name in {SLOW} if name in sys.modules])\n"
+)
+
+
+def test_help_of_every_command_loads_nothing_slow() -> None:
+    """With torch blocked, numba, OpenCV and the rest may be there, and still nothing asks for them."""
+    lines = ["--help", "-h", *(f"{name} {flag}" for name in written_commands() for flag in ("--help", "-h"))]
+    assert python(HELP, ",".join(TORCH), ",".join(lines)).strip() == "[]"
+
+
+def written_commands() -> list[str]:
+    return [name for name in COMMANDS if (PACKAGE / "cli" / f"{name}.py").is_file()]
+
+
+def test_every_command_is_written_and_listed() -> None:
+    assert written_commands() == list(COMMANDS)
+    others = {"__init__", "common", "types"}
+    assert {path.stem for path in (PACKAGE / "cli").glob("*.py")} - others == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["train", "export", "infer", "bench"])
+def test_the_commands_of_their_own_name(name: str) -> None:
+    script = BLOCK + f"sys.argv[1:] = ['--help']\nfrom cloudrt.cli import {name}\n{name}()"
+    assert f"Usage: cloudrt-{name}" in python(script, ",".join(SLOW))
