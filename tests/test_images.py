@@ -176,14 +176,24 @@ def test_cut_files_are_refused_wherever_they_are_cut(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", JPEGS)
-@pytest.mark.parametrize("fill", [0x00, 0xFF])
-def test_a_jpeg_with_a_hole_in_the_middle_is_refused(name: str, fill: int) -> None:
-    data = bytearray(encoded("JPEG", quality=95) if name == "4:2:0" else JPEGS[name]())
+@pytest.mark.parametrize("fill", ["ones", "noise"])
+def test_a_jpeg_with_a_hole_in_the_middle_is_refused(name: str, fill: str) -> None:
+    data = bytearray(JPEGS[name]())
     middle = (data.index(b"\xff\xda") + len(data)) // 2
-    data[middle : middle + 400] = bytes([fill]) * len(data[middle : middle + 400])
+    length = len(data[middle : middle + 400])
+    data[middle : middle + 400] = b"\xff" * length if fill == "ones" else np.random.default_rng(1).bytes(length)
     for cover in (None, (10, 10)):
         with pytest.raises(ImageError):
             decode(bytes(data), cover)
+
+
+def test_a_hole_of_zeros_is_refused_where_the_decoder_can_tell() -> None:
+    """Zeros are codes too, and JPEG has no checksums: what remains must still be of the wrong length to be noticed."""
+    done, jpeg = cv2.imencode(".jpg", picture(350, 525, sigma=1))
+    assert done
+    data = bytearray(jpeg.tobytes())
+    data[len(data) // 2 : len(data) // 2 + 4096] = bytes(4096)
+    assert "Corrupt JPEG data" in refusal(bytes(data))
 
 
 def test_any_damage_to_a_png_is_refused() -> None:
@@ -422,18 +432,35 @@ def test_what_grows_is_interpolated_between_half_pixel_centres() -> None:
     assert resize(ramp, (1, 4))[0, :, 0].tolist() == [0, 25, 75, 100]
 
 
-@pytest.mark.parametrize("cover", [(320, 640), (175, 262), (88, 132), (350, 525), (351, 526), (45, 40), (700, 1050)])
+@pytest.mark.parametrize("cover", [(88, 132), (100, 133), (176, 264), (300, 400), (352, 528), (353, 529), (704, 1056)])
 def test_a_scaled_decode_is_nearly_the_whole_one(cover: tuple[int, int]) -> None:
     """It covers the wanted size, and after the resize differs by little on average."""
-    file = io.BytesIO()
-    pillow.fromarray(picture(700, 1050, sigma=9)).save(file, "JPEG", quality=92)
-    data = file.getvalue()
-    scaled, whole = decode(data, cover), decode(data)
-    assert whole.shape == (700, 1050, 3)
-    assert all(side >= wanted for side, wanted in zip(scaled.shape[:2], cover, strict=True))
-    assert scaled.shape[0] < 2 * cover[0] or scaled.shape[1] < 2 * cover[1]
-    difference = np.abs(resize(scaled, cover).astype(int) - resize(whole, cover).astype(int))
+    scaled, whole = decode_both(picture(704, 1056, sigma=9), cover)
+    difference = np.abs(scaled.astype(int) - whole.astype(int))
     assert difference.mean() < 0.6 and difference.max() <= 12
+
+
+@pytest.mark.parametrize("cover", [(88, 132), (320, 640), (351, 526), (401, 30)])
+@pytest.mark.parametrize("size", [(700, 1050), (701, 1049), (699, 1051)])
+def test_scales_that_do_not_divide_shift_by_less_than_a_pixel(size: tuple[int, int], cover: tuple[int, int]) -> None:
+    """libjpeg rounds the scaled size up, so that its last row and column reach beyond the image."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    ramps = np.stack([rows * 255 / size[0], columns * 255 / size[1], rows * 0], axis=2).astype(np.uint8)
+    scaled, whole = decode_both(ramps, cover)
+    pixel = 255 / min(cover)
+    assert np.abs(scaled.astype(int) - whole.astype(int)).max() <= pixel + 3
+
+
+def decode_both(pixels: NDArray[np.uint8], cover: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Write a JPEG; decode it scaled and whole, and bring both to `cover`."""
+    file = io.BytesIO()
+    pillow.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0)
+    scaled, whole = decode(file.getvalue(), cover), decode(file.getvalue())
+    assert whole.shape == pixels.shape
+    assert all(side >= wanted for side, wanted in zip(scaled.shape[:2], cover, strict=True))
+    if 2 * cover[0] <= pixels.shape[0] and 2 * cover[1] <= pixels.shape[1]:
+        assert scaled.size <= whole.size / 2
+    return resize(scaled, cover), resize(whole, cover)
 
 
 def test_a_size_beyond_the_image_decodes_the_whole() -> None:
