@@ -13,10 +13,10 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 
 demo: $(READY)
 	rm -rf $(DEMO)
-	$(BIN)/cloudrt synth $(DEMO)/data -n 240 --size 700x467 --seed 1
+	$(BIN)/cloudrt synth $(DEMO)/data -n 200 --size 700x467 --seed 1
 	$(BIN)/cloudrt-train $(DEMO)/data --runs $(DEMO)/runs --name demo --cache $(DEMO)/cache \
 	  --encoder-weights none --encoder resnet18 --set decoder_pyramid_channels=64 --set decoder_segmentation_channels=64 \
-	  --input-size 192x128 --epochs 6 --batch-size 8 --accumulate 1 --schedule one-cycle --encoder-lr 2e-3 --decoder-lr 2e-3 \
+	  --input-size 192x128 --epochs 5 --batch-size 8 --accumulate 1 --schedule one-cycle --encoder-lr 2e-3 --decoder-lr 2e-3 \
 	  --validation-share 0.15
 	$(BIN)/cloudrt-export $(DEMO)/runs/demo/best.pth --calibration $(DEMO)/data/train_images --images 16
 	$(BIN)/cloudrt-infer $(DEMO)/data/test_images --model $(DEMO)/runs/demo/model.onnx \

@@ -114,6 +114,24 @@ _TIFF_FORMS = {
     b"MM\0+": (">", "Q", "Q", 20),
 }
 _TIFF_TYPES = {3: "u2", 4: "u4", 16: "u8"}
+_TIFF_TYPE_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 _WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 256, 257, 273, 279, 324, 325
 
 
@@ -125,18 +143,16 @@ def _tiff(data: bytes) -> Grid:
     _need(data, at)
     entries = struct.unpack_from(order + count_form, data, at)[0]
     at += struct.calcsize(count_form)
-    _need(data, at + entries * entry_size)
+    _need(data, at + entries * entry_size + offset_size)  # where the next directory lies comes last
     tags: dict[int, NDArray[np.uint64]] = {}
     for entry in range(at, at + entries * entry_size, entry_size):
         tag, kind, count = struct.unpack_from(f"{order}HH{offset_form}", data, entry)
-        if kind not in _TIFF_TYPES or tag not in (_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES):
-            continue
-        form = np.dtype(order + _TIFF_TYPES[kind])
-        values = entry + 4 + offset_size
-        if count * form.itemsize > offset_size:  # too long for the entry: it holds where they lie
+        values, length = entry + 4 + offset_size, count * _TIFF_TYPE_BYTES.get(kind, 0)
+        if length > offset_size:  # too long for the entry: it holds where they lie
             values = struct.unpack_from(order + offset_form, data, values)[0]
-        _need(data, values + count * form.itemsize)
-        tags[tag] = np.frombuffer(data, form, count, values).astype(np.uint64)
+        _need(data, values + length)
+        if kind in _TIFF_TYPES and tag in (_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES):
+            tags[tag] = np.frombuffer(data, order + _TIFF_TYPES[kind], count, values).astype(np.uint64)
     for places, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
         if places in tags and lengths in tags:
             for place, length in zip(tags[places].tolist(), tags[lengths].tolist(), strict=False):
