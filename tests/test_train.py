@@ -17,6 +17,7 @@ from cloudrt.train.config import TrainConfig
 from cloudrt.train.dataset import CloudDataset
 from cloudrt.train.loop import train
 from cloudrt.train.losses import build_loss
+from cloudrt.train.optimise import build_optimizer, build_schedule
 
 from cloudrt.data import open_data
 from cloudrt.errors import ArtifactError, DataError
@@ -303,6 +304,28 @@ def test_bad_configurations() -> None:
     for change in ({"epochs": 0}, {"loss": "no"}, {"encoder_lr": 0.0}, {"validation_share": 1.0}, {"workers": -1}):
         with pytest.raises(DataError):
             replace(SMALL, **change)
+
+
+def test_mixed_precision_on_a_cpu(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    result = train(replace(SMALL, epochs=1, precision="bf16", schedule="one-cycle"), scenes, tmp_path / "run", cached)
+    weights = Checkpoint.load(result.folder / "best.pth").weights
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+    with pytest.raises(DataError, match="fp16 needs a GPU"):
+        train(replace(SMALL, precision="fp16", device="cpu"), scenes, tmp_path / "no", cached)
+
+
+def test_encoder_and_decoder_rates_are_their_own() -> None:
+    network = build_network(NetworkConfig("FPN", "resnet18", SMALL.options, (64, 96)))
+    optimizer = build_optimizer(network, replace(SMALL, encoder_lr=1e-4, decoder_lr=1e-2))
+    assert type(optimizer).__name__ == "RAdam"
+    encoder, decoder = optimizer.param_groups
+    assert (encoder["lr"], decoder["lr"]) == (1e-4, 1e-2)
+    assert {id(p) for p in encoder["params"]} == {id(p) for p in network.encoder.parameters()}
+    assert len(encoder["params"]) + len(decoder["params"]) == len(list(network.parameters()))
+    plateau = build_schedule(optimizer, SMALL, 1)
+    for _ in range(7):  # one to set the best, five of patience, one more
+        plateau.step(1.0)
+    assert encoder["lr"] == pytest.approx(0.3e-4)
 
 
 @pytest.mark.cuda

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,8 @@ from .config import TrainConfig
 from .curves import plot_curves, write_history
 from .dataset import CloudDataset
 from .losses import build_loss
-from .validate import Autocast, Validation, choose_no_data, validate
+from .optimise import build_autocast, build_optimizer, build_schedule, find_device, seed_all
+from .validate import Validation, choose_no_data, validate
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +70,9 @@ def train(config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: 
         Data that is missing or malformed, a network that cannot be built, a loss that is not finite.
     """
     source = open_data(data)
-    device = _device(config.device)
+    device = find_device(config.device)
     network_config = _network_config(config, source.labels)
-    _seed(config.seed)
+    seed_all(config.seed)
     network = _build(config, network_config).to(device).to(memory_format=torch.channels_last)
     names = list(source.read_train())[: config.limit or None]
     with bar("Caching images", len(names)) as advance:
@@ -123,10 +123,10 @@ class _Run:
             generator=torch.Generator().manual_seed(config.seed),
         )
         self.loss = build_loss(config.loss).to(device)
-        self.optimizer = _optimizer(network, config)
+        self.optimizer = build_optimizer(network, config)
         self.steps = -(-len(self.loader) // config.accumulate)
-        self.schedule = _schedule(self.optimizer, config, self.steps)
-        self.autocast, scaled = _autocast(config.precision, device)
+        self.schedule = build_schedule(self.optimizer, config, self.steps)
+        self.autocast, scaled = build_autocast(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.history: list[dict[str, float]] = []
 
@@ -264,55 +264,3 @@ def _split(cache: DatasetCache, config: TrainConfig) -> tuple[NDArray[np.int_], 
             f"{len(order)} images and a validation share of {config.validation_share} leave none to train on"
         )
     return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - libraries below draw from the global generator
-    torch.manual_seed(seed)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DataError("--device cuda: torch sees no CUDA device here; use --device cpu, or install torch with CUDA")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise DataError(f"no device named {name!r}: auto, cpu, cuda or cuda:1") from error
-
-
-def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    encoder = [p for name, p in network.named_parameters() if name.startswith("encoder.")]
-    rest = [p for name, p in network.named_parameters() if not name.startswith("encoder.")]
-    groups = [{"params": encoder, "lr": config.encoder_lr}, {"params": rest, "lr": config.decoder_lr}]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    return torch.optim.RAdam(groups, weight_decay=config.weight_decay)
-
-
-def _schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler | None:
-    if config.schedule == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=5)
-    if config.schedule == "one-cycle":
-        highest = [config.encoder_lr, config.decoder_lr]
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=max(2, config.epochs * steps))
-    return None
-
-
-def _autocast(precision: str, device: torch.device) -> tuple[Autocast, bool]:
-    """Return the autocast context of a precision and whether its gradients must be scaled."""
-    if precision == "auto":
-        if device.type != "cuda":
-            precision = "fp32"
-        else:
-            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if precision == "fp32":
-        return nullcontext, False
-    if precision == "fp16" and device.type != "cuda":
-        raise DataError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-    return partial(torch.autocast, device.type, dtype), precision == "fp16"
