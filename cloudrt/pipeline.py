@@ -159,7 +159,11 @@ class Segmenter:
             decoded = overlap(decoders, self._decode, enumerate(inputs), ahead)
             inferred = overlap(engine, self._infer, _batches(decoded, self.batch_size), 3)
             each = (image for batch in inferred for image in batch)
-            yield from overlap(finishers, self._finish, each, ahead)
+            try:
+                yield from overlap(finishers, self._finish, each, ahead)
+            finally:  # closed early, or failed: wait for what runs, not for what has not begun
+                for pool in (decoders, engine, finishers):
+                    pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
         """Release the engine."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,22 +210,25 @@ def test_an_early_close_ends_the_threads(model: Path) -> None:
 
 
 def test_a_close_does_not_wait_for_what_has_not_begun(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first result takes three batches; the fourth is held in the engine while the caller closes."""
     runs = 0
+    gate = threading.Event()
     real = OrtEngine.run
 
-    def slow(self: OrtEngine, batch: NDArray[np.uint8]) -> object:
+    def held(self: OrtEngine, batch: NDArray[np.uint8]) -> object:
         nonlocal runs
         runs += 1
-        time.sleep(0.02)
+        if runs > 3:
+            gate.wait(10)
         return real(self, batch)
 
-    monkeypatch.setattr(OrtEngine, "run", slow)
+    monkeypatch.setattr(OrtEngine, "run", held)
     with Segmenter(model, "cpu", batch_size=1, threads=1) as segmenter:
         results = segmenter.predict(picture(1) for _ in range(1_000))
         next(results)
-        begun = runs
+        threading.Timer(0.3, gate.set).start()
         results.close()  # type: ignore[attr-defined]
-    assert runs <= begun + 1
+    assert runs <= 4
 
 
 def test_an_error_of_the_inputs_or_the_engine_reaches_the_caller(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
