@@ -74,7 +74,7 @@ def score(
     missing = [key for key in truth if key not in predicted]
     if missing:
         raise DataError(
-            f"{submission_csv} lacks {len(missing)} of {len(truth)} rows of {truth_csv}, first {missing[0]!r}: "
+            f"{submission_csv} lacks {len(missing)} of {len(truth)} rows of {truth_csv}, first {'_'.join(missing[0])}: "
             "predict every image of the truth"
         )
     if not truth:
