@@ -7,14 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cloudrt.errors import DataError
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; rename it onto `path` at the end, drop it on any error.
 
     The file and the folder's entry are flushed to disk, so that after a power cut there is the old file or the new one.
+    A symbolic link stays: the file that it names is replaced.
+
+    Raises
+    ------
+    DataError
+        `path` exists and is no regular file: a device, a pipe or a folder is never replaced by a file.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is not a regular file: give the name of a file to write")
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -167,7 +167,7 @@ def test_other_answers_are_an_error_and_no_file(
         (["MODEL", "--data", "bad"], "none of 1 images can be read"),
         (["MODEL", "--checkpoint", "nowhere.pth"], "nowhere.pth is missing"),
         (["MODEL", "--provider", "gpu"], "'gpu' is not one of"),
-        (["MODEL", "--output", "empty"], "is a folder"),
+        (["MODEL", "--output", "empty"], "is not a regular file"),
     ],
 )
 def test_what_cannot_run_is_status_2_and_one_line(

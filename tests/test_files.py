@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cloudrt.errors import DataError
 from cloudrt.files import replacing
 
 
@@ -56,7 +57,7 @@ def test_nothing_written_is_an_error(tmp_path: Path) -> None:
 def test_a_folder_in_the_way_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept").touch()
-    with pytest.raises(OSError), replacing(tmp_path / "out") as partial:
+    with pytest.raises(DataError), replacing(tmp_path / "out") as partial:
         partial.write_text("new")
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["kept"]
 
@@ -78,3 +79,26 @@ def test_content_is_flushed_before_the_rename_and_the_folder_after(
     with replacing(path) as partial:
         partial.write_text("new")
     assert seen == [("file", False), ("folder", True)]
+
+
+def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
+    pipe, folder, link = tmp_path / "pipe", tmp_path / "folder", tmp_path / "link"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    link.symlink_to("/dev/null")
+    for path in (pipe, folder, link, Path("/dev/null")):
+        with pytest.raises(DataError, match="is not a regular file"), replacing(path) as partial:
+            partial.write_text("never")
+    assert names(tmp_path) == ["folder", "link", "pipe"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert link.is_symlink()
+
+
+def test_a_link_stays_and_the_file_that_it_names_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_text("old")
+    link = tmp_path / "link.txt"
+    link.symlink_to("old.txt")
+    with replacing(link) as partial:
+        partial.write_text("new")
+    assert link.is_symlink()
+    assert (tmp_path / "old.txt").read_text() == "new"

@@ -40,8 +40,8 @@ def bench(
     for path in (data, checkpoint):
         if path is not None and not path.exists():
             raise Failure(f"{path} is missing")
-    if output.is_dir():
-        raise Failure(f"{output} is a folder: give the file to write")
+    if output.exists() and not output.is_file():
+        raise Failure(f"{output} is not a regular file: give the name of a file to write")
     from cloudrt.bench.run import Options
     from cloudrt.bench.run import bench as run
 

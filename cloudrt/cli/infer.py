@@ -51,6 +51,8 @@ def infer(
     One row for each image and class, on the artifact's submission grid. Images that cannot be decoded get empty rows,
     are listed in failures.csv beside the output, and make the exit status 1.
     """
+    if output.exists() and not output.is_file():
+        raise Failure(f"{output} is not a regular file: give the name of a file to write")
     if output.exists() and not overwrite:
         raise Failure(f"{output} exists: give another --output, or --overwrite")
     if report and output.name == "report.html":
