@@ -209,7 +209,7 @@ def test_an_artifact_without_metadata_is_status_2(images: Path, tmp_path: Path) 
         (["images", "--batch-size", "0"], "not in the range"),
         (["images", "--sample", "nowhere.csv"], "nowhere.csv is missing"),
         (["images", "--output", "failures.csv"], "failures.csv"),
-        (["images", "--output", "images", "--overwrite"], "folder"),
+        (["images", "--output", "images", "--overwrite"], "regular file"),
         (["images", "--output", "report.html", "--report"], "report.html"),
         (["images", "--max-megapixels", "inf"], "not in the range"),
         (["empty"], "holds no images"),
