@@ -1,14 +1,23 @@
 """From a probability map to the RLE text of one class: threshold, 8-connected components, area filter, runs.
 
+    pixels --compare, 64 at a time--> bits --changes--> runs --union-find--> components --area--> kept runs --> text
+
 The network's output arrives as uint8 levels 0..255 in the transposed layout (W, H), so that memory order is RLE order
 and a run is a stretch of memory. `Rule` holds the few integers that decide a class; training and `cloudrt tune` find
 them, checkpoint and artifact carry them, `apply_rules` applies them.
+
+How far from the floor: a map cannot be judged faster than it is read from memory once. Comparing its pixels takes
+little more than that; all that follows works on bits and runs. The bench reports the parts, beside the floor.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -55,88 +64,101 @@ class Rule:
             raise DataError(f"not a Rule: {values}") from error
 
 
-def postprocess(probability: NDArray[Any], threshold: float, min_area: int) -> str:
+def postprocess(probability: NDArray[Any], threshold: float, min_area: float) -> str:
     """Return the RLE text of the components of `probability > threshold` that are larger than `min_area` pixels.
 
     Parameters
     ----------
     probability
-        (H, W): float32 in 0..1, or uint8 with a threshold of 0..255. A Fortran-ordered array, such as the transpose of
-        the artifact's (W, H) output, is read as it lies.
+        (H, W): float32 in 0..1, or uint8 with a threshold of 0..255. Read as it lies where it is C- or F-ordered: a
+        Fortran-ordered array, such as the transpose of the artifact's (W, H) output, is the fastest form.
     threshold
-        A pixel is on when its probability is greater.
+        A pixel is on when its probability is greater; NaN never is. Compared in float32 where the map is float32.
     min_area
         A component, 8-connected, stays when its area in pixels is greater.
 
     Raises
     ------
     DataError
-        Another shape or dtype.
+        Another shape or dtype; a threshold or an area that is NaN.
     """
     if probability.ndim != 2:
         raise DataError(f"a probability map is (H, W), found an array of shape {probability.shape}")
-    if probability.dtype == np.uint8 and 0 <= threshold <= 255 and int(threshold) == threshold:
-        return encode_columns(np.ascontiguousarray(probability.T), int(threshold), min_area)
     if probability.dtype not in (np.uint8, np.float32):
         raise DataError(f"a probability map is float32 in 0..1 or uint8 in 0..255, found {probability.dtype}")
-    return encode_columns(np.ascontiguousarray(threshold < probability.T).view(np.uint8), 0, min_area)
+    if math.isnan(threshold) or math.isnan(min_area):
+        raise DataError(f"threshold and min area are numbers, found {threshold} and {min_area}")
+    least = _least(threshold, probability.dtype)
+    return "" if least is None else _encode(probability, least, _whole(min_area))
 
 
-def encode_columns(levels: NDArray[np.uint8], threshold: int, min_area: int) -> str:
-    """Return the RLE text of a map in RLE order: `levels` is (W, H) uint8, C-contiguous."""
-    width, height = levels.shape
-    if not levels.size:
+def encode_mask(mask: NDArray[np.uint8]) -> str:
+    """Return the RLE text of an (H, W) uint8 mask; a pixel is on where it is not zero."""
+    return _encode(mask, np.uint8(1), 0)
+
+
+def _least(threshold: float, dtype: np.dtype[Any]) -> np.uint8 | np.float32 | None:
+    """Return the smallest value of `dtype` that is greater than `threshold`; None where there is none."""
+    if dtype == np.uint8:
+        return np.uint8(math.floor(max(threshold, -1)) + 1) if threshold < 255 else None
+    with np.errstate(over="ignore"):  # a threshold past float32 is infinite there, as numpy's comparison has it
+        single = np.float32(threshold)
+    return None if single == np.inf else np.nextafter(single, np.float32(np.inf))
+
+
+def _whole(min_area: float) -> int:
+    """Return the whole number that decides the same areas: an area is greater than 2.5 where it is greater than 2."""
+    return math.floor(min(max(min_area, 0), MAX_PIXELS))
+
+
+def _encode(array: NDArray[Any], least: np.uint8 | np.float32, min_area: int) -> str:
+    from cloudrt.kernels import runs as kernels
+
+    if not array.size:
         return ""
-    runs = Runs(width, height)
-    if not runs.find(levels, threshold):
-        return ""
-    return runs.text(min_area)
+    by_columns = not array.flags.c_contiguous and array.flags.f_contiguous
+    lines = np.ascontiguousarray(array.T if by_columns else array)
+    if not lines.flags.writeable:  # the kernels never write it, but are compiled for one kind of array
+        lines = lines.copy()
+    buffers = _buffers(*array.shape)
+    length = kernels.map_to_text(
+        lines, by_columns, least, min_area, least, 0, buffers.columns if by_columns else buffers.rows, *buffers.work
+    )
+    return str(buffers.text[:length].data, "ascii")
 
 
-class Runs:
-    """The runs and components of one (W, H) map, in buffers that are used again for the next map of that size."""
+MAX_PIXELS = 2**31 - 1
+"""Of one map: the kernels count pixels in 32 bits."""
 
-    def __init__(self, width: int, height: int) -> None:
+
+class _Buffers:
+    """What the kernels write for maps of one size; used again for the next map of that size on the same thread."""
+
+    def __init__(self, height: int, width: int, maps: int) -> None:
+        if height * width > MAX_PIXELS:
+            raise DataError(f"a map has at most {MAX_PIXELS} pixels, found {height}x{width}")
         most = width * ((height + 1) // 2)
-        self.height = height
-        self.count = 0
-        self.starts = np.empty(most, np.int32)
-        self.stops = np.empty(most, np.int32)
+        self.shape = height, width, maps
+        self.rows = np.empty((height, -(-width // 64)), np.uint64)
+        self.columns = np.empty((width, -(-height // 64)), np.uint64)
+        self.edges = np.empty(2 * most, np.int32)
         self.first = np.empty(width + 1, np.int32)
         self.parent = np.empty(most, np.int32)
-        self.area = np.empty(most, np.int64)
-        self._digits = len(str(width * height)) + 1
+        self.area = np.empty(most, np.int32)
+        self.text = np.empty(maps * 2 * most * (len(str(height * width)) + 1) + 8, np.uint8)
+        self.work: tuple[Any, ...] = self.columns, self.edges, self.first, self.parent, self.area, self.text
 
-    def find(self, levels: NDArray[np.uint8], threshold: int) -> int:
-        """Find the runs above `threshold` and join them into components; return how many runs there are."""
-        from cloudrt.kernels import runs as kernels
 
-        self.count = kernels.find_runs(levels, threshold, self.starts, self.stops, self.first)
-        if self.count:
-            kernels.join_runs(self.starts, self.stops, self.first, self.parent, self.area)
-        return self.count
+_local = threading.local()
 
-    def text(self, min_area: int) -> str:
-        """Return the RLE text of the components larger than `min_area` pixels."""
-        from cloudrt.kernels import runs as kernels
 
-        text = np.empty(2 * self._digits * self.count, np.uint8)
-        length = kernels.write_runs(
-            self.starts, self.stops, self.first, self.parent, self.area, min_area, self.height, text
-        )
-        return text[:length].tobytes().decode("ascii")
-
-    def component_overlaps(self, truth_sums: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the area and the true pixels of each component.
-
-        `truth_sums` is (W, H + 1): at [x, y] the number of true pixels of column x above row y.
-        """
-        from cloudrt.kernels import runs as kernels
-
-        overlap = np.empty(self.count, np.int64)
-        kernels.component_overlaps(self.starts, self.stops, self.first, self.parent, truth_sums, overlap)
-        roots = np.flatnonzero(self.parent[: self.count] == np.arange(self.count))
-        return self.area[roots], overlap[roots]
+def _buffers(height: int, width: int, maps: int = 1) -> _Buffers:
+    """Return this thread's buffers for maps of that size; the last size is kept."""
+    kept = getattr(_local, "buffers", None)
+    if kept is None or kept.shape[:2] != (height, width) or kept.shape[2] < maps:
+        kept = _local.buffers = _Buffers(height, width, maps)
+    assert isinstance(kept, _Buffers)
+    return kept
 
 
 def apply_rules(
@@ -147,7 +169,7 @@ def apply_rules(
     Parameters
     ----------
     levels
-        (C, W, H) uint8, C-contiguous: one image of the artifact's `probability` output.
+        (C, W, H) uint8: one image of the artifact's `probability` output; read as it lies where it is C-contiguous.
     rules
         One a class.
     presence
@@ -156,17 +178,85 @@ def apply_rules(
     Raises
     ------
     DataError
-        Maps, rules and presence that do not number the same.
+        Maps, rules and presence that do not number the same; levels or presence that are not uint8.
     """
-    from cloudrt.kernels import runs as kernels
+    _check(levels, 3, rules, presence, (len(rules),))
+    return _image_texts(levels, _rule_table(rules), presence)
 
-    if levels.ndim != 3 or len(levels) != len(rules) or (presence is not None and presence.shape != (len(rules),)):
+
+def postprocess_batch(
+    levels: NDArray[np.uint8], rules: Sequence[Rule], presence: NDArray[np.uint8] | None = None, threads: int = 1
+) -> list[list[str]]:
+    """Return the RLE texts of a batch: for each image, one a class.
+
+    Parameters
+    ----------
+    levels
+        (N, C, W, H) uint8: the artifact's `probability` output; read as it lies where it is C-contiguous.
+    rules
+        One a class.
+    presence
+        (N, C) uint8: the artifact's `presence` output, where it has one.
+    threads
+        How many work at once, the GIL released.
+
+    Raises
+    ------
+    DataError
+        Maps, rules and presence that do not number the same; levels or presence that are not uint8; no thread.
+    """
+    _check(levels, 4, rules, presence, (len(levels), len(rules)))
+    if threads < 1:
+        raise DataError(f"threads are at least 1, found {threads}")
+    table = _rule_table(rules)
+
+    def share(images: range) -> list[list[str]]:
+        return [_image_texts(levels[i], table, None if presence is None else presence[i]) for i in images]
+
+    if threads == 1 or len(levels) < 2:
+        return share(range(len(levels)))
+    size = -(-len(levels) // threads)
+    shares = [range(begin, min(begin + size, len(levels))) for begin in range(0, len(levels), size)]
+    with ThreadPoolExecutor(threads) as pool:
+        return [texts for one in pool.map(share, shares) for texts in one]
+
+
+def _check(
+    levels: NDArray[Any],
+    dimensions: int,
+    rules: Sequence[Rule],
+    presence: NDArray[Any] | None,
+    presence_shape: tuple[int, ...],
+) -> None:
+    if (
+        levels.ndim != dimensions
+        or levels.shape[dimensions - 3] != len(rules)
+        or (presence is not None and presence.shape != presence_shape)
+    ):
         found = f"{levels.shape} maps, {len(rules)} rules, presence {None if presence is None else presence.shape}"
         raise DataError(f"an image has one (W, H) map, one rule and one presence a class, found {found}")
-    texts = []
-    for index, rule in enumerate(rules):
-        empty = presence is not None and presence[index] < rule.presence
-        if not empty and rule.gate_pixels:
-            empty = kernels.count_above(levels[index], rule.gate_threshold) < rule.gate_pixels
-        texts.append("" if empty else encode_columns(levels[index], rule.threshold, rule.min_area))
-    return texts
+    for array in (levels, presence):
+        if array is not None and array.dtype != np.uint8:
+            raise DataError(f"levels and presence are uint8, found {array.dtype}")
+
+
+def _rule_table(rules: Sequence[Rule]) -> NDArray[np.int64]:
+    columns = [(rule.threshold, rule.min_area, rule.gate_threshold, rule.gate_pixels, rule.presence) for rule in rules]
+    return np.array(columns, np.int64).reshape(len(rules), 5)
+
+
+def _image_texts(levels: NDArray[np.uint8], table: NDArray[np.int64], presence: NDArray[np.uint8] | None) -> list[str]:
+    from cloudrt.kernels import runs as kernels
+
+    classes, width, height = levels.shape
+    if not levels.size:
+        return [""] * classes
+    maps = np.ascontiguousarray(levels)
+    if not maps.flags.writeable:
+        maps = maps.copy()
+    certain = np.full(classes, 255, np.uint8) if presence is None else np.array(presence)
+    buffers = _buffers(height, width, classes)
+    ends = np.empty(classes, np.int64)
+    kernels.image_to_texts(maps, table, certain, ends, *buffers.work)
+    whole = str(buffers.text[: ends[-1]].data, "ascii")
+    return [whole[begin:end] for begin, end in pairwise([0, *ends.tolist()])]

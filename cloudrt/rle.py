@@ -49,9 +49,9 @@ def rle_encode(mask: NDArray[Any]) -> str:
         raise RleError(f"a mask is (H, W), found an array of shape {mask.shape}")
     if mask.dtype.kind not in "bui":
         raise RleError(f"a mask is bool or integer, found {mask.dtype}")
-    from cloudrt.postprocess import encode_columns
+    from cloudrt.postprocess import encode_mask
 
-    return encode_columns(np.ascontiguousarray(mask.T != 0).view(np.uint8), 0, 0)
+    return encode_mask(mask.view(np.uint8) if mask.dtype.itemsize == 1 else (mask != 0).view(np.uint8))
 
 
 def rle_decode(text: str, shape: Grid = SUBMIT_GRID) -> NDArray[np.uint8]:

@@ -1,25 +1,101 @@
-"""Search the Rule of each class over a validation set: the threshold and min area of the highest mean Dice.
+"""Exact search of rules over a validation set: the Dice of every threshold and min area, of each image and class.
 
-For each map and threshold the components are found once, with their areas and their overlap with the truth; the Dice
-of every min area then follows from those few numbers, without touching a pixel again.
+    levels, truth --one sweep a map (kernels/sweep.py)--> pixels and true pixels kept, (T, A) --> DiceTables --> rules
+
+Trying 256 thresholds and 17 min areas one by one would threshold, label and filter each map 4,352 times. A sweep gives
+all of them at once, in whole numbers equal to what trying would find; Dice follows in float64. `choose.py` picks from
+the tables a rule that should hold on unseen images; `search_rules` picks the best on these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.cpus import usable_cpus
 from cloudrt.errors import DataError
-from cloudrt.postprocess import Rule, Runs
+from cloudrt.labels import SUBMIT_GRID, Grid
+from cloudrt.overlap import overlap
+from cloudrt.postprocess import MAX_PIXELS, Rule
 
-THRESHOLDS = tuple(range(63, 240, 8))
-MIN_AREAS = (0, 1000, 2500, 5000, 7500, *range(9000, 25001, 1000))
-"""In pixels of the 350x525 grid; from 9,000 on, those of the notebook."""
+THRESHOLDS = tuple(range(256))
+MIN_AREAS = (0, 500, 1000, 2500, 5000, 7500, *range(9000, 25001, 1000), 27500, 30000, 35000, 40000, 50000)
+"""In pixels of the 350x525 grid; from 9,000 to 25,000, those of the notebook."""
+
+
+def min_areas_for(grid: Grid) -> tuple[int, ...]:
+    """Return `MIN_AREAS` for a submission grid of another size: the same shares of its pixels."""
+    share = grid[0] * grid[1] / (SUBMIT_GRID[0] * SUBMIT_GRID[1])
+    return tuple(dict.fromkeys(round(area * share) for area in MIN_AREAS))
+
+
+@dataclass(frozen=True)
+class LabelledMaps:
+    """One image: what the network says and what is true.
+
+    Parameters
+    ----------
+    levels
+        (C, W, H) uint8: one image of the artifact's `probability` output.
+    truth
+        (C, ceil(W * H / 8)) uint8: masks packed by `pack_mask`.
+    presence
+        (C,) uint8: the artifact's `presence` output, where it has one.
+    """
+
+    levels: NDArray[np.uint8]
+    truth: NDArray[np.uint8]
+    presence: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class DiceTables:
+    """What every rule scores on every image: all that choosing a rule needs to know of a validation set.
+
+    Parameters
+    ----------
+    thresholds, min_areas
+        Ascending, (T,) and (A,).
+    dice
+        (C, N, T, A) float64: Dice of class c on image n with threshold t and min area a.
+    true_pixels
+        (C, N) int64.
+    above
+        (C, N, 256) int64: pixels whose level is greater than each of 0..255; what gates look at.
+    presence
+        (C, N) uint8, or None where the network has no such output.
+    """
+
+    thresholds: NDArray[np.int64]
+    min_areas: NDArray[np.int64]
+    dice: NDArray[np.float64]
+    true_pixels: NDArray[np.int64]
+    above: NDArray[np.int64]
+    presence: NDArray[np.uint8] | None
+
+    def of_rule(self, label: int, rule: Rule) -> NDArray[np.float64]:
+        """Return the Dice of each image, (N,), under a rule of the class numbered `label`, gate and presence included.
+
+        Raises
+        ------
+        DataError
+            Its threshold or its min area is not one of those searched.
+        """
+        t, a = (
+            int(np.searchsorted(*pair)) for pair in ((self.thresholds, rule.threshold), (self.min_areas, rule.min_area))
+        )
+        if rule.threshold not in self.thresholds or rule.min_area not in self.min_areas:
+            raise DataError(f"threshold {rule.threshold} with min area {rule.min_area} was not searched")
+        shown = self.above[label, :, rule.gate_threshold] >= rule.gate_pixels
+        if self.presence is not None:
+            shown &= self.presence[label] >= rule.presence
+        return np.where(shown, self.dice[label, :, t, a], self.true_pixels[label] == 0)
 
 
 @dataclass(frozen=True)
@@ -35,28 +111,60 @@ def pack_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.packbits(mask.T, axis=None)
 
 
-def unpack_mask(bits: NDArray[np.uint8], grid: tuple[int, int]) -> NDArray[np.uint8]:
+def unpack_mask(bits: NDArray[np.uint8], grid: Grid) -> NDArray[np.uint8]:
     """The inverse of `pack_mask`: an (H, W) uint8 mask of 0 and 1, Fortran-ordered."""
     height, width = grid
     return np.unpackbits(bits, count=width * height).reshape(width, height).T
 
 
-def search_rules(
-    probability: NDArray[np.uint8],
-    truth: NDArray[np.uint8],
+class Sweeper:
+    """Sweeps maps of one size, in buffers that are used again: one a thread."""
+
+    def __init__(self, width: int, height: int, thresholds: NDArray[np.int64], min_areas: NDArray[np.int64]) -> None:
+        framed = (width + 2) * (height + 2)
+        if framed > MAX_PIXELS:
+            raise DataError(f"a map has at most {MAX_PIXELS} pixels, found {height}x{width}")
+        self.shape = width, height
+        self._ranks = np.searchsorted(thresholds, np.arange(256)).astype(np.int16)
+        self._min_areas = min_areas
+        dtypes = np.int16, np.uint8, np.uint8, np.int32
+        self._work: tuple[Any, ...] = tuple(np.empty(framed, dtype) for dtype in dtypes)
+        self.area = np.empty((len(thresholds), len(min_areas)), np.int64)
+        self.overlap = np.empty_like(self.area)
+
+    def sweep(self, levels: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
+        """Fill `area` and `overlap`, (T, A): pixels, and true ones, that each threshold and min area keeps.
+
+        `levels` and `truth`, 0 or 1, are (W, H) uint8, C-contiguous.
+        """
+        from cloudrt.kernels.sweep import sweep
+
+        sweep(levels, truth, self._ranks, self._min_areas, self.area, self.overlap, *self._work)
+
+    def dice(self, true_pixels: int) -> NDArray[np.float64]:
+        """Return the Dice of the last sweep, (T, A); 1 where nothing is kept and nothing true."""
+        both = self.area + true_pixels
+        return np.where(both == 0, 1.0, 2 * self.overlap / np.maximum(both, 1))
+
+
+def measure(
+    maps: Iterable[LabelledMaps],
+    count: int,
     thresholds: Sequence[int] = THRESHOLDS,
     min_areas: Sequence[int] = MIN_AREAS,
     jobs: int | None = None,
     advance: Callable[[int], object] | None = None,
-) -> list[Found]:
-    """Return the best rule of each class; of equal ones, that of the lowest threshold, then the lowest min area.
+) -> DiceTables:
+    """Return the Dice of every threshold and min area on every map.
+
+    Memory holds a few images at a time and the tables: 8 bytes for each image, class, threshold and min area.
 
     Parameters
     ----------
-    probability
-        (N, C, W, H) uint8: the artifact's output for N images.
-    truth
-        (N, C, ceil(W * H / 8)) uint8: masks packed by `pack_mask`.
+    maps
+        The images, all of one shape; read lazily.
+    count
+        At most so many come.
     thresholds
         Levels 0..255 to try.
     min_areas
@@ -69,61 +177,95 @@ def search_rules(
     Raises
     ------
     DataError
-        Another shape or dtype, no images, nothing to try.
+        Another shape or dtype, no images, nothing to try, a threshold that is no level, a negative area.
     """
-    if probability.ndim != 4 or probability.dtype != np.uint8:
-        raise DataError(f"probability is (N, C, W, H) uint8, found {probability.shape} {probability.dtype}")
-    if not len(thresholds) or not len(min_areas):
+    levels, areas = (np.unique(np.asarray(values, np.int64)) for values in (thresholds, min_areas))
+    if not len(levels) or not len(areas):
         raise DataError("nothing to search: give at least one threshold and one min area")
-    images, classes, width, height = probability.shape
-    if truth.shape != (images, classes, (width * height + 7) // 8) or not images:
-        raise DataError(f"probability {probability.shape} and packed truth {truth.shape} do not belong together")
-    levels = np.sort(np.asarray(thresholds))
-    areas = np.sort(np.asarray(min_areas))
+    if levels[0] < 0 or levels[-1] > 255 or areas[0] < 0:
+        raise DataError(f"thresholds are within 0..255 and areas at least 0, found {levels} and {areas}")
+    local = threading.local()
 
-    def table(index: int) -> NDArray[np.float64]:
-        runs = Runs(width, height)
-        return np.stack(
-            [
-                _dice_table(runs, probability[index, c], unpack_mask(truth[index, c], (height, width)), levels, areas)
-                for c in range(classes)
-            ]
-        )
+    def work(image: LabelledMaps) -> tuple[NDArray[Any], ...]:
+        classes, width, height = _check_maps(image)
+        sweeper = getattr(local, "sweeper", None)
+        if sweeper is None or sweeper.shape != (width, height):
+            sweeper = local.sweeper = Sweeper(width, height, levels, areas)
+        dice, true_pixels, above = [], [], []
+        for c in range(classes):
+            truth = unpack_mask(image.truth[c], (height, width)).T
+            one = np.array(image.levels[c], order="C")
+            sweeper.sweep(one, truth)
+            true_pixels.append(int(truth.sum()))
+            dice.append(sweeper.dice(true_pixels[-1]))
+            counts = np.bincount(one.ravel(), minlength=256)
+            above.append(one.size - np.cumsum(counts))
+        return np.stack(dice), np.array(true_pixels), np.stack(above)
 
-    total = np.zeros((classes, len(levels), len(areas)))
+    done = 0
+    tables: tuple[NDArray[Any], ...] = ()
+    presences: list[NDArray[np.uint8] | None] = []
+
+    def seen() -> Iterable[LabelledMaps]:
+        for image in maps:
+            presences.append(image.presence)
+            yield image
+
     with ThreadPoolExecutor(jobs or usable_cpus()) as pool:
-        for dice in pool.map(table, range(images)):  # summed in order: the same answer on any number of threads
-            total += dice
+        for parts in overlap(pool, work, seen(), 2 * (jobs or usable_cpus())):
+            if not tables:
+                tables = tuple(np.empty((len(part), count, *part.shape[1:]), part.dtype) for part in parts)
+            for table, part in zip(tables, parts, strict=True):
+                if done == count or len(part) != len(table):
+                    raise DataError(f"{count} images of one shape were announced, and image {done + 1} is another")
+                table[:, done] = part
+            done += 1
             if advance:
                 advance(1)
-    best = []
-    for dice in total / images:
-        t, a = np.unravel_index(int(dice.argmax()), dice.shape)
-        best.append(Found(Rule(int(levels[t]), int(areas[a])), float(dice[t, a])))
-    return best
+    if not done:
+        raise DataError("nothing to search: no image")
+    dice, true_pixels, above = (table[:, :done] for table in tables)
+    found = [one for one in presences if one is not None]
+    if found and len(found) != done:
+        raise DataError(f"{len(found)} of {done} images have presence levels: all or none should")
+    return DiceTables(levels, areas, dice, true_pixels, above, np.stack(found, axis=1) if found else None)
 
 
-def _dice_table(
-    runs: Runs,
+def _check_maps(image: LabelledMaps) -> tuple[int, int, int]:
+    levels, truth, presence = image.levels, image.truth, image.presence
+    if levels.ndim != 3 or levels.dtype != np.uint8:
+        raise DataError(f"levels are (C, W, H) uint8, found {levels.shape} {levels.dtype}")
+    classes, width, height = levels.shape
+    if truth.shape != (classes, (width * height + 7) // 8) or truth.dtype != np.uint8:
+        raise DataError(f"levels {levels.shape} and packed truth {truth.shape} do not belong together")
+    if presence is not None and (presence.shape != (classes,) or presence.dtype != np.uint8):
+        raise DataError(f"presence is ({classes},) uint8, found {presence.shape} {presence.dtype}")
+    return classes, width, height
+
+
+def search_rules(
     probability: NDArray[np.uint8],
     truth: NDArray[np.uint8],
-    thresholds: NDArray[np.int_],
-    min_areas: NDArray[np.int_],
-) -> NDArray[np.float64]:
-    """Return the Dice of every threshold and min area for one map: (thresholds, min areas)."""
-    columns = truth.T
-    sums = np.zeros((columns.shape[0], columns.shape[1] + 1), np.int32)
-    np.cumsum(columns, axis=1, out=sums[:, 1:])
-    true_pixels = int(sums[:, -1].sum())
-    levels = np.ascontiguousarray(probability)
-    table = np.empty((len(thresholds), len(min_areas)))
-    for row, threshold in enumerate(thresholds):
-        if not runs.find(levels, int(threshold)):
-            table[row:] = float(true_pixels == 0)  # higher thresholds leave nothing either
-            break
-        area, overlap = runs.component_overlaps(sums)
-        keep = area[None, :] > min_areas[:, None]
-        predicted = keep @ area
-        both = predicted + true_pixels
-        table[row] = np.where(both == 0, 1.0, 2 * (keep @ overlap) / np.maximum(both, 1))
-    return table
+    thresholds: Sequence[int] = THRESHOLDS,
+    min_areas: Sequence[int] = MIN_AREAS,
+    jobs: int | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> list[Found]:
+    """Return the best rule of each class on these images; of equal ones, the lowest threshold, then min area.
+
+    `probability` is (N, C, W, H) uint8 and `truth` (N, C, ceil(W * H / 8)); see `measure` for the rest.
+    """
+    if probability.ndim != 4 or len(truth) != len(probability):
+        raise DataError(f"probability {probability.shape} and packed truth {truth.shape} do not belong together")
+    maps = (LabelledMaps(one, bits) for one, bits in zip(probability, truth, strict=True))
+    return best_rules(measure(maps, len(probability), thresholds, min_areas, jobs, advance))
+
+
+def best_rules(tables: DiceTables) -> list[Found]:
+    """Return the threshold and min area of the highest mean Dice of each class; see `search_rules`."""
+    best = []
+    for dice in tables.dice:
+        mean = dice.sum(axis=0) / len(dice)  # adds image after image: the same on any number of threads
+        t, a = np.unravel_index(int(mean.argmax()), mean.shape)
+        best.append(Found(Rule(int(tables.thresholds[t]), int(tables.min_areas[a])), float(mean[t, a])))
+    return best

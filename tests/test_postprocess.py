@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
+from pycocotools import mask as coco
 from scipy import ndimage
 from shapes import MASKS, checkerboard, comb, smooth_map, spiral
 
 from cloudrt.errors import DataError
-from cloudrt.postprocess import Rule, Runs, apply_rules, postprocess
+from cloudrt.postprocess import Rule, apply_rules, postprocess, postprocess_batch
 from cloudrt.rle import rle_decode
 
 AREAS = (0, 1, 2, 3, 10, 50, 10_000)
@@ -113,35 +114,104 @@ def test_any_map(levels: NDArray[np.uint8], threshold: int, min_area: int) -> No
 @settings(max_examples=100, deadline=None)
 def test_components_are_those_of_scipy_and_cc3d(levels: NDArray[np.uint8]) -> None:
     mask = (levels > 1).astype(np.uint8)  # cc3d 4.1.1 marks pixels that are off where the mask is bool
-    runs = Runs(mask.shape[1], mask.shape[0])
-    count = runs.find(np.ascontiguousarray(levels.T), 1)
-    sums = np.zeros((mask.shape[1], mask.shape[0] + 1), np.int32)
-    truth = levels.T % 2
-    np.cumsum(truth, axis=1, out=sums[:, 1:])
-    area, overlap = runs.component_overlaps(sums) if count else (np.empty(0, int), np.empty(0, int))
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    for min_area in sorted({0, *areas.tolist()}):
+        found = rle_decode(postprocess(levels, 1, min_area), mask.shape)
+        assert np.array_equal(found, areas[labels] > min_area)
+        assert np.array_equal(found, cc3d.dust(mask, threshold=min_area + 1, connectivity=8))
 
-    for labels, found in (
-        ndimage.label(mask, structure=np.ones((3, 3))),
-        cc3d.connected_components(mask, connectivity=8, return_N=True),
+
+WORDS = (1, 2, 63, 64, 65, 127, 128, 129, 200)
+
+
+@pytest.mark.parametrize("height", WORDS)
+@pytest.mark.parametrize("width", WORDS)
+def test_sizes_around_the_words_that_bits_are_kept_in(height: int, width: int) -> None:
+    rng = np.random.default_rng(1000 * height + width)
+    noise = rng.integers(0, 256, (height, width), dtype=np.uint8)
+    for levels in (
+        noise,
+        smooth_map(rng, height, width, 2),
+        np.full_like(noise, 255),
+        checkerboard(height, width) * 255,
     ):
-        expected = [((labels == n).sum(), ((labels == n) & (truth.T == 1)).sum()) for n in range(1, found + 1)]
-        assert sorted(zip(area.tolist(), overlap.tolist(), strict=True)) == sorted(expected)
-    kept = cc3d.dust(mask, threshold=5, connectivity=8)  # drops what is smaller than 5
-    assert np.array_equal(rle_decode(postprocess(levels, 1, 4), mask.shape), kept)
+        for threshold, min_area in ((127, 0), (90, 4), (200, 1), (0, 30)):
+            expected = reference.postprocess(levels, threshold, min_area)
+            for form in (levels, np.asfortranarray(levels)):
+                assert postprocess(form, threshold, min_area) == expected
+                assert postprocess(form.astype(np.float32) / 255, (threshold + 0.5) / 255, min_area) == expected
+
+
+def test_the_text_is_what_pycocotools_encodes() -> None:
+    rng = np.random.default_rng(5)
+    for sigma in (0.5, 2, 20):
+        levels = smooth_map(rng, 350, 525, sigma)
+        numbers = [int(token) for token in postprocess(levels, 127, 0).split()]
+        counts, end = [], 1  # pycocotools counts pixels off, on, off, ...
+        for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+            counts += [start - end, length]
+            end = start + length
+        counts += [levels.size + 1 - end] if end <= levels.size else []
+        ours = coco.frPyObjects({"counts": counts, "size": list(levels.shape)}, *levels.shape)
+        assert ours["counts"] == coco.encode(np.asfortranarray(levels > 127).astype(np.uint8))["counts"]
 
 
 def test_buffers_carry_nothing_from_one_map_to_the_next() -> None:
     rng = np.random.default_rng(1)
-    runs = Runs(40, 30)
-    for name in ("dense", "empty", "smooth", "full"):
-        levels = {
-            "dense": checkerboard(40, 30),
-            "empty": np.zeros((40, 30), np.uint8),
-            "smooth": smooth_map(rng, 40, 30),
-            "full": np.full((40, 30), 255, np.uint8),
-        }[name]
-        count = runs.find(levels, 0)
-        assert (runs.text(0) if count else "") == reference.rle_encode(levels.T), name
+    kinds = {
+        "dense": checkerboard(30, 40) * 255,
+        "empty": np.zeros((30, 40), np.uint8),
+        "smooth": smooth_map(rng, 30, 40),
+        "full": np.full((30, 40), 255, np.uint8),
+        "other size": checkerboard(3, 200) * 255,
+        "other size, smooth": smooth_map(rng, 41, 30),
+    }
+    for _ in range(3):
+        for name in rng.permutation(list(kinds)):
+            for min_area in (0, 20):
+                assert postprocess(kinds[name], 100, min_area) == reference.postprocess(kinds[name], 100, min_area), (
+                    name
+                )
+
+
+@pytest.mark.parametrize(("height", "width"), [(20_000_001, 1), (1, 20_000_001), (5001, 4001)])
+def test_numbers_of_eight_digits(height: int, width: int) -> None:
+    mask = np.zeros((height, width), np.uint8)
+    flat = mask.T.reshape(-1) if height == 1 or width == 1 else None
+    if flat is None:
+        mask[5000, 3000:] = 1
+        mask[:, 4000] = 1
+    else:
+        flat[[0, 1, 9_999_998, 9_999_999, 10_000_000, 20_000_000]] = 1
+        flat[10_000_005:20_000_000] = 1
+    assert postprocess(mask, 0, 0) == reference.rle_encode(mask)
+
+
+def test_areas_that_are_no_whole_numbers() -> None:
+    mask = np.zeros((5, 5), np.uint8)
+    mask[1:3, 1:4] = 1
+    whole = reference.rle_encode(mask)
+    assert [postprocess(mask, 0, area) for area in (5.5, 6.0, 6.5, -3, np.inf, -np.inf)] == [
+        whole,
+        "",
+        "",
+        whole,
+        "",
+        whole,
+    ]
+    for pair in ((np.nan, 0), (0, np.nan)):
+        with pytest.raises(DataError, match="numbers"):
+            postprocess(mask, *pair)
+
+
+@pytest.mark.parametrize("threshold", [-np.inf, -1e300, -0.5, 0.0, 0.1, 0.5, 1.0, 1.5, 1e300, np.inf])
+def test_any_threshold_compares_as_numpy_does(threshold: float) -> None:
+    values = np.array([[-np.inf, -1, -0.0, 0, 1e-45, 0.1, 0.5, 1, 2, 3e38, np.inf, np.nan]], np.float32)
+    with np.errstate(over="ignore"):
+        on = values > np.float32(threshold)
+    assert postprocess(values, threshold, 0) == reference.rle_encode(on)
 
 
 def test_areas_are_strictly_greater() -> None:
@@ -277,3 +347,88 @@ def test_rules_round_trip() -> None:
     assert Rule.from_dict(rule.to_dict()) == rule
     with pytest.raises(DataError, match="not a Rule"):
         Rule.from_dict({"threshold": 1})
+
+
+def batch(seed: int, images: int, classes: int = 3, height: int = 37, width: int = 70) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    maps = [[smooth_map(rng, height, width, 3).T for _ in range(classes)] for _ in range(images)]
+    return np.ascontiguousarray(maps)
+
+
+RULES = [Rule(130, 30), Rule(100, 0, 200, 40, 90), Rule(160, 10, 250, 25)]
+
+
+def plain(levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> list[list[str]]:
+    """Each rule as DESIGN words it, on whole arrays."""
+    rows = []
+    for i, image in enumerate(levels):
+        texts = []
+        for c, rule in enumerate(RULES):
+            absent = presence is not None and presence[i, c] < rule.presence
+            gated = (image[c] > rule.gate_threshold).sum() < rule.gate_pixels
+            texts.append("" if absent or gated else reference.postprocess(image[c].T, rule.threshold, rule.min_area))
+        rows.append(texts)
+    return rows
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("images", [0, 1, 2, 7])
+@pytest.mark.parametrize("with_presence", [False, True])
+def test_a_batch_is_its_images(threads: int, images: int, with_presence: bool) -> None:
+    levels = batch(images, images) if images else np.zeros((0, 3, 70, 37), np.uint8)
+    presence = np.random.default_rng(images).integers(0, 256, (images, 3), dtype=np.uint8) if with_presence else None
+    expected = plain(levels, presence)
+    assert postprocess_batch(levels, RULES, presence, threads) == expected
+    for i in range(images):
+        assert apply_rules(levels[i], RULES, None if presence is None else presence[i]) == expected[i]
+
+
+def test_a_batch_is_read_however_it_lies() -> None:
+    levels = batch(3, 4)
+    expected = plain(levels, None)
+    assert any(text for row in expected for text in row)
+    doubled = np.repeat(levels, 2, axis=3)
+    read_only = levels.copy()
+    read_only.flags.writeable = False
+    for form in (doubled[..., ::2], np.asfortranarray(levels), read_only, levels[:, ::-1][:, ::-1]):
+        assert postprocess_batch(form, RULES, threads=2) == expected
+
+
+def test_a_batch_that_does_not_fit_is_refused() -> None:
+    levels = batch(3, 2)
+    for wrong in (
+        (levels[0], RULES),
+        (levels, RULES[:2]),
+        (levels, RULES, np.zeros((2, 2), np.uint8)),
+        (levels, RULES, np.zeros((2, 3), np.float32)),
+        (levels.astype(np.float32), RULES),
+        (levels, RULES, None, 0),
+    ):
+        with pytest.raises(DataError):
+            postprocess_batch(*wrong)
+
+
+def test_the_kernels_release_the_interpreter_lock_and_write_what_they_are_given() -> None:
+    from cloudrt.kernels import bits, runs, sweep, text
+
+    kernels = [
+        value for module in (bits, runs, sweep, text) for value in vars(module).values() if hasattr(value, "py_func")
+    ]
+    assert len(kernels) > 15
+    assert all(kernel.targetoptions["nogil"] for kernel in kernels)
+
+
+def test_the_artifacts_output_is_read_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No copy of the map is made on the way to the kernel."""
+    from cloudrt.kernels import runs
+
+    seen: list[Any] = []
+    for name in ("map_to_text", "image_to_texts"):
+        monkeypatch.setattr(runs, name, lambda maps, *rest: (seen.append(maps), rest[1].fill(0))[0] or 0)
+    levels = batch(9, 2)
+    single = levels.astype(np.float32)
+    for array in (levels[0, 0].T, levels[0, 0], single[1, 2], single[1, 2].T):
+        postprocess(array, 100, 5) if array.flags.c_contiguous or array.flags.f_contiguous else None
+        assert np.shares_memory(seen.pop(), array)
+    apply_rules(levels[1], RULES)
+    assert np.shares_memory(seen.pop(), levels)
