@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # Not lazy: the function shares its module's name, and must be bound after the import system has bound the module.
-from cloudrt.postprocess import Rule, postprocess
+from cloudrt.postprocess import Rule, apply_rules, postprocess, postprocess_batch
 
 if TYPE_CHECKING:
     from cloudrt.artifact import read_artifact as read_artifact
@@ -38,7 +38,7 @@ _HOMES = {
     "score": "metric",
 }
 
-__all__ = ["Rule", "__version__", "postprocess", *_HOMES]  # noqa: PLE0604 - the names are the keys above
+__all__ = ["Rule", "__version__", "apply_rules", "postprocess", "postprocess_batch", *_HOMES]  # noqa: PLE0604 - the names are the keys above
 
 
 def __getattr__(name: str) -> Any:

@@ -48,13 +48,15 @@ class Artifact:
     checkpoint_sha256
         Of the checkpoint that it was exported from.
     validation_dice
-        Mean Dice of checkpoint and rules on the held-out training images.
+        Mean Dice of checkpoint and rules on held-out images; out of fold where `cloudrt tune` found the rules.
     parity
         The figures of export's comparison with PyTorch.
     versions
         Of the libraries that made it.
     weights_license
         What the weights' origin asks for.
+    tuning
+        How `cloudrt tune` found the rules; empty where training did.
     """
 
     labels: Labels = CLOUDS
@@ -72,6 +74,7 @@ class Artifact:
     parity: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     weights_license: str = ""
+    tuning: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

@@ -11,8 +11,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloudrt.errors import DataError
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError, RleError
 from cloudrt.labels import CLOUDS, Labels
+from cloudrt.metric import to_submit_grid
+from cloudrt.rle import rle_decode
+from cloudrt.search import pack_mask
 
 HEADER = ["Image_Label", "EncodedPixels"]
 
@@ -35,6 +41,26 @@ class DataFolder:
         for (name, label), text in read_table(self.train_csv, self.labels).items():
             images.setdefault(name, {})[label] = text
         return images
+
+    def truth_bits(self, name: str, texts: dict[str, str]) -> NDArray[np.uint8]:
+        """Return the masks of one image on the submission grid: (C, ceil(W * H / 8)) uint8, as `pack_mask` packs them.
+
+        `texts` is class -> RLE text on the label grid, as `read_train` gives them; a class that is not there is empty.
+
+        Raises
+        ------
+        DataError
+            An RLE that is wrong; names its row.
+        """
+        packed = []
+        for label in self.labels.classes:
+            try:
+                mask = rle_decode(texts.get(label, ""), self.labels.label_grid)
+            except RleError as error:
+                height, width = self.labels.label_grid
+                raise DataError(f"{self.train_csv}, row {name}_{label}: {error} (grid {height}x{width})") from error
+            packed.append(pack_mask(to_submit_grid(mask, self.labels).view(np.uint8)))
+        return np.stack(packed)
 
 
 def open_data(root: str | Path) -> DataFolder:

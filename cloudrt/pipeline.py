@@ -12,9 +12,9 @@ all release the GIL.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -79,8 +79,22 @@ class _Decoded:
 
 
 @dataclass(frozen=True)
-class _Inferred:
-    key: str
+class Inferred:
+    """What the network says of one image.
+
+    Parameters
+    ----------
+    image
+        The key of its rows; see `Result`.
+    probability
+        (C, W, H) uint8 levels 0..255 on the transposed submission grid; None where the image failed.
+    presence
+        (C,) uint8, where the artifact has that output and the image did not fail.
+    error
+        Why it failed, or None.
+    """
+
+    image: str
     probability: NDArray[np.uint8] | None
     presence: NDArray[np.uint8] | None
     error: str | None
@@ -132,11 +146,6 @@ class Segmenter:
         self.max_pixels = max_pixels
         self.engine = open_engine(self.model, self.choice.provider, self.batch_size, self.threads)
         self.artifact = self.engine.artifact
-        if not self.artifact.rules:
-            self.engine.close()
-            raise ArtifactError(
-                f"{self.model} holds no rules: its network was never validated; train it with cloudrt-train"
-            )
         self.busy = StageSeconds()
         self._lock = Lock()
 
@@ -149,20 +158,34 @@ class Segmenter:
         """Yield one `Result` for each input, in order; reads the inputs lazily, and keeps only a few in memory.
 
         An input that fails yields a result with an `error` and empty rows; the others go on.
+
+        Raises
+        ------
+        ArtifactError
+            The artifact holds no rules.
         """
-        with (
-            ThreadPoolExecutor(self.threads, "decode") as decoders,
-            ThreadPoolExecutor(1, "engine") as engine,
-            ThreadPoolExecutor(self.threads, "postprocess") as finishers,
-        ):
+        if not self.artifact.rules:
+            raise ArtifactError(
+                f"{self.model} holds no rules: its network was never validated; find them with cloudrt tune"
+            )
+        ahead = 2 * self.batch_size + self.threads
+        with ThreadPoolExecutor(self.threads, "postprocess") as finishers, closing(self.infer(inputs)) as inferred:
+            try:
+                yield from overlap(finishers, self._finish, inferred, ahead)
+            finally:  # closed early, or failed: wait for what runs, not for what has not begun
+                finishers.shutdown(wait=False, cancel_futures=True)
+
+    def infer(self, inputs: Iterable[Input]) -> Generator[Inferred, None, None]:
+        """Yield what the network says of each input, before any rule: what tuning looks at. In order, lazily."""
+        with ThreadPoolExecutor(self.threads, "decode") as decoders, ThreadPoolExecutor(1, "engine") as engine:
             ahead = 2 * self.batch_size + self.threads
             decoded = overlap(decoders, self._decode, enumerate(inputs), ahead)
             inferred = overlap(engine, self._infer, _batches(decoded, self.batch_size), 3)
-            each = (image for batch in inferred for image in batch)
             try:
-                yield from overlap(finishers, self._finish, each, ahead)
-            finally:  # closed early, or failed: wait for what runs, not for what has not begun
-                for pool in (decoders, engine, finishers):
+                for batch in inferred:
+                    yield from batch
+            finally:
+                for pool in (decoders, engine):
                     pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
@@ -188,11 +211,11 @@ class Segmenter:
             except ImageError as error:
                 return _Decoded(key, None, str(error))
 
-    def _infer(self, batch: list[_Decoded]) -> list[_Inferred]:
+    def _infer(self, batch: list[_Decoded]) -> list[Inferred]:
         with self._timed("infer"):
             images = [item.image for item in batch if item.image is not None]
             if not images:
-                return [_Inferred(item.key, None, None, item.error) for item in batch]
+                return [Inferred(item.key, None, None, item.error) for item in batch]
             padded = np.zeros((self.batch_size, *images[0].shape), np.uint8)
             padded[: len(images)] = images
             probability, presence = self.engine.run(padded)
@@ -201,7 +224,7 @@ class Segmenter:
             for item in batch:
                 row = next(rows) if item.image is not None else None
                 inferred.append(
-                    _Inferred(
+                    Inferred(
                         item.key,
                         None if row is None else probability[row],
                         None if row is None or presence is None else presence[row],
@@ -210,13 +233,13 @@ class Segmenter:
                 )
             return inferred
 
-    def _finish(self, item: _Inferred) -> Result:
+    def _finish(self, item: Inferred) -> Result:
         labels = self.labels
         if item.probability is None:
-            return Result(item.key, dict.fromkeys(labels.classes, ""), item.error, labels)
+            return Result(item.image, dict.fromkeys(labels.classes, ""), item.error, labels)
         with self._timed("postprocess"):
-            texts = apply_rules(np.ascontiguousarray(item.probability), self.artifact.rules, item.presence)
-        return Result(item.key, dict(zip(labels.classes, texts, strict=True)), None, labels)
+            texts = apply_rules(item.probability, self.artifact.rules, item.presence)
+        return Result(item.image, dict(zip(labels.classes, texts, strict=True)), None, labels)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

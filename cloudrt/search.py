@@ -10,7 +10,7 @@ the tables a rule that should hold on unseen images; `search_rules` picks the be
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +60,8 @@ class DiceTables:
 
     Parameters
     ----------
+    pixels
+        Of one map: W * H.
     thresholds, min_areas
         Ascending, (T,) and (A,).
     dice
@@ -72,6 +74,7 @@ class DiceTables:
         (C, N) uint8, or None where the network has no such output.
     """
 
+    pixels: int
     thresholds: NDArray[np.int64]
     min_areas: NDArray[np.int64]
     dice: NDArray[np.float64]
@@ -87,15 +90,17 @@ class DiceTables:
         DataError
             Its threshold or its min area is not one of those searched.
         """
-        t, a = (
-            int(np.searchsorted(*pair)) for pair in ((self.thresholds, rule.threshold), (self.min_areas, rule.min_area))
-        )
         if rule.threshold not in self.thresholds or rule.min_area not in self.min_areas:
             raise DataError(f"threshold {rule.threshold} with min area {rule.min_area} was not searched")
-        shown = self.above[label, :, rule.gate_threshold] >= rule.gate_pixels
+        t, a = np.searchsorted(self.thresholds, rule.threshold), np.searchsorted(self.min_areas, rule.min_area)
+        return np.where(self.shown(label, rule), self.dice[label, :, t, a], self.true_pixels[label] == 0)
+
+    def shown(self, label: int, rule: Rule) -> NDArray[np.bool_]:
+        """Return whether the gate and the presence of a rule leave the class standing on each image, (N,)."""
+        shown: NDArray[np.bool_] = self.above[label, :, rule.gate_threshold] >= rule.gate_pixels
         if self.presence is not None:
             shown &= self.presence[label] >= rule.presence
-        return np.where(shown, self.dice[label, :, t, a], self.true_pixels[label] == 0)
+        return shown
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,6 @@ class Sweeper:
         framed = (width + 2) * (height + 2)
         if framed > MAX_PIXELS:
             raise DataError(f"a map has at most {MAX_PIXELS} pixels, found {height}x{width}")
-        self.shape = width, height
         self._ranks = np.searchsorted(thresholds, np.arange(256)).astype(np.int16)
         self._min_areas = min_areas
         dtypes = np.int16, np.uint8, np.uint8, np.int32
@@ -140,6 +144,19 @@ class Sweeper:
         from cloudrt.kernels.sweep import sweep
 
         sweep(levels, truth, self._ranks, self._min_areas, self.area, self.overlap, *self._work)
+
+    def sweep_image(self, image: LabelledMaps) -> tuple[NDArray[Any], ...]:
+        """Return what `DiceTables` holds of one image: dice (C, T, A), true pixels (C,), above (C, 256)."""
+        width, height = image.levels.shape[1:]
+        dice, true_pixels, above = [], [], []
+        for levels, bits in zip(image.levels, image.truth, strict=True):
+            one = np.array(levels, order="C")
+            truth = unpack_mask(bits, (height, width)).T
+            self.sweep(one, truth)
+            true_pixels.append(int(truth.sum()))
+            dice.append(self.dice(true_pixels[-1]))
+            above.append(one.size - np.cumsum(np.bincount(one.ravel(), minlength=256)))
+        return np.stack(dice), np.array(true_pixels), np.stack(above)
 
     def dice(self, true_pixels: int) -> NDArray[np.float64]:
         """Return the Dice of the last sweep, (T, A); 1 where nothing is kept and nothing true."""
@@ -184,40 +201,36 @@ def measure(
         raise DataError("nothing to search: give at least one threshold and one min area")
     if levels[0] < 0 or levels[-1] > 255 or areas[0] < 0:
         raise DataError(f"thresholds are within 0..255 and areas at least 0, found {levels} and {areas}")
+    threads = jobs or usable_cpus()
     local = threading.local()
+    first: list[LabelledMaps] = []
+    presences: list[NDArray[np.uint8]] = []
+
+    def checked() -> Iterator[LabelledMaps]:
+        for image in maps:
+            if not first:
+                first.append(image)
+            _check_maps(image, first[0])
+            if image.presence is not None:
+                presences.append(image.presence)
+            yield image
 
     def work(image: LabelledMaps) -> tuple[NDArray[Any], ...]:
-        classes, width, height = _check_maps(image)
-        sweeper = getattr(local, "sweeper", None)
-        if sweeper is None or sweeper.shape != (width, height):
-            sweeper = local.sweeper = Sweeper(width, height, levels, areas)
-        dice, true_pixels, above = [], [], []
-        for c in range(classes):
-            truth = unpack_mask(image.truth[c], (height, width)).T
-            one = np.array(image.levels[c], order="C")
-            sweeper.sweep(one, truth)
-            true_pixels.append(int(truth.sum()))
-            dice.append(sweeper.dice(true_pixels[-1]))
-            counts = np.bincount(one.ravel(), minlength=256)
-            above.append(one.size - np.cumsum(counts))
-        return np.stack(dice), np.array(true_pixels), np.stack(above)
+        if not hasattr(local, "sweeper"):
+            _, width, height = image.levels.shape
+            local.sweeper = Sweeper(width, height, levels, areas)
+        sweeper: Sweeper = local.sweeper
+        return sweeper.sweep_image(image)
 
     done = 0
     tables: tuple[NDArray[Any], ...] = ()
-    presences: list[NDArray[np.uint8] | None] = []
-
-    def seen() -> Iterable[LabelledMaps]:
-        for image in maps:
-            presences.append(image.presence)
-            yield image
-
-    with ThreadPoolExecutor(jobs or usable_cpus()) as pool:
-        for parts in overlap(pool, work, seen(), 2 * (jobs or usable_cpus())):
+    with ThreadPoolExecutor(threads) as pool:
+        for parts in overlap(pool, work, checked(), 2 * threads):
             if not tables:
                 tables = tuple(np.empty((len(part), count, *part.shape[1:]), part.dtype) for part in parts)
+            if done == count:
+                raise DataError(f"more images came than the {count} that were announced")
             for table, part in zip(tables, parts, strict=True):
-                if done == count or len(part) != len(table):
-                    raise DataError(f"{count} images of one shape were announced, and image {done + 1} is another")
                 table[:, done] = part
             done += 1
             if advance:
@@ -225,22 +238,23 @@ def measure(
     if not done:
         raise DataError("nothing to search: no image")
     dice, true_pixels, above = (table[:, :done] for table in tables)
-    found = [one for one in presences if one is not None]
-    if found and len(found) != done:
-        raise DataError(f"{len(found)} of {done} images have presence levels: all or none should")
-    return DiceTables(levels, areas, dice, true_pixels, above, np.stack(found, axis=1) if found else None)
+    pixels = first[0].levels[0].size
+    return DiceTables(
+        pixels, levels, areas, dice, true_pixels, above, np.stack(presences, axis=1) if presences else None
+    )
 
 
-def _check_maps(image: LabelledMaps) -> tuple[int, int, int]:
+def _check_maps(image: LabelledMaps, first: LabelledMaps) -> None:
     levels, truth, presence = image.levels, image.truth, image.presence
-    if levels.ndim != 3 or levels.dtype != np.uint8:
+    if levels.ndim != 3 or levels.dtype != np.uint8 or not levels.size:
         raise DataError(f"levels are (C, W, H) uint8, found {levels.shape} {levels.dtype}")
     classes, width, height = levels.shape
     if truth.shape != (classes, (width * height + 7) // 8) or truth.dtype != np.uint8:
-        raise DataError(f"levels {levels.shape} and packed truth {truth.shape} do not belong together")
+        raise DataError(f"levels {levels.shape} and packed truth {truth.shape} {truth.dtype} do not belong together")
     if presence is not None and (presence.shape != (classes,) or presence.dtype != np.uint8):
         raise DataError(f"presence is ({classes},) uint8, found {presence.shape} {presence.dtype}")
-    return classes, width, height
+    if levels.shape != first.levels.shape or (presence is None) != (first.presence is None):
+        raise DataError(f"the images of a search are alike: {first.levels.shape} came first, then {levels.shape}")
 
 
 def search_rules(

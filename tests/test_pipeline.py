@@ -17,7 +17,7 @@ from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.errors import ArtifactError, DataError, ProviderError
 from cloudrt.images import ImageFile, load_image
 from cloudrt.pipeline import Result, Segmenter
-from cloudrt.postprocess import Rule
+from cloudrt.postprocess import Rule, apply_rules
 from cloudrt.rle import rle_decode
 from cloudrt.scenes import draw_scene
 
@@ -287,8 +287,26 @@ def test_bad_options_are_refused(model: Path, tmp_path: Path) -> None:
         Segmenter(model, "cpu", batch_size=-1)
     with pytest.raises(ProviderError, match="gpu"):
         Segmenter(model, "gpu")
-    with pytest.raises(ArtifactError, match="no rules"):
-        Segmenter(tiny_artifact(tmp_path / "m.onnx", SIZE, LABELS, rules=()), "cpu")
+
+
+def test_an_artifact_without_rules_infers_but_does_not_predict(tmp_path: Path) -> None:
+    with Segmenter(tiny_artifact(tmp_path / "m.onnx", SIZE, LABELS, rules=()), "cpu") as segmenter:
+        with pytest.raises(ArtifactError, match="no rules"):
+            next(segmenter.predict([picture(1)]))
+        (inferred,) = segmenter.infer([picture(1)])
+        assert inferred.probability is not None and inferred.probability.shape == segmenter.artifact.output_shape
+
+
+def test_what_the_network_says_is_what_results_are_made_of(model: Path) -> None:
+    pictures = [picture(1), b"no image", picture(2)]
+    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+        results = list(segmenter.predict(pictures))
+        for inferred, result in zip(segmenter.infer(pictures), results, strict=True):
+            assert (inferred.image, inferred.error) == (result.image, result.error)
+            assert (inferred.probability is None) == (result.error is not None)
+            if inferred.probability is not None:
+                texts = apply_rules(inferred.probability, segmenter.artifact.rules, inferred.presence)
+                assert texts == list(result.rle.values())
 
 
 def test_closing_twice_is_fine(model: Path) -> None:

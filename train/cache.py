@@ -22,12 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.data import DataFolder
-from cloudrt.errors import DataError, ImageError, RleError
+from cloudrt.errors import DataError, ImageError
 from cloudrt.images import load_image
-from cloudrt.labels import Grid, Labels
-from cloudrt.metric import to_submit_grid
-from cloudrt.rle import rle_decode
-from cloudrt.search import pack_mask
+from cloudrt.labels import Grid
 
 CACHE_FORMAT = 1
 
@@ -125,7 +122,7 @@ def _build(
 
         def fill(position: int) -> None:
             name = names[position]
-            truth[position] = _truth(rows[name], name, data.labels, data.train_csv)
+            truth[position] = data.truth_bits(name, rows[name])
             try:
                 images[position] = load_image(data.train_images / name, input_size)
             except ImageError as error:
@@ -150,16 +147,3 @@ def _build(
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _truth(texts: dict[str, str], name: str, labels: Labels, table: Path) -> NDArray[np.uint8]:
-    """Return the packed masks of one image on the submission grid: (C, B) uint8."""
-    packed = []
-    for label in labels.classes:
-        try:
-            mask = rle_decode(texts.get(label, ""), labels.label_grid)
-        except RleError as error:
-            height, width = labels.label_grid
-            raise DataError(f"{table}, row {name}_{label}: {error} (grid {height}x{width})") from error
-        packed.append(pack_mask(to_submit_grid(mask, labels).view(np.uint8)))
-    return np.stack(packed)

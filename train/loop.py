@@ -87,6 +87,8 @@ def train(config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: 
     with replacing(folder / "config.json") as path:
         stored = config.to_dict() | {"data": str(data), "network": network_config.to_dict()}
         path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    with replacing(folder / "held_out.txt") as path:  # what `cloudrt tune --images` takes
+        path.write_text("".join(f"{cache.names[position]}\n" for position in held_out), encoding="utf-8")
     run = _Run(config, network_config, network, device, cache, training, held_out, folder)
     return run.run(bar)
 

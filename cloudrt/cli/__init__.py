@@ -13,6 +13,7 @@ COMMANDS = {
     "export": "Turn a checkpoint into an ONNX artifact that gives the same submission.",
     "infer": "Write the submission of a folder of images.",
     "bench": "Measure every stage and the whole, beside the notebook's way.",
+    "tune": "Search the rule of each class on labelled images, and write them into the artifact.",
     "synth": "Write a data set of made-up scenes.",
     "score": "Compute the competition's Dice of a submission.",
     "doctor": "Show versions, what works on this machine, and what to install.",

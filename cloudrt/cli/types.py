@@ -22,3 +22,35 @@ class Size(click.ParamType[tuple[int, int]]):
         if not match:
             self.fail(f"{value!r} is not WIDTHxHEIGHT in pixels, such as 2100x1400", param, ctx)
         return int(match[2]), int(match[1])
+
+
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """Whole numbers and ranges FIRST:LAST:STEP, LAST included, divided by commas: "0,500,9000:25000:1000"."""
+
+    name = "numbers"
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Parse the text."""
+        if isinstance(value, tuple):
+            return value
+        numbers: list[int] = []
+        for part in value.split(","):
+            match = re.fullmatch(r"(\d{1,10})(?::(\d{1,10})(?::(\d{1,10}))?)?", part.strip())
+            if not match or (match[3] and not int(match[3])):
+                self.fail(
+                    f"{part!r} is neither a whole number nor FIRST:LAST:STEP, such as 9000:25000:1000", param, ctx
+                )
+            first = int(match[1])
+            last = first if match[2] is None else int(match[2])
+            if last < first or last > self.most:
+                self.fail(f"{part!r} is not within 0..{self.most}, or ends before it begins", param, ctx)
+            found = range(first, last + 1, int(match[3] or 1))
+            if len(found) + len(numbers) > 10_000:
+                self.fail(f"{part!r} makes more than 10,000 numbers: give a larger STEP", param, ctx)
+            numbers += found
+        return tuple(numbers)

@@ -108,7 +108,8 @@ def _flood(
     side[at] = 0
     level = int(rank[at])
     depth = 0
-    stack[0] = level, 0, 0
+    stack[0, 0] = level
+    stack[0, 1:] = 0
     while True:
         step = int(side[at])
         while step < 8:
@@ -124,7 +125,8 @@ def _flood(
                     level = other
                     step = 0
                     depth += 1
-                    stack[depth] = level, 0, 0
+                    stack[depth, 0] = level
+                    stack[depth, 1:] = 0
                 else:
                     _wait(top, waiting, below, other, neighbour)
         side[at] = DONE

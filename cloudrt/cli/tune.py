@@ -1,0 +1,219 @@
+"""`cloudrt tune`: parse, search, show what came of it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cloudrt.cli.common import Failure, progress_bar, reports_errors
+from cloudrt.cli.types import Numbers
+
+if TYPE_CHECKING:
+    from cloudrt.artifact import Artifact
+    from cloudrt.choose import Score
+    from cloudrt.data import DataFolder
+    from cloudrt.postprocess import Rule
+    from cloudrt.tune import Source, Tuned
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path), metavar="MODEL_OR_PROBABILITIES")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Text file of image names, one a line; all of train.csv otherwise.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path),
+    help="The artifact with the new rules, tuned.onnx by default, or a .json of the rules alone.",
+)  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@click.option("--model", type=click.Path(path_type=Path), help="The artifact that gets the rules of PROBABILITIES.")
+@click.option("--save-probabilities", type=click.Path(path_type=Path), help="Keep what the network says in this .npz.")
+@click.option("--thresholds", type=Numbers(255), help="Levels to try, such as 100:200:5; all from 0 to 255 otherwise.")
+@click.option("--min-areas", type=Numbers(2**31 - 1), help="Pixels to try, such as 0,500,9000:25000:1000.")
+@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Of the cross-validation.")
+@click.option(
+    "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Images a batch; the provider's default otherwise.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of each stage; all that may be used by default.")
+@reports_errors
+def tune(
+    source: Path, data: Path, images: Path | None, output: Path | None, overwrite: bool, model: Path | None,
+    save_probabilities: Path | None, thresholds: tuple[int, ...] | None, min_areas: tuple[int, ...] | None, folds: int,
+    provider: str, batch_size: int | None, threads: int | None,
+) -> None:  # fmt: skip
+    """Search the best rule of each class on the labelled images of DATA, exactly, and write them into the artifact.
+
+    MODEL is an .onnx of cloudrt-export; PROBABILITIES an .npz of an earlier --save-probabilities, which spares running
+    the network again. Give images that the network was not trained on: those that runs/NAME/held_out.txt lists, say.
+    Beside the output lie a plot (.png) and a page (.html) of the Dice surfaces.
+    """
+    from cloudrt.cpus import usable_cpus
+    from cloudrt.data import open_data
+    from cloudrt.tune import tune as run
+
+    from_file = source.suffix == ".npz"
+    target = _target(source, output, overwrite, model, from_file)
+    if from_file and save_probabilities:
+        raise Failure("--save-probabilities needs a MODEL to run: these are kept already")
+    folder = open_data(data)
+    names = _names(images, folder)
+    with ExitStack() as stack:
+        opened, artifact = _open(source, model, provider, batch_size or 0, threads or 0, stack)
+        tuned = run(
+            opened,
+            folder,
+            names,
+            before=artifact.rules if artifact else (),
+            folds=folds,
+            threads=threads or usable_cpus(),
+            min_areas=min_areas,
+            save=save_probabilities,
+            bar=progress_bar,
+            **({"thresholds": thresholds} if thresholds else {}),
+        )
+    _write(tuned, artifact, model or source, target, data)
+    _show(tuned)
+    click.echo(f"{target}: the new rules; {target.with_suffix('.html')}: open it in a browser")
+    if images is None:
+        click.echo("Tuned on every image of DATA: if the network was trained on some of them, use --images", err=True)
+    for name, reason in list(tuned.failures.items())[:10]:
+        click.echo(f"Left out: {name} {reason}", err=True)
+    if tuned.failures:
+        click.echo(f"{len(tuned.failures)} of {len(names)} images were left out", err=True)
+        raise SystemExit(1)
+
+
+def _target(source: Path, output: Path | None, overwrite: bool, model: Path | None, from_file: bool) -> Path:
+    """Return where the rules go, found fit to be written before the long work."""
+    if model and not from_file:
+        raise Failure("--model goes with PROBABILITIES: a MODEL gets its own rules")
+    has_model = model is not None or not from_file
+    target = output or Path("tuned.onnx" if has_model else "rules.json")
+    if target.suffix not in (".onnx", ".json"):
+        raise Failure(f"{target}: the output is an .onnx, or a .json of the rules alone")
+    if target.suffix == ".onnx" and not has_model:
+        raise Failure(f"{target}: give the artifact that gets the rules with --model, or a .json as --output")
+    for path in (source, model):
+        if path is not None and path.exists() and target.exists() and path.samefile(target) and not overwrite:
+            raise Failure(f"{target} is the model itself: give another --output, or --overwrite to change it in place")
+    for path in (target, target.with_suffix(".png"), target.with_suffix(".html")):
+        if path.exists() and not path.is_file():
+            raise Failure(f"{path} is not a regular file: give the name of a file to write")
+        if path.exists() and not overwrite:
+            raise Failure(f"{path} exists: give another --output, or --overwrite")
+    return target
+
+
+def _names(images: Path | None, data: DataFolder) -> list[str]:
+    if images is None:
+        return list(data.read_train())
+    try:
+        names = [line.strip() for line in images.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise Failure(f"{images} is not a text file in UTF-8") from error
+    found = [name for name in names if name]
+    if not found:
+        raise Failure(f"{images} names no image: write one name a line")
+    return found
+
+
+def _open(
+    source: Path, model: Path | None, provider: str, batch_size: int, threads: int, stack: ExitStack
+) -> tuple[Source, Artifact | None]:
+    from cloudrt.artifact import read_artifact
+    from cloudrt.pipeline import Segmenter
+    from cloudrt.probabilities import Probabilities
+    from cloudrt.tune import FromFile
+
+    if source.suffix == ".npz":
+        artifact = read_artifact(model) if model else None
+        kept = stack.enter_context(Probabilities(source))
+        if artifact and artifact.labels != kept.labels:
+            raise Failure(f"{model} and {source} have other classes or grids")
+        return FromFile(kept), artifact
+    segmenter = stack.enter_context(Segmenter(source, provider, batch_size=batch_size, threads=threads))
+    click.echo(
+        f"{source}: provider {segmenter.choice.provider}, batch {segmenter.batch_size}, {segmenter.threads} threads",
+        err=True,
+    )
+    return segmenter, segmenter.artifact
+
+
+def _write(tuned: Tuned, artifact: Artifact | None, model: Path, target: Path, data: Path) -> None:
+    from cloudrt.files import replacing
+    from cloudrt.tune import write_tuned
+    from cloudrt.tune_report import plot_surfaces, write_page
+
+    plot = plot_surfaces(tuned)
+    facts = {
+        "Data": f"{tuned.images:,} images of {data.resolve().name}",
+        "Dice": f"{_mean([choice.score.dice for choice in tuned.choices]):.4f}",
+        "Before": f"{_mean([score.dice for _, score in tuned.before]):.4f}" if tuned.before else "–",
+        "Out of fold": f"{tuned.out_of_fold:.4f}",
+        "Rules tried": f"{tuned.tables.dice[0, 0].size:,} a class",
+    }
+    write_page(tuned, plot, facts, target.with_suffix(".html"))
+    with replacing(target.with_suffix(".png")) as partial:
+        partial.write_bytes(plot)
+    if target.suffix == ".onnx":
+        assert artifact is not None
+        write_tuned(model, artifact, tuned, target)
+        return
+    rules = {label: rule.to_dict() for label, rule in zip(tuned.labels.classes, tuned.rules, strict=True)}
+    with replacing(target) as partial:
+        partial.write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _show(tuned: Tuned) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from cloudrt.tune_report import dice, span
+
+    table = Table(title=f"Mean Dice of {tuned.images} images: all, those without the class, those with it; out of fold")
+    for name in ("class", "level >", "area >", "Dice", "without", "with", "out of fold"):
+        table.add_column(name, justify="left" if name == "class" else "right", no_wrap=True)
+
+    def row(label: str, rule: Rule, score: Score, last: str, style: str = "") -> None:
+        levels = f"{rule.threshold}", f"{rule.min_area:,}"
+        table.add_row(
+            Text(label), *levels, *map(dice, (score.dice, score.negatives, score.positives)), last, style=style
+        )
+
+    for index, (label, choice) in enumerate(zip(tuned.labels.classes, tuned.choices, strict=True)):
+        if tuned.before:
+            row(label, *tuned.before[index], "", "dim")
+        row(
+            "" if tuned.before else label,
+            choice.rule,
+            choice.score,
+            f"{dice(choice.out_of_fold)} ± {dice(choice.error)}",
+        )
+        table.add_section()
+    if tuned.before:
+        table.add_row("mean", "", "", dice(_mean([score.dice for _, score in tuned.before])), "", "", "", style="dim")
+    means = dice(_mean([choice.score.dice for choice in tuned.choices])), "", "", dice(tuned.out_of_fold)
+    table.add_row("" if tuned.before else "mean", "", "", *means, style="bold")
+    Console().print(table)
+    for label, choice in zip(tuned.labels.classes, tuned.choices, strict=True):
+        if choice.rule.gate_pixels:
+            click.echo(f"{label} is empty unless {choice.rule.gate_pixels:,} pixels > {choice.rule.gate_threshold}")
+        if choice.rule.presence:
+            click.echo(f"{label} is empty unless its presence is at least {choice.rule.presence}")
+        click.echo(
+            f"{label}: the folds chose {span(choice)}; the highest point alone, out of fold: "
+            f"{dice(choice.spike_out_of_fold)}"
+        )
