@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, RleError
 from cloudrt.labels import CLOUDS, Labels
-from cloudrt.metric import to_submit_grid
-from cloudrt.rle import rle_decode
+from cloudrt.rle import rle_to_submit_grid
 from cloudrt.search import pack_mask
 
 HEADER = ["Image_Label", "EncodedPixels"]
@@ -55,11 +54,10 @@ class DataFolder:
         packed = []
         for label in self.labels.classes:
             try:
-                mask = rle_decode(texts.get(label, ""), self.labels.label_grid)
+                packed.append(pack_mask(rle_to_submit_grid(texts.get(label, ""), self.labels)))
             except RleError as error:
                 height, width = self.labels.label_grid
                 raise DataError(f"{self.train_csv}, row {name}_{label}: {error} (grid {height}x{width})") from error
-            packed.append(pack_mask(to_submit_grid(mask, self.labels).view(np.uint8)))
         return np.stack(packed)
 
 

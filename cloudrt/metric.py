@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, RleError
 from cloudrt.labels import CLOUDS, Grid, Labels
-from cloudrt.rle import rle_decode
+from cloudrt.rle import rle_to_submit_grid
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,12 @@ def score(
         )
     if not truth:
         raise DataError(f"{truth_csv} has no rows")
+    on_truth, on_submission = (replace(labels, label_grid=one) for one in (grid, labels.submit_grid))
     values: dict[str, list[float]] = {label: [] for label in labels.classes}
     empty = 0
     for (name, label), text in truth.items():
-        wanted = _decode(text, grid, truth_csv, name, label)
-        if grid != labels.submit_grid:
-            wanted = to_submit_grid(wanted, labels).view(np.uint8)
-        found = _decode(predicted[name, label], labels.submit_grid, submission_csv, name, label)
+        wanted = _decode(text, on_truth, truth_csv, name, label)
+        found = _decode(predicted[name, label], on_submission, submission_csv, name, label)
         values[label].append(dice(found, wanted))
         empty += not wanted.any()
     per_class = {label: fmean(found) for label, found in values.items() if found}
@@ -93,8 +92,10 @@ def score(
     return Score(mean, per_class, empty / len(truth), len({name for name, _ in truth}))
 
 
-def _decode(text: str, grid: Grid, table: str | Path, name: str, label: str) -> NDArray[np.uint8]:
+def _decode(text: str, labels: Labels, table: str | Path, name: str, label: str) -> NDArray[np.uint8]:
+    """Decode a text of `labels.label_grid` to the submission grid."""
     try:
-        return rle_decode(text, grid)
+        return rle_to_submit_grid(text, labels)
     except RleError as error:
-        raise DataError(f"{table}, row {name}_{label}: {error} (grid {grid[0]}x{grid[1]})") from error
+        height, width = labels.label_grid
+        raise DataError(f"{table}, row {name}_{label}: {error} (grid {height}x{width})") from error
