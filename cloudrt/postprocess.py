@@ -116,14 +116,15 @@ def _encode(array: NDArray[Any], least: np.uint8 | np.float32, min_area: int) ->
 
     if not array.size:
         return ""
-    by_columns = not array.flags.c_contiguous and array.flags.f_contiguous
+    by_columns = array.flags.f_contiguous
     lines = np.ascontiguousarray(array.T if by_columns else array)
     if not lines.flags.writeable:  # the kernels never write it, but are compiled for one kind of array
         lines = lines.copy()
     buffers = _buffers(*array.shape)
-    length = kernels.map_to_text(
-        lines, by_columns, least, min_area, least, 0, buffers.columns if by_columns else buffers.rows, *buffers.work
-    )
+    if by_columns:
+        length = kernels.columns_to_text(lines, least, min_area, least, 0, *buffers.work)
+    else:
+        length = kernels.rows_to_text(lines, least, min_area, buffers.rows, buffers.columns, *buffers.work)
     return str(buffers.text[:length].data, "ascii")
 
 
@@ -146,7 +147,7 @@ class _Buffers:
         self.parent = np.empty(most, np.int32)
         self.area = np.empty(most, np.int32)
         self.text = np.empty(maps * 2 * most * (len(str(height * width)) + 1) + 8, np.uint8)
-        self.work: tuple[Any, ...] = self.columns, self.edges, self.first, self.parent, self.area, self.text
+        self.work: tuple[Any, ...] = self.edges, self.first, self.parent, self.area, self.text
 
 
 _local = threading.local()

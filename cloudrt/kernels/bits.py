@@ -1,9 +1,9 @@
 """From levels to bits, 64 at a time: the one part that touches every pixel, at the speed at which memory is read.
 
-A map is a set of lines, (lines, length), each a stretch of memory. `pack` compares 64 pixels of a line with one vector
-instruction or a few (`at_least`: SSE, AVX2, AVX-512 or NEON, whatever LLVM finds) and keeps one word for them; bit i of
-word w is pixel 64 * w + i of the line. What follows reads words: the empty ones, most of them, cost next to nothing.
-Where the lines are the map's rows (C order), `transpose` turns the bits, 1/8 or 1/32 of the map, and not the map.
+`at_least` compares 64 pixels that lie one after the other with a few vector instructions (SSE, AVX2, AVX-512 or NEON,
+whatever LLVM finds here), and gives one word for them, the first pixel lowest. Where a map lies column by column, runs
+are found in these words as they come. Where it lies row by row (C order), `pack` keeps the words and `transpose` turns
+them: the bits, 1/8 or 1/32 of the map, and not the map.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def store_word(_context: Any, text: Any, _at: Any, _word: Any) -> Any:
 
 
 @kernel
-def _word_at(flat: NDArray[Any], begin: int, count: int, least: Any) -> np.uint64:
+def word_at(flat: NDArray[Any], begin: int, count: int, least: Any) -> np.uint64:
     """Return the bits of `flat[begin : begin + count]`, of which there are at most 64; reads nothing past the end."""
     if begin + BITS <= flat.size:
         word: np.uint64 = at_least(flat, begin, least)
@@ -113,25 +113,7 @@ def pack(lines: NDArray[Any], least: Any, words: NDArray[np.uint64]) -> None:
         begin = line * length
         for w in range(last):
             words[line, w] = at_least(flat, begin + BITS * w, least)
-        words[line, last] = _word_at(flat, begin + BITS * last, length - BITS * last, least)
-
-
-@kernel
-def pack_and_count(lines: NDArray[Any], least: Any, gate: Any, words: NDArray[np.uint64]) -> int:
-    """Do what `pack` does, and return how many pixels are at least `gate`, from the same reading of the map."""
-    count, length = lines.shape
-    flat = lines.reshape(lines.size)
-    last = words.shape[1] - 1
-    above = 0
-    for line in range(count):
-        begin = line * length
-        for w in range(last):
-            words[line, w] = at_least(flat, begin + BITS * w, least)
-            above += bit_count(at_least(flat, begin + BITS * w, gate))
-        begin += BITS * last
-        words[line, last] = _word_at(flat, begin, length - BITS * last, least)
-        above += bit_count(_word_at(flat, begin, length - BITS * last, gate))
-    return above
+        words[line, last] = word_at(flat, begin + BITS * last, length - BITS * last, least)
 
 
 @kernel

@@ -1,9 +1,8 @@
 """From bits to runs, from runs to components, from components to text.
 
-A mask is (W, words): the bits of each column, as `bits.pack` leaves them. A run is a stretch `[start, stop)` of one
-column, in pixels of the whole mask counted in RLE order; `edges` holds start, stop, start, stop, ...; the runs of
-column x are those numbered `first[x] ... first[x + 1] - 1`. A smooth mask of 184,000 pixels has some 500 runs: whatever
-follows the bits is cheap because it works on runs.
+A run is a stretch `[start, stop)` of one column, in pixels of the whole mask counted in RLE order; `edges` holds start,
+stop, start, stop, ...; the runs of column x are those numbered `first[x] ... first[x + 1] - 1`. A smooth mask of
+184,000 pixels has some 500 runs: whatever follows the comparison of pixels is cheap because it works on runs.
 """
 
 from __future__ import annotations
@@ -14,31 +13,78 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.kernels import bits
-from cloudrt.kernels.bits import BITS, ONE, store_word, trailing_zeros
+from cloudrt.kernels.bits import BITS, ONE, at_least, bit_count, trailing_zeros, word_at
+from cloudrt.kernels.digits import write_runs
 from cloudrt.kernels.jit import kernel
 
 
 @kernel
-def find_runs(words: NDArray[np.uint64], height: int, edges: NDArray[np.int32], first: NDArray[np.int32]) -> int:
-    """Write the runs of a mask; return how many there are.
+def _mark_changes(word: np.uint64, carry: np.uint64, begin: int, edges: NDArray[np.int32], count: int) -> int:
+    """Write where the pixels of a word differ from the one before; return how many edges there are then.
 
-    A pixel begins or ends a run where it differs from the one before it: the bits of a word and of the word shifted by
-    one, exclusive or. `edges` holds at least 2 * W * ceil(H / 2) entries, `first` W + 1.
+    The bits of the word and of the word shifted by one, exclusive or; `carry` is the pixel before the first.
     """
+    changes = word ^ ((word << ONE) | carry)
+    while changes:
+        edges[count] = begin + trailing_zeros(changes)
+        count += 1
+        changes &= changes - ONE
+    return count
+
+
+@kernel
+def find_runs_in_levels(
+    columns: NDArray[Any], least: Any, gate: Any, gate_pixels: int, edges: NDArray[np.int32], first: NDArray[np.int32]
+) -> int:
+    """Write the runs of pixels of at least `least`; return how many there are: the one reading of every pixel.
+
+    `columns` is (W, H); `edges` holds at least 2 * W * ceil(H / 2) entries, `first` W + 1. There are no runs where
+    fewer than `gate_pixels` pixels are at least `gate`.
+    """
+    width, height = columns.shape
+    flat = columns.reshape(columns.size)
+    words = height // BITS
+    rest = height - BITS * words
+    gated = gate_pixels > 0
+    above = 0
+    count = 0
+    begin = 0
+    for x in range(width):
+        first[x] = count >> 1
+        carry = np.uint64(0)
+        for _ in range(words):
+            word = at_least(flat, begin, least)
+            if gated:
+                above += bit_count(at_least(flat, begin, gate))
+            count = _mark_changes(word, carry, begin, edges, count)
+            carry = word >> np.uint64(BITS - 1)
+            begin += BITS
+        if rest:
+            word = word_at(flat, begin, rest, least)
+            if gated:
+                above += bit_count(word_at(flat, begin, rest, gate))
+            count = _mark_changes(word, carry, begin, edges, count)
+            begin += rest
+        elif carry:
+            edges[count] = begin
+            count += 1
+    first[width] = count >> 1
+    return count >> 1 if above >= gate_pixels else 0
+
+
+@kernel
+def find_runs_in_words(
+    words: NDArray[np.uint64], height: int, edges: NDArray[np.int32], first: NDArray[np.int32]
+) -> int:
+    """Do the same from bits, (W, ceil(H / 64)), those past the height being zero."""
     width, per_column = words.shape
     count = 0
     for x in range(width):
         first[x] = count >> 1
         carry = np.uint64(0)
         for w in range(per_column):
-            word = words[x, w]
-            changes = word ^ ((word << ONE) | carry)
-            carry = word >> np.uint64(BITS - 1)
-            begin = x * height + BITS * w
-            while changes:
-                edges[count] = begin + trailing_zeros(changes)
-                count += 1
-                changes &= changes - ONE
+            count = _mark_changes(words[x, w], carry, x * height + BITS * w, edges, count)
+            carry = words[x, w] >> np.uint64(BITS - 1)
         if carry:
             edges[count] = (x + 1) * height
             count += 1
@@ -75,13 +121,17 @@ def join_runs(
         area[run] = 0
     for x in range(1, width):
         left, left_end = first[x - 1], first[x]
-        right, right_end = first[x], first[x + 1]
+        right, right_end = left_end, first[x + 1]
         while left < left_end and right < right_end:
             left_stop = edges[2 * left + 1] + height  # in the pixels of the column to its right
             right_stop = edges[2 * right + 1]
             if edges[2 * left] + height <= right_stop and edges[2 * right] <= left_stop:
-                a, b = _root(parent, left), _root(parent, right)
-                parent[max(a, b)] = min(a, b)
+                a = _root(parent, left)
+                if parent[right] == right:  # touched for the first time, as most runs are touched but once
+                    parent[right] = a
+                else:
+                    b = _root(parent, right)
+                    parent[max(a, b)] = min(a, b)
             if left_stop < right_stop:
                 left += 1
             else:
@@ -106,97 +156,68 @@ def keep_runs(
     return kept
 
 
-_PLACES = np.arange(10_000)[:, None] // np.array([1000, 100, 10, 1]) % 10
-DIGITS = (_PLACES + 48).astype(np.uint8).view("<u4").ravel().astype(np.uint64)
-"""The four characters of 0000 ... 9999, the first one lowest."""
-
-SPACES = np.array([0] + [32 << 8 * (8 - zeros) for zeros in range(1, 8)], np.uint64)
-"""A space in the byte after the digits of an 8-digit number, by the number of zeros in front of them."""
-
-
 @kernel
-def _write_seven(text: NDArray[np.uint8], at: int, number: int) -> int:
-    """Write a positive number of at most 7 digits and a space at `at`; return where they end. Writes 8 bytes.
-
-    Two look-ups make 8 digits; a shift drops the zeros in front.
-    """
-    value = np.uint64(number)
-    high = value // np.uint64(10_000)
-    digits = DIGITS[np.int64(high)] | (DIGITS[np.int64(value - high * np.uint64(10_000))] << np.uint64(32))
-    zeros: int = trailing_zeros(digits & np.uint64(0x0F0F0F0F0F0F0F0F)) >> 3  # at least one: the eighth digit
-    store_word(text, at, (digits >> np.uint64(8 * zeros)) | SPACES[zeros])
-    return at + 9 - zeros
-
-
-@kernel
-def _write_number(text: NDArray[np.uint8], at: int, number: int) -> int:
-    """Write a positive number below 10^14 and a space at `at`; return where they end."""
-    if number >= 10_000_000:
-        at = _write_seven(text, at, number // 10_000_000) - 1  # the next digit takes the place of the space
-        number %= 10_000_000
-        for place in range(at + 6, at - 1, -1):
-            text[place] = 48 + number % 10
-            number //= 10
-        text[at + 7] = 32
-        return at + 8
-    return _write_seven(text, at, number)
-
-
-@kernel
-def write_runs(edges: NDArray[np.int32], count: int, text: NDArray[np.uint8]) -> int:
-    """Write the RLE text of the runs, those that touch as one; return its length in bytes.
-
-    A run that reaches the bottom of its column and one that begins at the top of the next are one run of the text.
-    """
-    at = 0
-    run = 0
-    while run < count:
-        start = edges[2 * run]
-        stop = edges[2 * run + 1]
-        run += 1
-        while run < count and edges[2 * run] == stop:
-            stop = edges[2 * run + 1]
-            run += 1
-        at = _write_number(text, at, start + 1)
-        at = _write_number(text, at, stop - start)
-    return max(at - 1, 0)
-
-
-@kernel
-def map_to_text(
-    lines: NDArray[Any],
-    by_columns: bool,
-    least: Any,
+def _runs_to_text(
+    count: int,
     min_area: int,
-    gate: Any,
-    gate_pixels: int,
-    words: NDArray[np.uint64],
-    columns: NDArray[np.uint64],
+    width: int,
+    height: int,
     edges: NDArray[np.int32],
     first: NDArray[np.int32],
     parent: NDArray[np.int32],
     area: NDArray[np.int32],
     text: NDArray[np.uint8],
 ) -> int:
-    """Write the RLE text of one map, whose lines are its columns or its rows; return its length in bytes.
-
-    A pixel is on where it is at least `least`; the map is empty where fewer than `gate_pixels` are at least `gate`.
-    `words` is (lines, ceil(length / 64)); `columns` is (W, ceil(H / 64)), the same array where the lines are columns.
-    """
-    height = lines.shape[1] if by_columns else lines.shape[0]
-    width = lines.shape[0] if by_columns else lines.shape[1]
-    if gate_pixels > 0:
-        if bits.pack_and_count(lines, least, gate, words) < gate_pixels:
-            return 0
-    else:
-        bits.pack(lines, least, words)
-    if not by_columns:
-        bits.transpose(words, height, width, columns)
-    count = find_runs(columns, height, edges, first)
-    if min_area > 0 and count:
+    if min_area > 0 and count > 0:
         join_runs(edges, first, width, height, parent, area)
         count = keep_runs(edges, count, parent, area, min_area)
     return write_runs(edges, count, text)
+
+
+@kernel
+def columns_to_text(
+    columns: NDArray[Any],
+    least: Any,
+    min_area: int,
+    gate: Any,
+    gate_pixels: int,
+    edges: NDArray[np.int32],
+    first: NDArray[np.int32],
+    parent: NDArray[np.int32],
+    area: NDArray[np.int32],
+    text: NDArray[np.uint8],
+) -> int:
+    """Write the RLE text of a map that lies in RLE order, (W, H); return its length in bytes.
+
+    A pixel is on where it is at least `least`; the map is empty where fewer than `gate_pixels` are at least `gate`.
+    """
+    width, height = columns.shape
+    count = find_runs_in_levels(columns, least, gate, gate_pixels, edges, first)
+    return _runs_to_text(count, min_area, width, height, edges, first, parent, area, text)
+
+
+@kernel
+def rows_to_text(
+    rows: NDArray[Any],
+    least: Any,
+    min_area: int,
+    row_words: NDArray[np.uint64],
+    words: NDArray[np.uint64],
+    edges: NDArray[np.int32],
+    first: NDArray[np.int32],
+    parent: NDArray[np.int32],
+    area: NDArray[np.int32],
+    text: NDArray[np.uint8],
+) -> int:
+    """Do the same from a map that lies row by row, (H, W).
+
+    `row_words` (H, ceil(W / 64)) and `words` (W, ceil(H / 64)) are for its bits.
+    """
+    height, width = rows.shape
+    bits.pack(rows, least, row_words)
+    bits.transpose(row_words, height, width, words)
+    count = find_runs_in_words(words, height, edges, first)
+    return _runs_to_text(count, min_area, width, height, edges, first, parent, area, text)
 
 
 @kernel
@@ -205,7 +226,6 @@ def image_to_texts(
     rules: NDArray[np.int64],
     presence: NDArray[np.uint8],
     ends: NDArray[np.int64],
-    words: NDArray[np.uint64],
     edges: NDArray[np.int32],
     first: NDArray[np.int32],
     parent: NDArray[np.int32],
@@ -220,8 +240,8 @@ def image_to_texts(
     for c in range(levels.shape[0]):
         threshold, min_area, gate_threshold, gate_pixels, least_presence = rules[c]
         if threshold < 255 and presence[c] >= least_presence and (gate_pixels == 0 or gate_threshold < 255):
-            end += map_to_text(
-                levels[c], True, np.uint8(threshold + 1), min_area, np.uint8(gate_threshold + 1), gate_pixels,
-                words, words, edges, first, parent, area, text[end:],
+            end += columns_to_text(
+                levels[c], np.uint8(threshold + 1), min_area, np.uint8(gate_threshold + 1), gate_pixels,
+                edges, first, parent, area, text[end:],
             )  # fmt: skip
         ends[c] = end
