@@ -17,6 +17,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any, Self
 
@@ -24,8 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
-
-# The kernels are imported where they are called: `import cloudrt` loads this module, and must not wait for numba.
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,9 @@ class Rule:
             raise DataError(f"not a Rule: {values}") from error
 
 
+_DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
+
+
 def postprocess(probability: NDArray[Any], threshold: float, min_area: float) -> str:
     """Return the RLE text of the components of `probability > threshold` that are larger than `min_area` pixels.
 
@@ -84,11 +86,9 @@ def postprocess(probability: NDArray[Any], threshold: float, min_area: float) ->
     """
     if probability.ndim != 2:
         raise DataError(f"a probability map is (H, W), found an array of shape {probability.shape}")
-    if probability.dtype not in (np.uint8, np.float32):
+    if probability.dtype not in _DTYPES:
         raise DataError(f"a probability map is float32 in 0..1 or uint8 in 0..255, found {probability.dtype}")
-    if math.isnan(threshold) or math.isnan(min_area):
-        raise DataError(f"threshold and min area are numbers, found {threshold} and {min_area}")
-    least = _least(threshold, probability.dtype)
+    least = _least(float(threshold), probability.dtype == _DTYPES[0])
     return "" if least is None else _encode(probability, least, _whole(min_area))
 
 
@@ -97,9 +97,12 @@ def encode_mask(mask: NDArray[np.uint8]) -> str:
     return _encode(mask, np.uint8(1), 0)
 
 
-def _least(threshold: float, dtype: np.dtype[Any]) -> np.uint8 | np.float32 | None:
-    """Return the smallest value of `dtype` that is greater than `threshold`; None where there is none."""
-    if dtype == np.uint8:
+@lru_cache(maxsize=1024)
+def _least(threshold: float, levels: bool) -> np.uint8 | np.float32 | None:
+    """Return the smallest level, or else float32, that is greater than `threshold`; None where there is none."""
+    if math.isnan(threshold):
+        raise DataError(f"threshold and min area are numbers, found {threshold}")
+    if levels:
         return np.uint8(math.floor(max(threshold, -1)) + 1) if threshold < 255 else None
     with np.errstate(over="ignore"):  # a threshold past float32 is infinite there, as numpy's comparison has it
         single = np.float32(threshold)
@@ -108,12 +111,20 @@ def _least(threshold: float, dtype: np.dtype[Any]) -> np.uint8 | np.float32 | No
 
 def _whole(min_area: float) -> int:
     """Return the whole number that decides the same areas: an area is greater than 2.5 where it is greater than 2."""
-    return math.floor(min(max(min_area, 0), MAX_PIXELS))
+    if math.isnan(min_area):
+        raise DataError(f"threshold and min area are numbers, found {min_area}")
+    return int(min(max(min_area, 0), MAX_PIXELS))
+
+
+@cache
+def _kernels() -> Any:
+    """Return the kernels; loaded when they are first called, because `import cloudrt` must not wait for numba."""
+    from cloudrt.kernels import runs
+
+    return runs
 
 
 def _encode(array: NDArray[Any], least: np.uint8 | np.float32, min_area: int) -> str:
-    from cloudrt.kernels import runs as kernels
-
     if not array.size:
         return ""
     by_columns = array.flags.f_contiguous
@@ -122,10 +133,10 @@ def _encode(array: NDArray[Any], least: np.uint8 | np.float32, min_area: int) ->
         lines = lines.copy()
     buffers = _buffers(*array.shape)
     if by_columns:
-        length = kernels.columns_to_text(lines, least, min_area, least, 0, *buffers.work)
+        length = _kernels().columns_to_text(lines, least, min_area, least, 0, *buffers.work)
     else:
-        length = kernels.rows_to_text(lines, least, min_area, buffers.rows, buffers.columns, *buffers.work)
-    return str(buffers.text[:length].data, "ascii")
+        length = _kernels().rows_to_text(lines, least, min_area, buffers.rows, buffers.columns, *buffers.work)
+    return str(buffers.characters[:length], "ascii")
 
 
 MAX_PIXELS = 2**31 - 1
@@ -139,7 +150,8 @@ class _Buffers:
         if height * width > MAX_PIXELS:
             raise DataError(f"a map has at most {MAX_PIXELS} pixels, found {height}x{width}")
         most = width * ((height + 1) // 2)
-        self.shape = height, width, maps
+        self.shape = height, width
+        self.maps = maps
         self.rows = np.empty((height, -(-width // 64)), np.uint64)
         self.columns = np.empty((width, -(-height // 64)), np.uint64)
         self.edges = np.empty(2 * most, np.int32)
@@ -147,6 +159,7 @@ class _Buffers:
         self.parent = np.empty(most, np.int32)
         self.area = np.empty(most, np.int32)
         self.text = np.empty(maps * 2 * most * (len(str(height * width)) + 1) + 8, np.uint8)
+        self.characters = self.text.data
         self.work: tuple[Any, ...] = self.edges, self.first, self.parent, self.area, self.text
 
 
@@ -155,10 +168,9 @@ _local = threading.local()
 
 def _buffers(height: int, width: int, maps: int = 1) -> _Buffers:
     """Return this thread's buffers for maps of that size; the last size is kept."""
-    kept = getattr(_local, "buffers", None)
-    if kept is None or kept.shape[:2] != (height, width) or kept.shape[2] < maps:
+    kept: _Buffers | None = getattr(_local, "buffers", None)
+    if kept is None or kept.shape != (height, width) or kept.maps < maps:
         kept = _local.buffers = _Buffers(height, width, maps)
-    assert isinstance(kept, _Buffers)
     return kept
 
 
@@ -247,8 +259,6 @@ def _rule_table(rules: Sequence[Rule]) -> NDArray[np.int64]:
 
 
 def _image_texts(levels: NDArray[np.uint8], table: NDArray[np.int64], presence: NDArray[np.uint8] | None) -> list[str]:
-    from cloudrt.kernels import runs as kernels
-
     classes, width, height = levels.shape
     if not levels.size:
         return [""] * classes
@@ -258,6 +268,6 @@ def _image_texts(levels: NDArray[np.uint8], table: NDArray[np.int64], presence: 
     certain = np.full(classes, 255, np.uint8) if presence is None else np.array(presence)
     buffers = _buffers(height, width, classes)
     ends = np.empty(classes, np.int64)
-    kernels.image_to_texts(maps, table, certain, ends, *buffers.work)
-    whole = str(buffers.text[: ends[-1]].data, "ascii")
+    _kernels().image_to_texts(maps, table, certain, ends, *buffers.work)
+    whole = str(buffers.characters[: ends[-1]], "ascii")
     return [whole[begin:end] for begin, end in pairwise([0, *ends.tolist()])]

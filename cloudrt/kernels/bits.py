@@ -21,6 +21,9 @@ from cloudrt.kernels.jit import intrinsic, kernel
 BITS = 64
 ONE = np.uint64(1)
 
+index = np.uint64
+"""Of a signed index, numba asks at each access whether it counts from the end; an unsigned one it takes as it is."""
+
 
 def _data(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     """Return the address of the first element of the array that is the first argument."""

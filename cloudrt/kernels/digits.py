@@ -1,19 +1,26 @@
-"""Writing runs as RLE text: four digits a look-up, eight characters a store."""
+"""Writing runs as RLE text: one look-up for a short number, two for a long one, eight characters a store."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.kernels.bits import store_word, trailing_zeros
+from cloudrt.kernels.bits import index, store_word, trailing_zeros
 from cloudrt.kernels.jit import kernel
 
 _PLACES = np.arange(10_000)[:, None] // np.array([1000, 100, 10, 1]) % 10
-DIGITS = (_PLACES + 48).astype(np.uint8).view("<u4").ravel().astype(np.uint64)
+FOURS = (_PLACES + 48).astype(np.uint8).view("<u4").ravel().astype(np.uint32)
 """The four characters of 0000 ... 9999, the first one lowest."""
 
 SPACES = np.array([0] + [32 << 8 * (8 - zeros) for zeros in range(1, 8)], np.uint64)
 """A space in the byte after the digits of an 8-digit number, by the number of zeros in front of them."""
+
+SHORT = 1024
+SHORTS = np.array([int.from_bytes(b"%d " % number, "little") for number in range(SHORT)], np.uint64)
+"""The characters of 0 ... 1023 and a space, the first one lowest: most runs are shorter."""
+
+SHORT_LENGTHS = np.array([len(f"{number} ") for number in range(SHORT)], np.int64)
+"""How many characters those are."""
 
 
 @kernel
@@ -24,24 +31,25 @@ def _write_seven(text: NDArray[np.uint8], at: int, number: int) -> int:
     """
     value = np.uint64(number)
     high = value // np.uint64(10_000)
-    digits = DIGITS[np.int64(high)] | (DIGITS[np.int64(value - high * np.uint64(10_000))] << np.uint64(32))
+    digits = np.uint64(FOURS[high]) | (np.uint64(FOURS[value - high * np.uint64(10_000)]) << np.uint64(32))
     zeros: int = trailing_zeros(digits & np.uint64(0x0F0F0F0F0F0F0F0F)) >> 3  # at least one: the eighth digit
-    store_word(text, at, (digits >> np.uint64(8 * zeros)) | SPACES[zeros])
+    store_word(text, at, (digits >> np.uint64(8 * zeros)) | SPACES[index(zeros)])
     return at + 9 - zeros
 
 
 @kernel
-def _write_number(text: NDArray[np.uint8], at: int, number: int) -> int:
-    """Write a positive number below 10^14 and a space at `at`; return where they end."""
-    if number >= 10_000_000:
-        at = _write_seven(text, at, number // 10_000_000) - 1  # the next digit takes the place of the space
-        number %= 10_000_000
-        for place in range(at + 6, at - 1, -1):
-            text[place] = 48 + number % 10
-            number //= 10
-        text[at + 7] = 32
-        return at + 8
-    return _write_seven(text, at, number)
+def _write_any(text: NDArray[np.uint8], at: int, number: int) -> int:
+    """Write a positive number and a space at `at`; return where they end."""
+    digits = 1
+    power = 10
+    while number >= power:
+        power *= 10
+        digits += 1
+    for place in range(at + digits - 1, at - 1, -1):
+        text[place] = 48 + number % 10
+        number //= 10
+    text[at + digits] = 32
+    return at + digits + 1
 
 
 @kernel
@@ -49,7 +57,35 @@ def write_runs(edges: NDArray[np.int32], count: int, text: NDArray[np.uint8]) ->
     """Write the RLE text of the runs, those that touch as one; return its length in bytes.
 
     A run that reaches the bottom of its column and one that begins at the top of the next are one run of the text.
+    `text` has room for 8 bytes more than are written.
     """
+    seven = count == 0 or edges[2 * count - 1] < 10_000_000  # asked once: asked of each number, it halves the speed
+    return _write_seven_digits(edges, count, text) if seven else _write_any_digits(edges, count, text)
+
+
+@kernel
+def _write_seven_digits(edges: NDArray[np.int32], count: int, text: NDArray[np.uint8]) -> int:
+    at = 0
+    run = 0
+    while run < count:
+        start = edges[index(2 * run)]
+        stop = edges[index(2 * run + 1)]
+        run += 1
+        while run < count and edges[index(2 * run)] == stop:
+            stop = edges[index(2 * run + 1)]
+            run += 1
+        at = _write_seven(text, at, start + 1)
+        length = stop - start
+        if length < SHORT:
+            store_word(text, at, SHORTS[index(length)])
+            at += SHORT_LENGTHS[index(length)]
+        else:
+            at = _write_seven(text, at, length)
+    return max(at - 1, 0)
+
+
+@kernel
+def _write_any_digits(edges: NDArray[np.int32], count: int, text: NDArray[np.uint8]) -> int:
     at = 0
     run = 0
     while run < count:
@@ -59,6 +95,6 @@ def write_runs(edges: NDArray[np.int32], count: int, text: NDArray[np.uint8]) ->
         while run < count and edges[2 * run] == stop:
             stop = edges[2 * run + 1]
             run += 1
-        at = _write_number(text, at, start + 1)
-        at = _write_number(text, at, stop - start)
+        at = _write_any(text, at, start + 1)
+        at = _write_any(text, at, stop - start)
     return max(at - 1, 0)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.kernels import bits
-from cloudrt.kernels.bits import BITS, ONE, at_least, bit_count, trailing_zeros, word_at
+from cloudrt.kernels.bits import BITS, ONE, at_least, bit_count, index, trailing_zeros, word_at
 from cloudrt.kernels.digits import write_runs
 from cloudrt.kernels.jit import kernel
 
@@ -26,9 +26,22 @@ def _mark_changes(word: np.uint64, carry: np.uint64, begin: int, edges: NDArray[
     """
     changes = word ^ ((word << ONE) | carry)
     while changes:
-        edges[count] = begin + trailing_zeros(changes)
+        edges[index(count)] = begin + trailing_zeros(changes)
         count += 1
         changes &= changes - ONE
+    return count
+
+
+@kernel
+def _count_at_least(flat: NDArray[Any], begin: int, length: int, least: Any) -> int:
+    """Return how many of `flat[begin : begin + length]` are at least `least`."""
+    count = 0
+    words = length // BITS
+    for _ in range(words):
+        count += bit_count(at_least(flat, begin, least))
+        begin += BITS
+    if length > BITS * words:
+        count += bit_count(word_at(flat, begin, length - BITS * words, least))
     return count
 
 
@@ -45,24 +58,21 @@ def find_runs_in_levels(
     flat = columns.reshape(columns.size)
     words = height // BITS
     rest = height - BITS * words
-    gated = gate_pixels > 0
     above = 0
     count = 0
     begin = 0
     for x in range(width):
+        if gate_pixels > 0:  # before the runs of the same column, whose pixels then lie in the nearest cache
+            above += _count_at_least(flat, begin, height, gate)
         first[x] = count >> 1
         carry = np.uint64(0)
         for _ in range(words):
             word = at_least(flat, begin, least)
-            if gated:
-                above += bit_count(at_least(flat, begin, gate))
             count = _mark_changes(word, carry, begin, edges, count)
             carry = word >> np.uint64(BITS - 1)
             begin += BITS
         if rest:
             word = word_at(flat, begin, rest, least)
-            if gated:
-                above += bit_count(word_at(flat, begin, rest, gate))
             count = _mark_changes(word, carry, begin, edges, count)
             begin += rest
         elif carry:
@@ -95,9 +105,9 @@ def find_runs_in_words(
 @kernel
 def _root(parent: NDArray[np.int32], run: int) -> int:
     """Return the root of `run`, halving the path on the way (Tarjan & van Leeuwen, J. ACM 31(2), 1984)."""
-    while parent[run] != run:
-        parent[run] = parent[parent[run]]
-        run = parent[run]
+    while parent[index(run)] != run:
+        parent[index(run)] = parent[index(parent[index(run)])]
+        run = parent[index(run)]
     return run
 
 
@@ -123,23 +133,23 @@ def join_runs(
         left, left_end = first[x - 1], first[x]
         right, right_end = left_end, first[x + 1]
         while left < left_end and right < right_end:
-            left_stop = edges[2 * left + 1] + height  # in the pixels of the column to its right
-            right_stop = edges[2 * right + 1]
-            if edges[2 * left] + height <= right_stop and edges[2 * right] <= left_stop:
+            left_stop = edges[index(2 * left + 1)] + height  # in the pixels of the column to its right
+            right_stop = edges[index(2 * right + 1)]
+            if edges[index(2 * left)] + height <= right_stop and edges[index(2 * right)] <= left_stop:
                 a = _root(parent, left)
-                if parent[right] == right:  # touched for the first time, as most runs are touched but once
-                    parent[right] = a
+                if parent[index(right)] == right:  # touched for the first time, as most runs are touched but once
+                    parent[index(right)] = a
                 else:
                     b = _root(parent, right)
-                    parent[max(a, b)] = min(a, b)
+                    parent[index(max(a, b))] = min(a, b)
             if left_stop < right_stop:
                 left += 1
             else:
                 right += 1
     for run in range(count):
-        root = parent[parent[run]]
-        parent[run] = root
-        area[root] += edges[2 * run + 1] - edges[2 * run]
+        root = parent[index(parent[index(run)])]
+        parent[index(run)] = root
+        area[index(root)] += edges[index(2 * run + 1)] - edges[index(2 * run)]
 
 
 @kernel
@@ -149,10 +159,9 @@ def keep_runs(
     """Move the runs of components larger than `min_area` to the front of `edges`; return how many there are."""
     kept = 0
     for run in range(count):
-        if area[parent[run]] > min_area:
-            edges[2 * kept] = edges[2 * run]
-            edges[2 * kept + 1] = edges[2 * run + 1]
-            kept += 1
+        edges[index(2 * kept)] = edges[index(2 * run)]
+        edges[index(2 * kept + 1)] = edges[index(2 * run + 1)]
+        kept += int(area[index(parent[index(run)])] > min_area)
     return kept
 
 

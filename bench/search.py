@@ -1,0 +1,135 @@
+"""The exact search beside the notebook's nested loops, over the notebook's whole grid: 140 thresholds x 17 min areas.
+
+The loops would take hours, so they are measured on a part: pairs of threshold and min area drawn from the whole grid,
+each on a map of these images, by the notebook's post-processing and Dice; their mean time, times the number of calls
+that the loops make, is what they would take. Each drawn pair's Dice must be ours before the time counts.
+
+The time depends on the maps, not on what is true; so the truth is what this model itself would say, shifted a little.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.choose import choose_rules
+from cloudrt.cpus import usable_cpus
+from cloudrt.postprocess import Rule
+from cloudrt.search import LabelledMaps, measure, pack_mask, unpack_mask
+
+from .notebook import post_process
+from .postprocess import AgreementError
+
+THRESHOLDS = tuple(int(255 * (0.30 + 0.005 * step)) for step in range(140))
+MIN_AREAS = tuple(range(9000, 25001, 1000))
+SAMPLE = 60
+
+
+@dataclass(frozen=True)
+class SearchTime:
+    """What came of it; seconds are those of all images on `threads` threads, the loops' on one.
+
+    Parameters
+    ----------
+    images, classes, thresholds, min_areas
+        How large the search was.
+    seconds
+        Of every threshold and min area of the grid.
+    all_seconds
+        Of all 256 thresholds with the same min areas.
+    choice_seconds
+        Of choosing from the tables of the grid: plateau, gates, cross-validation.
+    loop_calls, loop_seconds
+        How often the nested loops post-process a map, and how long they would take.
+    """
+
+    images: int
+    classes: int
+    thresholds: int
+    min_areas: int
+    threads: int
+    seconds: float
+    all_seconds: float
+    choice_seconds: float
+    loop_calls: int
+    loop_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast ours is."""
+        return self.loop_seconds / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return vars(self) | {"ratio": self.ratio}
+
+
+def label_maps(maps: Sequence[NDArray[np.uint8]], rules: Sequence[Rule]) -> list[LabelledMaps]:
+    """Return (C, W, H) maps with a made-up truth: each class's own mask, eight pixels to the right."""
+    labelled = []
+    for levels in maps:
+        truth = np.stack(
+            [
+                pack_mask((np.roll(one, 8, 0) > rule.threshold).view(np.uint8).T)
+                for one, rule in zip(levels, rules, strict=True)
+            ]
+        )
+        labelled.append(LabelledMaps(levels, truth))
+    return labelled
+
+
+def measure_search(images: Sequence[LabelledMaps], advance: Callable[[], object], sample: int = SAMPLE) -> SearchTime:
+    """Measure; `advance` is called after each of four steps.
+
+    Raises
+    ------
+    AgreementError
+        The loops' Dice of a threshold, a min area and a map is not ours.
+    """
+    threads = usable_cpus()
+    measure(images[:1], 1)  # compiled, or loaded
+    began = time.perf_counter()
+    tables = measure(images, len(images), THRESHOLDS, MIN_AREAS, threads)
+    seconds = time.perf_counter() - began
+    advance()
+    began = time.perf_counter()
+    measure(images, len(images), range(256), MIN_AREAS, threads)
+    all_seconds = time.perf_counter() - began
+    advance()
+    began = time.perf_counter()
+    if len(images) > 1:
+        choose_rules(tables)
+    choice_seconds = time.perf_counter() - began
+    advance()
+    classes, count, rows, columns = tables.dice.shape
+    draw = np.random.default_rng(0)
+    spent = 0.0
+    for _ in range(sample):
+        c, n, t, a = (int(draw.integers(size)) for size in (classes, count, rows, columns))
+        levels = images[n].levels[c]
+        truth = unpack_mask(images[n].truth[c], (levels.shape[1], levels.shape[0])).T
+        began = time.perf_counter()
+        dice = loop_dice(levels, truth, int(tables.thresholds[t]), int(tables.min_areas[a]))
+        spent += time.perf_counter() - began
+        if abs(dice - tables.dice[c, n, t, a]) > 1e-12:
+            raise AgreementError(
+                f"the nested loops score threshold {tables.thresholds[t]} with min area {tables.min_areas[a]} as "
+                f"{dice}, the search as {tables.dice[c, n, t, a]}: no time would count"
+            )
+    advance()
+    calls = count * classes * rows * columns
+    return SearchTime(
+        count, classes, rows, columns, threads, seconds, all_seconds, choice_seconds, calls, spent / sample * calls
+    )
+
+
+def loop_dice(levels: NDArray[np.uint8], truth: NDArray[np.uint8], threshold: int, min_area: int) -> float:
+    """Post-process a map and compare it with the truth, as the notebook's inner loop does."""
+    kept = post_process(levels, threshold, min_area)
+    total = kept.sum() + truth.sum()
+    return float(2 * (kept * truth).sum() / total) if total else 1.0
