@@ -10,39 +10,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cloudrt.data import Table, read_table
-from cloudrt.errors import CloudrtError, DataError
+from cloudrt.errors import DataError
 from cloudrt.files import replacing
 from cloudrt.images import Image, ImageFile, load_image
-from cloudrt.labels import Labels
-from cloudrt.metric import dice
 from cloudrt.pipeline import Segmenter
 from cloudrt.postprocess import apply_rules
-from cloudrt.rle import rle_decode
 from cloudrt.submission import open_submission
 
-from . import notebook
+from . import notebook, postprocess
+from .agreement import Agreement, Maps, compare_rows, compare_submissions
 from .machine import machine, peak_rss_mb, versions
 from .pictures import Progress, open_images
+from .search import SearchTime, label_maps, measure_search
 from .stages import Measured, Stage, measure, passes
+from .startup import measure_startup
 
-SCHEMA = 1
+SCHEMA = 2
 
-Maps = list[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
-"""Of each image, the artifact's probability (C, W, H) and its presence (C,) or None."""
-
-
-class AgreementError(CloudrtError):
-    """A peer that gives other answers than cloudrt: its time would mean nothing."""
+PARTS = ("stages", "post-process", "search", "start-up")
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,8 @@ class Options:
         The best.pth that the artifact was exported from: the notebook's way runs it in PyTorch.
     repeat
         Passes of each way that count.
+    only
+        Which of `PARTS` to measure; all where there are none.
     """
 
     model: Path | None = None
@@ -73,6 +68,7 @@ class Options:
     threads: int = 0
     checkpoint: Path | None = None
     repeat: int = 5
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images < 0 or self.repeat < 1:
@@ -85,29 +81,8 @@ class Options:
         words += ["--images", str(self.images)] if self.images else []
         words += ["--batch-size", str(self.batch_size)] if self.batch_size else []
         words += ["--threads", str(self.threads)] if self.threads else []
+        words += [word for part in self.only for word in ("--only", part)]
         return words + (["--checkpoint", self.checkpoint.name] if self.checkpoint else [])
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How the two ways' answers compare.
-
-    Parameters
-    ----------
-    rows_identical
-        Rows of (image, class) for which both post-processings gave the same text on the same maps: all of them.
-    masks
-        How many of those rows are not empty.
-    dice
-        Mean Dice between the two submissions, end to end, over every (image, class).
-    empty_mismatch
-        Share of rows empty in one submission and not in the other.
-    """
-
-    rows_identical: int
-    masks: int
-    dice: float = 0.0
-    empty_mismatch: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +102,13 @@ class Bench:
     skipped
         Peers that were not measured: name -> why.
     stages, agreement, peak_rss_mb
-        The figures; memory is that of the whole process, both ways together.
+        The figures of decode, infer, post-process and the whole; memory is that of the process, both ways together.
+    postprocess, rle
+        Post-processing, and RLE alone, beside peers on one thread.
+    search
+        The exact search beside the nested loops.
+    startup
+        What a new process waits for.
     """
 
     options: Options
@@ -138,6 +119,10 @@ class Bench:
     stages: list[Measured]
     agreement: Agreement
     peak_rss_mb: float | None
+    postprocess: list[postprocess.Measured]
+    rle: dict[str, Any]
+    search: SearchTime | None
+    startup: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -153,6 +138,10 @@ class Bench:
             "stages": [stage.to_dict() for stage in self.stages],
             "agreement": vars(self.agreement),
             "peak_rss_mb": self.peak_rss_mb,
+            "postprocess": [measured.to_dict() for measured in self.postprocess],
+            "rle": self.rle,
+            "search": self.search.to_dict() if self.search else None,
+            "startup": self.startup,
         }
 
 
@@ -176,14 +165,46 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
         loaded = [load_image(file.path, segmenter.artifact.input_size) for file in files]
         maps = infer(segmenter, loaded)
         agreement = compare_rows(segmenter, files, maps)
-        stages = list_stages(segmenter, peer, files, loaded, maps, folder)
-        with progress("Measuring", passes(stages, options.repeat)) as advance:
-            measured = measure(stages, len(files), options.repeat, advance)
-        agreement = compare_submissions(agreement, segmenter.labels, folder)
-        done = Bench(options, _describe(segmenter), pictures, peer.name, skipped, measured, agreement, peak_rss_mb())
+        parts = options.only or PARTS
+        measured: list[Measured] = []
+        if "stages" in parts:
+            stages = list_stages(segmenter, peer, files, loaded, maps, folder)
+            with progress("Measuring stages", passes(stages, options.repeat)) as advance:
+                measured = measure(stages, len(files), options.repeat, advance)
+            agreement = compare_submissions(agreement, segmenter.labels, folder)
+        alone, rle = _measure_postprocess(segmenter, maps, progress) if "post-process" in parts else ([], {})
+        search = None
+        if "search" in parts:
+            with progress("Measuring the search", 4) as advance:
+                labelled = label_maps([levels for levels, _ in maps], segmenter.artifact.rules)
+                search = measure_search(labelled, advance)
+        startup = measure_startup() if "start-up" in parts else None
+        done = Bench(
+            options, _describe(segmenter), pictures, peer.name, skipped, measured, agreement, peak_rss_mb(),
+            alone, rle, search, startup,
+        )  # fmt: skip
     with replacing(output) as partial:
         partial.write_text(json.dumps(done.to_dict(), indent=2) + "\n", encoding="utf-8")
     return done
+
+
+def _measure_postprocess(
+    segmenter: Segmenter, maps: Maps, progress: Progress
+) -> tuple[list[postprocess.Measured], dict[str, Any]]:
+    rules = segmenter.artifact.rules
+    sets = {kind: postprocess.draw_maps(kind) for kind in postprocess.KINDS}
+    sets["network"] = [
+        postprocess.Map(one, rule.threshold, rule.min_area)
+        for levels, _ in maps[:8]
+        for one, rule in zip(levels, rules, strict=True)
+    ]
+    with progress("Measuring post-processing", 3 * len(sets)) as advance:
+        measured = postprocess.measure(sets, advance)
+        rle = {}
+        for kind, each in sets.items():
+            rle[kind] = postprocess.measure_rle(each)
+            advance()
+    return measured, rle
 
 
 def open_peer(options: Options, segmenter: Segmenter) -> tuple[notebook.Network, dict[str, str]]:
@@ -244,53 +265,6 @@ def infer(segmenter: Segmenter, images: Sequence[Image]) -> Maps:
         probability, presence = segmenter.engine.run(batch)
         maps += [(probability[i], None if presence is None else presence[i]) for i in range(len(chosen))]
     return maps
-
-
-def compare_rows(segmenter: Segmenter, files: Sequence[ImageFile], maps: Maps) -> Agreement:
-    """Require the notebook's post-processing to give our texts on our maps, in both forms that it is timed on.
-
-    Raises
-    ------
-    AgreementError
-        Names the first image and class that differ.
-    """
-    rules = segmenter.artifact.rules
-    identical = masks = 0
-    for file, (levels, presence) in zip(files, maps, strict=True):
-        ours = apply_rules(levels, rules, presence)
-        view = levels.transpose(0, 2, 1)
-        for form in (view, np.ascontiguousarray(view, np.float32) / np.float32(255)):
-            theirs = notebook.rle_rows(form, rules, presence)
-            for label, our_text, their_text in zip(segmenter.labels.classes, ours, theirs, strict=True):
-                if our_text != their_text:
-                    raise AgreementError(
-                        f"{file.key}, {label}: the notebook's post-processing of a {form.dtype} map gives another "
-                        "RLE than ours, so that no time would count"
-                    )
-        identical += len(ours)
-        masks += sum(map(bool, ours))
-    return Agreement(identical, masks)
-
-
-def compare_submissions(agreement: Agreement, labels: Labels, folder: Path) -> Agreement:
-    """Add how far the two submissions, which the last stage left in `folder`, are apart.
-
-    Raises
-    ------
-    AgreementError
-        They do not have the same rows in the same order.
-    """
-    ours, theirs = (read_table(folder / name, labels) for name in ("ours.csv", "notebook.csv"))
-    if list(ours) != list(theirs):
-        raise AgreementError("the two submissions do not have the same rows in the same order")
-    values = list(_dices(ours, theirs, labels))
-    mismatched = sum(bool(ours[key]) != bool(theirs[key]) for key in ours)
-    return replace(agreement, dice=float(np.mean(values)), empty_mismatch=mismatched / len(ours))
-
-
-def _dices(ours: Table, theirs: Table, labels: Labels) -> Iterator[float]:
-    for key, text in ours.items():
-        yield dice(rle_decode(text, labels.submit_grid), rle_decode(theirs[key], labels.submit_grid))
 
 
 def _describe(segmenter: Segmenter) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from cloudrt.cpus import usable_cpus
 from cloudrt.postprocess import Rule
 from cloudrt.search import LabelledMaps, measure, pack_mask, unpack_mask
 
+from .agreement import AgreementError
 from .notebook import post_process
-from .postprocess import AgreementError
 
 THRESHOLDS = tuple(int(255 * (0.30 + 0.005 * step)) for step in range(140))
 MIN_AREAS = tuple(range(9000, 25001, 1000))

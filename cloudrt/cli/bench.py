@@ -11,6 +11,7 @@ from cloudrt.cli.common import Failure, progress_bar, reports_errors
 
 if TYPE_CHECKING:
     from cloudrt.bench.run import Bench
+    from cloudrt.bench.search import SearchTime
     from cloudrt.bench.stages import Timing
 
 
@@ -26,13 +27,20 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1), help="CPU threads, of both ways; each way's default otherwise.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="MODEL's best.pth: the notebook's way in PyTorch.")
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Passes of each way that count.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(["stages", "post-process", "search", "start-up"]),
+    help="Measure this part; may be given several times.",
+)  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
 @reports_errors
 def bench(
     model: Path | None, data: Path | None, images: int | None, provider: str, batch_size: int | None,
-    threads: int | None, checkpoint: Path | None, repeat: int, output: Path,
+    threads: int | None, checkpoint: Path | None, repeat: int, only: tuple[str, ...], output: Path,
 ) -> None:  # fmt: skip
     """Measure decode, infer, post-process and the whole with MODEL, beside the notebook's way in the same run.
+
+    Then post-processing alone beside OpenCV, scipy, cc3d and pycocotools, the search of rules beside nested loops, and
+    what a new process waits for.
 
     MODEL is ./model.onnx, else the one that ships with the package. The answers of both ways are compared before any
     time counts. The figures are also written to bench.json, which is replaced.
@@ -45,22 +53,41 @@ def bench(
     from cloudrt.bench.run import Options
     from cloudrt.bench.run import bench as run
 
-    options = Options(model, data, images or 0, provider, batch_size or 0, threads or 0, checkpoint, repeat)
+    options = Options(model, data, images or 0, provider, batch_size or 0, threads or 0, checkpoint, repeat, only)
     _show(run(options, output, progress_bar))
     click.echo(f"{output}: all figures")
 
 
 def _show(done: Bench) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    model, pictures, agreement = done.model, done.images, done.agreement
+    model, pictures = done.model, done.images
     click.echo(
         f"{model['file']}: {model['architecture']} with {model['encoder']}, {model['precision']}; "
         f"provider {model['provider']}, batch {model['batch_size']}, {model['threads']} threads"
     )
     for name, reason in model["passed_over"].items():
         click.echo(f"  not {name}: {reason}")
+    if done.stages:
+        _show_stages(done)
+    if done.postprocess:
+        _show_postprocess(done)
+    if done.search:
+        _show_search(done.search)
+    if done.startup:
+        click.echo(
+            f"Start-up: import cloudrt {done.startup['import_s']:.2f} s after numpy's {done.startup['numpy_s']:.2f} s; "
+            f"first post-processing {done.startup['first_call_s']:.2f} s"
+        )
+    if pictures["unreadable"]:
+        click.echo(f"Left out: {pictures['unreadable']} images that one way cannot read")
+    if done.peak_rss_mb is not None:
+        click.echo(f"Peak memory of the process, all ways together: {done.peak_rss_mb:.0f} MB")
+
+
+def _show_stages(done: Bench) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    pictures, agreement = done.images, done.agreement
     table = Table(title=f"{pictures['count']} {pictures['source']}, median of {done.options.repeat} ± IQR, per image")
     for column in ("stage", "cloudrt ms", "images/s", "notebook ms", "images/s", "ratio"):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
@@ -73,14 +100,48 @@ def _show(done: Bench) -> None:
     noisy = [stage.name for stage in done.stages if stage.ours.noisy or stage.notebook.noisy]
     if noisy:
         click.echo(f"Noisy: {', '.join(noisy)}: repetitions are far apart; run again on a quiet machine")
-    if pictures["unreadable"]:
-        click.echo(f"Left out: {pictures['unreadable']} images that one way cannot read")
     click.echo(
         f"Answers: {agreement.rows_identical} rows byte for byte alike from the same maps ({agreement.masks} masks); "
         f"Dice between the submissions {agreement.dice:.4f}, {agreement.empty_mismatch:.1%} of rows empty in one only"
     )
-    if done.peak_rss_mb is not None:
-        click.echo(f"Peak memory of the process, both ways together: {done.peak_rss_mb:.0f} MB")
+
+
+def _show_postprocess(done: Bench) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for form in dict.fromkeys(measured.form for measured in done.postprocess):
+        sets = [measured for measured in done.postprocess if measured.form == form]
+        table = Table(title=f"Post-processing from {form}, one thread")
+        table.add_column("time a map, in ours", no_wrap=True)
+        for measured in sets:
+            table.add_column(measured.kind, justify="right", no_wrap=True)
+        table.add_row("runs a map", *(f"{measured.runs:.0f}" for measured in sets), style="dim")
+        table.add_row("components a map", *(f"{measured.components:.1f}" for measured in sets), style="dim")
+        table.add_row("cloudrt", *(f"{_three(measured.seconds * 1e6)} µs" for measured in sets), end_section=True)
+        for index, peer in enumerate(sets[0].peers):
+            table.add_row(peer.name, *(f"{_three(measured.peers[index].ratio)}x" for measured in sets))
+        console.print(table)
+        for measured in sets:
+            whole = sum(measured.parts.values())
+            shares = (f"{name} {seconds / whole:.0%}" for name, seconds in measured.parts.items())
+            click.echo(f"{measured.kind}, where ours goes: {', '.join(shares)}; kernels {whole / measured.seconds:.0%}")
+    for kind, figures in done.rle.items():
+        words = (
+            f"{name} " + ", ".join(f"{_three(peer['ratio'])}x {peer['name']}" for peer in one["peers"])
+            for name, one in figures.items()
+        )
+        click.echo(f"RLE of the {kind} masks: {'; '.join(words)}")
+
+
+def _show_search(search: SearchTime) -> None:
+    rules = f"{search.thresholds} thresholds x {search.min_areas} min areas x {search.classes} classes"
+    click.echo(
+        f"Search of {rules} on {search.images} images: {_three(search.seconds)} s on {search.threads} threads "
+        f"(all 256 thresholds {_three(search.all_seconds)} s, choosing {_three(search.choice_seconds)} s); "
+        f"nested loops {search.loop_seconds / 3600:.2f} h, {search.ratio:,.0f}x, from a sample of their calls"
+    )
 
 
 def _cells(timing: Timing) -> tuple[str, str]:
