@@ -13,13 +13,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import reference
 from click.testing import CliRunner, Result
-from cloudrt.bench import notebook
+from cloudrt.bench import notebook, peers, postprocess, search
+from cloudrt.bench.agreement import AgreementError
 from cloudrt.bench.pictures import silent
-from cloudrt.bench.run import AgreementError, Options, infer
+from cloudrt.bench.run import Options, infer
 from cloudrt.bench.run import bench as run_bench
 from cloudrt.bench.stages import Measured, Stage, Timing, measure, passes
 from numpy.typing import NDArray
+from shapes import checkerboard, smooth_map
 from tiny import tiny_artifact, write_jpeg
 
 from cloudrt.cli.bench import bench
@@ -29,10 +32,11 @@ from cloudrt.pipeline import Segmenter
 from cloudrt.postprocess import Rule, apply_rules
 from cloudrt.rle import rle_encode
 
+STAGES_ALONE = ("--only", "stages")
 STAGES = ["decode", "infer", "post-process", "end to end"]
 FIELDS = {
     "schema", "machine", "versions", "command", "model", "images", "notebook", "skipped", "stages", "agreement",
-    "peak_rss_mb",
+    "peak_rss_mb", "postprocess", "rle", "search", "startup",
 }  # fmt: skip
 
 
@@ -66,12 +70,31 @@ def test_the_table_and_the_file(model: Path, images: Path, tmp_path: Path) -> No
         "ONNX Runtime CPU fp32, batch 1",
         "no --checkpoint was given",
         "Dice",
+        "Post-processing from uint8",
+        "pycocotools encode",
+        "Search of 140 thresholds x 17 min areas x 4 classes on 2 images",
+        "Start-up: import cloudrt",
         "Peak memory",
     ):
         assert word in result.stdout
     done = json.loads(output.read_text())
     assert set(done) == FIELDS
-    assert done["schema"] == 1
+    assert done["schema"] == 2
+    assert [(one["kind"], one["form"]) for one in done["postprocess"]] == [
+        (kind, form) for kind in ("dense", "smooth", "network") for form in ("uint8, RLE order", "float32, C order")
+    ]
+    for one in done["postprocess"]:
+        assert {"notebook", "OpenCV", "scipy", "cc3d", "pycocotools encode", "floor"} <= {
+            p["name"] for p in one["peers"]
+        }
+        assert all(0 < peer["low"] <= peer["ratio"] <= peer["high"] for peer in one["peers"])
+        assert set(one["parts"]) == {"runs", "components", "filter", "text"}
+    assert 2000 < done["postprocess"][0]["runs"] < 2400 and 50 < done["postprocess"][0]["components"] < 70
+    assert 400 < done["postprocess"][2]["runs"] < 600 and 3 < done["postprocess"][2]["components"] < 5
+    assert set(done["rle"]) == {"dense", "smooth", "network"}
+    assert done["search"]["loop_calls"] == 2 * 4 * 140 * 17
+    assert done["search"]["ratio"] == pytest.approx(done["search"]["loop_seconds"] / done["search"]["seconds"])
+    assert all(done["startup"][name] > 0 for name in ("import_s", "first_call_s"))
     assert [stage["name"] for stage in done["stages"]] == STAGES
     for stage in done["stages"]:
         for way in ("ours", "notebook"):
@@ -94,7 +117,7 @@ def test_the_table_and_the_file(model: Path, images: Path, tmp_path: Path) -> No
 
 def test_the_file_names_no_user_host_or_folder(model: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
-    assert run(model, "--data", images, "--repeat", 1, "--provider", "cpu", "-o", output).exit_code == 0
+    assert run(model, "--data", images, "--repeat", 1, "--provider", "cpu", "-o", output, *STAGES_ALONE).exit_code == 0
     text = output.read_text()
     values = json.loads(text)
     for private in (str(tmp_path), str(model.parent), str(images), str(Path.home()) + "/"):
@@ -115,8 +138,10 @@ def _strings(value: Any) -> list[str]:
 
 def test_scenes_are_drawn_where_no_data_are_given(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
-    options = Options(model, images=1, repeat=1, provider="cpu", batch_size=1)
+    options = Options(model, images=1, repeat=1, provider="cpu", batch_size=1, only=("stages",))
     done = run_bench(options, output, silent)
+    assert (done.postprocess, done.rle, done.search, done.startup) == ([], {}, None, None)
+    assert done.options.command()[-2:] == ["--only", "stages"]
     assert done.images == {"count": 1, "size": [1400, 2100], "source": "made-up scenes", "unreadable": 0}
     assert done.to_dict() | {"peak_rss_mb": 0} == json.loads(output.read_text()) | {"peak_rss_mb": 0}
 
@@ -127,7 +152,7 @@ def test_unreadable_images_are_left_out_and_counted(model: Path, images: Path, t
     for file in images.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "bad.jpg").write_text("no image")
-    result = run(model, "--data", folder, "--repeat", 1, "--provider", "cpu", "-o", tmp_path / "b.json")
+    result = run(model, "--data", folder, "--repeat", 1, "--provider", "cpu", "-o", tmp_path / "b.json", *STAGES_ALONE)
     assert result.exit_code == 0
     assert "Left out: 1 images" in result.stdout
     assert json.loads((tmp_path / "b.json").read_text())["images"]["count"] == 3
@@ -190,7 +215,7 @@ def test_without_torch_the_peer_is_skipped_by_name(
     monkeypatch.setitem(sys.modules, "torch", None)
     checkpoint = tmp_path / "best.pth"
     checkpoint.touch()
-    options = Options(model, images, provider="cpu", repeat=1, checkpoint=checkpoint)
+    options = Options(model, images, provider="cpu", repeat=1, checkpoint=checkpoint, only=("stages",))
     done = run_bench(options, tmp_path / "b.json", silent)
     assert done.peer == notebook.OnnxNetwork.name
     assert "torch is not installed: pip install 'cloudrt[train]'" in done.skipped[notebook.TorchNetwork.name]
@@ -239,11 +264,13 @@ def test_a_checkpoint_makes_torch_the_peer(checkpoint: Path, images: Path, tmp_p
     from cloudrt.network import sha256
 
     model = tiny_artifact(tmp_path / "model.onnx", checkpoint_sha256=sha256(checkpoint))
-    options = Options(model, images, images=1, provider="cpu", batch_size=1, repeat=1, checkpoint=checkpoint)
+    options = Options(
+        model, images, images=1, provider="cpu", batch_size=1, repeat=1, checkpoint=checkpoint, only=("stages",)
+    )
     done = run_bench(options, tmp_path / "b.json", silent)
     assert done.peer == notebook.TorchNetwork.name
     assert done.skipped == {}
-    assert done.options.command()[-2:] == ["--checkpoint", "best.pth"]
+    assert done.options.command()[-4:] == ["--only", "stages", "--checkpoint", "best.pth"]
 
 
 def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, model: Path, images: Path, tmp_path: Path) -> None:
@@ -306,3 +333,68 @@ print(heavy | {"torch", "cloudrt.train", "cloudrt.export", "cloudrt.network"} & 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("kind", ["noise", "smooth", "empty", "full", "checkerboard"])
+def test_every_peer_gives_the_plain_ways_text(name: str, kind: str) -> None:
+    rng = np.random.default_rng(3)
+    levels = {
+        "noise": rng.integers(0, 256, (41, 60), dtype=np.uint8),
+        "smooth": smooth_map(rng, 41, 60),
+        "empty": np.zeros((41, 60), np.uint8),
+        "full": np.full((41, 60), 255, np.uint8),
+        "checkerboard": checkerboard(41, 60) * 255,
+    }[kind]
+    peer, _ = peers.PEERS[name]
+    for min_area in (0, 3, 40):
+        expected = reference.postprocess(levels, 120, min_area)
+        assert peer(levels, False, 120, min_area) == expected
+        assert peer(np.ascontiguousarray(levels.T), True, 120, min_area) == expected
+        assert peer(levels / np.float32(255), False, 120.5 / 255, min_area) == expected
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_a_peer_that_answers_otherwise_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer, module = peers.PEERS[name]
+    monkeypatch.setitem(peers.PEERS, name, (lambda *words: peer(*words)[:-1], module))
+    with pytest.raises(AgreementError, match=name):
+        postprocess.measure({"smooth": postprocess.draw_maps("smooth", 1, (60, 80))}, lambda: None, turns=1)
+
+
+def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "installed", lambda module: module == "cv2")
+    (one, _) = postprocess.measure({"smooth": postprocess.draw_maps("smooth", 1, (60, 80))}, lambda: None, turns=1)
+    assert [peer.name for peer in one.peers] == ["notebook", "OpenCV", "OpenCV, 16 bits", "floor"]
+
+
+def test_ratios_are_taken_turn_by_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine three times as slow in every other turn leaves the ratio as it is."""
+    now = [0.0]
+    turn = [0.0]
+    monkeypatch.setattr(postprocess.time, "perf_counter", lambda: now[0])
+
+    def spend(seconds: float) -> None:
+        now[0] += seconds * (3 if int(turn[0]) % 2 else 1)
+
+    def theirs() -> None:
+        spend(0.1)
+
+    def ours() -> None:
+        turn[0] += 0.5  # one call to warm up and one that counts make a turn
+        spend(0.02)
+
+    seconds, (peer,) = postprocess.compare(ours, {"peer": theirs}, 2, 5)
+    assert seconds in (0.01, pytest.approx(0.03))  # for one of two
+    assert (peer.low, peer.ratio, peer.high) == pytest.approx((5, 5, 5))
+
+
+def test_the_loops_must_score_as_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    maps = [np.ascontiguousarray([smooth_map(rng, 120, 160, 20).T]) for _ in range(3)]
+    images = search.label_maps(maps, [Rule(120, 0)])
+    done = search.measure_search(images, lambda: None, sample=5)
+    assert (done.images, done.classes, done.thresholds, done.min_areas) == (3, 1, 140, 17)
+    monkeypatch.setattr(search, "loop_dice", lambda *_: 2.0)
+    with pytest.raises(AgreementError, match="nested loops score"):
+        search.measure_search(images, lambda: None, sample=1)

@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import reference
 
 from cloudrt.data import read_table
 from cloudrt.images import ImageFile
 from cloudrt.metric import score
 from cloudrt.pipeline import Segmenter
+from cloudrt.postprocess import postprocess
 from cloudrt.submission import open_submission
 
 DATA = Path(os.environ.get("CLOUDRT_DATA", ""))
@@ -46,3 +49,16 @@ def test_shipped_model_is_small_and_says_where_it_comes_from() -> None:
     assert said.parity["dice"] >= 0.995
     assert said.parity["empty_mismatch"] <= 0.005
     assert "NASA Worldview" in said.weights_license
+
+
+@pytest.mark.skipif("CLOUDRT_DATA" not in os.environ, reason="CLOUDRT_DATA names no real data")
+def test_real_maps_give_the_plain_ways_text() -> None:
+    names = sorted(path.name for path in (DATA / "test_images").iterdir())[:20]
+    with Segmenter(provider="cpu") as segmenter:
+        for inferred in segmenter.infer(ImageFile(name, DATA / "test_images" / name) for name in names):
+            assert inferred.probability is not None
+            for levels in inferred.probability:
+                for threshold, min_area in ((30, 0), (90, 500), (128, 5000), (160, 20_000)):
+                    expected = reference.postprocess(levels.T, threshold, min_area)
+                    assert postprocess(levels.T, threshold, min_area) == expected
+                    assert postprocess(levels.T / np.float32(255), (threshold + 0.5) / 255, min_area) == expected
