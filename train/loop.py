@@ -1,7 +1,8 @@
-"""One training run: data set to runs/NAME/best.pth, last.pth, config.json, history.csv, curves.png.
+"""One training run: data set to runs/NAME/best.pth, last.pth, config.json, held_out.txt,
+history.csv, curves.png.
 
 `train` opens the cache, splits it, and for each epoch trains, validates by the competition's Dice at the submission
-grid and writes what it has; at the end the best epoch's rules are searched on a finer grid and stored in best.pth.
+grid and writes what it has; at the end the best epoch's rules are chosen from every threshold and stored in best.pth.
 """
 
 from __future__ import annotations
@@ -40,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 """`bar(description, total)` gives `advance(n, **fields)`: how the caller shows progress."""
-
-FINE_THRESHOLDS = tuple(range(47, 248, 4))
 
 
 @contextmanager
@@ -194,10 +193,10 @@ class _Run:
         last_group = batches - batches % accumulate
         return batches % accumulate if number > last_group else accumulate
 
-    def _validate(self, config: NetworkConfig, **search: Any) -> Validation:
+    def _validate(self, config: NetworkConfig, final: bool = False) -> Validation:
         return validate(
             self.network, self.loss, config, self.cache, self.held_out, self.config.batch_size,
-            self.device, self.autocast, self.folder, **search,
+            self.device, self.autocast, self.folder, final,
         )  # fmt: skip
 
     def _record(
@@ -231,9 +230,9 @@ class _Run:
         return Checkpoint(config, weights, rules, result.dice, epoch, history, self.config.to_dict(), origin)
 
     def _finish(self, best: Checkpoint, seconds: float) -> TrainResult:
-        """Search the best epoch's rules on a finer grid, with and without no-data subtracted, and store the better."""
+        """Choose the best epoch's rules from every threshold, with and without no-data; store the better."""
         self.network.load_state_dict(best.weights)
-        config, result, gain = choose_no_data(partial(self._validate, thresholds=FINE_THRESHOLDS), self.network_config)
+        config, result, gain = choose_no_data(partial(self._validate, final=True), self.network_config)
         logger.info("subtracting no-data changes held-out Dice by %+.4f: %s", gain, "on" if gain > 0 else "off")
         rules = tuple(found.rule for found in result.found)
         final = replace(best, config=config, rules=rules, dice=result.dice, history=list(self.history))

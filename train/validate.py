@@ -14,10 +14,22 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from cloudrt.choose import choose_rules
 from cloudrt.network import InferenceGraph, NetworkConfig
-from cloudrt.search import MIN_AREAS, THRESHOLDS, Found, search_rules, unpack_mask
+from cloudrt.search import (
+    THRESHOLDS,
+    Found,
+    LabelledMaps,
+    measure,
+    min_areas_for,
+    search_rules,
+    unpack_mask,
+)
 
 from .cache import DatasetCache
+
+COARSE = tuple(range(63, 240, 8))
+"""Thresholds that are searched after each epoch."""
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
@@ -42,13 +54,13 @@ def validate(
     device: torch.device,
     autocast: Autocast,
     scratch: Path,
-    thresholds: tuple[int, ...] = THRESHOLDS,
-    min_areas: tuple[int, ...] = MIN_AREAS,
+    final: bool = False,
 ) -> Validation:
     """Run the network over the held-out images and search the rules.
 
-    The probabilities go to a memory-mapped file in `scratch` that is gone afterwards: memory stays flat however many
-    images are held out.
+    In each epoch the best of a coarse grid of rules will do; the `final` rules are chosen from all 256 thresholds as
+    `cloudrt tune` chooses them, and their Dice is that out of fold. The probabilities go to a memory-mapped file in
+    `scratch` that is gone afterwards: memory stays flat however many images are held out.
     """
     width, height = config.labels.submit_grid[::-1]
     shape = (len(positions), len(config.labels.classes), width, height)
@@ -67,12 +79,22 @@ def validate(
                 )
             probability[begin : begin + len(chosen)] = levels.cpu().numpy()
             losses += float(batch_loss) * len(chosen)
-        found = search_rules(probability, truth, thresholds, min_areas)
+        found = _search(probability, truth, min_areas_for(config.labels.submit_grid), final)
         del probability
     network.train(was_training)
     return Validation(
         found, float(np.mean([one.dice for one in found])), losses / len(positions), float((~truth.any(axis=2)).mean())
     )
+
+
+def _search(
+    probability: NDArray[np.uint8], truth: NDArray[np.uint8], min_areas: tuple[int, ...], final: bool
+) -> list[Found]:
+    if not final or len(probability) < 2:
+        return search_rules(probability, truth, COARSE, min_areas)
+    maps = (LabelledMaps(*one) for one in zip(probability, truth, strict=True))
+    tables = measure(maps, len(probability), THRESHOLDS, min_areas)
+    return [Found(choice.rule, choice.out_of_fold) for choice in choose_rules(tables)]
 
 
 def _run(

@@ -126,7 +126,7 @@ def _show_postprocess(done: Bench) -> None:
         for measured in sets:
             whole = sum(measured.parts.values())
             shares = (f"{name} {seconds / whole:.0%}" for name, seconds in measured.parts.items())
-            click.echo(f"{measured.kind}, where ours goes: {', '.join(shares)}; kernels {whole / measured.seconds:.0%}")
+            click.echo(f"{measured.kind}, where ours goes: {', '.join(shares)}")
     for kind, figures in done.rle.items():
         words = (
             f"{name} " + ", ".join(f"{_three(peer['ratio'])}x {peer['name']}" for peer in one["peers"])
