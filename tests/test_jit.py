@@ -1,0 +1,70 @@
+"""Where the kernels' machine code is kept: apart for each version of them, and nowhere where nothing can be written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cloudrt
+
+SCRIPT = """
+import sys
+import numpy as np
+import cloudrt
+from cloudrt.kernels import runs
+print(cloudrt.postprocess(np.eye(70, dtype=np.uint8)[:, :3], 0, 2))
+print(sum(runs.rows_to_text.stats.cache_hits.values()), file=sys.stderr)
+"""
+ANSWER = "1 1 72 1 143 1"
+
+NOWHERE = """
+import os
+from numba.core import caching
+def refuse(self):
+    raise OSError("read-only")
+caching._CacheLocator.ensure_cache_path = refuse
+"""
+
+
+FROM = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(getattr(finder, "__module__", ""))]
+sys.path.insert(0, {path!r})
+import cloudrt
+assert cloudrt.__file__.startswith({path!r}), cloudrt.__file__
+"""
+
+
+def run(script: str, cache: Path) -> tuple[str, str]:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    return done.stdout.strip(), done.stderr.strip()
+
+
+def test_the_second_process_loads_what_the_first_compiled(tmp_path: Path) -> None:
+    assert run(SCRIPT, tmp_path) == (ANSWER, "0")
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("kernels-")
+    assert run(SCRIPT, tmp_path) == (ANSWER, "1")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_nothing_is_written_where_nothing_can_be(tmp_path: Path) -> None:
+    assert run(NOWHERE + SCRIPT, tmp_path / "none")[0] == ANSWER
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_changed_kernel_is_compiled_anew(tmp_path: Path) -> None:
+    """One that is called from another file: numba's own cache looks at the caller's file alone."""
+    source = tmp_path / "source" / "cloudrt"
+    shutil.copytree(Path(cloudrt.__file__).parent, source, ignore=shutil.ignore_patterns("__pycache__", "models"))
+    script = FROM.format(path=str(source.parent)) + SCRIPT
+    assert run(script, tmp_path / "cache")[0] == ANSWER
+    digits = source / "kernels" / "digits.py"
+    text = digits.read_text()
+    assert "start + 1)" in text
+    digits.write_text(text.replace("start + 1)", "start + 2)"))
+    assert run(script, tmp_path / "cache")[0] == "2 1 73 1 144 1"
