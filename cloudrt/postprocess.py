@@ -142,6 +142,9 @@ def _encode(array: NDArray[Any], least: np.uint8 | np.float32, min_area: int) ->
     return str(buffers.characters[:length], "ascii")
 
 
+_PIXELS_A_CALL = 2**23
+"""Of a batch: enough that threads seldom wait for the interpreter's lock, few enough for a small text buffer."""
+
 MAX_PIXELS = 2**31 - 1
 """Of one map: the kernels count pixels in 32 bits."""
 
@@ -197,7 +200,7 @@ def apply_rules(
         Maps, rules and presence that do not number the same; levels or presence that are not uint8.
     """
     _check(levels, 3, rules, presence, (len(rules),))
-    return _image_texts(levels, _rule_table(rules), presence)
+    return _map_texts(levels, _rule_table(rules), presence)
 
 
 def postprocess_batch(
@@ -226,8 +229,21 @@ def postprocess_batch(
         raise DataError(f"threads are at least 1, found {threads}")
     table = _rule_table(rules)
 
+    classes = len(rules)
+    if not classes:
+        return [[] for _ in levels]
+    maps = levels.reshape(-1, *levels.shape[2:])
+    certain = None if presence is None else presence.reshape(-1)
+
     def share(images: range) -> list[list[str]]:
-        return [_image_texts(levels[i], table, None if presence is None else presence[i]) for i in images]
+        """A few images a call: while a thread is in the kernel, the others have the lock."""
+        texts: list[list[str]] = []
+        few = max(1, _PIXELS_A_CALL // max(1, math.prod(levels.shape[1:])))
+        for begin in range(images.start, images.stop, few):
+            part = slice(begin * classes, min(begin + few, images.stop) * classes)
+            found = _map_texts(maps[part], table, None if certain is None else certain[part])
+            texts += [found[i : i + classes] for i in range(0, len(found), classes)]
+        return texts
 
     if threads == 1 or len(levels) < 2:
         return share(range(len(levels)))
@@ -261,16 +277,17 @@ def _rule_table(rules: Sequence[Rule]) -> NDArray[np.int64]:
     return np.array(columns, np.int64).reshape(len(rules), 5)
 
 
-def _image_texts(levels: NDArray[np.uint8], table: NDArray[np.int64], presence: NDArray[np.uint8] | None) -> list[str]:
-    classes, width, height = levels.shape
+def _map_texts(levels: NDArray[np.uint8], table: NDArray[np.int64], presence: NDArray[np.uint8] | None) -> list[str]:
+    """Return the RLE texts of (M, W, H) maps, which are of the classes of `table` in turn; `presence` is (M,)."""
+    count, width, height = levels.shape
     if not levels.size:
-        return [""] * classes
+        return [""] * count
     maps = np.ascontiguousarray(levels)
     if not maps.flags.writeable:
         maps = maps.copy()
-    certain = np.full(classes, 255, np.uint8) if presence is None else np.array(presence)
-    buffers = _buffers(height, width, classes)
-    ends = np.empty(classes, np.int64)
-    _kernels().image_to_texts(maps, table, certain, ends, *buffers.work)
+    certain = np.full(count, 255, np.uint8) if presence is None else np.array(presence)
+    buffers = _buffers(height, width, count)
+    ends = np.empty(count, np.int64)
+    _kernels().maps_to_texts(maps, table, certain, ends, *buffers.work)
     whole = str(buffers.characters[: ends[-1]], "ascii")
     return [whole[begin:end] for begin, end in pairwise([0, *ends.tolist()])]

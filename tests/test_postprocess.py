@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import cc3d
@@ -394,6 +395,14 @@ def test_a_batch_is_read_however_it_lies() -> None:
         assert postprocess_batch(form, RULES, threads=2) == expected
 
 
+def test_a_batch_of_many_calls_and_one_without_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = batch(5, 7)
+    expected = plain(levels, None)
+    monkeypatch.setattr(sys.modules["cloudrt.postprocess"], "_PIXELS_A_CALL", 2 * 3 * 70 * 37)
+    assert postprocess_batch(levels, RULES, threads=2) == postprocess_batch(levels, RULES) == expected
+    assert postprocess_batch(np.zeros((2, 0, 4, 5), np.uint8), []) == [[], []]
+
+
 def test_a_batch_that_does_not_fit_is_refused() -> None:
     levels = batch(3, 2)
     for wrong in (
@@ -431,13 +440,13 @@ def test_the_artifacts_output_is_read_as_it_lies(monkeypatch: pytest.MonkeyPatch
         seen.append(maps)
         return 0
 
-    def image_to_texts(maps: NDArray[Any], _rules: Any, _presence: Any, ends: NDArray[Any], *_: Any) -> None:
+    def maps_to_texts(maps: NDArray[Any], _rules: Any, _presence: Any, ends: NDArray[Any], *_: Any) -> None:
         seen.append(maps)
         ends[:] = 0
 
     monkeypatch.setattr(runs, "columns_to_text", maps_to_text)
     monkeypatch.setattr(runs, "rows_to_text", maps_to_text)
-    monkeypatch.setattr(runs, "image_to_texts", image_to_texts)
+    monkeypatch.setattr(runs, "maps_to_texts", maps_to_texts)
     levels = batch(9, 2)
     single = levels.astype(np.float32)
     for array in (levels[0, 0].T, levels[0, 0], single[1, 2], single[1, 2].T):

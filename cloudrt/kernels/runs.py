@@ -230,7 +230,7 @@ def rows_to_text(
 
 
 @kernel
-def image_to_texts(
+def maps_to_texts(
     levels: NDArray[np.uint8],
     rules: NDArray[np.int64],
     presence: NDArray[np.uint8],
@@ -241,16 +241,17 @@ def image_to_texts(
     area: NDArray[np.int32],
     text: NDArray[np.uint8],
 ) -> None:
-    """Write the RLE texts of the maps of one image, (C, W, H), one after the other; `ends[c]` is where each ends.
+    """Write the RLE texts of maps, (M, W, H), one after the other; `ends[m]` is where each ends.
 
-    `rules` is (C, 5): threshold, min area, gate threshold, gate pixels, presence; `presence` is (C,).
+    `rules` is (C, 5): threshold, min area, gate threshold, gate pixels, presence; map m is of class m % C, and
+    `presence` (M,) is its presence level.
     """
     end = 0
-    for c in range(levels.shape[0]):
-        threshold, min_area, gate_threshold, gate_pixels, least_presence = rules[c]
-        if threshold < 255 and presence[c] >= least_presence and (gate_pixels == 0 or gate_threshold < 255):
+    for m in range(levels.shape[0]):
+        threshold, min_area, gate_threshold, gate_pixels, least_presence = rules[m % rules.shape[0]]
+        if threshold < 255 and presence[m] >= least_presence and (gate_pixels == 0 or gate_threshold < 255):
             end += columns_to_text(
-                levels[c], np.uint8(threshold + 1), min_area, np.uint8(gate_threshold + 1), gate_pixels,
+                levels[m], np.uint8(threshold + 1), min_area, np.uint8(gate_threshold + 1), gate_pixels,
                 edges, first, parent, area, text[end:],
             )  # fmt: skip
-        ends[c] = end
+        ends[m] = end
