@@ -50,10 +50,11 @@ class FromFile:
     def __init__(self, kept: Probabilities) -> None:
         self._kept = kept
         self.labels = kept.labels
+        self.keys = kept.keys
 
     def infer(self, files: Sequence[ImageFile]) -> Iterator[Inferred]:
         """See `Source`."""
-        known = set(self._kept.keys)
+        known = set(self.keys)
         for file in files:
             if file.key not in known:
                 yield Inferred(file.key, None, None, f"is not in {self._kept.path}")

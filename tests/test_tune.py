@@ -100,6 +100,11 @@ def test_kept_probabilities_give_the_same_bytes(model: Path, data: Path, tmp_pat
     run(kept, data, "--model", model, "-o", tmp_path / "b.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     run(kept, data, "-o", tmp_path / "rules.json")
+    names = tmp_path / "names.txt"
+    names.write_text("3.jpg\n5.jpg\n")
+    run(model, data, "--images", names, "-o", tmp_path / "c.onnx", "--save-probabilities", tmp_path / "two.npz")
+    result = run(tmp_path / "two.npz", data, "-o", tmp_path / "two.json")  # those of the file, not all of train.csv
+    assert "Mean Dice of 2 images" in " ".join(result.stdout.split())
     rules = json.loads((tmp_path / "rules.json").read_text())
     found = read_artifact(tmp_path / "a.onnx").rules
     assert {label: Rule.from_dict(values) for label, values in rules.items()} == dict(

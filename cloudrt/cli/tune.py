@@ -15,7 +15,6 @@ from cloudrt.cli.types import Numbers
 if TYPE_CHECKING:
     from cloudrt.artifact import Artifact
     from cloudrt.choose import Score
-    from cloudrt.data import DataFolder
     from cloudrt.postprocess import Rule
     from cloudrt.tune import Source, Tuned
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
-    help="Text file of image names, one a line; all of train.csv otherwise.",
+    help="Text file of image names, one a line; all of train.csv, or of PROBABILITIES, otherwise.",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path),
@@ -57,6 +56,7 @@ def tune(
     """
     from cloudrt.cpus import usable_cpus
     from cloudrt.data import open_data
+    from cloudrt.tune import FromFile
     from cloudrt.tune import tune as run
 
     from_file = source.suffix == ".npz"
@@ -64,9 +64,10 @@ def tune(
     if from_file and save_probabilities:
         raise Failure("--save-probabilities needs a MODEL to run: these are kept already")
     folder = open_data(data)
-    names = _names(images, folder)
+    given = _read_names(images) if images else []
     with ExitStack() as stack:
         opened, artifact = _open(source, model, provider, batch_size or 0, threads or 0, stack)
+        names = given or (opened.keys if isinstance(opened, FromFile) else list(folder.read_train()))
         tuned = run(
             opened,
             folder,
@@ -82,7 +83,7 @@ def tune(
     _write(tuned, artifact, model or source, target, data)
     _show(tuned)
     click.echo(f"{target}: the new rules; {target.with_suffix('.html')}: open it in a browser")
-    if images is None:
+    if images is None and not from_file:
         click.echo("Tuned on every image of DATA: if the network was trained on some of them, use --images", err=True)
     for name, reason in list(tuned.failures.items())[:10]:
         click.echo(f"Left out: {name} {reason}", err=True)
@@ -112,9 +113,7 @@ def _target(source: Path, output: Path | None, overwrite: bool, model: Path | No
     return target
 
 
-def _names(images: Path | None, data: DataFolder) -> list[str]:
-    if images is None:
-        return list(data.read_train())
+def _read_names(images: Path) -> list[str]:
     try:
         names = [line.strip() for line in images.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
