@@ -88,7 +88,8 @@ class TorchNetwork:
     def __init__(self, checkpoint: Path, artifact: Artifact, threads: int = 0) -> None:
         import torch
 
-        from cloudrt.network import Checkpoint, sha256
+        from cloudrt.files import sha256
+        from cloudrt.network import Checkpoint
 
         loaded = Checkpoint.load(checkpoint)
         if sha256(checkpoint) != artifact.checkpoint_sha256:

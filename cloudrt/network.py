@@ -7,8 +7,6 @@ computes, uint8 image in, uint8 probability out, so that validation, rules and p
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import inspect
 import logging
 import pickle
@@ -23,6 +21,7 @@ from torch.nn import functional
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.files import replacing
 from cloudrt.labels import CLOUDS, Grid, Labels
+from cloudrt.names import check_name
 from cloudrt.postprocess import Rule
 
 logger = logging.getLogger(__name__)
@@ -117,11 +116,11 @@ def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Modul
     import segmentation_models_pytorch as smp
 
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
-    _check_name("architecture", config.architecture.lower(), list(architectures))
+    check_name("architecture", config.architecture.lower(), list(architectures))
     # smp drops arguments that it does not know; a mistyped one must not pass for the default.
     arguments = list(inspect.signature(architectures[config.architecture.lower()]).parameters)
     for option in config.options:
-        _check_name(f"argument of {config.architecture}", option, arguments)
+        check_name(f"argument of {config.architecture}", option, arguments)
     try:
         network = smp.create_model(
             config.architecture,
@@ -133,7 +132,7 @@ def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Modul
         )
     except (TypeError, KeyError, ValueError, RuntimeError) as error:
         if isinstance(error, KeyError) and "encoder name" in str(error):
-            _check_name("encoder", config.encoder, list(smp.encoders.encoders))
+            check_name("encoder", config.encoder, list(smp.encoders.encoders))
         raise DataError(f"{config.architecture} with encoder {config.encoder} cannot be built: {error}") from error
     except OSError as error:
         raise DataError(
@@ -146,13 +145,6 @@ def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Modul
 
 def _weights_argument(encoder: str, weights: str | None) -> str | bool | None:
     return True if weights == "imagenet" and encoder.startswith("tu-") else weights
-
-
-def _check_name(what: str, name: str, known: list[str]) -> None:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(sorted(known))}"
-        raise DataError(f"no {what} named {name!r}{hint}")
 
 
 class InferenceGraph(nn.Module):
@@ -260,7 +252,7 @@ class Checkpoint:
             raise ArtifactError(f"{path} is missing: train one with cloudrt-train") from None
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
             raise ArtifactError(f"{path} is not a checkpoint, or is damaged") from error
-        if not isinstance(values, dict) or "config" not in values or "weights" not in values:
+        if not isinstance(values, dict) or "config" not in values or not isinstance(values.get("weights"), dict):
             raise ArtifactError(f"{path} was not written by cloudrt-train")
         if values.pop("format", None) != CHECKPOINT_FORMAT:
             raise ArtifactError(f"{path} has another format than this version reads ({CHECKPOINT_FORMAT})")
@@ -276,16 +268,33 @@ class Checkpoint:
             raise ArtifactError(f"{path} was not written by this version of cloudrt-train: {error}") from error
 
     def network(self) -> nn.Module:
-        """Build the network with these weights, in evaluation mode."""
+        """Build the network with these weights, in evaluation mode.
+
+        Raises
+        ------
+        ArtifactError
+            Weights that are missing, superfluous, of another shape or not finite; names the first.
+        """
         network = build_network(self.config)
-        try:
-            network.load_state_dict(self.weights)
-        except RuntimeError as error:
-            raise ArtifactError(f"the checkpoint's weights do not fit its {self.config.encoder}: {error}") from error
+        expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in self.weights.items()}
+        faults = [f"{name} is missing" for name in expected if name not in found]
+        faults += [f"{name} is not one of its own" for name in found if name not in expected]
+        faults += [
+            f"{name} is {shape}, expected {expected[name]}"
+            for name, shape in found.items()
+            if name in expected and shape != expected[name]
+        ]
+        faults += [f"{name} holds NaN or infinity" for name, value in self.weights.items() if not _finite(value)]
+        if faults:
+            more = f" ({len(faults)} such faults)" if len(faults) > 1 else ""
+            raise ArtifactError(
+                f"the checkpoint's weights do not fit {self.config.architecture} with {self.config.encoder}: "
+                f"{faults[0]}{more}"
+            )
+        network.load_state_dict(self.weights)
         return network.eval()
 
 
-def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _finite(value: torch.Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from cloudrt.artifact import Artifact, write_metadata
 from cloudrt.engines import open_engine
 from cloudrt.errors import ImageError, ParityError
-from cloudrt.files import replacing
+from cloudrt.files import replacing, sha256
 from cloudrt.images import find_images, load_image
 from cloudrt.labels import Grid
-from cloudrt.network import Checkpoint, sha256
+from cloudrt.network import Checkpoint
 from cloudrt.scenes import draw_scene
 
 from .graph import describe, to_onnx

@@ -240,7 +240,8 @@ def test_torchs_answers_are_those_of_the_inference_graph(checkpoint: Path, image
     import torch
 
     from cloudrt.artifact import Artifact
-    from cloudrt.network import Checkpoint, InferenceGraph, sha256
+    from cloudrt.files import sha256
+    from cloudrt.network import Checkpoint, InferenceGraph
 
     loaded = Checkpoint.load(checkpoint)
     graph = InferenceGraph(loaded.network(), loaded.config).eval()
@@ -261,7 +262,7 @@ def test_torchs_answers_are_those_of_the_inference_graph(checkpoint: Path, image
 
 
 def test_a_checkpoint_makes_torch_the_peer(checkpoint: Path, images: Path, tmp_path: Path) -> None:
-    from cloudrt.network import sha256
+    from cloudrt.files import sha256
 
     model = tiny_artifact(tmp_path / "model.onnx", checkpoint_sha256=sha256(checkpoint))
     options = Options(
