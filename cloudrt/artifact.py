@@ -55,6 +55,10 @@ class Artifact:
         Of the libraries that made it.
     weights_license
         What the weights' origin asks for.
+    tta
+        Which flips of the image the probability is the mean of: none, h, v or hv.
+    members
+        Of an ensemble, one a checkpoint: architecture, encoder, Dice and SHA-256; empty where there is but one.
     tuning
         How `cloudrt tune` found the rules; empty where training did.
     """
@@ -74,6 +78,8 @@ class Artifact:
     parity: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     weights_license: str = ""
+    tta: str = "none"
+    members: list[dict[str, Any]] = field(default_factory=list)
     tuning: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

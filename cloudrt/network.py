@@ -168,14 +168,20 @@ class InferenceGraph(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Return the levels 0..255 of each class on the transposed submission grid."""
-        levels = image.to(torch.float32).permute(0, 3, 1, 2)
+        return self.quantise(self.probability(image.to(torch.float32).permute(0, 3, 1, 2)))
+
+    def probability(self, levels: torch.Tensor) -> torch.Tensor:
+        """Return (N, C, H_out, W_out) float32 in 0..1 of (N, 3, H, W) float32 levels 0..255."""
         normalised = (levels - self.mean) / self.std
         logits = self.network(normalised.to(self.network_dtype)).to(torch.float32)
         # Half-pixel centres, as OpenCV's INTER_LINEAR.
         logits = functional.interpolate(logits, size=self.submit_grid, mode="bilinear", align_corners=False)
         probability = torch.sigmoid(logits)
-        if self.subtract_no_data:
-            probability = probability * self._has_data(levels)
+        return probability * self._has_data(levels) if self.subtract_no_data else probability
+
+    @staticmethod
+    def quantise(probability: torch.Tensor) -> torch.Tensor:
+        """Return probabilities as levels 0..255 on the transposed grid: (N, C, W_out, H_out) uint8."""
         return torch.round(probability * 255).transpose(2, 3).contiguous().to(torch.uint8)
 
     def _has_data(self, levels: torch.Tensor) -> torch.Tensor:

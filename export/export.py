@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from cloudrt.labels import Grid
 from cloudrt.network import Checkpoint
 from cloudrt.scenes import draw_scene
 
+from .ensemble import Ensemble
 from .graph import describe, to_onnx
 from .parity import TOLERANCES, Parity, Tolerances, measure_parity
 
@@ -36,28 +37,35 @@ class Exported:
     parity: Parity
     tolerances: Tolerances
     bytes: int
+    networks_per_image: int
 
 
 def export(
-    checkpoint_path: Path,
+    checkpoints: Path | Sequence[Path],
     output: Path,
     precision: str = "fp16",
+    *,
+    tta: str = "none",
     calibration: Path | None = None,
     images: int = 64,
     tolerances: Tolerances | None = None,
     weights_license: str = "",
     advance: Callable[[int], object] | None = None,
 ) -> Exported:
-    """Write the artifact of a checkpoint, gated on parity with PyTorch in ONNX Runtime on the CPU.
+    """Write the artifact of a checkpoint, or of the mean of several.
+
+    It is gated on parity with the same in PyTorch, in ONNX Runtime on the CPU.
 
     Parameters
     ----------
-    checkpoint_path
-        best.pth of a training run.
+    checkpoints
+        best.pth of a training run, or of several.
     output
         The artifact's path.
     precision
         "fp16" or "fp32".
+    tta
+        Test-time augmentation inside the graph: the mean over flips, "none", "h", "v" or "hv".
     calibration
         A folder of images to compare on; made-up scenes where it is None.
     images
@@ -76,16 +84,17 @@ def export(
     ParityError
         Past the tolerances; nothing is written.
     """
-    checkpoint = Checkpoint.load(checkpoint_path)
+    paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
+    members = [Checkpoint.load(path) for path in paths]
     if weights_license:
-        checkpoint = replace(checkpoint, weights_license=weights_license)
+        members = [replace(member, weights_license=weights_license) for member in members]
+    ensemble = Ensemble(tuple(members), tuple(sha256(path) for path in paths), tta)
     allowed = tolerances or TOLERANCES[precision]
-    source, compared = _images(calibration, checkpoint.config.input_size, images)
-    model = to_onnx(checkpoint, precision)
-    digest = sha256(checkpoint_path)
-    write_metadata(model, describe(checkpoint, digest, precision, {}))
+    source, compared = _images(calibration, ensemble.config.input_size, images)
+    model = to_onnx(ensemble, precision)
+    write_metadata(model, describe(ensemble, precision, {}))
     with open_engine(model, provider="cpu", batch_size=None, keep_precision=True) as engine:
-        parity = measure_parity(checkpoint, engine.probability, compared, source, advance=advance)
+        parity = measure_parity(ensemble, engine.probability, compared, source, advance=advance)
     faults = parity.faults(allowed)
     if faults:
         worst = f"; worst images: {', '.join(parity.worst)}" if parity.worst else ""
@@ -93,11 +102,11 @@ def export(
             f"{precision} would change the submission: {'; '.join(faults)}{worst}. Nothing was written; "
             f"try {'--precision fp32' if precision == 'fp16' else 'wider tolerances'}"
         )
-    artifact = describe(checkpoint, digest, precision, parity.to_dict())
+    artifact = describe(ensemble, precision, parity.to_dict())
     write_metadata(model, artifact)
     with replacing(output) as partial:
         partial.write_bytes(model.SerializeToString())
-    return Exported(output, artifact, parity, allowed, output.stat().st_size)
+    return Exported(output, artifact, parity, allowed, output.stat().st_size, ensemble.networks_per_image)
 
 
 def _images(folder: Path | None, size: Grid, most: int) -> tuple[str, list[tuple[str, NDArray[np.uint8]]]]:

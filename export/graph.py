@@ -12,14 +12,15 @@ import torch
 from cloudrt import __version__
 from cloudrt.artifact import Artifact
 from cloudrt.errors import DataError
-from cloudrt.network import Checkpoint, InferenceGraph
+
+from .ensemble import Ensemble
 
 OPSET = 18
 IR_VERSION = 10
 
 
-def to_onnx(checkpoint: Checkpoint, precision: str) -> onnx.ModelProto:
-    """Export the checkpoint's network in `precision` ("fp32" or "fp16"), checked by onnx's full checker.
+def to_onnx(ensemble: Ensemble, precision: str) -> onnx.ModelProto:
+    """Export an ensemble, of one checkpoint mostly, in `precision` ("fp32" or "fp16"); onnx's full checker looks at it.
 
     The fp16 graph casts to half before the network and back after it; normalisation, resizing, sigmoid and rounding
     stay in float32. The batch dimension is free and named N.
@@ -27,8 +28,8 @@ def to_onnx(checkpoint: Checkpoint, precision: str) -> onnx.ModelProto:
     if precision not in ("fp32", "fp16"):
         raise DataError(f"precision is fp32 or fp16, found {precision!r}")
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    graph = InferenceGraph(checkpoint.network().to(dtype), checkpoint.config, dtype).eval()
-    height, width = checkpoint.config.input_size
+    graph = ensemble.graph(dtype)
+    height, width = ensemble.config.input_size
     example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"), torch.no_grad():
         warnings.simplefilter(
@@ -54,25 +55,28 @@ def to_onnx(checkpoint: Checkpoint, precision: str) -> onnx.ModelProto:
     return model
 
 
-def describe(checkpoint: Checkpoint, digest: str, precision: str, parity: dict[str, float]) -> Artifact:
-    """Return the metadata of an artifact of this checkpoint."""
-    config = checkpoint.config
+def describe(ensemble: Ensemble, precision: str, parity: dict[str, float]) -> Artifact:
+    """Return the metadata of an artifact of this ensemble."""
+    config, first = ensemble.config, ensemble.checkpoints[0]
+    licenses = dict.fromkeys(one.weights_license for one in ensemble.checkpoints if one.weights_license)
     return Artifact(
         labels=config.labels,
         input_size=config.input_size,
         mean=tuple(config.mean),
         std=tuple(config.std),
-        rules=checkpoint.rules,
+        rules=ensemble.rules,
         architecture=config.architecture,
         encoder=config.encoder,
         options=dict(config.options),
         precision=precision,
         subtract_no_data=config.subtract_no_data,
-        checkpoint_sha256=digest,
-        validation_dice=checkpoint.dice,
+        checkpoint_sha256=ensemble.digests[0],
+        validation_dice=first.dice,
         parity=dict(parity),
         versions=_versions(),
-        weights_license=checkpoint.weights_license,
+        weights_license="; ".join(licenses),
+        tta=ensemble.tta,
+        members=ensemble.describe(),
     )
 
 

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from cloudrt.metric import dice
-from cloudrt.network import Checkpoint, InferenceGraph
 from cloudrt.postprocess import Rule, apply_rules
 from cloudrt.rle import rle_decode
+
+from .ensemble import Ensemble
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Parity:
 
 
 def measure_parity(
-    checkpoint: Checkpoint,
+    ensemble: Ensemble,
     run: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
     images: Sequence[tuple[str, NDArray[np.uint8]]],
     source: str,
@@ -102,8 +103,8 @@ def measure_parity(
 
     Parameters
     ----------
-    checkpoint
-        The network and its rules; without rules, half of the levels is the threshold.
+    ensemble
+        The networks and their rules; without rules, half of the levels is the threshold.
     run
         The exported model: (N, H, W, 3) uint8 -> (N, C, W_out, H_out) uint8.
     images
@@ -111,9 +112,10 @@ def measure_parity(
     source
         What the images are, for the record.
     """
-    graph = InferenceGraph(checkpoint.network(), checkpoint.config).eval()
-    grid = checkpoint.config.labels.submit_grid
-    rules = checkpoint.rules or (Rule(127, 0),) * len(checkpoint.config.labels.classes)
+    graph = ensemble.graph()
+    labels = ensemble.config.labels
+    grid = labels.submit_grid
+    rules = ensemble.rules or (Rule(127, 0),) * len(labels.classes)
     thresholds = np.array([rule.threshold for rule in rules])[:, None, None]
     largest, total, flipped, mismatched = 0, 0.0, 0.0, 0
     scores: list[tuple[float, str]] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,13 +12,15 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
+from cloudrt.export.ensemble import Ensemble
 from cloudrt.export.export import export
 from cloudrt.export.graph import to_onnx
 from cloudrt.export.parity import Parity, Tolerances
 
 from cloudrt.artifact import read_artifact
 from cloudrt.cli.export import export as command
-from cloudrt.errors import ArtifactError, ImageError, ParityError
+from cloudrt.errors import ArtifactError, DataError, ImageError, ParityError
+from cloudrt.labels import Labels
 from cloudrt.network import Checkpoint, InferenceGraph, NetworkConfig, build_network
 from cloudrt.postprocess import Rule
 from cloudrt.scenes import draw_scene
@@ -24,9 +28,11 @@ from cloudrt.scenes import draw_scene
 OPTIONS = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
 
 
-def make_checkpoint(path: Path, encoder: str = "resnet18", rules: bool = True) -> Checkpoint:
-    torch.manual_seed(0)
-    config = NetworkConfig("FPN", encoder, OPTIONS, (64, 96))
+def make_checkpoint(
+    path: Path, encoder: str = "resnet18", rules: bool = True, seed: int = 0, **config_values: Any
+) -> Checkpoint:
+    torch.manual_seed(seed)
+    config = NetworkConfig("FPN", encoder, OPTIONS, **{"input_size": (64, 96), **config_values})
     network = build_network(config)
     checkpoint = Checkpoint(config, network.state_dict(), (Rule(127, 500),) * 4 if rules else (), 0.5, 1)
     checkpoint.save(path)
@@ -101,7 +107,7 @@ def test_equals_torch_at_any_batch(checkpoint: Path, precision: str) -> None:
     loaded = Checkpoint.load(checkpoint)
     graph = InferenceGraph(loaded.network(), loaded.config).eval()
     session = onnxruntime.InferenceSession(
-        to_onnx(loaded, precision).SerializeToString(), providers=["CPUExecutionProvider"]
+        to_onnx(Ensemble((loaded,)), precision).SerializeToString(), providers=["CPUExecutionProvider"]
     )
     images = np.stack([draw_scene(seed, (64, 96)).image for seed in range(5)])
     for batch in (1, 3, 5):
@@ -121,14 +127,13 @@ def test_network_without_rules_exports(tmp_path: Path) -> None:
 def test_mistakes_are_refused(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
     from cloudrt.export import export as stage
 
-    def wrong(loaded: Checkpoint, precision: str) -> onnx.ModelProto:
-        from dataclasses import replace
-
+    def wrong(ensemble: Ensemble, precision: str) -> onnx.ModelProto:
+        (loaded,) = ensemble.checkpoints
         if mistake == "wrong mean":
             loaded = replace(loaded, config=replace(loaded.config, mean=(0.0, 0.0, 0.0)))
         if mistake == "tampered weights":
             loaded = replace(loaded, weights={k: v * 1.2 if v.ndim == 4 else v for k, v in loaded.weights.items()})
-        model = to_onnx(loaded, precision)
+        model = to_onnx(replace(ensemble, checkpoints=(loaded,)), precision)
         if mistake == "swapped channels":
             (stem,) = [t for t in model.graph.initializer if t.dims[1:] == [3, 7, 7]]
             values = onnx.numpy_helper.to_array(stem)[:, ::-1]
@@ -187,3 +192,81 @@ def test_an_onnx_file_of_others_is_refused(tmp_path: Path, artifact: Path) -> No
     onnx.save(model, tmp_path / "plain.onnx")
     with pytest.raises(ArtifactError, match="cloudrt-export"):
         read_artifact(tmp_path / "plain.onnx")
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another encoder, trained on other statistics."""
+    path = tmp_path_factory.mktemp("second") / "best.pth"
+    make_checkpoint(path, "tu-regnety_002", seed=1, mean=(100.0, 110.0, 90.0), subtract_no_data=False)
+    return path
+
+
+def probability(path: Path, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What a checkpoint's network says of (N, H, W, 3) images, not yet rounded, step by step: (N, C, H_out, W_out)."""
+    loaded = Checkpoint.load(path)
+    graph = InferenceGraph(loaded.network(), loaded.config).eval()
+    with torch.inference_mode():
+        return graph.probability(torch.from_numpy(image).float().permute(0, 3, 1, 2)).numpy()
+
+
+FLIPS: dict[str, list[tuple[bool, bool]]] = {
+    "none": [(False, False)],
+    "h": [(False, False), (False, True)],
+    "v": [(False, False), (True, False)],
+    "hv": [(False, False), (False, True), (True, False), (True, True)],
+}
+
+
+@pytest.mark.parametrize(("members", "tta"), [(1, "h"), (1, "v"), (1, "hv"), (2, "none"), (2, "hv")])
+def test_flips_and_members_are_averaged_in_the_graph(
+    checkpoint: Path, second: Path, tmp_path: Path, tta: str, members: int
+) -> None:
+    paths = [checkpoint, second][:members]
+    done = export(paths, tmp_path / "m.onnx", "fp32", tta=tta)
+    images = np.stack([draw_scene(seed, (64, 96)).image for seed in range(3)])
+    views = []
+    for path in paths:
+        for up_down, left_right in FLIPS[tta]:
+            flipped = images[:, :: -1 if up_down else 1, :: -1 if left_right else 1].copy()
+            views.append(probability(path, flipped)[:, :, :: -1 if up_down else 1, :: -1 if left_right else 1])
+    wanted = np.rint(np.mean(views, axis=0) * 255).transpose(0, 1, 3, 2)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"image": images})
+    assert np.abs(found - wanted).max() <= 1
+    assert done.networks_per_image == len(views)
+    said = read_artifact(tmp_path / "m.onnx")
+    assert said.tta == tta
+    assert [member["encoder"] for member in said.members] == (["resnet18", "tu-regnety_002"] if members == 2 else [])
+
+
+def test_a_flip_that_is_not_flipped_back_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(ensemble: Ensemble, precision: str) -> onnx.ModelProto:
+        return to_onnx(replace(ensemble, tta="none"), precision)
+
+    monkeypatch.setattr("cloudrt.export.export.to_onnx", wrong)
+    with pytest.raises(ParityError, match="would change the submission"):
+        export(checkpoint, tmp_path / "m.onnx", "fp32", tta="hv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_members_must_go_together(checkpoint: Path, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "large.pth", input_size=(96, 96))
+    with pytest.raises(DataError, match="one input size"):
+        export([checkpoint, tmp_path / "large.pth"], tmp_path / "m.onnx")
+    make_checkpoint(tmp_path / "other.pth", labels=Labels(("A", "B")))
+    with pytest.raises(DataError, match="one labels"):
+        export([checkpoint, tmp_path / "other.pth"], tmp_path / "m.onnx")
+    with pytest.raises(DataError, match="tta is one of"):
+        export(checkpoint, tmp_path / "m.onnx", tta="diagonal")
+
+
+def test_command_of_an_ensemble(checkpoint: Path, second: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    words = [str(checkpoint), str(second), "-o", str(out), "--precision", "fp32", "--tta", "flip"]
+    done = CliRunner().invoke(command, words)
+    assert done.exit_code == 0, done.output
+    assert "8 networks run for each image" in done.output
+    assert read_artifact(out).tta == "hv"

@@ -12,11 +12,15 @@ from cloudrt.cli.common import Failure, progress_bar, reports_errors, say_logs
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="MODEL.PTH")
+@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL.PTH...")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The artifact; model.onnx beside MODEL.PTH by default."
 )
 @click.option("--precision", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True)
+@click.option(
+    "--tta", type=click.Choice(["none", "h", "v", "hv", "flip"]), default="none", show_default=True,
+    help="Average over flips of the image inside the graph: left-right, up-down, or all four (hv; flip is the same).",
+)  # fmt: skip
 @click.option(
     "--calibration", type=click.Path(path_type=Path), help="Folder of images to compare on; made-up scenes by default."
 )
@@ -27,17 +31,18 @@ from cloudrt.cli.common import Failure, progress_bar, reports_errors, say_logs
 @click.option("--weights-license", default="", help="Stored in the artifact: what the weights' origin asks for.")
 @reports_errors
 def export(
-    checkpoint: Path, output: Path | None, precision: str, calibration: Path | None, images: int,
+    checkpoints: tuple[Path, ...], output: Path | None, precision: str, tta: str, calibration: Path | None, images: int,
     max_mean_difference: float | None, min_dice: float | None, max_empty_mismatch: float | None,
     weights_license: str,
 ) -> None:  # fmt: skip
     """Turn MODEL.PTH into an ONNX artifact that gives the same submission, or write nothing.
 
-    The artifact is compared with the PyTorch model on images before it is written; past the tolerances the command
-    fails with status 2.
+    Several checkpoints become one artifact, which gives the mean of their probabilities. The artifact is compared with
+    the same in PyTorch on images before it is written; past the tolerances the command fails with status 2.
     """
-    if not checkpoint.is_file():
-        raise Failure(f"{checkpoint} is missing: train one with cloudrt-train")
+    for checkpoint in checkpoints:
+        if not checkpoint.is_file():
+            raise Failure(f"{checkpoint} is missing: train one with cloudrt-train")
     say_logs("cloudrt", logging.WARNING)
     from cloudrt.export.export import SCENES
     from cloudrt.export.export import export as run
@@ -46,12 +51,27 @@ def export(
 
     given = {"mean_difference": max_mean_difference, "dice": min_dice, "empty_mismatch": max_empty_mismatch}
     tolerances = replace(TOLERANCES[precision], **{name: value for name, value in given.items() if value is not None})
-    target = output or checkpoint.with_name("model.onnx")
+    target = output or checkpoints[0].with_name("model.onnx")
     total = min(images, len(find_images(calibration))) if calibration else SCENES
     with progress_bar("Comparing with PyTorch", total) as advance:
-        done = run(checkpoint, target, precision, calibration, images, tolerances, weights_license, advance)
+        done = run(
+            checkpoints,
+            target,
+            precision,
+            tta="hv" if tta == "flip" else tta,
+            calibration=calibration,
+            images=images,
+            tolerances=tolerances,
+            weights_license=weights_license,
+            advance=advance,
+        )
     _show(done.parity, done.tolerances)
     click.echo(f"{target}: {precision}, {done.bytes / 1e6:.1f} MB")
+    if done.networks_per_image > 1:
+        click.echo(
+            f"{done.networks_per_image} networks run for each image; the rules are those of {checkpoints[0]} alone: "
+            f"tune new ones on held-out images with cloudrt tune {target} DATA --images held_out.txt"
+        )
     click.echo(f"Next: cloudrt-infer test_images/ --model {target}")
 
 
