@@ -8,7 +8,10 @@ written as it comes and read when it is asked for: memory holds one, however man
 from __future__ import annotations
 
 import json
+import lzma
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,12 @@ from numpy.typing import NDArray
 from cloudrt.errors import DataError
 from cloudrt.files import replacing
 from cloudrt.labels import Labels
+
+_DAMAGE = (
+    KeyError, EOFError, OSError, ValueError, MemoryError, RuntimeError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError, SyntaxError,
+)  # fmt: skip
+"""What zipfile and numpy raise for files that are damaged, encrypted or made up."""
 
 _LABELS, _MAPS, _PRESENCE = "labels.npy", "maps/", "presence/"
 
@@ -88,7 +97,7 @@ class Probabilities:
                 for name in self._archive.namelist()
                 if name.startswith(_MAPS)
             ]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             self._archive.close()
             raise error if isinstance(error, DataError) else DataError(f"{path}: {error}") from error
 
@@ -115,7 +124,7 @@ class Probabilities:
             with self._archive.open(name) as file:
                 array: NDArray[np.uint8] = np.lib.format.read_array(file, allow_pickle=False)
                 file.read()  # to the end, where the checksum is
-        except (KeyError, zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        except _DAMAGE as error:
             raise DataError(f"{self.path}, {name}: {error}") from error
         return array
 

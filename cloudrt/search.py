@@ -253,7 +253,9 @@ def _check_maps(image: LabelledMaps, first: LabelledMaps) -> None:
         raise DataError(f"levels {levels.shape} and packed truth {truth.shape} {truth.dtype} do not belong together")
     if presence is not None and (presence.shape != (classes,) or presence.dtype != np.uint8):
         raise DataError(f"presence is ({classes},) uint8, found {presence.shape} {presence.dtype}")
-    if levels.shape != first.levels.shape or (presence is None) != (first.presence is None):
+    if (presence is None) != (first.presence is None):
+        raise DataError("the images of a search are alike: some have presence levels, others have none")
+    if levels.shape != first.levels.shape:
         raise DataError(f"the images of a search are alike: {first.levels.shape} came first, then {levels.shape}")
 
 

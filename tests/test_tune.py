@@ -265,3 +265,34 @@ def test_probabilities_round_trip(tmp_path: Path) -> None:
             assert np.array_equal(found, levels)
             assert (presence is not None) == key.startswith("sub/1")
             assert presence is None or np.array_equal(presence, presences[key])
+
+
+def npy(header: bytes, body: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        b"",
+        b"no array",
+        npy(b"{'descr': '|u1', 'fortran_order': False, 'shape': (1152921504606846976,)}"),
+        npy(b"{'descr': '|u1', 'fortran_order': False, 'shape': ("),
+        npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (3,)}", b"abc"),
+        npy(b"{'descr': '|u1', 'fortran_order': False, 'shape': (-3,)}"),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", bytes(4)),
+    ],
+    ids=["empty", "no array", "huge", "cut header", "objects", "negative", "floats"],
+)
+@pytest.mark.parametrize("name", ["labels.npy", "maps/1.jpg.npy"])
+def test_made_up_probabilities_are_refused(data: Path, tmp_path: Path, member: bytes, name: str) -> None:
+    with write_probabilities(tmp_path / "sound.npz", SMALL_GRIDS) as writer:
+        for n in range(3):
+            writer.add(f"{n}.jpg", np.zeros((3, 90, 60), np.uint8))
+    with zipfile.ZipFile(tmp_path / "sound.npz") as sound, zipfile.ZipFile(tmp_path / "bad.npz", "w") as bad:
+        for each in sound.namelist():
+            bad.writestr(each, member if each == name else sound.read(each))
+    result = run(tmp_path / "bad.npz", data, "-o", tmp_path / "r.json", status=2)
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "bad.npz" in result.stderr
+    assert not (tmp_path / "r.json").exists()
