@@ -29,6 +29,9 @@ GATE_SHARES = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.045, 0.
 """Of the grid's pixels: how many must exceed the gate's threshold."""
 PRESENCES = tuple(range(0, 256, 4))
 
+TIE = 1e-9
+"""Sums of Dice that differ by less are equal; of equal rules the one in their middle is chosen."""
+
 REACH = 1 / 32
 """How far the neighbourhood of a rule reaches to either side, as a share of the values tried; one value at least."""
 
@@ -198,7 +201,9 @@ def _highest(
     if smooth:
         for axis in range(surface.ndim):
             surface = _average(surface, axis)
-    *place, t, a = (int(i) for i in np.unravel_index(int(surface.argmax()), surface.shape))
+    ties = np.argwhere(surface >= surface.max() - TIE)  # sums in another order differ by rounding alone
+    middle = ((ties - ties.mean(axis=0)) ** 2).sum(axis=1).argmin() if smooth else 0
+    *place, t, a = (int(i) for i in ties[middle])
     kind = family.kinds[tuple(place)]
     return replace(kind, threshold=int(tables.thresholds[t]), min_area=int(tables.min_areas[a])), tuple(place)
 

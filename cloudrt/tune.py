@@ -173,19 +173,36 @@ def tune(
                     writer.add(inferred.image, one.levels, one.presence)
                 yield one
 
+        def too_few(found: int) -> DataError:
+            first = next(iter(failures.items()), ("", ""))
+            left = f"; {len(failures)} were left out, first {first[0]} {first[1]}" if failures else ""
+            return DataError(f"tuning needs two images at least, found {found}{left}")
+
         tables = measure(
-            maps(),
+            _some(maps(), too_few),
             len(files),
             [*thresholds, *(rule.threshold for rule in before)],
             [*areas, *(rule.min_area for rule in before)],
             threads,
             advance,
         )
+        if tables.dice.shape[1] < 2:
+            raise too_few(1)
     began = time.perf_counter()
     choices = choose_rules(tables, folds)
     seconds = time.perf_counter() - began
     scored = [(rule, score_rule(tables, c, rule)) for c, rule in enumerate(before)]
     return Tuned(data.labels, tables, choices, scored, len(files) - len(failures), failures, seconds)
+
+
+def _some(maps: Iterator[LabelledMaps], too_few: Callable[[int], DataError]) -> Iterator[LabelledMaps]:
+    """Yield the maps; raise where there are none."""
+    found = 0
+    for one in maps:
+        found += 1
+        yield one
+    if not found:
+        raise too_few(0)
 
 
 def tuned_artifact(artifact: Artifact, tuned: Tuned) -> Artifact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -161,6 +162,9 @@ def test_given_thresholds_and_areas_alone_are_searched(model: Path, data: Path, 
         (["MODEL", "DATA", "--model", "MODEL"], "--model goes with PROBABILITIES"),
         (["KEPT", "DATA", "-o", "x.onnx"], "--model"),
         (["KEPT", "DATA", "--save-probabilities", "y.npz"], "kept already"),
+        (["MODEL", "DATA", "--save-probabilities", "there.npz"], "there.npz exists"),
+        (["MODEL", "DATA", "--save-probabilities", "LABELS"], "kept in an .npz"),
+        (["MODEL", "NOIMAGES"], "9 were left out, first 0.jpg"),
         (["text.npz", "DATA"], "not a file of probabilities"),
         (["zip.npz", "DATA"], "not a file of probabilities"),
         (["cut.npz", "DATA"], "cut.npz"),
@@ -185,8 +189,8 @@ def test_what_cannot_run_is_status_2_and_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, text in {
-        "there.onnx": "", "other.html": "", "text.npz": "text", "blank.txt": "\n\n", "unknown.txt": "unknown.jpg\n",
-        "one.txt": "1.jpg\n",
+        "there.onnx": "", "there.npz": "", "other.html": "", "text.npz": "text", "blank.txt": "\n\n",
+        "unknown.txt": "unknown.jpg\n", "one.txt": "1.jpg\n",
     }.items():  # fmt: skip
         Path(name).write_text(text)
     Path("binary.txt").write_bytes(b"\xff\xfe\x00\x81")
@@ -207,12 +211,32 @@ def test_what_cannot_run_is_status_2_and_one_line(
         Path(folder, "train.csv").write_text(table)
     Path("wrong", "data.json").write_bytes((data / "data.json").read_bytes())
     Path("wrong", "train_images", "1.jpg").write_bytes((data / "train_images" / "1.jpg").read_bytes())
+    Path("noimages", "train_images").mkdir(parents=True)
+    for name in ("train.csv", "data.json"):
+        Path("noimages", name).write_bytes((data / name).read_bytes())
     before = sorted(path.name for path in tmp_path.iterdir())
-    known = {"MODEL": model, "DATA": data, "KEPT": "kept.npz", "OTHER": "other", "WRONG": "wrong"}
+    known = {
+        "LABELS": data / "train.csv",
+        "NOIMAGES": "noimages",
+        "MODEL": model,
+        "DATA": data,
+        "KEPT": "kept.npz",
+        "OTHER": "other",
+        "WRONG": "wrong",
+    }
     result = run(*(known.get(word, word) for word in words), status=2)
     assert said in result.stderr
     assert "Traceback" not in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_terminal_that_is_not_utf8(model: Path, data: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    words = ["tune", str(model), str(data), "-o", str(tmp_path / "t.onnx"), "--provider", "cpu"]
+    script = ["-c", "import sys; from cloudrt.cli import main; main(sys.argv[1:])", *words]
+    done = subprocess.run([sys.executable, *script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_overwrite_changes_a_model_in_place(data: Path, tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def tune(
 
     from_file = source.suffix == ".npz"
     target = _target(source, output, overwrite, model, from_file)
-    if from_file and save_probabilities:
-        raise Failure("--save-probabilities needs a MODEL to run: these are kept already")
+    if save_probabilities:
+        _check_kept(save_probabilities, from_file, overwrite)
     folder = open_data(data)
     given = _read_names(images) if images else []
     with ExitStack() as stack:
@@ -83,6 +83,8 @@ def tune(
     _write(tuned, artifact, model or source, target, data)
     _show(tuned)
     click.echo(f"{target}: the new rules; {target.with_suffix('.html')}: open it in a browser")
+    if target.suffix == ".onnx":
+        click.echo(f"Next: cloudrt-infer test_images/ --model {target}")
     if images is None and not from_file:
         click.echo("Tuned on every image of DATA: if the network was trained on some of them, use --images", err=True)
     for name, reason in list(tuned.failures.items())[:10]:
@@ -113,9 +115,19 @@ def _target(source: Path, output: Path | None, overwrite: bool, model: Path | No
     return target
 
 
+def _check_kept(path: Path, from_file: bool, overwrite: bool) -> None:
+    """Refuse a place for the probabilities that is not theirs: no labels, model or older probabilities are lost."""
+    if from_file:
+        raise Failure("--save-probabilities needs a MODEL to run: these are kept already")
+    if path.suffix != ".npz":
+        raise Failure(f"{path}: probabilities are kept in an .npz")
+    if path.exists() and not overwrite:
+        raise Failure(f"{path} exists: give another --save-probabilities, or --overwrite")
+
+
 def _read_names(images: Path) -> list[str]:
     try:
-        names = [line.strip() for line in images.read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in images.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise Failure(f"{images} is not a text file in UTF-8") from error
     found = [name for name in names if name]
@@ -159,16 +171,16 @@ def _write(tuned: Tuned, artifact: Artifact | None, model: Path, target: Path, d
         "Out of fold": f"{tuned.out_of_fold:.4f}",
         "Rules tried": f"{tuned.tables.dice[0, 0].size:,} a class",
     }
-    write_page(tuned, plot, facts, target.with_suffix(".html"))
-    with replacing(target.with_suffix(".png")) as partial:
-        partial.write_bytes(plot)
     if target.suffix == ".onnx":
         assert artifact is not None
         write_tuned(model, artifact, tuned, target)
-        return
-    rules = {label: rule.to_dict() for label, rule in zip(tuned.labels.classes, tuned.rules, strict=True)}
-    with replacing(target) as partial:
-        partial.write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
+    else:
+        rules = {label: rule.to_dict() for label, rule in zip(tuned.labels.classes, tuned.rules, strict=True)}
+        with replacing(target) as partial:
+            partial.write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
+    with replacing(target.with_suffix(".png")) as partial:
+        partial.write_bytes(plot)
+    write_page(tuned, plot, facts, target.with_suffix(".html"))
 
 
 def _mean(values: list[float]) -> float:
@@ -182,7 +194,7 @@ def _show(tuned: Tuned) -> None:
 
     from cloudrt.tune_report import dice, span
 
-    table = Table(title=f"Mean Dice of {tuned.images} images: all, those without the class, those with it; out of fold")
+    table = Table(title=f"Mean Dice of {tuned.images} images, without and with the class")
     for name in ("class", "level >", "area >", "Dice", "without", "with", "out of fold"):
         table.add_column(name, justify="left" if name == "class" else "right", no_wrap=True)
 
@@ -207,6 +219,8 @@ def _show(tuned: Tuned) -> None:
     means = dice(_mean([choice.score.dice for choice in tuned.choices])), "", "", dice(tuned.out_of_fold)
     table.add_row("" if tuned.before else "mean", "", "", *means, style="bold")
     Console().print(table)
+    if tuned.before:
+        click.echo("Of each class, the rule until now and the new one")
     for label, choice in zip(tuned.labels.classes, tuned.choices, strict=True):
         if choice.rule.gate_pixels:
             click.echo(f"{label} is empty unless {choice.rule.gate_pixels:,} pixels > {choice.rule.gate_threshold}")

@@ -40,7 +40,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
             return value
         numbers: list[int] = []
         for part in value.split(","):
-            match = re.fullmatch(r"(\d{1,10})(?::(\d{1,10})(?::(\d{1,10}))?)?", part.strip())
+            match = re.fullmatch(r"([0-9]{1,10})(?::([0-9]{1,10})(?::([0-9]{1,10}))?)?", part.strip())
             if not match or (match[3] and not int(match[3])):
                 self.fail(
                     f"{part!r} is neither a whole number nor FIRST:LAST:STEP, such as 9000:25000:1000", param, ctx
