@@ -52,6 +52,17 @@ def test_the_second_process_loads_what_the_first_compiled(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_damaged_machine_code_is_compiled_anew(tmp_path: Path) -> None:
+    run(SCRIPT, tmp_path)
+    for path in tmp_path.rglob("*.nbc"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert run(SCRIPT, tmp_path) == (ANSWER, "0")
+    for path in tmp_path.rglob("*.nbi"):
+        path.write_bytes(b"")
+    assert run(SCRIPT, tmp_path) == (ANSWER, "0")
+    assert run(SCRIPT, tmp_path) == (ANSWER, "1")
+
+
 def test_nothing_is_written_where_nothing_can_be(tmp_path: Path) -> None:
     assert run(NOWHERE + SCRIPT, tmp_path / "none")[0] == ANSWER
     assert not (tmp_path / "none").exists()

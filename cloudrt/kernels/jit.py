@@ -7,6 +7,7 @@ notice that a kernel's callee in another file has changed, and would want to wri
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -29,11 +30,28 @@ def kernel(function: F) -> F:
     theirs = config.CACHE_DIR
     config.CACHE_DIR = str(Path(theirs or user_cache_path("cloudrt")) / f"kernels-{_fingerprint()}")
     try:
-        return cast(F, numba.njit(nogil=True, cache=True)(function))
+        compiled = numba.njit(nogil=True, cache=True)(function)
+        _forgive(compiled)
+        return cast(F, compiled)
     except RuntimeError:  # what numba raises where no folder can be written
         return cast(F, numba.njit(nogil=True)(function))
     finally:
         config.CACHE_DIR = theirs
+
+
+def _forgive(compiled: Any) -> None:
+    """Compile anew where cached machine code is damaged, by a power cut, say: numba would raise in every process."""
+    cache = compiled._cache
+    load = cache.load_overload
+
+    def load_overload(signature: Any, context: Any) -> Any:
+        try:
+            return load(signature, context)
+        except (EOFError, ValueError, TypeError, AttributeError, IndexError, pickle.UnpicklingError):
+            cache.flush()
+            return None
+
+    cache.load_overload = load_overload
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
