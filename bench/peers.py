@@ -14,23 +14,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from .notebook import mask_to_rle, post_process
+
 Peer = Callable[[NDArray[Any], bool, float, int], str]
 """`peer(lines, by_columns, threshold, min_area)` gives the RLE text."""
 
 
 def notebook(lines: NDArray[Any], by_columns: bool, threshold: float, min_area: int) -> str:
     """A loop over the components, each compared with the whole label image; RLE by numpy differences."""
-    mask = (lines > threshold).astype(np.uint8)
-    count, components = cv2.connectedComponents(mask)
-    kept = np.zeros(mask.shape, np.float32)
-    for number in range(1, count):
-        component = components == number
-        if component.sum() > min_area:
-            kept[component] = 1
-    pixels = np.concatenate([[0], (kept if by_columns else kept.T).flatten(), [0]])
-    runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
-    runs[1::2] -= runs[::2]
-    return " ".join(str(number) for number in runs)
+    kept = post_process(lines, threshold, min_area)
+    return mask_to_rle(kept.T if by_columns else kept)
 
 
 def opencv(lines: NDArray[Any], by_columns: bool, threshold: float, min_area: int) -> str:
@@ -75,14 +68,6 @@ def _encode(kept: NDArray[np.bool_], by_columns: bool) -> str:
     runs = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     runs[1::2] -= runs[::2]
     return " ".join(map(str, runs.tolist()))
-
-
-def rle_encode(mask: NDArray[np.uint8]) -> str:
-    """The idiom of the competition's notebooks for an (H, W) mask of 0 and 1."""
-    pixels = np.concatenate([[0], mask.T.flatten(), [0]])
-    runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
-    runs[1::2] -= runs[::2]
-    return " ".join(str(number) for number in runs)
 
 
 def rle_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:

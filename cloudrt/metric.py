@@ -34,17 +34,6 @@ def dice(a: NDArray[Any], b: NDArray[Any]) -> float:
     return 1.0 if total == 0 else 2 * int((on_a & on_b).sum()) / total
 
 
-def to_submit_grid(mask: NDArray[np.uint8], labels: Labels = CLOUDS) -> NDArray[np.bool_]:
-    """Bring a mask of 0 and 1 from the label grid to the submission grid by blocks: on where at least half is on."""
-    (height, width), (block_height, block_width) = labels.submit_grid, labels.block
-    if mask.shape != labels.label_grid:
-        raise DataError(f"a mask on the label grid is {labels.label_grid}, found {mask.shape}")
-    # Summing whole columns first keeps the inner loop long; the mask from rle_decode is column-major.
-    columns = mask.T.reshape(width, block_width, height * block_height).sum(axis=1, dtype=np.uint16)
-    counts = columns.reshape(width, height, block_height).sum(axis=2, dtype=np.uint32)
-    return np.asarray(block_height * block_width <= counts.T * 2, np.bool_)
-
-
 def score(
     submission_csv: str | Path, truth_csv: str | Path, labels: Labels = CLOUDS, truth_grid: Grid | None = None
 ) -> Score:

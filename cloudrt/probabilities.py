@@ -25,7 +25,7 @@ from cloudrt.files import replacing
 from cloudrt.labels import Labels
 
 _DAMAGE = (
-    KeyError, EOFError, OSError, ValueError, MemoryError, RuntimeError, NotImplementedError,
+    KeyError, EOFError, OSError, ValueError, MemoryError, RuntimeError,
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, tokenize.TokenError, SyntaxError,
 )  # fmt: skip
 """What zipfile and numpy raise for files that are damaged, encrypted or made up."""

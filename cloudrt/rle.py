@@ -84,8 +84,8 @@ def rle_decode(text: str, shape: Grid = SUBMIT_GRID) -> NDArray[np.uint8]:
 def rle_to_submit_grid(text: str, labels: Labels = CLOUDS) -> NDArray[np.uint8]:
     """Return the mask of an RLE text of the label grid on the submission grid: (H, W) uint8, 0 or 1, Fortran-ordered.
 
-    The same as `rle_decode` and then `cloudrt.metric.to_submit_grid`, whose rule it is (on where at least half of the
-    block is); the runs are counted block by block, and the label grid, 16 times the pixels here, is never painted.
+    A pixel is on where at least half of its block of label pixels is. The runs are counted block by block: the label
+    grid, 16 times the pixels here, is never painted.
 
     Raises
     ------

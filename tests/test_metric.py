@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
 from cloudrt.labels import Labels
-from cloudrt.metric import dice, score, to_submit_grid
+from cloudrt.metric import dice, score
 
 pairs = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda shape: st.tuples(*[arrays.arrays(np.uint8, shape, elements=st.integers(0, 1))] * 2)
@@ -43,49 +43,6 @@ def test_dice_at_its_ends() -> None:
 def test_masks_of_two_shapes_are_not_compared() -> None:
     with pytest.raises(DataError, match=r"\(3, 4\) and \(4, 3\)"):
         dice(np.zeros((3, 4)), np.zeros((4, 3)))
-
-
-GRIDS = [
-    Labels(("a",), (8, 12), (2, 3)),
-    Labels(("a",), (6, 9), (2, 3)),  # blocks of nine: half is four and a half
-    Labels(("a",), (6, 4), (2, 2)),
-    Labels(("a",), (5, 14), (5, 7)),
-    Labels(("a",), (5, 7), (5, 7)),
-    Labels(("a",), (12, 1), (3, 1)),
-    Labels(("a",), (600, 600), (1, 1)),  # a block of more pixels than 16 bits count
-]
-
-
-@pytest.mark.parametrize("labels", GRIDS, ids=lambda labels: f"{labels.label_grid}-{labels.submit_grid}")
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.7, 1.0])
-def test_blocks_equal_the_plain_loop(labels: Labels, share: float) -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        mask = (rng.random(labels.label_grid) < share).astype(np.uint8)
-        for same in (mask, np.asfortranarray(mask)):
-            small = to_submit_grid(same, labels)
-            assert small.dtype == bool
-            assert np.array_equal(small, reference.shrink(mask, labels.block))
-
-
-@pytest.mark.parametrize("labels", GRIDS, ids=lambda labels: f"{labels.label_grid}-{labels.submit_grid}")
-def test_a_block_is_on_from_exactly_half(labels: Labels) -> None:
-    (height, width), pixels = labels.block, labels.block[0] * labels.block[1]
-    rng = np.random.default_rng(1)
-    for count in {(pixels - 1) // 2, (pixels + 1) // 2}:
-        block = rng.permutation(np.arange(pixels) < count).reshape(height, width)
-        mask = np.tile(block, labels.submit_grid).astype(np.uint8)
-        assert (to_submit_grid(mask, labels) == (2 * count >= pixels)).all()
-
-
-def test_the_clouds_grid() -> None:
-    rng = np.random.default_rng(2)
-    mask = np.kron(rng.random((70, 105)) < 0.5, np.ones((20, 20))).astype(np.uint8)
-    mask ^= (rng.random(mask.shape) < 0.2).astype(np.uint8)
-    counts = mask.reshape(350, 4, 525, 4).sum(axis=(1, 3))
-    assert np.array_equal(to_submit_grid(mask), counts >= 8)
-    with pytest.raises(DataError, match=r"\(1400, 2100\), found \(350, 525\)"):
-        to_submit_grid(np.zeros((350, 525), np.uint8))
 
 
 LABELS = Labels(("Fish", "Flower"), (4, 8), (2, 4))

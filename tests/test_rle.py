@@ -16,7 +16,8 @@ from pycocotools import mask as coco
 from shapes import MASKS
 
 from cloudrt.errors import RleError
-from cloudrt.rle import rle_decode, rle_encode
+from cloudrt.labels import Labels
+from cloudrt.rle import rle_decode, rle_encode, rle_to_submit_grid
 
 # pycocotools 2.0.11 has not caught up with numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -213,3 +214,45 @@ def test_grids_without_pixels(shape: tuple[int, int]) -> None:
     assert rle_decode("", shape).shape == shape
     with pytest.raises(RleError, match="out of bounds"):
         rle_decode("1 1", shape)
+
+
+GRIDS = [
+    Labels(("a",), (8, 12), (2, 3)),
+    Labels(("a",), (6, 9), (2, 3)),  # blocks of nine: half is four and a half
+    Labels(("a",), (6, 4), (2, 2)),
+    Labels(("a",), (5, 14), (5, 7)),
+    Labels(("a",), (5, 7), (5, 7)),
+    Labels(("a",), (12, 1), (3, 1)),
+    Labels(("a",), (600, 600), (1, 1)),  # a block of more pixels than 16 bits count
+]
+
+
+@pytest.mark.parametrize("labels", GRIDS, ids=lambda labels: f"{labels.label_grid}-{labels.submit_grid}")
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.7, 1.0])
+def test_blocks_equal_the_plain_loop(labels: Labels, share: float) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        mask = (rng.random(labels.label_grid) < share).astype(np.uint8)
+        small = rle_to_submit_grid(reference.rle_encode(mask), labels)
+        assert small.dtype == np.uint8
+        assert np.array_equal(small, reference.shrink(mask, labels.block))
+
+
+@pytest.mark.parametrize("labels", GRIDS, ids=lambda labels: f"{labels.label_grid}-{labels.submit_grid}")
+def test_a_block_is_on_from_exactly_half(labels: Labels) -> None:
+    (height, width), pixels = labels.block, labels.block[0] * labels.block[1]
+    rng = np.random.default_rng(1)
+    for count in {(pixels - 1) // 2, (pixels + 1) // 2}:
+        block = rng.permutation(np.arange(pixels) < count).reshape(height, width)
+        mask = np.tile(block, labels.submit_grid).astype(np.uint8)
+        assert (rle_to_submit_grid(reference.rle_encode(mask), labels) == (2 * count >= pixels)).all()
+
+
+def test_the_clouds_grid() -> None:
+    rng = np.random.default_rng(2)
+    mask = np.kron(rng.random((70, 105)) < 0.5, np.ones((20, 20))).astype(np.uint8)
+    mask ^= (rng.random(mask.shape) < 0.2).astype(np.uint8)
+    counts = mask.reshape(350, 4, 525, 4).sum(axis=(1, 3))
+    assert np.array_equal(rle_to_submit_grid(reference.rle_encode(mask)), counts >= 8)
+    with pytest.raises(RleError, match=r"token 1 .* is out of bounds: the 1400x2100 grid"):
+        rle_to_submit_grid(f"{1400 * 2100 + 1} 1")
