@@ -100,9 +100,9 @@ def test_rules_and_dice_are_those_of_the_stored_weights_out_of_fold(run: Path, s
     data = open_data(scenes)
     table = data.read_train()
     names = (run / "held_out.txt").read_text().splitlines()
-    graph = InferenceGraph(best.network(), best.config).eval()
+    graph = InferenceGraph(best.network().to(memory_format=torch.channels_last), best.config).eval()
     images = np.stack([load_image(scenes / "train_images" / name, best.config.input_size) for name in names])
-    with torch.inference_mode():  # one batch, as in training: no level is rounded otherwise
+    with torch.inference_mode():  # one batch, laid out as in training: no level is rounded otherwise
         levels = graph(torch.from_numpy(images)).numpy()
     maps = [LabelledMaps(one, data.truth_bits(name, table[name])) for name, one in zip(names, levels, strict=True)]
     choices = choose_rules(measure(iter(maps), len(maps), min_areas=min_areas_for(best.config.labels.submit_grid)))
