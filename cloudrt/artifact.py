@@ -43,6 +43,10 @@ class Artifact:
         The network, by segmentation_models_pytorch's names.
     precision
         fp32, fp16, bf16 or int8: what the network inside computes in; the edges are always float32.
+    kept_fp32
+        Names of the network's layers that stay in fp32 beside lower ones, because the gate failed without.
+    int8_target
+        What int8 layers are laid out for, "cpu" or "tensorrt"; empty in other precisions.
     subtract_no_data
         Whether the probability is zero where the image has no data.
     checkpoint_sha256
@@ -72,6 +76,8 @@ class Artifact:
     encoder: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
+    kept_fp32: tuple[str, ...] = ()
+    int8_target: str = ""
     subtract_no_data: bool = False
     checkpoint_sha256: str = ""
     validation_dice: float = 0.0
@@ -94,7 +100,7 @@ class Artifact:
         """Plain values, for JSON, with the labels' fields among them."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "labels"}
         values["rules"] = [rule.to_dict() for rule in self.rules]
-        for name in ("input_size", "mean", "std"):
+        for name in ("input_size", "mean", "std", "kept_fp32"):
             values[name] = list(values[name])
         return {"format": ARTIFACT_FORMAT, **self.labels.to_dict(), **values}
 
@@ -109,6 +115,7 @@ class Artifact:
             rest["rules"] = tuple(Rule.from_dict(rule) for rule in rest["rules"])
             for name in ("input_size", "mean", "std"):
                 rest[name] = tuple(rest[name])
+            rest["kept_fp32"] = tuple(rest.get("kept_fp32", ()))  # files of earlier versions are without
             return cls(labels=labels, **rest)
         except (KeyError, TypeError) as error:
             raise DataError(f"the metadata is incomplete: {error}") from error

@@ -5,6 +5,9 @@ The command line prints them without a traceback and exits with status 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class CloudrtError(Exception):
     """Base of every error raised on purpose."""
@@ -31,4 +34,16 @@ class ProviderError(CloudrtError):
 
 
 class ParityError(CloudrtError):
-    """An exported model that would not give the same submission as the one it came from."""
+    """An exported model that would not give the same submission as the one it came from.
+
+    Parameters
+    ----------
+    message
+        One line.
+    verdicts
+        Every figure beside what is allowed; see `cloudrt.export.parity.Verdict`.
+    """
+
+    def __init__(self, message: str, verdicts: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.verdicts = tuple(verdicts)

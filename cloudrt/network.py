@@ -68,7 +68,7 @@ class NetworkConfig:
         if len(self.input_size) != 2 or any(side < 32 or side % 32 for side in self.input_size):
             height, width = self.input_size
             near = " or ".join(
-                f"{max(32, round(width / 32 + d) * 32)}x{max(32, round(height / 32 + d) * 32)}" for d in (0, 1)
+                f"{max(32, (width + up) // 32 * 32)}x{max(32, (height + up) // 32 * 32)}" for up in (0, 31)
             )
             raise DataError(f"input size {width}x{height}: both sides must be multiples of 32, such as {near}")
 

@@ -23,7 +23,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.artifact import default_model
+from cloudrt.artifact import default_model, load_model, parse_artifact
 from cloudrt.cpus import usable_cpus
 from cloudrt.engines import BATCH_SIZES, choose_provider, open_engine
 from cloudrt.errors import ArtifactError, DataError, ImageError
@@ -140,11 +140,12 @@ class Segmenter:
         if batch_size < 0 or threads < 0:
             raise DataError(f"batch size and threads are at least 1, found {batch_size} and {threads}")
         self.model = Path(model) if model is not None else default_model()
-        self.choice = choose_provider(provider)
+        loaded = load_model(self.model)
+        self.choice = choose_provider(provider, parse_artifact(loaded, self.model))
         self.batch_size = batch_size or BATCH_SIZES[self.choice.provider]
         self.threads = threads or usable_cpus()
         self.max_pixels = max_pixels
-        self.engine = open_engine(self.model, self.choice.provider, self.batch_size, self.threads)
+        self.engine = open_engine(loaded, self.choice.provider, self.batch_size, self.threads)
         self.artifact = self.engine.artifact
         self.busy = StageSeconds()
         self._lock = Lock()

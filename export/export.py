@@ -1,36 +1,59 @@
-"""Export a checkpoint: convert, compare with PyTorch, and write the artifact only if it gives the same submission."""
+"""Export a checkpoint: convert, compare with PyTorch, and write the artifact only if it gives the same submission.
+
+Source (checkpoints, images, the traced graph, PyTorch's answers) -> convert to a precision -> gate -> write
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+import onnx
 
-from cloudrt.artifact import Artifact, write_metadata
-from cloudrt.engines import open_engine
-from cloudrt.errors import ImageError, ParityError
+from cloudrt.artifact import Artifact
+from cloudrt.engines.base import emulation
+from cloudrt.errors import DataError
 from cloudrt.files import replacing, sha256
-from cloudrt.images import find_images, load_image
 from cloudrt.labels import Grid
 from cloudrt.network import Checkpoint
-from cloudrt.scenes import draw_scene
 
 from .ensemble import Ensemble
-from .graph import describe, to_onnx
-from .parity import TOLERANCES, Parity, Tolerances, measure_parity
+from .gate import Gate, choose_gate_provider, lower
+from .graph import describe, finish, simplify, trace
+from .half import to_half
+from .images import open_images
+from .int8 import TARGETS, Quantiser
+from .layers import layers_of
+from .parity import TOLERANCES, Parity, Reference, Tolerances
+from .speed import measure_speed
 
 logger = logging.getLogger(__name__)
 
-SCENES = 16
+PRECISIONS = ("fp32", "fp16", "int8")
+Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The artifact that was written, and the figures that it passed with."""
+    """The artifact that was written, and the figures that it passed with.
+
+    Parameters
+    ----------
+    path, artifact, bytes
+        The file, what it says of itself, its size.
+    parity, tolerances
+        What was measured, and what was allowed.
+    networks_per_image
+        How often a network runs for one image.
+    layers
+        How many layers could be lowered; those that were not are in `artifact.kept_fp32`.
+    speed
+        Times the speed of the same network in fp32, in the provider of the gate, on this machine; None where it was
+        not measured, because the provider emulates.
+    """
 
     path: Path
     artifact: Artifact
@@ -38,91 +61,173 @@ class Exported:
     tolerances: Tolerances
     bytes: int
     networks_per_image: int
+    layers: int
+    speed: float | None = None
 
 
-def export(
-    checkpoints: Path | Sequence[Path],
-    output: Path,
-    precision: str = "fp16",
-    *,
-    tta: str = "none",
-    calibration: Path | None = None,
-    images: int = 64,
-    tolerances: Tolerances | None = None,
-    weights_license: str = "",
-    advance: Callable[[int], object] | None = None,
-) -> Exported:
-    """Write the artifact of a checkpoint, or of the mean of several.
-
-    It is gated on parity with the same in PyTorch, in ONNX Runtime on the CPU.
+class Source:
+    """What every precision of an export starts from, made once.
 
     Parameters
     ----------
     checkpoints
         best.pth of a training run, or of several.
-    output
-        The artifact's path.
-    precision
-        "fp16" or "fp32".
     tta
         Test-time augmentation inside the graph: the mean over flips, "none", "h", "v" or "hv".
+    input_size
+        Height and width of the images that enter, multiples of 32; the checkpoint's unless given.
     calibration
-        A folder of images to compare on; made-up scenes where it is None.
+        A folder of images to compare on, and to calibrate int8 with; made-up scenes where it is None.
     images
-        At most so many of them, evenly spaced.
-    tolerances
-        Those of the precision unless given.
+        At most so many of them to compare, evenly spaced, and as many others to calibrate with.
+    int8
+        Whether images are set aside to calibrate with.
     weights_license
         Stored in the artifact; the checkpoint's unless given.
-    advance
-        Called with the number of images compared since the last call.
 
     Raises
     ------
     ArtifactError
         Not a checkpoint.
+    DataError
+        An input size that is no multiple of 32, or that the network cannot be exported at; checkpoints that do not go
+        together.
+    ImageError
+        No image can be read.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Path | Sequence[Path],
+        *,
+        tta: str = "none",
+        input_size: Grid | None = None,
+        calibration: Path | None = None,
+        images: int = 64,
+        int8: bool = False,
+        weights_license: str = "",
+    ) -> None:
+        paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
+        members = [Checkpoint.load(path) for path in paths]
+        if weights_license:
+            members = [replace(member, weights_license=weights_license) for member in members]
+        if input_size is not None:
+            members = [replace(one, config=replace(one.config, input_size=input_size)) for one in members]
+        self.ensemble = Ensemble(tuple(members), tuple(sha256(path) for path in paths), tta)
+        self.compared, self.calibration = open_images(
+            calibration, self.ensemble.config.input_size, images, calibrate=int8
+        )
+        logger.info("tracing the network: some seconds, up to a minute for a deep one")
+        self.model = trace(self.ensemble)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What PyTorch says of the images: computed when first asked for, or by `run_pytorch`."""
+        return self.run_pytorch()
+
+    def run_pytorch(self, advance: Progress | None = None) -> Reference:
+        """Run PyTorch over the images, and simplify the graph; `advance` is called with the number of images done."""
+        self.reference = Reference(self.ensemble, self.compared, advance)
+        slim = simplify(self.model)
+        if slim is not self.model:
+            self.model = self._better(slim)
+        return self.reference
+
+    def _better(self, slim: onnx.ModelProto) -> onnx.ModelProto:
+        """Return the simplified graph if it passes the gate, else the one that was traced."""
+        gate = self.fp32_gate()
+        parity = gate.measure(slim, give_up=True)
+        if parity is None or parity.faults(gate.tolerances):
+            logger.warning("the graph that onnxslim simplified does not pass the gate: it stays as traced")
+            return self.model
+        logger.info("onnxslim left out %d nodes", len(self.model.graph.node) - len(slim.graph.node))
+        return slim
+
+    def fp32_gate(self) -> Gate:
+        """Return the gate of the graph before it is lowered: a wrong one must not hide behind int8's tolerances."""
+        return Gate(self.reference, TOLERANCES["fp32"], describe(self.ensemble, "fp32"), "cpu")
+
+
+def export(
+    source: Source,
+    output: Path,
+    precision: str = "fp16",
+    *,
+    tolerances: Tolerances | None = None,
+    provider: str = "auto",
+    int8_target: str = "cpu",
+    advance: Progress | None = None,
+) -> Exported:
+    """Write the artifact of a source if it gives the same submission as PyTorch in fp32.
+
+    Parameters
+    ----------
+    source
+        Checkpoints, images, and PyTorch's answers.
+    output
+        The artifact's path.
+    precision
+        Of `PRECISIONS`.
+    tolerances
+        Those of the precision unless given.
+    provider
+        Runs the artifact beside PyTorch: the one that will run it later. `auto` takes the fastest that works here.
+    int8_target
+        What int8 layers are laid out for, "cpu" or "tensorrt".
+    advance
+        Called with the number of images compared since the last call.
+
+    Raises
+    ------
     ParityError
         Past the tolerances; nothing is written.
+    ProviderError
+        The provider cannot run here, or would only emulate the artifact.
     """
-    paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
-    members = [Checkpoint.load(path) for path in paths]
-    if weights_license:
-        members = [replace(member, weights_license=weights_license) for member in members]
-    ensemble = Ensemble(tuple(members), tuple(sha256(path) for path in paths), tta)
-    allowed = tolerances or TOLERANCES[precision]
-    source, compared = _images(calibration, ensemble.config.input_size, images)
-    model = to_onnx(ensemble, precision)
-    write_metadata(model, describe(ensemble, precision, {}))
-    with open_engine(model, provider="cpu", batch_size=None, keep_precision=True) as engine:
-        parity = measure_parity(ensemble, engine.probability, compared, source, advance=advance)
-    faults = parity.faults(allowed)
-    if faults:
-        worst = f"; worst images: {', '.join(parity.worst)}" if parity.worst else ""
-        raise ParityError(
-            f"{precision} would change the submission: {'; '.join(faults)}{worst}. Nothing was written; "
-            f"try {'--precision fp32' if precision == 'fp16' else 'wider tolerances'}"
-        )
-    artifact = describe(ensemble, precision, parity.to_dict())
-    write_metadata(model, artifact)
+    judge = judge_of(precision, int8_target, provider)
+    target = int8_target if precision == "int8" else ""
+    gate = Gate(
+        source.reference,
+        tolerances or TOLERANCES[precision],
+        describe(source.ensemble, precision, int8_target=target),
+        judge,
+    )
+    if precision != "fp32":
+        source.fp32_gate().check(source.model)
+    layers, convert = _conversion(source, precision, target)
+    model, parity, kept = lower(gate, layers, convert, advance)
+    artifact = describe(source.ensemble, precision, parity.to_dict(), kept, target)
+    finished = finish(model, artifact)
     with replacing(output) as partial:
-        partial.write_bytes(model.SerializeToString())
-    return Exported(output, artifact, parity, allowed, output.stat().st_size, ensemble.networks_per_image)
+        partial.write_bytes(finished.SerializeToString())
+    speed = None
+    # On a CPU a fp16 artifact runs as fp32: there is nothing to compare.
+    if emulation(judge, artifact) is None and (precision == "int8" or (precision == "fp16" and judge != "cpu")):
+        baseline = finish(source.model, describe(source.ensemble, "fp32"))
+        speed = measure_speed(finished, baseline, judge, source.compared.images)
+    networks = source.ensemble.networks_per_image
+    return Exported(output, artifact, parity, gate.tolerances, output.stat().st_size, networks, len(layers), speed)
 
 
-def _images(folder: Path | None, size: Grid, most: int) -> tuple[str, list[tuple[str, NDArray[np.uint8]]]]:
-    """Return what the images are, and (name, image at the input size) of each that can be read."""
-    if folder is None:
-        height, width = size
-        drawn = [(f"scene {seed}", draw_scene(seed, (max(64, height), max(64, width))).image) for seed in range(SCENES)]
-        return "made-up scenes", [(name, load_image(image, size)) for name, image in drawn]
-    files = find_images(folder)
-    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, most).astype(int))]
-    loaded = []
-    for file in chosen:
-        try:
-            loaded.append((file.key, load_image(file.path, size)))
-        except ImageError as error:
-            logger.warning("%s %s: left out", file.key, error)
-    if not loaded:
-        raise ImageError(f"{folder}: none of {len(chosen)} images can be read")
-    return "given images", loaded
+def judge_of(precision: str, int8_target: str = "cpu", provider: str = "auto") -> str:
+    """Return the provider that judges a precision; see `export` for the parameters and errors."""
+    if precision not in PRECISIONS:
+        raise DataError(f"precision is one of {', '.join(PRECISIONS)}, found {precision!r}")
+    if int8_target not in TARGETS:
+        raise DataError(f"the int8 target is one of {', '.join(TARGETS)}, found {int8_target!r}")
+    said = Artifact(precision=precision, int8_target=int8_target if precision == "int8" else "")
+    return choose_gate_provider(said, provider)
+
+
+def _conversion(
+    source: Source, precision: str, target: str
+) -> tuple[list[str], Callable[[Collection[str]], onnx.ModelProto]]:
+    """Return the layers that can be lowered, and the conversion: layers that stay in fp32 -> the model."""
+    if precision == "fp32":
+        return [], lambda _kept: source.model
+    if precision == "fp16":
+        return layers_of(source.model), lambda kept: to_half(source.model, kept)
+    if source.calibration.source == "made-up scenes":
+        logger.warning("int8 ranges are measured on made-up scenes: give --calibration DIR with images like yours")
+    quantiser = Quantiser(source.model, source.calibration.images, target)
+    return quantiser.layers, quantiser.quantise

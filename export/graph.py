@@ -1,61 +1,111 @@
-"""From a checkpoint to an ONNX model: one graph, uint8 image in, uint8 probability out."""
+"""From a checkpoint to an ONNX model: one graph, uint8 image in, uint8 probability out.
+
+trace -> float32, with notes on where each node comes from -> simplify -> half.py or int8.py -> finish
+"""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 import onnx
 import torch
 
 from cloudrt import __version__
-from cloudrt.artifact import Artifact
+from cloudrt.artifact import Artifact, write_metadata
 from cloudrt.errors import DataError
 
 from .ensemble import Ensemble
+from .layers import copy_notes, strip_notes
+
+logger = logging.getLogger(__name__)
 
 OPSET = 18
 IR_VERSION = 10
+VERSIONED = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "onnxruntime", "segmentation-models-pytorch")
 
 
-def to_onnx(ensemble: Ensemble, precision: str) -> onnx.ModelProto:
-    """Export an ensemble, of one checkpoint mostly, in `precision` ("fp32" or "fp16"); onnx's full checker looks at it.
+def trace(ensemble: Ensemble) -> onnx.ModelProto:
+    """Return the float32 graph of an ensemble, of one checkpoint mostly, with the exporter's notes on every node.
 
-    The fp16 graph casts to half before the network and back after it; normalisation, resizing, sigmoid and rounding
-    stay in float32. The batch dimension is free and named N.
+    The batch dimension is free and named N.
+
+    Raises
+    ------
+    DataError
+        PyTorch's exporter cannot express the network at this input size.
     """
-    if precision not in ("fp32", "fp16"):
-        raise DataError(f"precision is fp32 or fp16, found {precision!r}")
-    dtype = torch.float16 if precision == "fp16" else torch.float32
-    graph = ensemble.graph(dtype)
+    graph = ensemble.graph()
     height, width = ensemble.config.input_size
     example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
-    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"), torch.no_grad():
-        warnings.simplefilter(
-            "ignore"
-        )  # the exporter warns of its own internals; the checker and the gate judge the result
-        program = torch.onnx.export(
-            graph,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=["probability"],
-            dynamic_shapes={"image": {0: torch.export.Dim("N", min=1)}},
-            external_data=False,
-            verbose=False,
-        )
-        assert program is not None
-        model = program.model_proto
+    with quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["image"],
+                output_names=["probability"],
+                dynamic_shapes={"image": {0: torch.export.Dim("N", min=1)}},
+                external_data=False,
+                verbose=False,
+            )
+        except (torch.onnx.errors.OnnxExporterError, AssertionError, RuntimeError, ValueError) as error:
+            cause = error.__cause__ or error
+            reason = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+            raise DataError(
+                f"{ensemble.config.architecture} with {ensemble.config.encoder} cannot be exported at "
+                f"{width}x{height}: {reason.strip()}"
+            ) from error
+    assert program is not None
+    model = program.model_proto
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "cloudrt", __version__
-    _strip(model)
-    onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def describe(ensemble: Ensemble, precision: str, parity: dict[str, float]) -> Artifact:
+def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return what onnxslim makes of a traced model, or the model itself where it finds nothing to leave out."""
+    import onnxslim
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    try:
+        with quiet():
+            slim = onnxslim.slim(copy)
+    except Exception as error:  # noqa: BLE001 - whatever ails it, the graph is sound without
+        logger.warning("onnxslim failed, the graph stays as traced: %s", str(error).splitlines()[:1] or error)
+        return model
+    if not isinstance(slim, onnx.ModelProto) or len(slim.graph.node) >= len(model.graph.node):
+        return model
+    slim.ir_version = IR_VERSION
+    copy_notes(model, slim)
+    return slim
+
+
+def finish(model: onnx.ModelProto, artifact: Artifact) -> onnx.ModelProto:
+    """Return a copy without the exporter's notes and with the artifact's metadata; onnx's full checker looks at it."""
+    finished = onnx.ModelProto()
+    finished.CopyFrom(model)
+    strip_notes(finished)
+    finished.ir_version = IR_VERSION
+    finished.producer_name, finished.producer_version = "cloudrt", __version__
+    onnx.checker.check_model(finished, full_check=True)
+    write_metadata(finished, artifact)
+    return finished
+
+
+def describe(
+    ensemble: Ensemble,
+    precision: str,
+    parity: dict[str, float] | None = None,
+    kept_fp32: tuple[str, ...] = (),
+    int8_target: str = "",
+) -> Artifact:
     """Return the metadata of an artifact of this ensemble."""
     config, first = ensemble.config, ensemble.checkpoints[0]
     licenses = dict.fromkeys(one.weights_license for one in ensemble.checkpoints if one.weights_license)
@@ -72,7 +122,9 @@ def describe(ensemble: Ensemble, precision: str, parity: dict[str, float]) -> Ar
         subtract_no_data=config.subtract_no_data,
         checkpoint_sha256=ensemble.digests[0],
         validation_dice=first.dice,
-        parity=dict(parity),
+        parity=dict(parity or {}),
+        kept_fp32=kept_fp32,
+        int8_target=int8_target,
         versions=_versions(),
         weights_license="; ".join(licenses),
         tta=ensemble.tta,
@@ -80,20 +132,17 @@ def describe(ensemble: Ensemble, precision: str, parity: dict[str, float]) -> Ar
     )
 
 
-def _strip(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes about its own source lines: it is large, and names folders of this machine."""
-    graph = model.graph
-    for item in [*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output]:
-        del item.metadata_props[:]
-        item.doc_string = ""
-    del model.metadata_props[:]
-    del graph.metadata_props[:]
-    model.doc_string = graph.doc_string = ""
-
-
 def _versions() -> dict[str, str]:
     found = {"cloudrt": __version__}
-    for name in ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "segmentation-models-pytorch"):
+    for name in (
+        "torch",
+        "onnx",
+        "onnxscript",
+        "onnxruntime-gpu",
+        "onnxruntime",
+        "onnxslim",
+        "segmentation-models-pytorch",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -101,17 +150,14 @@ def _versions() -> dict[str, str]:
     return found
 
 
-class _quiet:
-    """Keep loggers silent for a while."""
-
-    def __init__(self, *names: str) -> None:
-        self.loggers = [logging.getLogger(name) for name in names]
-
-    def __enter__(self) -> None:
-        self.levels = [logger.level for logger in self.loggers]
-        for logger in self.loggers:
-            logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *exception: object) -> None:
-        for logger, level in zip(self.loggers, self.levels, strict=True):
-            logger.setLevel(level)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what exporters and quantisers say of their own internals: the checker and the gate judge the result."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)

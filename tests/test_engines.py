@@ -228,7 +228,7 @@ def test_fp16_is_widened_on_the_cpu_unless_told(batch: NDArray[np.uint8]) -> Non
     half = tiny_model(SIZE, LABELS, precision="fp16")
     with open_engine(half, "cpu", None) as engine:
         assert (engine.probability(batch) == plain(widen(half), batch)[0]).all()
-    with open_engine(half, "cpu", None, keep_precision=True) as engine:
+    with open_engine(half, "cpu", None, emulate=True) as engine:
         assert (engine.probability(batch) == plain(half, batch)[0]).all()
 
 

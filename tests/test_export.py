@@ -1,20 +1,21 @@
-"""Export: the artifact is what DESIGN says, equals PyTorch, and a wrong one is never written."""
+"""Export: the artifact is what it says it is, equals PyTorch, and a wrong one is never written."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
-from cloudrt.export.ensemble import Ensemble
-from cloudrt.export.export import export
-from cloudrt.export.graph import to_onnx
+from cloudrt.export.export import Source, export
+from cloudrt.export.images import open_images
 from cloudrt.export.parity import Parity, Tolerances
 
 from cloudrt.artifact import read_artifact
@@ -47,8 +48,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def artifact(checkpoint: Path) -> Path:
-    return export(checkpoint, checkpoint.with_name("model.onnx")).path
+def source(checkpoint: Path) -> Source:
+    made = Source(checkpoint, int8=True)
+    made.run_pytorch()
+    return made
+
+
+@pytest.fixture(scope="module")
+def artifact(source: Source, checkpoint: Path) -> Path:
+    return export(source, checkpoint.with_name("model.onnx")).path
+
+
+def with_model(source: Source, change: Callable[[onnx.ModelProto], None]) -> Source:
+    """The same source, its graph changed behind PyTorch's back."""
+    wrong = copy.copy(source)
+    wrong.model = onnx.ModelProto()
+    wrong.model.CopyFrom(source.model)
+    change(wrong.model)
+    return wrong
 
 
 def test_artifact_is_the_contract(artifact: Path) -> None:
@@ -103,12 +120,11 @@ def test_metadata(artifact: Path, checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_equals_torch_at_any_batch(checkpoint: Path, precision: str) -> None:
+def test_equals_torch_at_any_batch(source: Source, checkpoint: Path, tmp_path: Path, precision: str) -> None:
     loaded = Checkpoint.load(checkpoint)
     graph = InferenceGraph(loaded.network(), loaded.config).eval()
-    session = onnxruntime.InferenceSession(
-        to_onnx(Ensemble((loaded,)), precision).SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    path = export(source, tmp_path / "m.onnx", precision).path
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     images = np.stack([draw_scene(seed, (64, 96)).image for seed in range(5)])
     for batch in (1, 3, 5):
         with torch.inference_mode():
@@ -118,37 +134,75 @@ def test_equals_torch_at_any_batch(checkpoint: Path, precision: str) -> None:
         assert difference.max() <= (1 if precision == "fp32" else 3)
 
 
-def test_network_without_rules_exports(tmp_path: Path) -> None:
-    make_checkpoint(tmp_path / "raw.pth", rules=False)
-    assert export(tmp_path / "raw.pth", tmp_path / "raw.onnx", "fp32").artifact.rules == ()
+def swap_channels(model: onnx.ModelProto) -> None:
+    (stem,) = [t for t in model.graph.initializer if list(t.dims[1:]) == [3, 7, 7]]
+    values = onnx.numpy_helper.to_array(stem)[:, ::-1]
+    stem.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), stem.name))
 
 
-@pytest.mark.parametrize("mistake", ["swapped channels", "wrong mean", "tampered weights", "other corners"])
-def test_mistakes_are_refused(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str) -> None:
-    from cloudrt.export import export as stage
+def set_constant(model: onnx.ModelProto, name: str, value: float) -> None:
+    (tensor,) = [t for t in model.graph.initializer if t.name == name]
+    values = np.full(tuple(tensor.dims), value, np.float32)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
 
-    def wrong(ensemble: Ensemble, precision: str) -> onnx.ModelProto:
-        (loaded,) = ensemble.checkpoints
-        if mistake == "wrong mean":
-            loaded = replace(loaded, config=replace(loaded.config, mean=(0.0, 0.0, 0.0)))
-        if mistake == "tampered weights":
-            loaded = replace(loaded, weights={k: v * 1.2 if v.ndim == 4 else v for k, v in loaded.weights.items()})
-        model = to_onnx(replace(ensemble, checkpoints=(loaded,)), precision)
-        if mistake == "swapped channels":
-            (stem,) = [t for t in model.graph.initializer if t.dims[1:] == [3, 7, 7]]
-            values = onnx.numpy_helper.to_array(stem)[:, ::-1]
-            stem.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), stem.name))
-        if mistake == "other corners":
-            for node in model.graph.node:
-                for attribute in node.attribute:
-                    if attribute.name == "coordinate_transformation_mode":
-                        attribute.s = b"asymmetric"
-        return model
 
-    monkeypatch.setattr("cloudrt.export.export.to_onnx", wrong)
-    assert stage
-    with pytest.raises(ParityError, match="would change the submission"):
-        export(checkpoint, tmp_path / "model.onnx")
+def tamper(model: onnx.ModelProto) -> None:
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 4 and tensor.name.endswith("weight"):
+            values = onnx.numpy_helper.to_array(tensor) * np.float32(1.2)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+
+def move_corners(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "coordinate_transformation_mode":
+                attribute.s = b"asymmetric"
+
+
+MISTAKES: dict[str, Callable[[onnx.ModelProto], None]] = {
+    "swapped channels": swap_channels,
+    "wrong mean": lambda model: set_constant(model, "members.0.mean", 0),
+    "wrong std": lambda model: set_constant(model, "members.0.std", 1),
+    "tampered weights": tamper,
+    "other corners": move_corners,
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_refused(source: Source, tmp_path: Path, mistake: str, precision: str) -> None:
+    wrong = with_model(source, MISTAKES[mistake])
+    (tmp_path / "old.onnx").write_bytes(b"an older artifact")
+    with pytest.raises(ParityError, match=r"fp32 would change the submission.*Nothing was written; try"):
+        export(wrong, tmp_path / "old.onnx", precision)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.onnx"]
+    assert (tmp_path / "old.onnx").read_bytes() == b"an older artifact"
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """Of a checkpoint that was never validated."""
+    path = tmp_path_factory.mktemp("raw") / "raw.pth"
+    make_checkpoint(path, rules=False)
+    return Source(path)
+
+
+def test_without_rules_the_probabilities_alone_are_judged(raw: Source, tmp_path: Path) -> None:
+    done = export(raw, tmp_path / "raw.onnx", "fp32")
+    assert done.artifact.rules == ()
+    assert not done.parity.has_rules
+    judged = {verdict.figure: verdict.passed for verdict in done.parity.verdicts(Tolerances(0.1, 1.1, -1.0))}
+    assert judged["mean difference, levels of 1/255"] is True
+    assert judged["Dice between the submissions"] is None
+    assert judged["rows empty in one submission only"] is None
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_refused_without_rules(raw: Source, tmp_path: Path, mistake: str) -> None:
+    wrong = with_model(raw, MISTAKES[mistake])
+    with pytest.raises(ParityError, match="mean difference"):
+        export(wrong, tmp_path / "raw.onnx", "fp32")
     assert not list(tmp_path.iterdir())
 
 
@@ -162,12 +216,24 @@ def test_faults_name_each_figure() -> None:
 def test_calibration_folder(checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
-    with pytest.raises(Exception, match="holds no images"):
-        export(checkpoint, tmp_path / "model.onnx", calibration=folder)
+    with pytest.raises(DataError, match="holds no images"):
+        Source(checkpoint, calibration=folder)
     (folder / "a.jpg").write_bytes(b"no image")
     with pytest.raises(ImageError, match="none of 1"):
-        export(checkpoint, tmp_path / "model.onnx", calibration=folder)
-    assert not (tmp_path / "model.onnx").exists()
+        Source(checkpoint, calibration=folder)
+
+
+def test_calibration_and_comparison_share_no_image(tmp_path: Path) -> None:
+    for i in range(9):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((32, 32, 3), 20 * i, np.uint8))
+    compared, calibration = open_images(tmp_path, (32, 32), 3, calibrate=True)
+    assert (len(compared.names), len(calibration.names)) == (3, 3)
+    assert not set(compared.names) & set(calibration.names)
+    for images in (compared, calibration):
+        assert [int(name[0]) * 20 for name in images.names] == [int(image[0, 0, 0]) for image in images.images]
+    assert open_images(tmp_path, (32, 32), 64)[0].names == tuple(f"{i}.png" for i in range(9))
+    scenes = open_images(None, (32, 32), 64, calibrate=True)
+    assert not (scenes[0].images[:, None] == scenes[1].images[None]).all((2, 3, 4)).any()
 
 
 def test_command(checkpoint: Path, tmp_path: Path) -> None:
@@ -179,11 +245,43 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
     assert read_artifact(out).precision == "fp32"
     refused = runner.invoke(command, [str(checkpoint), "-o", str(tmp_path / "no.onnx"), "--max-mean-difference", "0"])
     assert refused.exit_code == 2
-    assert "Nothing was written" in refused.output
+    assert "FAILED" in refused.output
+    assert "Nothing was written; try" in refused.output
     assert not (tmp_path / "no.onnx").exists()
-    missing = runner.invoke(command, [str(tmp_path / "none.pth")])
-    assert missing.exit_code == 2
-    assert "is missing" in missing.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["none.pth"], "is missing"),
+        (["model.onnx"], "is an artifact already"),
+        (["BEST", "--input-size", "100x64"], "multiples of 32, such as 96x64 or 128x64"),
+        (["BEST", "--input-size", "huge"], "WIDTHxHEIGHT"),
+        (["BEST", "--precision", "int4"], "int4"),
+        (["BEST", "--precision", "all", "--triton", "repository"], "give one --precision"),
+        (["BEST", "--precision", "int8", "--provider", "cuda"], "would compute in float"),
+        (["BEST", "--build-engine"], "pip install 'cloudrt[cuda,tensorrt]'"),
+        (["BEST", "--provider", "tensorrt"], "--provider tensorrt cannot run here"),
+    ],
+)
+def test_wrong_words_are_one_line_before_anything_slow(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    def slow(*_: object) -> None:
+        raise AssertionError("traced")
+
+    monkeypatch.setattr("cloudrt.export.export.trace", slow)
+    monkeypatch.setattr("cloudrt.engines.availability.nvidia_driver", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(command, [str(checkpoint) if word == "BEST" else word for word in words])
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_input_size_than_the_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
+    done = export(Source(checkpoint, input_size=(96, 64)), tmp_path / "m.onnx", "fp32")
+    assert done.artifact.input_size == read_artifact(tmp_path / "m.onnx").input_size == (96, 64)
 
 
 def test_an_onnx_file_of_others_is_refused(tmp_path: Path, artifact: Path) -> None:
@@ -223,7 +321,7 @@ def test_flips_and_members_are_averaged_in_the_graph(
     checkpoint: Path, second: Path, tmp_path: Path, tta: str, members: int
 ) -> None:
     paths = [checkpoint, second][:members]
-    done = export(paths, tmp_path / "m.onnx", "fp32", tta=tta)
+    done = export(Source(paths, tta=tta), tmp_path / "m.onnx", "fp32")
     images = np.stack([draw_scene(seed, (64, 96)).image for seed in range(3)])
     views = []
     for path in paths:
@@ -240,27 +338,24 @@ def test_flips_and_members_are_averaged_in_the_graph(
     assert [member["encoder"] for member in said.members] == (["resnet18", "tu-regnety_002"] if members == 2 else [])
 
 
-def test_a_flip_that_is_not_flipped_back_is_refused(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def wrong(ensemble: Ensemble, precision: str) -> onnx.ModelProto:
-        return to_onnx(replace(ensemble, tta="none"), precision)
-
-    monkeypatch.setattr("cloudrt.export.export.to_onnx", wrong)
+def test_a_flip_that_is_not_flipped_back_is_refused(checkpoint: Path, source: Source, tmp_path: Path) -> None:
+    flipped = Source(checkpoint, tta="hv")
+    flipped.run_pytorch()
+    flipped.model = source.model
     with pytest.raises(ParityError, match="would change the submission"):
-        export(checkpoint, tmp_path / "m.onnx", "fp32", tta="hv")
+        export(flipped, tmp_path / "m.onnx", "fp32")
     assert not list(tmp_path.iterdir())
 
 
 def test_members_must_go_together(checkpoint: Path, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "large.pth", input_size=(96, 96))
     with pytest.raises(DataError, match="one input size"):
-        export([checkpoint, tmp_path / "large.pth"], tmp_path / "m.onnx")
+        Source([checkpoint, tmp_path / "large.pth"])
     make_checkpoint(tmp_path / "other.pth", labels=Labels(("A", "B")))
     with pytest.raises(DataError, match="one labels"):
-        export([checkpoint, tmp_path / "other.pth"], tmp_path / "m.onnx")
+        Source([checkpoint, tmp_path / "other.pth"])
     with pytest.raises(DataError, match="tta is one of"):
-        export(checkpoint, tmp_path / "m.onnx", tta="diagonal")
+        Source(checkpoint, tta="diagonal")
 
 
 def test_command_of_an_ensemble(checkpoint: Path, second: Path, tmp_path: Path) -> None:

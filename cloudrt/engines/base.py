@@ -67,8 +67,8 @@ class Choice:
     passed_over: dict[str, str]
 
 
-def choose_provider(wanted: str = "auto") -> Choice:
-    """Return the provider to run.
+def choose_provider(wanted: str = "auto", artifact: Artifact | None = None) -> Choice:
+    """Return the provider to run, an artifact of one's own or, without one, any.
 
     `auto` takes CUDA where it works, else ONNX Runtime's CPU provider. TensorRT spends minutes building an engine for
     each artifact, and OpenVINO is faster on some processors and slower on others: both are taken when asked for.
@@ -76,7 +76,7 @@ def choose_provider(wanted: str = "auto") -> Choice:
     Raises
     ------
     ProviderError
-        The one asked for cannot run here; says what to install.
+        The one asked for cannot run here, and says what to install; or would only emulate the artifact's int8 layers.
     """
     if wanted not in PROVIDERS:
         raise ProviderError(f"no provider named {wanted!r}: {', '.join(PROVIDERS)}")
@@ -84,16 +84,36 @@ def choose_provider(wanted: str = "auto") -> Choice:
         reason = problem(wanted)
         if reason:
             raise ProviderError(f"--provider {wanted} cannot run here: {reason}")
+        reason = emulation(wanted, artifact)
+        if reason:
+            raise ProviderError(f"--provider {wanted} is refused for this artifact: {reason}")
         return Choice(wanted, {})
     passed_over = {
         "tensorrt": problem("tensorrt") or "builds its engine for minutes; ask for it with --provider tensorrt"
     }
-    reason = problem("cuda")
+    reason = problem("cuda") or emulation("cuda", artifact)
     if reason is None:
         return Choice("cuda", passed_over)
     passed_over["cuda"] = reason
     passed_over["openvino"] = problem("openvino") or "faster on some processors only; try it with --provider openvino"
+    reason = emulation("cpu", artifact)
+    if reason:
+        raise ProviderError(f"no provider here runs this artifact: {reason}")
     return Choice("cpu", passed_over)
+
+
+def emulation(provider: str, artifact: Artifact | None) -> str | None:
+    """Return why `provider` would only emulate the int8 layers of an artifact, slower than fp32; None where it has
+    kernels for them."""
+    if artifact is None or artifact.precision != "int8":
+        return None
+    if provider == "cuda":
+        return "ONNX Runtime has no int8 convolutions on CUDA and would compute in float: use the fp16 artifact"
+    if artifact.int8_target == "tensorrt" and provider != "tensorrt":
+        return "its int8 layers are laid out for TensorRT: export one with --int8-target cpu"
+    if artifact.int8_target == "cpu" and provider == "tensorrt":
+        return "TensorRT takes no asymmetric int8: export one with --int8-target tensorrt"
+    return None
 
 
 def open_engine(
@@ -101,7 +121,7 @@ def open_engine(
     provider: str = "auto",
     batch_size: int | None = 0,
     threads: int = 0,
-    keep_precision: bool = False,
+    emulate: bool = False,
 ) -> Engine:
     """Load an artifact into the engine of a provider.
 
@@ -115,21 +135,22 @@ def open_engine(
         The fixed N of every batch; 0 takes the provider's default; None leaves it free.
     threads
         CPU threads inside the engine; 0 is all that this process may use.
-    keep_precision
-        Run a fp16 artifact in fp16 on ONNX Runtime's CPU provider too, which emulates it, slowly; for comparisons.
+    emulate
+        On ONNX Runtime's CPU provider, compute what a device would that is not here, slowly: a fp16 graph is not
+        widened, and int8 layers compute in float between their roundings. For export's comparisons.
 
     Raises
     ------
     ArtifactError, ProviderError
         The model cannot be used, or the provider cannot run here.
     """
-    chosen = choose_provider(provider).provider
     if batch_size is not None and batch_size < 0:
         raise DataError(f"the batch size is at least 1, found {batch_size}")
-    size = BATCH_SIZES[chosen] if batch_size == 0 else batch_size
     name = model if isinstance(model, str | Path) else "the model"
     loaded = load_model(model) if isinstance(model, str | Path) else model
     artifact = parse_artifact(loaded, name)
+    chosen = choose_provider(provider, None if emulate else artifact).provider
+    size = BATCH_SIZES[chosen] if batch_size == 0 else batch_size
     threads = threads or usable_cpus()
     if chosen == "openvino":
         from cloudrt.engines.openvino import OpenvinoEngine
@@ -137,7 +158,7 @@ def open_engine(
         return OpenvinoEngine(loaded, artifact, size, threads)
     from cloudrt.engines.onnxruntime import OrtEngine
 
-    return OrtEngine(loaded, artifact, chosen, size, threads, keep_precision=keep_precision)
+    return OrtEngine(loaded, artifact, chosen, size, threads, emulate=emulate)
 
 
 def check_batch(batch: NDArray[np.uint8], artifact: Artifact, batch_size: int | None) -> None:

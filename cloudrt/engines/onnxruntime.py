@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from cloudrt.artifact import Artifact
+from cloudrt.engines import tensorrt
 from cloudrt.engines.availability import load_libraries
 from cloudrt.engines.base import check_batch
 from cloudrt.engines.widen import widen
@@ -45,16 +45,18 @@ class OrtEngine:
         batch_size: int | None,
         threads: int,
         *,
-        keep_precision: bool = False,
+        emulate: bool = False,
     ) -> None:
         self.artifact = artifact
         self.provider = provider
         self.batch_size = batch_size
-        if provider == "cpu" and artifact.precision == "fp16" and not keep_precision:
+        if provider == "cpu" and artifact.precision == "fp16" and not emulate:
             model = widen(model)
         load_libraries(provider)
         content = model.SerializeToString()
         options = session_options(provider, batch_size, threads)
+        if emulate:  # int8 layers in float between their roundings
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         providers = [(NAMES[provider], provider_options(provider, artifact, batch_size, content))]
         if provider == "tensorrt":
             providers.append((NAMES["cuda"], provider_options("cuda", artifact, batch_size, content)))
@@ -131,8 +133,7 @@ def session_options(provider: str, batch_size: int | None, threads: int) -> Any:
 def provider_options(provider: str, artifact: Artifact, batch_size: int | None, content: bytes) -> dict[str, str]:
     """Return the options of a provider.
 
-    CUDA looks convolutions up instead of timing all of them for every shape. TensorRT keeps its engines in the user's
-    cache, keyed by the model's bytes and the batch, because its own key does not know the weights.
+    CUDA looks convolutions up instead of timing all of them for every shape; TensorRT's lie in `engines/tensorrt.py`.
     """
     if provider == "cuda":
         return {
@@ -142,22 +143,7 @@ def provider_options(provider: str, artifact: Artifact, batch_size: int | None, 
             "do_copy_in_default_stream": "1",
         }
     if provider == "tensorrt":
-        height, width = artifact.input_size
-        key = hashlib.sha256(content + f"{onnxruntime.__version__} {batch_size}".encode()).hexdigest()[:16]
-        cache = str(_cache_folder() / key)
-        smallest, largest = batch_size or 1, batch_size or 32
-        shape = f"x{height}x{width}x3"
-        return {
-            "trt_fp16_enable": str(int(artifact.precision != "fp32")),
-            "trt_int8_enable": str(int(artifact.precision == "int8")),
-            "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": cache,
-            "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": cache,
-            "trt_profile_min_shapes": f"image:{smallest}{shape}",
-            "trt_profile_opt_shapes": f"image:{largest}{shape}",
-            "trt_profile_max_shapes": f"image:{largest}{shape}",
-        }
+        return tensorrt.provider_options(artifact, batch_size, content, _cache_folder())
     return {}
 
 

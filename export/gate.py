@@ -1,0 +1,189 @@
+"""The gate: an exported model runs beside PyTorch, in the provider that will run it, before anything is written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from cloudrt.artifact import Artifact
+from cloudrt.engines import Engine, choose_provider, open_engine
+from cloudrt.engines.availability import problem
+from cloudrt.engines.base import emulation
+from cloudrt.errors import ParityError, ProviderError
+
+from .graph import finish
+from .half import emulate_half
+from .keep import order_by_damage, smallest_kept
+from .parity import Parity, Reference, Tolerances
+
+logger = logging.getLogger(__name__)
+
+ADVICE = {
+    "fp32": "other versions of torch and onnxscript (the conversion itself is wrong, whatever the precision), or wider "
+    "tolerances",
+    "fp16": "--precision fp32, or wider tolerances",
+    "int8": "--precision fp16, more images like yours with --calibration DIR, or wider tolerances",
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Where and by what a conversion to one precision is judged.
+
+    Parameters
+    ----------
+    reference
+        PyTorch's answers.
+    tolerances
+        What the precision may change.
+    artifact
+        What the model says of itself: precision and int8 target among it.
+    provider
+        Of `cloudrt.engines.PROVIDERS`, never "auto".
+    """
+
+    reference: Reference
+    tolerances: Tolerances
+    artifact: Artifact
+    provider: str
+
+    @property
+    def emulates(self) -> str:
+        """What the provider does not do itself here: a phrase for the record, or empty."""
+        if self.provider != "cpu":
+            return ""
+        if self.artifact.precision == "fp16":
+            return "fp16 rounding emulated"
+        if self.artifact.int8_target == "tensorrt":
+            return "TensorRT's int8 emulated"
+        return ""
+
+    def open(self, model: onnx.ModelProto) -> Engine:
+        """Load a model, finished or with its notes, as it is judged."""
+        finished = finish(model, self.artifact)
+        if self.emulates and self.artifact.precision == "fp16":
+            emulated = emulate_half(finished)
+            return open_engine(emulated, "cpu", None, emulate=True)
+        return open_engine(finished, self.provider, None, emulate=bool(self.emulates))
+
+    def measure(
+        self, model: onnx.ModelProto, advance: Callable[[int], object] | None = None, *, give_up: bool = False
+    ) -> Parity | None:
+        """Return the figures of a model; with `give_up`, None as soon as it is sure to fail."""
+        said = f"{self.provider}, {self.emulates}" if self.emulates else self.provider
+        with self.open(model) as engine:
+            return self.reference.measure(engine.probability, said, self.tolerances if give_up else None, advance)
+
+    def check(self, model: onnx.ModelProto, advance: Callable[[int], object] | None = None) -> Parity:
+        """Return the figures of a model that passes.
+
+        Raises
+        ------
+        ParityError
+            It does not pass.
+        """
+        parity = self.measure(model, advance)
+        assert parity is not None
+        if parity.faults(self.tolerances):
+            raise refusal(self, parity)
+        return parity
+
+    def damage(self, model: onnx.ModelProto) -> float:
+        """Return the mean difference on a few images, in levels of 1/255."""
+        with self.open(model) as engine:
+            return self.reference.damage(engine.probability)
+
+
+def choose_gate_provider(artifact: Artifact, wanted: str = "auto") -> str:
+    """Return the provider that judges an artifact: the one that will run it, where it works here.
+
+    Raises
+    ------
+    ProviderError
+        The one asked for cannot run here, or would only emulate the artifact's int8 layers.
+    """
+    if artifact.precision != "int8":
+        return choose_provider(wanted).provider
+    if artifact.int8_target == "tensorrt":
+        if wanted == "auto":
+            reason = problem("tensorrt")
+            if reason:
+                logger.warning("TensorRT's int8 is judged by emulation on the CPU: %s", reason)
+            return "cpu" if reason else "tensorrt"
+        if wanted == "cpu":
+            return "cpu"
+    if wanted == "auto":
+        return "cpu"
+    reason = emulation(wanted, artifact)
+    if reason:
+        raise ProviderError(f"--provider {wanted} is refused for int8: {reason}")
+    return choose_provider(wanted).provider
+
+
+def lower(
+    gate: Gate,
+    layers: Sequence[str],
+    convert: Callable[[Collection[str]], onnx.ModelProto],
+    advance: Callable[[int], object] | None = None,
+) -> tuple[onnx.ModelProto, Parity, tuple[str, ...]]:
+    """Convert a model to a lower precision so that it passes; as few layers as possible stay in fp32.
+
+    Parameters
+    ----------
+    gate
+        The judge.
+    layers
+        Those that can be lowered; none in fp32.
+    convert
+        Layers that stay in fp32 -> the model.
+    advance
+        Called with the number of images compared since the last call, in the first run of the gate.
+
+    Returns
+    -------
+    The model, its figures, and the layers that stayed in fp32.
+
+    Raises
+    ------
+    ParityError
+        It does not pass, whatever stays in fp32.
+    """
+    model = convert(())
+    parity = gate.measure(model, advance)
+    assert parity is not None
+    if not parity.faults(gate.tolerances):
+        return model, parity, ()
+    if not layers or gate.measure(convert(layers), give_up=True) is None:
+        raise refusal(gate, parity)
+    logger.info("%s alone does not pass: looking for the layers to keep in fp32", gate.artifact.precision)
+
+    def damage(lowered: Sequence[str]) -> float:
+        chosen = set(lowered)
+        return gate.damage(convert([layer for layer in layers if layer not in chosen]))
+
+    def passes(kept: Sequence[str]) -> bool:
+        found = gate.measure(convert(kept), give_up=True)
+        passed = found is not None and not found.faults(gate.tolerances)
+        logger.info("with %d of %d layers in fp32 it %s", len(kept), len(layers), "passes" if passed else "fails")
+        return passed
+
+    kept = set(smallest_kept(order_by_damage(layers, damage), passes))
+    if len(kept) == len(layers):
+        raise refusal(gate, parity)
+    ordered = tuple(layer for layer in layers if layer in kept)
+    model = convert(ordered)
+    return model, gate.check(model), ordered
+
+
+def refusal(gate: Gate, parity: Parity) -> ParityError:
+    """Return the error that says what failed and what to try."""
+    precision = gate.artifact.precision
+    worst = f"; worst images: {', '.join(parity.worst)}" if parity.worst else ""
+    return ParityError(
+        f"{precision} would change the submission: {'; '.join(parity.faults(gate.tolerances))}{worst}. "
+        f"Nothing was written; try {ADVICE[precision]}",
+        verdicts=parity.verdicts(gate.tolerances),
+    )

@@ -1,0 +1,120 @@
+"""Static int8: the ranges of activations are measured on images, weights are quantised per channel, by ONNX Runtime's
+quantiser; the graph holds pairs of QuantizeLinear and DequantizeLinear (QDQ), which runtimes turn into int8 kernels.
+
+For CPUs: unsigned asymmetric activations, and weights of 7 bits, because the int8 product of processors without VNNI
+saturates at 8 and would give another answer than processors with it. For TensorRT: signed symmetric activations,
+weights of 8 bits as QDQ pairs, biases in float, as it asks for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError
+
+from .graph import quiet
+from .layers import layer_of, strip_notes
+
+TARGETS = ("cpu", "tensorrt")
+_COMPUTE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+OPERATORS = {
+    # Everything between two convolutions that has an int8 kernel, so that values stay int8 on their way.
+    "cpu": (*_COMPUTE, "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"),
+    "tensorrt": (*_COMPUTE, "Add"),
+}
+BATCH = 4
+
+
+class Quantiser:
+    """A traced float32 model and the ranges of its activations; makes int8 models of it.
+
+    Parameters
+    ----------
+    model
+        As `trace` gives it, with the exporter's notes.
+    images
+        (N, H, W, 3) uint8 RGB to measure the ranges on.
+    target
+        Of `TARGETS`.
+    advance
+        Called with the number of images done since the last call.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        images: NDArray[np.uint8],
+        target: str,
+        advance: Callable[[int], object] | None = None,
+    ) -> None:
+        if target not in TARGETS:
+            raise DataError(f"the int8 target is one of {', '.join(TARGETS)}, found {target!r}")
+        self.target = target
+        self.layer = {node.name: layer_of(node) for node in model.graph.node}
+        self.layers = list(
+            dict.fromkeys(
+                layer
+                for node in model.graph.node
+                if node.op_type in OPERATORS[target] and (layer := self.layer[node.name]) is not None
+            )
+        )
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        strip_notes(self.model)
+        self._ranges = _measure_ranges(self.model, images, OPERATORS[target], advance or (lambda _: None))
+
+    def quantise(self, kept: Collection[str] = ()) -> onnx.ModelProto:
+        """Return the model with int8 layers, all but those `kept` and what lies outside the network."""
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+        tensorrt = self.target == "tensorrt"
+        copy = onnx.ModelProto()
+        copy.CopyFrom(self.model)
+        stay = [name for name, layer in self.layer.items() if layer is None or layer in kept]
+        options: dict[str, Any] = {"ActivationSymmetric": tensorrt, "WeightSymmetric": True}
+        if tensorrt:
+            options |= {"QuantizeBias": False, "AddQDQPairToWeight": True, "DedicatedQDQPair": True}
+        activations = QuantType.QInt8 if tensorrt else QuantType.QUInt8
+        with quiet():
+            quantizer = QDQQuantizer(
+                copy, True, not tensorrt, QuantType.QInt8, activations, self._ranges, [], stay,
+                list(OPERATORS[self.target]), options,
+            )  # fmt: skip
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
+        model = quantizer.model.model
+        assert isinstance(model, onnx.ModelProto)
+        return model
+
+
+def _measure_ranges(
+    model: onnx.ModelProto, images: NDArray[np.uint8], operators: tuple[str, ...], advance: Callable[[int], object]
+) -> Any:
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        begin = 0
+
+        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+            batch = images[self.begin : self.begin + BATCH]
+            self.begin += len(batch)
+            advance(len(batch))
+            return {"image": batch} if len(batch) else None
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        path = Path(folder) / "model.onnx"
+        onnx.save(model, path)
+        calibrator = create_calibrator(
+            path, list(operators), str(Path(folder) / "augmented.onnx"), calibrate_method=CalibrationMethod.MinMax
+        )
+        calibrator.collect_data(Reader())
+        return calibrator.compute_data()

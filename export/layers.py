@@ -1,0 +1,62 @@
+"""Which layer of the network each node of the graph comes from, by the names that PyTorch gives its modules.
+
+The exporter notes on every node the modules that it was called in. From that follow the layers that a conversion may
+lower to fp16 or int8, or must keep in fp32, and the nodes around the network, which always stay in float32.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+NETWORK = ".network"
+"""The wrapper's name for each network: "members.0.network.encoder.conv1" is the first member's encoder.conv1."""
+
+
+def layer_of(node: onnx.NodeProto) -> str | None:
+    """Return the layer of a node, such as "encoder.layer1.0.conv1", or None for a node outside every network.
+
+    In an ensemble the member's number comes first: "1.encoder.conv1" is of the second; the first has no number.
+    """
+    for note in node.metadata_props:
+        if note.key == SCOPES:
+            return _layer(note.value)
+    return None
+
+
+def layers_of(model: onnx.ModelProto) -> list[str]:
+    """Return the layers of every network in the graph, in the order in which they first run."""
+    return list(dict.fromkeys(layer for node in model.graph.node if (layer := layer_of(node)) is not None))
+
+
+def copy_notes(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
+    """Give the nodes of `target` the notes of the nodes of the same name, or failing that first output, in `source`."""
+    by_name = {node.name: node for node in source.graph.node}
+    by_output = {node.output[0]: node for node in source.graph.node}
+    for node in target.graph.node:
+        origin = by_name.get(node.name) or by_output.get(node.output[0])
+        if origin is not None and not node.metadata_props:
+            node.metadata_props.extend(origin.metadata_props)
+
+
+def strip_notes(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes about its own source lines: it is large, and names folders of this machine."""
+    graph = model.graph
+    for item in [*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output]:
+        del item.metadata_props[:]
+        item.doc_string = ""
+    del model.metadata_props[:]
+    del graph.metadata_props[:]
+    model.doc_string = graph.doc_string = ""
+
+
+def _layer(text: str) -> str | None:
+    # A list of Python strings, innermost last: ['', 'members.0.network', ..., 'members.0.network.head.0', 'conv2d_7'].
+    scopes = [scope.strip().strip("'\"") for scope in text.strip("[] ").split(",")]
+    for scope in reversed(scopes[:-1]):
+        member, inside, layer = scope.partition(NETWORK)
+        if inside and member.startswith("members."):
+            number = member.removeprefix("members.")
+            name = layer.removeprefix(".") or "network"
+            return name if number == "0" else f"{number}.{name}"
+    return None

@@ -1,0 +1,118 @@
+"""A model repository for NVIDIA's Triton Inference Server: the artifact, its configuration, its labels.
+
+    DIR/cloudrt/config.pbtxt    DIR/cloudrt/labels.txt    DIR/cloudrt/1/model.onnx
+
+The schema is Triton's own: model_config.proto of github.com/triton-inference-server/common.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from cloudrt.artifact import Artifact
+from cloudrt.engines.tensorrt import triton_options
+from cloudrt.errors import DataError
+from cloudrt.files import replacing
+
+QUEUE_MICROSECONDS = 5000
+"""How long the first request of a batch waits for others."""
+
+
+def write_repository(
+    folder: Path, model: Path, artifact: Artifact, *, name: str = "cloudrt", largest_batch: int = 32
+) -> Path:
+    """Write an artifact as a model of a Triton repository; return its folder.
+
+    Parameters
+    ----------
+    folder
+        The repository; other models in it stay.
+    model
+        The artifact's file.
+    artifact
+        What it says of itself.
+    name
+        The model's in the repository: letters, digits, - and _.
+    largest_batch
+        Requests are gathered into batches of so many images at most.
+
+    Raises
+    ------
+    DataError
+        A name that Triton does not take.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise DataError(f"a Triton model's name has letters, digits, - and _ alone, found {name!r}")
+    root = folder / name
+    (root / "1").mkdir(parents=True, exist_ok=True)
+    with replacing(root / "1" / "model.onnx") as partial:
+        shutil.copyfile(model, partial)
+    with replacing(root / "labels.txt") as partial:
+        partial.write_text("".join(f"{label}\n" for label in artifact.labels.classes))
+    with replacing(root / "config.pbtxt") as partial:
+        partial.write_text(triton_config(artifact, name, largest_batch))
+    return root
+
+
+def triton_config(artifact: Artifact, name: str, largest_batch: int) -> str:
+    """Return the text of config.pbtxt.
+
+    The rules are among the parameters: a client that post-processes finds there what `cloudrt.postprocess` takes.
+    """
+    height, width = artifact.input_size
+    preferred = sorted({max(1, largest_batch // 4), largest_batch})
+    rules = {label: rule.to_dict() for label, rule in zip(artifact.labels.classes, artifact.rules, strict=False)}
+    lines = [
+        f"name: {_text(name)}",
+        'backend: "onnxruntime"',
+        f"max_batch_size: {largest_batch}",
+        "input [",
+        f'  {{ name: "image" data_type: TYPE_UINT8 dims: [ {height}, {width}, 3 ] }}',
+        "]",
+        "output [",
+        f'  {{ name: "probability" data_type: TYPE_UINT8 dims: [ {", ".join(map(str, artifact.output_shape))} ]',
+        '    label_filename: "labels.txt" }',
+        "]",
+        "dynamic_batching {",
+        f"  preferred_batch_size: [ {', '.join(map(str, preferred))} ]",
+        f"  max_queue_delay_microseconds: {QUEUE_MICROSECONDS}",
+        "}",
+        "instance_group [ { count: 1 kind: KIND_AUTO } ]",
+        *_accelerator(artifact, largest_batch),
+        *(line for batch in preferred for line in _warm_up(artifact, batch)),
+        f'parameters {{ key: "cloudrt.rules" value {{ string_value: {_text(json.dumps(rules))} }} }}',
+        f'parameters {{ key: "cloudrt.classes" value {{ string_value: {_text(",".join(artifact.labels.classes))} }} }}',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _accelerator(artifact: Artifact, largest_batch: int) -> list[str]:
+    if artifact.int8_target == "cpu":
+        return []  # asymmetric int8 is not TensorRT's
+    options = triton_options(artifact, largest_batch)
+    return [
+        "optimization { execution_accelerators { gpu_execution_accelerator [ {",
+        '  name: "tensorrt"',
+        *(f"  parameters {{ key: {_text(key)} value: {_text(value)} }}" for key, value in options.items()),
+        "} ] } }",
+    ]
+
+
+def _warm_up(artifact: Artifact, batch: int) -> list[str]:
+    height, width = artifact.input_size
+    return [
+        "model_warmup [ {",
+        f'  name: "batch of {batch}" batch_size: {batch}',
+        '  inputs { key: "image" value {',
+        f"    data_type: TYPE_UINT8 dims: [ {height}, {width}, 3 ] random_data: true",
+        "  } }",
+        "} ]",
+    ]
+
+
+def _text(value: str) -> str:
+    """Quote for protobuf's text format, whose escapes are those of JSON in ASCII but for \\u."""
+    return json.dumps(value, ensure_ascii=False)
