@@ -149,8 +149,8 @@ def set_constant(model: onnx.ModelProto, name: str, value: float) -> None:
 def tamper(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         if len(tensor.dims) == 4 and tensor.name.endswith("weight"):
-            values = onnx.numpy_helper.to_array(tensor) * np.float32(1.2)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+            values = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array((values * 1.2).astype(values.dtype), tensor.name))
 
 
 def move_corners(model: onnx.ModelProto) -> None:

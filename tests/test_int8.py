@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 from cloudrt.export.export import Source, export, judge_of
+from cloudrt.export.half import to_half
 from cloudrt.export.int8 import Quantiser
 from cloudrt.export.layers import strip_notes
 from cloudrt.export.parity import TOLERANCES, Tolerances
@@ -220,13 +221,21 @@ def test_all_precisions_in_one_table(checkpoint: Path, tmp_path: Path) -> None:
     assert "as fp32" in done.output
 
 
-def test_the_precisions_that_pass_are_written_beside_one_that_does_not(checkpoint: Path, tmp_path: Path) -> None:
-    words = [str(checkpoint), "-o", str(tmp_path / "m.onnx"), "--precision", "all", "--min-dice", "1"]
-    done = CliRunner().invoke(command, [*words, "--max-mean-difference", "0.0001"])
+def test_the_precisions_that_pass_are_written_beside_one_that_does_not(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: onnx.ModelProto, kept: object) -> onnx.ModelProto:
+        other = to_half(model)
+        (sigmoid,) = [node for node in other.graph.node if node.op_type == "Sigmoid"]
+        sigmoid.op_type = "Tanh"
+        return other
+
+    monkeypatch.setattr("cloudrt.export.export.to_half", wrong)
+    words = [str(checkpoint), "-o", str(tmp_path / "m.onnx"), "--precision", "all"]
+    done = CliRunner().invoke(command, [*words, "--min-dice", "0.5", "--max-empty-mismatch", "1", "--max-mean-difference", "8"])
     assert done.exit_code == 2, done.output
-    assert "did not pass the gate and was not written; the others were" in done.output
-    assert "m.fp32.onnx" in {path.name for path in tmp_path.iterdir()}
-    assert "m.fp16.onnx" not in {path.name for path in tmp_path.iterdir()}
+    assert "fp16 did not pass the gate and was not written; the others were" in done.output
+    assert {path.name for path in tmp_path.iterdir()} == {"m.fp32.onnx", "m.int8.onnx"}
 
 
 def test_the_network_is_left_as_it_was(source: Source) -> None:
