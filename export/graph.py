@@ -78,7 +78,8 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         with quiet():
             slim = onnxslim.slim(copy)
     except Exception as error:  # noqa: BLE001 - whatever ails it, the graph is sound without
-        logger.warning("onnxslim failed, the graph stays as traced: %s", str(error).splitlines()[:1] or error)
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        logger.warning("onnxslim failed, the graph stays as traced: %s", reason)
         return model
     if not isinstance(slim, onnx.ModelProto) or len(slim.graph.node) >= len(model.graph.node):
         return model

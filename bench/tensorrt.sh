@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Check cloudrt on TensorRT, on a machine that has it: cloudrt's own tests never ran there.
+#
+#   bench/tensorrt.sh best.pth test_images/ [OUT]
+#
+# best.pth is a checkpoint of cloudrt-train, test_images/ holds JPEGs like yours, OUT (tensorrt-check/) takes every file.
+# It exports in fp16 and int8 with the gate in TensorRT, runs both and the fp32 artifact on the CPU, scores the
+# submissions against each other, runs again to show that the engine is taken from the cache, and measures speed. It
+# stops at the first thing that is wrong; send OUT/log.txt with a report. PROVIDER=cpu rehearses it without TensorRT.
+set -euo pipefail
+
+checkpoint=${1:?usage: bench/tensorrt.sh best.pth test_images/ [OUT]}
+images=${2:?usage: bench/tensorrt.sh best.pth test_images/ [OUT]}
+out=${3:-tensorrt-check}
+provider=${PROVIDER:-tensorrt}
+mkdir -p "$out"
+exec > >(tee "$out/log.txt") 2>&1
+
+step() { printf '\n== %s\n' "$*"; }
+
+# Fail unless two submissions have a Dice of at least $3 with each other.
+alike() {
+  cloudrt score "$1" "$2" --truth-grid 525x350 --json | python3 -c "
+import json, sys
+found, least = json.load(sys.stdin)['mean'], float('$3')
+print(f'Dice between the submissions {found:.4f}, at least {least}')
+sys.exit(found < least)"
+}
+
+step "Versions and providers"
+cloudrt doctor
+cloudrt doctor --json > "$out/doctor.json"
+
+step "fp32 on the CPU: what the others are compared with"
+cloudrt export "$checkpoint" -o "$out/fp32.onnx" --precision fp32 --calibration "$images" --provider cpu
+cloudrt infer "$images" --model "$out/fp32.onnx" --provider cpu -o "$out/cpu.csv" --overwrite
+
+step "fp16 in $provider: the gate, then the engine for batches of 32"
+build=(); [ "$provider" = tensorrt ] && build=(--build-engine)
+cloudrt export "$checkpoint" -o "$out/fp16.onnx" --calibration "$images" --provider "$provider" "${build[@]}"
+cloudrt infer "$images" --model "$out/fp16.onnx" --provider "$provider" -o "$out/fp16.csv" --overwrite
+alike "$out/fp16.csv" "$out/cpu.csv" 0.995
+
+step "The same again: the engine comes from the cache, and the answers are the same bytes"
+SECONDS=0
+cloudrt infer "$images" --model "$out/fp16.onnx" --provider "$provider" -o "$out/again.csv" --overwrite
+echo "second run: $SECONDS s"
+cmp "$out/fp16.csv" "$out/again.csv"
+
+step "int8 for TensorRT, calibrated on these images"
+cloudrt export "$checkpoint" -o "$out/int8.onnx" --precision int8 --int8-target tensorrt \
+  --calibration "$images" --provider "$provider"
+if [ "$provider" = tensorrt ]; then
+  cloudrt infer "$images" --model "$out/int8.onnx" --provider tensorrt -o "$out/int8.csv" --overwrite
+  alike "$out/int8.csv" "$out/cpu.csv" 0.98
+fi
+
+step "Speed"
+cloudrt bench "$out/fp16.onnx" --data "$images" --provider "$provider" --images 256 --only stages -o "$out/bench.json"
+
+step "All passed. Files in $out"
