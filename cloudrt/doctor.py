@@ -59,6 +59,14 @@ class Machine:
     gpus: tuple[str, ...]
 
 
+UNTESTED = (
+    "Not run yet by cloudrt's own tests: TensorRT. Its options, engine cache and int8 layout are tested as values; "
+    "bench/tensorrt.sh in the repository checks them where it is installed.",
+    "Not run yet by cloudrt's own tests: CUDA. Its tests skip where there is no GPU.",
+)
+"""What stands in README too: what the figures and tests do not cover."""
+
+
 @dataclass(frozen=True)
 class ProviderState:
     """Whether a provider answered a small graph correctly; else why not, and what to install or do."""
@@ -85,6 +93,8 @@ class Diagnosis:
         One sentence for each module that two distributions overwrite, ending with the line that repairs it.
     advice
         What would make this machine faster.
+    untested
+        What cloudrt has never been run on by those who make it.
     """
 
     versions: dict[str, str]
@@ -92,6 +102,7 @@ class Diagnosis:
     providers: tuple[ProviderState, ...]
     conflicts: tuple[str, ...]
     advice: tuple[str, ...]
+    untested: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -106,7 +117,12 @@ def diagnose() -> Diagnosis:
         providers = tuple(pool.map(provider_state, NAMES))
     machine = describe_machine()
     return Diagnosis(
-        versions, machine, providers, tuple(find_conflicts(set(installed))), tuple(_advice(providers, machine))
+        versions,
+        machine,
+        providers,
+        tuple(find_conflicts(set(installed))),
+        tuple(_advice(providers, machine)),
+        UNTESTED,
     )
 
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from cloudrt import doctor as doctor_module
 from cloudrt.cli.doctor import doctor as command
 from cloudrt.doctor import (
+    UNTESTED,
     Diagnosis,
     Machine,
     ProviderState,
@@ -227,7 +228,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
     """A diagnosis that needs no trials."""
     states = (ProviderState("cuda", False, "no [bold]GPU", "pip install 'cloudrt[cuda]'"), ProviderState("cpu", True))
     machine = Machine("Linux", "CPU", ("avx2",), 2, 8.0, ())
-    found = Diagnosis({"python": "3.11"}, machine, states, ("a conflict: pip " + "x" * 120,), ())
+    found = Diagnosis({"python": "3.11"}, machine, states, ("a conflict: pip " + "x" * 120,), (), UNTESTED)
     monkeypatch.setattr(doctor_module, "diagnose", lambda: found)
     return found
 
@@ -238,6 +239,7 @@ def test_command_prints_lines_to_copy(told: Diagnosis) -> None:
     lines = result.stdout.splitlines()
     assert "For cuda: pip install 'cloudrt[cuda]'" in lines
     assert told.conflicts[0] in lines  # longer than the terminal, and still one line
+    assert any("TensorRT" in line and "bench/tensorrt.sh" in line for line in lines)
     assert "no: no [bold]GPU" in result.stdout and "works" in result.stdout
 
 

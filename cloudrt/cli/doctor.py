@@ -61,7 +61,7 @@ def _show(diagnosis: Diagnosis, model: str, about: dict[str, Any] | None) -> Non
     console.print(_two_columns("Providers", states))
     # Outside the tables, which would break the lines that are there to be copied.
     missing = [f"For {state.name}: {state.remedy}" for state in diagnosis.providers if not state.works]
-    for line in (*diagnosis.conflicts, *diagnosis.advice, *missing):
+    for line in (*diagnosis.conflicts, *diagnosis.advice, *missing, *diagnosis.untested):
         click.echo(line)
 
 

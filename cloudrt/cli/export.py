@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 @click.option("--min-dice", type=click.FloatRange(0, 1), help="Least Dice between the two submissions.")
 @click.option("--max-empty-mismatch", type=click.FloatRange(0, 1), help="Allowed share of rows empty in one only.")
 @click.option("--weights-license", default="", help="Stored in the artifact: what the weights' origin asks for.")
+@click.option("--json", "figures", type=click.Path(path_type=Path), help="Write the figures here, with the machine.")
 @click.option("--triton", type=click.Path(path_type=Path), help="Also write a model repository for Triton here.")
 @click.option("--build-engine", is_flag=True, help="Also build TensorRT's engine now, ahead of the first inference.")
 @click.option(
@@ -64,7 +66,7 @@ def export(
     checkpoints: tuple[Path, ...], output: Path | None, precision: str, int8_target: str, tta: str,
     input_size: tuple[int, int] | None, calibration: Path | None, images: int, provider: str,
     max_mean_difference: float | None, min_dice: float | None, max_empty_mismatch: float | None,
-    weights_license: str, triton: Path | None, build_engine: bool, batch_size: int,
+    weights_license: str, figures: Path | None, triton: Path | None, build_engine: bool, batch_size: int,
 ) -> None:  # fmt: skip
     """Turn MODEL.PTH into an ONNX artifact that gives the same submission, or write nothing.
 
@@ -101,9 +103,11 @@ def export(
     given = {"mean_difference": max_mean_difference, "dice": min_dice, "empty_mismatch": max_empty_mismatch}
     limits = {name: value for name, value in given.items() if value is not None}
     if precision == "all":
-        _export_all(source, target, judges, int8_target, limits)
+        _export_all(source, target, judges, int8_target, limits, figures)
         return
     done = _export_one(source, target, precision, provider, int8_target, limits)
+    if figures:
+        _write_figures(figures, source, [done])
     if done.networks_per_image > 1:
         click.echo(
             f"{done.networks_per_image} networks run for each image; the rules are those of {checkpoints[0]} alone: "
@@ -144,11 +148,16 @@ def _export_one(
 
 
 def _export_all(
-    source: Source, target: Path, judges: dict[str, str], int8_target: str, limits: dict[str, float]
+    source: Source,
+    target: Path,
+    judges: dict[str, str],
+    int8_target: str,
+    limits: dict[str, float],
+    figures: Path | None,
 ) -> None:
     """Export every precision that passes; fail in the end where one did not."""
     rows: list[tuple[str, ...]] = []
-    refused = []
+    refused, written = [], []
     for precision, judge in judges.items():
         path = target.with_name(f"{target.stem}.{precision}{target.suffix}")
         try:
@@ -158,6 +167,7 @@ def _export_all(
             refused.append(precision)
             rows.append((precision, "refused", *[""] * 5))
             continue
+        written.append(done)
         parity, kept = done.parity, len(done.artifact.kept_fp32)
         rows.append((
             precision, f"{done.bytes / 1e6:.1f}", f"{parity.dice:.4f}" if parity.has_rules else "-",
@@ -166,6 +176,8 @@ def _export_all(
         ))  # fmt: skip
     columns = ("", "MB", "Dice", "difference", "empty in one", "fp32 layers", "speed")
     _table("Parity with PyTorch fp32; speed in turns with the fp32 artifact", columns, rows)
+    if figures:
+        _write_figures(figures, source, written)
     if refused:
         raise Failure(f"{', '.join(refused)} did not pass the gate and was not written; the others were")
 
@@ -189,6 +201,39 @@ def _say_done(done: Exported) -> None:
     if done.speed is not None:
         slower = "; the fp32 or fp16 artifact is the faster one here" if done.speed < 1 else ""
         click.echo(f"{done.speed:.2f}x the speed of fp32 in {done.parity.provider} on this machine{slower}")
+
+
+def _write_figures(path: Path, source: Source, written: list[Exported]) -> None:
+    """Write what was measured, on which machine, by which versions; names no file, folder or user."""
+    from dataclasses import asdict
+
+    from cloudrt.doctor import describe_machine
+    from cloudrt.files import replacing
+
+    members = source.ensemble.checkpoints
+    values = {
+        "machine": asdict(describe_machine()),
+        "versions": written[0].artifact.versions if written else {},
+        "networks": [f"{one.config.architecture} with {one.config.encoder}" for one in members],
+        "input_size": list(source.ensemble.config.input_size),
+        "tta": source.ensemble.tta,
+        "calibrated_on": {"images": len(source.calibration.names), "source": source.calibration.source},
+        "artifacts": [
+            {
+                "precision": done.artifact.precision,
+                "int8_target": done.artifact.int8_target,
+                "bytes": done.bytes,
+                "parity": done.parity.to_dict(),
+                "tolerances": asdict(done.tolerances),
+                "layers": done.layers,
+                "kept_fp32": list(done.artifact.kept_fp32),
+                "speed_beside_fp32": done.speed,
+            }
+            for done in written
+        ],
+    }
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _build_engine(target: Path, batch_size: int) -> None:
