@@ -231,7 +231,7 @@ def list_stages(
     theirs = [peer(image) for image in loaded]
 
     def ours_end_to_end() -> None:
-        with open_submission(folder / "ours.csv") as submission:
+        with open_submission(folder / "ours.csv", labels) as submission:
             for result in segmenter.predict(files):
                 submission.add(result.image, result.rle, result.error)
 

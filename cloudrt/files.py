@@ -36,12 +36,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk, so that a file that was made or renamed in it is there after a power cut."""
     if hasattr(os, "O_DIRECTORY"):  # not on Windows, where folders cannot be opened
-        folder = os.open(path.parent, os.O_DIRECTORY)
+        opened = os.open(folder, os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)
 
 
 def sha256(path: str | Path) -> str:

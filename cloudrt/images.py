@@ -55,7 +55,7 @@ def find_images(folder: str | Path) -> list[ImageFile]:
     for parent, folders, names in os.walk(folder, onerror=_unlistable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = [Path(parent, name) for name in names if not name.startswith(".")]
-        found += [ImageFile(_key(path, folder), path) for path in paths if path.suffix.lower() in SUFFIXES]
+        found += [ImageFile(key_of(path, folder), path) for path in paths if path.suffix.lower() in SUFFIXES]
     if not found:
         raise DataError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
     return sorted(found, key=lambda file: file.key)
@@ -65,7 +65,8 @@ def _unlistable(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be listed: {error.strerror}") from error
 
 
-def _key(path: Path, folder: Path) -> str:
+def key_of(path: Path, folder: Path) -> str:
+    """Return the key of an image's rows: its path relative to `folder`, with forward slashes."""
     return os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
 
 

@@ -27,6 +27,7 @@ from cloudrt.artifact import default_model, load_model, parse_artifact
 from cloudrt.cpus import usable_cpus
 from cloudrt.engines import BATCH_SIZES, choose_provider, open_engine
 from cloudrt.errors import ArtifactError, DataError, ImageError
+from cloudrt.files import sha256
 from cloudrt.images import MAX_PIXELS, Image, ImageFile, load_image
 from cloudrt.labels import Labels
 from cloudrt.overlap import overlap
@@ -48,12 +49,15 @@ class Result:
         Class name -> RLE text on the submission grid; all empty where the image failed.
     error
         Why it failed, or None.
+    batch
+        The position, among the inputs, of the first of its batch: where a run can be taken up again.
     """
 
     image: str
     rle: dict[str, str]
     error: str | None
     labels: Labels = field(repr=False)
+    batch: int = field(default=0, repr=False)
 
     def mask(self, label: str) -> NDArray[np.uint8]:
         """Return the (H, W) uint8 mask, 0 or 1, of a class on the submission grid."""
@@ -73,6 +77,7 @@ class StageSeconds:
 
 @dataclass(frozen=True)
 class _Decoded:
+    number: int
     key: str
     image: Image | None
     error: str | None
@@ -92,12 +97,15 @@ class Inferred:
         (C,) uint8, where the artifact has that output and the image did not fail.
     error
         Why it failed, or None.
+    batch
+        See `Result`.
     """
 
     image: str
     probability: NDArray[np.uint8] | None
     presence: NDArray[np.uint8] | None
     error: str | None
+    batch: int = 0
 
 
 class Segmenter:
@@ -189,6 +197,23 @@ class Segmenter:
                 for pool in (decoders, engine):
                     pool.shutdown(wait=False, cancel_futures=True)
 
+    def identity(self) -> dict[str, str | int]:
+        """Return what the answers hang on: the same values, the same bytes. See `cloudrt.journal`."""
+        from cloudrt.doctor import describe_machine, installed_distributions
+
+        machine, installed = describe_machine(), installed_distributions()
+        packages = ("cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg")
+        identity: dict[str, str | int] = {
+            "artifact": sha256(self.model),
+            "provider": self.choice.provider,
+            "device": machine.cpu if self.choice.provider in ("cpu", "openvino") else ", ".join(machine.gpus),
+            "precision": self.artifact.precision,
+            "batch size": self.batch_size,
+            "threads": self.threads,
+            "largest image, pixels": self.max_pixels,
+        }
+        return identity | {name: installed[name] for name in packages if name in installed}
+
     def close(self) -> None:
         """Release the engine."""
         self.engine.close()
@@ -208,15 +233,16 @@ class Segmenter:
             key = str(source)
         with self._timed("decode"):
             try:
-                return _Decoded(key, load_image(source, self.artifact.input_size, self.max_pixels), None)
+                image = load_image(source, self.artifact.input_size, self.max_pixels)
+                return _Decoded(number, key, image, None)
             except ImageError as error:
-                return _Decoded(key, None, str(error))
+                return _Decoded(number, key, None, str(error))
 
     def _infer(self, batch: list[_Decoded]) -> list[Inferred]:
         with self._timed("infer"):
             images = [item.image for item in batch if item.image is not None]
             if not images:
-                return [Inferred(item.key, None, None, item.error) for item in batch]
+                return [Inferred(item.key, None, None, item.error, batch[0].number) for item in batch]
             padded = np.zeros((self.batch_size, *images[0].shape), np.uint8)
             padded[: len(images)] = images
             probability, presence = self.engine.run(padded)
@@ -230,6 +256,7 @@ class Segmenter:
                         None if row is None else probability[row],
                         None if row is None or presence is None else presence[row],
                         item.error,
+                        batch[0].number,
                     )
                 )
             return inferred
@@ -237,10 +264,10 @@ class Segmenter:
     def _finish(self, item: Inferred) -> Result:
         labels = self.labels
         if item.probability is None:
-            return Result(item.image, dict.fromkeys(labels.classes, ""), item.error, labels)
+            return Result(item.image, dict.fromkeys(labels.classes, ""), item.error, labels, item.batch)
         with self._timed("postprocess"):
             texts = apply_rules(item.probability, self.artifact.rules, item.presence)
-        return Result(item.image, dict(zip(labels.classes, texts, strict=True)), None, labels)
+        return Result(item.image, dict(zip(labels.classes, texts, strict=True)), None, labels, item.batch)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -20,6 +20,7 @@ from cloudrt.export.parity import Parity, Tolerances
 
 from cloudrt.artifact import read_artifact
 from cloudrt.cli.export import export as command
+from cloudrt.engines.availability import problem
 from cloudrt.errors import ArtifactError, DataError, ImageError, ParityError
 from cloudrt.labels import Labels
 from cloudrt.network import Checkpoint, InferenceGraph, NetworkConfig, build_network
@@ -365,3 +366,13 @@ def test_command_of_an_ensemble(checkpoint: Path, second: Path, tmp_path: Path) 
     assert done.exit_code == 0, done.output
     assert "8 networks run for each image" in done.output
     assert read_artifact(out).tta == "hv"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(problem("cuda") is not None, reason="needs an NVIDIA GPU with CUDA")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_gate_runs_in_cuda(source: Source, tmp_path: Path, precision: str) -> None:
+    """Opening the engine also fails where a Conv, Resize or normalisation node is not on the GPU."""
+    done = export(source, tmp_path / "m.onnx", precision, provider="cuda")
+    assert done.parity.provider == "cuda"
+    assert (done.speed is None) == (precision == "fp32")

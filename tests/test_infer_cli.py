@@ -175,7 +175,7 @@ def test_nothing_half_written_when_it_stops_in_the_middle(
     monkeypatch.setattr(Segmenter, "predict", stops)
     result = CliRunner().invoke(infer, [str(images), "--model", str(model), "--overwrite"])
     assert result.exit_code != 0
-    assert left(tmp_path) == ["submission.csv"]
+    assert left(tmp_path) == ["submission.csv", "submission.csv.journal"]
     assert (tmp_path / "submission.csv").read_text() == "old"
 
 

@@ -29,10 +29,10 @@ def test_shipped_model_beats_predicting_nothing(tmp_path: Path) -> None:
     truth = tmp_path / "truth.csv"
     lines = [f"{name}_{label},{text}" for (name, label), text in rows.items() if name in set(names)]
     truth.write_text("Image_Label,EncodedPixels\n" + "\n".join(lines) + "\n")
-    with Segmenter(provider="cpu") as segmenter, open_submission(tmp_path / "submission.csv") as submission:
+    with Segmenter(provider="cpu") as segmenter, open_submission(tmp_path / "s.csv", segmenter.labels) as submission:
         for result in segmenter.predict(ImageFile(name, DATA / "test_images" / name) for name in names):
             submission.add(result.image, result.rle, result.error)
-    found = score(tmp_path / "submission.csv", truth)
+    found = score(tmp_path / "s.csv", truth)
     assert submission.failed == 0
     assert found.mean > found.all_empty + 0.05
 

@@ -9,8 +9,9 @@ import pytest
 
 from cloudrt.data import read_table
 from cloudrt.errors import DataError
+from cloudrt.inputs import list_inputs
 from cloudrt.labels import CLOUDS, Labels
-from cloudrt.submission import list_inputs, open_submission
+from cloudrt.submission import open_submission
 
 LABELS = Labels(("Fish", "Flower"), (8, 8), (4, 4))
 RLE = {"Fish": "1 2", "Flower": ""}
@@ -47,7 +48,7 @@ def test_two_files_of_one_key_are_refused(tmp_path: Path) -> None:
 def test_nothing_to_predict_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images"):
         keys([tmp_path])
-    with pytest.raises(DataError, match="neither a folder of images nor an image"):
+    with pytest.raises(DataError, match="is missing: give a folder of images"):
         keys([tmp_path / "gone"])
 
 
@@ -67,7 +68,7 @@ def test_a_sample_decides_which_and_in_which_order(tmp_path: Path) -> None:
 
 def test_rows_and_failures(tmp_path: Path) -> None:
     path = tmp_path / "new" / "submission.csv"
-    with open_submission(path) as submission:
+    with open_submission(path, LABELS) as submission:
         submission.add("a.jpg", RLE, None)
         submission.add("sub folder/ä, b.jpg", {"Fish": "", "Flower": ""}, 'is a "damaged" JPEG,\nreally')
         assert not path.exists()
@@ -86,7 +87,7 @@ def test_rows_and_failures(tmp_path: Path) -> None:
 
 def test_old_failures_go_when_nothing_failed(tmp_path: Path) -> None:
     (tmp_path / "failures.csv").write_text("of an earlier run")
-    with open_submission(tmp_path / "submission.csv") as submission:
+    with open_submission(tmp_path / "submission.csv", LABELS) as submission:
         submission.add("a.jpg", RLE, None)
     assert [entry.name for entry in tmp_path.iterdir()] == ["submission.csv"]
 
@@ -99,7 +100,7 @@ def test_nothing_half_written(tmp_path: Path, stop: BaseException | type[BaseExc
     (tmp_path / "failures.csv").write_text("old failures")
 
     def run() -> None:
-        with open_submission(path) as submission:
+        with open_submission(path, LABELS) as submission:
             submission.add("a.jpg", RLE, "broken")
             raise stop
 
@@ -111,12 +112,59 @@ def test_nothing_half_written(tmp_path: Path, stop: BaseException | type[BaseExc
 
 
 def test_the_submission_is_not_its_own_list_of_failures(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"failures\.csv"), open_submission(tmp_path / "failures.csv"):
+    with pytest.raises(DataError, match=r"failures\.csv"), open_submission(tmp_path / "failures.csv", LABELS):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_submission_has_its_header(tmp_path: Path) -> None:
-    with open_submission(tmp_path / "s.csv"):
+    with open_submission(tmp_path / "s.csv", LABELS):
         pass
     assert read_table(tmp_path / "s.csv", CLOUDS) == {}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "sub/a.JPG", "sub/deep/ä b.png", "sub/note.txt", ".hidden/c.jpg", "sub/.c.jpg", "[1].jpg"):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.jpg", ["[1].jpg", "a.jpg"]),
+        ("**/*", ["[1].jpg", "a.jpg", "sub/a.JPG", "sub/deep/ä b.png"]),
+        ("sub/**/*.png", ["deep/ä b.png"]),
+        ("su?/a.*", ["sub/a.JPG"]),
+        ("[1].jpg", ["[1].jpg"]),  # a file of that very name
+    ],
+)
+def test_patterns(tree: Path, pattern: str, found: list[str]) -> None:
+    files = list_inputs([f"{tree}/{pattern}"], None, LABELS)
+    assert [file.key for file in files] == found
+    assert all(file.path.is_file() for file in files)
+
+
+def test_a_pattern_without_a_match_is_refused(tree: Path) -> None:
+    with pytest.raises(DataError, match="matches no images"):
+        list_inputs([f"{tree}/*.tiff"], None, LABELS)
+
+
+def test_lists(tree: Path) -> None:
+    names = ["sub/deep/ä b.png", "a.jpg", "gone.jpg"]
+    (tree / "list.txt").write_text("\ufeff" + "\r\n".join([*names, "", "  "]), encoding="utf-8")
+    files = list_inputs([tree / "list.txt"], None, LABELS)
+    assert [file.key for file in files] == names  # in the list's order
+    assert [file.path for file in files] == [tree / name for name in names]
+    (tree / "list.txt").write_text("a.jpg\na.jpg\n")
+    with pytest.raises(DataError, match="share the key"):
+        list_inputs([tree / "list.txt"], None, LABELS)
+    (tree / "list.txt").write_text("\n")
+    with pytest.raises(DataError, match="names no images"):
+        list_inputs([tree / "list.txt"], None, LABELS)
+    (tree / "list.txt").write_bytes(b"a\xff.jpg")
+    with pytest.raises(DataError, match="not a list in UTF-8"):
+        list_inputs([tree / "list.txt"], None, LABELS)

@@ -65,7 +65,7 @@ def run(*words: str | Path, status: int = 0) -> Result:
 
 def scored(model: Path, data: Path, folder: Path) -> float:
     files = [ImageFile(path.name, path) for path in sorted((data / "train_images").iterdir())]
-    with Segmenter(model, "cpu") as segmenter, open_submission(folder / "s.csv") as submission:
+    with Segmenter(model, "cpu") as segmenter, open_submission(folder / "s.csv", SMALL_GRIDS) as submission:
         for result in segmenter.predict(files):
             submission.add(result.image, result.rle, result.error)
     return score(folder / "s.csv", data / "train.csv", SMALL_GRIDS).mean

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,7 +102,8 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows ? for a sign it lacks
                 stream.reconfigure(errors="replace")
         try:
-            return command(*args, **kwargs)
+            with _stops_on_sigterm():
+                return command(*args, **kwargs)
         except CloudrtError as error:
             raise Failure(str(error)) from error
         except ModuleNotFoundError as error:
@@ -108,14 +111,35 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             if extra is None:
                 raise
             raise Failure(f"{error.name} is not installed: pip install 'cloudrt[{extra}]'") from error
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             click.echo("Interrupted: no output is left half-written", err=True)
-            raise SystemExit(130) from None
+            raise SystemExit(128 + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)) from None
         except OSError as error:
             # Full disks, unwritable folders: what the system says is what the user can act on.
             raise Failure(f"{error.filename or 'cloudrt'}: {error.strerror or error}") from error
 
     return wrapped
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what a scheduler or a shutdown sends."""
+
+
+@contextmanager
+def _stops_on_sigterm() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that everything is put in order."""
+
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # no signals there
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 _EXTRAS = {

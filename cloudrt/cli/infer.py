@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, type=click.Path())
 @click.option(
     "-m", "--model", type=click.Path(path_type=Path), help="The artifact; ./model.onnx, else the shipped one."
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("submission.csv"), show_default=True)
-@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists, or the journal of an unfinished run.")
+@click.option("--resume", is_flag=True, help="Go on where a run that was cut short stopped, with its options.")
 @click.option(
     "--sample", type=click.Path(path_type=Path), help="sample_submission.csv: predict its images, in its order."
 )
@@ -43,27 +44,36 @@ if TYPE_CHECKING:
 @click.option("--report", is_flag=True, help="Write report.html beside the output.")
 @reports_errors
 def infer(
-    inputs: tuple[Path, ...], model: Path | None, output: Path, overwrite: bool, sample: Path | None, provider: str,
+    inputs: tuple[str, ...], model: Path | None, output: Path, overwrite: bool, resume: bool, sample: Path | None,
+    provider: str,
     batch_size: int | None, threads: int | None, max_megapixels: float, report: bool,
 ) -> None:  # fmt: skip
-    """Write the submission of INPUTS, folders of images or images.
+    """Write the submission of INPUTS: folders of images, images, quoted patterns such as 'in/**/*.jpg', or lists.
 
-    One row for each image and class, on the artifact's submission grid. Images that cannot be decoded get empty rows,
-    are listed in failures.csv beside the output, and make the exit status 1.
+    A list is a .txt file that names an image a line, relative to its own folder. One row for each image and class, on
+    the artifact's submission grid. Images that cannot be decoded get empty rows, are listed in failures.csv beside the
+    output, and make the exit status 1.
+
+    A run that is cut short, by a signal or by a power cut, leaves OUTPUT.journal; the same command with --resume goes
+    on from there, and ends with the same bytes as a run that was never interrupted.
     """
+    from cloudrt.submission import journal_path
+
     if output.exists() and not output.is_file():
         raise Failure(f"{output} is not a regular file: give the name of a file to write")
-    if output.exists() and not overwrite:
-        raise Failure(f"{output} exists: give another --output, or --overwrite")
+    if overwrite and resume:
+        raise Failure("--resume goes on, --overwrite begins afresh: give one of them")
+    if not (overwrite or resume):
+        if journal_path(output).exists():
+            raise Failure(f"{journal_path(output)} is of a run that was cut short: --resume it, or --overwrite")
+        if output.exists():
+            raise Failure(f"{output} exists: give another --output, or --overwrite")
     if report and output.name == "report.html":
         raise Failure(f"{output} would be replaced by the report: give another --output")
     if math.isnan(max_megapixels):
         raise Failure("--max-megapixels nan is no number")
-    for path in inputs:
-        if not path.exists():
-            raise Failure(f"{path} is missing: give a folder of images")
+    from cloudrt.inputs import list_inputs
     from cloudrt.pipeline import Segmenter
-    from cloudrt.submission import list_inputs
 
     with Segmenter(
         model, provider, batch_size=batch_size or 0, threads=threads or 0, max_pixels=int(max_megapixels * 1e6)
@@ -71,11 +81,11 @@ def infer(
         _announce(segmenter, provider)
         files = list_inputs(inputs, sample, segmenter.labels)
         began = time.perf_counter()
-        done = _predict(segmenter, files, output, report, began)
+        done = _predict(segmenter, files, output, report, resume, began)
         seconds = time.perf_counter() - began
     click.echo(
         f"{output}: {done.images} images, {done.rows_with_mask} masks, {done.failed} failed, "
-        f"{done.images / seconds:.1f} images/s"
+        f"{(done.images - done.resumed) / seconds:.1f} images/s"
     )
     if done.failed:
         click.echo(f"{output.with_name('failures.csv')} lists what failed and why", err=True)
@@ -95,22 +105,47 @@ def _announce(segmenter: Segmenter, wanted: str) -> None:
             click.echo(f"  not {name}: {reason}", err=True)
 
 
-def _predict(segmenter: Segmenter, files: list[ImageFile], output: Path, report: bool, began: float) -> Submission:
+def _predict(
+    segmenter: Segmenter, files: list[ImageFile], output: Path, report: bool, resume: bool, began: float
+) -> Submission:
+    from cloudrt.inputs import digest_keys
     from cloudrt.report import Report
-    from cloudrt.submission import open_submission
+    from cloudrt.submission import journal_path, open_submission
 
     page = Report(segmenter.labels, max_pixels=segmenter.max_pixels) if report else None
-    with open_submission(output) as submission, progress_bar("Segmenting", len(files)) as advance:
-        for file, result in zip(files, segmenter.predict(files), strict=True):
-            submission.add(result.image, result.rle, result.error)
+    identity = segmenter.identity() | {"images": len(files), "list of images": digest_keys(files)}
+    try:
+        with open_submission(output, segmenter.labels, identity, resume=resume) as submission:
+            if resume:
+                click.echo(_resumed(submission.resumed, output), err=True)
+            left = files[submission.resumed :]
             if page:
-                page.add(result.image, file.path, None if result.error else result.rle, result.error)
-            advance(failed=submission.failed)
+                for file, record in zip(files, submission.journal.records(), strict=False):
+                    rle = dict(zip(segmenter.labels.classes, record.texts, strict=True))
+                    page.add(record.key, file.path, None if record.error else rle, record.error)
+            with progress_bar("Segmenting", len(left)) as advance:
+                for file, result in zip(left, segmenter.predict(left), strict=True):
+                    submission.add(result.image, result.rle, result.error, result.batch)
+                    if page:
+                        page.add(result.image, file.path, None if result.error else result.rle, result.error)
+                    advance(failed=submission.failed)
+    except (KeyboardInterrupt, OSError):
+        if journal_path(output).exists():
+            click.echo(f"{journal_path(output)} holds what is finished; --resume goes on from there", err=True)
+        raise
     if page:
         seconds = time.perf_counter() - began
         page.write(output.with_name("report.html"), _facts(segmenter, submission, seconds))
         click.echo(f"{output.with_name('report.html')}: open it in a browser")
     return submission
+
+
+def _resumed(done: int, output: Path) -> str:
+    from cloudrt.submission import journal_path
+
+    if done:
+        return f"{journal_path(output)}: {done} images are done, going on"
+    return "Nothing to resume: beginning with the first image"
 
 
 def _facts(segmenter: Segmenter, submission: Submission, seconds: float) -> dict[str, str]:
@@ -121,5 +156,5 @@ def _facts(segmenter: Segmenter, submission: Submission, seconds: float) -> dict
         "Network": f"{artifact.architecture} with {artifact.encoder}, {artifact.precision}, {width}x{height}",
         "Held-out Dice": f"{artifact.validation_dice:.4f}",
         "Provider": segmenter.choice.provider,
-        "Images per second": f"{submission.images / seconds:.1f}",
+        "Images per second": f"{(submission.images - submission.resumed) / seconds:.1f}",
     }

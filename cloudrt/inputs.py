@@ -1,0 +1,102 @@
+"""Which images, in which order: folders, images, patterns, lists and sample submissions."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from cloudrt.data import read_table
+from cloudrt.errors import DataError
+from cloudrt.images import SUFFIXES, ImageFile, find_images, key_of
+from cloudrt.labels import Labels
+
+LIST_SUFFIX = ".txt"
+
+
+def list_inputs(inputs: Sequence[str | Path], sample: Path | None, labels: Labels) -> list[ImageFile]:
+    """Return the images to predict, in the order of their rows.
+
+    Parameters
+    ----------
+    inputs
+        Folders, read with their subfolders; image files; patterns of `glob`, ** included; or lists, .txt files in UTF-8
+        that name an image a line, relative to their own folder. Rows are keyed by the path relative to the folder, to
+        the part of the pattern before its first sign, or as the list has it.
+    sample
+        A sample_submission.csv: its images alone, in its order. One that is not in the inputs is listed all the same,
+        with the path where it should be, so that it fails by name.
+    labels
+        The classes that the sample's rows may name.
+
+    Raises
+    ------
+    DataError
+        No images; two inputs of one key; a list or sample that is malformed.
+    """
+    files: dict[str, ImageFile] = {}
+    for one in inputs:
+        for file in _find(one):
+            if file.key in files:
+                raise DataError(
+                    f"{files[file.key].path} and {file.path} would share the key {file.key!r}: "
+                    "give one folder that holds both"
+                )
+            files[file.key] = file
+    if sample is None:
+        return list(files.values())
+    wanted = dict.fromkeys(name for name, _ in read_table(sample, labels))
+    if not wanted:
+        raise DataError(f"{sample} has no rows")
+    home = next((Path(path) for path in inputs if Path(path).is_dir()), Path(inputs[0]).parent)
+    return [files.get(name, ImageFile(name, home / name)) for name in wanted]
+
+
+def digest_keys(files: Iterable[ImageFile]) -> str:
+    """Return a SHA-256 over the keys of the images, in their order: part of a run's identity."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.key.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _find(one: str | Path) -> Iterable[ImageFile]:
+    path = Path(one)
+    if path.suffix.lower() == LIST_SUFFIX and path.is_file():
+        return _read_list(path)
+    if not path.exists() and glob.has_magic(str(one)):
+        return _match(str(one))
+    if not path.exists() and not path.is_symlink():
+        raise DataError(f"{one} is missing: give a folder of images, an image, a 'pattern' in quotes or a .txt list")
+    return find_images(path)
+
+
+def _match(pattern: str) -> list[ImageFile]:
+    """Return the images that a pattern matches, in the order of their keys; folders that it matches are not entered."""
+    home = Path(pattern)
+    while glob.has_magic(str(home)):
+        home = home.parent
+    rest = Path(pattern).relative_to(home).as_posix()
+    found = []
+    for path in home.glob(rest):
+        key = key_of(path, home)
+        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in key.split("/")):
+            found.append(ImageFile(key, path))
+    if not found:
+        raise DataError(f"{pattern!r} matches no images ({', '.join(sorted(SUFFIXES))})")
+    return sorted(found, key=lambda file: file.key)
+
+
+def _read_list(path: Path) -> Iterator[ImageFile]:
+    """Yield the images that a list names; one that is not there fails by name when its turn comes."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a list in UTF-8: {error.reason} at byte {error.start}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"{path} names no images")
+    for name in names:
+        yield ImageFile(Path(name).as_posix() if os.sep != "/" else name, path.parent / name)

@@ -1,0 +1,298 @@
+"""Nothing lost: a run that is killed, or loses its power, ends with the bytes of one that was never interrupted."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.cli.infer import infer
+from cloudrt.errors import DataError
+from cloudrt.journal import Journal, Record
+
+IMAGES = 30
+IDENTITY = {"artifact": "ab", "batch size": 4}
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes, and among them three files that fail: batches do not begin at multiples of their size."""
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(IMAGES - 3):
+        write_jpeg(folder / f"scene-{number:02}.jpg", number)
+    for name in ("scene-03a.jpg", "scene-03b.jpg", "scene-11a.jpg"):
+        (folder / name).write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(images: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """Submission and failures of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(images, model, folder / "s.csv").exit_code == 1
+    return (folder / "s.csv").read_bytes(), (folder / "failures.csv").read_bytes()
+
+
+def words(images: Path, model: Path, output: Path, *more: str) -> list[str]:
+    return [str(images), "-m", str(model), "-o", str(output), "--provider", "cpu", "--batch-size", "4", *more]
+
+
+def run(images: Path, model: Path, output: Path, *more: str) -> Result:
+    return CliRunner().invoke(infer, words(images, model, output, *more))
+
+
+SLOW = """
+import sys, time
+from cloudrt.journal import Journal
+real = Journal.add
+def slow(self, record):
+    real(self, record)
+    time.sleep(0.02)
+    self._file.flush()
+Journal.add = slow
+from cloudrt.cli import infer
+infer()
+"""
+"""The command, slow enough to be killed in its middle; what it has written reaches the file."""
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(path: Path, size: int) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        if path.exists() and path.stat().st_size >= size:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"{path} did not reach {size} bytes")
+
+
+@posix
+def test_killed_again_and_again_it_ends_with_the_same_bytes(
+    images: Path, model: Path, whole: tuple[bytes, bytes], tmp_path: Path
+) -> None:
+    """kill -9 at points of the journal that are drawn by lot, each run resuming the one before."""
+    output, journal = tmp_path / "s.csv", tmp_path / "s.csv.journal"
+    draw = random.Random(4)
+    size = 0
+    for _ in range(6):
+        process = start(words(images, model, output, "--resume"))
+        size = max(size, journal.stat().st_size if journal.exists() else 0)
+        wait_for(journal, size + draw.randrange(1, 2000))
+        process.kill()
+        process.communicate()
+        assert not output.exists()
+    resumed = run(images, model, output, "--resume")
+    assert resumed.exit_code == 1, resumed.output
+    assert "images are done, going on" in resumed.output
+    assert (output.read_bytes(), (tmp_path / "failures.csv").read_bytes()) == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["failures.csv", "s.csv"]
+
+
+@pytest.fixture(scope="module")
+def finished_journal(images: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The journal of a run that lost its power when it had but to write the CSV."""
+    output = tmp_path_factory.mktemp("finished") / "s.csv"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cloudrt.submission.Submission.write", stop)
+        assert run(images, model, output).exit_code != 0
+    content = output.with_name("s.csv.journal").read_bytes()
+    assert content.count(b"\n") == IMAGES + 1
+    return content
+
+
+def stop(*_: object) -> None:
+    raise RuntimeError("power")
+
+
+def cuts(content: bytes) -> Iterator[bytes]:
+    """What a power cut may leave: cut anywhere, zeros or noise for a tail, a bit flipped."""
+    draw = random.Random(7)
+    for _ in range(12):
+        end = draw.randrange(len(content))
+        yield content[:end]
+        yield content[:end] + bytes(draw.randrange(1, 5000))
+        yield content[:end] + draw.randbytes(draw.randrange(1, 300))
+        yield content[:end] + bytes([content[end] ^ 1 << draw.randrange(8)]) + content[end + 1 :]
+    yield b""
+    yield content
+
+
+def test_a_torn_journal_gives_the_same_bytes(
+    images: Path, model: Path, whole: tuple[bytes, bytes], finished_journal: bytes, tmp_path: Path
+) -> None:
+    output = tmp_path / "s.csv"
+    for number, content in enumerate(cuts(finished_journal)):
+        output.unlink(missing_ok=True)
+        output.with_name("s.csv.journal").write_bytes(content)
+        resumed = run(images, model, output, "--resume")
+        assert resumed.exit_code == 1, (number, resumed.output)
+        assert (output.read_bytes(), (tmp_path / "failures.csv").read_bytes()) == whole, number
+
+
+def test_batches_are_those_of_an_uninterrupted_run(
+    images: Path, model: Path, finished_journal: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the cut, the engine sees the same images side by side."""
+    from cloudrt.engines.onnxruntime import OrtEngine
+
+    seen: list[int] = []
+    real = OrtEngine.run
+
+    def look(self: OrtEngine, batch: object) -> object:
+        seen.append(zlib.crc32(batch.tobytes()))  # type: ignore[attr-defined]
+        return real(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OrtEngine, "run", look)
+    run(images, model, tmp_path / "whole.csv")
+    batches = list(seen)
+    lines = finished_journal.splitlines(keepends=True)
+    for kept in (3, 5, 8, 14, 21, IMAGES):
+        seen.clear()
+        (tmp_path / "s.csv.journal").write_bytes(b"".join(lines[: 1 + kept]))
+        run(images, model, tmp_path / "s.csv", "--resume")
+        (tmp_path / "s.csv").unlink()
+        assert 0 < len(seen) <= len(batches)
+        assert seen == batches[-len(seen) :], kept
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--batch-size", "3"], "batch size was 4, now 3"),
+        (["--threads", "1"], "threads was"),
+        (["--max-megapixels", "5"], "largest image, pixels was 100000000, now 5000000"),
+    ],
+)
+def test_other_options_are_refused_by_name(
+    images: Path, model: Path, finished_journal: bytes, tmp_path: Path, more: list[str], named: str
+) -> None:
+    (tmp_path / "s.csv.journal").write_bytes(finished_journal)
+    result = run(images, model, tmp_path / "s.csv", "--resume", *more)
+    assert result.exit_code == 2
+    assert named in result.output
+    assert (tmp_path / "s.csv.journal").read_bytes() == finished_journal
+
+
+def test_another_artifact_and_other_images_are_refused(
+    images: Path, model: Path, finished_journal: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "s.csv.journal").write_bytes(finished_journal)
+    other = tiny_artifact(tmp_path / "other.onnx", (64, 96), SMALL_GRIDS, checkpoint_sha256="ff" * 32)
+    result = run(images, other, tmp_path / "s.csv", "--resume")
+    assert result.exit_code == 2
+    assert "artifact was" in result.output
+    fewer = tmp_path / "fewer"
+    fewer.mkdir()
+    for number in range(5):
+        write_jpeg(fewer / f"{number}.jpg", number)
+    result = run(fewer, model, tmp_path / "s.csv", "--resume")
+    assert result.exit_code == 2
+    assert f"images was {IMAGES}, now 5" in result.output
+
+
+def test_what_is_there_needs_a_word(images: Path, model: Path, finished_journal: bytes, tmp_path: Path) -> None:
+    output = tmp_path / "s.csv"
+    output.with_name("s.csv.journal").write_bytes(finished_journal)
+    refused = run(images, model, output)
+    assert refused.exit_code == 2
+    assert "cut short: --resume it, or --overwrite" in refused.output
+    assert "give one of them" in run(images, model, output, "--resume", "--overwrite").output
+    assert run(images, model, output, "--overwrite").exit_code == 1
+    assert "exists: give another --output, or --overwrite" in run(images, model, output).output
+    content = output.read_bytes()
+    again = run(images, model, output, "--resume")  # finished: begins afresh
+    assert again.exit_code == 1
+    assert "Nothing to resume" in again.output
+    assert output.read_bytes() == content
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_one_line_and_leaves_the_journal(
+    images: Path, model: Path, whole: tuple[bytes, bytes], tmp_path: Path, number: signal.Signals
+) -> None:
+    output = tmp_path / "s.csv"
+    process = start(words(images, model, output))
+    wait_for(output.with_name("s.csv.journal"), 3000)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in stderr
+    assert "s.csv.journal holds what is finished; --resume goes on from there" in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["s.csv.journal"]
+    assert run(images, model, output, "--resume").exit_code == 1
+    assert (output.read_bytes(), (tmp_path / "failures.csv").read_bytes()) == whole
+
+
+def test_the_report_of_a_resumed_run_shows_every_image(
+    images: Path, model: Path, finished_journal: bytes, tmp_path: Path
+) -> None:
+    lines = finished_journal.splitlines(keepends=True)
+    (tmp_path / "s.csv.journal").write_bytes(b"".join(lines[:20]))
+    result = run(images, model, tmp_path / "s.csv", "--resume", "--report")
+    assert result.exit_code == 1, result.output
+    assert f"{IMAGES} images" in result.output
+    assert run(images, model, tmp_path / "t.csv").exit_code == 1
+    assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
+
+
+def test_two_runs_do_not_write_one_journal(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    with pytest.raises(DataError, match="written by another run"):
+        first = Journal(tmp_path / "j", IDENTITY, resume=False)
+        try:
+            Journal(tmp_path / "j", IDENTITY, resume=True)
+        finally:
+            first.close()
+
+
+def test_keys_and_reasons_of_any_kind_come_back(tmp_path: Path) -> None:
+    odd = [
+        Record('line\nbreak, "quoted" Wölkchen.jpg', ("1 2", ""), None, 0),
+        Record("b.jpg", ("", ""), "is no\r\nimage", 0),
+    ]
+    journal = Journal(tmp_path / "j", IDENTITY, resume=False)
+    for record in odd:
+        journal.add(record)
+    assert list(journal.records()) == odd
+    journal.close()
+    again = Journal(tmp_path / "j", IDENTITY, resume=True)
+    assert again.done == 0  # the only batch may have been under way
+    again.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_records_reach_the_disk_at_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    now = [0.0]
+    monkeypatch.setattr("cloudrt.journal.time.monotonic", lambda: now[0])
+    journal = Journal(tmp_path / "j", IDENTITY, resume=False)
+    begun = len(synced)
+    assert begun >= 2  # the file and its folder
+    for second in range(10):
+        now[0] = float(second)
+        journal.add(Record(f"{second}.jpg", ("",), None, 0))
+    assert 3 <= len(synced) - begun <= 5
+    journal.close()
