@@ -12,11 +12,12 @@ from cloudrt.errors import DataError
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path` to write to; rename it onto `path` at the end, drop it on any error.
 
     The file and the folder's entry are flushed to disk, so that after a power cut there is the old file or the new one.
-    A symbolic link stays: the file that it names is replaced.
+    Without `sync` that waits for the system's own time: for many small files. A symbolic link stays: the file that it
+    names is replaced.
 
     Raises
     ------
@@ -31,12 +32,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield partial
-        with partial.open("r+b") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with partial.open("r+b") as file:
+                os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,14 +5,13 @@
     inputs --decode threads--> images --batch--> engine thread --> probabilities --post-process threads--> results
 
 Pulling a result refills the windows behind it, so that every stage works while the caller handles a result, and
-nothing piles up: memory is that of the windows, however many images there are. Decoding, the engines and the kernels
-all release the GIL.
+nothing piles up: memory is that of the windows. Decoding, the engines and the kernels all release the GIL.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -132,8 +131,7 @@ class Segmenter:
     Examples
     --------
     >>> with Segmenter("model.onnx") as segmenter:  # doctest: +SKIP
-    ...     for result in segmenter.predict(sorted(Path("test_images").iterdir())):
-    ...         print(result.image, result.rle["Fish"])
+    ...     rows = [result.rle["Fish"] for result in segmenter.predict(["a.jpg", "b.jpg"])]
     """
 
     def __init__(
@@ -163,10 +161,11 @@ class Segmenter:
         """The artifact's classes and grids."""
         return self.artifact.labels
 
-    def predict(self, inputs: Iterable[Input]) -> Iterator[Result]:
+    def predict(self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None = None) -> Iterator[Result]:
         """Yield one `Result` for each input, in order; reads the inputs lazily, and keeps only a few in memory.
 
-        An input that fails yields a result with an `error` and empty rows; the others go on.
+        An input that fails yields a result with an `error` and empty rows; the others go on. `look` is called in order,
+        some images ahead, with what the network says of each: to keep the probabilities, say.
 
         Raises
         ------
@@ -180,7 +179,7 @@ class Segmenter:
         ahead = 2 * self.batch_size + self.threads
         with ThreadPoolExecutor(self.threads, "postprocess") as finishers, closing(self.infer(inputs)) as inferred:
             try:
-                yield from overlap(finishers, self._finish, inferred, ahead)
+                yield from overlap(finishers, self._finish, _seen(inferred, look), ahead)
             finally:  # closed early, or failed: wait for what runs, not for what has not begun
                 finishers.shutdown(wait=False, cancel_futures=True)
 
@@ -278,6 +277,13 @@ class Segmenter:
             seconds = time.perf_counter() - began
             with self._lock:
                 setattr(self.busy, stage, getattr(self.busy, stage) + seconds)
+
+
+def _seen(items: Iterable[Inferred], look: Callable[[Inferred], object] | None) -> Iterator[Inferred]:
+    for item in items:
+        if look:
+            look(item)
+        yield item
 
 
 def _batches(items: Iterable[_Decoded], size: int) -> Iterator[list[_Decoded]]:

@@ -1,19 +1,16 @@
-"""The CSV of a submission: rows that are journalled as they come, and written whole or not at all."""
+"""A submission: images that are journalled as they come, and a file that is written whole or not at all."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cloudrt.data import HEADER
 from cloudrt.errors import DataError
-from cloudrt.files import replacing
 from cloudrt.journal import Identity, Journal, Record
 from cloudrt.labels import Labels
+from cloudrt.outputs import FORMATS, write_failures
 
 
 @dataclass
@@ -49,31 +46,19 @@ class Submission:
         self.failed += error is not None
         self.rows_with_mask += sum(bool(text) for text in texts)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, form: str = "csv") -> None:
         """Write the rows to `path`, and the failures beside it if there are any; each whole or not at all."""
-        failures = failures_path(path)
-        with ExitStack() as stack:
-            rows = _writer(stack, path)
-            rows.writerow(HEADER)
-            failed = _writer(stack, failures) if self.failed else None
-            if failed:
-                failed.writerow(("image", "reason"))
-            for record in self.journal.records():
-                rows.writerows(
-                    (f"{record.key}_{label}", text)
-                    for label, text in zip(self.labels.classes, record.texts, strict=True)
-                )
-                if failed and record.error is not None:
-                    failed.writerow((record.key, record.error))
-        if not self.failed:
-            failures.unlink(missing_ok=True)
+        FORMATS[form](path, self.journal.records, self.labels)
+        write_failures(failures_path(path), self.journal.records)
 
 
 @contextmanager
 def open_submission(
-    path: Path, labels: Labels, identity: Identity | None = None, *, resume: bool = False
+    path: Path, labels: Labels, identity: Identity | None = None, *, resume: bool = False, form: str = "csv"
 ) -> Iterator[Submission]:
-    """Write a submission to `path`, and its failures to failures.csv beside it; both appear at the end, or neither.
+    """Write a submission to `path`, and its failures to failures.csv beside it; they appear at the end, or not at all.
+
+    `form` is of `cloudrt.outputs.FORMATS`.
 
     Images go to a journal beside `path` first. With an `identity`, one that is cut short leaves it there, and a later
     one of the same identity that is to `resume` goes on from it: `Submission.resumed` says from which image. Where
@@ -96,7 +81,7 @@ def open_submission(
             submission.count(record.texts, record.error)
         yield submission
         journal.sync()
-        submission.write(path)
+        submission.write(path, form)
     except BaseException:
         if identity is None:
             journal.remove()
@@ -113,9 +98,3 @@ def failures_path(submission: Path) -> Path:
 def journal_path(submission: Path) -> Path:
     """Return where the journal of a submission lies while it is not finished."""
     return submission.with_name(f"{submission.name}.journal")
-
-
-def _writer(stack: ExitStack, path: Path) -> Any:
-    """Return a CSV writer to a file that replaces `path` when the stack closes without an error."""
-    partial = stack.enter_context(replacing(path))
-    return csv.writer(stack.enter_context(partial.open("w", newline="", encoding="utf-8")), lineterminator="\n")

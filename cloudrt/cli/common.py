@@ -149,6 +149,7 @@ _EXTRAS = {
     "matplotlib": "train",
     "onnxscript": "train",
     "openvino": "openvino",
+    "pyarrow": "parquet",
 }
 
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import click
@@ -13,7 +18,8 @@ from cloudrt.cli.common import Failure, progress_bar, reports_errors
 
 if TYPE_CHECKING:
     from cloudrt.images import ImageFile
-    from cloudrt.pipeline import Segmenter
+    from cloudrt.pipeline import Inferred, Result, Segmenter
+    from cloudrt.probabilities import ProbabilityWriter
     from cloudrt.submission import Submission
 
 
@@ -22,7 +28,11 @@ if TYPE_CHECKING:
 @click.option(
     "-m", "--model", type=click.Path(path_type=Path), help="The artifact; ./model.onnx, else the shipped one."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("submission.csv"), show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="submission.csv, or as --format has it.")
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "parquet", "coco"]), default="csv", show_default=True,
+    help="Rows for the competition's scorer, the same rows in Parquet, or a COCO data set of instances.",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists, or the journal of an unfinished run.")
 @click.option("--resume", is_flag=True, help="Go on where a run that was cut short stopped, with its options.")
 @click.option(
@@ -42,11 +52,17 @@ if TYPE_CHECKING:
     help="Larger images are failures.",
 )
 @click.option("--report", is_flag=True, help="Write report.html beside the output.")
+@click.option("--masks", type=click.Path(path_type=Path), help="Write masks here: CLASS/IMAGE.png.")
+@click.option("--overlays", type=click.Path(path_type=Path), help="Write images with their masks here: IMAGE.jpg.")
+@click.option(
+    "--save-probabilities", type=click.Path(path_type=Path),
+    help="Keep the network's answers in this .npz, for cloudrt tune.",
+)  # fmt: skip
 @reports_errors
 def infer(
-    inputs: tuple[str, ...], model: Path | None, output: Path, overwrite: bool, resume: bool, sample: Path | None,
-    provider: str,
-    batch_size: int | None, threads: int | None, max_megapixels: float, report: bool,
+    inputs: tuple[str, ...], model: Path | None, output: Path | None, form: str, overwrite: bool, resume: bool,
+    sample: Path | None, provider: str, batch_size: int | None, threads: int | None, max_megapixels: float,
+    report: bool, masks: Path | None, overlays: Path | None, save_probabilities: Path | None,
 ) -> None:  # fmt: skip
     """Write the submission of INPUTS: folders of images, images, quoted patterns such as 'in/**/*.jpg', or lists.
 
@@ -57,8 +73,14 @@ def infer(
     A run that is cut short, by a signal or by a power cut, leaves OUTPUT.journal; the same command with --resume goes
     on from there, and ends with the same bytes as a run that was never interrupted.
     """
+    from cloudrt.outputs import SUFFIXES
     from cloudrt.submission import journal_path
 
+    output = output or Path(f"submission{SUFFIXES[form]}")
+    if form == "parquet":
+        import pyarrow  # noqa: F401 - says what to install, before anything slow
+    if resume and save_probabilities:
+        raise Failure("--save-probabilities keeps those of a whole run: it cannot --resume one")
     if output.exists() and not output.is_file():
         raise Failure(f"{output} is not a regular file: give the name of a file to write")
     if overwrite and resume:
@@ -80,8 +102,11 @@ def infer(
     ) as segmenter:
         _announce(segmenter, provider)
         files = list_inputs(inputs, sample, segmenter.labels)
+        if masks or overlays:
+            _check_keys(files)
         began = time.perf_counter()
-        done = _predict(segmenter, files, output, report, resume, began)
+        options = _Outputs(output, form, resume, report, masks, overlays, save_probabilities)
+        done = _predict(segmenter, files, options, began)
         seconds = time.perf_counter() - began
     click.echo(
         f"{output}: {done.images} images, {done.rows_with_mask} masks, {done.failed} failed, "
@@ -105,39 +130,88 @@ def _announce(segmenter: Segmenter, wanted: str) -> None:
             click.echo(f"  not {name}: {reason}", err=True)
 
 
-def _predict(
-    segmenter: Segmenter, files: list[ImageFile], output: Path, report: bool, resume: bool, began: float
-) -> Submission:
+@dataclass(frozen=True)
+class _Outputs:
+    """Where everything goes."""
+
+    output: Path
+    form: str
+    resume: bool
+    report: bool
+    masks: Path | None
+    overlays: Path | None
+    probabilities: Path | None
+
+
+def _predict(segmenter: Segmenter, files: list[ImageFile], to: _Outputs, began: float) -> Submission:
     from cloudrt.inputs import digest_keys
+    from cloudrt.overlap import overlap
+    from cloudrt.probabilities import write_probabilities
     from cloudrt.report import Report
     from cloudrt.submission import journal_path, open_submission
 
-    page = Report(segmenter.labels, max_pixels=segmenter.max_pixels) if report else None
+    page = Report(segmenter.labels, max_pixels=segmenter.max_pixels) if to.report else None
     identity = segmenter.identity() | {"images": len(files), "list of images": digest_keys(files)}
     try:
-        with open_submission(output, segmenter.labels, identity, resume=resume) as submission:
-            if resume:
-                click.echo(_resumed(submission.resumed, output), err=True)
+        with ExitStack() as stack:
+            submission = stack.enter_context(
+                open_submission(to.output, segmenter.labels, identity, resume=to.resume, form=to.form)
+            )
+            if to.resume:
+                click.echo(_resumed(submission.resumed, to.output), err=True)
             left = files[submission.resumed :]
             if page:
                 for file, record in zip(files, submission.journal.records(), strict=False):
                     rle = dict(zip(segmenter.labels.classes, record.texts, strict=True))
                     page.add(record.key, file.path, None if record.error else rle, record.error)
-            with progress_bar("Segmenting", len(left)) as advance:
-                for file, result in zip(left, segmenter.predict(left), strict=True):
-                    submission.add(result.image, result.rle, result.error, result.batch)
-                    if page:
-                        page.add(result.image, file.path, None if result.error else result.rle, result.error)
-                    advance(failed=submission.failed)
+            keep = None
+            if to.probabilities:
+                keep = _keeper(stack.enter_context(write_probabilities(to.probabilities, segmenter.labels)))
+            advance = stack.enter_context(progress_bar("Segmenting", len(left)))
+            painters = stack.enter_context(ThreadPoolExecutor(segmenter.threads, "paint"))
+            results = zip(left, segmenter.predict(left, keep), strict=True)
+            for file, result in overlap(painters, partial(_paint, segmenter, to), results, 2 * segmenter.threads):
+                submission.add(result.image, result.rle, result.error, result.batch)
+                if page:
+                    page.add(result.image, file.path, None if result.error else result.rle, result.error)
+                advance(failed=submission.failed)
     except (KeyboardInterrupt, OSError):
-        if journal_path(output).exists():
-            click.echo(f"{journal_path(output)} holds what is finished; --resume goes on from there", err=True)
+        if journal_path(to.output).exists():
+            click.echo(f"{journal_path(to.output)} holds what is finished; --resume goes on from there", err=True)
         raise
     if page:
         seconds = time.perf_counter() - began
-        page.write(output.with_name("report.html"), _facts(segmenter, submission, seconds))
-        click.echo(f"{output.with_name('report.html')}: open it in a browser")
+        page.write(to.output.with_name("report.html"), _facts(segmenter, submission, seconds))
+        click.echo(f"{to.output.with_name('report.html')}: open it in a browser")
     return submission
+
+
+def _paint(segmenter: Segmenter, to: _Outputs, pair: tuple[ImageFile, Result]) -> tuple[ImageFile, Result]:
+    """Write the pictures of one image, if any are wanted."""
+    from cloudrt.outputs import write_masks, write_overlay
+
+    file, result = pair
+    texts = list(result.rle.values())
+    if to.masks:
+        write_masks(to.masks, result.image, texts, segmenter.labels)
+    if to.overlays and result.error is None:
+        write_overlay(to.overlays, result.image, file.path, texts, segmenter.labels, segmenter.max_pixels)
+    return pair
+
+
+def _keeper(writer: ProbabilityWriter) -> Callable[[Inferred], None]:
+    def keep(item: Inferred) -> None:
+        if item.probability is not None:
+            writer.add(item.image, item.probability, item.presence)
+
+    return keep
+
+
+def _check_keys(files: list[ImageFile]) -> None:
+    """Refuse keys that would lead pictures out of their folder: a list may hold such."""
+    for file in files:
+        if PurePosixPath(file.key).is_absolute() or ".." in PurePosixPath(file.key).parts:
+            raise Failure(f"{file.key!r} leads out of the folder of --masks and --overlays: list it by a path within")
 
 
 def _resumed(done: int, output: Path) -> str:
