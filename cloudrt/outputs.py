@@ -121,18 +121,23 @@ def write_overlay(
         picture = load_image(source, labels.submit_grid, max_pixels)[..., ::-1].copy()
     except ImageError:
         return
-    for index, (label, text, colour) in enumerate(zip(labels.classes, texts, class_colours(len(texts)), strict=True)):
-        if not text:
-            continue
-        mask = rle_decode(text, labels.submit_grid)
-        blue_green_red = np.array([int(colour[i : i + 2], 16) for i in (5, 3, 1)])
-        on = mask.astype(bool)
-        picture[on] = (0.65 * picture[on] + 0.35 * blue_green_red).astype(np.uint8)
-        contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, contours, -1, blue_green_red.tolist(), 2)
-        scale = max(0.4, max(labels.submit_grid) / 1000)
-        place = (6, int((index + 1) * 28 * scale))
-        cv2.putText(picture, label, place, cv2.FONT_HERSHEY_SIMPLEX, scale, blue_green_red.tolist(), 1, cv2.LINE_AA)
+    names = []
+    for label, text, colour in zip(labels.classes, texts, class_colours(len(texts)), strict=True):
+        if text:
+            mask = rle_decode(text, labels.submit_grid)
+            blue_green_red = [int(colour[i : i + 2], 16) for i in (5, 3, 1)]
+            on = mask.astype(bool)
+            picture[on] = (0.65 * picture[on] + 0.35 * np.array(blue_green_red)).astype(np.uint8)
+            contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(picture, contours, -1, blue_green_red, 2)
+            names.append((label, blue_green_red))
+    scale = max(0.45, max(labels.submit_grid) / 1000)
+    line = int(34 * scale)
+    for row, (label, blue_green_red) in enumerate(names):
+        (width, _), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+        cv2.rectangle(picture, (0, row * line), (width + 12, (row + 1) * line), (0, 0, 0), cv2.FILLED)
+        place = (6, int((row + 0.75) * line))
+        cv2.putText(picture, label, place, cv2.FONT_HERSHEY_SIMPLEX, scale, blue_green_red, 1, cv2.LINE_AA)
     _write_picture(folder / f"{key}.jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
 
 
