@@ -10,13 +10,11 @@ nothing piles up: memory is that of the windows. Decoding, the engines and the k
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import Self
 
 import numpy as np
@@ -32,6 +30,7 @@ from cloudrt.labels import Labels
 from cloudrt.overlap import overlap
 from cloudrt.postprocess import apply_rules
 from cloudrt.rle import rle_decode
+from cloudrt.stats import PipelineStats
 
 Input = str | Path | bytes | ImageFile | Image
 
@@ -63,15 +62,6 @@ class Result:
         if label not in self.rle:
             raise DataError(f"no class named {label!r}: {', '.join(self.rle)}")
         return rle_decode(self.rle[label], self.labels.submit_grid)
-
-
-@dataclass
-class StageSeconds:
-    """Seconds that the threads of each stage were busy, summed over its threads."""
-
-    decode: float = 0.0
-    infer: float = 0.0
-    postprocess: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -153,8 +143,7 @@ class Segmenter:
         self.max_pixels = max_pixels
         self.engine = open_engine(loaded, self.choice.provider, self.batch_size, self.threads)
         self.artifact = self.engine.artifact
-        self.busy = StageSeconds()
-        self._lock = Lock()
+        self.stats = PipelineStats(self.threads)
 
     @property
     def labels(self) -> Labels:
@@ -179,7 +168,9 @@ class Segmenter:
         ahead = 2 * self.batch_size + self.threads
         with ThreadPoolExecutor(self.threads, "postprocess") as finishers, closing(self.infer(inputs)) as inferred:
             try:
-                yield from overlap(finishers, self._finish, _seen(inferred, look), ahead)
+                yield from overlap(
+                    finishers, self._finish, _seen(inferred, look), ahead, self.stats["postprocess"].pulled
+                )
             finally:  # closed early, or failed: wait for what runs, not for what has not begun
                 finishers.shutdown(wait=False, cancel_futures=True)
 
@@ -187,8 +178,8 @@ class Segmenter:
         """Yield what the network says of each input, before any rule: what tuning looks at. In order, lazily."""
         with ThreadPoolExecutor(self.threads, "decode") as decoders, ThreadPoolExecutor(1, "engine") as engine:
             ahead = 2 * self.batch_size + self.threads
-            decoded = overlap(decoders, self._decode, enumerate(inputs), ahead)
-            inferred = overlap(engine, self._infer, _batches(decoded, self.batch_size), 3)
+            decoded = overlap(decoders, self._decode, enumerate(inputs), ahead, self.stats["decode"].pulled)
+            inferred = overlap(engine, self._infer, _batches(decoded, self.batch_size), 3, self.stats["infer"].pulled)
             try:
                 for batch in inferred:
                     yield from batch
@@ -230,7 +221,7 @@ class Segmenter:
             key, source = source.key, source.path
         elif isinstance(source, str | Path):
             key = str(source)
-        with self._timed("decode"):
+        with self.stats["decode"].timed():
             try:
                 image = load_image(source, self.artifact.input_size, self.max_pixels)
                 return _Decoded(number, key, image, None)
@@ -238,7 +229,7 @@ class Segmenter:
                 return _Decoded(number, key, None, str(error))
 
     def _infer(self, batch: list[_Decoded]) -> list[Inferred]:
-        with self._timed("infer"):
+        with self.stats["infer"].timed():
             images = [item.image for item in batch if item.image is not None]
             if not images:
                 return [Inferred(item.key, None, None, item.error, batch[0].number) for item in batch]
@@ -264,19 +255,9 @@ class Segmenter:
         labels = self.labels
         if item.probability is None:
             return Result(item.image, dict.fromkeys(labels.classes, ""), item.error, labels, item.batch)
-        with self._timed("postprocess"):
+        with self.stats["postprocess"].timed():
             texts = apply_rules(item.probability, self.artifact.rules, item.presence)
         return Result(item.image, dict(zip(labels.classes, texts, strict=True)), None, labels, item.batch)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - began
-            with self._lock:
-                setattr(self.busy, stage, getattr(self.busy, stage) + seconds)
 
 
 def _seen(items: Iterable[Inferred], look: Callable[[Inferred], object] | None) -> Iterator[Inferred]:

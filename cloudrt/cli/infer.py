@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
     help="Larger images are failures.",
 )
 @click.option("--report", is_flag=True, help="Write report.html beside the output.")
+@click.option(
+    "--stats", type=click.Path(path_type=Path), help="Write times, queues and memory of each stage here, JSON."
+)
 @click.option("--masks", type=click.Path(path_type=Path), help="Write masks here: CLASS/IMAGE.png.")
 @click.option("--overlays", type=click.Path(path_type=Path), help="Write images with their masks here: IMAGE.jpg.")
 @click.option(
@@ -62,7 +66,7 @@ if TYPE_CHECKING:
 def infer(
     inputs: tuple[str, ...], model: Path | None, output: Path | None, form: str, overwrite: bool, resume: bool,
     sample: Path | None, provider: str, batch_size: int | None, threads: int | None, max_megapixels: float,
-    report: bool, masks: Path | None, overlays: Path | None, save_probabilities: Path | None,
+    report: bool, stats: Path | None, masks: Path | None, overlays: Path | None, save_probabilities: Path | None,
 ) -> None:  # fmt: skip
     """Write the submission of INPUTS: folders of images, images, quoted patterns such as 'in/**/*.jpg', or lists.
 
@@ -108,6 +112,8 @@ def infer(
         options = _Outputs(output, form, resume, report, masks, overlays, save_probabilities)
         done = _predict(segmenter, files, options, began)
         seconds = time.perf_counter() - began
+        if stats:
+            _write_stats(stats, segmenter, done)
     click.echo(
         f"{output}: {done.images} images, {done.rows_with_mask} masks, {done.failed} failed, "
         f"{(done.images - done.resumed) / seconds:.1f} images/s"
@@ -174,7 +180,7 @@ def _predict(segmenter: Segmenter, files: list[ImageFile], to: _Outputs, began: 
                 submission.add(result.image, result.rle, result.error, result.batch)
                 if page:
                     page.add(result.image, file.path, None if result.error else result.rle, result.error)
-                advance(failed=submission.failed)
+                advance(failed=submission.failed, limit=segmenter.stats.limiting())
     except (KeyboardInterrupt, OSError):
         if journal_path(to.output).exists():
             click.echo(f"{journal_path(to.output)} holds what is finished; --resume goes on from there", err=True)
@@ -205,6 +211,15 @@ def _keeper(writer: ProbabilityWriter) -> Callable[[Inferred], None]:
             writer.add(item.image, item.probability, item.presence)
 
     return keep
+
+
+def _write_stats(path: Path, segmenter: Segmenter, done: Submission) -> None:
+    from cloudrt.files import replacing
+
+    counts = {"images": done.images, "resumed": done.resumed, "failed": done.failed, "masks": done.rows_with_mask}
+    values = segmenter.identity() | counts | segmenter.stats.to_dict()
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _check_keys(files: list[ImageFile]) -> None:
