@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.artifact import Artifact, load_model
+from cloudrt.artifact import Artifact, load_model, parse_artifact
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, ImageError
 from cloudrt.images import Image, ImageFile
@@ -52,12 +52,13 @@ class OnnxNetwork:
     A fp16 artifact is widened to float32 first: emulating fp16 would punish the peer.
     """
 
-    name = "ONNX Runtime CPU fp32, batch 1"
-
     def __init__(self, model: Path, threads: int = 0) -> None:
         import onnxruntime
 
-        content = widen(load_model(model)).SerializeToString()
+        loaded = load_model(model)
+        precision = "int8" if parse_artifact(loaded, model).precision == "int8" else "fp32"
+        self.name = f"ONNX Runtime CPU {precision}, batch 1"
+        content = widen(loaded).SerializeToString()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads:

@@ -36,6 +36,10 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
             with partial.open("r+b") as file:
                 os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.filename == str(partial):  # the user knows the file by its own name
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
     if sync:

@@ -20,82 +20,19 @@ from torch.nn import functional
 
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.files import replacing
-from cloudrt.labels import CLOUDS, Grid, Labels
 from cloudrt.names import check_name
+from cloudrt.network_config import NetworkConfig
 from cloudrt.postprocess import Rule
 
 logger = logging.getLogger(__name__)
 
+__all__ = ["Checkpoint", "InferenceGraph", "NetworkConfig", "build_network"]
+
 CHECKPOINT_FORMAT = 1
-IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 NO_DATA_LEVEL = 8
 """A pixel whose brightest channel is at most this has no data: the swath bands are black but for JPEG's ringing."""
 HAS_DATA_SHARE = 0.4917
 """About half, but no share that 25 pixels and a resize can make exactly: a tie would hang on a runtime's rounding."""
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """What it takes to build the network again and to feed it.
-
-    Parameters
-    ----------
-    architecture, encoder
-        Names of segmentation_models_pytorch: "FPN" and "resnet50", for example.
-    options
-        Further arguments of the architecture, such as {"decoder_pyramid_channels": 128}.
-    input_size
-        Height and width of the images that enter; multiples of 32.
-    mean, std
-        Of the RGB channels, in levels 0..255: the network sees (image - mean) / std.
-    subtract_no_data
-        Whether the probability is zero where the image has no data.
-    labels
-        Classes and grids.
-    """
-
-    architecture: str = "FPN"
-    encoder: str = "se_resnext101_32x4d"
-    options: dict[str, Any] = field(default_factory=dict)
-    input_size: Grid = (320, 640)
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    subtract_no_data: bool = True
-    labels: Labels = CLOUDS
-
-    def __post_init__(self) -> None:
-        if len(self.input_size) != 2 or any(side < 32 or side % 32 for side in self.input_size):
-            height, width = self.input_size
-            near = " or ".join(
-                f"{max(32, (width + up) // 32 * 32)}x{max(32, (height + up) // 32 * 32)}" for up in (0, 31)
-            )
-            raise DataError(f"input size {width}x{height}: both sides must be multiples of 32, such as {near}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and checkpoints."""
-        return {
-            "architecture": self.architecture,
-            "encoder": self.encoder,
-            "options": dict(self.options),
-            "input_size": list(self.input_size),
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "subtract_no_data": self.subtract_no_data,
-            "labels": self.labels.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        try:
-            return cls(
-                **values
-                | {name: tuple(values[name]) for name in ("input_size", "mean", "std")}
-                | {"labels": Labels.from_dict(values["labels"])}
-            )
-        except (TypeError, KeyError) as error:
-            raise DataError(f"not a network's configuration: {values}") from error
 
 
 def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Module:
@@ -267,11 +204,27 @@ class Checkpoint:
                 **values
                 | {
                     "config": NetworkConfig.from_dict(values["config"]),
-                    "rules": tuple(Rule.from_dict(rule) for rule in values["rules"]),
+                    "rules": tuple(Rule.from_dict(rule) for rule in values["rules"] or ()),
                 }
             )
         except (TypeError, KeyError, DataError) as error:
             raise ArtifactError(f"{path} was not written by this version of cloudrt-train: {error}") from error
+
+    def __post_init__(self) -> None:
+        faults = {
+            f"{len(self.rules)} rules for {len(self.config.labels.classes)} classes": len(self.rules)
+            not in (0, len(self.config.labels.classes)),
+            f"Dice {self.dice!r} is no number from 0 to 1": not isinstance(self.dice, int | float)
+            or not 0 <= self.dice <= 1,
+            f"epoch {self.epoch!r} is no whole number": not isinstance(self.epoch, int),
+            "the history is no list": not isinstance(self.history, list),
+            "the training's options are no table": not isinstance(self.training, dict),
+            "the licence is no text": not isinstance(self.weights_license, str),
+            "the weights are no tensors": not all(isinstance(value, torch.Tensor) for value in self.weights.values()),
+        }
+        for fault, found in faults.items():
+            if found:
+                raise DataError(fault)
 
     def network(self) -> nn.Module:
         """Build the network with these weights, in evaluation mode.

@@ -54,11 +54,17 @@ class Ensemble:
             raise DataError(f"tta is one of {', '.join(TTA)}, found {self.tta!r}")
         if not self.checkpoints:
             raise DataError("an artifact is made of one checkpoint at least")
+        if len(set(self.digests)) < len(self.digests):
+            raise DataError("an ensemble holds the same checkpoint twice: the mean would be that of fewer")
         for member in self.checkpoints[1:]:
-            for what in ("labels", "input_size"):
-                ours, theirs = getattr(self.config, what), getattr(member.config, what)
-                if ours != theirs:
-                    raise DataError(f"an ensemble has one {what.replace('_', ' ')}, found {ours} and {theirs}")
+            if member.config.labels != self.config.labels:
+                raise DataError(f"an ensemble has one labels, found {self.config.labels} and {member.config.labels}")
+            (height, width), (other_height, other_width) = self.config.input_size, member.config.input_size
+            if (height, width) != (other_height, other_width):
+                raise DataError(
+                    f"an ensemble has one input size, found {width}x{height} and {other_width}x{other_height}: "
+                    f"give one with --input-size"
+                )
 
     @property
     def config(self) -> NetworkConfig:

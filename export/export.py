@@ -6,6 +6,7 @@ Source (checkpoints, images, the traced graph, PyTorch's answers) -> convert to 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -108,6 +109,7 @@ class Source:
         weights_license: str = "",
     ) -> None:
         paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
+        self.files = {os.path.realpath(path) for path in paths}
         members = [Checkpoint.load(path) for path in paths]
         if weights_license:
             members = [replace(member, weights_license=weights_license) for member in members]
@@ -185,6 +187,8 @@ def export(
         The provider cannot run here, or would only emulate the artifact.
     """
     judge = judge_of(precision, int8_target, provider)
+    if os.path.realpath(output) in source.files:
+        raise DataError(f"{output} is the checkpoint itself: give another output")
     target = int8_target if precision == "int8" else ""
     gate = Gate(
         source.reference,

@@ -16,8 +16,11 @@ NETWORK = ".network"
 def layer_of(node: onnx.NodeProto) -> str | None:
     """Return the layer of a node, such as "encoder.layer1.0.conv1", or None for a node outside every network.
 
-    In an ensemble the member's number comes first: "1.encoder.conv1" is of the second; the first has no number.
+    In an ensemble the member's number comes first: "1.encoder.conv1" is of the second; the first has no number. A
+    convolution goes by the name of its weights: the exporter calls one that it folded a BatchNorm into by the latter's.
     """
+    if node.op_type in ("Conv", "ConvTranspose") and node.input[1].endswith(".weight"):
+        return _name(node.input[1].removesuffix(".weight"))
     for note in node.metadata_props:
         if note.key == SCOPES:
             return _layer(note.value)
@@ -53,10 +56,13 @@ def strip_notes(model: onnx.ModelProto) -> None:
 def _layer(text: str) -> str | None:
     # A list of Python strings, innermost last: ['', 'members.0.network', ..., 'members.0.network.head.0', 'conv2d_7'].
     scopes = [scope.strip().strip("'\"") for scope in text.strip("[] ").split(",")]
-    for scope in reversed(scopes[:-1]):
-        member, inside, layer = scope.partition(NETWORK)
-        if inside and member.startswith("members."):
-            number = member.removeprefix("members.")
-            name = layer.removeprefix(".") or "network"
-            return name if number == "0" else f"{number}.{name}"
-    return None
+    return next((name for scope in reversed(scopes[:-1]) if (name := _name(scope)) is not None), None)
+
+
+def _name(scope: str) -> str | None:
+    member, inside, layer = scope.partition(NETWORK)
+    if not inside or not member.startswith("members."):
+        return None
+    number = member.removeprefix("members.")
+    name = layer.removeprefix(".") or "network"
+    return name if number == "0" else f"{number}.{name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +18,11 @@ from cloudrt.rle import rle_decode
 from .ensemble import Ensemble
 from .images import Compared
 
+logger = logging.getLogger(__name__)
+
 BATCH = 4
+FEW = 16
+"""With fewer images a single row decides."""
 WORST = 3
 """How many of the worst images are named."""
 
@@ -158,6 +163,12 @@ class Reference:
             if advance:
                 advance(len(levels[-1]))
         self.levels, self.rows = np.concatenate(levels), rows
+        if self.has_rules and not any(any(texts) for texts in rows):
+            logger.warning("PyTorch finds nothing on any of these images: Dice and empty rows cannot show a difference")
+        if len(rows) < FEW:
+            logger.warning(
+                "%d images are compared: one row is %.1f%% of all", len(rows), 100 / (len(rows) * len(rows[0]))
+            )
 
     def measure(
         self,

@@ -26,21 +26,26 @@ def doctor(model: Path | None, as_json: bool) -> None:
     Every provider is tried with a small graph. With MODEL, an artifact, also show what is written inside it.
     """
     about: dict[str, Any] | None = None
+    refused: dict[str, str] = {}
     if model is not None:
         from cloudrt.artifact import read_artifact
+        from cloudrt.engines.availability import NAMES
+        from cloudrt.engines.base import emulation
 
-        about = read_artifact(model).to_dict()
+        artifact = read_artifact(model)
+        about = artifact.to_dict()
+        refused = {name: reason for name in NAMES if (reason := emulation(name, artifact)) is not None}
     from cloudrt.doctor import diagnose
 
     diagnosis = diagnose()
     if as_json:
-        values = diagnosis.to_dict() | ({"model": about} if about is not None else {})
+        values = diagnosis.to_dict() | ({"model": about, "not_for_this_model": refused} if about else {})
         click.echo(json.dumps(values, indent=2))
         return
-    _show(diagnosis, str(model), about)
+    _show(diagnosis, str(model), about, refused)
 
 
-def _show(diagnosis: Diagnosis, model: str, about: dict[str, Any] | None) -> None:
+def _show(diagnosis: Diagnosis, model: str, about: dict[str, Any] | None, refused: dict[str, str]) -> None:
     from rich.console import Console
 
     console = Console()
@@ -58,6 +63,8 @@ def _show(diagnosis: Diagnosis, model: str, about: dict[str, Any] | None) -> Non
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
         console.print(_two_columns(model, texts))
     states = {state.name: "works" if state.works else f"no: {state.reason}" for state in diagnosis.providers}
+    for name, reason in refused.items():
+        states[name] += f"; not for this artifact: {reason}"
     console.print(_two_columns("Providers", states))
     # Outside the tables, which would break the lines that are there to be copied.
     missing = [f"For {state.name}: {state.remedy}" for state in diagnosis.providers if not state.works]

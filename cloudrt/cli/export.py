@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from cloudrt.cli.common import Failure, progress_bar, reports_errors, say_logs
+from cloudrt.cli.export_report import say_done, show_table, show_verdicts, speed_text, write_figures
 from cloudrt.cli.types import Size
 from cloudrt.errors import CloudrtError, ParityError
 
 if TYPE_CHECKING:
     from cloudrt.export.export import Exported, Source
-    from cloudrt.export.parity import Tolerances, Verdict
+    from cloudrt.export.parity import Tolerances
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -43,18 +45,30 @@ PRECISIONS = ("fp32", "fp16", "int8")
     "--calibration", type=click.Path(path_type=Path),
     help="Folder of images to compare on, and to measure int8 ranges on; made-up scenes by default.",
 )  # fmt: skip
-@click.option("--images", type=click.IntRange(1), default=64, show_default=True, help="At most so many of them.")
 @click.option(
-    "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True,
-    help="Compare in this one: the one that will run the artifact.",
+    "--images", type=click.IntRange(1), default=64, show_default=True,
+    help="At most so many are compared, and as many others calibrate int8.",
 )  # fmt: skip
 @click.option(
-    "--max-mean-difference", type=click.FloatRange(0), help="Allowed mean difference of probability, in 1/255."
-)
-@click.option("--min-dice", type=click.FloatRange(0, 1), help="Least Dice between the two submissions.")
-@click.option("--max-empty-mismatch", type=click.FloatRange(0, 1), help="Allowed share of rows empty in one only.")
+    "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True,
+    help="Compare in this one, which will run the artifact. auto: CUDA where it works, else the CPU; for int8 the CPU.",
+)  # fmt: skip
+@click.option(
+    "--max-mean-difference", type=click.FloatRange(0),
+    help="Allowed mean difference of probability, in 1/255: 0.05 for fp32, 0.5 for fp16, 4 for int8.",
+)  # fmt: skip
+@click.option(
+    "--min-dice", type=click.FloatRange(0, 1),
+    help="Least Dice between the two submissions: 0.999 for fp32, 0.995 for fp16, 0.98 for int8.",
+)  # fmt: skip
+@click.option(
+    "--max-empty-mismatch", type=click.FloatRange(0, 1),
+    help="Allowed share of rows empty in one submission only: 0.005. With all, limits never loosen fp32 and fp16.",
+)  # fmt: skip
 @click.option("--weights-license", default="", help="Stored in the artifact: what the weights' origin asks for.")
-@click.option("--json", "figures", type=click.Path(path_type=Path), help="Write the figures here, with the machine.")
+@click.option(
+    "--json", "figures", type=click.Path(path_type=Path), help="Write the figures, machine and versions here."
+)
 @click.option("--triton", type=click.Path(path_type=Path), help="Also write a model repository for Triton here.")
 @click.option("--build-engine", is_flag=True, help="Also build TensorRT's engine now, ahead of the first inference.")
 @click.option(
@@ -77,6 +91,14 @@ def export(
     for checkpoint in checkpoints:
         if checkpoint.suffix == ".onnx":
             raise Failure(f"{checkpoint} is an artifact already: give the checkpoint that it was exported from")
+    given = {"mean_difference": max_mean_difference, "dice": min_dice, "empty_mismatch": max_empty_mismatch}
+    limits = {name: value for name, value in given.items() if value is not None}
+    if any(math.isnan(value) for value in limits.values()):
+        raise Failure("nan is no limit: give a number")
+    chosen = PRECISIONS if precision == "all" else (precision,)
+    target = output or checkpoints[0].with_name("model.onnx")
+    targets = {one: _with_precision(target, one) if precision == "all" else target for one in chosen}
+    _check_outputs(checkpoints, [*targets.values(), *([figures] if figures else [])], triton)
     if precision == "all" and (triton or build_engine):
         raise Failure("--triton and --build-engine take one artifact: give one --precision")
     say_logs("cloudrt", logging.INFO)
@@ -86,9 +108,7 @@ def export(
         choose_provider("tensorrt")  # says what to install, before anything slow
     from cloudrt.export.export import Source, judge_of
 
-    chosen = PRECISIONS if precision == "all" else (precision,)
     judges = {one: judge_of(one, int8_target, provider) for one in chosen}
-    target = output or checkpoints[0].with_name("model.onnx")
     source = Source(
         checkpoints,
         tta="hv" if tta == "flip" else tta,
@@ -100,14 +120,12 @@ def export(
     )
     with progress_bar("Running PyTorch", len(source.compared.names)) as advance:
         source.run_pytorch(advance)
-    given = {"mean_difference": max_mean_difference, "dice": min_dice, "empty_mismatch": max_empty_mismatch}
-    limits = {name: value for name, value in given.items() if value is not None}
     if precision == "all":
-        _export_all(source, target, judges, int8_target, limits, figures)
+        _export_all(source, targets, judges, int8_target, limits, figures)
         return
-    done = _export_one(source, target, precision, provider, int8_target, limits)
+    done = _export_one(source, target, precision, judges[precision], int8_target, _tolerances(precision, limits))
     if figures:
-        _write_figures(figures, source, [done])
+        write_figures(figures, source, [done])
     if done.networks_per_image > 1:
         click.echo(
             f"{done.networks_per_image} networks run for each image; the rules are those of {checkpoints[0]} alone: "
@@ -116,14 +134,43 @@ def export(
     if triton:
         from cloudrt.export.triton import write_repository
 
-        click.echo(f"{write_repository(triton, target, done.artifact, largest_batch=batch_size)}: a Triton model")
+        replaced = ", in the place of the one that was there" if (triton / "cloudrt").exists() else ""
+        root = write_repository(triton, target, done.artifact, largest_batch=batch_size)
+        click.echo(f"{root}: a Triton model{replaced}")
     if build_engine:
         _build_engine(target, batch_size)
-    click.echo(f"Next: cloudrt-infer test_images/ --model {target}")
+    elsewhere = done.artifact.int8_target == "tensorrt" and done.parity.provider != "tensorrt"
+    where = "where TensorRT is installed: " if elsewhere else ""
+    click.echo(
+        f"Next, {where}cloudrt-infer test_images/ --model {target}" + (" --provider tensorrt" if elsewhere else "")
+    )
+
+
+def _with_precision(path: Path, precision: str) -> Path:
+    """model.onnx -> model.fp16.onnx."""
+    return path.with_name(f"{path.stem}.{precision}{path.suffix}")
+
+
+def _check_outputs(checkpoints: tuple[Path, ...], outputs: list[Path], triton: Path | None) -> None:
+    """Refuse, before anything slow, to write where the work would be lost or a checkpoint destroyed."""
+    taken = {os.path.realpath(path): path for path in checkpoints}
+    for path in outputs:
+        real = os.path.realpath(path)
+        if real in taken:
+            raise Failure(f"{path} would replace {taken[real]}: give another --output or --json")
+        taken[real] = path
+        if path.exists() and not path.is_file():
+            raise Failure(f"{path} is not a regular file: give the name of a file to write")
+    for folder in [Path(os.path.realpath(path)).parent for path in outputs] + ([triton] if triton else []):
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise Failure(
+                f"{folder} cannot be written to: {there} is {'no folder' if there.is_file() else 'protected'}"
+            )
 
 
 def _export_one(
-    source: Source, target: Path, precision: str, provider: str, int8_target: str, limits: dict[str, float]
+    source: Source, target: Path, precision: str, provider: str, int8_target: str, tolerances: Tolerances
 ) -> Exported:
     from cloudrt.export.export import export as run
 
@@ -132,24 +179,24 @@ def _export_one(
     try:
         with progress_bar(f"Comparing {precision}", len(compared.names)) as advance:
             done = run(
-                source, target, precision, tolerances=_tolerances(precision, limits), provider=provider,
+                source, target, precision, tolerances=tolerances, provider=provider,
                 int8_target=int8_target, advance=advance,
             )  # fmt: skip
     except ParityError as error:
-        _show(title, error.verdicts)
+        show_verdicts(title, error.verdicts)
         raise
-    _show(f"{title}, in {done.parity.provider}", done.parity.verdicts(done.tolerances))
+    show_verdicts(f"{title}, in {done.parity.provider}", done.parity.verdicts(done.tolerances))
     if not done.parity.has_rules:
         click.echo("The checkpoint has no rules, so its masks mean nothing: the probabilities alone were judged.")
     elif done.parity.worst:
         click.echo(f"Least alike: {', '.join(done.parity.worst)}")
-    _say_done(done)
+    say_done(done)
     return done
 
 
 def _export_all(
     source: Source,
-    target: Path,
+    targets: dict[str, Path],
     judges: dict[str, str],
     int8_target: str,
     limits: dict[str, float],
@@ -159,9 +206,9 @@ def _export_all(
     rows: list[tuple[str, ...]] = []
     refused, written = [], []
     for precision, judge in judges.items():
-        path = target.with_name(f"{target.stem}.{precision}{target.suffix}")
+        tolerances = _tolerances(precision, limits, tighten=precision != "int8")
         try:
-            done = _export_one(source, path, precision, judge, int8_target, limits)
+            done = _export_one(source, targets[precision], precision, judge, int8_target, tolerances)
         except ParityError as error:
             click.echo(f"{precision}: {error}", err=True)
             refused.append(precision)
@@ -172,68 +219,16 @@ def _export_all(
         rows.append((
             precision, f"{done.bytes / 1e6:.1f}", f"{parity.dice:.4f}" if parity.has_rules else "-",
             f"{parity.mean_difference:.3f}", f"{parity.empty_mismatch:.2%}" if parity.has_rules else "-",
-            f"{kept} of {done.layers}" if done.layers else "-", _speed(done),
+            f"{kept} of {done.layers}" if done.layers else "-", speed_text(done),
         ))  # fmt: skip
     columns = ("", "MB", "Dice", "difference", "empty in one", "fp32 layers", "speed")
-    _table("Parity with PyTorch fp32; speed in turns with the fp32 artifact", columns, rows)
+    show_table("Parity with PyTorch fp32; speed in turns with the fp32 artifact", columns, rows)
     if figures:
-        _write_figures(figures, source, written)
+        write_figures(figures, source, written)
+    if written:
+        click.echo(f"Next: cloudrt-infer test_images/ --model {written[-1].path}")
     if refused:
         raise Failure(f"{', '.join(refused)} did not pass the gate and was not written; the others were")
-
-
-def _speed(done: Exported) -> str:
-    if done.artifact.precision == "fp32":
-        return "1.00x"
-    if done.speed is not None:
-        return f"{done.speed:.2f}x"
-    return "as fp32" if done.artifact.precision == "fp16" else "not run"
-
-
-def _say_done(done: Exported) -> None:
-    artifact = done.artifact
-    click.echo(f"{done.path}: {artifact.precision}, {done.bytes / 1e6:.1f} MB")
-    if artifact.kept_fp32:
-        click.echo(
-            f"{len(artifact.kept_fp32)} of {done.layers} layers stay in fp32, or the gate would not pass: "
-            f"{', '.join(artifact.kept_fp32)}"
-        )
-    if done.speed is not None:
-        slower = "; the fp32 or fp16 artifact is the faster one here" if done.speed < 1 else ""
-        click.echo(f"{done.speed:.2f}x the speed of fp32 in {done.parity.provider} on this machine{slower}")
-
-
-def _write_figures(path: Path, source: Source, written: list[Exported]) -> None:
-    """Write what was measured, on which machine, by which versions; names no file, folder or user."""
-    from dataclasses import asdict
-
-    from cloudrt.doctor import describe_machine
-    from cloudrt.files import replacing
-
-    members = source.ensemble.checkpoints
-    values = {
-        "machine": asdict(describe_machine()),
-        "versions": written[0].artifact.versions if written else {},
-        "networks": [f"{one.config.architecture} with {one.config.encoder}" for one in members],
-        "input_size": list(source.ensemble.config.input_size),
-        "tta": source.ensemble.tta,
-        "calibrated_on": {"images": len(source.calibration.names), "source": source.calibration.source},
-        "artifacts": [
-            {
-                "precision": done.artifact.precision,
-                "int8_target": done.artifact.int8_target,
-                "bytes": done.bytes,
-                "parity": done.parity.to_dict(),
-                "tolerances": asdict(done.tolerances),
-                "layers": done.layers,
-                "kept_fp32": list(done.artifact.kept_fp32),
-                "speed_beside_fp32": done.speed,
-            }
-            for done in written
-        ],
-    }
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _build_engine(target: Path, batch_size: int) -> None:
@@ -251,25 +246,12 @@ def _build_engine(target: Path, batch_size: int) -> None:
     click.echo(f"The engine for batches of {batch_size} was built in {perf_counter() - begin:.0f} s")
 
 
-def _tolerances(precision: str, limits: dict[str, float]) -> Tolerances:
+def _tolerances(precision: str, limits: dict[str, float], *, tighten: bool = False) -> Tolerances:
+    """Return a precision's tolerances with the limits that were given; to `tighten` is to pass over wider ones."""
     from cloudrt.export.parity import TOLERANCES
 
-    return replace(TOLERANCES[precision], **limits)
-
-
-def _show(title: str, verdicts: tuple[Verdict, ...] | list[Verdict]) -> None:
-    signs = {True: "passed", False: "FAILED", None: ""}
-    rows = [(one.figure, one.found, one.allowed, signs[one.passed]) for one in verdicts]
-    _table(title, ("figure", "found", "allowed", ""), rows)
-
-
-def _table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    default = TOLERANCES[precision]
+    if tighten:
+        stricter = {"dice": max}
+        limits = {name: stricter.get(name, min)(value, getattr(default, name)) for name, value in limits.items()}
+    return replace(default, **limits)
