@@ -119,7 +119,6 @@ class Source:
         self.compared, self.calibration = open_images(
             calibration, self.ensemble.config.input_size, images, calibrate=int8
         )
-        logger.info("tracing the network: some seconds, up to a minute for a deep one")
         self.model = trace(self.ensemble)
 
     @cached_property

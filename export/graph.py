@@ -39,6 +39,7 @@ def trace(ensemble: Ensemble) -> onnx.ModelProto:
         PyTorch's exporter cannot express the network at this input size.
     """
     graph = ensemble.graph()
+    logger.info("tracing the network: some seconds, up to a minute for a deep one")
     height, width = ensemble.config.input_size
     example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
     with quiet(), torch.no_grad():

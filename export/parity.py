@@ -166,9 +166,8 @@ class Reference:
         if self.has_rules and not any(any(texts) for texts in rows):
             logger.warning("PyTorch finds nothing on any of these images: Dice and empty rows cannot show a difference")
         if len(rows) < FEW:
-            logger.warning(
-                "%d images are compared: one row is %.1f%% of all", len(rows), 100 / (len(rows) * len(rows[0]))
-            )
+            share = 1 / (len(rows) * len(labels.classes))
+            logger.warning("only %d images are compared: a single row is %.1f%% of all", len(rows), 100 * share)
 
     def measure(
         self,

@@ -106,3 +106,44 @@ def test_the_command_refuses_in_one_line_and_leaves_the_older_artifact(checkpoin
         assert len(result.stderr.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert (tmp_path / "model.onnx").read_text() == "older"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rules": [Rule(127, 0).to_dict()] * 2}, "2 rules for 4 classes"),
+        ({"dice": float("nan")}, "Dice nan is no number"),
+        ({"dice": "x"}, "Dice 'x' is no number"),
+        ({"epoch": "x"}, "epoch 'x'"),
+        ({"history": 3}, "history is no list"),
+        ({"training": 3}, "options are no table"),
+        ({"weights_license": 3}, "licence is no text"),
+        ({"weights": {"a": 1}}, "weights are no tensors"),
+    ],
+)
+def test_checkpoints_that_lie(checkpoint: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    torch.save(saved(checkpoint) | change, tmp_path / "x.pth")
+    with pytest.raises(ArtifactError, match=said):
+        Checkpoint.load(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"input_size": [64, 96, 3]}, "height, width"),
+        ({"input_size": [64.0, 96.0]}, "whole pixels"),
+        ({"input_size": "64x96"}, "height, width"),
+        ({"input_size": [320000, 640000]}, "more than 16 megapixels"),
+        ({"options": None}, "options a table"),
+        ({"architecture": 3}, "are names"),
+        ({"mean": [1.0]}, "mean is one finite number a channel"),
+        ({"mean": [float("nan")] * 3}, "mean is one finite number"),
+        ({"std": [0.0] * 3}, "std is above 0"),
+        ({"std": ["a"] * 3}, "std is one finite number"),
+    ],
+)
+def test_networks_that_lie(checkpoint: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    values = saved(checkpoint)
+    torch.save(values | {"config": values["config"] | change}, tmp_path / "x.pth")
+    with pytest.raises(ArtifactError, match=said):
+        Checkpoint.load(tmp_path / "x.pth")

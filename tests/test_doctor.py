@@ -6,6 +6,7 @@ import ctypes
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from tiny import tiny_model
 
 from cloudrt import doctor as doctor_module
+from cloudrt.artifact import parse_artifact, write_metadata
 from cloudrt.cli.doctor import doctor as command
 from cloudrt.doctor import (
     UNTESTED,
@@ -270,3 +273,17 @@ def test_command_refuses_what_is_no_artifact(tmp_path: Path) -> None:
 def test_doctor_loads_no_runtime_itself() -> None:
     code = "import sys, cloudrt.doctor; print({'torch', 'onnxruntime', 'openvino', 'onnx'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_an_artifact_is_told_which_providers_are_not_for_it(told: Diagnosis, tmp_path: Path) -> None:
+    model = tiny_model()
+    artifact = replace(parse_artifact(model, "m"), precision="int8", int8_target="tensorrt")
+    write_metadata(model, artifact)
+    onnx.save(model, tmp_path / "m.onnx")
+    result = CliRunner().invoke(command, [str(tmp_path / "m.onnx")])
+    assert result.exit_code == 0, result.output
+    assert "works; not for this artifact: its int8 layers are laid out for TensorRT" in " ".join(
+        result.stdout.replace("│", " ").split()
+    )
+    values = json.loads(CliRunner().invoke(command, [str(tmp_path / "m.onnx"), "--json"]).stdout)
+    assert set(values["not_for_this_model"]) == {"cuda", "openvino", "cpu"}

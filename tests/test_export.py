@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from cloudrt.export.export import Source, export
 from cloudrt.export.images import open_images
-from cloudrt.export.parity import Parity, Tolerances
+from cloudrt.export.parity import TOLERANCES, Parity, Tolerances
 
 from cloudrt.artifact import read_artifact
 from cloudrt.cli.export import export as command
@@ -263,6 +264,17 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
         (["BEST", "--precision", "int8", "--provider", "cuda"], "would compute in float"),
         (["BEST", "--build-engine"], "pip install 'cloudrt[cuda,tensorrt]'"),
         (["BEST", "--provider", "tensorrt"], "--provider tensorrt cannot run here"),
+        (["BEST", "--input-size", "320000x320000"], "more than 16 megapixels"),
+        (["BEST", "--input-size", "0x0"], "such as 32x32\n"),
+        (["BEST", "--max-mean-difference", "nan"], "nan is no limit"),
+        (["BEST", "BEST"], "the same checkpoint twice"),
+        (["BEST", "-o", "BEST"], "best.pth would replace"),
+        (["BEST", "--json", "BEST"], "best.pth would replace"),
+        (["BEST", "-o", "m.onnx", "--json", "m.onnx"], "m.onnx would replace m.onnx"),
+        (["BEST", "--precision", "all", "--json", "m.int8.onnx", "-o", "m.onnx"], "would replace m.int8.onnx"),
+        (["BEST", "-o", "/dev/null"], "is not a regular file"),
+        (["BEST", "-o", "BEST/m.onnx"], "is no folder"),
+        (["BEST", "--triton", "BEST"], "is no folder"),
     ],
 )
 def test_wrong_words_are_one_line_before_anything_slow(
@@ -274,10 +286,39 @@ def test_wrong_words_are_one_line_before_anything_slow(
     monkeypatch.setattr("cloudrt.export.export.trace", slow)
     monkeypatch.setattr("cloudrt.engines.availability.nvidia_driver", lambda: None)
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(command, [str(checkpoint) if word == "BEST" else word for word in words])
+    before = checkpoint.read_bytes()
+    done = CliRunner().invoke(command, [word.replace("BEST", str(checkpoint)) for word in words])
     assert done.exit_code == 2, done.output
     assert said in done.output
     assert not list(tmp_path.iterdir())
+    assert checkpoint.read_bytes() == before
+
+
+def test_python_does_not_replace_the_checkpoint_either(source: Source, checkpoint: Path) -> None:
+    with pytest.raises(DataError, match="is the checkpoint itself"):
+        export(source, checkpoint)
+    assert Checkpoint.load(checkpoint).epoch == 1
+
+
+def test_images_that_prove_nothing_are_announced(
+    tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Checkpoint.load(checkpoint)
+    replace(made, rules=(Rule(255, 0),) * 4).save(tmp_path / "blind.pth")
+    cv2.imwrite(str(tmp_path / "one.png"), np.zeros((64, 96, 3), np.uint8))
+    Source(tmp_path / "blind.pth", calibration=tmp_path).run_pytorch()
+    assert "PyTorch finds nothing on any of these images" in caplog.text
+    assert "only 1 images are compared: a single row is 25.0% of all" in caplog.text
+
+
+def test_limits_never_loosen_higher_precisions() -> None:
+    from cloudrt.cli.export import _tolerances
+
+    wide = {"mean_difference": 5.0, "dice": 0.9, "empty_mismatch": 0.1}
+    assert _tolerances("fp16", wide, tighten=True) == TOLERANCES["fp16"]
+    assert _tolerances("int8", wide) == Tolerances(5.0, 0.9, 0.1)
+    strict = {"mean_difference": 0.01, "dice": 0.9999}
+    assert _tolerances("fp32", strict, tighten=True) == Tolerances(0.01, 0.9999)
 
 
 def test_another_input_size_than_the_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
@@ -352,7 +393,7 @@ def test_members_must_go_together(checkpoint: Path, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "large.pth", input_size=(96, 96))
     with pytest.raises(DataError, match="one input size"):
         Source([checkpoint, tmp_path / "large.pth"])
-    make_checkpoint(tmp_path / "other.pth", labels=Labels(("A", "B")))
+    make_checkpoint(tmp_path / "other.pth", rules=False, labels=Labels(("A", "B")))
     with pytest.raises(DataError, match="one labels"):
         Source([checkpoint, tmp_path / "other.pth"])
     with pytest.raises(DataError, match="tta is one of"):

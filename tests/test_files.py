@@ -102,3 +102,9 @@ def test_a_link_stays_and_the_file_that_it_names_is_replaced(tmp_path: Path) -> 
         partial.write_text("new")
     assert link.is_symlink()
     assert (tmp_path / "old.txt").read_text() == "new"
+
+
+def test_a_failure_names_the_file_and_not_its_temporary(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "m.onnx") as partial:
+        (partial.parent / partial.name).read_bytes()
+    assert caught.value.filename == str(tmp_path / "m.onnx")

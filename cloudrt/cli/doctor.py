@@ -64,7 +64,7 @@ def _show(diagnosis: Diagnosis, model: str, about: dict[str, Any] | None, refuse
         console.print(_two_columns(model, texts))
     states = {state.name: "works" if state.works else f"no: {state.reason}" for state in diagnosis.providers}
     for name, reason in refused.items():
-        states[name] += f"; not for this artifact: {reason}"
+        states[name] = f"{states.get(name, 'not tried')}; not for this artifact: {reason}"
     console.print(_two_columns("Providers", states))
     # Outside the tables, which would break the lines that are there to be copied.
     missing = [f"For {state.name}: {state.remedy}" for state in diagnosis.providers if not state.works]
