@@ -8,6 +8,7 @@ once their headers are found sound and not too large.
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,12 +99,18 @@ def load_image(source: str | Path | bytes | Image, size: Grid, max_pixels: int =
         return resize(source, size)
     if not isinstance(source, bytes):
         try:
-            source = Path(source).read_bytes()
+            source = _read_file(Path(source))
         except OSError as error:
             raise ImageError(f"cannot be read: {error.strerror or error}") from error
         except ValueError as error:  # a name with a NUL byte
             raise ImageError(f"cannot be read: {error}") from error
     return resize(decode(source, size, max_pixels), size)
+
+
+def _read_file(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end, a folder is none
+        raise ImageError("cannot be read: no regular file")
+    return path.read_bytes()
 
 
 def resize(image: Image, size: Grid) -> Image:
