@@ -215,7 +215,7 @@ def test_without_torch_the_peer_is_skipped_by_name(
     checkpoint.touch()
     options = Options(model, images, provider="cpu", repeat=1, checkpoint=checkpoint, only=("stages",))
     done = run_bench(options, tmp_path / "b.json", silent)
-    assert done.peer == notebook.OnnxNetwork.name
+    assert done.peer == "ONNX Runtime CPU fp32, batch 1"
     assert "torch is not installed: pip install 'cloudrt[train]'" in done.skipped[notebook.TorchNetwork.name]
 
 
