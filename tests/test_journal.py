@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,51 +56,45 @@ def run(images: Path, model: Path, output: Path, *more: str) -> Result:
     return CliRunner().invoke(infer, words(images, model, output, *more))
 
 
-SLOW = """
+STOPS = """
 import sys, time
 from cloudrt.journal import Journal
-real = Journal.add
-def slow(self, record):
+real, left = Journal.add, [int(sys.argv.pop(1))]
+def stop(self, record):
     real(self, record)
-    time.sleep(0.02)
-    self._file.flush()
-Journal.add = slow
+    left[0] -= 1
+    if left[0] == 0:
+        self._file.flush()
+        print("stopped", flush=True)
+        time.sleep(600)
+Journal.add = stop
 from cloudrt.cli import infer
 infer()
 """
-"""The command, slow enough to be killed in its middle; what it has written reaches the file."""
+"""The command, which stands still after so many images: there it is killed."""
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+def start(command: list[str], images: int) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPS, str(images), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-
-
-def wait_for(path: Path, size: int) -> None:
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        if path.exists() and path.stat().st_size >= size:
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"{path} did not reach {size} bytes")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stopped\n"
+    return process
 
 
 @posix
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
     images: Path, model: Path, whole: tuple[bytes, bytes], tmp_path: Path
 ) -> None:
-    """kill -9 at points of the journal that are drawn by lot, each run resuming the one before."""
-    output, journal = tmp_path / "s.csv", tmp_path / "s.csv.journal"
+    """kill -9 after numbers of images that are drawn by lot, each run resuming the one before."""
+    output = tmp_path / "s.csv"
     draw = random.Random(4)
-    size = 0
-    for _ in range(6):
-        process = start(words(images, model, output, "--resume"))
-        size = max(size, journal.stat().st_size if journal.exists() else 0)
-        wait_for(journal, size + draw.randrange(1, 2000))
+    for _ in range(5):
+        process = start(words(images, model, output, "--resume"), draw.randint(2, 6))
         process.kill()
         process.communicate()
-        assert not output.exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["s.csv.journal"]
     resumed = run(images, model, output, "--resume")
     assert resumed.exit_code == 1, resumed.output
     assert "images are done, going on" in resumed.output
@@ -233,8 +226,7 @@ def test_a_signal_is_one_line_and_leaves_the_journal(
     images: Path, model: Path, whole: tuple[bytes, bytes], tmp_path: Path, number: signal.Signals
 ) -> None:
     output = tmp_path / "s.csv"
-    process = start(words(images, model, output))
-    wait_for(output.with_name("s.csv.journal"), 3000)
+    process = start(words(images, model, output), 12)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
