@@ -57,7 +57,8 @@ def run(images: Path, model: Path, output: Path, *more: str) -> Result:
 
 
 STOPS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so do its children
 from cloudrt.journal import Journal
 real, left = Journal.add, [int(sys.argv.pop(1))]
 def stop(self, record):
