@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -212,8 +213,16 @@ def test_the_default_tolerances_are_stricter_the_higher_the_precision() -> None:
 def test_all_precisions_in_one_table(checkpoint: Path, tmp_path: Path) -> None:
     words = [str(checkpoint), "-o", str(tmp_path / "m.onnx"), "--precision", "all"]
     wide = ["--max-mean-difference", "8", "--min-dice", "0.5", "--max-empty-mismatch", "1"]
-    done = CliRunner().invoke(command, [*words, *wide])
+    done = CliRunner().invoke(command, [*words, *wide, "--json", str(tmp_path / "figures.json")])
     assert done.exit_code == 0, done.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [one["precision"] for one in figures["artifacts"]] == ["fp32", "fp16", "int8"]
+    for one in figures["artifacts"]:
+        written = tmp_path / f"m.{one['precision']}.onnx"
+        assert one["bytes"] == written.stat().st_size
+        assert one["parity"] == read_artifact(written).parity
+    assert str(tmp_path) not in json.dumps(figures)
+    (tmp_path / "figures.json").unlink()
     assert {path.name for path in tmp_path.iterdir()} == {f"m.{name}.onnx" for name in ("fp32", "fp16", "int8")}
     for name in ("fp32", "fp16", "int8"):
         assert read_artifact(tmp_path / f"m.{name}.onnx").precision == name

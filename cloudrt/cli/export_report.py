@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def write_figures(path: Path, source: Source, written: list[Exported]) -> None:
 
     members = source.ensemble.checkpoints
     values = {
-        "machine": asdict(describe_machine()),
+        "machine": asdict(describe_machine()) | {"system": f"{platform.system()} {platform.machine()}"},
         "versions": written[0].artifact.versions if written else {},
         "networks": [f"{one.config.architecture} with {one.config.encoder}" for one in members],
         "input_size": list(source.ensemble.config.input_size),
