@@ -140,10 +140,8 @@ def export(
     if build_engine:
         _build_engine(target, batch_size)
     elsewhere = done.artifact.int8_target == "tensorrt" and done.parity.provider != "tensorrt"
-    where = "where TensorRT is installed: " if elsewhere else ""
-    click.echo(
-        f"Next, {where}cloudrt-infer test_images/ --model {target}" + (" --provider tensorrt" if elsewhere else "")
-    )
+    there = ("Next, where TensorRT is installed", " --provider tensorrt") if elsewhere else ("Next", "")
+    click.echo(f"{there[0]}: cloudrt-infer test_images/ --model {target}{there[1]}")
 
 
 def _with_precision(path: Path, precision: str) -> Path:
