@@ -108,7 +108,8 @@ def load_image(source: str | Path | bytes | Image, size: Grid, max_pixels: int =
 
 
 def _read_file(path: Path) -> bytes:
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end, a folder is none
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe would never end
         raise ImageError("cannot be read: no regular file")
     return path.read_bytes()
 
