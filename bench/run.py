@@ -16,8 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from cloudrt.errors import DataError
 from cloudrt.files import replacing
 from cloudrt.images import Image, ImageFile, load_image
@@ -260,9 +258,7 @@ def infer(segmenter: Segmenter, images: Sequence[Image]) -> Maps:
     maps: Maps = []
     for begin in range(0, len(images), segmenter.batch_size):
         chosen = images[begin : begin + segmenter.batch_size]
-        batch = np.zeros((segmenter.batch_size, *chosen[0].shape), np.uint8)
-        batch[: len(chosen)] = chosen
-        probability, presence = segmenter.engine.run(batch)
+        probability, presence = segmenter.pool.run(chosen)
         maps += [(probability[i], None if presence is None else presence[i]) for i in range(len(chosen))]
     return maps
 
@@ -277,8 +273,10 @@ def _describe(segmenter: Segmenter) -> dict[str, Any]:
         "precision": artifact.precision,
         "input_size": list(artifact.input_size),
         "rules": [rule.to_dict() for rule in artifact.rules],
-        "provider": segmenter.choice.provider,
-        "passed_over": segmenter.choice.passed_over,
+        "provider": segmenter.plan.provider,
+        "passed_over": segmenter.plan.passed_over,
         "batch_size": segmenter.batch_size,
+        "streams": segmenter.plan.streams,
+        "compute": segmenter.plan.compute,
         "threads": segmenter.threads,
     }

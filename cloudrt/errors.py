@@ -33,6 +33,10 @@ class ProviderError(CloudrtError):
     """An execution provider that was asked for and cannot run here; says what to install."""
 
 
+class MemoryExhausted(ProviderError):
+    """A batch for which the device or the machine has no memory; a smaller one may fit."""
+
+
 class ParityError(CloudrtError):
     """An exported model that would not give the same submission as the one it came from.
 
@@ -41,7 +45,7 @@ class ParityError(CloudrtError):
     message
         One line.
     verdicts
-        Every figure beside what is allowed; see `cloudrt.export.parity.Verdict`.
+        Every figure beside what is allowed; see `cloudrt.parity.Verdict`.
     """
 
     def __init__(self, message: str, verdicts: Sequence[Any] = ()) -> None:

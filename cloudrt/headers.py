@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,18 +45,27 @@ def stated_size(data: bytes) -> Grid:
 
 def has_exif(jpeg: bytes) -> bool:
     """Whether a JPEG holds EXIF, and so perhaps a rotation, in the segments before its first scan."""
+    return any(marker == 0xE1 and jpeg[at + 4 : at + 10] == b"Exif\0\0" for marker, at in _segments(jpeg))
+
+
+def has_end(jpeg: bytes) -> bool:
+    """Whether a JPEG's marker of the end follows its first scan: it is missing where the file was cut."""
+    scan = next((at for marker, at in _segments(jpeg) if marker == 0xDA), None)
+    return scan is not None and jpeg.find(b"\xff\xd9", scan) >= 0  # a scan's own 0xFF bytes are followed by 0
+
+
+def _segments(jpeg: bytes) -> Iterator[tuple[int, int]]:
+    """Yield each segment's marker and the byte where it begins, up to the first scan (ITU T.81, B.1.1)."""
     at = 2
     while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
         marker = jpeg[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
+        yield marker, at
         if marker == 0xDA:
-            break
-        if marker == 0xE1 and jpeg[at + 4 : at + 10] == b"Exif\0\0":
-            return True
+            return
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-    return False
 
 
 def _need(data: bytes, end: int) -> None:

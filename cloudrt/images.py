@@ -18,7 +18,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.headers import has_exif, stated_size
+from cloudrt.headers import has_end, has_exif, stated_size
 from cloudrt.labels import Grid
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
@@ -97,21 +97,26 @@ def load_image(source: str | Path | bytes | Image, size: Grid, max_pixels: int =
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
             raise ImageError(f"an image array is (H, W, 3) uint8 RGB, found {source.shape} {source.dtype}")
         return resize(source, size)
-    if not isinstance(source, bytes):
-        try:
-            source = _read_file(Path(source))
-        except OSError as error:
-            raise ImageError(f"cannot be read: {error.strerror or error}") from error
-        except ValueError as error:  # a name with a NUL byte
-            raise ImageError(f"cannot be read: {error}") from error
-    return resize(decode(source, size, max_pixels), size)
+    return resize(decode(source if isinstance(source, bytes) else read_file(source), size, max_pixels), size)
 
 
-def _read_file(path: Path) -> bytes:
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe would never end
-        raise ImageError("cannot be read: no regular file")
-    return path.read_bytes()
+def read_file(path: str | Path) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises
+    ------
+    ImageError
+        It cannot be read.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe would never end
+            raise ImageError("cannot be read: no regular file")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a name with a NUL byte
+        raise ImageError(f"cannot be read: {error}") from error
 
 
 def resize(image: Image, size: Grid) -> Image:
@@ -144,19 +149,40 @@ def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS)
     return _decode_opencv(data)
 
 
+def is_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether an image is a whole JPEG that needs no more than decoding: no inks, no rotation, no cut.
+
+    Raises
+    ------
+    ImageError
+        A damaged header, or oversized.
+    """
+    if data[:2] != b"\xff\xd8":
+        return False
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise ImageError(f"{_DAMAGED}: {error}") from error
+    _refuse_oversized(height, width, max_pixels)
+    return colorspace in _PLAIN and has_end(data) and not has_exif(data)
+
+
+_PLAIN = ("YCbCr", "Gray", "RGB")
+_DAMAGED = "is a damaged JPEG, or of a kind that cannot be checked"
+
+
 def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
     height, width = cover or (0, 0)
     try:
         full_height, full_width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _refuse_oversized(full_height, full_width, max_pixels)
-        plain = colorspace in ("YCbCr", "Gray", "RGB") and not has_exif(data)
-        if not plain:
+        if colorspace not in _PLAIN or has_exif(data):
             # OpenCV knows the rotations of EXIF and the inks of CMYK, but paints holes grey: look for those first.
             simplejpeg.decode_jpeg(data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB", min_height=1, min_width=1)
             return _decode_opencv(data)
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
     except ValueError as error:
-        raise ImageError(f"is a damaged JPEG, or of a kind that cannot be checked: {error}") from error
+        raise ImageError(f"{_DAMAGED}: {error}") from error
 
 
 def _decode_opencv(data: bytes) -> Image:

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from cloudrt.errors import DataError
 from cloudrt.files import sync_folder
 
-FORMAT = 1
+FORMAT = 2
 SYNC_SECONDS = 2.0
 """After a power cut, at most this much work is done again."""
 
@@ -45,12 +45,15 @@ class Record:
         Why it failed, or None.
     batch
         The position of the first image of its batch.
+    size
+        The size of that batch: smaller than the identity's from where memory ran out.
     """
 
     key: str
     texts: tuple[str, ...]
     error: str | None
     batch: int
+    size: int = 0
 
 
 class Journal:
@@ -76,6 +79,7 @@ class Journal:
         self._file: BinaryIO = path.open("r+b" if path.exists() else "x+b")
         try:
             self._lock()
+            self.size = 0
             self.done, end = self._recover(identity) if resume else (0, 0)
             if not end:
                 self._file.truncate(0)
@@ -91,7 +95,8 @@ class Journal:
 
     def add(self, record: Record) -> None:
         """Append a finished image."""
-        values = {"key": record.key, "texts": record.texts, "error": record.error, "batch": record.batch}
+        values: dict[str, Any] = {"key": record.key, "texts": record.texts, "error": record.error}
+        values |= {"batch": record.batch, "size": record.size}
         self._file.write(_line(values))
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
@@ -149,6 +154,7 @@ class Journal:
                 break
             if not starts or starts[-1][0] != values["batch"]:
                 starts.append((values["batch"], ends))
+                self.size = values["size"]
             ends += len(line)
         # The last batch may have been under way.
         return starts[-1] if starts else (0, ends)
@@ -165,6 +171,19 @@ class Journal:
             raise DataError(
                 f"{self.path} is being written by another run: wait for it, or give another --output"
             ) from error
+
+
+def read_identity(path: Path) -> dict[str, Any] | None:
+    """Return the identity that a journal was begun with; None where there is no journal, or none that can be used."""
+    try:
+        with path.open("rb") as file:
+            header = _parse(file.readline())
+    except FileNotFoundError:
+        return None
+    if header is None or header.get("format") != FORMAT:
+        return None
+    identity: dict[str, Any] = header["identity"]
+    return identity
 
 
 def _line(values: dict[str, Any]) -> bytes:
@@ -184,7 +203,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _record(values: dict[str, Any]) -> Record:
-    return Record(values["key"], tuple(values["texts"]), values["error"], values["batch"])
+    return Record(values["key"], tuple(values["texts"]), values["error"], values["batch"], values["size"])
 
 
 def _compare(recorded: dict[str, Any], ours: Identity, path: Path) -> None:

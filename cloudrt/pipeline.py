@@ -10,91 +10,26 @@ nothing piles up: memory is that of the windows. Decoding, the engines and the k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cloudrt.artifact import default_model, load_model, parse_artifact
 from cloudrt.cpus import usable_cpus
-from cloudrt.engines import BATCH_SIZES, choose_provider, open_engine
-from cloudrt.errors import ArtifactError, DataError, ImageError
+from cloudrt.decoding import Decoded, Decoding, Input, open_decoder
+from cloudrt.engines import open_engine
+from cloudrt.engines.plan import Plan, Request, make_plan
+from cloudrt.engines.pool import EnginePool
+from cloudrt.errors import ArtifactError, DataError, MemoryExhausted
 from cloudrt.files import sha256
-from cloudrt.images import MAX_PIXELS, Image, ImageFile, load_image
+from cloudrt.images import MAX_PIXELS
 from cloudrt.labels import Labels
 from cloudrt.overlap import overlap
 from cloudrt.postprocess import apply_rules
-from cloudrt.rle import rle_decode
+from cloudrt.results import Inferred, Result
 from cloudrt.stats import PipelineStats
-
-Input = str | Path | bytes | ImageFile | Image
-
-
-@dataclass(frozen=True)
-class Result:
-    """The answer for one image.
-
-    Parameters
-    ----------
-    image
-        The key of its rows: an `ImageFile`'s key, the path as given, or "image-0", "image-1" ... for bytes and arrays.
-    rle
-        Class name -> RLE text on the submission grid; all empty where the image failed.
-    error
-        Why it failed, or None.
-    batch
-        The position, among the inputs, of the first of its batch: where a run can be taken up again.
-    """
-
-    image: str
-    rle: dict[str, str]
-    error: str | None
-    labels: Labels = field(repr=False)
-    batch: int = field(default=0, repr=False)
-
-    def mask(self, label: str) -> NDArray[np.uint8]:
-        """Return the (H, W) uint8 mask, 0 or 1, of a class on the submission grid."""
-        if label not in self.rle:
-            raise DataError(f"no class named {label!r}: {', '.join(self.rle)}")
-        return rle_decode(self.rle[label], self.labels.submit_grid)
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    number: int
-    key: str
-    image: Image | None
-    error: str | None
-
-
-@dataclass(frozen=True)
-class Inferred:
-    """What the network says of one image.
-
-    Parameters
-    ----------
-    image
-        The key of its rows; see `Result`.
-    probability
-        (C, W, H) uint8 levels 0..255 on the transposed submission grid; None where the image failed.
-    presence
-        (C,) uint8, where the artifact has that output and the image did not fail.
-    error
-        Why it failed, or None.
-    batch
-        See `Result`.
-    """
-
-    image: str
-    probability: NDArray[np.uint8] | None
-    presence: NDArray[np.uint8] | None
-    error: str | None
-    batch: int = 0
 
 
 class Segmenter:
@@ -107,16 +42,30 @@ class Segmenter:
     provider
         "auto", "tensorrt", "cuda", "openvino" or "cpu".
     batch_size
-        Images a batch, the last one padded; 0 takes the provider's default.
+        Images a batch, the last one padded; 0 takes the one that is fastest here.
     threads
         CPU threads of each stage; 0 is all that this process may use.
     max_pixels
         Larger images are failures.
+    compute
+        What OpenVINO computes in: "f32", "bf16", "f16", or "auto".
+    devices
+        Numbers of the GPUs, one engine each; of one model.
+    allow_cpu
+        Let heavy nodes run on the CPU although a GPU was asked for.
+    decoder
+        "cpu", or "gpu" for NVIDIA's nvImageCodec.
+    plan
+        How to run, where that is settled: measure nothing. See `cloudrt.engines.plan`.
 
     Raises
     ------
     ArtifactError, ProviderError
         The model cannot be used, or the provider cannot run here.
+
+    Notes
+    -----
+    What is left to "auto" and 0 is measured once for each artifact and machine, which takes some seconds.
 
     Examples
     --------
@@ -132,18 +81,41 @@ class Segmenter:
         batch_size: int = 0,
         threads: int = 0,
         max_pixels: int = MAX_PIXELS,
+        compute: str = "auto",
+        devices: Sequence[int] = (0,),
+        allow_cpu: bool = False,
+        decoder: str = "cpu",
+        plan: Plan | None = None,
     ) -> None:
         if batch_size < 0 or threads < 0:
             raise DataError(f"batch size and threads are at least 1, found {batch_size} and {threads}")
+        if not devices or len(set(devices)) < len(devices) or min(devices) < 0:
+            raise DataError(f"devices are numbers of GPUs, each once, found {list(devices)}")
         self.model = Path(model) if model is not None else default_model()
         loaded = load_model(self.model)
-        self.choice = choose_provider(provider, parse_artifact(loaded, self.model))
-        self.batch_size = batch_size or BATCH_SIZES[self.choice.provider]
+        artifact = parse_artifact(loaded, self.model)
         self.threads = threads or usable_cpus()
-        self.max_pixels = max_pixels
-        self.engine = open_engine(loaded, self.choice.provider, self.batch_size, self.threads)
-        self.artifact = self.engine.artifact
+        self.devices, self.max_pixels, self.decoder = tuple(devices), max_pixels, decoder
+        self._sha256 = sha256(self.model)
+        gpu = open_decoder(decoder, self.threads, self.devices[0])
+        request = Request(provider, batch_size, self.threads, compute, self.devices, allow_cpu)
+        self.plan = plan or make_plan(loaded, artifact, self._sha256, request)
         self.stats = PipelineStats(self.threads)
+        self._decoding = Decoding(artifact.input_size, max_pixels, self.stats["decode"], gpu)
+        self.pool = EnginePool(
+            lambda device, size: open_engine(
+                loaded, self.plan.provider, size, self.threads, self.plan.options(device, allow_cpu)
+            ),
+            self.devices,
+            self.plan.batch_size,
+        )
+        self.artifact = self.pool.artifact
+        self.stats["infer"].threads = self.pool.slots
+
+    @property
+    def batch_size(self) -> int:
+        """Images a batch at present: that of the plan, or less where memory ran out."""
+        return self.pool.batch_size
 
     @property
     def labels(self) -> Labels:
@@ -165,7 +137,7 @@ class Segmenter:
             raise ArtifactError(
                 f"{self.model} holds no rules: its network was never validated; find them with cloudrt tune"
             )
-        ahead = 2 * self.batch_size + self.threads
+        ahead = self._ahead()
         with ThreadPoolExecutor(self.threads, "postprocess") as finishers, closing(self.infer(inputs)) as inferred:
             try:
                 yield from overlap(
@@ -176,16 +148,24 @@ class Segmenter:
 
     def infer(self, inputs: Iterable[Input]) -> Generator[Inferred, None, None]:
         """Yield what the network says of each input, before any rule: what tuning looks at. In order, lazily."""
-        with ThreadPoolExecutor(self.threads, "decode") as decoders, ThreadPoolExecutor(1, "engine") as engine:
-            ahead = 2 * self.batch_size + self.threads
-            decoded = overlap(decoders, self._decode, enumerate(inputs), ahead, self.stats["decode"].pulled)
-            inferred = overlap(engine, self._infer, _batches(decoded, self.batch_size), 3, self.stats["infer"].pulled)
+        with (
+            ThreadPoolExecutor(self.threads, "decode") as decoders,
+            ThreadPoolExecutor(1, "gpu-decode") as gpu,
+            ThreadPoolExecutor(self.pool.slots, "engine") as engine,
+        ):
+            decoded = self._decoding.run(inputs, decoders, self._ahead(), gpu)
+            batches = _batches(decoded, lambda: self.batch_size)
+            inferred = overlap(engine, self._infer, batches, self.pool.slots + 2, self.stats["infer"].pulled)
             try:
                 for batch in inferred:
                     yield from batch
             finally:
-                for pool in (decoders, engine):
+                for pool in (decoders, gpu, engine):
                     pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ahead(self) -> int:
+        """How many images each window holds: enough for every engine's next batch."""
+        return (self.pool.slots + 1) * self.batch_size + self.threads
 
     def identity(self) -> dict[str, str | int]:
         """Return what the answers hang on: the same values, the same bytes. See `cloudrt.journal`."""
@@ -193,20 +173,25 @@ class Segmenter:
 
         machine, installed = describe_machine(), installed_distributions()
         packages = ("cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg")
-        identity: dict[str, str | int] = {
-            "artifact": sha256(self.model),
-            "provider": self.choice.provider,
-            "device": machine.cpu if self.choice.provider in ("cpu", "openvino") else ", ".join(machine.gpus),
+        on_cpu = self.plan.provider in ("cpu", "openvino")
+        identity: dict[str, str | int] = self.plan.identity() | {
+            "artifact": self._sha256,
+            "device": machine.cpu if on_cpu else machine.gpus[self.devices[0]],
             "precision": self.artifact.precision,
-            "batch size": self.batch_size,
             "threads": self.threads,
+            "decoder": self.decoder,
             "largest image, pixels": self.max_pixels,
         }
         return identity | {name: installed[name] for name in packages if name in installed}
 
+    def shrink(self, batch_size: int) -> None:
+        """Go on with a smaller batch, where an earlier run came down to it; 0 or the present one change nothing."""
+        if 0 < batch_size < self.batch_size:
+            self.pool.resize(batch_size)
+
     def close(self) -> None:
-        """Release the engine."""
-        self.engine.close()
+        """Release the engines."""
+        self.pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -214,50 +199,52 @@ class Segmenter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _decode(self, numbered: tuple[int, Input]) -> _Decoded:
-        number, source = numbered
-        key = f"image-{number}"
-        if isinstance(source, ImageFile):
-            key, source = source.key, source.path
-        elif isinstance(source, str | Path):
-            key = str(source)
-        with self.stats["decode"].timed():
+    def _infer(self, batch: list[Decoded]) -> list[Inferred]:
+        """Run one batch; in smaller ones where memory runs out, or ran out since the batch was put together."""
+        inferred: list[Inferred] = []
+        left = [batch]
+        while left:
+            part, size = left.pop(0), self.batch_size
+            parts = list(_batches(part, lambda size=size: size))  # type: ignore[misc]
+            if len(parts) > 1:
+                left = parts + left
+                continue
             try:
-                image = load_image(source, self.artifact.input_size, self.max_pixels)
-                return _Decoded(number, key, image, None)
-            except ImageError as error:
-                return _Decoded(number, key, None, str(error))
+                inferred += self._run(part, size)
+            except MemoryExhausted as reason:
+                self.pool.step_down(size, reason)
+                left.insert(0, part)
+        return inferred
 
-    def _infer(self, batch: list[_Decoded]) -> list[Inferred]:
+    def _run(self, batch: list[Decoded], size: int) -> list[Inferred]:
+        images = [item.image for item in batch if item.image is not None]
+        first = batch[0].number
+        if not images:
+            return [Inferred(item.key, None, None, item.error, first, size) for item in batch]
         with self.stats["infer"].timed():
-            images = [item.image for item in batch if item.image is not None]
-            if not images:
-                return [Inferred(item.key, None, None, item.error, batch[0].number) for item in batch]
-            padded = np.zeros((self.batch_size, *images[0].shape), np.uint8)
-            padded[: len(images)] = images
-            probability, presence = self.engine.run(padded)
-            rows = iter(range(len(images)))
-            inferred = []
-            for item in batch:
-                row = next(rows) if item.image is not None else None
-                inferred.append(
-                    Inferred(
-                        item.key,
-                        None if row is None else probability[row],
-                        None if row is None or presence is None else presence[row],
-                        item.error,
-                        batch[0].number,
-                    )
-                )
-            return inferred
+            probability, presence = self.pool.run(images)
+        rows = iter(range(len(images)))
+        inferred = []
+        for item in batch:
+            if item.image is None:
+                inferred.append(Inferred(item.key, None, None, item.error, first, size))
+                continue
+            row = next(rows)
+            levels = None if presence is None else presence[row]
+            inferred.append(Inferred(item.key, probability[row], levels, None, first, size))
+        return inferred
 
     def _finish(self, item: Inferred) -> Result:
         labels = self.labels
         if item.probability is None:
-            return Result(item.image, dict.fromkeys(labels.classes, ""), item.error, labels, item.batch)
+            return Result(
+                item.image, dict.fromkeys(labels.classes, ""), item.error, labels, item.batch, item.batch_size
+            )
         with self.stats["postprocess"].timed():
             texts = apply_rules(item.probability, self.artifact.rules, item.presence)
-        return Result(item.image, dict(zip(labels.classes, texts, strict=True)), None, labels, item.batch)
+        return Result(
+            item.image, dict(zip(labels.classes, texts, strict=True)), None, labels, item.batch, item.batch_size
+        )
 
 
 def _seen(items: Iterable[Inferred], look: Callable[[Inferred], object] | None) -> Iterator[Inferred]:
@@ -267,15 +254,15 @@ def _seen(items: Iterable[Inferred], look: Callable[[Inferred], object] | None) 
         yield item
 
 
-def _batches(items: Iterable[_Decoded], size: int) -> Iterator[list[_Decoded]]:
+def _batches(items: Iterable[Decoded], size: Callable[[], int]) -> Iterator[list[Decoded]]:
     """Group items so that each group holds up to `size` sound images; failures ride along, at most `size` more."""
-    batch: list[_Decoded] = []
-    sound = 0
+    batch: list[Decoded] = []
+    sound, most = 0, size()
     for item in items:
         batch.append(item)
         sound += item.image is not None
-        if sound == size or len(batch) == 2 * size:
+        if sound == most or len(batch) == 2 * most:
             yield batch
-            batch, sound = [], 0
+            batch, sound, most = [], 0, size()
     if batch:
         yield batch

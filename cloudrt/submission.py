@@ -34,10 +34,10 @@ class Submission:
     failed: int = 0
     rows_with_mask: int = 0
 
-    def add(self, key: str, rle: dict[str, str], error: str | None, batch: int = 0) -> None:
-        """Take the rows of one image, and its failure if it has one; `batch` as `Result` has it."""
+    def add(self, key: str, rle: dict[str, str], error: str | None, batch: int = 0, size: int = 0) -> None:
+        """Take the rows of one image, and its failure if it has one; `batch` and its `size` as `Result` has them."""
         texts = tuple(rle[label] for label in self.labels.classes)
-        self.journal.add(Record(key, texts, error, self.resumed + batch))
+        self.journal.add(Record(key, texts, error, self.resumed + batch, size))
         self.count(texts, error)
 
     def count(self, texts: Sequence[str], error: str | None) -> None:

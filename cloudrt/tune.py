@@ -23,9 +23,9 @@ from cloudrt.files import replacing
 from cloudrt.images import ImageFile
 from cloudrt.labels import Labels
 from cloudrt.overlap import overlap
-from cloudrt.pipeline import Inferred
 from cloudrt.postprocess import Rule
 from cloudrt.probabilities import Probabilities, write_probabilities
+from cloudrt.results import Inferred
 from cloudrt.search import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]

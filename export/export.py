@@ -20,6 +20,7 @@ from cloudrt.errors import DataError
 from cloudrt.files import replacing, sha256
 from cloudrt.labels import Grid
 from cloudrt.network import Checkpoint
+from cloudrt.parity import TOLERANCES, Parity, Tolerances
 
 from .ensemble import Ensemble
 from .gate import Gate, choose_gate_provider, lower
@@ -28,7 +29,7 @@ from .half import to_half
 from .images import open_images
 from .int8 import TARGETS, Quantiser
 from .layers import layers_of
-from .parity import TOLERANCES, Parity, Reference, Tolerances
+from .parity import Reference
 from .speed import measure_speed
 
 logger = logging.getLogger(__name__)

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import onnx
 
 from cloudrt.artifact import Artifact
-from cloudrt.engines import Engine, choose_provider, open_engine
+from cloudrt.engines import Engine, EngineOptions, choose_provider, open_engine
 from cloudrt.engines.availability import problem
 from cloudrt.engines.base import emulation
 from cloudrt.errors import ParityError, ProviderError
+from cloudrt.parity import Parity, Tolerances
 
 from .graph import finish
 from .half import emulate_half
 from .keep import order_by_damage, smallest_kept
-from .parity import Parity, Reference, Tolerances
+from .parity import Reference
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ class Gate:
         finished = finish(model, self.artifact)
         if self.emulates and self.artifact.precision == "fp16":
             emulated = emulate_half(finished)
-            return open_engine(emulated, "cpu", None, emulate=True)
-        return open_engine(finished, self.provider, None, emulate=bool(self.emulates))
+            return open_engine(emulated, "cpu", None, options=EngineOptions(emulate=True))
+        return open_engine(finished, self.provider, None, options=EngineOptions(emulate=bool(self.emulates)))
 
     def measure(
         self, model: onnx.ModelProto, advance: Callable[[int], object] | None = None, *, give_up: bool = False

@@ -15,7 +15,7 @@ from tiny import SMALL_GRIDS, tiny_artifact, tiny_model
 
 import cloudrt.engines.base
 from cloudrt.artifact import Artifact, parse_artifact
-from cloudrt.engines import BATCH_SIZES, PROVIDERS, Choice, choose_provider, open_engine
+from cloudrt.engines import BATCH_SIZES, PROVIDERS, Choice, EngineOptions, choose_provider, open_engine
 from cloudrt.engines.onnxruntime import OrtEngine, provider_options, session_options
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, DataError, ProviderError
@@ -206,7 +206,7 @@ def test_fp16_is_widened_on_the_cpu_unless_told(batch: NDArray[np.uint8]) -> Non
     half = tiny_model(SIZE, LABELS, precision="fp16")
     with open_engine(half, "cpu", None) as engine:
         assert (engine.probability(batch) == plain(widen(half), batch)[0]).all()
-    with open_engine(half, "cpu", None, emulate=True) as engine:
+    with open_engine(half, "cpu", None, options=EngineOptions(emulate=True)) as engine:
         assert (engine.probability(batch) == plain(half, batch)[0]).all()
 
 

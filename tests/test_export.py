@@ -17,7 +17,6 @@ import torch
 from click.testing import CliRunner
 from cloudrt.export.export import Source, export
 from cloudrt.export.images import open_images
-from cloudrt.export.parity import TOLERANCES, Parity, Tolerances
 
 from cloudrt.artifact import read_artifact
 from cloudrt.cli.export import export as command
@@ -25,6 +24,7 @@ from cloudrt.engines.availability import problem
 from cloudrt.errors import ArtifactError, DataError, ImageError, ParityError
 from cloudrt.labels import Labels
 from cloudrt.network import Checkpoint, InferenceGraph, NetworkConfig, build_network
+from cloudrt.parity import TOLERANCES, Parity, Tolerances
 from cloudrt.postprocess import Rule
 from cloudrt.scenes import draw_scene
 

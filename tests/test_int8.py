@@ -15,7 +15,6 @@ from cloudrt.export.export import Source, export, judge_of
 from cloudrt.export.half import to_half
 from cloudrt.export.int8 import Quantiser
 from cloudrt.export.layers import strip_notes
-from cloudrt.export.parity import TOLERANCES, Tolerances
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from test_export import make_checkpoint
@@ -24,6 +23,7 @@ from cloudrt.artifact import Artifact, read_artifact
 from cloudrt.cli.export import export as command
 from cloudrt.engines import choose_provider, open_engine
 from cloudrt.errors import DataError, ProviderError
+from cloudrt.parity import TOLERANCES, Tolerances
 
 WIDE = Tolerances(8.0, 0.5, 1.0)
 """Of a network with random weights, whose masks hang on single levels."""

@@ -16,8 +16,9 @@ from tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.errors import ArtifactError, DataError, ProviderError
 from cloudrt.images import ImageFile, load_image
-from cloudrt.pipeline import Result, Segmenter
+from cloudrt.pipeline import Segmenter
 from cloudrt.postprocess import Rule, apply_rules
+from cloudrt.results import Result
 from cloudrt.rle import rle_decode
 from cloudrt.scenes import draw_scene
 
@@ -269,7 +270,7 @@ def test_stages_overlap(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return picture(1)
 
     monkeypatch.setattr(OrtEngine, "run", run)
-    monkeypatch.setattr("cloudrt.pipeline.load_image", load)
+    monkeypatch.setattr("cloudrt.decoding.load_image", load)
     with Segmenter(model, "cpu", batch_size=2, threads=2) as segmenter:
         assert len(list(segmenter.predict(str(number).encode() for number in range(20)))) == 20
     assert all(met)

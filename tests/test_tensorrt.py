@@ -9,10 +9,12 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
+import cloudrt.engines.onnxruntime
 from cloudrt.artifact import Artifact
-from cloudrt.engines import tensorrt
+from cloudrt.engines import EngineOptions, tensorrt
 from cloudrt.engines.availability import Driver
-from cloudrt.engines.tensorrt import EngineKey, build_options, cache_options, provider_options, triton_options
+from cloudrt.engines.onnxruntime import provider_options, tensorrt_engine_exists
+from cloudrt.engines.tensorrt import EngineKey, build_options, cache_options, engine_folder, triton_options
 
 ARTIFACT = Artifact(input_size=(64, 96), precision="fp16")
 KEY = EngineKey("ab" * 32, "1.31.1", "10.9.0", "NVIDIA H200, 139 GiB", "fp16", (("trt_fp16_enable", "1"),))
@@ -53,31 +55,46 @@ def test_the_key_is_made_of_the_bytes_and_this_machine(monkeypatch: pytest.Monke
     versions = {"onnxruntime-gpu": "1.31.1", "tensorrt-cu13": "10.9.0"}
     monkeypatch.setattr(tensorrt, "_version", lambda *names: versions[names[0]])
     monkeypatch.setattr(tensorrt, "nvidia_driver", lambda: Driver((13, 0), ("NVIDIA H200, 139 GiB",)))
-    options = provider_options(ARTIFACT, 8, b"model", tmp_path)
     build = build_options(ARTIFACT, 8)
     key = EngineKey(
         hashlib.sha256(b"model").hexdigest(), "1.31.1", "10.9.0", "NVIDIA H200, 139 GiB", "fp16", tuple(build.items())
     )
-    assert options == build | cache_options(tmp_path / key.folder())
-    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(tmp_path / key.folder())
-    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
-    assert all(isinstance(value, str) for value in options.values())
+    assert engine_folder(ARTIFACT, 8, b"model", tmp_path) == tmp_path / key.folder()
     folders = {
-        provider_options(artifact, batch, content, tmp_path)["trt_engine_cache_path"]
+        engine_folder(artifact, batch, content, tmp_path, device)
         for artifact in (ARTIFACT, replace(ARTIFACT, precision="fp32"))
         for batch in (8, 16, None)
         for content in (b"model", b"another")
+        for device in (0, 1)  # there is no second GPU here: its name is unknown
     }
-    assert len(folders) == 12
+    assert len(folders) == 24
 
 
-def test_onnxruntime_knows_every_option() -> None:
-    """The names that its TensorRT provider parses lie in the library as text."""
-    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_tensorrt.so"
+def test_an_engine_is_found_where_onnxruntime_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cloudrt.engines.onnxruntime, "_cache_folder", lambda: tmp_path)
+    options = provider_options("tensorrt", ARTIFACT, 8, b"model", EngineOptions(cuda_graph=True, device=1))
+    folder = engine_folder(ARTIFACT, 8, b"model", tmp_path, 1)
+    assert options == {
+        "device_id": "1", "trt_cuda_graph_enable": "1", **build_options(ARTIFACT, 8), **cache_options(folder)
+    }  # fmt: skip
+    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(folder)
+    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
+    assert all(isinstance(value, str) for value in options.values())
+    assert not tensorrt_engine_exists(ARTIFACT, 8, b"model", 1)
+    folder.mkdir()
+    (folder / "cloudrt_TensorrtExecutionProvider_TRTKernel_graph_0_sm90.engine").touch()
+    assert tensorrt_engine_exists(ARTIFACT, 8, b"model", 1)
+    assert not tensorrt_engine_exists(ARTIFACT, 8, b"another", 1)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_onnxruntime_knows_every_option(provider: str) -> None:
+    """The names that its providers parse lie in their libraries as text."""
+    library = Path(onnxruntime.__file__).parent / "capi" / f"libonnxruntime_providers_{provider}.so"
     if not library.is_file():
-        pytest.skip("this ONNX Runtime was built without TensorRT's provider")
+        pytest.skip("this ONNX Runtime was built without this provider")
     content = library.read_bytes()
-    for name in build_options(ARTIFACT, 8) | cache_options(Path("cache")):
+    for name in provider_options(provider, ARTIFACT, 8, b"model", EngineOptions(cuda_graph=True)):
         assert b"\0" + name.encode() + b"\0" in content, name
 
 

@@ -18,7 +18,7 @@ from cloudrt.errors import CloudrtError, ParityError
 
 if TYPE_CHECKING:
     from cloudrt.export.export import Exported, Source
-    from cloudrt.export.parity import Tolerances
+    from cloudrt.parity import Tolerances
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -173,9 +173,9 @@ def _export_one(
     from cloudrt.export.export import export as run
 
     compared = source.reference
-    title = f"{precision} beside PyTorch fp32 on {len(compared.names)} {compared.source}"
+    title = f"{precision} beside PyTorch fp32 on {len(compared.images)} {compared.answers.source}"
     try:
-        with progress_bar(f"Comparing {precision}", len(compared.names)) as advance:
+        with progress_bar(f"Comparing {precision}", len(compared.images)) as advance:
             done = run(
                 source, target, precision, tolerances=tolerances, provider=provider,
                 int8_target=int8_target, advance=advance,
@@ -246,7 +246,7 @@ def _build_engine(target: Path, batch_size: int) -> None:
 
 def _tolerances(precision: str, limits: dict[str, float], *, tighten: bool = False) -> Tolerances:
     """Return a precision's tolerances with the limits that were given; to `tighten` is to pass over wider ones."""
-    from cloudrt.export.parity import TOLERANCES
+    from cloudrt.parity import TOLERANCES
 
     default = TOLERANCES[precision]
     if tighten:

@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from cloudrt.export.export import Exported, Source
-    from cloudrt.export.parity import Verdict
+    from cloudrt.parity import Verdict
 
 SHOWN = 8
 """How many layers are named on the terminal."""

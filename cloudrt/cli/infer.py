@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cloudrt.cli.common import Failure, progress_bar, reports_errors
+from cloudrt.cli.common import Failure, progress_bar, reports_errors, say_logs
 
 if TYPE_CHECKING:
+    from cloudrt.engines.plan import Plan
     from cloudrt.images import ImageFile
-    from cloudrt.pipeline import Inferred, Result, Segmenter
+    from cloudrt.pipeline import Segmenter
     from cloudrt.probabilities import ProbabilityWriter
+    from cloudrt.results import Inferred, Result
     from cloudrt.submission import Submission
 
 
@@ -41,9 +44,19 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True,
-    help="auto takes the fastest that works here, and says which.",
+    help="auto measures, once for each model and machine, takes the fastest that gives the same answers, and says so.",
 )  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1), help="Images a batch; the provider's default otherwise.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images a batch; measured once for each machine otherwise.")
+@click.option(
+    "--compute", type=click.Choice(["auto", "f32", "bf16", "f16"]), default="auto", show_default=True,
+    help="What OpenVINO computes in; auto lowers fp16 and int8 artifacts where the CPU can and the answers agree.",
+)  # fmt: skip
+@click.option("--devices", help="GPUs, such as 0,1: an engine on each. The first one otherwise.")
+@click.option("--allow-cpu", is_flag=True, help="Accept heavy nodes on the CPU although a GPU was asked for.")
+@click.option(
+    "--decoder", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
+    help="gpu: JPEGs by nvImageCodec, which finds files that are cut but not every damage inside.",
+)  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each stage; all that may be used by default.")
 @click.option(
     "--max-megapixels",
@@ -65,7 +78,8 @@ if TYPE_CHECKING:
 @reports_errors
 def infer(
     inputs: tuple[str, ...], model: Path | None, output: Path | None, form: str, overwrite: bool, resume: bool,
-    sample: Path | None, provider: str, batch_size: int | None, threads: int | None, max_megapixels: float,
+    sample: Path | None, provider: str, batch_size: int | None, compute: str, devices: str | None, allow_cpu: bool,
+    decoder: str, threads: int | None, max_megapixels: float,
     report: bool, stats: Path | None, masks: Path | None, overlays: Path | None, save_probabilities: Path | None,
 ) -> None:  # fmt: skip
     """Write the submission of INPUTS: folders of images, images, quoted patterns such as 'in/**/*.jpg', or lists.
@@ -101,9 +115,13 @@ def infer(
     from cloudrt.inputs import list_inputs
     from cloudrt.pipeline import Segmenter
 
+    say_logs("cloudrt", logging.INFO)
+    numbers = _device_numbers(devices)
+    plan = _recorded_plan(journal_path(output), provider, batch_size, compute) if resume else None
     with Segmenter(
-        model, provider, batch_size=batch_size or 0, threads=threads or 0, max_pixels=int(max_megapixels * 1e6)
-    ) as segmenter:
+        model, provider, batch_size=batch_size or 0, threads=threads or 0, max_pixels=int(max_megapixels * 1e6),
+        compute=compute, devices=numbers, allow_cpu=allow_cpu, decoder=decoder, plan=plan,
+    ) as segmenter:  # fmt: skip
         _announce(segmenter, provider)
         files = list_inputs(inputs, sample, segmenter.labels)
         if masks or overlays:
@@ -123,16 +141,33 @@ def infer(
         raise SystemExit(1)
 
 
+def _device_numbers(devices: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in devices.split(",")) if devices else (0,)
+    except ValueError:
+        raise Failure(f"--devices {devices}: numbers of GPUs, such as 0,1") from None
+
+
+def _recorded_plan(journal: Path, provider: str, batch_size: int | None, compute: str) -> Plan | None:
+    """Return how the run to be resumed ran, as far as it is what is asked for now; the journal names what differs."""
+    from cloudrt.engines.plan import Plan, Request
+    from cloudrt.journal import read_identity
+
+    identity = read_identity(journal)
+    plan = Plan.recorded(identity) if identity else None
+    return plan if plan and plan.serves(Request(provider, batch_size or 0, compute=compute)) else None
+
+
 def _announce(segmenter: Segmenter, wanted: str) -> None:
     artifact = segmenter.artifact
     height, width = artifact.input_size
     click.echo(
         f"{segmenter.model}: {artifact.architecture} with {artifact.encoder}, {artifact.precision}, {width}x{height}; "
-        f"provider {segmenter.choice.provider}, batch {segmenter.batch_size}, {segmenter.threads} threads",
+        f"{segmenter.plan.describe()}, {segmenter.threads} threads",
         err=True,
     )
     if wanted == "auto":
-        for name, reason in segmenter.choice.passed_over.items():
+        for name, reason in segmenter.plan.passed_over.items():
             click.echo(f"  not {name}: {reason}", err=True)
 
 
@@ -165,6 +200,7 @@ def _predict(segmenter: Segmenter, files: list[ImageFile], to: _Outputs, began: 
             )
             if to.resume:
                 click.echo(_resumed(submission.resumed, to.output), err=True)
+                segmenter.shrink(submission.journal.size)
             left = files[submission.resumed :]
             if page:
                 for file, record in zip(files, submission.journal.records(), strict=False):
@@ -177,7 +213,7 @@ def _predict(segmenter: Segmenter, files: list[ImageFile], to: _Outputs, began: 
             painters = stack.enter_context(ThreadPoolExecutor(segmenter.threads, "paint"))
             results = zip(left, segmenter.predict(left, keep), strict=True)
             for file, result in overlap(painters, partial(_paint, segmenter, to), results, 2 * segmenter.threads):
-                submission.add(result.image, result.rle, result.error, result.batch)
+                submission.add(result.image, result.rle, result.error, result.batch, result.batch_size)
                 if page:
                     page.add(result.image, file.path, None if result.error else result.rle, result.error)
                 advance(failed=submission.failed, limit=segmenter.stats.limiting())
@@ -244,6 +280,6 @@ def _facts(segmenter: Segmenter, submission: Submission, seconds: float) -> dict
         "Model": segmenter.model.name,
         "Network": f"{artifact.architecture} with {artifact.encoder}, {artifact.precision}, {width}x{height}",
         "Held-out Dice": f"{artifact.validation_dice:.4f}",
-        "Provider": segmenter.choice.provider,
+        "Provider": segmenter.plan.describe().removeprefix("provider "),
         "Images per second": f"{(submission.images - submission.resumed) / seconds:.1f}",
     }

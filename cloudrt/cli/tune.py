@@ -152,7 +152,7 @@ def _open(
         return FromFile(kept), artifact
     segmenter = stack.enter_context(Segmenter(source, provider, batch_size=batch_size, threads=threads))
     click.echo(
-        f"{source}: provider {segmenter.choice.provider}, batch {segmenter.batch_size}, {segmenter.threads} threads",
+        f"{source}: provider {segmenter.plan.provider}, batch {segmenter.batch_size}, {segmenter.threads} threads",
         err=True,
     )
     return segmenter, segmenter.artifact

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from cloudrt.engines.base import BATCH_SIZES, PROVIDERS, Choice, Engine, choose_provider, open_engine
+from cloudrt.engines.base import (
+    BATCH_SIZES,
+    PROVIDERS,
+    Choice,
+    Engine,
+    EngineOptions,
+    choose_provider,
+    open_engine,
+)
 
-__all__ = ["BATCH_SIZES", "PROVIDERS", "Choice", "Engine", "choose_provider", "open_engine"]
+__all__ = ["BATCH_SIZES", "PROVIDERS", "Choice", "Engine", "EngineOptions", "choose_provider", "open_engine"]

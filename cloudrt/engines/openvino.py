@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import Self
+from queue import SimpleQueue
+from typing import Any, Self
 
 import numpy as np
 import onnx
@@ -11,44 +12,77 @@ import openvino
 from numpy.typing import NDArray
 
 from cloudrt.artifact import Artifact
-from cloudrt.engines.base import check_batch
-from cloudrt.errors import ArtifactError
+from cloudrt.engines.base import DEFAULTS, EngineOptions, check_batch, exhausted
+from cloudrt.engines.widen import widen
+from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
+
+_CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}
+
+
+def fast_computes() -> tuple[str, ...]:
+    """Return what this CPU has instructions for: "f32", and perhaps "bf16" (AMX, AVX-512) and "f16"."""
+    found = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("f32", *(name for name, capability in _CAPABILITIES.items() if capability in found))
 
 
 class OpenvinoEngine:
-    """An artifact compiled by OpenVINO for the CPU, computing in float32; see `cloudrt.engines.Engine`.
+    """An artifact compiled by OpenVINO for the CPU; see `cloudrt.engines.Engine`.
+
+    It has one request a stream: `run` takes a free one, and OpenVINO works on all of them at once, its threads shared
+    out among them.
 
     Raises
     ------
     ArtifactError
         OpenVINO refuses the graph.
+    MemoryExhausted
+        There is no memory for it.
+    ProviderError
+        The CPU has no instructions for what is to be computed in: OpenVINO would take another silently.
     """
 
-    def __init__(self, model: onnx.ModelProto, artifact: Artifact, batch_size: int | None, threads: int) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        artifact: Artifact,
+        batch_size: int | None,
+        threads: int,
+        options: EngineOptions = DEFAULTS,
+    ) -> None:
         self.artifact = artifact
         self.provider = "openvino"
         self.batch_size = batch_size
+        self.streams = options.streams
+        computes = fast_computes()
+        if options.compute not in computes:
+            raise ProviderError(f"this CPU has no instructions for {options.compute}: {', '.join(computes)}")
+        if artifact.precision == "fp16" and options.compute != "f16":
+            model = widen(model)  # what a fp16 graph makes it convert to and fro
         core = openvino.Core()
         try:
             graph = core.read_model(BytesIO(model.SerializeToString()))
             if batch_size is not None:
                 graph.reshape({"image": [batch_size, *artifact.input_size, 3]})
-            self._compiled = core.compile_model(
-                graph,
-                "CPU",
-                {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"},
-            )
-        except RuntimeError as error:
-            raise ArtifactError(f"OpenVINO refuses the model: {str(error).splitlines()[-1]}") from error
-        self._request = self._compiled.create_infer_request()
+            self._compiled = core.compile_model(graph, "CPU", compile_options(threads, options))
+            self._requests: SimpleQueue[Any] = SimpleQueue()
+            for _ in range(options.streams):
+                self._requests.put(self._compiled.create_infer_request())
+        except (RuntimeError, MemoryError) as error:
+            raise _explain(error, ArtifactError("OpenVINO refuses the model")) from error
         self._outputs = [output.get_any_name() for output in self._compiled.outputs]
 
     def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images."""
         check_batch(batch, self.artifact, self.batch_size)
-        values = self._request.infer({"image": batch}, share_inputs=True)
-        # The request's output buffers are written again by the next call: copy.
-        found = {name: np.array(values[i], np.uint8) for i, name in enumerate(self._outputs)}
+        request = self._requests.get()
+        try:
+            values = request.infer({"image": batch}, share_inputs=True)
+            # The request's output buffers are written again by its next call: copy.
+            found = {name: np.array(values[i], np.uint8) for i, name in enumerate(self._outputs)}
+        except (RuntimeError, MemoryError) as error:
+            raise _explain(error, ProviderError(f"OpenVINO failed on a batch of {len(batch)}")) from error
+        finally:
+            self._requests.put(request)
         return found["probability"], found.get("presence")
 
     def probability(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -57,10 +91,28 @@ class OpenvinoEngine:
 
     def close(self) -> None:
         """Release the compiled model's memory."""
-        self._request = self._compiled = None
+        self._requests, self._compiled = SimpleQueue(), None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def compile_options(threads: int, options: EngineOptions) -> dict[str, Any]:
+    """Return the properties to compile with: threads as the container allows, unpinned, for the decoders run beside."""
+    return {
+        "INFERENCE_PRECISION_HINT": options.compute,
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": str(options.streams),
+        "ENABLE_CPU_PINNING": False,
+        "EXECUTION_MODE_HINT": "PERFORMANCE",
+    }
+
+
+def _explain(error: Exception, otherwise: CloudrtError) -> CloudrtError:
+    line = (str(error).splitlines() or [type(error).__name__])[-1]
+    if exhausted(error):
+        return MemoryExhausted(f"OpenVINO has no memory left: {line}")
+    return type(otherwise)(f"{otherwise}: {line}")

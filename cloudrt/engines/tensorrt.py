@@ -87,20 +87,19 @@ def cache_options(folder: Path) -> dict[str, str]:
     }
 
 
-def provider_options(artifact: Artifact, batch_size: int | None, content: bytes, cache: Path) -> dict[str, str]:
-    """Return all options for an artifact of these bytes on this machine; engines lie in a folder of their own in
-    `cache`."""
-    build = build_options(artifact, batch_size)
+def engine_folder(artifact: Artifact, batch_size: int | None, content: bytes, cache: Path, device: int = 0) -> Path:
+    """Return the folder, in `cache`, of the engine for an artifact of these bytes on this machine's GPU `device`."""
     driver = nvidia_driver()
+    gpus = driver.gpus if driver else ()
     key = EngineKey(
         hashlib.sha256(content).hexdigest(),
         _version("onnxruntime-gpu", "onnxruntime"),
         _version("tensorrt-cu13", "tensorrt"),
-        driver.gpus[0] if driver and driver.gpus else "",
+        gpus[device] if device < len(gpus) else "",
         artifact.precision,
-        tuple(build.items()),
+        tuple(build_options(artifact, batch_size).items()),
     )
-    return build | cache_options(cache / key.folder())
+    return cache / key.folder()
 
 
 def triton_options(artifact: Artifact, largest_batch: int) -> dict[str, str]:

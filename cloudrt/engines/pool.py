@@ -1,0 +1,117 @@
+"""The engines of one run: one a device, behind one `run` that any of its threads may call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.artifact import Artifact
+from cloudrt.engines.base import Engine
+from cloudrt.errors import MemoryExhausted
+
+logger = logging.getLogger(__name__)
+
+
+class EnginePool:
+    """Engines of one batch size, which halves when memory runs out.
+
+    Parameters
+    ----------
+    open_one
+        `open_one(device, batch_size)` gives an engine.
+    devices
+        Numbers of the GPUs; (0,) on a CPU.
+    batch_size
+        The fixed N to begin with.
+
+    Raises
+    ------
+    CloudrtError
+        What `open_one` raises; engines that were opened before it are closed.
+    """
+
+    def __init__(self, open_one: Callable[[int, int], Engine], devices: Sequence[int], batch_size: int) -> None:
+        self._open_one, self._devices = open_one, tuple(devices)
+        self.batch_size = batch_size
+        self.engines: list[Engine] = []
+        self._slots: SimpleQueue[Engine] = SimpleQueue()
+        self._change = Lock()
+        self._open()
+
+    @property
+    def slots(self) -> int:
+        """How many threads may run a batch at once."""
+        return sum(engine.streams for engine in self.engines)
+
+    @property
+    def artifact(self) -> Artifact:
+        """What the engines run."""
+        return self.engines[0].artifact
+
+    def run(self, images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return probability (n, C, W_out, H_out) and presence (n, C), or None, of n images (H, W, 3) uint8 RGB.
+
+        The batch is filled up with black images to the fixed N.
+
+        Raises
+        ------
+        MemoryExhausted
+            More images than the batch size, or no memory for them: call `step_down`, and come again with fewer.
+        """
+        engine = self._slots.get()
+        try:
+            size = engine.batch_size or len(images)
+            if len(images) > size:
+                raise MemoryExhausted(f"{len(images)} images for batches of {size}")
+            batch = np.zeros((size, *images[0].shape), np.uint8)
+            batch[: len(images)] = images
+            probability, presence = engine.run(batch)
+        finally:
+            self._slots.put(engine)
+        return probability[: len(images)], None if presence is None else presence[: len(images)]
+
+    def step_down(self, failed: int, reason: MemoryExhausted) -> None:
+        """Open all engines anew with half the batch, unless that happened since a batch of `failed` images failed.
+
+        Raises
+        ------
+        MemoryExhausted
+            `reason`, where a single image does not fit.
+        """
+        with self._change:
+            if self.batch_size < failed:
+                return
+            if self.batch_size == 1:
+                raise reason
+            self.resize(self.batch_size // 2)
+            logger.warning("%s; going on with batches of %d", reason, self.batch_size)
+
+    def resize(self, batch_size: int) -> None:
+        """Open all engines anew with another batch size, once they are done with what they are at."""
+        for _ in range(self.slots):
+            self._slots.get()
+        self.close()
+        self.batch_size = batch_size
+        self._open()
+
+    def close(self) -> None:
+        """Release the engines."""
+        for engine in self.engines:
+            engine.close()
+
+    def _open(self) -> None:
+        self.engines = []
+        try:
+            for device in self._devices:
+                self.engines.append(self._open_one(device, self.batch_size))
+        except BaseException:
+            self.close()
+            raise
+        for engine in self.engines:
+            for _ in range(engine.streams):
+                self._slots.put(engine)
