@@ -1,0 +1,282 @@
+"""Engines in a pool: several devices, a batch that halves when memory runs out, buffers on a device."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+from test_pipeline import LABELS, SIZE, picture, plain_answers
+from tiny import tiny_artifact, tiny_model, write_jpeg
+
+from cloudrt.artifact import parse_artifact
+from cloudrt.cli.infer import infer
+from cloudrt.engines import EngineOptions, open_engine
+from cloudrt.engines.base import exhausted
+from cloudrt.engines.binding import Binding
+from cloudrt.engines.onnxruntime import OrtEngine
+from cloudrt.engines.plan import Plan
+from cloudrt.engines.pool import EnginePool
+from cloudrt.errors import MemoryExhausted, ProviderError
+from cloudrt.journal import Journal
+from cloudrt.pipeline import Segmenter
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, LABELS, presence=True)
+
+
+def fits(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let batches of more than `most` images run out of memory; return the sizes that are tried."""
+    tried: list[int] = []
+    real = OrtEngine.run
+
+    def run(self: OrtEngine, batch: NDArray[np.uint8]) -> object:
+        tried.append(len(batch))
+        if len(batch) > most:
+            raise MemoryExhausted("cuda has no memory for this")
+        return real(self, batch)
+
+    monkeypatch.setattr(OrtEngine, "run", run)
+    return tried
+
+
+@pytest.mark.parametrize("size", [4, 7, 16])
+def test_no_image_is_lost_when_memory_runs_out(
+    model: Path, monkeypatch: pytest.MonkeyPatch, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = fits(2, monkeypatch)
+    pictures: list[Any] = [picture(number) for number in range(20)]
+    pictures[5:5] = [b"no image", b"nor this"]
+    with Segmenter(model, "cpu", batch_size=size) as segmenter:
+        results = list(segmenter.predict(pictures))
+        assert segmenter.batch_size <= 2
+        assert segmenter.identity()["batch size"] == size  # what the run began with
+        rules = segmenter.artifact.rules
+    assert [result.image for result in results] == [f"image-{number}" for number in range(22)]
+    for result, image in zip(results, pictures, strict=True):
+        assert (result.error is not None) == isinstance(image, bytes)
+        if not isinstance(image, bytes):
+            assert result.rle == plain_answers(model, image, rules)
+        assert result.batch_size == segmenter.batch_size
+        assert result.batch <= int(result.image.split("-")[1]) < result.batch + 2 * result.batch_size + 2
+    assert sum(one == size for one in tried) == 1
+    assert f"going on with batches of {size // 2}" in caplog.text
+
+
+def test_a_single_image_that_does_not_fit_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits(0, monkeypatch)
+    before = threading.active_count()
+    with Segmenter(model, "cpu", batch_size=4) as segmenter, pytest.raises(MemoryExhausted, match="no memory for this"):
+        list(segmenter.predict([picture(1)] * 9))
+    assert threading.active_count() == before
+
+
+def test_batches_that_fail_at_once_step_down_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two streams run out of memory together: the second finds that the batch is halved already."""
+    meet = threading.Barrier(2, timeout=10)
+    proto = tiny_model(SIZE, LABELS)
+    artifact = parse_artifact(proto, "m")
+
+    class Failing:
+        streams = 2
+
+        def __init__(self, batch_size: int) -> None:
+            self.batch_size, self.artifact = batch_size, artifact
+
+        def run(self, batch: NDArray[np.uint8]) -> Any:
+            if len(batch) > 4:
+                meet.wait()
+                raise MemoryExhausted("both")
+            return np.zeros((len(batch), *artifact.output_shape), np.uint8), None
+
+        def close(self) -> None: ...
+
+    pool = EnginePool(lambda device, size: Failing(size), (0,), 8)  # type: ignore[arg-type,return-value]
+    sizes = []
+
+    def work() -> None:
+        try:
+            pool.run([picture(1)] * 8)
+        except MemoryExhausted as reason:
+            pool.step_down(8, reason)
+            sizes.append(pool.batch_size)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sizes == [4, 4]
+    assert pool.slots == 2
+    with pytest.raises(MemoryExhausted, match="8 images for batches of 4"):
+        pool.run([picture(1)] * 8)
+    assert len(pool.run([picture(1)] * 3)[0]) == 3
+
+
+@pytest.mark.parametrize("after", [3, 9, 16, 21])
+def test_a_run_that_stepped_down_resumes_with_its_batch(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    for number in range(24):
+        write_jpeg(tmp_path / "in" / f"{number:02}.jpg", number)
+    tried = fits(2, monkeypatch)
+    words = [str(tmp_path / "in"), "-m", str(model), "--provider", "cpu", "--batch-size", "8"]
+    assert CliRunner().invoke(infer, [*words, "-o", str(tmp_path / "whole.csv")]).exit_code == 0
+    real, left = Journal.add, [after]
+
+    def stop(self: Journal, record: Any) -> None:
+        real(self, record)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", stop)
+        assert CliRunner().invoke(infer, [*words, "-o", str(tmp_path / "s.csv")]).exit_code == 130
+    tried.clear()
+    done = CliRunner().invoke(infer, [*words, "-o", str(tmp_path / "s.csv"), "--resume"])
+    assert done.exit_code == 0, done.output
+    assert set(tried) == {2}  # it did not run out of memory again
+    assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_every_device_works_behind_one_decoder_and_the_order_stays(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two engines must be in `run` at the same time, or the barrier breaks."""
+    meet = threading.Barrier(2, timeout=10)
+    opened: list[int] = []
+    real = OrtEngine.run
+
+    def open_here(loaded: Any, provider: str, size: int, threads: int, options: EngineOptions) -> OrtEngine:
+        opened.append(options.device)
+        return OrtEngine(loaded, parse_artifact(loaded, "m"), "cpu", size, 1)
+
+    def run(self: OrtEngine, batch: NDArray[np.uint8]) -> object:
+        meet.wait()
+        return real(self, batch)
+
+    monkeypatch.setattr(OrtEngine, "run", run)
+    monkeypatch.setattr("cloudrt.pipeline.open_engine", open_here)
+    pictures = [picture(number) for number in range(24)]
+    with Segmenter(model, devices=(3, 5), plan=Plan("cuda", 2), threads=2) as segmenter:
+        results = list(segmenter.predict(pictures))
+        assert segmenter.stats["infer"].threads == 2
+        rules = segmenter.artifact.rules
+    assert opened == [3, 5]
+    assert [result.image for result in results] == [f"image-{number}" for number in range(24)]
+    assert [result.rle for result in results] == [plain_answers(model, one, rules) for one in pictures]
+
+
+def test_a_device_that_cannot_open_closes_the_others(model: Path) -> None:
+    closed: list[int] = []
+
+    class Opened:
+        streams, batch_size = 1, 2
+
+        def __init__(self, device: int) -> None:
+            self.device = device
+
+        def close(self) -> None:
+            closed.append(self.device)
+
+    def open_one(device: int, size: int) -> Any:
+        if device == 2:
+            raise ProviderError("no GPU 2")
+        return Opened(device)
+
+    with pytest.raises(ProviderError, match="no GPU 2"):
+        EnginePool(open_one, (0, 1, 2), 2)
+    assert closed == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : BFCArena::AllocateRawInternal(size_t, bool) Available memory of "
+        "2048 is smaller than requested bytes of 4096",
+        "CUDA failure 2: out of memory ; GPU=0 ; hostname=box ; expr=cudaMalloc((void**)&p, size);",
+        "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED",
+        "Failed to allocate memory for requested buffer of size 1073741824",
+        "std::bad_alloc",
+    ],
+)
+def test_what_the_runtimes_say_when_memory_runs_out(model: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    assert exhausted(RuntimeError(text))
+    assert not exhausted(RuntimeError("Invalid graph"))
+    with open_engine(model, "cpu", 2) as engine:
+
+        class Session:
+            def run(self, *_: object) -> None:
+                raise state.RuntimeException(text)
+
+        monkeypatch.setattr(engine, "_session", Session())
+        with pytest.raises(MemoryExhausted, match="cpu has no memory for a batch of 2"):
+            engine.run(np.zeros((2, *SIZE, 3), np.uint8))
+
+
+SESSION = onnxruntime.InferenceSession
+
+
+class OnTheCpu:
+    """A session that says it is CUDA's, and runs on the CPU; it keeps the threads that ran it."""
+
+    def __init__(self, content: bytes, options: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+        self.real = SESSION(content, options, providers=["CPUExecutionProvider"])
+        self.asked, self.threads = providers, set[int]()
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider"]
+
+    def get_provider_graph_assignment_info(self) -> list[object]:
+        return []
+
+    def get_outputs(self) -> object:
+        return self.real.get_outputs()
+
+    def io_binding(self) -> object:
+        return self.real.io_binding()
+
+    def run_with_iobinding(self, binding: object) -> None:
+        self.threads.add(threading.get_ident())
+        self.real.run_with_iobinding(binding)
+
+
+@pytest.mark.parametrize("options", [EngineOptions(), EngineOptions(streams=3), EngineOptions(cuda_graph=True)])
+def test_buffers_on_a_device_give_a_plain_sessions_answers(
+    model: Path, monkeypatch: pytest.MonkeyPatch, options: EngineOptions
+) -> None:
+    """The device is the CPU here: the same binding, with its buffers there."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import onnx
+
+    proto = onnx.load(model)
+    plain = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    monkeypatch.setattr("cloudrt.engines.onnxruntime.onnxruntime.InferenceSession", OnTheCpu)
+    monkeypatch.setattr("cloudrt.engines.onnxruntime.load_libraries", lambda provider: None)
+    monkeypatch.setattr(
+        "cloudrt.engines.onnxruntime.Binding",
+        lambda session, artifact, size, kind, device: Binding(session, artifact, size, "cpu"),
+    )
+    random = np.random.default_rng(0)
+    batches = [random.integers(0, 256, (4, *SIZE, 3), np.uint8) for _ in range(12)]
+    with OrtEngine(proto, parse_artifact(proto, model), "cuda", 4, 1, options) as engine:
+        with ThreadPoolExecutor(options.streams) as pool:
+            answers = list(pool.map(engine.run, batches))
+        ran = engine._session.threads
+        assert engine._session.asked[0][1]["enable_cuda_graph"] == str(int(options.cuda_graph))
+    for batch, (probability, presence) in zip(batches, answers, strict=True):
+        wanted = plain.run(["probability", "presence"], {"image": batch})
+        assert (probability == wanted[0]).all()
+        assert presence is not None and (presence == wanted[1]).all()
+    if options.cuda_graph:
+        assert len(ran) == 1 and threading.get_ident() not in ran  # the thread that recorded it, and no other
