@@ -11,136 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cloudrt.errors import DataError
 from cloudrt.files import replacing
 from cloudrt.images import Image, ImageFile, load_image
 from cloudrt.pipeline import Segmenter
 from cloudrt.postprocess import apply_rules
 from cloudrt.submission import open_submission
 
-from . import notebook, postprocess
-from .agreement import Agreement, Maps, compare_rows, compare_submissions
-from .machine import machine, peak_rss_mb, versions
+from . import notebook, pipeline, postprocess
+from .agreement import Maps, compare_rows, compare_submissions
+from .figures import PARTS, Bench, Options
+from .machine import peak_rss_mb
 from .pictures import Progress, open_images
-from .search import SearchTime, label_maps, measure_search
+from .pipeline import PipelineTime
+from .search import label_maps, measure_search
 from .stages import Measured, Stage, measure, passes
 from .startup import measure_startup
-
-SCHEMA = 2
-
-PARTS = ("stages", "post-process", "search", "start-up")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to measure.
-
-    Parameters
-    ----------
-    model
-        The artifact; ./model.onnx, else the shipped one, where it is None.
-    data
-        A folder of images; made-up scenes where it is None.
-    images
-        At most so many; 0 is 12 or more, so that they fill whole batches.
-    provider, batch_size, threads
-        Those of `cloudrt.Segmenter`; threads other than 0 hold for the notebook's way too.
-    checkpoint
-        The best.pth that the artifact was exported from: the notebook's way runs it in PyTorch.
-    repeat
-        Passes of each way that count.
-    only
-        Which of `PARTS` to measure; all where there are none.
-    """
-
-    model: Path | None = None
-    data: Path | None = None
-    images: int = 0
-    provider: str = "auto"
-    batch_size: int = 0
-    threads: int = 0
-    checkpoint: Path | None = None
-    repeat: int = 5
-    only: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.images < 0 or self.repeat < 1:
-            raise DataError(f"at least one image and one repetition, found {self.images} and {self.repeat}")
-
-    def command(self) -> list[str]:
-        """Return the command line of these options; folders, which may be named after their user, as DIR."""
-        words = ["cloudrt-bench", *([self.model.name] if self.model else []), *(["--data", "DIR"] if self.data else [])]
-        words += ["--provider", self.provider, "--repeat", str(self.repeat)]
-        words += ["--images", str(self.images)] if self.images else []
-        words += ["--batch-size", str(self.batch_size)] if self.batch_size else []
-        words += ["--threads", str(self.threads)] if self.threads else []
-        words += [word for part in self.only for word in ("--only", part)]
-        return words + (["--checkpoint", self.checkpoint.name] if self.checkpoint else [])
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What one run found.
-
-    Parameters
-    ----------
-    options
-        What was asked for.
-    model
-        The artifact and how it ran.
-    images
-        How many there were, of what size, and where they came from.
-    peer
-        The network of the notebook's way.
-    skipped
-        Peers that were not measured: name -> why.
-    stages, agreement, peak_rss_mb
-        The figures of decode, infer, post-process and the whole; memory is that of the process, both ways together.
-    postprocess, rle
-        Post-processing, and RLE alone, beside peers on one thread.
-    search
-        The exact search beside the nested loops.
-    startup
-        What a new process waits for.
-    """
-
-    options: Options
-    model: dict[str, Any]
-    images: dict[str, Any]
-    peer: str
-    skipped: dict[str, str]
-    stages: list[Measured]
-    agreement: Agreement
-    peak_rss_mb: float | None
-    postprocess: list[postprocess.Measured]
-    rle: dict[str, Any]
-    search: SearchTime | None
-    startup: dict[str, Any] | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            "schema": SCHEMA,
-            "machine": machine(),
-            "versions": versions(),
-            "command": self.options.command(),
-            "model": self.model,
-            "images": self.images,
-            "notebook": self.peer,
-            "skipped": self.skipped,
-            "stages": [stage.to_dict() for stage in self.stages],
-            "agreement": vars(self.agreement),
-            "peak_rss_mb": self.peak_rss_mb,
-            "postprocess": [measured.to_dict() for measured in self.postprocess],
-            "rle": self.rle,
-            "search": self.search.to_dict() if self.search else None,
-            "startup": self.startup,
-        }
 
 
 def bench(options: Options, output: Path, progress: Progress) -> Bench:
@@ -170,6 +59,9 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
             with progress("Measuring stages", passes(stages, options.repeat)) as advance:
                 measured = measure(stages, len(files), options.repeat, advance)
             agreement = compare_submissions(agreement, segmenter.labels, folder)
+        whole = None
+        if "pipeline" in parts:
+            whole = _measure_pipeline(options, segmenter, peer, files, loaded, maps, folder, progress)
         alone, rle = _measure_postprocess(segmenter, maps, progress) if "post-process" in parts else ([], {})
         search = None
         if "search" in parts:
@@ -178,12 +70,38 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
                 search = measure_search(labelled, advance)
         startup = measure_startup() if "start-up" in parts else None
         done = Bench(
-            options, _describe(segmenter), pictures, peer.name, skipped, measured, agreement, peak_rss_mb(),
+            options, _describe(segmenter), pictures, peer.name, skipped, measured, whole, agreement, peak_rss_mb(),
             alone, rle, search, startup,
         )  # fmt: skip
     with replacing(output) as partial:
         partial.write_text(json.dumps(done.to_dict(), indent=2) + "\n", encoding="utf-8")
     return done
+
+
+def _measure_pipeline(
+    options: Options, segmenter: Segmenter, peer: notebook.Network, files: Sequence[ImageFile],
+    loaded: Sequence[Image], maps: Maps, folder: Path, progress: Progress,
+) -> PipelineTime:  # fmt: skip
+    size, labels, rules = segmenter.artifact.input_size, segmenter.labels, segmenter.artifact.rules
+    plain = notebook.OnnxNetwork(options.baseline or segmenter.model, options.threads)
+    others = {
+        f"plain {plain.name}": lambda: pipeline.write_plain(folder / "plain.csv", files, size, plain, labels, rules),
+        f"the notebook's way, {peer.name}": lambda: notebook.write_submission(
+            folder / "notebook.csv", files, size, peer, labels, rules
+        ),
+    }
+    with progress("Measuring the pipeline", pipeline.rounds(others, options.repeat)) as advance:
+        return pipeline.measure_pipeline(
+            segmenter, files, loaded, maps, lambda: write_ours(segmenter, files, folder / "ours.csv"), others,
+            options.repeat, advance,
+        )  # fmt: skip
+
+
+def write_ours(segmenter: Segmenter, files: Sequence[ImageFile], path: Path) -> None:
+    """Write the submission of `files`, journal and all."""
+    with open_submission(path, segmenter.labels) as submission:
+        for result in segmenter.predict(files):
+            submission.add(result.image, result.rle, result.error)
 
 
 def _measure_postprocess(
@@ -228,11 +146,6 @@ def list_stages(
     size, labels, rules = segmenter.artifact.input_size, segmenter.labels, segmenter.artifact.rules
     theirs = [peer(image) for image in loaded]
 
-    def ours_end_to_end() -> None:
-        with open_submission(folder / "ours.csv", labels) as submission:
-            for result in segmenter.predict(files):
-                submission.add(result.image, result.rle, result.error)
-
     return [
         Stage(
             "decode",
@@ -247,7 +160,7 @@ def list_stages(
         ),
         Stage(
             "end to end",
-            ours_end_to_end,
+            lambda: write_ours(segmenter, files, folder / "ours.csv"),
             lambda: notebook.write_submission(folder / "notebook.csv", files, size, peer, labels, rules),
         ),
     ]

@@ -16,9 +16,10 @@ import pytest
 from click.testing import CliRunner, Result
 from cloudrt.bench import notebook
 from cloudrt.bench.agreement import AgreementError
+from cloudrt.bench.figures import Options
 from cloudrt.bench.pictures import silent
-from cloudrt.bench.run import Options, infer
 from cloudrt.bench.run import bench as run_bench
+from cloudrt.bench.run import infer
 from cloudrt.bench.stages import Measured, Stage, Timing, measure, passes
 from numpy.typing import NDArray
 from tiny import tiny_artifact, write_jpeg
@@ -33,8 +34,8 @@ from cloudrt.rle import rle_encode
 STAGES_ALONE = ("--only", "stages")
 STAGES = ["decode", "infer", "post-process", "end to end"]
 FIELDS = {
-    "schema", "machine", "versions", "command", "model", "images", "notebook", "skipped", "stages", "agreement",
-    "peak_rss_mb", "postprocess", "rle", "search", "startup",
+    "schema", "machine", "versions", "command", "model", "images", "notebook", "skipped", "stages", "pipeline",
+    "agreement", "peak_rss_mb", "postprocess", "rle", "search", "startup",
 }  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def test_the_table_and_the_file(model: Path, images: Path, tmp_path: Path) -> No
         assert word in result.stdout
     done = json.loads(output.read_text())
     assert set(done) == FIELDS
-    assert done["schema"] == 2
+    assert done["schema"] == 3
     assert [(one["kind"], one["form"]) for one in done["postprocess"]] == [
         (kind, form) for kind in ("dense", "smooth", "network") for form in ("uint8, RLE order", "float32, C order")
     ]

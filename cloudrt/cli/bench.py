@@ -10,7 +10,8 @@ import click
 from cloudrt.cli.common import Failure, progress_bar, reports_errors
 
 if TYPE_CHECKING:
-    from cloudrt.bench.run import Bench
+    from cloudrt.bench.figures import Bench
+    from cloudrt.bench.pipeline import PipelineTime
     from cloudrt.bench.search import SearchTime
     from cloudrt.bench.stages import Timing
 
@@ -26,16 +27,20 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=click.IntRange(1), help="Images a batch; the provider's default otherwise.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads, of both ways; each way's default otherwise.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="MODEL's best.pth: the notebook's way in PyTorch.")
+@click.option(
+    "--baseline", type=click.Path(path_type=Path), help="MODEL's fp32 artifact, for plain ONNX Runtime; MODEL itself."
+)
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Passes of each way that count.")
 @click.option(
-    "--only", multiple=True, type=click.Choice(["stages", "post-process", "search", "start-up"]),
+    "--only", multiple=True, type=click.Choice(["stages", "pipeline", "post-process", "search", "start-up"]),
     help="Measure this part; may be given several times.",
 )  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
 @reports_errors
 def bench(
     model: Path | None, data: Path | None, images: int | None, provider: str, batch_size: int | None,
-    threads: int | None, checkpoint: Path | None, repeat: int, only: tuple[str, ...], output: Path,
+    threads: int | None, checkpoint: Path | None, baseline: Path | None, repeat: int, only: tuple[str, ...],
+    output: Path,
 ) -> None:  # fmt: skip
     """Measure decode, infer, post-process and the whole with MODEL, beside the notebook's way in the same run.
 
@@ -45,15 +50,17 @@ def bench(
     MODEL is ./model.onnx, else the one that ships with the package. The answers of both ways are compared before any
     time counts. The figures are also written to bench.json, which is replaced.
     """
-    for path in (data, checkpoint):
+    for path in (data, checkpoint, baseline):
         if path is not None and not path.exists():
             raise Failure(f"{path} is missing")
     if output.exists() and not output.is_file():
         raise Failure(f"{output} is not a regular file: give the name of a file to write")
-    from cloudrt.bench.run import Options
+    from cloudrt.bench.figures import Options
     from cloudrt.bench.run import bench as run
 
-    options = Options(model, data, images or 0, provider, batch_size or 0, threads or 0, checkpoint, repeat, only)
+    options = Options(
+        model, data, images or 0, provider, batch_size or 0, threads or 0, checkpoint, baseline, repeat, only
+    )
     _show(run(options, output, progress_bar))
     click.echo(f"{output}: all figures")
 
@@ -68,6 +75,8 @@ def _show(done: Bench) -> None:
         click.echo(f"  not {name}: {reason}")
     if done.stages:
         _show_stages(done)
+    if done.pipeline:
+        _show_pipeline(done.pipeline)
     if done.postprocess:
         _show_postprocess(done)
     if done.search:
@@ -104,6 +113,15 @@ def _show_stages(done: Bench) -> None:
         f"Answers: {agreement.rows_identical} rows byte for byte alike from the same maps ({agreement.masks} masks); "
         f"Dice between the submissions {agreement.dice:.4f}, {agreement.empty_mismatch:.1%} of rows empty in one only"
     )
+
+
+def _show_pipeline(whole: PipelineTime) -> None:
+    alone = ", ".join(f"{name} {_three(1 / timing.median)}" for name, timing in whole.stages.items())
+    limit = f"{whole.cores} cores without a pause" if whole.cores else "the slower of decode and infer"
+    click.echo(f"Files to CSV: {_three(1 / whole.whole.median)} images/s; each stage alone: {alone}")
+    click.echo(f"That is {whole.share:.2f} of what {limit} allow")
+    for name, timing in whole.peers.items():
+        click.echo(f"  {_three(whole.ratio(name))}x {name} ({_three(1 / timing.median)} images/s)")
 
 
 def _show_postprocess(done: Bench) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -114,11 +115,22 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt as interrupt:
             click.echo("Interrupted: no output is left half-written", err=True)
             raise SystemExit(128 + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)) from None
+        except BrokenPipeError:
+            with suppress(OSError):
+                click.echo("Stopped: nobody reads the output any more", err=True)
+            for stream in (sys.stdout, sys.stderr):  # what is buffered would fail once more at exit
+                with suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            raise SystemExit(_CLOSED_PIPE) from None
         except OSError as error:
             # Full disks, unwritable folders: what the system says is what the user can act on.
             raise Failure(f"{error.filename or 'cloudrt'}: {error.strerror or error}") from error
 
     return wrapped
+
+
+_CLOSED_PIPE = 141
+"""As a shell reports a program that SIGPIPE ended."""
 
 
 class _Terminated(KeyboardInterrupt):
