@@ -187,6 +187,7 @@ def _describe(segmenter: Segmenter) -> dict[str, Any]:
         "input_size": list(artifact.input_size),
         "rules": [rule.to_dict() for rule in artifact.rules],
         "provider": segmenter.plan.provider,
+        "plan": segmenter.plan.describe(),
         "passed_over": segmenter.plan.passed_over,
         "batch_size": segmenter.batch_size,
         "streams": segmenter.plan.streams,

@@ -62,7 +62,8 @@ class Machine:
 UNTESTED = (
     "Not run yet by cloudrt's own tests: TensorRT. Its options, engine cache and int8 layout are tested as values; "
     "bench/tensorrt.sh in the repository checks them where it is installed.",
-    "Not run yet by cloudrt's own tests: CUDA. Its tests skip where there is no GPU.",
+    "Not run yet by cloudrt's own tests: CUDA, several GPUs, CUDA graphs, nvImageCodec on a GPU. Tests run their code "
+    "on the CPU, and skip the rest where there is no GPU.",
 )
 """What stands in README too: what the figures and tests do not cover."""
 

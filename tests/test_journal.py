@@ -289,3 +289,23 @@ def test_records_reach_the_disk_at_intervals(tmp_path: Path, monkeypatch: pytest
         journal.add(Record(f"{second}.jpg", ("",), None, 0))
     assert 3 <= len(synced) - begun <= 5
     journal.close()
+
+
+def test_a_resumed_run_takes_up_how_the_first_one_ran(images: Path, model: Path, tmp_path: Path) -> None:
+    """What `auto` would measure today does not matter; what is asked for and differs is named."""
+    pytest.importorskip("openvino")
+    output = tmp_path / "s.csv"
+    asked = [str(images), "-m", str(model), "-o", str(output)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cloudrt.submission.Submission.write", stop)
+        CliRunner().invoke(infer, [*asked, "--provider", "openvino", "--batch-size", "3"])
+    refused = CliRunner().invoke(infer, [*asked, "--resume", "--provider", "cpu", "--batch-size", "3"])
+    assert refused.exit_code == 2
+    assert "provider was openvino, now cpu" in refused.output
+    resumed = CliRunner().invoke(infer, [*asked, "--resume"])
+    assert resumed.exit_code == 1, resumed.output
+    assert "provider openvino, batch 3" in resumed.output
+    assert "images are done, going on" in resumed.output
+    whole = [*asked[:-1], str(tmp_path / "whole.csv"), "--provider", "openvino", "--batch-size", "3"]
+    assert CliRunner().invoke(infer, whole).exit_code == 1
+    assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()

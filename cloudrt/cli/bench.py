@@ -69,7 +69,7 @@ def _show(done: Bench) -> None:
     model, pictures = done.model, done.images
     click.echo(
         f"{model['file']}: {model['architecture']} with {model['encoder']}, {model['precision']}; "
-        f"provider {model['provider']}, batch {model['batch_size']}, {model['threads']} threads"
+        f"{model['plan']}, {model['threads']} threads"
     )
     for name, reason in model["passed_over"].items():
         click.echo(f"  not {name}: {reason}")

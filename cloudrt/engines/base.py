@@ -46,6 +46,8 @@ class EngineOptions:
     emulate
         On ONNX Runtime's CPU provider, compute what a device would that is not here, slowly: a fp16 graph is not
         widened, and int8 layers compute in float between their roundings. For comparisons.
+    keep_compiled
+        Keep what OpenVINO compiles in the user's cache, for the next start.
     """
 
     streams: int = 1
@@ -54,6 +56,7 @@ class EngineOptions:
     device: int = 0
     allow_cpu: bool = False
     emulate: bool = False
+    keep_compiled: bool = False
 
     def __post_init__(self) -> None:
         if self.streams < 1 or self.device < 0:

@@ -122,7 +122,7 @@ class Plan:
 
     def options(self, device: int = 0, allow_cpu: bool = False) -> EngineOptions:
         """Return the options of its engine on a device."""
-        return EngineOptions(self.streams, self.compute, self.cuda_graph, device, allow_cpu)
+        return EngineOptions(self.streams, self.compute, self.cuda_graph, device, allow_cpu, keep_compiled=True)
 
 
 def make_plan(model: onnx.ModelProto, artifact: Artifact, sha256: str, request: Request) -> Plan:
