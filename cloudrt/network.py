@@ -31,12 +31,15 @@ __all__ = ["Checkpoint", "InferenceGraph", "NetworkConfig", "build_network"]
 CHECKPOINT_FORMAT = 1
 NO_DATA_LEVEL = 8
 """A pixel whose brightest channel is at most this has no data: the swath bands are black but for JPEG's ringing."""
+HEAD_DROPOUT = 0.2
 HAS_DATA_SHARE = 0.4917
 """About half, but no share that 25 pixels and a resize can make exactly: a tie would hang on a runtime's rounding."""
 
 
 def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Module:
     """Build the network: (N, 3, H, W) float normalised image -> (N, C, H, W) logits.
+
+    With a classification head it gives a pair: the logits, and (N, C) logits of the presence of each class.
 
     Parameters
     ----------
@@ -58,6 +61,9 @@ def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Modul
     arguments = list(inspect.signature(architectures[config.architecture.lower()]).parameters)
     for option in config.options:
         check_name(f"argument of {config.architecture}", option, arguments)
+    head: dict[str, Any] = {}
+    if config.presence == "head":
+        head = {"aux_params": {"classes": len(config.labels.classes), "dropout": HEAD_DROPOUT}}
     try:
         network = smp.create_model(
             config.architecture,
@@ -65,7 +71,7 @@ def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Modul
             encoder_weights=_weights_argument(config.encoder, weights),
             in_channels=3,
             classes=len(config.labels.classes),
-            **config.options,
+            **(dict(config.options) | head),
         )
     except (TypeError, KeyError, ValueError, RuntimeError) as error:
         if isinstance(error, KeyError) and "encoder name" in str(error):
@@ -87,6 +93,8 @@ def _weights_argument(encoder: str, weights: str | None) -> str | bool | None:
 class InferenceGraph(nn.Module):
     """What the artifact computes: (N, H, W, 3) uint8 RGB -> (N, C, W_out, H_out) uint8 probability.
 
+    Where the configuration has a presence, the answer is a pair: the probability, and (N, C) uint8.
+
     The output is the transposed submission grid, so that memory order is RLE order. Everything but the network itself
     is float32; `network_dtype` is what the network runs in.
     """
@@ -100,21 +108,39 @@ class InferenceGraph(nn.Module):
         self.network_dtype = network_dtype
         self.submit_grid = config.labels.submit_grid
         self.subtract_no_data = config.subtract_no_data
+        self.top_k = config.top_k if config.presence == "top-k" else 0
         self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the levels 0..255 of each class on the transposed submission grid."""
-        return self.quantise(self.probability(image.to(torch.float32).permute(0, 3, 1, 2)))
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return the levels 0..255 of each class on the transposed submission grid; with presence, those too."""
+        return self.levels(*self.answers(image.to(torch.float32).permute(0, 3, 1, 2)))
 
-    def probability(self, levels: torch.Tensor) -> torch.Tensor:
-        """Return (N, C, H_out, W_out) float32 in 0..1 of (N, 3, H, W) float32 levels 0..255."""
+    def answers(self, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return probability (N, C, H_out, W_out) and the head's presence (N, C), or None, float32 in 0..1.
+
+        `levels` is (N, 3, H, W) float32, 0..255.
+        """
         normalised = (levels - self.mean) / self.std
-        logits = self.network(normalised.to(self.network_dtype)).to(torch.float32)
+        found = self.network(normalised.to(self.network_dtype))
+        logits, head = found if isinstance(found, tuple) else (found, None)
         # Half-pixel centres, as OpenCV's INTER_LINEAR.
-        logits = functional.interpolate(logits, size=self.submit_grid, mode="bilinear", align_corners=False)
+        logits = functional.interpolate(
+            logits.to(torch.float32), size=self.submit_grid, mode="bilinear", align_corners=False
+        )
         probability = torch.sigmoid(logits)
-        return probability * self._has_data(levels) if self.subtract_no_data else probability
+        if self.subtract_no_data:
+            probability = probability * self._has_data(levels)
+        return probability, None if head is None else torch.sigmoid(head.to(torch.float32))
+
+    def levels(
+        self, probability: torch.Tensor, presence: torch.Tensor | None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return what the artifact gives of what `answers` gives, or of the mean of several such."""
+        if self.top_k:
+            presence = probability.flatten(2).topk(self.top_k).values.mean(dim=2)
+        levels = self.quantise(probability)
+        return levels if presence is None else (levels, torch.round(presence * 255).to(torch.uint8))
 
     @staticmethod
     def quantise(probability: torch.Tensor) -> torch.Tensor:

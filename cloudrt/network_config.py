@@ -11,6 +11,7 @@ from cloudrt.labels import CLOUDS, Grid, Labels
 
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+PRESENCES = ("none", "head", "top-k")
 MAX_INPUT_PIXELS = 16_000_000
 """More than any original has; a size beyond is a slip, and would ask for all memory."""
 
@@ -31,6 +32,11 @@ class NetworkConfig:
         Of the RGB channels, in levels 0..255: the network sees (image - mean) / std.
     subtract_no_data
         Whether the probability is zero where the image has no data.
+    presence
+        How the network says, apart from its masks, whether a class is there at all: "none"; "head", a classification
+        head on the encoder; "top-k", the mean of the `top_k` highest probabilities of the map.
+    top_k
+        Pixels of the submission grid.
     labels
         Classes and grids.
     """
@@ -42,6 +48,8 @@ class NetworkConfig:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     subtract_no_data: bool = True
+    presence: str = "none"
+    top_k: int = 2000
     labels: Labels = CLOUDS
 
     def __post_init__(self) -> None:
@@ -64,6 +72,11 @@ class NetworkConfig:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(isinstance(one, int | float) and math.isfinite(one) for one in values):
                 raise DataError(f"{name} is one finite number a channel, found {values}")
+        if self.presence not in PRESENCES:
+            raise DataError(f"presence is one of {', '.join(PRESENCES)}, found {self.presence!r}")
+        rows, columns = self.labels.submit_grid
+        if not 1 <= self.top_k <= rows * columns:
+            raise DataError(f"top_k is from 1 to the grid's {rows * columns} pixels, found {self.top_k}")
         if min(self.std) <= 0:
             raise DataError(f"std is above 0, found {self.std}")
 
@@ -77,6 +90,8 @@ class NetworkConfig:
             "mean": list(self.mean),
             "std": list(self.std),
             "subtract_no_data": self.subtract_no_data,
+            "presence": self.presence,
+            "top_k": self.top_k,
             "labels": self.labels.to_dict(),
         }
 

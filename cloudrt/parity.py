@@ -83,6 +83,8 @@ class Parity:
     has_rules
         Whether there are rules. Without, half of the levels is the threshold, the masks mean nothing, and the
         probabilities alone are judged.
+    presence_difference
+        Mean difference of the presence, in levels; None where there is no such output.
     """
 
     images: int
@@ -95,6 +97,7 @@ class Parity:
     worst: tuple[str, ...] = ()
     provider: str = "cpu"
     has_rules: bool = True
+    presence_difference: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; without the names of images, which are the user's own."""
@@ -110,6 +113,7 @@ class Parity:
                 bool(self.mean_difference <= tolerances.mean_difference),
             ),
             Verdict("largest difference, levels of 1/255", str(self.max_difference), "", None),
+            *self._presence_verdict(tolerances),
             Verdict("pixels across their threshold", f"{self.flipped:.4%}", "", None),
             Verdict(
                 "Dice between the submissions",
@@ -123,6 +127,18 @@ class Parity:
                 f"at most {tolerances.empty_mismatch:.2%}",
                 bool(self.empty_mismatch <= tolerances.empty_mismatch) if self.has_rules else None,
             ),
+        ]
+
+    def _presence_verdict(self, tolerances: Tolerances) -> list[Verdict]:
+        if self.presence_difference is None:
+            return []
+        return [
+            Verdict(
+                "mean difference of presence, levels of 1/255",
+                f"{self.presence_difference:.4f}",
+                f"at most {tolerances.mean_difference:g}",
+                bool(self.presence_difference <= tolerances.mean_difference),
+            )
         ]
 
     def faults(self, tolerances: Tolerances) -> list[str]:
@@ -152,6 +168,8 @@ class Answers:
         The submission grid.
     source
         What the images are.
+    presence
+        (N, C) uint8, where the model has that output.
     """
 
     names: Sequence[str]
@@ -160,11 +178,13 @@ class Answers:
     has_rules: bool
     grid: Grid
     source: str = ""
+    presence: NDArray[np.uint8] | None = None
 
     @property
     def rows(self) -> list[list[str]]:
         """RLE texts: one list an image, one text a class."""
-        return [apply_rules(one, self.rules) for one in self.levels]
+        presence = [None] * len(self.levels) if self.presence is None else list(self.presence)
+        return [apply_rules(one, self.rules, head) for one, head in zip(self.levels, presence, strict=True)]
 
 
 def half_of_the_levels(classes: int) -> tuple[Rule, ...]:
@@ -179,18 +199,23 @@ class Tally:
         self.answers, self.rows = answers, answers.rows
         self.thresholds = np.array([rule.threshold for rule in answers.rules])[:, None, None]
         self.largest, self.difference, self.flipped, self.mismatched = 0, 0.0, 0.0, 0
+        self.presence_difference = 0.0
         self.scores: list[tuple[float, float, str]] = []
 
-    def add(self, position: int, levels: NDArray[np.uint8]) -> None:
-        """Compare the (C, W, H) levels of the image at `position`."""
+    def add(self, position: int, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None = None) -> None:
+        """Compare the (C, W, H) levels, and (C,) presence, of the image at `position`."""
         answers = self.answers
         wanted, rows = answers.levels[position], self.rows[position]
         difference = np.abs(wanted.astype(np.int16) - levels)
         mean = float(difference.mean())
         self.largest = max(self.largest, int(difference.max()))
         self.difference += mean
+        if presence is not None and answers.presence is not None:
+            apart = np.abs(answers.presence[position].astype(np.int16) - presence)
+            self.largest = max(self.largest, int(apart.max()))
+            self.presence_difference += float(apart.mean())
         self.flipped += float(((wanted > self.thresholds) != (levels > self.thresholds)).mean())
-        pairs = list(zip(rows, apply_rules(levels, answers.rules), strict=True))
+        pairs = list(zip(rows, apply_rules(levels, answers.rules, presence), strict=True))
         self.mismatched += sum(bool(one) != bool(other) for one, other in pairs)
         grid = answers.grid
         score = float(
@@ -214,4 +239,5 @@ class Tally:
             worst=tuple(name for key, _, name in sorted(self.scores)[:WORST] if key < best),
             provider=provider,
             has_rules=answers.has_rules,
+            presence_difference=None if answers.presence is None else self.presence_difference / images,
         )

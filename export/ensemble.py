@@ -59,6 +59,12 @@ class Ensemble:
         for member in self.checkpoints[1:]:
             if member.config.labels != self.config.labels:
                 raise DataError(f"an ensemble has one labels, found {self.config.labels} and {member.config.labels}")
+            ours, theirs = (
+                (one.config.presence, one.config.top_k if one.config.presence == "top-k" else 0)
+                for one in (self.checkpoints[0], member)
+            )
+            if ours != theirs:
+                raise DataError(f"an ensemble has one presence, found {ours[0]} and {theirs[0]}, or another top_k")
             (height, width), (other_height, other_width) = self.config.input_size, member.config.input_size
             if (height, width) != (other_height, other_width):
                 raise DataError(
@@ -103,14 +109,24 @@ class Mean(nn.Module):
         self.members = nn.ModuleList(members)
         self.views = views
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the levels 0..255 of each class on the transposed submission grid."""
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return the levels 0..255 of each class on the transposed submission grid; with presence, those too."""
         levels = image.to(torch.float32).permute(0, 3, 1, 2)
         if len(self.views) > 1:  # one batch of all views: each network is in the graph once
             levels = torch.cat([levels.flip(view) if view else levels for view in self.views])
-        members = [member.probability(levels) for member in self.members if isinstance(member, InferenceGraph)]
-        mean = sum(members[1:], members[0]) / len(members) if len(members) > 1 else members[0]
+        graphs = [member for member in self.members if isinstance(member, InferenceGraph)]
+        answers = [graph.answers(levels) for graph in graphs]
+        probability = _mean([one for one, _ in answers])
+        heads = [head for _, head in answers if head is not None]
+        presence = _mean(heads) if heads else None
         if len(self.views) > 1:
-            views = mean.reshape(len(self.views), -1, *mean.shape[1:])
-            mean = torch.stack([views[i].flip(view) if view else views[i] for i, view in enumerate(self.views)]).mean(0)
-        return InferenceGraph.quantise(mean)
+            views = probability.reshape(len(self.views), -1, *probability.shape[1:])
+            turned = [views[i].flip(view) if view else views[i] for i, view in enumerate(self.views)]
+            probability = torch.stack(turned).mean(0)
+            if presence is not None:
+                presence = presence.reshape(len(self.views), -1, presence.shape[1]).mean(0)
+        return graphs[0].levels(probability, presence)
+
+
+def _mean(several: list[torch.Tensor]) -> torch.Tensor:
+    return sum(several[1:], several[0]) / len(several) if len(several) > 1 else several[0]

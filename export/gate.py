@@ -76,7 +76,7 @@ class Gate:
         """Return the figures of a model; with `give_up`, None as soon as it is sure to fail."""
         said = f"{self.provider}, {self.emulates}" if self.emulates else self.provider
         with self.open(model) as engine:
-            return self.reference.measure(engine.probability, said, self.tolerances if give_up else None, advance)
+            return self.reference.measure(engine.run, said, self.tolerances if give_up else None, advance)
 
     def check(self, model: onnx.ModelProto, advance: Callable[[int], object] | None = None) -> Parity:
         """Return the figures of a model that passes.
@@ -95,7 +95,7 @@ class Gate:
     def damage(self, model: onnx.ModelProto) -> float:
         """Return the mean difference on a few images, in levels of 1/255."""
         with self.open(model) as engine:
-            return self.reference.damage(engine.probability)
+            return self.reference.damage(engine.run)
 
 
 def choose_gate_provider(artifact: Artifact, wanted: str = "auto") -> str:

@@ -50,7 +50,7 @@ def trace(ensemble: Ensemble) -> onnx.ModelProto:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=["image"],
-                output_names=["probability"],
+                output_names=["probability"] + (["presence"] if ensemble.config.presence != "none" else []),
                 dynamic_shapes={"image": {0: torch.export.Dim("N", min=1)}},
                 external_data=False,
                 verbose=False,

@@ -17,6 +17,7 @@ from .images import Compared
 logger = logging.getLogger(__name__)
 
 BATCH = 4
+Run = Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
 FEW = 16
 """With fewer images a single row decides."""
 
@@ -38,10 +39,15 @@ class Reference:
         self.images = compared.images
         labels = ensemble.config.labels
         graph = ensemble.graph()
-        levels = []
+        levels: list[NDArray[np.uint8]] = []
+        heads: list[NDArray[np.uint8]] = []
         for begin in range(0, len(self.images), BATCH):
             with torch.inference_mode():
-                levels.append(graph(torch.from_numpy(self.images[begin : begin + BATCH])).numpy())
+                found = graph(torch.from_numpy(self.images[begin : begin + BATCH]))
+            one, head = found if isinstance(found, tuple) else (found, None)
+            levels.append(one.numpy())
+            if head is not None:
+                heads.append(head.numpy())
             if advance:
                 advance(len(levels[-1]))
         self.answers = Answers(
@@ -51,6 +57,7 @@ class Reference:
             bool(ensemble.rules),
             labels.submit_grid,
             compared.source,
+            np.concatenate(heads) if heads else None,
         )
         rows = self.answers.rows
         if ensemble.rules and not any(any(texts) for texts in rows):
@@ -61,7 +68,7 @@ class Reference:
 
     def measure(
         self,
-        run: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
+        run: Run,
         provider: str = "cpu",
         give_up: Tolerances | None = None,
         advance: Callable[[int], object] | None = None,
@@ -71,7 +78,7 @@ class Reference:
         Parameters
         ----------
         run
-            The exported model: (N, H, W, 3) uint8 -> (N, C, W_out, H_out) uint8.
+            The exported model: (N, H, W, 3) uint8 -> (N, C, W_out, H_out) uint8 and presence (N, C) uint8, or None.
         provider
             What runs it, for the record.
         give_up
@@ -81,15 +88,16 @@ class Reference:
         """
         tally = Tally(self.answers)
         for begin in range(0, len(self.images), BATCH):
-            found = run(self.images[begin : begin + BATCH])
-            for position, levels in enumerate(found, start=begin):
-                tally.add(position, np.ascontiguousarray(levels))
+            found, presence = run(self.images[begin : begin + BATCH])
+            for row, levels in enumerate(found):
+                head = None if presence is None else presence[row]
+                tally.add(begin + row, np.ascontiguousarray(levels), head)
             if give_up and tally.at_best(provider).faults(give_up):
                 return None
             if advance:
                 advance(len(found))
         return tally.at_best(provider)
 
-    def damage(self, run: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> float:
+    def damage(self, run: Run) -> float:
         """Return the mean difference on the first few images alone, in levels of 1/255."""
-        return float(np.abs(run(self.images[:BATCH]).astype(np.int16) - self.answers.levels[:BATCH]).mean())
+        return float(np.abs(run(self.images[:BATCH])[0].astype(np.int16) - self.answers.levels[:BATCH]).mean())

@@ -93,8 +93,9 @@ class Bench:
         tally = Tally(answers)
         try:
             with self.open(provider, compute, Rung(IMAGES)) as engine:
-                for position, levels in enumerate(engine.probability(self.images)):
-                    tally.add(position, np.ascontiguousarray(levels))
+                found, presence = engine.run(self.images)
+                for position, levels in enumerate(found):
+                    tally.add(position, np.ascontiguousarray(levels), None if presence is None else presence[position])
         except (ArtifactError, ProviderError) as error:
             return str(error)
         low = {"bf16": "bf16", "f16": "fp16"}.get(compute, "fp32")
@@ -162,11 +163,11 @@ class Bench:
         if self._answers is None:
             options = EngineOptions(emulate=self.artifact.precision == "int8")
             with open_engine(self.model, "cpu", IMAGES, self.threads, options) as engine:
-                levels = engine.probability(self.images)
+                levels, presence = engine.run(self.images)
             rules = self.artifact.rules or half_of_the_levels(len(self.artifact.labels.classes))
             names = [f"scene {number}" for number in range(IMAGES)]
             self._answers = Answers(
-                names, levels, rules, bool(self.artifact.rules), self.artifact.labels.submit_grid, "scenes"
+                names, levels, rules, bool(self.artifact.rules), self.artifact.labels.submit_grid, "scenes", presence
             )
         return self._answers
 
