@@ -11,6 +11,13 @@ from cloudrt.labels import CLOUDS, Grid, Labels
 
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "h": ((), (3,)),
+    "v": ((), (2,)),
+    "hv": ((), (3,), (2,), (2, 3)),
+}
+"""Test-time augmentation: name -> the views, the axes of (N, C, H, W) that each is flipped along."""
 PRESENCES = ("none", "head", "top-k")
 MAX_INPUT_PIXELS = 16_000_000
 """More than any original has; a size beyond is a slip, and would ask for all memory."""

@@ -15,15 +15,8 @@ from torch import nn
 
 from cloudrt.errors import DataError
 from cloudrt.network import Checkpoint, InferenceGraph, NetworkConfig
+from cloudrt.network_config import VIEWS
 from cloudrt.postprocess import Rule
-
-TTA: dict[str, tuple[tuple[int, ...], ...]] = {
-    "none": ((),),
-    "h": ((), (3,)),
-    "v": ((), (2,)),
-    "hv": ((), (3,), (2,), (2, 3)),
-}
-"""Name -> the views: the axes of (N, C, H, W) that each is flipped along."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,7 @@ class Ensemble:
     digests
         SHA-256 of each.
     tta
-        Of `TTA`.
+        Of `VIEWS`.
 
     Raises
     ------
@@ -50,8 +43,8 @@ class Ensemble:
     tta: str = "none"
 
     def __post_init__(self) -> None:
-        if self.tta not in TTA:
-            raise DataError(f"tta is one of {', '.join(TTA)}, found {self.tta!r}")
+        if self.tta not in VIEWS:
+            raise DataError(f"tta is one of {', '.join(VIEWS)}, found {self.tta!r}")
         if not self.checkpoints:
             raise DataError("an artifact is made of one checkpoint at least")
         if len(set(self.digests)) < len(self.digests):
@@ -85,12 +78,12 @@ class Ensemble:
     @property
     def networks_per_image(self) -> int:
         """How often a network runs for one image."""
-        return len(self.checkpoints) * len(TTA[self.tta])
+        return len(self.checkpoints) * len(VIEWS[self.tta])
 
     def graph(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Return (N, H, W, 3) uint8 image -> (N, C, W_out, H_out) uint8 levels; the networks compute in `dtype`."""
         members = [InferenceGraph(one.network().to(dtype), one.config, dtype) for one in self.checkpoints]
-        return Mean(members, TTA[self.tta]).eval()
+        return Mean(members, VIEWS[self.tta]).eval()
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what the metadata say of the members; nothing where there is but one."""

@@ -19,3 +19,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setenv("NUMBA_CACHE_DIR", kernels)
         yield
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of twelve labelled scenes and four to predict."""
+    from cloudrt.synth import write_dataset
+
+    folder = tmp_path_factory.mktemp("scenes") / "data"
+    write_dataset(folder, 16, (140, 210), seed=3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where training keeps what it has decoded of `scenes`."""
+    return tmp_path_factory.mktemp("cache")

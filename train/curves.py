@@ -22,9 +22,9 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(14, 4), layout="constrained")
+    figure = Figure(figsize=(18, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    loss, dice, rate = figure.subplots(1, 3)
+    loss, dice, rate, held = figure.subplots(1, 4)
     epochs = [row["epoch"] for row in history]
 
     def line(axes: object, name: str, label: str, **style: object) -> None:
@@ -44,10 +44,23 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
     line(rate, "decoder_lr", "decoder", linestyle="--")
     rate.set_title("Learning rate")
     rate.set_yscale("log")
-    for axes in (loss, dice, rate):
+    line(held, "memory_mb", "resident")
+    held.set_title("Memory of the process, MB")
+    held.set_ylim(bottom=0)
+    for axes in (loss, dice, rate, held):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
     with replacing(path) as partial:
         figure.savefig(partial, dpi=110, format="png")
+
+
+def write_tensorboard(row: dict[str, float], folder: Path) -> None:
+    """Append an epoch's figures to TensorBoard's log in `folder`."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for name, value in row.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, int(row["epoch"]))

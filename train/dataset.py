@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from cloudrt.labels import Grid
 from cloudrt.network import NetworkConfig
 from cloudrt.search import unpack_mask
 
+from .augment import build_augmentation
 from .cache import DatasetCache
-
-
-def augmentation() -> Any:
-    """The notebook's augmentation: flips, shift-scale with a zero border, grid distortion, at its probabilities."""
-    import albumentations
-
-    return albumentations.Compose(
-        [
-            albumentations.HorizontalFlip(p=0.25),
-            albumentations.VerticalFlip(p=0.25),
-            # ShiftScaleRotate(scale 0.5, rotate 0, shift 0.1): albumentations 2 says it through Affine.
-            albumentations.Affine(
-                scale=(0.5, 1.5),
-                translate_percent=(-0.1, 0.1),
-                rotate=0,
-                keep_ratio=True,
-                border_mode=cv2.BORDER_CONSTANT,
-                fill=0,
-                fill_mask=0,
-                p=0.5,
-            ),
-            albumentations.GridDistortion(p=0.25),
-        ]
-    )
 
 
 class CloudDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -48,7 +25,7 @@ class CloudDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """
 
     def __init__(
-        self, cache: DatasetCache, positions: NDArray[np.int_], config: NetworkConfig, augment: bool, seed: int
+        self, cache: DatasetCache, positions: NDArray[np.int_], config: NetworkConfig, augment: str, seed: int
     ) -> None:
         self.cache = cache
         self.positions = positions
@@ -56,7 +33,7 @@ class CloudDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.size: Grid = config.input_size
         self.mean = np.asarray(config.mean, np.float32)
         self.scale = 1 / np.asarray(config.std, np.float32)
-        self.transform = augmentation() if augment else None
+        self.transform = build_augmentation(augment)
         self.seed = seed
         self.epoch = 0
 
@@ -86,3 +63,35 @@ class CloudDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             for bits in self.cache.truth[position]
         ]
         return np.stack(planes, axis=2).astype(np.uint8)
+
+
+class EpochBatches(Sampler[list[int]]):
+    """The batches of an epoch: a shuffle seeded by (seed, epoch), cut into batches that the processes share out.
+
+    Process r of R takes the r-th part of each batch of R * `batch_size` images, so that R processes see what one with
+    the larger batch would. A rest that fills no batch is left out of this epoch.
+
+    Parameters
+    ----------
+    images
+        How many there are.
+    batch_size
+        Of each process.
+    rank, world
+        This process's number, and how many there are.
+    """
+
+    def __init__(self, images: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.images, self.seed, self.rank, self.world = images, seed, rank, world
+        self.batch_size = max(1, min(batch_size, images // world))
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return max(1, self.images // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.images)
+        together = self.batch_size * self.world
+        for step in range(len(self)):
+            begin = step * together + self.rank * self.batch_size
+            yield order[begin : begin + self.batch_size].tolist()

@@ -1,4 +1,4 @@
-"""One training run: data set to runs/NAME/best.pth, last.pth, config.json, held_out.txt,
+"""One training run: data set to runs/NAME/best.pth, last.pth, state.pth, config.json, held_out.txt,
 history.csv, curves.png.
 
 `train` opens the cache, splits it, and for each epoch trains, validates by the competition's Dice at the submission
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-import time
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader
 
 from cloudrt.data import open_data
 from cloudrt.errors import DataError
 from cloudrt.files import replacing
 from cloudrt.network import Checkpoint, NetworkConfig, build_network
 from cloudrt.postprocess import Rule
+from cloudrt.stats import memory
 
 from .cache import DatasetCache, open_cache
 from .config import TrainConfig
-from .curves import plot_curves, write_history
+from .curves import plot_curves, write_history, write_tensorboard
 from .dataset import CloudDataset
-from .losses import build_loss
-from .optimise import build_autocast, build_optimizer, build_schedule, find_device, seed_all
-from .validate import Validation, choose_no_data, validate
+from .distributed import Processes, processes
+from .folds import folds, split
+from .optimise import find_device, seed_all
+from .pretrain import pretrain
+from .trainer import Trainer
+from .validate import Validation, Validator, choose_no_data
 
 logger = logging.getLogger(__name__)
+
+STATE = "state.pth"
+PROBABILITIES = "held_out.npz"
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 """`bar(description, total)` gives `advance(n, **fields)`: how the caller shows progress."""
@@ -60,144 +65,125 @@ class TrainResult:
     images_per_second: float
 
 
-def train(config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: Bar = no_bar) -> TrainResult:
-    """Train a network on `data` and write the run to `folder`.
+def train(
+    config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: Bar = no_bar, *, resume: bool = False
+) -> TrainResult:
+    """Train a network on `data` and write the run to `folder`; with `resume`, go on after its last whole epoch.
+
+    Several processes that `torchrun` started train one network; the first validates and writes.
 
     Raises
     ------
     DataError
-        Data that is missing or malformed, a network that cannot be built, a loss that is not finite.
+        Data that is missing or malformed, a network that cannot be built, a loss that is not finite; a run to resume
+        that had other options, named.
     """
+    with processes(config.device) as team:
+        return _train(config, data, folder, cache_root, bar if team.first else no_bar, resume, team)
+
+
+def _train(
+    config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: Bar, resume: bool, team: Processes
+) -> TrainResult:
     source = open_data(data)
-    device = find_device(config.device)
-    network_config = _network_config(config, source.labels)
+    device = find_device(config.device, team.local_rank)
+    network_config = NetworkConfig(
+        config.architecture, config.encoder, dict(config.options), config.input_size, labels=source.labels,
+        presence=config.presence, top_k=config.top_k,
+    )  # fmt: skip
     seed_all(config.seed)
-    network = _build(config, network_config).to(device).to(memory_format=torch.channels_last)
+    state = _read_state(folder, config) if resume else None
+    network = _build(config, network_config, from_state=state is not None)
+    network = network.to(device).to(memory_format=torch.channels_last)
     names = list(source.read_train())[: config.limit or None]
+    if not team.first:
+        team.wait()  # the first one makes the cache
     with bar("Caching images", len(names)) as advance:
         cache = open_cache(source, config.input_size, cache_root, config.limit, advance)
         advance(0)
+    if team.first:
+        team.wait()
     training, held_out = _split(cache, config)
     logger.info(
         "%d images to train on, %d held out, %d unreadable; %s with %s on %s",
         len(training), len(held_out), len(cache.failures), config.architecture, config.encoder, device,
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "config.json") as path:
-        stored = config.to_dict() | {"data": str(data), "network": network_config.to_dict()}
-        path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
-    with replacing(folder / "held_out.txt") as path:  # what `cloudrt tune --images` takes
-        path.write_text("".join(f"{cache.names[position]}\n" for position in held_out), encoding="utf-8")
-    run = _Run(config, network_config, network, device, cache, training, held_out, folder)
-    return run.run(bar)
+    _warn_of_absent_classes(cache, held_out, source.labels.classes)
+    if team.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        if state is None:  # of a run that is overwritten
+            (folder / STATE).unlink(missing_ok=True)
+        with replacing(folder / "config.json") as path:
+            stored = config.to_dict() | {"data": str(data), "network": network_config.to_dict()}
+            path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+        with replacing(folder / "held_out.txt") as path:  # what `cloudrt tune --images` takes
+            path.write_text("".join(f"{cache.names[position]}\n" for position in held_out), encoding="utf-8")
+    dataset = CloudDataset(cache, training, network_config, config.augment, config.seed)
+    if config.pretrain_epochs and state is None:
+        with bar("Pre-training", config.pretrain_epochs * len(dataset)) as advance:
+            pretrain(network, dataset, config, device, advance)
+    trainer = Trainer(config, network, dataset, device, team)
+    validator = Validator(
+        trainer.loss, cache, held_out, config.batch_size, device, trainer.autocast, config.tta, folder
+    )
+    return _Run(config, network_config, trainer, validator, folder, team, state).run(bar)
 
 
 class _Run:
-    """The state of a run: network, optimiser, schedule, history."""
+    """A run: epochs, their validation, and what is written."""
 
     def __init__(
         self,
         config: TrainConfig,
         network_config: NetworkConfig,
-        network: nn.Module,
-        device: torch.device,
-        cache: DatasetCache,
-        training: NDArray[np.int_],
-        held_out: NDArray[np.int_],
+        trainer: Trainer,
+        validator: Validator,
         folder: Path,
+        team: Processes,
+        state: dict[str, Any] | None,
     ) -> None:
-        self.config = config
-        self.network_config = network_config
-        self.network = network
-        self.device = device
-        self.cache = cache
-        self.held_out = held_out
-        self.folder = folder
-        self.dataset = CloudDataset(cache, training, network_config, config.augment, config.seed)
-        self.loader = DataLoader(
-            self.dataset,
-            batch_size=min(config.batch_size, len(training)),
-            shuffle=True,
-            drop_last=True,
-            num_workers=config.workers,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator().manual_seed(config.seed),
-        )
-        self.loss = build_loss(config.loss).to(device)
-        self.optimizer = build_optimizer(network, config)
-        self.steps = -(-len(self.loader) // config.accumulate)
-        self.schedule = build_schedule(self.optimizer, config, self.steps)
-        self.autocast, scaled = build_autocast(config.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self.config, self.network_config = config, network_config
+        self.trainer, self.validator, self.folder, self.team = trainer, validator, folder, team
         self.history: list[dict[str, float]] = []
+        self.best_dice = -1.0
+        self.done = 0
+        if state:
+            trainer.load_state_dict(state["trainer"])
+            self.history, self.best_dice, self.done = state["history"], state["best_dice"], state["epoch"]
+            logger.info("going on after epoch %d", self.done)
 
     def run(self, bar: Bar) -> TrainResult:
-        best: Checkpoint | None = None
-        seconds = 0.0
-        for epoch in range(1, self.config.epochs + 1):
+        config, trainer = self.config, self.trainer
+        for epoch in range(self.done + 1, config.epochs + 1):
+            if trainer.out_of_time:
+                break
             rates = self._rates()
-            began = time.perf_counter()
-            train_loss = self._epoch(epoch, bar)
-            elapsed = time.perf_counter() - began
-            seconds += elapsed
-            result = self._validate(self.network_config)
-            if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                self.schedule.step(result.loss)
-            self._record(epoch, train_loss, result, rates, elapsed)
-            checkpoint = self._checkpoint(self.network_config, result, epoch)
-            checkpoint.save(self.folder / "last.pth")
-            if best is None or result.dice > best.dice:
-                best = checkpoint
-                best.save(self.folder / "best.pth")
-            logger.info(
-                "epoch %d/%d: loss %.4f, held out %.4f, Dice %.4f (best %.4f), all empty %.4f",
-                epoch, self.config.epochs, train_loss, result.loss, result.dice, best.dice, result.all_empty,
-            )  # fmt: skip
-        assert best is not None
-        return self._finish(best, seconds)
+            before = trainer.seconds
+            with bar(f"Epoch {epoch}/{config.epochs}", trainer.images_an_epoch) as advance:
+                train_loss = trainer.epoch(epoch, advance)
+            loss = 0.0
+            if self.team.first:
+                loss = self._validate(epoch, train_loss, rates, trainer.seconds - before)
+            trainer.schedule.report(self.team.share(loss))
+            if self.team.first:
+                self._save_state(epoch)
+        result = self._finish() if self.team.first else TrainResult(self.folder, 0.0, 0, 0.0, 0.0)
+        self.team.wait()
+        return result
 
-    def _epoch(self, epoch: int, bar: Bar) -> float:
-        """Train one epoch; return the mean loss."""
-        self.dataset.epoch = epoch
-        self.network.train()
-        total = 0.0
-        batches = len(self.loader)
-        images = self.loader.batch_size or 1
-        with bar(f"Epoch {epoch}/{self.config.epochs}", batches * images) as advance:
-            for number, (image, target) in enumerate(self.loader, start=1):
-                group = self._group(number, batches)
-                pixels = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-                with self.autocast():
-                    logits = self.network(pixels)
-                loss = self.loss(logits.float(), target.to(self.device, non_blocking=True))
-                value = float(loss.detach())
-                if not np.isfinite(value):
-                    raise DataError(
-                        f"the loss is {value} at epoch {epoch}, batch {number}: lower the learning rates or use "
-                        f"--precision fp32; {self.folder} keeps the checkpoints of the epochs before"
-                    )
-                self.scaler.scale(loss / group).backward()
-                if number % self.config.accumulate == 0 or number == batches:
-                    self.scaler.step(self.optimizer)
-                    self.scaler.update()
-                    self.optimizer.zero_grad(set_to_none=True)
-                    if isinstance(self.schedule, torch.optim.lr_scheduler.OneCycleLR):
-                        self.schedule.step()
-                total += value
-                advance(images, loss=total / number)
-        return total / batches
-
-    def _group(self, number: int, batches: int) -> int:
-        """Return how many batches share the optimiser step of batch `number`; the last group may be smaller."""
-        accumulate = self.config.accumulate
-        last_group = batches - batches % accumulate
-        return batches % accumulate if number > last_group else accumulate
-
-    def _validate(self, config: NetworkConfig, final: bool = False) -> Validation:
-        return validate(
-            self.network, self.loss, config, self.cache, self.held_out, self.config.batch_size,
-            self.device, self.autocast, self.folder, final,
+    def _validate(self, epoch: int, train_loss: float, rates: tuple[float, float], seconds: float) -> float:
+        result = self.validator.run(self.trainer.evaluated, self.network_config)
+        self._record(epoch, train_loss, result, rates, seconds)
+        checkpoint = self._checkpoint(self.network_config, result, epoch)
+        checkpoint.save(self.folder / "last.pth")
+        if result.dice > self.best_dice:
+            self.best_dice = result.dice
+            checkpoint.save(self.folder / "best.pth")
+        logger.info(
+            "epoch %d/%d: loss %.4f, held out %.4f, Dice %.4f (best %.4f), all empty %.4f",
+            epoch, self.config.epochs, train_loss, result.loss, result.dice, self.best_dice, result.all_empty,
         )  # fmt: skip
+        return result.loss
 
     def _record(
         self, epoch: int, train_loss: float, result: Validation, rates: tuple[float, float], seconds: float
@@ -210,58 +196,107 @@ class _Run:
             "all_empty": result.all_empty,
             "encoder_lr": rates[0],
             "decoder_lr": rates[1],
-            "images_per_second": len(self.loader) * (self.loader.batch_size or 1) / seconds,
+            "images_per_second": self.trainer.images_an_epoch / seconds,
+            "memory_mb": memory() or 0.0,
         }
         for label, found in zip(self.network_config.labels.classes, result.found, strict=True):
             row[f"dice_{label}"] = found.dice
         self.history.append(row)
         write_history(self.history, self.folder / "history.csv")
         plot_curves(self.history, self.folder / "curves.png")
+        if self.config.tensorboard:
+            write_tensorboard(row, self.folder / "tensorboard")
 
     def _rates(self) -> tuple[float, float]:
-        encoder, decoder = (group["lr"] for group in self.optimizer.param_groups)
+        encoder, decoder = (group["lr"] for group in self.trainer.optimizer.param_groups)
         return float(encoder), float(decoder)
 
     def _checkpoint(self, config: NetworkConfig, result: Validation, epoch: int) -> Checkpoint:
-        weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+        state = self.trainer.evaluated.state_dict()
+        weights = {name: value.detach().cpu().clone() for name, value in state.items()}
         rules: tuple[Rule, ...] = tuple(found.rule for found in result.found)
-        origin = "" if self.config.encoder_weights == "none" else f"encoder from ImageNet weights of {config.encoder}"
+        origin = (
+            "" if self.config.encoder_weights == "none" else f"encoder from ImageNet weights of {self.config.encoder}"
+        )
         history = list(self.history)
         return Checkpoint(config, weights, rules, result.dice, epoch, history, self.config.to_dict(), origin)
 
-    def _finish(self, best: Checkpoint, seconds: float) -> TrainResult:
+    def _save_state(self, epoch: int) -> None:
+        with replacing(self.folder / STATE) as path:
+            torch.save(
+                {
+                    "config": self.config.to_dict(),
+                    "trainer": self.trainer.state_dict(),
+                    "history": self.history,
+                    "best_dice": self.best_dice,
+                    "epoch": epoch,
+                },
+                path,
+            )
+
+    def _finish(self) -> TrainResult:
         """Choose the best epoch's rules from every threshold, with and without no-data; store the better."""
-        self.network.load_state_dict(best.weights)
-        config, result, gain = choose_no_data(partial(self._validate, final=True), self.network_config)
+        best = Checkpoint.load(self.folder / "best.pth")
+        network = self.trainer.evaluated
+        network.load_state_dict(best.weights)
+        config, result, gain = choose_no_data(
+            lambda one: self.validator.run(network, one, final=True), self.network_config
+        )
         logger.info("subtracting no-data changes held-out Dice by %+.4f: %s", gain, "on" if gain > 0 else "off")
         rules = tuple(found.rule for found in result.found)
         final = replace(best, config=config, rules=rules, dice=result.dice, history=list(self.history))
         final.save(self.folder / "best.pth")
-        images = len(self.history) * len(self.loader) * (self.loader.batch_size or 1)
-        return TrainResult(self.folder, final.dice, final.epoch, result.all_empty, images / seconds)
+        if self.config.folds:
+            self.validator.run(network, config, keep=self.folder / PROBABILITIES)
+        (self.folder / STATE).unlink(missing_ok=True)
+        images = len(self.history) * self.trainer.images_an_epoch
+        return TrainResult(
+            self.folder, final.dice, final.epoch, result.all_empty, images / max(self.trainer.seconds, 1e-9)
+        )
 
 
-def _network_config(config: TrainConfig, labels: Any) -> NetworkConfig:
-    return NetworkConfig(config.architecture, config.encoder, dict(config.options), config.input_size, labels=labels)
+def _read_state(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """Return the state of the run that is to be resumed; None where it stopped before its first epoch was done."""
+    try:
+        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        if (folder / "best.pth").exists():
+            raise DataError(f"{folder} is finished: give another --name, or --overwrite") from None
+        logger.info("%s holds no state: beginning with the first epoch", folder)
+        return None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        raise DataError(f"{folder / STATE} is damaged: --overwrite the run") from error
+    differences = config.differences(state["config"])
+    if differences:
+        raise DataError(f"{folder} is another run: {'; '.join(differences)}. Give its options, or --overwrite")
+    return state
 
 
-def _build(config: TrainConfig, network_config: NetworkConfig) -> nn.Module:
-    if config.encoder_weights == "none":
-        logger.info("encoder %s starts from scratch", config.encoder)
+def _build(config: TrainConfig, network_config: NetworkConfig, from_state: bool) -> nn.Module:
+    if config.encoder_weights == "none" or from_state:
+        if not from_state:
+            logger.info("encoder %s starts from scratch", config.encoder)
         return build_network(network_config)
     logger.info("encoder %s starts from ImageNet weights, downloaded unless cached", config.encoder)
     return build_network(network_config, "imagenet")
 
 
 def _split(cache: DatasetCache, config: TrainConfig) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-    """Return the positions to train on and to hold out: a seeded shuffle of the readable images, by name order."""
+    """Return the positions to train on and to hold out."""
     for name, reason in cache.failures.items():
         logger.warning("%s %s: left out", name, reason)
-    readable = np.array([i for i, name in enumerate(cache.names) if name not in cache.failures])
-    order = np.random.default_rng(config.seed).permutation(readable)
-    held_out = max(1, round(len(order) * config.validation_share))
-    if len(order) - held_out < 1:
-        raise DataError(
-            f"{len(order)} images and a validation share of {config.validation_share} leave none to train on"
+    if not config.folds:
+        return split(cache, config.validation_share, config.seed)
+    parts = folds(cache, config.folds, config.seed, config.group_similar)
+    rest = [part for number, part in enumerate(parts) if number != config.fold]
+    return np.sort(np.concatenate(rest)), parts[config.fold]
+
+
+def _warn_of_absent_classes(cache: DatasetCache, held_out: NDArray[np.int_], classes: tuple[str, ...]) -> None:
+    present: NDArray[np.bool_] = np.any(cache.truth[held_out], axis=(0, 2))
+    absent = [label for label, found in zip(classes, present.tolist(), strict=True) if not found]
+    if absent:
+        logger.warning(
+            "no held-out image has %s: nothing tells which of its masks are right; hold out more, or use --folds",
+            ", ".join(absent),
         )
-    return np.sort(order[held_out:]), np.sort(order[:held_out])

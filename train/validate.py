@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from cloudrt.choose import choose_rules
 from cloudrt.network import InferenceGraph, NetworkConfig
+from cloudrt.network_config import VIEWS
+from cloudrt.probabilities import write_probabilities
 from cloudrt.search import (
     THRESHOLDS,
     Found,
@@ -44,83 +46,118 @@ class Validation:
     all_empty: float
 
 
-def validate(
-    network: nn.Module,
-    loss_function: nn.Module,
-    config: NetworkConfig,
-    cache: DatasetCache,
-    positions: NDArray[np.int_],
-    batch_size: int,
-    device: torch.device,
-    autocast: Autocast,
-    scratch: Path,
-    final: bool = False,
-) -> Validation:
-    """Run the network over the held-out images and search the rules.
+@dataclass(frozen=True)
+class Validator:
+    """What a network is validated with.
 
-    In each epoch the best of a coarse grid of rules will do; the `final` rules are chosen from all 256 thresholds as
-    `cloudrt tune` chooses them, and their Dice is that out of fold. The probabilities go to a memory-mapped file in
-    `scratch` that is gone afterwards: memory stays flat however many images are held out.
+    Parameters
+    ----------
+    loss
+        Of the masks.
+    cache, positions
+        The held-out images.
+    batch_size
+        Images at once.
+    device, autocast
+        Where, and in which precision.
+    tta
+        Of `VIEWS`: the mean over flips, as the artifact that is exported with it would give.
+    scratch
+        A folder: the probabilities go to a memory-mapped file there that is gone afterwards, so that memory stays flat
+        however many images are held out.
     """
-    width, height = config.labels.submit_grid[::-1]
-    shape = (len(positions), len(config.labels.classes), width, height)
-    truth = np.asarray(cache.truth[positions])
-    was_training = network.training
-    network.eval()
-    losses = 0.0
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        probability = np.memmap(file, np.uint8, "w+", shape=shape)
-        for begin in range(0, len(positions), batch_size):
-            chosen = positions[begin : begin + batch_size]
-            image = torch.from_numpy(np.asarray(cache.images[chosen])).to(device)
-            with torch.inference_mode():
-                levels, batch_loss = _run(
-                    network, loss_function, config, image, truth[begin : begin + batch_size], autocast
-                )
-            probability[begin : begin + len(chosen)] = levels.cpu().numpy()
-            losses += float(batch_loss) * len(chosen)
-        found = _search(probability, truth, min_areas_for(config.labels.submit_grid), final)
-        del probability
-    network.train(was_training)
-    return Validation(
-        found, float(np.mean([one.dice for one in found])), losses / len(positions), float((~truth.any(axis=2)).mean())
-    )
+
+    loss: nn.Module
+    cache: DatasetCache
+    positions: NDArray[np.int_]
+    batch_size: int
+    device: torch.device
+    autocast: Autocast
+    tta: str
+    scratch: Path
+
+    def run(
+        self, network: nn.Module, config: NetworkConfig, final: bool = False, keep: Path | None = None
+    ) -> Validation:
+        """Run the network over the held-out images and search the rules.
+
+        In each epoch the best of a coarse grid of rules will do; the `final` rules are chosen from all 256 thresholds,
+        gates and presence as `cloudrt tune` chooses them, and their Dice is that out of fold. The probabilities are
+        also written to `keep`, for `cloudrt tune`.
+        """
+        width, height = config.labels.submit_grid[::-1]
+        classes, images = len(config.labels.classes), len(self.positions)
+        truth = np.asarray(self.cache.truth[self.positions])
+        presence = None if config.presence == "none" else np.zeros((images, classes), np.uint8)
+        was_training = network.training
+        network.eval()
+        losses = 0.0
+        with tempfile.TemporaryFile(dir=self.scratch) as file:
+            probability = np.memmap(file, np.uint8, "w+", shape=(images, classes, width, height))
+            for begin in range(0, images, self.batch_size):
+                part = slice(begin, begin + self.batch_size)
+                image = torch.from_numpy(np.asarray(self.cache.images[self.positions[part]])).to(self.device)
+                with torch.inference_mode():
+                    levels, said, loss = self._batch(network, config, image, truth[part])
+                probability[part] = levels.cpu().numpy()
+                if presence is not None and said is not None:
+                    presence[part] = said.cpu().numpy()
+                losses += float(loss) * len(image)
+            found = _search(probability, truth, presence, min_areas_for(config.labels.submit_grid), final)
+            if keep:
+                with write_probabilities(keep, config.labels) as writer:
+                    for row, position in enumerate(self.positions):
+                        said_here = None if presence is None else presence[row]
+                        writer.add(self.cache.names[position], np.asarray(probability[row]), said_here)
+            del probability
+        network.train(was_training)
+        dice = float(np.mean([one.dice for one in found]))
+        return Validation(found, dice, losses / images, float((~truth.any(axis=2)).mean()))
+
+    def _batch(
+        self, network: nn.Module, config: NetworkConfig, image: torch.Tensor, truth: NDArray[np.uint8]
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Return the levels, the presence and the loss of a batch; the first view's run serves for the loss too."""
+        kept: list[torch.Tensor] = []
+        autocast = self.autocast
+
+        class Keep(nn.Module):
+            def forward(self, normalised: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+                with autocast():
+                    found = network(normalised)
+                logits, head = found if isinstance(found, tuple) else (found, None)
+                kept.append(logits.float())
+                return kept[-1] if head is None else (kept[-1], head.float())
+
+        graph = InferenceGraph(Keep(), config).to(image.device)
+        levels = image.to(torch.float32).permute(0, 3, 1, 2)
+        probabilities, heads = [], []
+        for view in VIEWS[self.tta]:
+            probability, head = graph.answers(levels.flip(view) if view else levels)
+            probabilities.append(probability.flip(view) if view else probability)
+            heads += [] if head is None else [head]
+        mean = torch.stack(probabilities).mean(0)
+        answer = graph.levels(mean, torch.stack(heads).mean(0) if heads else None)
+        found, said = answer if isinstance(answer, tuple) else (answer, None)
+        height, width = config.labels.submit_grid
+        masks = np.stack([[unpack_mask(bits, (height, width)) for bits in one] for one in truth])
+        target = functional.interpolate(torch.from_numpy(masks).to(image.device, torch.float32), size=kept[0].shape[2:])
+        return found, said, self.loss(kept[0], target)
 
 
 def _search(
-    probability: NDArray[np.uint8], truth: NDArray[np.uint8], min_areas: tuple[int, ...], final: bool
+    probability: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    presence: NDArray[np.uint8] | None,
+    min_areas: tuple[int, ...],
+    final: bool,
 ) -> list[Found]:
     if not final or len(probability) < 2:
         return search_rules(probability, truth, COARSE, min_areas)
-    maps = (LabelledMaps(*one) for one in zip(probability, truth, strict=True))
+    heads = [None] * len(probability) if presence is None else list(presence)
+    maps = (LabelledMaps(*one) for one in zip(probability, truth, heads, strict=True))
     tables = measure(maps, len(probability), THRESHOLDS, min_areas)
     return [Found(choice.rule, choice.out_of_fold) for choice in choose_rules(tables)]
-
-
-def _run(
-    network: nn.Module,
-    loss_function: nn.Module,
-    config: NetworkConfig,
-    image: torch.Tensor,
-    truth: NDArray[np.uint8],
-    autocast: Autocast,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the levels and the loss of a batch, the network having run once for both."""
-    kept: list[torch.Tensor] = []
-
-    class Keep(nn.Module):
-        def forward(self, normalised: torch.Tensor) -> torch.Tensor:
-            with autocast():
-                logits = network(normalised)
-            assert isinstance(logits, torch.Tensor)
-            kept.append(logits.float())
-            return kept[0]
-
-    levels = InferenceGraph(Keep(), config).to(image.device)(image)
-    height, width = config.labels.submit_grid
-    masks = np.stack([[unpack_mask(bits, (height, width)) for bits in one] for one in truth])
-    target = functional.interpolate(torch.from_numpy(masks).to(image.device, torch.float32), size=kept[0].shape[2:])
-    return levels, loss_function(kept[0], target)
 
 
 def choose_no_data(

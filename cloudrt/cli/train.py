@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from cloudrt.cli.common import Failure, progress_bar, reports_errors, say_logs
-from cloudrt.cli.types import Size
+from cloudrt.cli.types import Duration, Size
 
 
 @click.command()
@@ -21,6 +21,7 @@ from cloudrt.cli.types import Size
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
 )
 @click.option("--overwrite", is_flag=True, help="Train into a run folder that exists.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was cut short, after its last whole epoch.")
 @click.option(
     "--cache", type=click.Path(path_type=Path), help="Folder for decoded data sets; the user's cache by default."
 )
@@ -32,6 +33,13 @@ from cloudrt.cli.types import Size
 )  # fmt: skip
 @click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="Further argument of the architecture.")
 @click.option("--input-size", type=Size(), default="640x320", show_default=True, help="Multiples of 32.")
+@click.option(
+    "--presence", type=click.Choice(["none", "head", "top-k"]), default="none", show_default=True,
+    help="Decide apart from the masks whether a class is there: by a classification head, or by the highest pixels.",
+)  # fmt: skip
+@click.option("--presence-weight", default=0.5, show_default=True, help="Of the head's loss.")
+@click.option("--top-k", default=2000, show_default=True, help="How many pixels, for --presence top-k.")
+@click.option("--pretrain-epochs", default=0, show_default=True, help="Epochs on brightness alone, before the labels.")
 @click.option("--epochs", default=50, show_default=True)
 @click.option("--batch-size", default=6, show_default=True)
 @click.option("--accumulate", default=3, show_default=True, help="Batches behind each optimiser step.")
@@ -40,30 +48,55 @@ from cloudrt.cli.types import Size
 @click.option("--decoder-lr", default=2e-3, show_default=True)
 @click.option("--weight-decay", default=0.0, show_default=True)
 @click.option(
-    "--schedule", type=click.Choice(["plateau", "one-cycle", "constant"]), default="plateau", show_default=True,
+    "--schedule", type=click.Choice(["plateau", "one-cycle", "cosine", "constant"]), default="plateau",
+    show_default=True,
     help="plateau multiplies the rates by 0.3 after 5 epochs without a lower held-out loss.",
 )  # fmt: skip
 @click.option(
-    "--loss", type=click.Choice(["bce-dice", "bce", "dice", "focal", "iou"]), default="bce-dice", show_default=True
+    "--loss", default="bce+dice", show_default=True, metavar="SUM",
+    help="bce, dice, iou, focal, lovasz, or a weighted sum such as 0.5*iou+dice+focal.",
+)  # fmt: skip
+@click.option(
+    "--loss-over", type=click.Choice(["batch", "samples"]), default="batch", show_default=True,
+    help="Count overlaps over a whole batch, or for each image.",
+)  # fmt: skip
+@click.option(
+    "--ema", default=0.0, show_default=True, help="Decay of the weights' moving average, such as 0.999; 0: none."
 )
+@click.option("--freeze-batchnorm", is_flag=True, help="Keep BatchNorm's statistics as they are.")
+@click.option(
+    "--tta", type=click.Choice(["none", "h", "v", "hv"]), default="none", show_default=True,
+    help="Flips in validation; export with the same --tta.",
+)  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True,
     help="auto is bf16 or fp16 on a GPU and fp32 on a CPU.",
 )  # fmt: skip
 @click.option("--validation-share", default=0.08, show_default=True, help="Part of the training images held out.")
-@click.option("--augment/--no-augment", default=True, show_default=True)
+@click.option("--folds", default=0, show_default=True, help="Cross-validate in so many folds, stratified by classes.")
+@click.option("--fold", type=int, help="Train this one alone, from 0; all of them otherwise.")
+@click.option("--group-similar", is_flag=True, help="Keep images that look nearly alike in one fold.")
+@click.option(
+    "--augment", type=click.Choice(["none", "flips", "notebook", "blur", "elastic", "strong"]), default="notebook",
+    show_default=True,
+)  # fmt: skip
 @click.option("--seed", default=142, show_default=True, help="The same seed gives the same run on a CPU.")
 @click.option("--workers", type=int, help="Processes that load images; by default up to 8 with a GPU, none without.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+@click.option("--compile", is_flag=True, help="Let torch.compile make the network faster; takes minutes at first.")
+@click.option("--time-budget", type=Duration(), default="0", help="End after this time: 90m, 2h, or seconds.")
+@click.option("--tensorboard", is_flag=True, help="Write runs/NAME/tensorboard too.")
 @click.option("--limit", default=0, help="Use the first so many images only, for a quick look.")
 @reports_errors
 def train(
-    data: Path, name: str | None, runs: Path, overwrite: bool, cache: Path | None, workers: int | None,
-    options: tuple[str, ...], **settings: Any,
+    data: Path, name: str | None, runs: Path, overwrite: bool, resume: bool, cache: Path | None, workers: int | None,
+    options: tuple[str, ...], fold: int | None, **settings: Any,
 ) -> None:  # fmt: skip
     """Train on DATA, a folder in the competition's layout, and find the rule of each class.
 
-    Writes best.pth, last.pth, config.json, history.csv and curves.png into runs/NAME.
+    Writes best.pth, last.pth, config.json, history.csv and curves.png into runs/NAME. With --folds, each fold has a
+    folder of its own there, all share the rules that are chosen on the images that each had held out, and oof.npz
+    keeps those probabilities. On several GPUs or machines, start it with torchrun.
     """
     from cloudrt.data import open_data
 
@@ -71,20 +104,39 @@ def train(
     say_logs("cloudrt", logging.INFO)
     import platformdirs
 
+    if resume and not name:
+        raise Failure("--resume goes on with a run: give its --name")
+    if resume and overwrite:
+        raise Failure("--resume goes on, --overwrite begins afresh: give one of them")
+    if fold is not None and not settings["folds"]:
+        raise Failure("--fold is one of --folds")
     folder = runs / (name or time.strftime("%Y%m%d-%H%M%S"))
-    if (folder / "best.pth").exists() and not overwrite:
-        raise Failure(f"{folder} holds a run already: give another --name, or --overwrite")
+    every = settings["folds"] and fold is None
+    there = folder / ("folds.json" if every else "best.pth")
+    if there.exists() and not (overwrite or resume):
+        raise Failure(f"{folder} holds a run already: --resume it, give another --name, or --overwrite")
     from cloudrt.train.config import TrainConfig
+    from cloudrt.train.cross import cross_validate
     from cloudrt.train.loop import train as run
 
-    config = TrainConfig(**settings, options=_options(options), workers=_workers(workers, settings["device"]))
+    config = TrainConfig(
+        **settings, fold=fold or 0, options=_options(options), workers=_workers(workers, settings["device"])
+    )
     root = cache or Path(platformdirs.user_cache_dir("cloudrt")) / "datasets"
-    result = run(config, data, folder, root, bar=progress_bar)
+    if every:
+        crossed = cross_validate(config, data, folder, root, progress_bar, resume=resume)
+        click.echo(
+            f"Out-of-fold Dice {crossed.dice:.4f}, folds alone {', '.join(f'{one:.4f}' for one in crossed.folds)} "
+            f"(predicting nothing scores {crossed.all_empty:.4f})"
+        )
+        click.echo(f"Next: cloudrt-export {folder}/fold-*/best.pth -o {folder / 'model.onnx'}")
+        return
+    result = run(config, data, folder, root, bar=progress_bar, resume=resume)
     click.echo(
         f"Held-out Dice {result.dice:.4f} at epoch {result.epoch} (predicting nothing scores {result.all_empty:.4f}), "
         f"{result.images_per_second:.1f} images/s in training"
     )
-    click.echo(f"Next: cloudrt-export {folder / 'best.pth'}")
+    click.echo(f"Next: cloudrt-export {folder / 'best.pth'}{'' if config.tta == 'none' else f' --tta {config.tta}'}")
 
 
 def _options(texts: tuple[str, ...]) -> dict[str, Any]:

@@ -54,3 +54,24 @@ class Numbers(click.ParamType[tuple[int, ...]]):
                 self.fail(f"{part!r} makes more than 10,000 numbers: give a larger STEP", param, ctx)
             numbers += found
         return tuple(numbers)
+
+
+class Duration(click.ParamType[float]):
+    """A time, in seconds: 90, 45s, 90m or 2.5h."""
+
+    name = "TIME"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse the text."""
+        if isinstance(value, float):
+            return value
+        text = value.strip() if isinstance(value, str) else str(value)
+        units = {"s": 1, "m": 60, "h": 3600}
+        number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+        try:
+            seconds = float(number) * units[unit]
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds < float("inf"):
+            self.fail(f"{value!r} is no time such as 90m, 2h or 300", param, ctx)
+        return seconds

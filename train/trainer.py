@@ -1,0 +1,187 @@
+"""One network in training: a step, an epoch, and the state from which it goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from cloudrt.errors import DataError
+
+from .config import TrainConfig
+from .dataset import CloudDataset, EpochBatches
+from .distributed import Processes
+from .losses import build_loss
+from .optimise import Schedule, build_autocast, build_average, build_optimizer
+
+NAMED = 3
+"""How many images of a bad batch are named."""
+
+
+class Trainer:
+    """Network, optimiser, schedule and average of the weights, and the batches that they are fed.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    network
+        On its device already.
+    dataset
+        The training images.
+    device
+        Where the network is.
+    team
+        The processes that train it together.
+    """
+
+    def __init__(
+        self, config: TrainConfig, network: nn.Module, dataset: CloudDataset, device: torch.device, team: Processes
+    ) -> None:
+        self.config, self.network, self.dataset, self.device, self.team = config, network, dataset, device, team
+        self.batches = EpochBatches(len(dataset), config.batch_size, config.seed, team.rank, team.world)
+        self.loader = DataLoader(
+            dataset, batch_sampler=self.batches, num_workers=config.workers, pin_memory=device.type == "cuda"
+        )
+        self.loss = build_loss(config.loss, config.loss_over).to(device)
+        self.optimizer = build_optimizer(network, config)
+        self.schedule = Schedule(self.optimizer, config)
+        self.average = build_average(network, config.ema)
+        self.autocast, scaled = build_autocast(config.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self.steps = 0
+        self.seconds = 0.0
+        self._wrapped = team.wrap(network, device)
+        self._forward: Callable[[torch.Tensor], Any] = torch.compile(self._wrapped) if config.compile else self._wrapped
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Optimiser steps."""
+        return -(-len(self.batches) // self.config.accumulate)
+
+    @property
+    def images_an_epoch(self) -> int:
+        """Images that all processes together see."""
+        return len(self.batches) * self.batches.batch_size * self.team.world
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and stored: the average where there is one."""
+        if self.average is None:
+            return self.network
+        module: nn.Module = self.average.module
+        return module
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the time budget is spent."""
+        return bool(self.config.time_budget) and self.seconds >= self.config.time_budget
+
+    def epoch(self, number: int, advance: Callable[..., None]) -> float:
+        """Train the epoch of that number, or until the time is up; return the mean loss.
+
+        Raises
+        ------
+        DataError
+            A loss that is not finite; names images of the batch.
+        """
+        self.dataset.epoch = self.batches.epoch = number
+        self.network.train()
+        if self.config.freeze_batchnorm:
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        total, done, batches = 0.0, 0, len(self.batches)
+        began, before = time.perf_counter(), self.seconds
+        for position, (image, target) in enumerate(self.loader, start=1):
+            last = position == batches or position % self.config.accumulate == 0
+            total += self._batch(image, target, number, position, last)
+            done = position
+            self.seconds = before + time.perf_counter() - began
+            advance(len(image) * self.team.world, loss=total / done)
+            if last and self.out_of_time:
+                break
+        return total / done
+
+    def _batch(self, image: torch.Tensor, target: torch.Tensor, epoch: int, position: int, last: bool) -> float:
+        pixels = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        truth = target.to(self.device, non_blocking=True)
+        # The processes need each other's gradients only where a step is taken.
+        apart = isinstance(self._wrapped, nn.parallel.DistributedDataParallel) and not last
+        with self._wrapped.no_sync() if apart else nullcontext():  # type: ignore[operator]
+            with self.autocast():
+                found = self._forward(pixels)
+            logits, head = found if isinstance(found, tuple) else (found, None)
+            loss = self.loss(logits.float(), truth)
+            if head is not None:
+                present = truth.amax(dim=(2, 3))
+                loss = loss + self.config.presence_weight * functional.binary_cross_entropy_with_logits(
+                    head.float(), present
+                )
+            value = float(loss.detach())
+            if not np.isfinite(value):
+                raise DataError(self._not_finite(value, epoch, position))
+            self.scaler.scale(loss / self._group(position)).backward()
+        if last:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.steps += 1
+            if self.average is not None:
+                self.average.update_parameters(self.network)
+            self.schedule.progress(self._progress())
+        return value
+
+    def _progress(self) -> float:
+        done = self.steps / (self.config.epochs * self.steps_an_epoch)
+        return max(done, self.seconds / self.config.time_budget) if self.config.time_budget else done
+
+    def _group(self, position: int) -> int:
+        """Return how many batches share the optimiser step of batch `position`; the last group may be smaller."""
+        batches, accumulate = len(self.batches), self.config.accumulate
+        last_group = batches - batches % accumulate
+        return batches % accumulate if position > last_group else accumulate
+
+    def _not_finite(self, value: float, epoch: int, position: int) -> str:
+        indices = list(self.batches)[position - 1]
+        names = [self.dataset.cache.names[int(self.dataset.positions[index])] for index in indices]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return (
+            f"the loss is {value} at epoch {epoch}, batch {position} ({', '.join(names[:NAMED])}{more}): "
+            "lower the learning rates or use --precision fp32; the checkpoints of the epochs before are kept"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on: tensors and plain values."""
+        return {
+            "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "random": torch.get_rng_state(),
+            "random_gpu": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse."""
+        self.network.load_state_dict(state["network"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.steps, self.seconds = state["steps"], state["seconds"]
+        torch.set_rng_state(state["random"])
+        if state["random_gpu"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_gpu"], self.device)
+        self.schedule.progress(self._progress())
