@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from cloudrt.errors import DataError, ImageError
 from cloudrt.gpu_decode import GpuJpegDecoder
 from cloudrt.images import Image, ImageFile, is_plain_jpeg, load_image, read_file, resize
@@ -122,6 +124,8 @@ class Decoding:
     def _load(self, number: int, key: str, source: str | Path | bytes | Image) -> Decoded:
         with self.stats.timed():
             try:
+                if not isinstance(source, str | Path | bytes | np.ndarray):
+                    raise ImageError(f"is no path, bytes or array but {type(source).__name__}")
                 return Decoded(number, key, load_image(source, self.size, self.max_pixels), None)
             except ImageError as error:
                 return Decoded(number, key, None, str(error))

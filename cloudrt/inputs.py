@@ -55,10 +55,15 @@ def list_inputs(inputs: Sequence[str | Path], sample: Path | None, labels: Label
 
 
 def digest_keys(files: Iterable[ImageFile]) -> str:
-    """Return a SHA-256 over the keys of the images, in their order: part of a run's identity."""
+    """Return a SHA-256 over the keys of the images and the sizes of their files, in their order: part of a run's
+    identity."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.key.encode() + b"\0")
+        try:
+            size = file.path.stat().st_size
+        except (OSError, ValueError):
+            size = -1
+        digest.update(file.key.encode() + b"\0%d\0" % size)
     return digest.hexdigest()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,9 @@ from cloudrt.files import sync_folder
 FORMAT = 2
 SYNC_SECONDS = 2.0
 """After a power cut, at most this much work is done again."""
+
+_TORN = re.compile(rb"[0-9a-f]{0,8}(\Z|\x00)|[0-9a-f]{8} ")
+"""How a journal begins that a power cut may have torn."""
 
 Identity = Mapping[str, str | int]
 """What the answers hang on: name -> value."""
@@ -75,6 +79,8 @@ class Journal:
     """
 
     def __init__(self, path: Path, identity: Identity, *, resume: bool) -> None:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is no regular file: give another --output")
         self.path = path
         self._file: BinaryIO = path.open("r+b" if path.exists() else "x+b")
         try:
@@ -84,8 +90,9 @@ class Journal:
             if not end:
                 self._file.truncate(0)
                 end = self._append({"format": FORMAT, "identity": dict(identity)}, 0)
-            self._file.truncate(end)
-            self._file.seek(end)
+            # What lies behind is of a batch that is done again: it stays until there is something new, for a run that
+            # is killed before that would otherwise lose one batch more each time.
+            self._end: int | None = end
             self._begin = self._first_record
             self.sync()
             sync_folder(path.parent)
@@ -95,6 +102,10 @@ class Journal:
 
     def add(self, record: Record) -> None:
         """Append a finished image."""
+        if self._end is not None:
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+            self._end = None
         values: dict[str, Any] = {"key": record.key, "texts": record.texts, "error": record.error}
         values |= {"batch": record.batch, "size": record.size}
         self._file.write(_line(values))
@@ -112,7 +123,11 @@ class Journal:
         self._file.flush()
         with self.path.open("rb") as file:
             file.seek(self._begin)
+            place = self._begin
             for line in file:
+                if self._end is not None and place >= self._end:
+                    return
+                place += len(line)
                 values = _parse(line)
                 if values is None:
                     raise DataError(f"{self.path} is damaged: remove it and run again")
@@ -142,6 +157,8 @@ class Journal:
         first = self._file.readline()
         header = _parse(first)
         if header is None:
+            if not _TORN.match(first):
+                raise DataError(f"{self.path} is not a journal: give another --output, or --overwrite")
             return 0, 0
         if header.get("format") != FORMAT:
             raise DataError(f"{self.path} is of another version of cloudrt: finish with that one, or use --overwrite")

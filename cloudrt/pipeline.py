@@ -16,6 +16,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from cloudrt.artifact import default_model, load_model, parse_artifact
 from cloudrt.cpus import usable_cpus
 from cloudrt.decoding import Decoded, Decoding, Input, open_decoder
@@ -24,12 +26,14 @@ from cloudrt.engines.plan import Plan, Request, make_plan
 from cloudrt.engines.pool import EnginePool
 from cloudrt.errors import ArtifactError, DataError, MemoryExhausted
 from cloudrt.files import sha256
-from cloudrt.images import MAX_PIXELS
+from cloudrt.images import MAX_PIXELS, ImageFile
 from cloudrt.labels import Labels
 from cloudrt.overlap import overlap
 from cloudrt.postprocess import apply_rules
 from cloudrt.results import Inferred, Result
 from cloudrt.stats import PipelineStats
+
+MAX_BATCH, MAX_THREADS = 65_536, 4_096
 
 
 class Segmenter:
@@ -87,8 +91,11 @@ class Segmenter:
         decoder: str = "cpu",
         plan: Plan | None = None,
     ) -> None:
-        if batch_size < 0 or threads < 0:
-            raise DataError(f"batch size and threads are at least 1, found {batch_size} and {threads}")
+        for name, value, most in (("batch size", batch_size, MAX_BATCH), ("threads", threads, MAX_THREADS)):
+            if not isinstance(value, int) or not 0 <= value <= most:
+                raise DataError(f"{name} is at least 1 and at most {most:,}, found {value!r}")
+        if not isinstance(max_pixels, int) or max_pixels < 1:
+            raise DataError(f"max_pixels is a whole number of at least 1, found {max_pixels!r}")
         if not devices or len(set(devices)) < len(devices) or min(devices) < 0:
             raise DataError(f"devices are numbers of GPUs, each once, found {list(devices)}")
         self.model = Path(model) if model is not None else default_model()
@@ -99,7 +106,7 @@ class Segmenter:
         self._sha256 = sha256(self.model)
         gpu = open_decoder(decoder, self.threads, self.devices[0])
         request = Request(provider, batch_size, self.threads, compute, self.devices, allow_cpu)
-        self.plan = plan or make_plan(loaded, artifact, self._sha256, request)
+        self.plan = make_plan(loaded, artifact, self._sha256, request, plan)
         self.stats = PipelineStats(self.threads)
         self._decoding = Decoding(artifact.input_size, max_pixels, self.stats["decode"], gpu)
         self.pool = EnginePool(
@@ -133,6 +140,7 @@ class Segmenter:
         ArtifactError
             The artifact holds no rules.
         """
+        _refuse_one(inputs)
         if not self.artifact.rules:
             raise ArtifactError(
                 f"{self.model} holds no rules: its network was never validated; find them with cloudrt tune"
@@ -148,6 +156,7 @@ class Segmenter:
 
     def infer(self, inputs: Iterable[Input]) -> Generator[Inferred, None, None]:
         """Yield what the network says of each input, before any rule: what tuning looks at. In order, lazily."""
+        _refuse_one(inputs)
         with (
             ThreadPoolExecutor(self.threads, "decode") as decoders,
             ThreadPoolExecutor(1, "gpu-decode") as gpu,
@@ -245,6 +254,12 @@ class Segmenter:
         return Result(
             item.image, dict(zip(labels.classes, texts, strict=True)), None, labels, item.batch, item.batch_size
         )
+
+
+def _refuse_one(inputs: Iterable[Input]) -> None:
+    """Refuse a single input: a text is a sequence of texts too, and an array of arrays."""
+    if isinstance(inputs, str | bytes | bytearray | Path | ImageFile | np.ndarray) or not isinstance(inputs, Iterable):
+        raise DataError(f"inputs are several: give a list of paths, bytes or arrays, found {type(inputs).__name__}")
 
 
 def _seen(items: Iterable[Inferred], look: Callable[[Inferred], object] | None) -> Iterator[Inferred]:

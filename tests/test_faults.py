@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
+from cloudrt.errors import DataError
 from cloudrt.journal import Journal
+from cloudrt.pipeline import Segmenter
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux")
@@ -119,3 +122,48 @@ def test_a_folder_that_changes_underfoot(
     assert "No such file" in failures["15.jpg"]
     assert "16.jpg" not in output.read_text()
     assert len(output.read_text().splitlines()) == 1 + 3 * 16
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-o", "a.csv", "--stats", "a.csv"], "it is --output and --stats"),
+        (["-o", "a.csv", "--save-probabilities", "a.csv"], "--save-probabilities"),
+        (["-o", "a.csv", "--stats", "a.csv.journal"], "the journal and --stats"),
+        (["-o", "a.csv", "--stats", "./failures.csv"], "the list of failures and --stats"),
+        (["-o", "report.html", "--report"], "--output and the report"),
+        (["-o", "model.onnx", "--overwrite"], "--model and --output"),
+        (["-o", "in/03.jpg", "--overwrite"], "is one of the images"),
+        (["-o", "a.csv", "--stats", "in/03.jpg"], "is one of the images"),
+        (["-o", "a.csv", "--stats", "in"], "is not a regular file"),
+        (["-o", "a.csv", "--save-probabilities", "in"], "is not a regular file"),
+        (["-o", "a.csv", "--masks", "model.onnx"], "is no folder"),
+        (["-o", "a.csv", "--devices", ""], "numbers of GPUs"),
+        (["-o", "a.csv", "--devices", "0,0"], "each once"),
+        (["-o", "a.csv", "--batch-size", "99999999999999999999"], "--batch-size"),
+    ],
+)
+def test_outputs_that_would_replace_something_are_refused(
+    images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(model.read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    more = [] if "--batch-size" in words else ["--batch-size", "4"]
+    done = CliRunner().invoke(infer, ["in", "-m", "model.onnx", "--provider", "cpu", *more, *words])
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_single_input_is_refused_and_another_kind_is_a_failure(model: Path) -> None:
+    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+        for one in ("a.jpg", b"bytes", Path("a.jpg"), np.zeros((4, 4, 3), np.uint8), 5):
+            with pytest.raises(DataError, match="give a list"):
+                next(segmenter.predict(one))  # type: ignore[arg-type]
+        assert [result.error for result in segmenter.predict([None, 3])] == [  # type: ignore[list-item]
+            "is no path, bytes or array but NoneType", "is no path, bytes or array but int"
+        ]  # fmt: skip
+    for wrong in ({"batch_size": 2.5}, {"threads": "2"}, {"max_pixels": 0}, {"batch_size": 10**9}, {"devices": ()}):
+        with pytest.raises(DataError):
+            Segmenter(model, "cpu", **wrong)  # type: ignore[arg-type]

@@ -309,3 +309,61 @@ def test_a_resumed_run_takes_up_how_the_first_one_ran(images: Path, model: Path,
     whole = [*asked[:-1], str(tmp_path / "whole.csv"), "--provider", "openvino", "--batch-size", "3"]
     assert CliRunner().invoke(infer, whole).exit_code == 1
     assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_starts_that_are_killed_lose_nothing(tmp_path: Path) -> None:
+    """Each opens the journal and dies before it has anything new."""
+    journal = Journal(tmp_path / "j", IDENTITY, resume=False)
+    for number in range(12):
+        journal.add(Record(f"{number}.jpg", ("",), None, number // 3 * 3, 3))
+    journal.close()
+    for _ in range(5):
+        again = Journal(tmp_path / "j", IDENTITY, resume=True)
+        assert (again.done, again.size) == (9, 3)
+        assert [record.key for record in again.records()] == [f"{number}.jpg" for number in range(9)]
+        again.close()
+    last = Journal(tmp_path / "j", IDENTITY, resume=True)
+    last.add(Record("new.jpg", ("",), None, 9, 3))
+    assert [record.key for record in last.records()][8:] == ["8.jpg", "new.jpg"]
+    last.close()
+
+
+@pytest.mark.parametrize("content", [b"my diary\n", b"0123456x {}", b"\x89PNG\r\n", b"0123456789abcdef"])
+def test_another_file_of_that_name_is_kept(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "j").write_bytes(content)
+    with pytest.raises(DataError, match="is not a journal"):
+        Journal(tmp_path / "j", IDENTITY, resume=True)
+    assert (tmp_path / "j").read_bytes() == content
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_a_pipe_is_no_journal(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "j")
+    with pytest.raises(DataError, match="no regular file"):
+        Journal(tmp_path / "j", IDENTITY, resume=True)
+
+
+def test_an_image_of_another_size_is_another_run(
+    images: Path, model: Path, finished_journal: bytes, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(images, tmp_path / "in")
+    (tmp_path / "s.csv.journal").write_bytes(finished_journal)
+    with (tmp_path / "in" / "scene-05.jpg").open("ab") as file:
+        file.write(b"\0")
+    result = run(tmp_path / "in", model, tmp_path / "s.csv", "--resume")
+    assert result.exit_code == 2
+    assert "list of images and their sizes was" in result.output
+
+
+def test_pictures_of_what_was_finished_before_are_written_too(
+    images: Path, model: Path, finished_journal: bytes, tmp_path: Path
+) -> None:
+    lines = finished_journal.splitlines(keepends=True)
+    (tmp_path / "s.csv.journal").write_bytes(b"".join(lines[:20]))
+    assert run(images, model, tmp_path / "s.csv", "--resume", "--masks", str(tmp_path / "m")).exit_code == 1
+    assert run(images, model, tmp_path / "t.csv", "--masks", str(tmp_path / "n")).exit_code == 1
+    ours, theirs = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*.png")}
+                    for root in (tmp_path / "m", tmp_path / "n"))  # fmt: skip
+    assert ours == theirs and len(ours) >= 3 * (IMAGES - 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -324,3 +325,56 @@ def test_a_segmenter_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with Segmenter(model, threads=1) as second:
         assert second.plan == plan
         assert (second.batch_size, second.identity()["streams"]) == (plan.batch_size, plan.streams)
+
+
+@needs_openvino
+@pytest.mark.parametrize("where", ["climb", "disagreement"])
+def test_memory_that_lacks_today_is_not_remembered(
+    rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The other provider is taken meanwhile."""
+    rates |= {"openvino": 20.0, "cpu": 10.0}
+    real = getattr(Bench, where)
+
+    def lacking(self: Bench, provider: str, *words: Any) -> Any:
+        if provider != "openvino":
+            return real(self, provider, *words)
+        if where == "climb":
+            return []
+        raise MemoryExhausted("no memory for openvino")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, where, lacking)
+        chosen = plan(Request())
+        assert chosen.provider == "cpu"
+        assert "no memory" in chosen.passed_over["openvino"]
+    assert plan(Request()).provider == "openvino"
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        5, None, "x", [{"size": 1}], [5], [], [{"batch_size": 4, "images_per_s": "7"}],
+        [{"batch_size": 0, "images_per_s": 7.0}], [{"batch_size": 4, "streams": 0, "images_per_s": 7.0}],
+        [{"batch_size": 4, "images_per_s": float("nan")}], [{"batch_size": True, "images_per_s": 7.0}],
+    ],
+)  # fmt: skip
+def test_what_was_kept_wrongly_is_measured_anew(rates: dict[str, float], cache: Path, kept: object) -> None:
+    rates |= {"cpu": 10.0}
+    first = plan(Request())
+    (file,) = (cache / "cloudrt" / "plans").iterdir()
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(dict.fromkeys(values, kept)))
+    climbs = rates["climbs"]
+    assert plan(Request()) == first
+    assert rates["climbs"] == climbs + 1
+
+
+def test_a_plan_of_an_earlier_run_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = Plan("cpu", 4)
+    assert make_plan(MODEL, ARTIFACT, "ab", Request(), settled) == settled
+    with pytest.raises(ProviderError, match="--provider cpu runs on none"):
+        make_plan(MODEL, ARTIFACT, "ab", Request(devices=(0, 1)), settled)
+    monkeypatch.setattr(cloudrt.engines.base, "problem", lambda name: "it was uninstalled")
+    with pytest.raises(ProviderError, match="it was uninstalled"):
+        make_plan(MODEL, ARTIFACT, "ab", Request(), settled)

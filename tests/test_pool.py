@@ -148,6 +148,74 @@ def test_a_run_that_stepped_down_resumes_with_its_batch(
     assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
+@pytest.mark.parametrize("streams", [1, 2])
+def test_engines_that_cannot_be_opened_again_end_the_run(streams: int) -> None:
+    """Nobody waits for an engine that will never come."""
+    artifact = parse_artifact(tiny_model(SIZE, LABELS), "m")
+
+    class Small:
+        def __init__(self, batch_size: int) -> None:
+            if batch_size < 8:
+                raise ProviderError("the driver is gone")
+            self.batch_size, self.artifact, self.streams = batch_size, artifact, streams
+
+        def run(self, batch: NDArray[np.uint8]) -> Any:
+            raise MemoryExhausted("no memory")
+
+        def close(self) -> None: ...
+
+    pool = EnginePool(lambda device, size: Small(size), (0,), 8)  # type: ignore[arg-type,return-value]
+    errors: list[str] = []
+
+    def work() -> None:
+        try:
+            try:
+                pool.run([picture(1)])
+            except MemoryExhausted as reason:
+                pool.step_down(8, reason)
+                pool.run([picture(1)])
+        except ProviderError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert errors and set(errors) == {"the driver is gone"}
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_a_closed_segmenter_says_so(model: Path, provider: str) -> None:
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    segmenter = Segmenter(model, provider, batch_size=2)
+    running = segmenter.predict([picture(number) for number in range(40)])
+    next(running)
+    segmenter.close()
+    for results in (running, segmenter.predict([picture(1)])):
+        with pytest.raises(ProviderError, match="the engines are closed"):
+            list(results)
+
+
+def test_openvinos_table_of_types_is_filled_by_one_thread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that look up a type first and at once wait for ever: the engine looks one up when it is opened."""
+    openvino = pytest.importorskip("openvino")
+    looked: list[int] = []
+
+    class Type:
+        class u8:
+            @staticmethod
+            def to_dtype() -> None:
+                looked.append(threading.get_ident())
+
+    monkeypatch.setattr("cloudrt.engines.openvino.openvino.Type", Type)
+    with open_engine(model, "openvino", 2):
+        assert looked == [threading.get_ident()]
+    assert openvino.Type is Type
+
+
 def test_every_device_works_behind_one_decoder_and_the_order_stays(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +234,7 @@ def test_every_device_works_behind_one_decoder_and_the_order_stays(
 
     monkeypatch.setattr(OrtEngine, "run", run)
     monkeypatch.setattr("cloudrt.pipeline.open_engine", open_here)
+    monkeypatch.setattr("cloudrt.pipeline.make_plan", lambda *words: words[-1])
     pictures = [picture(number) for number in range(24)]
     with Segmenter(model, devices=(3, 5), plan=Plan("cuda", 2), threads=2) as segmenter:
         results = list(segmenter.predict(pictures))

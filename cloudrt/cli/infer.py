@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cloudrt.cli.common import Failure, progress_bar, reports_errors, say_logs
+from cloudrt.cli.infer_checks import check_keys, check_outputs, spare_inputs
 
 if TYPE_CHECKING:
     from cloudrt.engines.plan import Plan
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True,
     help="auto measures, once for each model and machine, takes the fastest that gives the same answers, and says so.",
 )  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1), help="Images a batch; measured once for each machine otherwise.")
+@click.option("--batch-size", type=click.IntRange(1, 65536), help="Images a batch; measured otherwise.")
 @click.option(
     "--compute", type=click.Choice(["auto", "f32", "bf16", "f16"]), default="auto", show_default=True,
     help="What OpenVINO computes in; auto lowers fp16 and int8 artifacts where the CPU can and the answers agree.",
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     "--decoder", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
     help="gpu: JPEGs by nvImageCodec, which finds files that are cut but not every damage inside.",
 )  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of each stage; all that may be used by default.")
+@click.option("--threads", type=click.IntRange(1, 4096), help="CPU threads of each stage; all by default.")
 @click.option(
     "--max-megapixels",
     type=click.FloatRange(0, 1e6, min_open=True),
@@ -99,8 +100,6 @@ def infer(
         import pyarrow  # noqa: F401 - says what to install, before anything slow
     if resume and save_probabilities:
         raise Failure("--save-probabilities keeps those of a whole run: it cannot --resume one")
-    if output.exists() and not output.is_file():
-        raise Failure(f"{output} is not a regular file: give the name of a file to write")
     if overwrite and resume:
         raise Failure("--resume goes on, --overwrite begins afresh: give one of them")
     if not (overwrite or resume):
@@ -108,8 +107,7 @@ def infer(
             raise Failure(f"{journal_path(output)} is of a run that was cut short: --resume it, or --overwrite")
         if output.exists():
             raise Failure(f"{output} exists: give another --output, or --overwrite")
-    if report and output.name == "report.html":
-        raise Failure(f"{output} would be replaced by the report: give another --output")
+    check_outputs(output, model, sample, report, stats, save_probabilities, masks, overlays)
     if math.isnan(max_megapixels):
         raise Failure("--max-megapixels nan is no number")
     from cloudrt.inputs import list_inputs
@@ -124,8 +122,9 @@ def infer(
     ) as segmenter:  # fmt: skip
         _announce(segmenter, provider)
         files = list_inputs(inputs, sample, segmenter.labels)
+        spare_inputs(files, (output, stats, save_probabilities))
         if masks or overlays:
-            _check_keys(files)
+            check_keys(files)
         began = time.perf_counter()
         options = _Outputs(output, form, resume, report, masks, overlays, save_probabilities)
         done = _predict(segmenter, files, options, began)
@@ -143,7 +142,7 @@ def infer(
 
 def _device_numbers(devices: str | None) -> tuple[int, ...]:
     try:
-        return tuple(int(number) for number in devices.split(",")) if devices else (0,)
+        return (0,) if devices is None else tuple(int(number) for number in devices.split(","))
     except ValueError:
         raise Failure(f"--devices {devices}: numbers of GPUs, such as 0,1") from None
 
@@ -189,10 +188,11 @@ def _predict(segmenter: Segmenter, files: list[ImageFile], to: _Outputs, began: 
     from cloudrt.overlap import overlap
     from cloudrt.probabilities import write_probabilities
     from cloudrt.report import Report
+    from cloudrt.results import Result
     from cloudrt.submission import journal_path, open_submission
 
     page = Report(segmenter.labels, max_pixels=segmenter.max_pixels) if to.report else None
-    identity = segmenter.identity() | {"images": len(files), "list of images": digest_keys(files)}
+    identity = segmenter.identity() | {"images": len(files), "list of images and their sizes": digest_keys(files)}
     try:
         with ExitStack() as stack:
             submission = stack.enter_context(
@@ -202,10 +202,11 @@ def _predict(segmenter: Segmenter, files: list[ImageFile], to: _Outputs, began: 
                 click.echo(_resumed(submission.resumed, to.output), err=True)
                 segmenter.shrink(submission.journal.size)
             left = files[submission.resumed :]
-            if page:
-                for file, record in zip(files, submission.journal.records(), strict=False):
-                    rle = dict(zip(segmenter.labels.classes, record.texts, strict=True))
+            for file, record in zip(files, submission.journal.records(), strict=False):  # of an earlier run
+                rle = dict(zip(segmenter.labels.classes, record.texts, strict=True))
+                if page:
                     page.add(record.key, file.path, None if record.error else rle, record.error)
+                _paint(segmenter, to, (file, Result(record.key, rle, record.error, segmenter.labels)))
             keep = None
             if to.probabilities:
                 keep = _keeper(stack.enter_context(write_probabilities(to.probabilities, segmenter.labels)))
@@ -256,13 +257,6 @@ def _write_stats(path: Path, segmenter: Segmenter, done: Submission) -> None:
     values = segmenter.identity() | counts | segmenter.stats.to_dict()
     with replacing(path) as partial:
         partial.write_text(json.dumps(values, indent=2) + "\n")
-
-
-def _check_keys(files: list[ImageFile]) -> None:
-    """Refuse keys that would lead pictures out of their folder: a list may hold such."""
-    for file in files:
-        if PurePosixPath(file.key).is_absolute() or ".." in PurePosixPath(file.key).parts:
-            raise Failure(f"{file.key!r} leads out of the folder of --masks and --overlays: list it by a path within")
 
 
 def _resumed(done: int, output: Path) -> str:

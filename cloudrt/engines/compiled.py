@@ -34,6 +34,7 @@ def open_folder(content: bytes) -> Path | None:
             if not seal.is_file() or seal.read_text(encoding="ascii") != sha256(file):
                 logger.debug("%s is damaged, or was never finished: it is compiled anew", file)
                 file.unlink()
+                seal.unlink(missing_ok=True)
         _prune(folder.parent)
     except (OSError, ValueError) as error:
         logger.debug("compiled networks cannot be kept: %s", error)

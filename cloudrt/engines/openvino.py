@@ -74,6 +74,8 @@ class OpenvinoEngine:
         except (RuntimeError, MemoryError) as error:
             raise _explain(error, ArtifactError("OpenVINO refuses the model")) from error
         self._outputs = [output.get_any_name() for output in self._compiled.outputs]
+        # OpenVINO fills a table of types at the first look-up, and two threads that do so at once wait for ever.
+        openvino.Type.u8.to_dtype()
 
     def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from cloudrt.artifact import Artifact
@@ -17,7 +17,7 @@ from cloudrt.engines.availability import NAMES, nvidia_driver
 from cloudrt.engines.base import BATCH_SIZES, EngineOptions, hindrance, require
 from cloudrt.engines.known import Known
 from cloudrt.engines.trial import Bench, Rung, best_rung
-from cloudrt.errors import ProviderError
+from cloudrt.errors import MemoryExhausted, ProviderError
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +64,7 @@ class Plan:
     batch_size, streams, compute, cuda_graph
         See `EngineOptions`.
     images_per_s
-        Of the network alone, as measured; 0 where nothing was.
+        Of the network alone, the highest that was measured; 0 where nothing was.
     passed_over
         The providers that tend to be faster, or were measured, and why they were not taken.
     """
@@ -125,8 +125,12 @@ class Plan:
         return EngineOptions(self.streams, self.compute, self.cuda_graph, device, allow_cpu, keep_compiled=True)
 
 
-def make_plan(model: onnx.ModelProto, artifact: Artifact, sha256: str, request: Request) -> Plan:
+def make_plan(
+    model: onnx.ModelProto, artifact: Artifact, sha256: str, request: Request, settled: Plan | None = None
+) -> Plan:
     """Return how to run an artifact; measures what was not measured before on this machine.
+
+    A plan that is `settled`, by a run that is resumed, is only checked.
 
     `auto` takes TensorRT or CUDA before any CPU, and of the CPU's providers the one that was measured to be fastest,
     if it agrees with ONNX Runtime's CPU provider in fp32. A TensorRT engine that exists is used; none is built.
@@ -141,7 +145,13 @@ def make_plan(model: onnx.ModelProto, artifact: Artifact, sha256: str, request: 
     if request.compute != "auto" and request.provider != "openvino":
         raise ProviderError(f"what to compute in is OpenVINO's to choose: --compute {request.compute} needs "
                             "--provider openvino; other providers follow the artifact's precision")  # fmt: skip
-    _check_devices(request)
+    if settled:
+        require(settled.provider, artifact)
+    _check_devices(request, settled.provider if settled else request.provider)
+    if request.compute != "auto":
+        _check_compute(request.compute)
+    if settled:
+        return settled
     known = Known(sha256, request.threads, request.allow_cpu)
     trial = _Trial(model, artifact, request, known)
     if request.provider != "auto":
@@ -149,12 +159,21 @@ def make_plan(model: onnx.ModelProto, artifact: Artifact, sha256: str, request: 
     return _take_the_fastest(trial, artifact)
 
 
-def _check_devices(request: Request) -> None:
+def _check_compute(compute: str) -> None:
+    """Refuse what the CPU has no instructions for before anything is measured."""
+    from cloudrt.engines.openvino import fast_computes
+
+    computes = fast_computes()
+    if compute not in computes:
+        raise ProviderError(f"this CPU has no instructions for {compute}: {', '.join(computes)}")
+
+
+def _check_devices(request: Request, provider: str) -> None:
     """Refuse GPUs that are not there, and GPUs of several kinds: which image went where would change its last bits."""
     if request.devices == (0,):
         return
-    if request.provider in ("cpu", "openvino"):
-        raise ProviderError(f"--devices are GPUs: --provider {request.provider} runs on none")
+    if provider in ("cpu", "openvino"):
+        raise ProviderError(f"--devices are GPUs: --provider {provider} runs on none")
     driver = nvidia_driver()
     gpus = driver.gpus if driver else ()
     missing = [str(device) for device in request.devices if device >= len(gpus)]
@@ -166,8 +185,28 @@ def _check_devices(request: Request) -> None:
 
 
 def _take_the_fastest(trial: _Trial, artifact: Artifact) -> Plan:
-    passed_over: dict[str, str] = {}
+    computes, passed_over = _find_candidates(trial, artifact)
+    plans: list[Plan] = []
+    for provider, compute in computes.items():
+        try:
+            plans.append(trial.plan(provider, compute, alone=len(computes) == 1))
+        except MemoryExhausted as error:
+            passed_over[provider] = str(error)
+    if not plans:
+        raise ProviderError(f"no provider here runs this artifact: {'; '.join(passed_over.values())}")
+    best = max(plans, key=lambda plan: plan.images_per_s)
+    for plan in plans:
+        if plan is not best:
+            passed_over[plan.provider] = (
+                f"{plan.images_per_s:.1f} images/s beside {best.images_per_s:.1f}, as measured here"
+            )
+    return replace(best, passed_over=passed_over)
+
+
+def _find_candidates(trial: _Trial, artifact: Artifact) -> tuple[dict[str, str], dict[str, str]]:
+    """Return provider -> what it computes in, of those that can run and agree; and why not the others."""
     computes: dict[str, str] = {}
+    passed_over: dict[str, str] = {}
     for provider in NAMES:
         if provider in ("openvino", "cpu") and {"tensorrt", "cuda"} & set(computes):
             break
@@ -175,24 +214,16 @@ def _take_the_fastest(trial: _Trial, artifact: Artifact) -> Plan:
         if reason is None and provider == "tensorrt" and not trial.has_tensorrt_engine():
             reason = "its engine would take minutes to build: ask for it with --provider tensorrt"
         if reason is None:
-            compute = trial.compute(provider)
-            reason = trial.disagreement(provider, compute)
+            try:
+                compute = trial.compute(provider)
+                reason = trial.disagreement(provider, compute)
+            except MemoryExhausted as error:
+                reason = str(error)
         if reason:
             passed_over[provider] = reason
         else:
             computes[provider] = compute
-    if not computes:
-        raise ProviderError(f"no provider here runs this artifact: {'; '.join(passed_over.values())}")
-    plans = [trial.plan(provider, compute, alone=len(computes) == 1) for provider, compute in computes.items()]
-    best = max(plans, key=lambda plan: plan.images_per_s)
-    for plan in plans:
-        if plan is not best:
-            passed_over[plan.provider] = (
-                f"{plan.images_per_s:.1f} images/s beside {best.images_per_s:.1f}, as measured here"
-            )
-    return Plan(
-        best.provider, best.batch_size, best.streams, best.compute, best.cuda_graph, best.images_per_s, passed_over
-    )
+    return computes, passed_over
 
 
 class _Trial:
@@ -229,10 +260,11 @@ class _Trial:
         if provider == "cpu":
             return None
         key = f"agreement of {provider} {compute}"
-        if key not in self._known:
+        reason = self._known.get(key)
+        if key not in self._known or not (reason is None or isinstance(reason, str)):
             self._announce()
-            self._known.put(key, self._open_bench().disagreement(provider, compute))
-        reason: str | None = self._known.get(key)
+            reason = self._open_bench().disagreement(provider, compute)
+            self._known.put(key, reason)
         return reason
 
     def plan(self, provider: str, compute: str, *, alone: bool) -> Plan:
@@ -242,17 +274,21 @@ class _Trial:
         if asked and provider == "cpu" and alone:
             return Plan(provider, asked)
         key = f"rate of {provider} {compute}, batch {asked or 'free'}"
-        if key not in self._known:
+        rungs = Rung.read(self._known.get(key))
+        if not rungs:
             self._announce()
-            self._known.put(key, [rung.to_dict() for rung in self._open_bench().climb(provider, compute, asked)])
-        best = best_rung([Rung(**values) for values in self._known.get(key)])
+            rungs = self._open_bench().climb(provider, compute, asked)
+            if rungs:  # memory that lacks today may be there tomorrow
+                self._known.put(key, [rung.to_dict() for rung in rungs])
+        best = best_rung(rungs)
         if best is None:
-            raise ProviderError(f"{provider} has no memory for {asked or 1} images: give a smaller --batch-size")
-        return Plan(provider, best.batch_size, best.streams, compute, best.cuda_graph, best.images_per_s)
+            raise MemoryExhausted(f"{provider} has no memory for {asked or 1} images: give a smaller --batch-size")
+        fastest = max(rung.images_per_s for rung in rungs)
+        return Plan(provider, best.batch_size, best.streams, compute, best.cuda_graph, fastest)
 
     def _announce(self) -> None:
         if self._bench is None:
-            logger.info("Measuring how this model runs best here: once for each model and machine")
+            logger.info("Measuring how this model runs best here, once for each model and machine: up to half a minute")
 
     def _open_bench(self) -> Bench:
         if self._bench is None:

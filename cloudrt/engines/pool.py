@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cloudrt.artifact import Artifact
 from cloudrt.engines.base import Engine
-from cloudrt.errors import MemoryExhausted
+from cloudrt.errors import CloudrtError, MemoryExhausted, ProviderError
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,9 @@ class EnginePool:
         self._open_one, self._devices = open_one, tuple(devices)
         self.batch_size = batch_size
         self.engines: list[Engine] = []
-        self._slots: SimpleQueue[Engine] = SimpleQueue()
+        self._slots: SimpleQueue[Engine | None] = SimpleQueue()  # None wakes who waits for engines that are gone
         self._change = Lock()
+        self._gone: CloudrtError | None = None
         self._open()
 
     @property
@@ -62,8 +63,10 @@ class EnginePool:
         ------
         MemoryExhausted
             More images than the batch size, or no memory for them: call `step_down`, and come again with fewer.
+        CloudrtError
+            The pool is closed, or its engines could not be opened again.
         """
-        engine = self._slots.get()
+        engine = self._take()
         try:
             size = engine.batch_size or len(images)
             if len(images) > size:
@@ -71,6 +74,8 @@ class EnginePool:
             batch = np.zeros((size, *images[0].shape), np.uint8)
             batch[: len(images)] = images
             probability, presence = engine.run(batch)
+        except MemoryError as error:
+            raise MemoryExhausted(f"no memory for a batch of {engine.batch_size}: {error}") from error
         finally:
             self._slots.put(engine)
         return probability[: len(images)], None if presence is None else presence[: len(images)]
@@ -94,13 +99,34 @@ class EnginePool:
     def resize(self, batch_size: int) -> None:
         """Open all engines anew with another batch size, once they are done with what they are at."""
         for _ in range(self.slots):
-            self._slots.get()
-        self.close()
+            self._take()
+        self._release()
         self.batch_size = batch_size
-        self._open()
+        try:
+            self._open()
+        except BaseException as error:
+            self._end(
+                error if isinstance(error, CloudrtError) else ProviderError(f"engines could not be opened: {error}")
+            )
+            raise
 
     def close(self) -> None:
-        """Release the engines."""
+        """Release the engines; who comes after that is told so."""
+        self._end(ProviderError("the engines are closed: open a new Segmenter"))
+        self._release()
+
+    def _take(self) -> Engine:
+        engine = self._slots.get() if self._gone is None else None
+        if engine is None:
+            self._slots.put(None)
+            raise self._gone or ProviderError("the engines are gone")
+        return engine
+
+    def _end(self, reason: CloudrtError) -> None:
+        self._gone = self._gone or reason
+        self._slots.put(None)
+
+    def _release(self) -> None:
         for engine in self.engines:
             engine.close()
 
@@ -110,7 +136,7 @@ class EnginePool:
             for device in self._devices:
                 self.engines.append(self._open_one(device, self.batch_size))
         except BaseException:
-            self.close()
+            self._release()
             raise
         for engine in self.engines:
             for _ in range(engine.streams):

@@ -48,6 +48,20 @@ class Rung:
         """Plain values, for JSON."""
         return asdict(self)
 
+    @classmethod
+    def read(cls, values: Any) -> list[Rung]:
+        """Return rungs from what `to_dict` gave of each; none where that is no such list."""
+        try:
+            rungs = [cls(**one) for one in values]
+        except TypeError:
+            return []
+        kinds = (int, int, bool, float)
+        for rung in rungs:
+            found = tuple(map(type, asdict(rung).values()))
+            if found != kinds or min(rung.batch_size, rung.streams) < 1 or not 0 < rung.images_per_s < math.inf:
+                return []
+        return rungs
+
 
 @dataclass
 class Bench:
@@ -96,6 +110,8 @@ class Bench:
                 found, presence = engine.run(self.images)
                 for position, levels in enumerate(found):
                     tally.add(position, np.ascontiguousarray(levels), None if presence is None else presence[position])
+        except MemoryExhausted:
+            raise  # that says nothing of its answers
         except (ArtifactError, ProviderError) as error:
             return str(error)
         low = {"bf16": "bf16", "f16": "fp16"}.get(compute, "fp32")
@@ -149,14 +165,13 @@ class Bench:
         work = rung.batch_size * rung.streams
         if best and time.perf_counter() + 3 * work / best.images_per_s > deadline:
             return None
-        batch = self.images[np.arange(rung.batch_size) % IMAGES]
-        with suppress(MemoryExhausted), self.open(provider, compute, rung) as engine:
-            rate = measure_rate(engine, batch)
+        with suppress(MemoryExhausted, MemoryError), self.open(provider, compute, rung) as engine:
+            rate = measure_rate(engine, self.images[np.arange(rung.batch_size) % IMAGES])
             logger.info(
                 "  %s %s: batch %d, streams %d%s: %.1f images/s", provider, compute, rung.batch_size, rung.streams,
                 ", CUDA graph" if rung.cuda_graph else "", rate,
             )  # fmt: skip
-            return Rung(rung.batch_size, rung.streams, rung.cuda_graph, round(rate, 2))
+            return Rung(rung.batch_size, rung.streams, rung.cuda_graph, max(0.01, round(float(rate), 2)))
         return None
 
     def _reference(self) -> Answers:

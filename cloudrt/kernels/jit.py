@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -40,7 +41,7 @@ def kernel(function: F) -> F:
 
 
 def _forgive(compiled: Any) -> None:
-    """Compile anew where cached machine code is damaged, by a power cut, say: numba would raise in every process."""
+    """Compile anew where cached machine code is damaged, by a power cut, say, or cannot be kept: numba would raise."""
     cache = compiled._cache
     load = cache.load_overload
 
@@ -51,7 +52,13 @@ def _forgive(compiled: Any) -> None:
             cache.flush()
             return None
 
-    cache.load_overload = load_overload
+    save = cache.save_overload
+
+    def save_overload(signature: Any, data: Any) -> None:
+        with suppress(OSError):  # a full disk: the next process compiles anew
+            save(signature, data)
+
+    cache.load_overload, cache.save_overload = load_overload, save_overload
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
