@@ -347,7 +347,7 @@ def probability(path: Path, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
     loaded = Checkpoint.load(path)
     graph = InferenceGraph(loaded.network(), loaded.config).eval()
     with torch.inference_mode():
-        return graph.probability(torch.from_numpy(image).float().permute(0, 3, 1, 2)).numpy()
+        return graph.answers(torch.from_numpy(image).float().permute(0, 3, 1, 2))[0].numpy()
 
 
 FLIPS: dict[str, list[tuple[bool, bool]]] = {
