@@ -27,6 +27,8 @@ class TrainConfig:
     ----------
     architecture, encoder, encoder_weights, options
         The network, by segmentation_models_pytorch's names; `encoder_weights` is "imagenet" or "none".
+    init
+        A checkpoint whose weights the run starts with, instead of `encoder_weights`; "" is none.
     input_size
         Height and width of the images that enter the network.
     presence, top_k
@@ -81,6 +83,7 @@ class TrainConfig:
     encoder: str = "se_resnext101_32x4d"
     encoder_weights: str = "imagenet"
     options: dict[str, Any] = field(default_factory=dict)
+    init: str = ""
     input_size: Grid = (320, 640)
     presence: str = "none"
     top_k: int = 2000

@@ -23,7 +23,8 @@ from cloudrt.probabilities import Probabilities, write_probabilities
 from cloudrt.search import THRESHOLDS, LabelledMaps, measure, min_areas_for
 
 from .config import TrainConfig
-from .loop import PROBABILITIES, STATE, Bar, no_bar, train
+from .loop import PROBABILITIES, Bar, no_bar, train
+from .start import STATE
 
 logger = logging.getLogger(__name__)
 

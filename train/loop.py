@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -19,12 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from cloudrt.data import open_data
-from cloudrt.errors import DataError
 from cloudrt.files import replacing
-from cloudrt.network import Checkpoint, NetworkConfig, build_network
+from cloudrt.network import Checkpoint, NetworkConfig
 from cloudrt.postprocess import Rule
 from cloudrt.stats import memory
 
@@ -36,12 +33,12 @@ from .distributed import Processes, processes
 from .folds import folds, split
 from .optimise import find_device, seed_all
 from .pretrain import pretrain
+from .start import STATE, read_state, start
 from .trainer import Trainer
 from .validate import Validation, Validator, choose_no_data
 
 logger = logging.getLogger(__name__)
 
-STATE = "state.pth"
 PROBABILITIES = "held_out.npz"
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
@@ -92,8 +89,8 @@ def _train(
         presence=config.presence, top_k=config.top_k,
     )  # fmt: skip
     seed_all(config.seed)
-    state = _read_state(folder, config) if resume else None
-    network = _build(config, network_config, from_state=state is not None)
+    state = read_state(folder, config) if resume else None
+    network, origin = start(config, network_config, resumed=state is not None)
     network = network.to(device).to(memory_format=torch.channels_last)
     names = list(source.read_train())[: config.limit or None]
     if not team.first:
@@ -126,7 +123,7 @@ def _train(
     validator = Validator(
         trainer.loss, cache, held_out, config.batch_size, device, trainer.autocast, config.tta, folder
     )
-    return _Run(config, network_config, trainer, validator, folder, team, state).run(bar)
+    return _Run(config, network_config, trainer, validator, folder, team, state, origin).run(bar)
 
 
 class _Run:
@@ -141,9 +138,11 @@ class _Run:
         folder: Path,
         team: Processes,
         state: dict[str, Any] | None,
+        origin: str,
     ) -> None:
         self.config, self.network_config = config, network_config
         self.trainer, self.validator, self.folder, self.team = trainer, validator, folder, team
+        self.origin = origin
         self.history: list[dict[str, float]] = []
         self.best_dice = -1.0
         self.done = 0
@@ -215,11 +214,8 @@ class _Run:
         state = self.trainer.evaluated.state_dict()
         weights = {name: value.detach().cpu().clone() for name, value in state.items()}
         rules: tuple[Rule, ...] = tuple(found.rule for found in result.found)
-        origin = (
-            "" if self.config.encoder_weights == "none" else f"encoder from ImageNet weights of {self.config.encoder}"
-        )
         history = list(self.history)
-        return Checkpoint(config, weights, rules, result.dice, epoch, history, self.config.to_dict(), origin)
+        return Checkpoint(config, weights, rules, result.dice, epoch, history, self.config.to_dict(), self.origin)
 
     def _save_state(self, epoch: int) -> None:
         with replacing(self.folder / STATE) as path:
@@ -253,32 +249,6 @@ class _Run:
         return TrainResult(
             self.folder, final.dice, final.epoch, result.all_empty, images / max(self.trainer.seconds, 1e-9)
         )
-
-
-def _read_state(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """Return the state of the run that is to be resumed; None where it stopped before its first epoch was done."""
-    try:
-        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        if (folder / "best.pth").exists():
-            raise DataError(f"{folder} is finished: give another --name, or --overwrite") from None
-        logger.info("%s holds no state: beginning with the first epoch", folder)
-        return None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        raise DataError(f"{folder / STATE} is damaged: --overwrite the run") from error
-    differences = config.differences(state["config"])
-    if differences:
-        raise DataError(f"{folder} is another run: {'; '.join(differences)}. Give its options, or --overwrite")
-    return state
-
-
-def _build(config: TrainConfig, network_config: NetworkConfig, from_state: bool) -> nn.Module:
-    if config.encoder_weights == "none" or from_state:
-        if not from_state:
-            logger.info("encoder %s starts from scratch", config.encoder)
-        return build_network(network_config)
-    logger.info("encoder %s starts from ImageNet weights, downloaded unless cached", config.encoder)
-    return build_network(network_config, "imagenet")
 
 
 def _split(cache: DatasetCache, config: TrainConfig) -> tuple[NDArray[np.int_], NDArray[np.int_]]:

@@ -31,6 +31,10 @@ from cloudrt.cli.types import Duration, Size
     "--encoder-weights", type=click.Choice(["imagenet", "none"]), default="imagenet", show_default=True,
     help="imagenet downloads them once.",
 )  # fmt: skip
+@click.option(
+    "--init", default="", metavar="PTH",
+    help="Start with the weights of this checkpoint, as far as they fit, instead of --encoder-weights.",
+)  # fmt: skip
 @click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="Further argument of the architecture.")
 @click.option("--input-size", type=Size(), default="640x320", show_default=True, help="Multiples of 32.")
 @click.option(
