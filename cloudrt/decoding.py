@@ -8,6 +8,7 @@ Either way the last step is the one resize of training.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class Decoding:
             return overlap(threads, self._decode, enumerate(inputs), ahead, self.stats.pulled)
         read = overlap(threads, self._read, enumerate(inputs), ahead + GROUP)
         groups = overlap(gpu, self._decode_group, _groups(read, GROUP), 2)
-        return overlap(threads, self._resize, (pair for group in groups for pair in group), ahead, self.stats.pulled)
+        return overlap(threads, self._resize, (one for group in groups for one in group), ahead, self.stats.pulled)
 
     def _decode(self, numbered: tuple[int, Input]) -> Decoded:
         return self._load(numbered[0], *_key(*numbered))
@@ -105,21 +106,26 @@ class Decoding:
         except ImageError as error:
             return _Read(number, key, b"", Decoded(number, key, None, str(error)))
 
-    def _decode_group(self, group: list[_Read]) -> list[tuple[_Read, Image | None]]:
+    def _decode_group(self, group: list[_Read]) -> list[tuple[_Read, Image | None, float]]:
+        """Return each item, its image where the GPU could decode it, and its share of the seconds."""
         if self.decoder is None:
             raise DataError("no GPU decoder was opened")
         jpegs = [item.data for item in group if item.done is None]
+        began = time.perf_counter()
         images = iter(self.decoder.decode(jpegs) if jpegs else [])
-        return [(item, next(images) if item.done is None else None) for item in group]
+        share = (time.perf_counter() - began) / max(1, len(jpegs))
+        return [(item, next(images) if item.done is None else None, share) for item in group]
 
-    def _resize(self, pair: tuple[_Read, Image | None]) -> Decoded:
-        item, image = pair
+    def _resize(self, decoded: tuple[_Read, Image | None, float]) -> Decoded:
+        item, image, seconds = decoded
         if item.done:
             return item.done
         if image is None:  # the CPU's decoder knows more kinds, and says what is wrong
             return self._load(item.number, item.key, item.data)
-        with self.stats.timed():
-            return Decoded(item.number, item.key, resize(image, self.size), None)
+        began = time.perf_counter()
+        resized = resize(image, self.size)
+        self.stats.add(seconds + time.perf_counter() - began)
+        return Decoded(item.number, item.key, resized, None)
 
     def _load(self, number: int, key: str, source: str | Path | bytes | Image) -> Decoded:
         with self.stats.timed():

@@ -116,11 +116,15 @@ class InferenceGraph(nn.Module):
         """Return the levels 0..255 of each class on the transposed submission grid; with presence, those too."""
         return self.levels(*self.answers(image.to(torch.float32).permute(0, 3, 1, 2)))
 
-    def answers(self, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def answers(
+        self, levels: torch.Tensor, views: tuple[tuple[int, ...], ...] = ((),)
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return probability (N, C, H_out, W_out) and the head's presence (N, C), or None, float32 in 0..1.
 
-        `levels` is (N, 3, H, W) float32, 0..255.
+        `levels` is (N, 3, H, W) float32, 0..255. Of several `views`, each the axes that are flipped, it is the mean.
         """
+        if len(views) > 1:  # one batch of all: the network is in the graph once
+            levels = torch.cat([levels.flip(view) if view else levels for view in views])
         normalised = (levels - self.mean) / self.std
         found = self.network(normalised.to(self.network_dtype))
         logits, head = found if isinstance(found, tuple) else (found, None)
@@ -131,7 +135,13 @@ class InferenceGraph(nn.Module):
         probability = torch.sigmoid(logits)
         if self.subtract_no_data:
             probability = probability * self._has_data(levels)
-        return probability, None if head is None else torch.sigmoid(head.to(torch.float32))
+        presence = None if head is None else torch.sigmoid(head.to(torch.float32))
+        if len(views) > 1:
+            each = probability.reshape(len(views), -1, *probability.shape[1:])
+            turned = [each[number].flip(view) if view else each[number] for number, view in enumerate(views)]
+            probability = torch.stack(turned).mean(0)
+            presence = None if presence is None else presence.reshape(len(views), -1, presence.shape[1]).mean(0)
+        return probability, presence
 
     def levels(
         self, probability: torch.Tensor, presence: torch.Tensor | None

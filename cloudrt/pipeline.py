@@ -181,7 +181,11 @@ class Segmenter:
         from cloudrt.doctor import describe_machine, installed_distributions
 
         machine, installed = describe_machine(), installed_distributions()
-        packages = ("cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg")
+        packages = ["cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg"]
+        if self.decoder == "gpu":
+            packages += ["nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"]
+        if self.plan.provider == "tensorrt":
+            packages += ["tensorrt", "tensorrt-cu12", "tensorrt-cu13"]
         on_cpu = self.plan.provider in ("cpu", "openvino")
         identity: dict[str, str | int] = self.plan.identity() | {
             "artifact": self._sha256,

@@ -105,19 +105,11 @@ class Mean(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Return the levels 0..255 of each class on the transposed submission grid; with presence, those too."""
         levels = image.to(torch.float32).permute(0, 3, 1, 2)
-        if len(self.views) > 1:  # one batch of all views: each network is in the graph once
-            levels = torch.cat([levels.flip(view) if view else levels for view in self.views])
         graphs = [member for member in self.members if isinstance(member, InferenceGraph)]
-        answers = [graph.answers(levels) for graph in graphs]
+        answers = [graph.answers(levels, self.views) for graph in graphs]
         probability = _mean([one for one, _ in answers])
         heads = [head for _, head in answers if head is not None]
         presence = _mean(heads) if heads else None
-        if len(self.views) > 1:
-            views = probability.reshape(len(self.views), -1, *probability.shape[1:])
-            turned = [views[i].flip(view) if view else views[i] for i, view in enumerate(self.views)]
-            probability = torch.stack(turned).mean(0)
-            if presence is not None:
-                presence = presence.reshape(len(self.views), -1, presence.shape[1]).mean(0)
         return graphs[0].levels(probability, presence)
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from platformdirs import user_cache_path
+
+if TYPE_CHECKING:
+    from cloudrt.export.export import Source
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -35,3 +39,23 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where training keeps what it has decoded of `scenes`."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained FPN with a ResNet-18."""
+    from networks import make_checkpoint
+
+    path = tmp_path_factory.mktemp("checkpoint") / "best.pth"
+    make_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def source(checkpoint: Path) -> Source:
+    """What is exported of it."""
+    from cloudrt.export.export import Source
+
+    made = Source(checkpoint, int8=True)
+    made.run_pytorch()
+    return made

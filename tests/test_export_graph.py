@@ -15,8 +15,8 @@ import pytest
 from cloudrt.export.export import Source, export
 from cloudrt.export.graph import simplify, trace
 from cloudrt.export.layers import layers_of
+from networks import make_checkpoint
 from onnx import helper
-from test_export import make_checkpoint
 
 from cloudrt.errors import DataError
 

@@ -13,9 +13,9 @@ import torch
 from cloudrt.export.export import Source, export
 from cloudrt.export.half import emulate_half, to_half
 from cloudrt.export.layers import SCOPES, layers_of, strip_notes
+from networks import make_checkpoint
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from test_export import make_checkpoint
 
 from cloudrt.artifact import read_artifact
 from cloudrt.engines import open_engine

@@ -15,9 +15,9 @@ from cloudrt.export.export import Source, export, judge_of
 from cloudrt.export.half import to_half
 from cloudrt.export.int8 import Quantiser
 from cloudrt.export.layers import strip_notes
+from networks import make_checkpoint
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
-from test_export import make_checkpoint
 
 from cloudrt.artifact import Artifact, read_artifact
 from cloudrt.cli.export import export as command

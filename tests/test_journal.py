@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -16,7 +15,6 @@ from click.testing import CliRunner, Result
 from tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
-from cloudrt.errors import DataError
 from cloudrt.journal import Journal, Record
 
 IMAGES = 30
@@ -250,47 +248,6 @@ def test_the_report_of_a_resumed_run_shows_every_image(
     assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
 
 
-def test_two_runs_do_not_write_one_journal(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
-    with pytest.raises(DataError, match="written by another run"):
-        first = Journal(tmp_path / "j", IDENTITY, resume=False)
-        try:
-            Journal(tmp_path / "j", IDENTITY, resume=True)
-        finally:
-            first.close()
-
-
-def test_keys_and_reasons_of_any_kind_come_back(tmp_path: Path) -> None:
-    odd = [
-        Record('line\nbreak, "quoted" Wölkchen.jpg', ("1 2", ""), None, 0),
-        Record("b.jpg", ("", ""), "is no\r\nimage", 0),
-    ]
-    journal = Journal(tmp_path / "j", IDENTITY, resume=False)
-    for record in odd:
-        journal.add(record)
-    assert list(journal.records()) == odd
-    journal.close()
-    again = Journal(tmp_path / "j", IDENTITY, resume=True)
-    assert again.done == 0  # the only batch may have been under way
-    again.remove()
-    assert not list(tmp_path.iterdir())
-
-
-def test_records_reach_the_disk_at_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fsync", synced.append)
-    now = [0.0]
-    monkeypatch.setattr("cloudrt.journal.time.monotonic", lambda: now[0])
-    journal = Journal(tmp_path / "j", IDENTITY, resume=False)
-    begun = len(synced)
-    assert begun >= 2  # the file and its folder
-    for second in range(10):
-        now[0] = float(second)
-        journal.add(Record(f"{second}.jpg", ("",), None, 0))
-    assert 3 <= len(synced) - begun <= 5
-    journal.close()
-
-
 def test_a_resumed_run_takes_up_how_the_first_one_ran(images: Path, model: Path, tmp_path: Path) -> None:
     """What `auto` would measure today does not matter; what is asked for and differs is named."""
     pytest.importorskip("openvino")
@@ -326,21 +283,6 @@ def test_starts_that_are_killed_lose_nothing(tmp_path: Path) -> None:
     last.add(Record("new.jpg", ("",), None, 9, 3))
     assert [record.key for record in last.records()][8:] == ["8.jpg", "new.jpg"]
     last.close()
-
-
-@pytest.mark.parametrize("content", [b"my diary\n", b"0123456x {}", b"\x89PNG\r\n", b"0123456789abcdef"])
-def test_another_file_of_that_name_is_kept(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "j").write_bytes(content)
-    with pytest.raises(DataError, match="is not a journal"):
-        Journal(tmp_path / "j", IDENTITY, resume=True)
-    assert (tmp_path / "j").read_bytes() == content
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
-def test_a_pipe_is_no_journal(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "j")
-    with pytest.raises(DataError, match="no regular file"):
-        Journal(tmp_path / "j", IDENTITY, resume=True)
 
 
 def test_an_image_of_another_size_is_another_run(

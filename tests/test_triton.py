@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from cloudrt.export.triton import triton_config, write_repository
 from google.protobuf import text_format
-from test_export import make_checkpoint
+from networks import make_checkpoint
 from tiny import SMALL_GRIDS, tiny_artifact
 
 from cloudrt.artifact import Artifact, read_artifact

@@ -104,7 +104,8 @@ class Trainer:
             last = position == batches or position % self.config.accumulate == 0
             total += self._batch(image, target, number, position, last)
             done = position
-            self.seconds = before + time.perf_counter() - began
+            if last:
+                self.seconds = self._agreed(before + time.perf_counter() - began)
             advance(len(image) * self.team.world, loss=total / done)
             if last and self.out_of_time:
                 break
@@ -138,6 +139,10 @@ class Trainer:
                 self.average.update_parameters(self.network)
             self.schedule.progress(self._progress())
         return value
+
+    def _agreed(self, seconds: float) -> float:
+        """Return the same time on every process where rates and end hang on it: theirs differ."""
+        return self.team.share(seconds) if self.config.time_budget else seconds
 
     def _progress(self) -> float:
         done = self.steps / (self.config.epochs * self.steps_an_epoch)

@@ -117,7 +117,7 @@ class Validator:
     def _batch(
         self, network: nn.Module, config: NetworkConfig, image: torch.Tensor, truth: NDArray[np.uint8]
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Return the levels, the presence and the loss of a batch; the first view's run serves for the loss too."""
+        """Return the levels, the presence and the loss of a batch; the loss is that of the first view."""
         kept: list[torch.Tensor] = []
         autocast = self.autocast
 
@@ -131,18 +131,12 @@ class Validator:
 
         graph = InferenceGraph(Keep(), config).to(image.device)
         levels = image.to(torch.float32).permute(0, 3, 1, 2)
-        probabilities, heads = [], []
-        for view in VIEWS[self.tta]:
-            probability, head = graph.answers(levels.flip(view) if view else levels)
-            probabilities.append(probability.flip(view) if view else probability)
-            heads += [] if head is None else [head]
-        mean = torch.stack(probabilities).mean(0)
-        answer = graph.levels(mean, torch.stack(heads).mean(0) if heads else None)
+        answer = graph.levels(*graph.answers(levels, VIEWS[self.tta]))
         found, said = answer if isinstance(answer, tuple) else (answer, None)
         height, width = config.labels.submit_grid
         masks = np.stack([[unpack_mask(bits, (height, width)) for bits in one] for one in truth])
         target = functional.interpolate(torch.from_numpy(masks).to(image.device, torch.float32), size=kept[0].shape[2:])
-        return found, said, self.loss(kept[0], target)
+        return found, said, self.loss(kept[0][: len(image)], target)
 
 
 def _search(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
-from threading import Lock
+from threading import Condition, Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,15 +38,14 @@ class EnginePool:
         self._open_one, self._devices = open_one, tuple(devices)
         self.batch_size = batch_size
         self.engines: list[Engine] = []
-        self._slots: SimpleQueue[Engine | None] = SimpleQueue()  # None wakes who waits for engines that are gone
-        self._change = Lock()
+        self.slots = 0  # how many threads may run a batch at once
+        self._free: list[Engine] = []  # an engine is in it as often as it has streams that are not at work
+        self._turn = Condition()  # guards what is free, claimed and gone
+        self._lent = 0  # streams that are at work
+        self._claimed = False  # by who opens the engines anew: nobody else takes one then
         self._gone: CloudrtError | None = None
+        self._change = Lock()  # one step down at a time
         self._open()
-
-    @property
-    def slots(self) -> int:
-        """How many threads may run a batch at once."""
-        return sum(engine.streams for engine in self.engines)
 
     @property
     def artifact(self) -> Artifact:
@@ -77,7 +75,10 @@ class EnginePool:
         except MemoryError as error:
             raise MemoryExhausted(f"no memory for a batch of {engine.batch_size}: {error}") from error
         finally:
-            self._slots.put(engine)
+            with self._turn:
+                self._free.append(engine)
+                self._lent -= 1
+                self._turn.notify_all()
         return probability[: len(images)], None if presence is None else presence[: len(images)]
 
     def step_down(self, failed: int, reason: MemoryExhausted) -> None:
@@ -98,33 +99,41 @@ class EnginePool:
 
     def resize(self, batch_size: int) -> None:
         """Open all engines anew with another batch size, once they are done with what they are at."""
-        for _ in range(self.slots):
-            self._take()
-        self._release()
-        self.batch_size = batch_size
-        try:
-            self._open()
-        except BaseException as error:
-            self._end(
-                error if isinstance(error, CloudrtError) else ProviderError(f"engines could not be opened: {error}")
-            )
-            raise
+        with self._turn:
+            self._turn.wait_for(lambda: self._gone or not self._claimed)
+            self._claimed = True
+            self._turn.wait_for(lambda: self._gone or not self._lent)
+            if self._gone:
+                raise self._gone
+            self._free.clear()
+            self._release()
+            self.batch_size = batch_size
+            try:
+                self._open()
+            except BaseException as error:
+                self._gone = (
+                    error if isinstance(error, CloudrtError) else ProviderError(f"engines could not be opened: {error}")
+                )
+                raise
+            finally:
+                self._claimed = False
+                self._turn.notify_all()
 
     def close(self) -> None:
-        """Release the engines; who comes after that is told so."""
-        self._end(ProviderError("the engines are closed: open a new Segmenter"))
-        self._release()
+        """Release the engines once they are done with what they are at; who comes after that is told so."""
+        with self._turn:
+            self._gone = self._gone or ProviderError("the engines are closed: open a new Segmenter")
+            self._turn.notify_all()
+            self._turn.wait_for(lambda: not self._lent)
+            self._release()
 
     def _take(self) -> Engine:
-        engine = self._slots.get() if self._gone is None else None
-        if engine is None:
-            self._slots.put(None)
-            raise self._gone or ProviderError("the engines are gone")
-        return engine
-
-    def _end(self, reason: CloudrtError) -> None:
-        self._gone = self._gone or reason
-        self._slots.put(None)
+        with self._turn:
+            self._turn.wait_for(lambda: self._gone or (self._free and not self._claimed))
+            if self._gone:
+                raise self._gone
+            self._lent += 1
+            return self._free.pop(0)
 
     def _release(self) -> None:
         for engine in self.engines:
@@ -138,6 +147,5 @@ class EnginePool:
         except BaseException:
             self._release()
             raise
-        for engine in self.engines:
-            for _ in range(engine.streams):
-                self._slots.put(engine)
+        self._free = [engine for engine in self.engines for _ in range(engine.streams)]
+        self.slots = len(self._free)
