@@ -25,10 +25,10 @@ demo: $(READY)
 	@echo "Look at $(DEMO)/report.html and $(DEMO)/runs/demo/curves.png"
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """The notebook's way: what users did before, written as plainly as they wrote it. The peer that every speed is told by.
 
 One image after another: full decode and resize, the network at batch 1, resize to the submission grid, sigmoid,
-threshold, a loop over the connected components, RLE by numpy differences, a row of CSV. `NOTEBOOK.md` of the project's
-notes has the original step by step; here its mistakes are repaired, so that it answers the same question as cloudrt.
+threshold, a loop over the connected components, RLE by numpy differences, a row of CSV. Its mistakes are repaired, so
+that it answers the same question as cloudrt.
 
 The network is PyTorch in float32 where a checkpoint is given, as it was in the notebook, else a plain ONNX Runtime
 session on the artifact. The two produce probability in different forms, and `rle_rows` takes both as they come:
@@ -27,10 +27,8 @@ from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, ImageError
 from cloudrt.images import Image, ImageFile
 from cloudrt.labels import Grid, Labels
+from cloudrt.network_config import NO_DATA_LEVEL
 from cloudrt.postprocess import Rule
-
-NO_DATA_LEVEL = 8
-"""A pixel whose brightest channel is at most this has no data; the same as in cloudrt.network, which imports torch."""
 
 Probability = NDArray[Any]
 """(C, H, W) on the submission grid: float32 in 0..1, or uint8 levels 0..255."""

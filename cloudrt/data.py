@@ -8,6 +8,7 @@ DATA/data.json         for other data than the clouds: {"classes": [...], "label
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,11 @@ class DataFolder:
         for (name, label), text in read_table(self.train_csv, self.labels).items():
             images.setdefault(name, {})[label] = text
         return images
+
+    def read_names(self) -> list[str]:
+        """Return the images that train.csv names, each once; rows of no known class are left out."""
+        keys = (key.rpartition("_") for _, key, _ in read_rows(self.train_csv))
+        return list(dict.fromkeys(name for name, _, label in keys if name and label in self.labels.classes))
 
     def truth_bits(self, name: str, texts: dict[str, str]) -> NDArray[np.uint8]:
         """Return the masks of one image on the submission grid: (C, ceil(W * H / 8)) uint8, as `pack_mask` packs them.
@@ -109,6 +115,27 @@ def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
     DataError
         No such file, another header, an unknown class, a row without class, a row given twice; names the row.
     """
+    table: Table = {}
+    for line, key, text in read_rows(path):
+        name, _, label = key.rpartition("_")
+        if not name or label not in labels.classes:
+            raise DataError(
+                f"{path}, line {line}: {key!r} does not end in _CLASS with a class of {', '.join(labels.classes)}"
+            )
+        if (name, label) in table:
+            raise DataError(f"{path}, line {line}: {key!r} is there twice")
+        table[name, label] = text
+    return table
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[int, str, str]]:
+    """Yield line number, key and RLE text of each row that is not blank, as they stand.
+
+    Raises
+    ------
+    DataError
+        No such file, not a CSV table, another header.
+    """
     import pandas as pd
 
     try:
@@ -123,16 +150,6 @@ def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
         raise DataError(f"{path}: the header is {','.join(map(str, frame.columns))!r}, expected {','.join(HEADER)!r}")
     if not isinstance(frame.index, pd.RangeIndex):
         raise DataError(f"{path}: the rows have more than two fields, expected {','.join(HEADER)}")
-    table: Table = {}
     for line, (key, text) in enumerate(zip(frame["Image_Label"], frame["EncodedPixels"], strict=True), start=2):
-        if not key and not text:  # a blank line
-            continue
-        name, _, label = key.rpartition("_")
-        if not name or label not in labels.classes:
-            raise DataError(
-                f"{path}, line {line}: {key!r} does not end in _CLASS with a class of {', '.join(labels.classes)}"
-            )
-        if (name, label) in table:
-            raise DataError(f"{path}, line {line}: {key!r} is there twice")
-        table[name, label] = text
-    return table
+        if key or text:
+            yield line, key, text

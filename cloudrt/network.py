@@ -21,7 +21,7 @@ from torch.nn import functional
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.files import replacing
 from cloudrt.names import check_name
-from cloudrt.network_config import NetworkConfig
+from cloudrt.network_config import NO_DATA_LEVEL, NetworkConfig
 from cloudrt.postprocess import Rule
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 __all__ = ["Checkpoint", "InferenceGraph", "NetworkConfig", "build_network"]
 
 CHECKPOINT_FORMAT = 1
-NO_DATA_LEVEL = 8
-"""A pixel whose brightest channel is at most this has no data: the swath bands are black but for JPEG's ringing."""
 HEAD_DROPOUT = 0.2
 HAS_DATA_SHARE = 0.4917
 """About half, but no share that 25 pixels and a resize can make exactly: a tie would hang on a runtime's rounding."""

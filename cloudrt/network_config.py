@@ -18,6 +18,8 @@ VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
     "hv": ((), (3,), (2,), (2, 3)),
 }
 """Test-time augmentation: name -> the views, the axes of (N, C, H, W) that each is flipped along."""
+NO_DATA_LEVEL = 8
+"""A pixel whose brightest channel is at most this has no data: the swath bands are black but for JPEG's ringing."""
 PRESENCES = ("none", "head", "top-k")
 MAX_INPUT_PIXELS = 16_000_000
 """More than any original has; a size beyond is a slip, and would ask for all memory."""

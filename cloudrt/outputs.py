@@ -115,7 +115,7 @@ def write_overlay(
 
     An image that cannot be read gets none.
     """
-    from cloudrt.report import class_colours
+    from cloudrt.page import class_colours
 
     try:
         picture = load_image(source, labels.submit_grid, max_pixels)[..., ::-1].copy()

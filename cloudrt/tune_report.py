@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from cloudrt import __version__
 from cloudrt.choose import Choice
-from cloudrt.files import replacing
+from cloudrt.page import write_page as render
 from cloudrt.postprocess import Rule
 from cloudrt.search import DiceTables
 from cloudrt.tune import Tuned
@@ -106,21 +105,10 @@ def span(choice: Choice) -> str:
 
 def write_page(tuned: Tuned, plot: bytes, facts: Mapping[str, str], path: Path) -> None:
     """Write the HTML page to `path`, whole or not at all; `facts` are shown at its top."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("cloudrt"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"words": words, "span": span, "dice": dice}
-    page = environment.get_template("tune.html").render(
-        tuned=tuned, plot=b64encode(plot).decode("ascii"), facts=facts, version=__version__
-    )
-    with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    render(
+        path, "tune.html", tuned.labels, tuned=tuned, plot=b64encode(plot).decode("ascii"), facts=facts, words=words,
+        span=span, dice=dice,
+    )  # fmt: skip
 
 
 def dice(value: float) -> str:

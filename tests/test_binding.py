@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
-from test_pipeline import SIZE
+from test_pipeline import LABELS, SIZE
+from tiny import tiny_artifact
 
 from cloudrt.artifact import parse_artifact
 from cloudrt.engines import EngineOptions, open_engine
@@ -17,6 +18,11 @@ from cloudrt.engines.base import exhausted
 from cloudrt.engines.binding import Binding
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.errors import MemoryExhausted
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, LABELS, presence=True)
 
 
 @pytest.mark.parametrize(

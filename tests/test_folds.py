@@ -13,7 +13,7 @@ from cloudrt.train import loop
 from cloudrt.train.cache import DatasetCache
 from cloudrt.train.config import TrainConfig
 from cloudrt.train.cross import cross_validate
-from cloudrt.train.folds import difference_hash, folds, similar_groups
+from cloudrt.train.folds import folds
 from numpy.typing import NDArray
 from test_train import SMALL
 
@@ -24,6 +24,7 @@ from cloudrt.network import Checkpoint
 from cloudrt.probabilities import Probabilities
 from cloudrt.scenes import draw_scene
 from cloudrt.search import LabelledMaps, measure, min_areas_for, pack_mask
+from cloudrt.twins import difference_hash, similar_groups
 
 
 def toy_cache(classes: NDArray[np.bool_], images: NDArray[np.uint8] | None = None) -> DatasetCache:
@@ -57,7 +58,7 @@ def test_images_that_look_alike_stay_together() -> None:
     twins = np.clip(scenes_.astype(int) + np.random.default_rng(0).integers(-6, 7, scenes_.shape), 0, 255)
     cache = toy_cache(np.ones((60, 3), bool), np.concatenate([scenes_, twins.astype(np.uint8)]))
     cache.failures.clear()
-    groups = similar_groups(cache, np.arange(60))
+    groups = similar_groups([difference_hash(image) for image in cache.images])
     assert (groups[:30] == groups[30:]).all()
     assert len(set(groups)) > 20
     for part in folds(cache, 4, 0, group_similar=True):

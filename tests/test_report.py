@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from cloudrt.labels import CLOUDS, Labels
-from cloudrt.report import LISTED_FAILURES, Report, class_colours, display_size, percent, trace
+from cloudrt.page import class_colours, display_size, percent, trace
+from cloudrt.report import LISTED_FAILURES, Report
 from cloudrt.rle import rle_encode
 from cloudrt.scenes import draw_scene
 
@@ -23,7 +24,7 @@ SMALL = Labels(("cat", "dog"), (40, 60), (20, 30))
 class Page(HTMLParser):
     """Tags with their attributes, and the text, of a page; fails where a tag is not closed."""
 
-    VOID = frozenset({"meta", "input", "line", "rect", "image", "path"})
+    VOID = frozenset({"meta", "input", "line", "rect", "image", "img", "path"})
 
     def __init__(self, path: Path) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ import reference
 import torch
 from cloudrt.train.cache import open_cache
 from cloudrt.train.config import TrainConfig
-from cloudrt.train.dataset import CloudDataset
+from cloudrt.train.dataset import CloudDataset, Feed
 from cloudrt.train.loop import train
 from cloudrt.train.losses import build_loss
 from cloudrt.train.optimise import Schedule, build_optimizer
@@ -136,13 +136,34 @@ def test_augmentation_moves_image_and_mask_together(scenes: Path, cached: Path) 
     cache = open_cache(open_data(scenes), (64, 96), cached)
     config = NetworkConfig(input_size=(64, 96), mean=(0, 0, 0), std=(255, 255, 255))
     plain = CloudDataset(cache, np.arange(8), config, augment="none", seed=1)
-    painted = np.stack([(plain[i][1][:3].numpy().transpose(1, 2, 0) * 255).astype(np.uint8) for i in range(8)])
+    painted = np.stack([plain[i][1].numpy()[:3].transpose(1, 2, 0) * 255 for i in range(8)])
     dataset = CloudDataset(replace(cache, images=painted), np.arange(8), config, augment="notebook", seed=1)
     for epoch in range(4):
         dataset.epoch = epoch
         for i in range(8):
             image, mask = dataset[i]
-            assert ((image > 0.5) != (mask[:3] > 0.5)).float().mean() < 0.04  # edges are interpolated in the image
+            assert (
+                (image.permute(2, 0, 1) > 127) != (mask[:3] > 0)
+            ).float().mean() < 0.04  # edges are interpolated in the image
+
+
+def test_the_network_is_fed_what_albumentations_would_normalise(scenes: Path, cached: Path) -> None:
+    import albumentations
+
+    cache = open_cache(open_data(scenes), (64, 96), cached)
+    config = NetworkConfig(input_size=(64, 96))
+    dataset = CloudDataset(cache, np.arange(12), config, augment="none", seed=1)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=12)
+    pixels, truth = Feed(config, torch.device("cpu"))(*next(iter(loader)))
+    normalise = albumentations.Normalize(np.array(config.mean) / 255, np.array(config.std) / 255)
+    resize = albumentations.Resize(64, 96)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    for number, position in enumerate(range(12)):
+        wanted = normalise(image=np.array(cache.images[position]))["image"].transpose(2, 0, 1)
+        np.testing.assert_allclose(pixels[number], wanted, atol=1e-5)
+        planes = [unpack_mask(bits, (350, 525)) for bits in cache.truth[position]]
+        small = resize(image=np.zeros((350, 525, 3), np.uint8), mask=np.stack(planes, axis=2))["mask"]
+        np.testing.assert_array_equal(truth[number].numpy(), small.transpose(2, 0, 1))
 
 
 def test_cache_holds_truth_by_blocks(scenes: Path, cached: Path) -> None:

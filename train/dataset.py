@@ -1,8 +1,13 @@
-"""Samples from the cache, augmented: (3, H, W) float32 normalised image and (C, H, W) float32 mask."""
+"""Samples from the cache, augmented, and batches of them as the network takes them.
+
+Samples are uint8, image (H, W, 3) and mask (C, H, W): a quarter of what floats would take on the way to a GPU, where
+`Feed` normalises them. The image's channels lie last already, as the network has them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +17,6 @@ from torch.utils.data import Dataset, Sampler
 
 from cloudrt.labels import Grid
 from cloudrt.network import NetworkConfig
-from cloudrt.search import unpack_mask
 
 from .augment import build_augmentation
 from .cache import DatasetCache
@@ -27,12 +31,10 @@ class CloudDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __init__(
         self, cache: DatasetCache, positions: NDArray[np.int_], config: NetworkConfig, augment: str, seed: int
     ) -> None:
-        self.cache = cache
+        self.cache, self.config = cache, config
         self.positions = positions
         self.grid: Grid = config.labels.submit_grid
         self.size: Grid = config.input_size
-        self.mean = np.asarray(config.mean, np.float32)
-        self.scale = 1 / np.asarray(config.std, np.float32)
         self.transform = build_augmentation(augment)
         self.seed = seed
         self.epoch = 0
@@ -49,20 +51,55 @@ class CloudDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             self.transform.set_random_seed(int(state[0]))
             changed = self.transform(image=image, mask=mask)
             image, mask = changed["image"], changed["mask"]
-        pixels = (image.astype(np.float32) - self.mean) * self.scale
-        planes = np.ascontiguousarray(mask.transpose(2, 0, 1), np.float32)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), torch.from_numpy(planes)
+        planes = cv2.split(np.ascontiguousarray(mask))
+        return torch.from_numpy(np.array(image)), torch.from_numpy(np.stack(planes))
 
     def _mask(self, position: int) -> NDArray[np.uint8]:
         """Return the truth at the input size: (H, W, C) uint8 of 0 and 1."""
-        height, width = self.size
-        planes = [
-            cv2.resize(
-                np.ascontiguousarray(unpack_mask(bits, self.grid)), (width, height), interpolation=cv2.INTER_NEAREST
-            )
-            for bits in self.cache.truth[position]
-        ]
-        return np.stack(planes, axis=2).astype(np.uint8)
+        (rows, columns), (height, width) = self.grid, self.size
+        planes: list[NDArray[Any]] = [np.zeros((height, width), np.uint8)] * len(self.cache.truth[position])
+        for index, packed in enumerate(self.cache.truth[position]):
+            if packed.any():  # about half are empty
+                bits = np.unpackbits(packed, count=rows * columns).reshape(columns, rows)
+                # Resized as it lies, turned when it is small: nearest neighbours are the same either way.
+                planes[index] = cv2.transpose(cv2.resize(bits, (height, width), interpolation=cv2.INTER_NEAREST))
+        mask = np.asarray(cv2.merge(planes), np.uint8)
+        return mask.reshape(height, width, len(planes))  # merging one plane gives two dimensions
+
+
+class Feed:
+    """Batches of samples as the network takes them.
+
+    Parameters
+    ----------
+    config
+        Has the mean and the standard deviation.
+    device
+        Where the network is.
+    """
+
+    def __init__(self, config: NetworkConfig, device: torch.device) -> None:
+        self.device = device
+        width = config.input_size[1]  # a whole row at once: three numbers at a time are slow
+        self.mean = torch.tensor(config.mean, device=device).repeat(width)
+        self.scale = 1 / torch.tensor(config.std, device=device).repeat(width)
+        self._rooms: dict[str, torch.Tensor] = {}
+
+    def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (N, 3, H, W) float32 normalised, channels last, and (N, C, H, W) float32 of (N, H, W, 3) and
+        (N, C, H, W) uint8; they hold until the next call.
+        """
+        rows = image.to(self.device, non_blocking=True).flatten(2)
+        pixels = torch.sub(rows, self.mean, out=self._room("pixels", rows.shape)).mul_(self.scale)
+        truth = self._room("truth", mask.shape).copy_(mask, non_blocking=True)
+        return pixels.reshape(image.shape).permute(0, 3, 1, 2), truth
+
+    def _room(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """Return the memory of the batch before: fresh pages cost more than what is written to them."""
+        room = self._rooms.get(name)
+        if room is None or room.shape != shape:
+            room = self._rooms[name] = torch.empty(shape, device=self.device)
+        return room
 
 
 class EpochBatches(Sampler[list[int]]):

@@ -6,13 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
+from cloudrt.twins import difference_hash, similar_groups
 
 from .cache import DatasetCache
-
-HASH = 8
-"""Sides of the thumbnail that an image is known by."""
-TWINS = 5
-"""Bits of the hash, of 64, in which two images may differ to count as the same scene."""
 
 
 def split(cache: DatasetCache, share: float, seed: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
@@ -48,7 +44,9 @@ def folds(cache: DatasetCache, count: int, seed: int, group_similar: bool = Fals
     positions = readable(cache)
     present = np.array([[bits.any() for bits in cache.truth[position]] for position in positions])
     combination = present @ (1 << np.arange(present.shape[1]))
-    groups = similar_groups(cache, positions) if group_similar else np.arange(len(positions))
+    groups = np.arange(len(positions))
+    if group_similar:
+        groups = similar_groups([difference_hash(cache.images[position]) for position in positions])
     if len(np.unique(groups)) < count:
         raise DataError(f"{count} folds need as many images that differ, found {len(np.unique(groups))}")
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
@@ -58,37 +56,6 @@ def folds(cache: DatasetCache, count: int, seed: int, group_similar: bool = Fals
     if any(not len(part) for part in parts):
         raise DataError(f"{count} folds leave one empty: take fewer")
     return parts
-
-
-def similar_groups(cache: DatasetCache, positions: NDArray[np.int_]) -> NDArray[np.int_]:
-    """Return a group number for each position: images whose hashes differ in at most `TWINS` bits share it.
-
-    The hash is the difference hash: whether each cell of a small thumbnail is darker than the one to its right
-    (N. Krawetz, "Kind of like that", 2013). Groups are joined through their members.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    hashes = np.array([difference_hash(cache.images[position]) for position in positions], np.uint64)
-    pairs = [
-        (row, column)
-        for row, one in enumerate(hashes)
-        for column in np.flatnonzero(np.bitwise_count(hashes[row + 1 :] ^ one) <= TWINS) + row + 1
-    ]
-    rows, columns = np.array(pairs, int).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(hashes), len(hashes)))
-    groups: NDArray[np.int_] = connected_components(graph, directed=False)[1]
-    return groups
-
-
-def difference_hash(image: NDArray[np.uint8]) -> int:
-    """Return the 64 bits of an (H, W, 3) uint8 RGB image's difference hash."""
-    import cv2
-
-    grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (HASH + 1, HASH), interpolation=cv2.INTER_AREA)
-    bits = np.packbits(small[:, 1:] > small[:, :-1])
-    return int.from_bytes(bits.tobytes(), "big")
 
 
 def readable(cache: DatasetCache) -> NDArray[np.int_]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from .config import TrainConfig
-from .dataset import CloudDataset, EpochBatches
+from .dataset import CloudDataset, EpochBatches, Feed
 from .optimise import build_autocast, build_optimizer, rate_factor
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ def pretrain(
     highest = [group["lr"] for group in optimizer.param_groups]
     autocast, _ = build_autocast("fp32" if config.precision == "fp16" else config.precision, device)
     random = torch.Generator().manual_seed(config.seed)
+    feed = Feed(dataset.config, device)
     network.train()
     steps, total = 0, config.pretrain_epochs * len(batches)
     for epoch in range(config.pretrain_epochs):
@@ -47,8 +48,8 @@ def pretrain(
         for image, mask in loader:
             for group, rate in zip(optimizer.param_groups, highest, strict=True):
                 group["lr"] = rate * rate_factor(steps / total, 0.1)
-            pixels = image.to(device, memory_format=torch.channels_last)
-            target = brightness(pixels, mask.shape[1])
+            pixels, truth = feed(image, mask)
+            target = brightness(pixels, truth.shape[1])
             with autocast():
                 found = network(hide(pixels, random))
             logits = found[0] if isinstance(found, tuple) else found

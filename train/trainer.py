@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from cloudrt.errors import DataError
 
 from .config import TrainConfig
-from .dataset import CloudDataset, EpochBatches
+from .dataset import CloudDataset, EpochBatches, Feed
 from .distributed import Processes
 from .losses import build_loss
 from .optimise import Schedule, build_autocast, build_average, build_optimizer
@@ -50,6 +50,7 @@ class Trainer:
         self.loader = DataLoader(
             dataset, batch_sampler=self.batches, num_workers=config.workers, pin_memory=device.type == "cuda"
         )
+        self.feed = Feed(dataset.config, device)
         self.loss = build_loss(config.loss, config.loss_over).to(device)
         self.optimizer = build_optimizer(network, config)
         self.schedule = Schedule(self.optimizer, config)
@@ -112,8 +113,7 @@ class Trainer:
         return total / done
 
     def _batch(self, image: torch.Tensor, target: torch.Tensor, epoch: int, position: int, last: bool) -> float:
-        pixels = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        truth = target.to(self.device, non_blocking=True)
+        pixels, truth = self.feed(image, target)
         # The processes need each other's gradients only where a step is taken.
         apart = isinstance(self._wrapped, nn.parallel.DistributedDataParallel) and not last
         with self._wrapped.no_sync() if apart else nullcontext():  # type: ignore[operator]

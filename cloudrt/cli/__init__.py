@@ -14,6 +14,7 @@ COMMANDS = {
     "infer": "Write the submission of a folder of images.",
     "bench": "Measure every stage and the whole, beside the notebook's way.",
     "tune": "Search the rule of each class on labelled images, and write them into the artifact.",
+    "explore": "Show what a labelled data set holds, and what is doubtful in it.",
     "synth": "Write a data set of made-up scenes.",
     "score": "Compute the competition's Dice of a submission.",
     "doctor": "Show versions, what works on this machine, and what to install.",
