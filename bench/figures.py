@@ -9,15 +9,24 @@ from typing import Any
 from cloudrt.errors import DataError
 
 from . import postprocess
+from .accuracy import Accuracy
 from .agreement import Agreement
+from .ceilings import Ceilings
+from .latency import Latency
 from .machine import machine, versions
 from .pipeline import PipelineTime
+from .scaling import Scaling
 from .search import SearchTime
 from .stages import Measured
+from .throughput import Point
 
-SCHEMA = 3
+SCHEMA = 4
 
-PARTS = ("stages", "pipeline", "post-process", "search", "start-up")
+PARTS = (
+    "stages", "pipeline", "throughput", "accuracy", "post-process", "search", "latency", "start-up", "scaling",
+)  # fmt: skip
+DEFAULT = PARTS[:-1]
+"""Scaling runs thousands of images."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +35,13 @@ class Options:
 
     Parameters
     ----------
-    model
-        The artifact; ./model.onnx, else the shipped one, where it is None.
+    models
+        Artifacts; ./model.onnx, else the shipped one, where there is none. All are compared in accuracy, and the first
+        is measured in everything else.
     data
         A folder of images; made-up scenes where it is None.
+    truth
+        A table of RLE on the label grid, as train.csv, of the images in `data`.
     images
         At most so many; 0 is 12 or more, so that they fill whole batches.
     provider, batch_size, threads
@@ -41,11 +53,12 @@ class Options:
     repeat
         Passes of each way that count.
     only
-        Which of `PARTS` to measure; all where there are none.
+        Which of `PARTS` to measure; `DEFAULT` where there are none.
     """
 
-    model: Path | None = None
+    models: tuple[Path, ...] = ()
     data: Path | None = None
+    truth: Path | None = None
     images: int = 0
     provider: str = "auto"
     batch_size: int = 0
@@ -58,10 +71,25 @@ class Options:
     def __post_init__(self) -> None:
         if self.images < 0 or self.repeat < 1:
             raise DataError(f"at least one image and one repetition, found {self.images} and {self.repeat}")
+        if self.truth and not self.data:
+            raise DataError("a truth is of given images: name their folder with --data")
+        if len({model.name for model in self.models}) < len(self.models):
+            raise DataError("two models have the same file name: the table could not tell them apart")
+
+    @property
+    def model(self) -> Path | None:
+        """The first of the models."""
+        return self.models[0] if self.models else None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is measured."""
+        return self.only or DEFAULT
 
     def command(self) -> list[str]:
         """Return the command line of these options; folders, which may be named after their user, as DIR."""
-        words = ["cloudrt-bench", *([self.model.name] if self.model else []), *(["--data", "DIR"] if self.data else [])]
+        words = ["cloudrt-bench", *(model.name for model in self.models), *(["--data", "DIR"] if self.data else [])]
+        words += ["--truth", self.truth.name] if self.truth else []
         words += ["--provider", self.provider, "--repeat", str(self.repeat)]
         words += ["--images", str(self.images)] if self.images else []
         words += ["--batch-size", str(self.batch_size)] if self.batch_size else []
@@ -97,6 +125,16 @@ class Bench:
         The exact search beside the nested loops.
     startup
         What a new process waits for.
+    ceilings
+        Each stage alone in units of its own work.
+    throughput
+        The engine's rate against batch size and threads.
+    accuracy
+        Every model in every provider: rate and Dice.
+    latency
+        Of one image that comes alone.
+    scaling
+        The cost of an image in runs of different lengths.
     """
 
     options: Options
@@ -112,6 +150,11 @@ class Bench:
     rle: dict[str, Any]
     search: SearchTime | None
     startup: dict[str, Any] | None
+    ceilings: Ceilings | None = None
+    throughput: dict[str, list[Point]] | None = None
+    accuracy: Accuracy | None = None
+    latency: Latency | None = None
+    scaling: Scaling | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -132,4 +175,11 @@ class Bench:
             "rle": self.rle,
             "search": self.search.to_dict() if self.search else None,
             "startup": self.startup,
+            "ceilings": self.ceilings.to_dict() if self.ceilings else None,
+            "throughput": {name: [vars(point) for point in points] for name, points in self.throughput.items()}
+            if self.throughput
+            else None,
+            "accuracy": self.accuracy.to_dict() if self.accuracy else None,
+            "latency": self.latency.to_dict() if self.latency else None,
+            "scaling": self.scaling.to_dict() if self.scaling else None,
         }

@@ -22,9 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.artifact import Artifact, load_model, parse_artifact
-from cloudrt.engines.widen import widen
-from cloudrt.errors import ArtifactError, ImageError
+from cloudrt.errors import ImageError
 from cloudrt.images import Image, ImageFile
 from cloudrt.labels import Grid, Labels
 from cloudrt.network_config import NO_DATA_LEVEL
@@ -42,75 +40,6 @@ class Network(Protocol):
     def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
         """Return the probability and the presence levels (C,), or None, of one (H, W, 3) uint8 RGB image."""
         ...
-
-
-class OnnxNetwork:
-    """The artifact in ONNX Runtime on the CPU at batch 1, opened as its documentation shows.
-
-    A fp16 artifact is widened to float32 first: emulating fp16 would punish the peer.
-    """
-
-    def __init__(self, model: Path, threads: int = 0) -> None:
-        import onnxruntime
-
-        loaded = load_model(model)
-        precision = "int8" if parse_artifact(loaded, model).precision == "int8" else "fp32"
-        self.name = f"ONNX Runtime CPU {precision}, batch 1"
-        content = widen(loaded).SerializeToString()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads:
-            options.intra_op_num_threads = threads
-        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        self.outputs = [output.name for output in self.session.get_outputs()]
-
-    def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
-        """See `Network`."""
-        found = dict(zip(self.outputs, self.session.run(None, {"image": image[None]}), strict=True))
-        presence = found.get("presence")
-        return found["probability"][0].transpose(0, 2, 1), None if presence is None else presence[0]
-
-
-class TorchNetwork:
-    """The checkpoint in PyTorch, eager, float32, batch 1, on the CPU.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        PyTorch or segmentation_models_pytorch is not installed.
-    ArtifactError
-        Not a checkpoint, or not the one that the artifact was exported from.
-    """
-
-    name = "PyTorch eager fp32, batch 1"
-
-    def __init__(self, checkpoint: Path, artifact: Artifact, threads: int = 0) -> None:
-        import torch
-
-        from cloudrt.files import sha256
-        from cloudrt.network import Checkpoint
-
-        loaded = Checkpoint.load(checkpoint)
-        if sha256(checkpoint) != artifact.checkpoint_sha256:
-            raise ArtifactError(f"{checkpoint} is not the checkpoint that the artifact was exported from")
-        if threads:
-            torch.set_num_threads(threads)
-        self.torch = torch
-        self.config = loaded.config
-        self.network = loaded.network()
-
-    def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
-        """See `Network`."""
-        torch, config = self.torch, self.config
-        normalised = (image - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
-        with torch.no_grad():
-            logits = self.network(torch.from_numpy(normalised.transpose(2, 0, 1)[None].copy()))[0].numpy()
-        height, width = grid = config.labels.submit_grid
-        resized = np.stack([cv2.resize(each, (width, height), interpolation=cv2.INTER_LINEAR) for each in logits])
-        probability = 1 / (1 + np.exp(-resized))
-        if config.subtract_no_data:
-            probability[:, ~has_data(image, grid)] = 0
-        return probability, None
 
 
 def has_data(image: Image, grid: Grid) -> NDArray[np.bool_]:

@@ -65,6 +65,12 @@ class PipelineTime:
         shares = [(sum(alone) / self.cores if self.cores else max(alone[:2])) / whole for *alone, whole in pairs]
         return float(np.median(shares))
 
+    @property
+    def bottleneck(self) -> str:
+        """The stage that takes most: of the processors' time, or, with a GPU, by the clock."""
+        used = self.cpu_seconds if self.cores else self.stages
+        return max(STAGES, key=lambda name: used[name].median)
+
     def ratio(self, peer: str) -> float:
         """How many times as fast as a peer the whole is: the median over the rounds."""
         pairs = zip(self.peers[peer].seconds, self.whole.seconds, strict=True)
@@ -78,6 +84,7 @@ class PipelineTime:
             "cpu_seconds_per_image": {name: timing.median for name, timing in self.cpu_seconds.items()},
             "cores": self.cores,
             "share_of_ceiling": self.share,
+            "bottleneck": self.bottleneck,
             "peers": {name: {**timing.to_dict(), "ratio": self.ratio(name)} for name, timing in self.peers.items()},
         }
 
@@ -145,7 +152,7 @@ def write_plain(
     path: Path,
     files: Sequence[ImageFile],
     size: Grid,
-    network: notebook.OnnxNetwork,
+    network: notebook.Network,
     labels: Labels,
     rules: Sequence[Rule],
 ) -> None:

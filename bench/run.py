@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,15 +22,24 @@ from cloudrt.pipeline import Segmenter
 from cloudrt.postprocess import apply_rules
 from cloudrt.submission import open_submission
 
-from . import notebook, pipeline, postprocess
+from . import networks, notebook, pipeline, postprocess
+from .accuracy import measure_accuracy
+from .accuracy import rounds as accuracy_rounds
 from .agreement import Maps, compare_rows, compare_submissions
-from .figures import PARTS, Bench, Options
+from .ceilings import measure_ceilings
+from .figures import Bench, Options
+from .latency import REQUESTS, measure_latency
 from .machine import peak_rss_mb
 from .pictures import Progress, open_images
 from .pipeline import PipelineTime
+from .scaling import COUNTS, measure_scaling
 from .search import label_maps, measure_search
 from .stages import Measured, Stage, measure, passes
 from .startup import measure_startup
+from .throughput import measure_throughput
+
+ROUNDS = 2
+"""Of each model in each provider."""
 
 
 def bench(options: Options, output: Path, progress: Progress) -> Bench:
@@ -51,50 +61,110 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
         files, pictures = open_images(options.data, options.images, segmenter, folder, progress)
         loaded = [load_image(file.path, segmenter.artifact.input_size) for file in files]
         maps = infer(segmenter, loaded)
+        setting = Setting(options, segmenter, peer, files, loaded, maps, folder, progress)
         agreement = compare_rows(segmenter, files, maps)
-        parts = options.only or PARTS
-        measured: list[Measured] = []
+        parts = options.parts
+        stages: list[Measured] = []
         if "stages" in parts:
-            stages = list_stages(segmenter, peer, files, loaded, maps, folder)
-            with progress("Measuring stages", passes(stages, options.repeat)) as advance:
-                measured = measure(stages, len(files), options.repeat, advance)
+            stages = _measure_stages(setting)
             agreement = compare_submissions(agreement, segmenter.labels, folder)
-        whole = None
+        whole = ceilings = None
         if "pipeline" in parts:
-            whole = _measure_pipeline(options, segmenter, peer, files, loaded, maps, folder, progress)
+            whole, others = _measure_pipeline(setting)
+            skipped |= others
+            ceilings = measure_ceilings(segmenter, files, maps, whole, folder)
+        throughput = accuracy = search = latency = startup = scaling = None
+        if "throughput" in parts:
+            with progress("Measuring throughput", 12) as advance:
+                throughput = measure_throughput(segmenter, loaded, advance)
+        if "accuracy" in parts:
+            models = options.models or (segmenter.model,)
+            with progress("Measuring accuracy", accuracy_rounds(models, ROUNDS)) as advance:
+                accuracy = measure_accuracy(models, files, options.truth, folder, ROUNDS, advance)
         alone, rle = _measure_postprocess(segmenter, maps, progress) if "post-process" in parts else ([], {})
-        search = None
         if "search" in parts:
             with progress("Measuring the search", 4) as advance:
                 labelled = label_maps([levels for levels, _ in maps], segmenter.artifact.rules)
                 search = measure_search(labelled, advance)
-        startup = measure_startup() if "start-up" in parts else None
+        if "latency" in parts:
+            with progress("Measuring latency", REQUESTS) as advance:
+                latency = measure_latency(segmenter.model, segmenter.plan.provider, segmenter.threads, files, advance)
+        if "start-up" in parts:
+            with progress("Measuring start-up", 1) as advance:
+                startup = measure_startup(segmenter.model, files[0].path, folder)
+                advance()
+        if "scaling" in parts:
+            with progress("Measuring scaling", COUNTS[0] + sum(COUNTS)) as advance:
+                scaling = measure_scaling(segmenter, files, folder, advance)
         done = Bench(
-            options, _describe(segmenter), pictures, peer.name, skipped, measured, whole, agreement, peak_rss_mb(),
-            alone, rle, search, startup,
+            options, _describe(segmenter), pictures, peer.name, skipped, stages, whole, agreement, peak_rss_mb(),
+            alone, rle, search, startup, ceilings, throughput, accuracy, latency, scaling,
         )  # fmt: skip
     with replacing(output) as partial:
         partial.write_text(json.dumps(done.to_dict(), indent=2) + "\n", encoding="utf-8")
     return done
 
 
-def _measure_pipeline(
-    options: Options, segmenter: Segmenter, peer: notebook.Network, files: Sequence[ImageFile],
-    loaded: Sequence[Image], maps: Maps, folder: Path, progress: Progress,
-) -> PipelineTime:  # fmt: skip
+@dataclass(frozen=True)
+class Setting:
+    """What every part works with."""
+
+    options: Options
+    segmenter: Segmenter
+    peer: notebook.Network
+    files: Sequence[ImageFile]
+    loaded: Sequence[Image]
+    maps: Maps
+    folder: Path
+    progress: Progress
+
+
+def _measure_stages(setting: Setting) -> list[Measured]:
+    stages = list_stages(setting.segmenter, setting.peer, setting.files, setting.loaded, setting.maps, setting.folder)
+    repeat = setting.options.repeat
+    with setting.progress("Measuring stages", passes(stages, repeat)) as advance:
+        return measure(stages, len(setting.files), repeat, advance)
+
+
+def _measure_pipeline(setting: Setting) -> tuple[PipelineTime, dict[str, str]]:
+    """Return the times, and the peers that are left out: name -> why."""
+    segmenter, files, folder, options = setting.segmenter, setting.files, setting.folder, setting.options
     size, labels, rules = segmenter.artifact.input_size, segmenter.labels, segmenter.artifact.rules
-    plain = notebook.OnnxNetwork(options.baseline or segmenter.model, options.threads)
-    others = {
-        f"plain {plain.name}": lambda: pipeline.write_plain(folder / "plain.csv", files, size, plain, labels, rules),
-        f"the notebook's way, {peer.name}": lambda: notebook.write_submission(
-            folder / "notebook.csv", files, size, peer, labels, rules
-        ),
-    }
-    with progress("Measuring the pipeline", pipeline.rounds(others, options.repeat)) as advance:
-        return pipeline.measure_pipeline(
-            segmenter, files, loaded, maps, lambda: write_ours(segmenter, files, folder / "ours.csv"), others,
-            options.repeat, advance,
+    openers = list_openers(options, segmenter)
+    plain, skipped = networks.open_networks(openers, setting.loaded, setting.maps, rules)
+
+    def write(network: notebook.Network) -> Callable[[], None]:
+        return lambda: pipeline.write_plain(folder / "plain.csv", files, size, network, labels, rules)
+
+    others: dict[str, Callable[[], object]] = {f"plain {name}": write(network) for name, network in plain.items()}
+    others[f"the notebook's way, {setting.peer.name}"] = lambda: notebook.write_submission(
+        folder / "notebook.csv", files, size, setting.peer, labels, rules
+    )
+    with setting.progress("Measuring the pipeline", pipeline.rounds(others, options.repeat)) as advance:
+        times = pipeline.measure_pipeline(
+            segmenter, files, setting.loaded, setting.maps, lambda: write_ours(segmenter, files, folder / "ours.csv"),
+            others, options.repeat, advance,
         )  # fmt: skip
+    return times, skipped
+
+
+def list_openers(options: Options, segmenter: Segmenter) -> dict[str, Callable[[], notebook.Network]]:
+    """Return the peers of the pipeline: name -> how each is opened."""
+    model, threads, artifact = options.baseline or segmenter.model, options.threads, segmenter.artifact
+    openers: dict[str, Callable[[], notebook.Network]] = {
+        "ONNX Runtime": lambda: networks.OnnxNetwork(model, threads),
+        "OpenVINO": lambda: networks.OpenvinoNetwork(model, threads),
+    }
+    checkpoint = options.checkpoint
+    if checkpoint:
+        device = "cuda" if segmenter.plan.provider in ("cuda", "tensorrt") else "cpu"
+        openers |= {
+            "PyTorch channels last": lambda: networks.TorchGraph(checkpoint, artifact, device, threads=threads),
+            "PyTorch torch.compile": lambda: networks.TorchGraph(
+                checkpoint, artifact, device, compiled=True, threads=threads
+            ),
+        }
+    return openers
 
 
 def write_ours(segmenter: Segmenter, files: Sequence[ImageFile], path: Path) -> None:
@@ -128,10 +198,10 @@ def open_peer(options: Options, segmenter: Segmenter) -> tuple[notebook.Network,
     reason = "no --checkpoint was given"
     if options.checkpoint:
         try:
-            return notebook.TorchNetwork(options.checkpoint, segmenter.artifact, options.threads), {}
+            return networks.TorchNetwork(options.checkpoint, segmenter.artifact, options.threads), {}
         except ModuleNotFoundError as error:
             reason = f"{error.name} is not installed: pip install 'cloudrt[train]'"
-    return notebook.OnnxNetwork(segmenter.model, options.threads), {notebook.TorchNetwork.name: reason}
+    return networks.OnnxNetwork(segmenter.model, options.threads), {networks.TorchNetwork.name: reason}
 
 
 def list_stages(

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from cloudrt.bench import notebook
+from cloudrt.bench import networks, notebook
 from cloudrt.bench.agreement import AgreementError
 from cloudrt.bench.figures import Options
 from cloudrt.bench.pictures import silent
@@ -35,7 +35,8 @@ STAGES_ALONE = ("--only", "stages")
 STAGES = ["decode", "infer", "post-process", "end to end"]
 FIELDS = {
     "schema", "machine", "versions", "command", "model", "images", "notebook", "skipped", "stages", "pipeline",
-    "agreement", "peak_rss_mb", "postprocess", "rle", "search", "startup",
+    "agreement", "peak_rss_mb", "postprocess", "rle", "search", "startup", "ceilings", "throughput", "accuracy",
+    "latency", "scaling",
 }  # fmt: skip
 
 
@@ -74,11 +75,16 @@ def test_the_table_and_the_file(model: Path, images: Path, tmp_path: Path) -> No
         "Search of 140 thresholds x 17 min areas x 4 classes on 2 images",
         "Start-up: import cloudrt",
         "Peak memory",
+        "megapixels/s",
+        "GFLOP an image",
+        "Engine, images/s by batch size",
+        "Speed and accuracy; Dice against model.onnx in ONNX Runtime CPU",
+        "One image alone, file to RLE: p50",
     ):
         assert word in result.stdout
     done = json.loads(output.read_text())
     assert set(done) == FIELDS
-    assert done["schema"] == 3
+    assert done["schema"] == 4
     assert [(one["kind"], one["form"]) for one in done["postprocess"]] == [
         (kind, form) for kind in ("dense", "smooth", "network") for form in ("uint8, RLE order", "float32, C order")
     ]
@@ -137,7 +143,7 @@ def _strings(value: Any) -> list[str]:
 
 def test_scenes_are_drawn_where_no_data_are_given(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
-    options = Options(model, images=1, repeat=1, provider="cpu", batch_size=1, only=("stages",))
+    options = Options((model,), images=1, repeat=1, provider="cpu", batch_size=1, only=("stages",))
     done = run_bench(options, output, silent)
     assert (done.postprocess, done.rle, done.search, done.startup) == ([], {}, None, None)
     assert done.options.command()[-2:] == ["--only", "stages"]
@@ -173,7 +179,7 @@ def test_other_answers_are_an_error_and_no_file(
         monkeypatch.setattr(notebook, "post_process", every_component)
     output = tmp_path / "bench.json"
     with pytest.raises(AgreementError, match=r"0\.jpg, Fish: .*another RLE"):
-        run_bench(Options(model, images, provider="cpu", repeat=1), output, silent)
+        run_bench(Options((model,), images, provider="cpu", repeat=1), output, silent)
     result = run(model, "--data", images, "--provider", "cpu", "--output", output)
     assert result.exit_code == 2
     assert "another RLE" in result.stderr
@@ -214,10 +220,10 @@ def test_without_torch_the_peer_is_skipped_by_name(
     monkeypatch.setitem(sys.modules, "torch", None)
     checkpoint = tmp_path / "best.pth"
     checkpoint.touch()
-    options = Options(model, images, provider="cpu", repeat=1, checkpoint=checkpoint, only=("stages",))
+    options = Options((model,), images, provider="cpu", repeat=1, checkpoint=checkpoint, only=("stages",))
     done = run_bench(options, tmp_path / "b.json", silent)
     assert done.peer == "ONNX Runtime CPU fp32, batch 1"
-    assert "torch is not installed: pip install 'cloudrt[train]'" in done.skipped[notebook.TorchNetwork.name]
+    assert "torch is not installed: pip install 'cloudrt[train]'" in done.skipped[networks.TorchNetwork.name]
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +250,7 @@ def test_torchs_answers_are_those_of_the_inference_graph(checkpoint: Path, image
 
     loaded = Checkpoint.load(checkpoint)
     graph = InferenceGraph(loaded.network(), loaded.config).eval()
-    peer = notebook.TorchNetwork(checkpoint, Artifact(checkpoint_sha256=sha256(checkpoint)))
+    peer = networks.TorchNetwork(checkpoint, Artifact(checkpoint_sha256=sha256(checkpoint)))
     for path in sorted(images.iterdir()):
         image = load_image(path, (64, 96))
         image[:, 20:30] = 0  # a band without data
@@ -265,22 +271,22 @@ def test_a_checkpoint_makes_torch_the_peer(checkpoint: Path, images: Path, tmp_p
 
     model = tiny_artifact(tmp_path / "model.onnx", checkpoint_sha256=sha256(checkpoint))
     options = Options(
-        model, images, images=1, provider="cpu", batch_size=1, repeat=1, checkpoint=checkpoint, only=("stages",)
+        (model,), images, images=1, provider="cpu", batch_size=1, repeat=1, checkpoint=checkpoint, only=("stages",)
     )
     done = run_bench(options, tmp_path / "b.json", silent)
-    assert done.peer == notebook.TorchNetwork.name
+    assert done.peer == networks.TorchNetwork.name
     assert done.skipped == {}
     assert done.options.command()[-4:] == ["--only", "stages", "--checkpoint", "best.pth"]
 
 
 def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, model: Path, images: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not the checkpoint that the artifact was exported from"):
-        run_bench(Options(model, images, provider="cpu", checkpoint=checkpoint), tmp_path / "b.json", silent)
+        run_bench(Options((model,), images, provider="cpu", checkpoint=checkpoint), tmp_path / "b.json", silent)
 
 
 def test_the_notebooks_network_answers_as_ours(model: Path, images: Path) -> None:
     files = sorted(images.iterdir())
-    peer = notebook.OnnxNetwork(model, threads=1)
+    peer = networks.OnnxNetwork(model, threads=1)
     with Segmenter(model, "cpu", batch_size=2) as segmenter:
         loaded = [load_image(path, (64, 96)) for path in files]
         for image, (levels, presence) in zip(loaded, infer(segmenter, loaded), strict=True):

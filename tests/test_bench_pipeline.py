@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from cloudrt.bench import memory, notebook, scaled_decode
+from cloudrt.bench import memory, networks, scaled_decode
 from cloudrt.bench.pipeline import STAGES, PipelineTime, write_plain
 from cloudrt.bench.stages import Timing
 from tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
@@ -71,7 +71,7 @@ def test_the_plain_way_gives_our_rows_from_the_same_pictures(model: Path, tmp_pa
     with Segmenter(model, "cpu", batch_size=2) as segmenter:
         rows = {(r.image, label): text for r in segmenter.predict(files) for label, text in r.rle.items()}
         rules = segmenter.artifact.rules
-    write_plain(tmp_path / "plain.csv", files, (64, 96), notebook.OnnxNetwork(model), SMALL_GRIDS, rules)
+    write_plain(tmp_path / "plain.csv", files, (64, 96), networks.OnnxNetwork(model), SMALL_GRIDS, rules)
     assert read_table(tmp_path / "plain.csv", SMALL_GRIDS) == rows
     assert any(rows.values())
 

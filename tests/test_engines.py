@@ -202,6 +202,14 @@ def test_widening_keeps_the_answers_and_drops_fp16(batch: NDArray[np.uint8]) -> 
     assert widen(single) == single
 
 
+def test_fp16_in_openvino_is_the_widened_graph(batch: NDArray[np.uint8]) -> None:
+    """The same graph as that of the fp32 artifact, so never slower."""
+    pytest.importorskip("openvino")
+    half = tiny_model(SIZE, LABELS, precision="fp16")
+    with open_engine(half, "openvino", len(batch)) as engine, open_engine(widen(half), "openvino", len(batch)) as wide:
+        np.testing.assert_array_equal(engine.run(batch)[0], wide.run(batch)[0])
+
+
 def test_fp16_is_widened_on_the_cpu_unless_told(batch: NDArray[np.uint8]) -> None:
     half = tiny_model(SIZE, LABELS, precision="fp16")
     with open_engine(half, "cpu", None) as engine:

@@ -11,7 +11,7 @@ import onnx
 import openvino
 from numpy.typing import NDArray
 
-from cloudrt.artifact import Artifact
+from cloudrt.artifact import Artifact, fix_batch
 from cloudrt.engines.base import DEFAULTS, EngineOptions, check_batch, exhausted
 from cloudrt.engines.compiled import open_folder, seal_folder
 from cloudrt.engines.widen import widen
@@ -104,14 +104,6 @@ class OpenvinoEngine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def fix_batch(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
-    """Return a copy whose input has a fixed N; reading that is quicker than reading it free and reshaping it."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch_size
-    return fixed
 
 
 def compile_options(threads: int, options: EngineOptions) -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""What speed costs: each model in each provider, its rate from files to CSV beside what its submission scores.
+
+With a truth the score is the competition's Dice; without one, the Dice between the submission and that of the first
+model in ONNX Runtime's CPU provider, fp32 where one is. A point that no other beats in both is on the front.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloudrt.artifact import read_artifact
+from cloudrt.data import Table, read_table
+from cloudrt.engines.base import hindrance
+from cloudrt.errors import CloudrtError, DataError
+from cloudrt.images import ImageFile
+from cloudrt.labels import Labels
+from cloudrt.metric import dice
+from cloudrt.pipeline import Segmenter
+from cloudrt.rle import rle_decode, rle_to_submit_grid
+from cloudrt.submission import open_submission
+
+from .stages import Timing
+
+PROVIDERS = ("cpu", "openvino", "cuda", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A model in a provider.
+
+    Parameters
+    ----------
+    model, provider, precision
+        Which.
+    timing
+        Seconds per image from files to CSV.
+    dice
+        Of its submission, against the truth or the reference.
+    empty_mismatch
+        Share of rows empty in it and not in the truth or reference, or the other way.
+    front
+        Whether no other way is both as fast and as good.
+    """
+
+    model: str
+    provider: str
+    precision: str
+    timing: Timing
+    dice: float
+    empty_mismatch: float
+    front: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"timing": self.timing.to_dict()}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """All ways, what they are judged against, and those that cannot run: name -> why."""
+
+    against: str
+    ways: list[Way]
+    skipped: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"against": self.against, "ways": [way.to_dict() for way in self.ways], "skipped": self.skipped}
+
+
+def measure_accuracy(
+    models: Sequence[Path],
+    files: Sequence[ImageFile],
+    truth: Path | None,
+    folder: Path,
+    repeat: int,
+    advance: Callable[[], object],
+) -> Accuracy:
+    """Run every way over the images `repeat` times in turns, after a round that does not count.
+
+    Parameters
+    ----------
+    models
+        Artifacts of the same classes and grids.
+    files
+        The images.
+    truth
+        A table on the label grid, or None.
+    folder
+        For the submissions.
+    advance
+        Called after each of the `rounds(models, repeat)` passes, and for those of ways that cannot run.
+
+    Raises
+    ------
+    DataError
+        `truth` cannot be read or lacks an image.
+    """
+    labels = read_artifact(models[0]).labels
+    with ExitStack() as stack:
+        segmenters, skipped = _open(models, stack)
+        for _ in range((repeat + 1) * len(skipped)):
+            advance()
+        seconds: dict[tuple[str, str], list[float]] = {way: [] for way in segmenters}
+        for _ in range(repeat + 1):
+            for number, (way, segmenter) in enumerate(segmenters.items()):
+                began = time.perf_counter()
+                with open_submission(folder / f"way-{number}.csv", labels) as submission:
+                    for result in segmenter.predict(files):
+                        submission.add(result.image, result.rle, result.error)
+                seconds[way].append((time.perf_counter() - began) / len(files))
+                advance()
+        precisions = [segmenter.artifact.precision for segmenter in segmenters.values()]
+    tables = [read_table(folder / f"way-{number}.csv", labels) for number in range(len(segmenters))]
+    names = list(segmenters)
+    if truth is not None:
+        reference, against = _read_truth(truth, tables[0], labels), "the truth"
+    else:
+        first = min(range(len(names)), key=lambda i: (names[i][1] != "cpu", precisions[i] != "fp32", i))
+        reference, against = tables[first], f"{names[first][0]} in ONNX Runtime CPU"
+    ways = []
+    for (model_name, provider), table, precision in zip(names, tables, precisions, strict=True):
+        score, mismatch = _judge(table, reference, labels, truth is not None)
+        timing = Timing(tuple(seconds[model_name, provider][1:]))
+        ways.append(Way(model_name, provider, precision, timing, score, mismatch))
+    return Accuracy(against, mark_front(ways), skipped)
+
+
+def _open(models: Sequence[Path], stack: ExitStack) -> tuple[dict[tuple[str, str], Segmenter], dict[str, str]]:
+    """Open each model in each provider; return those that run, and why the others do not."""
+    segmenters, skipped = {}, {}
+    for model in models:
+        for provider in PROVIDERS:
+            reason = hindrance(provider, read_artifact(model))
+            if reason is None:
+                try:
+                    segmenters[model.name, provider] = stack.enter_context(Segmenter(model, provider))
+                except CloudrtError as error:
+                    reason = str(error)
+            if reason is not None:
+                skipped[f"{model.name}, {provider}"] = reason
+    return segmenters, skipped
+
+
+def rounds(models: Sequence[Path], repeat: int) -> int:
+    """Return how many passes `measure_accuracy` makes or announces."""
+    return len(models) * len(PROVIDERS) * (repeat + 1)
+
+
+def mark_front(ways: Sequence[Way]) -> list[Way]:
+    """Return the ways, those marked that no other beats: Pareto's front of speed and Dice."""
+
+    def beaten(one: Way) -> bool:
+        return any(
+            other.timing.median <= one.timing.median
+            and other.dice >= one.dice
+            and (other.timing.median < one.timing.median or other.dice > one.dice)
+            for other in ways
+        )
+
+    return [replace(way, front=not beaten(way)) for way in ways]
+
+
+def _read_truth(path: Path, table: Table, labels: Labels) -> Table:
+    """Return the rows of the truth that the images have; a file beside it may hold more."""
+    truth = read_table(path, labels)
+    missing = next((key for key in table if key not in truth), None)
+    if missing:
+        raise DataError(f"{path} has no row for {missing[0]}_{missing[1]}")
+    return {key: truth[key] for key in table}
+
+
+def _judge(table: Table, reference: Table, labels: Labels, on_label_grid: bool) -> tuple[float, float]:
+    scores, mismatches = [], 0
+    for key, text in table.items():
+        other = reference[key]
+        theirs = rle_to_submit_grid(other, labels) if on_label_grid else rle_decode(other, labels.submit_grid)
+        ours = rle_decode(text, labels.submit_grid)
+        scores.append(dice(ours, theirs))
+        mismatches += bool(ours.any()) != bool(theirs.any())
+    return float(np.mean(scores)), mismatches / len(table)
