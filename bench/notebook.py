@@ -111,7 +111,7 @@ def write_submission(
     """Predict one file after another and write each row as it comes."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["Image_Label", "EncodedPixels"])
+        rows.writerow(labels.header)
         for image in files:
             probability, presence = network(read_image(image.path, size))
             for label, text in zip(labels.classes, rle_rows(probability, rules, presence), strict=True):

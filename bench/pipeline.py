@@ -160,7 +160,7 @@ def write_plain(
     component statistics and numpy's RLE, one image after another."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["Image_Label", "EncodedPixels"])
+        rows.writerow(labels.header)
         for image in files:
             probability, presence = network(notebook.read_image(image.path, size))
             for index, (label, rule) in enumerate(zip(labels.classes, rules, strict=True)):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cloudrt.errors import ArtifactError, DataError
-from cloudrt.labels import CLOUDS, Grid, Labels
+from cloudrt.labels import CLOUDS, FIELDS, Grid, Labels
 from cloudrt.postprocess import Rule
 
 if TYPE_CHECKING:
@@ -111,7 +111,8 @@ class Artifact:
         if rest.pop("format", None) != ARTIFACT_FORMAT:
             raise DataError(f"format {values.get('format')} is not the one that this version reads ({ARTIFACT_FORMAT})")
         try:
-            labels = Labels.from_dict({name: rest.pop(name) for name in ("classes", "label_grid", "submit_grid")})
+            named = {name: rest.pop(name) for name in FIELDS if name in rest or name != "key_column"}
+            labels = Labels.from_dict(named)
             rest["rules"] = tuple(Rule.from_dict(rule) for rule in rest["rules"])
             for name in ("input_size", "mean", "std"):
                 rest[name] = tuple(rest[name])

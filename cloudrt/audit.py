@@ -47,7 +47,7 @@ def audit_rows(path: Path, labels: Labels) -> tuple[dict[str, dict[str, str]], l
     texts: dict[str, dict[str, str]] = {}
     findings = []
     lines: dict[tuple[str, str], int] = {}
-    for line, key, text in read_rows(path):
+    for line, key, text in read_rows(path, labels):
         name, _, label = key.rpartition("_")
         if not name or label not in labels.classes:
             expected = ", ".join(labels.classes)

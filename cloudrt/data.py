@@ -2,7 +2,8 @@
 
 DATA/train.csv         Image_Label,EncodedPixels: `NAME.jpg_Class` and its RLE on the label grid
 DATA/train_images/     the images that train.csv names
-DATA/data.json         for other data than the clouds: {"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]}
+DATA/data.json         for other data than the clouds: {"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]},
+                       and "key_column": "ImageId_ClassId" where the tables call Image_Label so
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from cloudrt.errors import DataError, RleError
 from cloudrt.labels import CLOUDS, Labels
 from cloudrt.rle import rle_to_submit_grid
 from cloudrt.search import pack_mask
-
-HEADER = ["Image_Label", "EncodedPixels"]
 
 Table = dict[tuple[str, str], str]
 """(image name, class) -> RLE text, in the order of the file."""
@@ -44,7 +43,7 @@ class DataFolder:
 
     def read_names(self) -> list[str]:
         """Return the images that train.csv names, each once; rows of no known class are left out."""
-        keys = (key.rpartition("_") for _, key, _ in read_rows(self.train_csv))
+        keys = (key.rpartition("_") for _, key, _ in read_rows(self.train_csv, self.labels))
         return list(dict.fromkeys(name for name, _, label in keys if name and label in self.labels.classes))
 
     def truth_bits(self, name: str, texts: dict[str, str]) -> NDArray[np.uint8]:
@@ -116,7 +115,7 @@ def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
         No such file, another header, an unknown class, a row without class, a row given twice; names the row.
     """
     table: Table = {}
-    for line, key, text in read_rows(path):
+    for line, key, text in read_rows(path, labels):
         name, _, label = key.rpartition("_")
         if not name or label not in labels.classes:
             raise DataError(
@@ -128,7 +127,7 @@ def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
     return table
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[int, str, str]]:
+def read_rows(path: str | Path, labels: Labels) -> Iterator[tuple[int, str, str]]:
     """Yield line number, key and RLE text of each row that is not blank, as they stand.
 
     Raises
@@ -138,6 +137,8 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, str, str]]:
     """
     import pandas as pd
 
+    header = list(labels.header)
+
     try:
         with Path(path).open("rb") as file:  # opened here, because pandas would download a URL
             frame = pd.read_csv(file, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8")
@@ -145,11 +146,11 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, str, str]]:
         raise DataError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} is not a CSV table of {','.join(HEADER)} in UTF-8: {reason}") from error
-    if list(frame.columns) != HEADER:
-        raise DataError(f"{path}: the header is {','.join(map(str, frame.columns))!r}, expected {','.join(HEADER)!r}")
+        raise DataError(f"{path} is not a CSV table of {','.join(header)} in UTF-8: {reason}") from error
+    if list(frame.columns) != header:
+        raise DataError(f"{path}: the header is {','.join(map(str, frame.columns))!r}, expected {','.join(header)!r}")
     if not isinstance(frame.index, pd.RangeIndex):
-        raise DataError(f"{path}: the rows have more than two fields, expected {','.join(HEADER)}")
-    for line, (key, text) in enumerate(zip(frame["Image_Label"], frame["EncodedPixels"], strict=True), start=2):
+        raise DataError(f"{path}: the rows have more than two fields, expected {','.join(header)}")
+    for line, (key, text) in enumerate(zip(frame[header[0]], frame["EncodedPixels"], strict=True), start=2):
         if key or text:
             yield line, key, text

@@ -209,7 +209,7 @@ def _sizes(scenes: list[Scene]) -> Iterator[Finding]:
 
 def _twins(scenes: list[Scene], labels: Labels) -> Iterator[Finding]:
     """Yield the images that are the same file or look nearly alike, and those of them whose classes differ."""
-    sound = [scene for scene in scenes if scene.size]
+    sound = [scene for scene in scenes if scene.size and scene.hash]  # a flat image is like no other
     groups: dict[int, list[Scene]] = defaultdict(list)
     for scene, group in zip(sound, similar_groups([scene.hash for scene in sound]).tolist(), strict=True):
         groups[group].append(scene)

@@ -56,6 +56,29 @@ def sync_folder(folder: Path) -> None:
             os.close(opened)
 
 
+@contextmanager
+def locked(path: Path, advice: str) -> Iterator[None]:
+    """Hold a lock on the file `path`, which is made where it is missing, as long as the block runs.
+
+    Raises
+    ------
+    DataError
+        Another process holds it; ends in `advice`.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"{path.parent} is being written by another run: {advice}") from error
+        yield
+
+
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:

@@ -7,7 +7,7 @@ checkpoint, export into the artifact, inference reads it there. `CLOUDS`, the fo
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 from cloudrt.errors import DataError
@@ -18,6 +18,9 @@ Grid = tuple[int, int]
 CLASSES = ("Fish", "Flower", "Gravel", "Sugar")
 LABEL_GRID: Grid = (1400, 2100)
 SUBMIT_GRID: Grid = (350, 525)
+KEY_COLUMN = "Image_Label"
+FIELDS = ("classes", "label_grid", "submit_grid", "key_column")
+"""Of data.json and of an artifact's metadata."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Labels:
         Height and width of the masks in train.csv.
     submit_grid
         Height and width of the masks in a submission; divides `label_grid`.
+    key_column
+        What the tables call their first column, of NAME_CLASS: "ImageId_ClassId" in other competitions.
 
     Raises
     ------
@@ -42,6 +47,7 @@ class Labels:
     classes: tuple[str, ...] = CLASSES
     label_grid: Grid = LABEL_GRID
     submit_grid: Grid = SUBMIT_GRID
+    key_column: str = KEY_COLUMN
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):
@@ -54,6 +60,13 @@ class Labels:
                 raise DataError(f"a grid is (height, width) in whole pixels, both at least 1, found {grid}")
         if self.label_grid[0] % self.submit_grid[0] or self.label_grid[1] % self.submit_grid[1]:
             raise DataError(f"submit_grid {self.submit_grid} must divide label_grid {self.label_grid}")
+        if not isinstance(self.key_column, str) or not self.key_column.isidentifier():
+            raise DataError(f"key_column is a name such as {KEY_COLUMN}, found {self.key_column!r}")
+
+    @property
+    def header(self) -> tuple[str, str]:
+        """The columns of train.csv and of a submission."""
+        return self.key_column, "EncodedPixels"
 
     @property
     def block(self) -> tuple[int, int]:
@@ -61,19 +74,23 @@ class Labels:
         return self.label_grid[0] // self.submit_grid[0], self.label_grid[1] // self.submit_grid[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {name: list(value) for name, value in asdict(self).items()}
+        """Plain values, for JSON; the column's name only where it is not the clouds'."""
+        grids = {"classes": self.classes, "label_grid": self.label_grid, "submit_grid": self.submit_grid}
+        values: dict[str, Any] = {name: list(value) for name, value in grids.items()}
+        return values if self.key_column == KEY_COLUMN else values | {"key_column": self.key_column}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`; missing keys take the clouds' values."""
-        unknown = set(values) - {"classes", "label_grid", "submit_grid"}
+        unknown = set(values) - set(FIELDS)
         if unknown:
-            raise DataError(f"unknown keys {sorted(unknown)}; expected classes, label_grid, submit_grid")
-        if not all(isinstance(value, (list, tuple)) for value in values.values()):
+            raise DataError(f"unknown keys {sorted(unknown)}; expected {', '.join(FIELDS)}")
+        lists = {name: value for name, value in values.items() if name != "key_column"}
+        if not all(isinstance(value, (list, tuple)) for value in lists.values()):
             raise DataError(f"classes is a list of names, a grid a list of two integers: {values}")
         try:
-            return cls(**{name: tuple(value) for name, value in values.items()})
+            tuples = {name: tuple(value) for name, value in lists.items()}
+            return cls(**{**values, **tuples})
         except TypeError as error:
             raise DataError(f"classes is a list of names, a grid a list of two integers: {values}") from error
 

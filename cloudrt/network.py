@@ -11,6 +11,7 @@ import inspect
 import logging
 import pickle
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ __all__ = ["Checkpoint", "InferenceGraph", "NetworkConfig", "build_network"]
 
 CHECKPOINT_FORMAT = 1
 HEAD_DROPOUT = 0.2
+GIVEN = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
 HAS_DATA_SHARE = 0.4917
 """About half, but no share that 25 pixels and a resize can make exactly: a tie would hang on a runtime's rounding."""
 
@@ -58,6 +60,8 @@ def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Modul
     # smp drops arguments that it does not know; a mistyped one must not pass for the default.
     arguments = list(inspect.signature(architectures[config.architecture.lower()]).parameters)
     for option in config.options:
+        if option in GIVEN:
+            raise DataError(f"--set {option}: cloudrt gives it itself")
         check_name(f"argument of {config.architecture}", option, arguments)
     head: dict[str, Any] = {}
     if config.presence == "head":
@@ -198,21 +202,14 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write the checkpoint whole or not at all."""
-        with replacing(path) as partial:
-            torch.save(
-                {
-                    "format": CHECKPOINT_FORMAT,
-                    "config": self.config.to_dict(),
-                    "weights": self.weights,
-                    "rules": [rule.to_dict() for rule in self.rules],
-                    "dice": self.dice,
-                    "epoch": self.epoch,
-                    "history": self.history,
-                    "training": self.training,
-                    "weights_license": self.weights_license,
-                },
-                partial,
-            )
+        values = {
+            "format": CHECKPOINT_FORMAT,
+            "config": self.config.to_dict(),
+            "rules": [rule.to_dict() for rule in self.rules],
+            "weights": self.weights,
+        }
+        others = ("dice", "epoch", "history", "training", "weights_license")
+        write_tensors(path, values | {name: getattr(self, name) for name in others})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -287,6 +284,14 @@ class Checkpoint:
             )
         network.load_state_dict(self.weights)
         return network.eval()
+
+
+def write_tensors(path: Path, values: dict[str, Any]) -> None:
+    """Write plain values and tensors whole or not at all; a full disk is an OSError, which torch.save does not give."""
+    content = BytesIO()
+    torch.save(values, content)
+    with replacing(path) as partial:
+        partial.write_bytes(content.getbuffer())
 
 
 def _finite(value: torch.Tensor) -> bool:

@@ -84,7 +84,7 @@ class NetworkConfig:
         if self.presence not in PRESENCES:
             raise DataError(f"presence is one of {', '.join(PRESENCES)}, found {self.presence!r}")
         rows, columns = self.labels.submit_grid
-        if not 1 <= self.top_k <= rows * columns:
+        if self.presence == "top-k" and not 1 <= self.top_k <= rows * columns:
             raise DataError(f"top_k is from 1 to the grid's {rows * columns} pixels, found {self.top_k}")
         if min(self.std) <= 0:
             raise DataError(f"std is above 0, found {self.std}")

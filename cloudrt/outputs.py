@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.data import HEADER
 from cloudrt.errors import DataError, ImageError
 from cloudrt.files import replacing
 from cloudrt.images import MAX_PIXELS, load_image
@@ -26,10 +25,10 @@ ROW_GROUP = 100_000
 
 
 def write_csv(path: Path, records: Records, labels: Labels) -> None:
-    """Write Image_Label,EncodedPixels: a row for each image and class, as the competition's scorer takes them."""
+    """Write the columns of `labels.header`: a row for each image and class, as the competition's scorer takes them."""
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADER)
+        writer.writerow(labels.header)
         for record in records():
             writer.writerows(
                 (f"{record.key}_{label}", text) for label, text in zip(labels.classes, record.texts, strict=True)

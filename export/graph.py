@@ -121,7 +121,7 @@ def describe(
         encoder=config.encoder,
         options=dict(config.options),
         precision=precision,
-        subtract_no_data=config.subtract_no_data,
+        subtract_no_data=all(one.config.subtract_no_data for one in ensemble.checkpoints),
         checkpoint_sha256=ensemble.digests[0],
         validation_dice=first.dice,
         parity=dict(parity or {}),

@@ -87,7 +87,7 @@ def _fingerprint(data: DataFolder, input_size: Grid, names: list[str]) -> str:
         try:
             status = (data.train_images / name).stat()
             parts.append((name, status.st_size, status.st_mtime_ns))
-        except OSError:
+        except (OSError, ValueError):  # or a name that no file can have
             parts.append((name, "missing"))
     digest.update(json.dumps(parts).encode())
     return f"{data.root.resolve().name}-{input_size[1]}x{input_size[0]}-{digest.hexdigest()[:16]}"
@@ -111,6 +111,7 @@ def _build(
             "give another --cache"
         )
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(partial, ignore_errors=True)  # of a dead process that had this number
     partial.mkdir()
     try:
         images = np.lib.format.open_memmap(
@@ -133,10 +134,10 @@ def _build(
                 if advance:
                     advance(1)
         if len(names) - len(failures) < 2:
-            first = next(iter(failures.items()), ("", ""))
+            first = next((f", first {name}: {reason}" for name, reason in failures.items()), "")
             raise DataError(
-                f"{len(failures)} of {len(names)} images of {data.train_csv} cannot be read from {data.train_images}, "
-                f"first {first[0]}: {first[1]}; training needs at least two"
+                f"training needs two images at least; {data.train_csv} names {len(names)}, of which {len(failures)} "
+                f"cannot be read from {data.train_images}{first}"
             )
         images.flush()
         truth.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -130,21 +131,26 @@ class TrainConfig:
         ):
             if getattr(self, name) not in known:
                 raise DataError(f"{name} is one of {', '.join(known)}, found {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name} is at least 1, found {getattr(self, name)}")
-        for name in ("encoder_lr", "decoder_lr"):
-            if not 0 < getattr(self, name) < 10:
-                raise DataError(f"{name} is above 0 and below 10, found {getattr(self, name)}")
+        self._check_numbers()
         if not 0 < self.validation_share < 1:
             raise DataError(f"validation_share is between 0 and 1, found {self.validation_share}")
         if not 0 <= self.ema < 1:
             raise DataError(f"ema is a decay from 0 to below 1, found {self.ema}")
         if self.folds == 1 or self.folds < 0 or not 0 <= self.fold < max(1, self.folds):
             raise DataError(f"two folds or more, and one of them from 0: found {self.folds} and {self.fold}")
+
+    def _check_numbers(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} is at least 1, found {getattr(self, name)}")
+        for name in ("encoder_lr", "decoder_lr"):
+            if not 0 < getattr(self, name) < 10:
+                raise DataError(f"{name} is above 0 and below 10, found {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise DataError(f"seed is from 0 to 2^32 - 1, found {self.seed}")
         for name in ("workers", "limit", "weight_decay", "pretrain_epochs", "time_budget", "presence_weight"):
-            if getattr(self, name) < 0:
-                raise DataError(f"{name} is not negative, found {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise DataError(f"{name} is a finite number, not negative, found {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and checkpoints."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from cloudrt.choose import choose_rules
 from cloudrt.data import open_data
+from cloudrt.errors import DataError
 from cloudrt.files import replacing
 from cloudrt.labels import Labels
 from cloudrt.network import Checkpoint
@@ -27,6 +29,9 @@ from .loop import PROBABILITIES, Bar, no_bar, train
 from .start import STATE
 
 logger = logging.getLogger(__name__)
+
+OUTCOME = "fold.json"
+"""What a fold scored by its own rules; made when it is finished."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +65,26 @@ def cross_validate(
     DataError
         See `train`.
     """
+    if resume and (folder / "folds.json").exists():
+        raise DataError(f"{folder} is finished: give another --name, or --overwrite")
+    if not resume:
+        for old in (*folder.glob("fold-*"), folder / "oof.npz", folder / "folds.json"):
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     dices, empty = [], []
     parts = [folder / f"fold-{number}" for number in range(config.folds)]
     for number, part in enumerate(parts):
-        if resume and (part / PROBABILITIES).exists() and not (part / STATE).exists():
-            checkpoint = Checkpoint.load(part / "best.pth")
-            dices.append(checkpoint.dice)
-            empty.append(checkpoint.history[-1]["all_empty"])
-            continue
-        logger.info("fold %d of %d", number + 1, config.folds)
-        result = train(replace(config, fold=number), data, part, cache_root, bar, resume=resume)
-        dices.append(result.dice)
-        empty.append(result.all_empty)
+        one = replace(config, fold=number)
+        if resume and (part / OUTCOME).exists():
+            done = _read_outcome(part, one)
+        else:
+            logger.info("fold %d of %d", number + 1, config.folds)
+            unfinished = resume and (part / STATE).exists()
+            result = train(one, data, part, cache_root, bar, resume=unfinished)
+            done = {"dice": result.dice, "all_empty": result.all_empty}
+            with replacing(part / OUTCOME) as path:
+                path.write_text(json.dumps(done) + "\n", encoding="utf-8")
+        dices.append(done["dice"])
+        empty.append(done["all_empty"])
     source = open_data(data)
     merge([part / PROBABILITIES for part in parts], folder / "oof.npz", source.labels)
     table = source.read_train()
@@ -83,17 +96,42 @@ def cross_validate(
     for part in parts:
         best = Checkpoint.load(part / "best.pth")
         replace(best, rules=tuple(choice.rule for choice in choices), dice=dice).save(part / "best.pth")
-    done = CrossResult(dice, tuple(dices), float(np.mean(empty)))
+    crossed = CrossResult(dice, tuple(dices), float(np.mean(empty)))
     with replacing(folder / "folds.json") as path:
-        values = {"dice": done.dice, "folds": list(done.folds), "all_empty": done.all_empty}
+        values = {"dice": crossed.dice, "folds": list(crossed.folds), "all_empty": crossed.all_empty}
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    return done
+    return crossed
+
+
+def _read_outcome(part: Path, config: TrainConfig) -> dict[str, float]:
+    """Return what a finished fold scored.
+
+    Raises
+    ------
+    DataError
+        It was trained with other options, named.
+    """
+    differences = config.differences(json.loads((part / "config.json").read_text(encoding="utf-8")))
+    if differences:
+        raise DataError(f"{part} is another run: {'; '.join(differences)}. Give its options, or --overwrite")
+    outcome: dict[str, float] = json.loads((part / OUTCOME).read_text(encoding="utf-8"))
+    return outcome
 
 
 def merge(files: list[Path], target: Path, labels: Labels) -> None:
-    """Write all images of several files of probabilities into one."""
+    """Write all images of several files of probabilities into one.
+
+    Raises
+    ------
+    DataError
+        An image is in two of them.
+    """
+    seen: set[str] = set()
     with write_probabilities(target, labels) as writer:
         for file in files:
             with Probabilities(file) as kept:
                 for key in kept.keys:
+                    if key in seen:
+                        raise DataError(f"{key} was held out twice: the data changed between the folds; --overwrite")
+                    seen.add(key)
                     writer.add(key, *kept.read(key))

@@ -39,7 +39,7 @@ def folds(cache: DatasetCache, count: int, seed: int, group_similar: bool = Fals
     """
     import warnings
 
-    from sklearn.model_selection import StratifiedGroupKFold
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     positions = readable(cache)
     present = np.array([[bits.any() for bits in cache.truth[position]] for position in positions])
@@ -50,6 +50,8 @@ def folds(cache: DatasetCache, count: int, seed: int, group_similar: bool = Fals
     if len(np.unique(groups)) < count:
         raise DataError(f"{count} folds need as many images that differ, found {len(np.unique(groups))}")
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    if np.bincount(combination).max() < count:  # no combination is there often enough to be in each fold
+        splitter = GroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a combination rarer than the folds cannot be in each
         parts = [np.sort(positions[held]) for _, held in splitter.split(positions, combination, groups)]

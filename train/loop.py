@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from cloudrt.data import open_data
-from cloudrt.files import replacing
-from cloudrt.network import Checkpoint, NetworkConfig
+from cloudrt.errors import DataError
+from cloudrt.files import locked, replacing
+from cloudrt.network import Checkpoint, NetworkConfig, write_tensors
 from cloudrt.postprocess import Rule
 from cloudrt.stats import memory
 
@@ -33,13 +34,14 @@ from .distributed import Processes, processes
 from .folds import folds, split
 from .optimise import find_device, seed_all
 from .pretrain import pretrain
-from .start import STATE, read_state, start
+from .start import STATE, check_shape, describe_images, read_state, start
 from .trainer import Trainer
 from .validate import Validation, Validator, choose_no_data
 
 logger = logging.getLogger(__name__)
 
 PROBABILITIES = "held_out.npz"
+LOCK = ".lock"
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 """`bar(description, total)` gives `advance(n, **fields)`: how the caller shows progress."""
@@ -75,7 +77,8 @@ def train(
         Data that is missing or malformed, a network that cannot be built, a loss that is not finite; a run to resume
         that had other options, named.
     """
-    with processes(config.device) as team:
+    advice = "wait for it, or give another --name"
+    with processes(config.device) as team, locked(folder / LOCK, advice) if team.first else nullcontext():
         return _train(config, data, folder, cache_root, bar if team.first else no_bar, resume, team)
 
 
@@ -101,6 +104,10 @@ def _train(
     if team.first:
         team.wait()
     training, held_out = _split(cache, config)
+    images = describe_images(cache.names, training, held_out, source.labels)
+    if state and state["images"] != images:
+        raise DataError(f"{folder} was begun with other images or classes than {data} has now: --overwrite it")
+    check_shape(network, network_config)
     logger.info(
         "%d images to train on, %d held out, %d unreadable; %s with %s on %s",
         len(training), len(held_out), len(cache.failures), config.architecture, config.encoder, device,
@@ -108,8 +115,7 @@ def _train(
     _warn_of_absent_classes(cache, held_out, source.labels.classes)
     if team.first:
         folder.mkdir(parents=True, exist_ok=True)
-        if state is None:  # of a run that is overwritten
-            (folder / STATE).unlink(missing_ok=True)
+        _clear(folder, keep_results=state is not None)
         with replacing(folder / "config.json") as path:
             stored = config.to_dict() | {"data": str(data), "network": network_config.to_dict()}
             path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
@@ -123,7 +129,7 @@ def _train(
     validator = Validator(
         trainer.loss, cache, held_out, config.batch_size, device, trainer.autocast, config.tta, folder
     )
-    return _Run(config, network_config, trainer, validator, folder, team, state, origin).run(bar)
+    return _Run(config, network_config, trainer, validator, folder, team, state, origin, images).run(bar)
 
 
 class _Run:
@@ -139,10 +145,11 @@ class _Run:
         team: Processes,
         state: dict[str, Any] | None,
         origin: str,
+        images: str,
     ) -> None:
         self.config, self.network_config = config, network_config
         self.trainer, self.validator, self.folder, self.team = trainer, validator, folder, team
-        self.origin = origin
+        self.origin, self.images = origin, images
         self.history: list[dict[str, float]] = []
         self.best_dice = -1.0
         self.done = 0
@@ -150,6 +157,8 @@ class _Run:
             trainer.load_state_dict(state["trainer"])
             self.history, self.best_dice, self.done = state["history"], state["best_dice"], state["epoch"]
             logger.info("going on after epoch %d", self.done)
+        elif team.first:
+            self._save_state(0)
 
     def run(self, bar: Bar) -> TrainResult:
         config, trainer = self.config, self.trainer
@@ -218,17 +227,15 @@ class _Run:
         return Checkpoint(config, weights, rules, result.dice, epoch, history, self.config.to_dict(), self.origin)
 
     def _save_state(self, epoch: int) -> None:
-        with replacing(self.folder / STATE) as path:
-            torch.save(
-                {
-                    "config": self.config.to_dict(),
-                    "trainer": self.trainer.state_dict(),
-                    "history": self.history,
-                    "best_dice": self.best_dice,
-                    "epoch": epoch,
-                },
-                path,
-            )
+        values = {
+            "config": self.config.to_dict(),
+            "images": self.images,
+            "trainer": self.trainer.state_dict(),
+            "history": self.history,
+            "best_dice": self.best_dice,
+            "epoch": epoch,
+        }
+        write_tensors(self.folder / STATE, values)
 
     def _finish(self) -> TrainResult:
         """Choose the best epoch's rules from every threshold, with and without no-data; store the better."""
@@ -249,6 +256,15 @@ class _Run:
         return TrainResult(
             self.folder, final.dice, final.epoch, result.all_empty, images / max(self.trainer.seconds, 1e-9)
         )
+
+
+def _clear(folder: Path, keep_results: bool) -> None:
+    """Remove what a killed run left half written, and the results of one that is overwritten."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
+    if not keep_results:
+        for name in ("best.pth", "last.pth", "history.csv", "curves.png", PROBABILITIES, STATE):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _split(cache: DatasetCache, config: TrainConfig) -> tuple[NDArray[np.int_], NDArray[np.int_]]:

@@ -45,8 +45,10 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
         raise DataError("--device cuda: torch sees no CUDA device here; use --device cpu, or install torch with CUDA")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise DataError(f"no device named {name!r}: auto, cpu, cuda or cuda:1") from error
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise DataError(f"no device named {name!r}: auto, cpu, cuda or cuda:1")
     return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
 
 

@@ -117,8 +117,11 @@ class Trainer:
         # The processes need each other's gradients only where a step is taken.
         apart = isinstance(self._wrapped, nn.parallel.DistributedDataParallel) and not last
         with self._wrapped.no_sync() if apart else nullcontext():  # type: ignore[operator]
-            with self.autocast():
-                found = self._forward(pixels)
+            try:
+                with self.autocast():
+                    found = self._forward(pixels)
+            except ValueError as error:  # BatchNorm, of a single value a channel
+                raise DataError(f"the network cannot train on a batch of {len(pixels)}: {error}") from error
             logits, head = found if isinstance(found, tuple) else (found, None)
             loss = self.loss(logits.float(), truth)
             if head is not None:

@@ -39,6 +39,11 @@ def explore(
     source = open_data(data)
     outputs = [path for path in (output, findings) if path is not None]
     for path in outputs:
+        if path.is_dir():
+            raise Failure(f"{path} is a folder: give the name of a file to write")
+        inputs = (source.train_csv, data / "data.json", source.train_images)
+        if any(path.resolve().is_relative_to(one.resolve()) for one in inputs):
+            raise Failure(f"{path} belongs to the data set: give another name")
         if path.exists() and not overwrite:
             raise Failure(f"{path} exists: --overwrite it, or name another")
     if len({path.resolve() for path in outputs}) < len(outputs):

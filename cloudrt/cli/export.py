@@ -127,10 +127,10 @@ def export(
     if figures:
         write_figures(figures, source, [done])
     if done.networks_per_image > 1:
-        click.echo(
-            f"{done.networks_per_image} networks run for each image; the rules are those of {checkpoints[0]} alone: "
-            f"tune new ones on held-out images with cloudrt tune {target} DATA --images held_out.txt"
-        )
+        whose = f"those of {checkpoints[0]} alone: tune new ones on held-out images with cloudrt tune {target} DATA"
+        if len(checkpoints) > 1 and len({one.rules for one in source.ensemble.checkpoints}) == 1:
+            whose = "the ones that all members share"
+        click.echo(f"{done.networks_per_image} networks run for each image; the rules are {whose}")
     if triton:
         from cloudrt.export.triton import write_repository
 

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -116,8 +117,8 @@ def train(
         raise Failure("--fold is one of --folds")
     folder = runs / (name or time.strftime("%Y%m%d-%H%M%S"))
     every = settings["folds"] and fold is None
-    there = folder / ("folds.json" if every else "best.pth")
-    if there.exists() and not (overwrite or resume):
+    traces = ("config.json", "best.pth", "folds.json", "fold-0")
+    if any((folder / trace).exists() for trace in traces) and not (overwrite or resume):
         raise Failure(f"{folder} holds a run already: --resume it, give another --name, or --overwrite")
     from cloudrt.train.config import TrainConfig
     from cloudrt.train.cross import cross_validate
@@ -126,6 +127,7 @@ def train(
     config = TrainConfig(
         **settings, fold=fold or 0, options=_options(options), workers=_workers(workers, settings["device"])
     )
+    tta = "" if config.tta == "none" else f" --tta {config.tta}"
     root = cache or Path(platformdirs.user_cache_dir("cloudrt")) / "datasets"
     if every:
         crossed = cross_validate(config, data, folder, root, progress_bar, resume=resume)
@@ -133,14 +135,16 @@ def train(
             f"Out-of-fold Dice {crossed.dice:.4f}, folds alone {', '.join(f'{one:.4f}' for one in crossed.folds)} "
             f"(predicting nothing scores {crossed.all_empty:.4f})"
         )
-        click.echo(f"Next: cloudrt-export {folder}/fold-*/best.pth -o {folder / 'model.onnx'}")
+        click.echo(
+            f"Next: cloudrt-export {quote(str(folder))}/fold-*/best.pth{tta} -o {quote(str(folder / 'model.onnx'))}"
+        )
         return
     result = run(config, data, folder, root, bar=progress_bar, resume=resume)
     click.echo(
         f"Held-out Dice {result.dice:.4f} at epoch {result.epoch} (predicting nothing scores {result.all_empty:.4f}), "
         f"{result.images_per_second:.1f} images/s in training"
     )
-    click.echo(f"Next: cloudrt-export {folder / 'best.pth'}{'' if config.tta == 'none' else f' --tta {config.tta}'}")
+    click.echo(f"Next: cloudrt-export {quote(str(folder / 'best.pth'))}{tta}")
 
 
 def _options(texts: tuple[str, ...]) -> dict[str, Any]:
