@@ -54,7 +54,7 @@ def run(scenes: Path, cached: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_run_writes_its_files(run: Path) -> None:
-    assert {path.name for path in run.iterdir()} == {
+    assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == {
         "best.pth", "last.pth", "config.json", "held_out.txt", "history.csv", "curves.png",
     }  # fmt: skip
     config = json.loads((run / "config.json").read_text())

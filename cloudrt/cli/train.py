@@ -140,6 +140,8 @@ def train(
         )
         return
     result = run(config, data, folder, root, bar=progress_bar, resume=resume)
+    if result.epoch == 0:  # of several processes, the first one tells
+        return
     click.echo(
         f"Held-out Dice {result.dice:.4f} at epoch {result.epoch} (predicting nothing scores {result.all_empty:.4f}), "
         f"{result.images_per_second:.1f} images/s in training"
