@@ -251,12 +251,22 @@ def test_a_class_that_no_held_out_image_has_is_said(
         (["--loss", "bce+dyce"], "dyce"),
         (["--ema", "1.5"], "ema is a decay"),
         (["--time-budget", "soon"], "no time such as 90m"),
-        (["--presence", "head", "--top-k", "0"], "top_k"),
+        (["--presence", "top-k", "--top-k", "0"], "top_k"),
         (["--encoder", "resnet19", "--name", "b"], "resnet18"),
     ],
 )
 def test_wrong_options_are_one_line(scenes: Path, tmp_path: Path, words: list[str], said: str) -> None:
-    base = [str(scenes), "--runs", str(tmp_path), "--cache", str(tmp_path / "c"), "--encoder-weights", "none"]
+    base = [
+        str(scenes),
+        "--runs",
+        str(tmp_path),
+        "--cache",
+        str(tmp_path / "c"),
+        "--encoder-weights",
+        "none",
+        "--epochs",
+        "1",
+    ]
     result = CliRunner().invoke(command, [*base, "--input-size", "96x64", *words])
     assert result.exit_code == 2, result.output
     assert said in result.output
