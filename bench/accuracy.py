@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ from cloudrt.rle import rle_decode, rle_to_submit_grid
 from cloudrt.submission import open_submission
 
 from .stages import Timing
+
+CHUNK = 64
+"""Images that a way runs before it is the next one's turn."""
+WARM_UP = 16
 
 PROVIDERS = ("cpu", "openvino", "cuda", "tensorrt")
 
@@ -64,15 +69,19 @@ class Way:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """All ways, what they are judged against, and those that cannot run: name -> why."""
+    """All ways, what they are judged against, and those that cannot run: name -> why.
+
+    `all_empty` is what a submission without a mask scores against the truth; None where there is no truth.
+    """
 
     against: str
+    all_empty: float | None
     ways: list[Way]
     skipped: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"against": self.against, "ways": [way.to_dict() for way in self.ways], "skipped": self.skipped}
+        return vars(self) | {"ways": [way.to_dict() for way in self.ways]}
 
 
 def measure_accuracy(
@@ -83,7 +92,7 @@ def measure_accuracy(
     repeat: int,
     advance: Callable[[], object],
 ) -> Accuracy:
-    """Run every way over the images `repeat` times in turns, after a round that does not count.
+    """Run every way over the images, chunk by chunk in turns, after a few that do not count.
 
     Parameters
     ----------
@@ -95,8 +104,10 @@ def measure_accuracy(
         A table on the label grid, or None.
     folder
         For the submissions.
+    repeat
+        How often the images are run where they make one chunk alone; more of them are run once.
     advance
-        Called after each of the `rounds(models, repeat)` passes, and for those of ways that cannot run.
+        Called after each of the `rounds(models, files, repeat)` turns, and for those of ways that cannot run.
 
     Raises
     ------
@@ -104,33 +115,39 @@ def measure_accuracy(
         `truth` cannot be read or lacks an image.
     """
     labels = read_artifact(models[0]).labels
+    chunks = _split(files, repeat)
     with ExitStack() as stack:
         segmenters, skipped = _open(models, stack)
-        for _ in range((repeat + 1) * len(skipped)):
+        for _ in range((1 + len(chunks)) * len(skipped)):
             advance()
-        seconds: dict[tuple[str, str], list[float]] = {way: [] for way in segmenters}
-        for _ in range(repeat + 1):
-            for number, (way, segmenter) in enumerate(segmenters.items()):
+        names = list(segmenters)
+        seconds: list[list[float]] = [[] for _ in names]
+        tables: list[Table] = [{} for _ in names]
+        for number, chunk in enumerate([files[:WARM_UP], *chunks]):
+            for way, segmenter in enumerate(segmenters.values()):
+                path = folder / f"way-{way}-{number}.csv"
                 began = time.perf_counter()
-                with open_submission(folder / f"way-{number}.csv", labels) as submission:
-                    for result in segmenter.predict(files):
+                with open_submission(path, labels) as submission:
+                    for result in segmenter.predict(chunk):
                         submission.add(result.image, result.rle, result.error)
-                seconds[way].append((time.perf_counter() - began) / len(files))
+                if number:
+                    seconds[way].append((time.perf_counter() - began) / len(chunk))
+                    tables[way] |= read_table(path, labels)
                 advance()
         precisions = [segmenter.artifact.precision for segmenter in segmenters.values()]
-    tables = [read_table(folder / f"way-{number}.csv", labels) for number in range(len(segmenters))]
-    names = list(segmenters)
     if truth is not None:
         reference, against = _read_truth(truth, tables[0], labels), "the truth"
     else:
         first = min(range(len(names)), key=lambda i: (names[i][1] != "cpu", precisions[i] != "fp32", i))
         reference, against = tables[first], f"{names[first][0]} in ONNX Runtime CPU"
     ways = []
-    for (model_name, provider), table, precision in zip(names, tables, precisions, strict=True):
+    for (model_name, provider), table, precision, taken in zip(names, tables, precisions, seconds, strict=True):
         score, mismatch = _judge(table, reference, labels, truth is not None)
-        timing = Timing(tuple(seconds[model_name, provider][1:]))
-        ways.append(Way(model_name, provider, precision, timing, score, mismatch))
-    return Accuracy(against, mark_front(ways), skipped)
+        ways.append(Way(model_name, provider, precision, Timing(tuple(taken)), score, mismatch))
+    all_empty = None
+    if truth is not None:
+        all_empty = float(np.mean([not rle_to_submit_grid(text, labels).any() for text in reference.values()]))
+    return Accuracy(against, all_empty, mark_front(ways), skipped)
 
 
 def _open(models: Sequence[Path], stack: ExitStack) -> tuple[dict[tuple[str, str], Segmenter], dict[str, str]]:
@@ -149,9 +166,18 @@ def _open(models: Sequence[Path], stack: ExitStack) -> tuple[dict[tuple[str, str
     return segmenters, skipped
 
 
-def rounds(models: Sequence[Path], repeat: int) -> int:
-    """Return how many passes `measure_accuracy` makes or announces."""
-    return len(models) * len(PROVIDERS) * (repeat + 1)
+def rounds(models: Sequence[Path], files: Sequence[ImageFile], repeat: int) -> int:
+    """Return how many turns `measure_accuracy` takes or announces."""
+    return len(models) * len(PROVIDERS) * (1 + len(_split(files, repeat)))
+
+
+def _split(files: Sequence[ImageFile], repeat: int) -> list[Sequence[ImageFile]]:
+    """Return the chunks in which the images are run: of about `CHUNK`, none much smaller."""
+    count = len(files) // CHUNK
+    if count < 2:
+        return [files] * repeat
+    edges = [len(files) * number // count for number in range(count + 1)]
+    return [files[begin:end] for begin, end in pairwise(edges)]
 
 
 def mark_front(ways: Sequence[Way]) -> list[Way]:

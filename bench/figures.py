@@ -43,7 +43,7 @@ class Options:
     truth
         A table of RLE on the label grid, as train.csv, of the images in `data`.
     images
-        At most so many; 0 is 12 or more, so that they fill whole batches.
+        At most so many; 0 is 8 or more, so that they fill whole batches.
     provider, batch_size, threads
         Those of `cloudrt.Segmenter`; threads other than 0 hold for the notebook's way too.
     checkpoint

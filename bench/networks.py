@@ -17,6 +17,7 @@ from cloudrt.artifact import Artifact, load_model, parse_artifact
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, CloudrtError
 from cloudrt.images import Image
+from cloudrt.network_config import VIEWS
 from cloudrt.postprocess import Rule, apply_rules
 
 from .agreement import Maps
@@ -71,27 +72,39 @@ class TorchNetwork:
             torch.set_num_threads(threads)
         self.torch = torch
         self.config = loaded.config
+        self.views = VIEWS[artifact.tta]
         self.network = loaded.network()
 
     def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
         """See `Network`."""
-        torch, config = self.torch, self.config
+        config = self.config
         normalised = (image - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
-        with torch.no_grad():
-            found = self.network(torch.from_numpy(normalised.transpose(2, 0, 1)[None].copy()))
-        masks, head = found if isinstance(found, tuple) else (found, None)
-        logits = masks[0].numpy()
-        height, width = grid = config.labels.submit_grid
-        resized = np.stack([cv2.resize(each, (width, height), interpolation=cv2.INTER_LINEAR) for each in logits])
-        probability = 1 / (1 + np.exp(-resized))
+        batch = normalised.transpose(2, 0, 1)[None]
+        answers = [self._answer(batch, view) for view in self.views]
+        probability = np.mean([one for one, _ in answers], axis=0)
         if config.subtract_no_data:
-            probability[:, ~has_data(image, grid)] = 0
+            probability[:, ~has_data(image, config.labels.submit_grid)] = 0
+        heads = [head for _, head in answers if head is not None]
         presence = None
-        if head is not None:
-            presence = 1 / (1 + np.exp(-head[0].numpy()))
+        if heads:
+            presence = np.mean(heads, axis=0)
         elif config.presence == "top-k":
             presence = np.sort(probability.reshape(len(probability), -1), axis=1)[:, -config.top_k :].mean(axis=1)
         return probability, None if presence is None else np.round(255 * presence).astype(np.uint8)
+
+    def _answer(
+        self, batch: NDArray[np.floating[Any]], view: tuple[int, ...]
+    ) -> tuple[Probability, Probability | None]:
+        """Return the probability on the grid, (C, H, W), and the head's, (C,), of an image flipped as `view`."""
+        with self.torch.no_grad():
+            found = self.network(self.torch.from_numpy(np.flip(batch, view).copy()))
+        masks, head = found if isinstance(found, tuple) else (found, None)
+        height, width = self.config.labels.submit_grid
+        logits = np.flip(masks.numpy(), view)[0]
+        resized = np.stack(
+            [cv2.resize(np.ascontiguousarray(each), (width, height), interpolation=cv2.INTER_LINEAR) for each in logits]
+        )
+        return 1 / (1 + np.exp(-resized)), None if head is None else 1 / (1 + np.exp(-head[0].numpy()))
 
 
 class OpenvinoNetwork:
@@ -158,7 +171,12 @@ class TorchGraph:
         self.name += f"{precision if self.autocast else 'fp32'}, batch 1"
         graph = InferenceGraph(loaded.network(), loaded.config).to(device)
         graph.network.to(memory_format=torch.channels_last)
-        self.graph: Callable[[Any], Any] = torch.compile(graph) if compiled else graph
+        views = VIEWS[artifact.tta]
+
+        def answer(image: Any) -> Any:
+            return graph.levels(*graph.answers(image.to(torch.float32).permute(0, 3, 1, 2), views))
+
+        self.graph: Callable[[Any], Any] = torch.compile(answer) if compiled else answer
 
     def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
         """See `Network`."""
@@ -186,6 +204,8 @@ def load_checkpoint(checkpoint: Path, artifact: Artifact) -> Any:
     loaded = Checkpoint.load(checkpoint)
     if sha256(checkpoint) != artifact.checkpoint_sha256:
         raise ArtifactError(f"{checkpoint} is not the checkpoint that the artifact was exported from")
+    if len(artifact.members) > 1:
+        raise ArtifactError(f"the artifact is the mean of {len(artifact.members)} networks: {checkpoint} is but one")
     return loaded
 
 

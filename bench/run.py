@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ from cloudrt.files import replacing
 from cloudrt.images import Image, ImageFile, load_image
 from cloudrt.pipeline import Segmenter
 from cloudrt.postprocess import apply_rules
+from cloudrt.stats import peak_memory
 from cloudrt.submission import open_submission
 
 from . import networks, notebook, pipeline, postprocess
@@ -29,7 +31,6 @@ from .agreement import Maps, compare_rows, compare_submissions
 from .ceilings import measure_ceilings
 from .figures import Bench, Options
 from .latency import REQUESTS, measure_latency
-from .machine import peak_rss_mb
 from .pictures import Progress, open_images
 from .pipeline import PipelineTime
 from .scaling import COUNTS, measure_scaling
@@ -57,29 +58,30 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
         Segmenter(options.model, options.provider, batch_size=options.batch_size, threads=options.threads) as segmenter,
     ):
         folder = Path(scratch)
-        peer, skipped = open_peer(options, segmenter)
         files, pictures = open_images(options.data, options.images, segmenter, folder, progress)
         loaded = [load_image(file.path, segmenter.artifact.input_size) for file in files]
         maps = infer(segmenter, loaded)
+        peer, skipped = open_peer(options, segmenter, loaded, maps)
         setting = Setting(options, segmenter, peer, files, loaded, maps, folder, progress)
         agreement = compare_rows(segmenter, files, maps)
         parts = options.parts
-        stages: list[Measured] = []
-        if "stages" in parts:
-            stages = _measure_stages(setting)
-            agreement = compare_submissions(agreement, segmenter.labels, folder)
+        stages = _measure_stages(setting) if "stages" in parts else []
         whole = ceilings = None
         if "pipeline" in parts:
             whole, others = _measure_pipeline(setting)
             skipped |= others
             ceilings = measure_ceilings(segmenter, files, maps, whole, folder)
+            if stages:
+                stages.append(Measured("end to end", whole.whole, whole.peers[_notebooks_way(peer)]))
+        if stages:
+            agreement = compare_submissions(agreement, segmenter.labels, folder)
         throughput = accuracy = search = latency = startup = scaling = None
         if "throughput" in parts:
             with progress("Measuring throughput", 12) as advance:
                 throughput = measure_throughput(segmenter, loaded, advance)
         if "accuracy" in parts:
             models = options.models or (segmenter.model,)
-            with progress("Measuring accuracy", accuracy_rounds(models, ROUNDS)) as advance:
+            with progress("Measuring accuracy", accuracy_rounds(models, files, ROUNDS)) as advance:
                 accuracy = measure_accuracy(models, files, options.truth, folder, ROUNDS, advance)
         alone, rle = _measure_postprocess(segmenter, maps, progress) if "post-process" in parts else ([], {})
         if "search" in parts:
@@ -97,7 +99,7 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
             with progress("Measuring scaling", COUNTS[0] + sum(COUNTS)) as advance:
                 scaling = measure_scaling(segmenter, files, folder, advance)
         done = Bench(
-            options, _describe(segmenter), pictures, peer.name, skipped, stages, whole, agreement, peak_rss_mb(),
+            options, _describe(segmenter), pictures, peer.name, skipped, stages, whole, agreement, peak_memory(),
             alone, rle, search, startup, ceilings, throughput, accuracy, latency, scaling,
         )  # fmt: skip
     with replacing(output) as partial:
@@ -121,6 +123,8 @@ class Setting:
 
 def _measure_stages(setting: Setting) -> list[Measured]:
     stages = list_stages(setting.segmenter, setting.peer, setting.files, setting.loaded, setting.maps, setting.folder)
+    if "pipeline" in setting.options.parts:
+        stages = stages[:-1]  # the whole is measured there, beside all peers
     repeat = setting.options.repeat
     with setting.progress("Measuring stages", passes(stages, repeat)) as advance:
         return measure(stages, len(setting.files), repeat, advance)
@@ -137,7 +141,7 @@ def _measure_pipeline(setting: Setting) -> tuple[PipelineTime, dict[str, str]]:
         return lambda: pipeline.write_plain(folder / "plain.csv", files, size, network, labels, rules)
 
     others: dict[str, Callable[[], object]] = {f"plain {name}": write(network) for name, network in plain.items()}
-    others[f"the notebook's way, {setting.peer.name}"] = lambda: notebook.write_submission(
+    others[_notebooks_way(setting.peer)] = lambda: notebook.write_submission(
         folder / "notebook.csv", files, size, setting.peer, labels, rules
     )
     with setting.progress("Measuring the pipeline", pipeline.rounds(others, options.repeat)) as advance:
@@ -146,6 +150,11 @@ def _measure_pipeline(setting: Setting) -> tuple[PipelineTime, dict[str, str]]:
             others, options.repeat, advance,
         )  # fmt: skip
     return times, skipped
+
+
+def _notebooks_way(peer: notebook.Network) -> str:
+    """Return its name among the peers of the whole."""
+    return f"the notebook's way, {peer.name}"
 
 
 def list_openers(options: Options, segmenter: Segmenter) -> dict[str, Callable[[], notebook.Network]]:
@@ -181,7 +190,7 @@ def _measure_postprocess(
     sets = {kind: postprocess.draw_maps(kind) for kind in postprocess.KINDS}
     sets["network"] = [
         postprocess.Map(one, rule.threshold, rule.min_area)
-        for levels, _ in maps[:8]
+        for levels, _ in maps[:4]
         for one, rule in zip(levels, rules, strict=True)
     ]
     with progress("Measuring post-processing", 3 * len(sets)) as advance:
@@ -193,15 +202,28 @@ def _measure_postprocess(
     return measured, rle
 
 
-def open_peer(options: Options, segmenter: Segmenter) -> tuple[notebook.Network, dict[str, str]]:
-    """Return the network of the notebook's way, and the peers that are left out: name -> why."""
-    reason = "no --checkpoint was given"
+def open_peer(
+    options: Options, segmenter: Segmenter, loaded: Sequence[Image], maps: Maps
+) -> tuple[notebook.Network, dict[str, str]]:
+    """Return the network of the notebook's way, and the peers that are left out: name -> why.
+
+    Raises
+    ------
+    ArtifactError
+        The checkpoint is not that of the artifact.
+    """
+    title, reason = networks.TorchNetwork.name, "no --checkpoint was given"
     if options.checkpoint:
         try:
-            return networks.TorchNetwork(options.checkpoint, segmenter.artifact, options.threads), {}
+            peer = networks.TorchNetwork(options.checkpoint, segmenter.artifact, options.threads)
         except ModuleNotFoundError as error:
             reason = f"{error.name} is not installed: pip install 'cloudrt[train]'"
-    return networks.OnnxNetwork(segmenter.model, options.threads), {networks.TorchNetwork.name: reason}
+        else:
+            opened, skipped = networks.open_networks({title: lambda: peer}, loaded, maps, segmenter.artifact.rules)
+            if opened:
+                return peer, {}
+            reason = skipped[title]
+    return networks.OnnxNetwork(segmenter.model, options.threads), {title: reason}
 
 
 def list_stages(
@@ -237,12 +259,13 @@ def list_stages(
 
 
 def infer(segmenter: Segmenter, images: Sequence[Image]) -> Maps:
-    """Run the engine on batches, the last one padded, as the pipeline does."""
+    """Run the engine on batches, the last one padded, as many at a time as it has streams, as the pipeline does."""
+    size = segmenter.batch_size
+    batches = [images[begin : begin + size] for begin in range(0, len(images), size)]
     maps: Maps = []
-    for begin in range(0, len(images), segmenter.batch_size):
-        chosen = images[begin : begin + segmenter.batch_size]
-        probability, presence = segmenter.pool.run(chosen)
-        maps += [(probability[i], None if presence is None else presence[i]) for i in range(len(chosen))]
+    with ThreadPoolExecutor(segmenter.pool.slots) as streams:
+        for chosen, (probability, presence) in zip(batches, streams.map(segmenter.pool.run, batches), strict=True):
+            maps += [(probability[i], None if presence is None else presence[i]) for i in range(len(chosen))]
     return maps
 
 

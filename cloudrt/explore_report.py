@@ -16,9 +16,9 @@ from cloudrt.audit import Finding
 from cloudrt.errors import DataError
 from cloudrt.explore import Exploration
 from cloudrt.files import replacing
-from cloudrt.page import Card, embed, make_card, write_page
+from cloudrt.page import Card, embed, make_card, picture_side, write_page
 
-LISTED = 200
+LISTED = 10_000
 """Findings of a kind on the page."""
 DOUBTFUL = 12
 """Images with findings that are shown."""
@@ -75,7 +75,7 @@ def write_exploration(
 
     def cards(wanted: Sequence[str]) -> Iterator[Card]:
         for one in wanted:
-            yield make_card(exploration.labels, one, folder / one, exploration.rle[one])
+            yield make_card(exploration.labels, one, folder / one, exploration.rle[one], side=picture_side(len(wanted)))
 
     no_data = np.array([scene.no_data for scene in scenes if scene.size] or [0.0])
     present = exploration.present
@@ -102,7 +102,10 @@ def write_exploration(
         random=cards(random),
         sampled=len(random),
         findings=len(exploration.findings),
-        kinds=[{"name": kind, "total": len(found), "findings": found[:LISTED]} for kind, found in exploration.kinds()],
+        kinds=[
+            {"name": kind, "total": len(found), "findings": [_named(one) for one in found[:LISTED]]}
+            for kind, found in exploration.kinds()
+        ],
         doubtful=cards(doubtful),
         doubtful_number=len(doubtful),
     )
@@ -114,6 +117,11 @@ def write_findings(findings: Sequence[Finding], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["kind", "key", "line", "reason"])
         writer.writerows([one.kind, one.key, one.line or "", one.reason] for one in findings)
+
+
+def _named(finding: Finding) -> tuple[str, str]:
+    """Return what a finding is about, with its line, and the finding."""
+    return f"{finding.key}, line {finding.line:,}" if finding.line else finding.key, finding.reason
 
 
 def _image_of(finding: Finding, exploration: Exploration) -> str:

@@ -23,7 +23,9 @@ from cloudrt.images import MAX_PIXELS, load_image
 from cloudrt.labels import Grid, Labels
 from cloudrt.rle import rle_decode
 
-_LONGER_SIDE = 700  # pixels of an image on the page
+# Pixels of the longer side of an image on the page, for so many images at most: all of them are in one file.
+_SIDES = ((100, 700), (1_000, 400))
+_SMALLEST_SIDE = 256
 _JPEG_QUALITY = 82
 
 # Okabe and Ito's colours (2008), told apart by all forms of colour vision; green and vermilion a little lighter, since
@@ -85,7 +87,12 @@ def write_page(path: Path, template: str, labels: Labels, **values: Any) -> None
 
 
 def make_card(
-    labels: Labels, key: str, path: Path | None, rle: Mapping[str, str], max_pixels: int = MAX_PIXELS
+    labels: Labels,
+    key: str,
+    path: Path | None,
+    rle: Mapping[str, str],
+    max_pixels: int = MAX_PIXELS,
+    side: int = _SIDES[0][1],
 ) -> Card:
     """Read an image again and outline its masks.
 
@@ -101,11 +108,13 @@ def make_card(
         Class name -> RLE text on the submission grid; empty where there is none.
     max_pixels
         Larger images are not read.
+    side
+        Pixels of the picture's longer side.
     """
     picture, note = None, "Not a file: the outlines alone."
     if path is not None:
         try:
-            picture = embed(load_image(path, display_size(labels.submit_grid), max_pixels))
+            picture = embed(load_image(path, display_size(labels.submit_grid, side), max_pixels))
             note = ""
         except ImageError as error:
             note = f"Missing: the file {error}."
@@ -149,9 +158,14 @@ def class_colours(count: int) -> list[str]:
     return [*COLOURS[:count], *more]
 
 
-def display_size(grid: Grid) -> Grid:
-    """Return height and width at which an image is shown: the grid's shape, its longer side 700 pixels."""
-    scale = _LONGER_SIDE / max(grid)
+def picture_side(count: int) -> int:
+    """Return the pixels of an image's longer side on a page of `count` images: fewer where there are many."""
+    return next((side for most, side in _SIDES if count <= most), _SMALLEST_SIDE)
+
+
+def display_size(grid: Grid, side: int) -> Grid:
+    """Return height and width at which an image is shown: the grid's shape, its longer side of `side` pixels."""
+    scale = side / max(grid)
     return max(1, round(grid[0] * scale)), max(1, round(grid[1] * scale))
 
 

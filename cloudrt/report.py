@@ -15,9 +15,9 @@ import numpy as np
 
 from cloudrt.images import MAX_PIXELS
 from cloudrt.labels import Labels
-from cloudrt.page import make_card, write_page
+from cloudrt.page import make_card, picture_side, write_page
 
-LISTED_FAILURES = 200
+LISTED_FAILURES = 10_000
 BINS = 10
 _SEED = 0
 
@@ -104,6 +104,7 @@ class Report:
         """
         height, width = self.labels.submit_grid
         sample = sorted(self._sample, key=lambda sampled: sampled.number)
+        side = picture_side(len(sample))
         write_page(
             path,
             "report.html",
@@ -112,7 +113,7 @@ class Report:
             facts=facts,
             sound=self.images - self.failed,
             pixels=height * width,
-            cards=(make_card(self.labels, one.key, one.path, one.rle, self.max_pixels) for one in sample),
+            cards=(make_card(self.labels, one.key, one.path, one.rle, self.max_pixels, side) for one in sample),
             sampled=len(sample),
         )
 

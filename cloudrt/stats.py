@@ -120,8 +120,17 @@ class PipelineStats:
         }
 
 
-def peak_memory() -> float | None:
-    """Return the most memory that this process ever held, MB; None where the system does not say."""
+_STATUS = Path("/proc/self/status")
+
+
+def peak_memory(status: Path = _STATUS) -> float | None:
+    """Return the most memory that this process ever held, MB; None where the system does not say.
+
+    Linux is asked for VmHWM: what getrusage says begins with the memory of the process that started this one.
+    """
+    found = _from_status("VmHWM", status)
+    if found is not None:
+        return found
     try:
         import resource
     except ImportError:  # Windows
@@ -130,10 +139,14 @@ def peak_memory() -> float | None:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
-def memory(status: Path = Path("/proc/self/status")) -> float | None:
+def memory(status: Path = _STATUS) -> float | None:
     """Return the memory that this process holds now, MB; None where the system does not say."""
+    return _from_status("VmRSS", status)
+
+
+def _from_status(name: str, status: Path) -> float | None:
     try:
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        return round(int(lines["VmRSS"].split()[0]) * 1024 / 1e6, 1)
+        return round(int(lines[name].split()[0]) * 1024 / 1e6, 1)
     except (OSError, KeyError, ValueError):
         return None

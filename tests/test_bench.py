@@ -266,14 +266,24 @@ def test_torchs_answers_are_those_of_the_inference_graph(checkpoint: Path, image
         assert 0.1 < (wanted[0] == 0).mean() < 0.5
 
 
-def test_a_checkpoint_makes_torch_the_peer(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_checkpoint_makes_torch_the_peer(
+    checkpoint: Path, images: Path, tmp_path: Path, alike: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from cloudrt.files import sha256
+
+    if alike:  # the artifact has another network than the checkpoint
+        monkeypatch.setattr(networks, "LEAST_DICE", 0)
 
     model = tiny_artifact(tmp_path / "model.onnx", checkpoint_sha256=sha256(checkpoint))
     options = Options(
         (model,), images, images=1, provider="cpu", batch_size=1, repeat=1, checkpoint=checkpoint, only=("stages",)
     )
     done = run_bench(options, tmp_path / "b.json", silent)
+    if not alike:
+        assert done.peer == networks.OnnxNetwork(model).name
+        assert "its masks are not ours" in done.skipped[networks.TorchNetwork.name]
+        return
     assert done.peer == networks.TorchNetwork.name
     assert done.skipped == {}
     assert done.options.command()[-4:] == ["--only", "stages", "--checkpoint", "best.pth"]

@@ -21,6 +21,7 @@ from cloudrt.bench.page import write_bench_page
 from cloudrt.bench.run import infer
 from cloudrt.bench.stages import Timing
 from cloudrt.bench.throughput import Point, measure_throughput
+from cloudrt.export.ensemble import Ensemble
 from cloudrt.export.export import Source
 from networks import make_checkpoint
 from test_report import Page
@@ -32,7 +33,7 @@ from cloudrt.cli.bench import bench
 from cloudrt.files import sha256
 from cloudrt.images import ImageFile, find_images, load_image
 from cloudrt.metric import score
-from cloudrt.network import Checkpoint, InferenceGraph
+from cloudrt.network import Checkpoint
 from cloudrt.pipeline import Segmenter
 from cloudrt.rle import rle_encode
 
@@ -142,11 +143,11 @@ def test_accuracy_is_the_competitions_dice(
     assert without.ways[1].dice == 1 and without.ways[1].empty_mismatch == 0
 
 
-@pytest.mark.parametrize("presence", ["none", "head", "top-k"])
-def test_torch_peers_answer_as_the_graph(files: list[ImageFile], tmp_path: Path, presence: str) -> None:
+@pytest.mark.parametrize(("presence", "tta"), [("none", "none"), ("head", "hv"), ("top-k", "h")])
+def test_torch_peers_answer_as_the_graph(files: list[ImageFile], tmp_path: Path, presence: str, tta: str) -> None:
     made = make_checkpoint(tmp_path / "best.pth", presence=presence, top_k=700)
-    artifact = Artifact(checkpoint_sha256=sha256(tmp_path / "best.pth"))
-    graph = InferenceGraph(made.network(), made.config).eval()
+    artifact = Artifact(checkpoint_sha256=sha256(tmp_path / "best.pth"), tta=tta)
+    graph = Ensemble((made,), tta=tta).graph()
     plain = networks.TorchNetwork(tmp_path / "best.pth", artifact)
     half = networks.TorchGraph(tmp_path / "best.pth", artifact)
     assert half.name == "PyTorch channels last bf16, batch 1"

@@ -187,7 +187,7 @@ def test_memory_stays_flat() -> None:
 
     tracemalloc.start()
     try:
-        early, late = feed(1000), feed(5000)
+        early, late = feed(3 * LISTED_FAILURES), feed(10_000)
     finally:
         tracemalloc.stop()
     assert late - early < 20_000
@@ -219,5 +219,5 @@ def test_colours_sizes_and_shares() -> None:
     colours = class_colours(40)
     assert len(set(colours)) == 40 and all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
     assert len(class_colours(3)) == 3
-    assert display_size((350, 525)) == (467, 700) and display_size((1, 9000)) == (1, 700)
+    assert display_size((350, 525), 700) == (467, 700) and display_size((1, 9000), 256) == (1, 256)
     assert [percent(share) for share in (0, 1e-6, 0.5, 1)] == ["0%", "<0.1%", "50.0%", "100.0%"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -101,3 +103,14 @@ def test_command_writes_them(tmp_path: Path) -> None:
         assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
         assert stage["busy_s"] <= stage["threads"] * values["elapsed_s"] * 1.01
     assert "limit" in done.output
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no Linux")
+def test_peak_memory_is_not_that_of_the_parent() -> None:
+    script = (
+        "import subprocess, sys; ballast = bytearray(400_000_000); ballast[::4096] = b'1' * len(ballast[::4096]);"
+        "child = 'from cloudrt.stats import peak_memory; print(peak_memory())';"
+        "print(subprocess.run([sys.executable, '-c', child], capture_output=True, text=True, check=True).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 0 < float(done.stdout) < 300

@@ -16,7 +16,7 @@ from cloudrt.cli.common import Failure, progress_bar, reports_errors
     "--truth", type=click.Path(path_type=Path), metavar="CSV",
     help="The labels of DATA, as train.csv has them: accuracy is then the competition's Dice.",
 )  # fmt: skip
-@click.option("--images", type=click.IntRange(1), help="At most so many; 12, in whole batches, by default.")
+@click.option("--images", type=click.IntRange(1), help="At most so many; 8, in whole batches, by default.")
 @click.option(
     "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True,
     help="Of cloudrt; the notebook's way runs on the CPU.",

@@ -55,6 +55,7 @@ def _show_waits(done: Bench) -> None:
             f"Start-up: import cloudrt {startup['import_s']:.2f} s after numpy's {startup['numpy_s']:.2f} s; first "
             f"post-processing {startup['first_call_s']:.2f} s; cloudrt-infer on one image, caches empty, "
             f"{startup['command_cold_s']:.1f} s, after that {startup['command_warm_s']:.1f} s"
+            + (f" and {startup['command_peak_mb']:.0f} MB at most" if startup["command_peak_mb"] else "")
         )
     if done.latency:
         words = ", ".join(f"p{share} {_three(value)} ms" for share, value in done.latency.percentiles.items())
@@ -130,6 +131,8 @@ def _show_accuracy(accuracy: Accuracy) -> None:
             f"{way.empty_mismatch:.1%}", "*" if way.front else "",
         )  # fmt: skip
     Console().print(table)
+    if accuracy.all_empty is not None:
+        click.echo(f"Predicting nothing scores {accuracy.all_empty:.4f}")
     for name, reason in accuracy.skipped.items():
         click.echo(f"Not {name}: {reason}")
 

@@ -68,6 +68,10 @@ if TYPE_CHECKING:
 )
 @click.option("--report", is_flag=True, help="Write report.html beside the output.")
 @click.option(
+    "--report-images", type=click.IntRange(0, 10_000), default=24, show_default=True,
+    help="Images in it, drawn at random; they get smaller as they get more.",
+)  # fmt: skip
+@click.option(
     "--stats", type=click.Path(path_type=Path), help="Write times, queues and memory of each stage here, JSON."
 )
 @click.option("--masks", type=click.Path(path_type=Path), help="Write masks here: CLASS/IMAGE.png.")
@@ -81,7 +85,8 @@ def infer(
     inputs: tuple[str, ...], model: Path | None, output: Path | None, form: str, overwrite: bool, resume: bool,
     sample: Path | None, provider: str, batch_size: int | None, compute: str, devices: str | None, allow_cpu: bool,
     decoder: str, threads: int | None, max_megapixels: float,
-    report: bool, stats: Path | None, masks: Path | None, overlays: Path | None, save_probabilities: Path | None,
+    report: bool, report_images: int, stats: Path | None, masks: Path | None, overlays: Path | None,
+    save_probabilities: Path | None,
 ) -> None:  # fmt: skip
     """Write the submission of INPUTS: folders of images, images, quoted patterns such as 'in/**/*.jpg', or lists.
 
@@ -126,7 +131,7 @@ def infer(
         if masks or overlays:
             check_keys(files)
         began = time.perf_counter()
-        options = _Outputs(output, form, resume, report, masks, overlays, save_probabilities)
+        options = _Outputs(output, form, resume, report_images if report else None, masks, overlays, save_probabilities)
         done = _predict(segmenter, files, options, began)
         seconds = time.perf_counter() - began
         if stats:
@@ -177,7 +182,7 @@ class _Outputs:
     output: Path
     form: str
     resume: bool
-    report: bool
+    report_images: int | None
     masks: Path | None
     overlays: Path | None
     probabilities: Path | None
@@ -191,7 +196,9 @@ def _predict(segmenter: Segmenter, files: list[ImageFile], to: _Outputs, began: 
     from cloudrt.results import Result
     from cloudrt.submission import journal_path, open_submission
 
-    page = Report(segmenter.labels, max_pixels=segmenter.max_pixels) if to.report else None
+    page = None
+    if to.report_images is not None:
+        page = Report(segmenter.labels, to.report_images, segmenter.max_pixels)
     identity = segmenter.identity() | {"images": len(files), "list of images and their sizes": digest_keys(files)}
     try:
         with ExitStack() as stack:

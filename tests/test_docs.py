@@ -1,0 +1,130 @@
+"""README and docs: every command and snippet runs, every page is reached, the site builds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from snippets import PAGES, ROOT, blocks, check, commands, run, run_python
+from tiny import tiny_artifact
+
+from cloudrt.cli import COMMANDS, main
+
+WITH_BLOCKS = [page for page in PAGES if any(block.language in ("sh", "bash", "python") for block in blocks(page))]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def predict(root: Path) -> None:
+    """Write the submission that a page may begin with."""
+    words = ["infer", str(root / "images"), "--model", str(root / "model.onnx"), "--provider", "cpu"]
+    result = CliRunner().invoke(main, [*words, "--output", str(root / "submission.csv")])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
+    """What the pages take for granted: data, images, models, and what earlier steps have left."""
+    from networks import make_checkpoint
+
+    root = tmp_path_factory.mktemp("workshop")
+    shutil.copytree(scenes, root / "data")
+    with zipfile.ZipFile(root / "understanding_cloud_organization.zip", "w") as archive:
+        for file in sorted(scenes.rglob("*")):
+            archive.write(file, file.relative_to(scenes))
+    shutil.copytree(scenes, root / "steel")
+    images = sorted((scenes / "test_images").iterdir())
+    for folder in ("test_images", "images", "in"):
+        shutil.copytree(scenes / "test_images", root / folder)
+    for name, image in zip("ab", images, strict=False):
+        shutil.copy(image, root / "test_images" / f"{name}.jpg")
+    (root / "all.txt").write_text("\n".join(f"in/{image.name}" for image in images))
+    for name in ("model", "a", "b"):
+        tiny_artifact(root / f"{name}.onnx")
+    for seed, name in enumerate("ab"):
+        make_checkpoint(root / f"{name}.pth", seed=seed)
+    run_folder = root / "runs" / "mine"
+    run_folder.mkdir(parents=True)
+    shutil.copy(root / "a.pth", run_folder / "best.pth")
+    shutil.copy(root / "model.onnx", run_folder / "model.onnx")
+    labelled = sorted(path.name for path in (scenes / "train_images").iterdir())
+    (run_folder / "held_out.txt").write_text("\n".join(labelled))
+    shutil.copy(scenes / "train.csv", root / "train.csv")
+    shutil.copy(scenes / "test_truth.csv", root / "truth.csv")
+    return root
+
+
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
+def test_every_command_and_snippet_runs(
+    page: Path, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "here"
+    shutil.copytree(workshop, folder)
+    monkeypatch.chdir(folder)
+    text = page.read_text(encoding="utf-8")
+    if "cloudrt-infer" not in text:
+        predict(folder)
+    for name in re.findall(r"--name (\w+)", text):
+        shutil.rmtree(folder / "runs" / name, ignore_errors=True)  # the page makes it
+    for block in blocks(page):
+        if block.language in ("sh", "bash"):
+            for words in commands(block):
+                check(words)
+                if not block.excuse:
+                    run(words)
+        elif block.language == "python":
+            assert not block.excuse
+            run_python(block.text)
+
+
+def test_every_excuse_is_a_reason_that_holds_here() -> None:
+    excuses = [block.excuse for page in PAGES for block in blocks(page) if block.excuse]
+    assert all(re.search("needs (a|an|several|Docker|Slurm)", excuse) for excuse in excuses)
+
+
+def test_every_language_is_known() -> None:
+    known = {"sh", "bash", "python", "json", "text", "ini", ""}
+    for page in PAGES:
+        assert {block.language for block in blocks(page)} <= known, page
+
+
+def test_the_site_builds_strictly_and_every_page_is_in_it(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "site" / "reference" / "commands.html").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        assert f"cloudrt {command}" in html
+    assert "--report-images" in html and "--save-probabilities" in html
+    api = (tmp_path / "site" / "reference" / "python.html").read_text(encoding="utf-8")
+    assert "gate_threshold" in api and "batch_size" in api
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert (tmp_path / "site" / page.relative_to(ROOT / "docs")).with_suffix(".html").exists()
+
+
+def test_data_json_of_the_docs_is_taken(tmp_path: Path) -> None:
+    from cloudrt.data import read_labels
+
+    text = next(block.text for block in blocks(ROOT / "docs" / "how-to" / "other-data.md") if block.language == "json")
+    (tmp_path / "data.json").write_text(text)
+    labels = read_labels(tmp_path)
+    assert labels.to_dict() == json.loads(text)
+
+
+def test_bench_fields_are_all_in_the_reference() -> None:
+    text = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    stored = json.loads((ROOT / "bench" / "results" / "cpu-full-originals.json").read_text())
+    assert f"`schema` is {stored['schema']}" in text
+    assert [field for field in stored if f"`{field}`" not in text] == []
