@@ -1,5 +1,6 @@
 # make demo   the whole flow on made-up scenes, ending with a submission, its score and a report
-# make test   the tests; make test-all adds the slow ones; make lint checks style and types
+# make test   the tests; make test-all adds the slow ones; make lint checks style and types;
+#             make docs builds the documentation into build/site
 # Both need python3 (3.11 or later), make and git alone; the first run makes .venv and installs what is needed.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ DEMO := demo
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo test test-all lint setup clean
+.PHONY: demo test test-all lint docs setup clean
 
 demo: $(READY)
 	rm -rf $(DEMO)
@@ -34,6 +35,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict
 
 setup: $(READY)
 

@@ -26,12 +26,12 @@ _BLOCK = re.compile(r"(?:<!-- not run here: ([^>]+?) -->\n)?^```(\w*)[^\n]*\n(.*
 
 _SMALL = ["--epochs", "1", "--input-size", "96x64", "--batch-size", "4", "--accumulate", "1", "--encoder", "resnet18",
           "--encoder-weights", "none", "--set", "decoder_pyramid_channels=32", "--set",
-          "decoder_segmentation_channels=32"]  # fmt: skip
+          "decoder_segmentation_channels=32", "--validation-share", "0.3"]  # fmt: skip
+_BENCH = ["--only", "search", "--images", "1", "--repeat", "1", "--provider", "cpu", "--batch-size", "1"]
 SHRINK: dict[str, list[str]] = {
     "train": [*_SMALL, "--folds", "0"],
     "train --folds": [*_SMALL, "--folds", "2", "--limit", "6"],
-    "export": ["--images", "2"],
-    "export --precision": ["--images", "2", "--precision", "fp32"],
+    "export": ["--images", "2", "--precision", "fp32"],
     "bench": ["--only", "search", "--images", "1", "--repeat", "1", "--provider", "cpu", "--batch-size", "1"],
     "bench --compare": [
         "--only",
@@ -106,7 +106,7 @@ def run(words: list[str]) -> None:
     """Run a command that was checked; what installs or needs other machines is left at that."""
     name, rest = _command_of(words)
     if name:
-        given = [option for option in ("--folds", "--precision", "--compare", "--provider") if option in rest]
+        given = [option for option in ("--folds", "--compare", "--provider") if option in rest]
         extra = next((SHRINK[key] for option in given if (key := f"{name} {option}") in SHRINK), SHRINK.get(name, []))
         if name == "synth":
             shutil.rmtree(rest[0], ignore_errors=True)  # the page makes it

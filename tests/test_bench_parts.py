@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from cloudrt.bench import networks, scaling, throughput
+from cloudrt.bench import accuracy, networks, scaling, throughput
 from cloudrt.bench.accuracy import Way, mark_front, measure_accuracy
 from cloudrt.bench.compare import compare
 from cloudrt.bench.flops import count_flops
@@ -138,6 +139,14 @@ def test_accuracy_is_the_competitions_dice(
     assert found.ways[0].dice == pytest.approx(score(expected, truth, SMALL_GRIDS, None).mean)
     assert found.against == "the truth"
     assert set(found.skipped) == {"model.onnx, cuda", "half.onnx, cuda"}
+    masks = [row["EncodedPixels"] for row in csv.DictReader(truth.open())]
+    assert found.all_empty == pytest.approx(sum(not text for text in masks) / len(masks))
+    monkeypatch.setattr(accuracy, "CHUNK", 2)  # the four images are then run once, in two chunks
+    turns: list[None] = []
+    chunked = measure_accuracy([model, half], files, truth, tmp_path, 1, lambda: turns.append(None))
+    assert [len(way.timing.seconds) for way in chunked.ways] == [2, 2] and chunked.all_empty == found.all_empty
+    assert [way.dice for way in chunked.ways] == [way.dice for way in found.ways]
+    assert len(turns) == accuracy.rounds([model, half], files, 1)
     without = measure_accuracy([half, model], files, None, tmp_path, 1, lambda: None)
     assert without.against == "model.onnx in ONNX Runtime CPU"  # the one in fp32
     assert without.ways[1].dice == 1 and without.ways[1].empty_mismatch == 0
