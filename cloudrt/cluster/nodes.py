@@ -1,0 +1,295 @@
+"""The cluster: connect to it, compare its machines with this one, and share it out among workers.
+
+Every machine is asked before any work: whether it has cloudrt and the libraries that the answers hang on in the
+driver's versions, whether it sees the same folders, and what its processor or GPU is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from cloudrt.cluster.storage import Place
+from cloudrt.doctor import describe_machine, installed_distributions
+from cloudrt.errors import CloudrtError, DataError
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("cloudrt", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg",
+            "numba", "pyarrow")  # fmt: skip
+"""What answers and files hang on."""
+ANSWER_SECONDS = 5
+PATIENCE = 120
+"""Seconds that a machine has to answer; its first process takes a while to start."""
+
+
+class ClusterError(CloudrtError):
+    """A cluster that is not there, or whose machines are not what they must be."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster: its id and address, and the CPUs and GPUs that Ray may give away."""
+
+    id: str
+    address: str
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the cluster is shared out: so many workers, each of so many CPUs and GPUs."""
+
+    workers: int
+    cpus: int
+    gpus: int
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Connect to the cluster at `address`, or start Ray on this machine where it is "local"; leave it at the end.
+
+    A connection that is there already is used, and kept.
+
+    Raises
+    ------
+    ClusterError
+        No cluster answers, or one of another version of Ray or Python.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, said aloud otherwise
+    if address not in ("local", "auto"):
+        _reach(address)
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address == "local":
+            ray.init(address="local", include_dashboard=False, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        raise ClusterError(_refused(address, error)) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", address)
+    if not match:
+        raise ClusterError(f"--cluster {address}: an address is HOST:PORT, such as 10.0.0.1:6379, or local, or auto")
+    try:
+        socket.create_connection((match[1].strip("[]"), int(match[2])), ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no cluster answers at {address} ({getattr(error, 'strerror', None) or error}): start one there with "
+            "ray start --head, or give --cluster without an address to use this machine"
+        ) from error
+
+
+def _refused(address: str, error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if "ersion mismatch" in text:
+        found = re.search(r"started with:?(.*?)This process.*?with:?(.*?)(?:\.\s|$)", text)
+        what = f": {found[1].strip(' .')} there, {found[2].strip(' .')} here" if found else ""
+        return f"the cluster at {address} runs other versions of Ray or Python{what}: install the same on all machines"
+    if address == "auto":
+        return "no cluster runs on this machine: start one with ray start --head, or give --cluster without an address"
+    return f"the cluster at {address} cannot be used: {text[:200]}"
+
+
+def list_nodes() -> list[Node]:
+    """Return the machines that are there."""
+    import ray
+
+    return [
+        Node(one["NodeID"], one["NodeManagerAddress"], int(one["Resources"].get("CPU", 0)),
+             int(one["Resources"].get("GPU", 0)))
+        for one in ray.nodes()
+        if one["Alive"]
+    ]  # fmt: skip
+
+
+def share_out(nodes: Sequence[Node], provider: str, threads: int) -> Share:
+    """Return how many workers of how many cores: one a GPU where there are any and none of the CPU's providers is
+    asked for, else one a group of `threads` cores, all of the smallest machine's by default.
+
+    Raises
+    ------
+    ClusterError
+        No machine has what a worker needs.
+    """
+    with_gpu = [node for node in nodes if node.gpus]
+    if with_gpu and provider not in ("cpu", "openvino"):
+        cpus = threads or max(1, min(node.cpus // node.gpus for node in with_gpu))
+        workers = sum(min(node.gpus, node.cpus // cpus) for node in with_gpu)
+        if not workers:
+            raise ClusterError(f"no machine with a GPU has {cpus} CPUs for it: give a smaller --threads")
+        return Share(workers, cpus, 1)
+    if provider in ("cuda", "tensorrt"):
+        raise ClusterError(f"--provider {provider}: no machine of the cluster has a GPU that Ray knows of")
+    sizes = [node.cpus for node in nodes if node.cpus]
+    if not sizes:
+        raise ClusterError("no machine of the cluster has CPUs to give away: start some with ray start --num-cpus")
+    cpus = threads or min(sizes)
+    workers = sum(size // cpus for size in sizes)
+    if not workers:
+        raise ClusterError(f"no machine of the cluster has {cpus} CPUs, the largest {max(sizes)}: lower --threads")
+    return Share(workers, cpus, 0)
+
+
+def ask(nodes: Sequence[Node], question: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Return each machine's answer to a function that is run there.
+
+    Raises
+    ------
+    ClusterError
+        A machine does not answer in time, or lacks what the function imports.
+    CloudrtError
+        What the function raises, its machine named.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=1)(question)
+    pending = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*arguments)
+        for node in nodes
+    ]
+    answers = []
+    for node, one in zip(nodes, pending, strict=True):
+        try:
+            answers.append(ray.get(one, timeout=PATIENCE))
+        except GetTimeoutError as error:
+            raise ClusterError(f"machine {node.address} does not answer: take it out of the cluster") from error
+        except RayError as error:
+            raise unwrapped(error, f"machine {node.address}: ") from error
+    return answers
+
+
+def unwrapped(error: BaseException, where: str = "") -> CloudrtError:
+    """Return what cloudrt raised inside of what Ray makes of it; else one line of the latter."""
+    seen: BaseException | None = error
+    while seen is not None:
+        inner = getattr(seen, "cause", None)
+        for one in (inner, seen):
+            if isinstance(one, CloudrtError):
+                text = next((part for part in one.args if isinstance(part, str)), str(one))
+                if not text.startswith("\x1b"):
+                    return ClusterError(f"{where}{_last_line(text)}")
+        seen = inner if isinstance(inner, BaseException) and inner is not seen else seen.__cause__
+    return ClusterError(f"{where}{_last_line(str(error))}")
+
+
+def _last_line(text: str) -> str:
+    """Return what a traceback as text ends with, without the name of the error."""
+    last = ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
+    return re.sub(r"^[\w.]*(Error|Exhausted)(\([\w.]+\))?: ", "", last)
+
+
+def check_nodes(nodes: Sequence[Node], share: Share, folders: Sequence[str], out: Place) -> None:
+    """Refuse a cluster whose machines would give other answers, or do not see what they should.
+
+    Parameters
+    ----------
+    folders
+        Local paths that all must see: of the images.
+    out
+        Where the rows go.
+
+    Raises
+    ------
+    ClusterError
+        Names the machine, what was found and what was expected.
+    """
+    ours = {name: version for name, version in installed_distributions().items() if name in PACKAGES}
+    # By value: a machine without cloudrt could not load it by name.
+    for node, theirs in zip(nodes, ask(nodes, _make_versions(), PACKAGES), strict=True):
+        _compare_versions(node, ours, theirs)
+    seen = [*folders, *([out.path] if out.local else [])]
+    working = [node for node in nodes if (node.gpus if share.gpus else node.cpus)]
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for node, (missing, kind) in zip(working, ask(working, _look, seen, bool(share.gpus)), strict=True):
+        if missing:
+            raise ClusterError(
+                f"machine {node.address} does not see {missing[0]}: use a folder that all machines share, or a store "
+                "such as s3://BUCKET/PREFIX"
+            )
+        kinds[kind].append(node.address)
+    if len(kinds) > 1:
+        named = "; ".join(f"{kind} ({', '.join(addresses[:3])})" for kind, addresses in sorted(kinds.items()))
+        raise ClusterError(f"machines of several kinds give answers that differ: {named}; give each kind a cluster")
+
+
+def _compare_versions(node: Node, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+    if "cloudrt" not in theirs:
+        raise ClusterError(
+            f"machine {node.address} has no cloudrt: pip install 'cloudrt[ray]=={ours.get('cloudrt', '')}' there"
+        )
+    differences = [
+        f"{name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here"
+        for name in PACKAGES
+        if ours.get(name) != theirs.get(name)
+    ]
+    if differences:
+        raise ClusterError(f"machine {node.address}: {'; '.join(differences)}; install the same versions on all")
+
+
+def _make_versions() -> Callable[[Sequence[str]], dict[str, str]]:
+    def versions(names: Sequence[str]) -> dict[str, str]:
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = {}
+        for name in names:
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                continue
+        return found
+
+    return versions
+
+
+def _look(folders: Sequence[str], gpu: bool) -> tuple[list[str], str]:
+    """Return the folders that this machine does not see, and what the answers are computed on."""
+    machine = describe_machine()
+    kind = ", ".join(sorted(set(machine.gpus))) if gpu else machine.cpu
+    return [folder for folder in folders if not os.path.lexists(folder)], kind
+
+
+def read_first(nodes: Sequence[Node], place: Place, path: str) -> None:
+    """Let every machine read an image: what the driver may read, a worker may not.
+
+    Raises
+    ------
+    ClusterError
+        One may not, or the store does not answer it.
+    """
+    for node, reason in zip(nodes, ask(nodes, _read_one, place, path), strict=True):
+        if reason:
+            raise ClusterError(f"machine {node.address} cannot read from {place.uri}: {reason}")
+
+
+def _read_one(place: Place, path: str) -> str:
+    from cloudrt.errors import ImageError
+
+    try:
+        place.read_image(path)
+    except ImageError as error:
+        return "" if "vanished" in str(error) else str(error)
+    except DataError as error:
+        return str(error)
+    return ""

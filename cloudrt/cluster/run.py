@@ -1,0 +1,321 @@
+"""The whole run on a cluster: images listed, shared out as partitions, segmented by Ray Data, merged.
+
+    inputs --list--> partitions --Ray Data: an actor a GPU or group of cores--> files of rows --merge--> submission
+
+The driver settles once what the answers hang on: provider, batch shape, threads, streams. One worker measures where that
+is left to it, and every other must come to the same identity; so the submission has the bytes of a single machine's of
+that identity. Ray Data hands each worker its next partition when it is ready for it, replaces workers that die and
+gives their partitions to others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cloudrt.artifact import Artifact, default_model, load_model, parse_artifact
+from cloudrt.cluster.nodes import Share, ask, check_nodes, connected, list_nodes, read_first, share_out, unwrapped
+from cloudrt.cluster.partitions import Image, Partitions, cut, pack
+from cloudrt.cluster.storage import Place, is_uri, open_place
+from cloudrt.cluster.worker import Job, Ledger, Worker
+from cloudrt.engines.plan import Plan, Request
+from cloudrt.errors import ArtifactError, DataError
+from cloudrt.files import locked, sha256
+from cloudrt.inputs import digest_sizes, join, list_inputs, read_sample
+from cloudrt.journal import Identity, Record
+from cloudrt.labels import Labels
+from cloudrt.outputs import FORMATS, write_failures
+from cloudrt.submission import failures_path
+
+logger = logging.getLogger(__name__)
+
+PARTITION = 1024
+"""Images a partition at most, unless asked otherwise."""
+ROUNDS = 4
+"""Partitions a worker at least, where there are images for that: so that none waits long for the last."""
+
+Done = Callable[[Mapping[str, int]], object]
+"""Called with the counts of each partition as it is finished: number, images, failed."""
+
+
+@dataclass(frozen=True)
+class ClusterRun:
+    """What came of a run: counts, how many images an earlier run had finished, how many workers, how they ran."""
+
+    images: int
+    failed: int
+    rows_with_mask: int
+    resumed: int
+    share: Share
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a run on a cluster is asked for.
+
+    Parameters
+    ----------
+    inputs
+        Folders, images, patterns and lists as `cloudrt.inputs` takes them, and URIs of folders or images.
+    output
+        Of the merged submission, in the form `form`.
+    address
+        HOST:PORT of a cluster, "auto" for the one of this machine, or "local" to start Ray here.
+    folder
+        Folder or URI of the partitions; beside the output where it is None.
+    partition_form, partition_size
+        "parquet" or "csv"; images each, 0 to choose.
+    endpoint
+        Of an S3-compatible store.
+    resume, overwrite
+        Go on with the partitions that are there; or begin afresh.
+    """
+
+    inputs: tuple[str, ...]
+    output: Path
+    address: str = "local"
+    model: Path | None = None
+    sample: Path | None = None
+    form: str = "csv"
+    folder: str | None = None
+    partition_form: str = "parquet"
+    partition_size: int = 0
+    endpoint: str | None = None
+    provider: str = "auto"
+    batch_size: int = 0
+    compute: str = "auto"
+    threads: int = 0
+    max_pixels: int = 100_000_000
+    allow_cpu: bool = False
+    decoder: str = "cpu"
+    resume: bool = False
+    overwrite: bool = False
+
+
+def infer_on_cluster(
+    asked: Ask, started: Callable[[Plan, Share, int, int], Done], merging: Callable[[int], Callable[[], object]]
+) -> ClusterRun:
+    """Write the submission of images that a cluster segments.
+
+    Parameters
+    ----------
+    started
+        Called once with how it runs, its workers, the images and how many of them are finished already; returns what
+        to call with the counts of each partition.
+    merging
+        Called with the number of images; returns what to call for each that is merged.
+
+    Raises
+    ------
+    CloudrtError
+        The cluster, the images, the artifact or the places cannot be used; workers that would give other answers. What
+        was finished stays, for `resume`.
+    """
+    model = asked.model or default_model()
+    artifact = parse_artifact(load_model(model), model)
+    if not artifact.rules:
+        raise ArtifactError(f"{model} holds no rules: its network was never validated; find them with cloudrt tune")
+    images, stores, folders = list_images(asked, artifact.labels)
+    out = open_place(asked.folder or f"{asked.output}.parts", asked.endpoint)
+    partitions = Partitions(out, asked.partition_form, artifact.labels)
+    recorded = _recorded(partitions, asked)
+    if out.local:
+        Path(out.path).mkdir(parents=True, exist_ok=True)
+    lock = locked(Path(out.path, ".lock"), "wait for it, or give other --partitions") if out.local else nullcontext()
+    with lock, connected(asked.address):
+        nodes = list_nodes()
+        share = share_out(nodes, asked.provider, asked.threads)
+        check_nodes(nodes, share, folders, out)
+        for number, store in enumerate(stores):
+            first = next((image for image in images if image.store == number), None)
+            if first:
+                read_first(nodes, store, first.path)
+        job, plan, identity = _settle(asked, model, share, recorded)
+        size = _partition_size(asked, len(images), share, plan.batch_size, recorded)
+        whole = identity | {
+            "images": len(images),
+            "list of images and their sizes": digest_sizes((image.key, image.size) for image in images),
+            "partitions of": size,
+            "form of partitions": asked.partition_form,
+        }
+        finished = partitions.begin(whole, resume=asked.resume, overwrite=asked.overwrite)
+        parts = cut(images, size)
+        todo = [number for number in range(len(parts)) if partitions.name(number) not in finished]
+        resumed = len(images) - sum(len(parts[number]) for number in todo)
+        done = started(plan, share, len(images), resumed)
+        run_partitions(
+            job.settled(plan, identity, stores, out, asked.partition_form), parts, todo, share, done
+        )
+    counted = _Counted(partitions.records(parts), merging(len(images)))
+    FORMATS[asked.form](asked.output, counted.records, artifact.labels)
+    write_failures(failures_path(asked.output), lambda: counted.failures)
+    return ClusterRun(len(images), len(counted.failures), counted.rows_with_mask, resumed, share, plan)
+
+
+def list_images(asked: Ask, labels: Labels) -> tuple[list[Image], list[Place], list[str]]:
+    """Return the images, the stores that they lie in, and the local folders that every machine must see.
+
+    Raises
+    ------
+    DataError
+        See `cloudrt.inputs.list_inputs`.
+    """
+    stores: list[Place] = []
+    local = [str(Path(one).absolute()) for one in asked.inputs if not is_uri(one)]
+    found: list[tuple[str, str, Image]] = []
+    for one in asked.inputs:
+        if is_uri(one):
+            place = open_place(one, asked.endpoint)
+            listed = place.images()
+            found += [(item.key, f"{one}: {item.key}", Image(item.key, len(stores), item.path, item.size))
+                      for item in listed]  # fmt: skip
+            stores.append(place)
+        else:
+            for file in list_inputs([one], None, labels):
+                path = str(file.path.absolute())
+                size = file.path.stat().st_size if file.path.is_file() else -1
+                found.append((file.key, path, Image(file.key, -1, path, size)))
+    images = join(found)
+    folders = [next(str(path) for path in (Path(one), *Path(one).parents) if path.exists()) for one in local]
+    if asked.sample is None:
+        return list(images.values()), stores, folders
+    # As on a single machine, one that is not there is listed with the path where it should be.
+    home = next((Path(one) for one in local if Path(one).is_dir()), Path(local[0]).parent if local else None)
+    number = -1 if home else 0
+    base = str(home) if home else stores[0].path
+    wanted = read_sample(asked.sample, labels)
+    return [images.get(name, Image(name, number, f"{base}/{name}", -1)) for name in wanted], stores, folders
+
+
+def run_partitions(
+    job: Job, parts: Sequence[Sequence[Image]], todo: Sequence[int], share: Share, done: Done
+) -> None:
+    """Run the partitions of numbers `todo` on as many workers as there are, or fewer where there is less to do.
+
+    Raises
+    ------
+    CloudrtError
+        What a worker raises.
+    """
+    if not todo:
+        return
+    import ray
+    import ray.data
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    ledger = ray.remote(num_cpus=0)(Ledger).options(scheduling_strategy=here).remote()
+    rows = [{"number": number, "images": pack(parts[number])} for number in todo]
+    workers = min(share.workers, len(todo))
+    with _quiet():
+        data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Worker, fn_constructor_args=(job, ledger), batch_size=1, batch_format="numpy",
+            num_cpus=share.cpus, num_gpus=share.gpus or None, concurrency=workers,
+        )  # fmt: skip
+        try:
+            for row in data.iter_rows():
+                done(row)
+        except (RayError, RuntimeError) as error:
+            raise unwrapped(error) from error
+        finally:
+            ray.kill(ledger)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Ray Data draw no bars and tell no plans: the caller has a bar of its own."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    before = context.enable_progress_bars, context.print_on_execution_start
+    context.enable_progress_bars, context.print_on_execution_start = False, False
+    levels = {name: logging.getLogger(name).level for name in ("ray", "ray.data")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _recorded(partitions: Partitions, asked: Ask) -> Identity | None:
+    """Return the identity of the run that is to be resumed, if any; refuse early what `Partitions.begin` would."""
+    names = partitions.place.names()
+    if names and not (asked.resume or asked.overwrite) and any(name.startswith(("part-", "run.")) for name in names):
+        raise DataError(f"{partitions.place.uri} holds partitions already: --resume goes on with them, or --overwrite")
+    return partitions.recorded() if asked.resume else None
+
+
+def _settle(
+    asked: Ask, model: Path, share: Share, recorded: Identity | None
+) -> tuple[Job, Plan, dict[str, str | int]]:
+    """Let one worker open the artifact, and return the job, how it runs, and what the answers hang on."""
+    import ray
+    from ray.exceptions import RayError
+
+    plan = Plan.recorded(recorded) if recorded else None
+    if plan and not plan.serves(Request(asked.provider, asked.batch_size, compute=asked.compute)):
+        plan = None  # the manifest names what differs
+    job = Job(
+        ray.put(model.read_bytes()), model.name, sha256(model), share.cpus, asked.max_pixels, asked.provider,
+        asked.batch_size, asked.compute, asked.allow_cpu, asked.decoder, plan,
+    )  # fmt: skip
+    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(_open_once)
+    pending = task.remote(job)
+    if not ray.wait([pending], timeout=30)[0]:
+        logger.info("Waiting for the cluster: a worker needs %d CPUs and %d GPUs that are free", share.cpus, share.gpus)
+    try:
+        plan, identity = ray.get(pending)
+    except RayError as error:
+        raise unwrapped(error) from error
+    return job, plan, identity
+
+
+def _open_once(job: Job) -> tuple[Plan, dict[str, str | int]]:
+    from cloudrt.pipeline import Segmenter
+
+    segmenter = job.open()
+    assert isinstance(segmenter, Segmenter)
+    try:
+        return segmenter.plan, segmenter.identity()
+    finally:
+        segmenter.close()
+
+
+def _partition_size(asked: Ask, images: int, share: Share, batch: int, recorded: Identity | None) -> int:
+    """Return the images a partition: whole batches, unless asked for otherwise."""
+    if asked.partition_size:
+        return asked.partition_size
+    if recorded and isinstance(recorded.get("partitions of"), int):
+        return int(recorded["partitions of"])
+    size = min(PARTITION, -(-images // (ROUNDS * share.workers)))
+    return -(-size // batch) * batch
+
+
+class _Counted:
+    """The rows of a run as they are merged, counted and their failures kept, the first time that they are read."""
+
+    def __init__(self, records: Callable[[], Iterator[Record]], advance: Callable[[], object]) -> None:
+        self._records, self._advance = records, advance
+        self.rows_with_mask = 0
+        self.failures: list[Record] = []
+        self._told = False
+
+    def records(self) -> Iterator[Record]:
+        """Yield the rows, from the first."""
+        first, self._told = not self._told, True
+        for record in self._records():
+            if first:
+                self.rows_with_mask += sum(bool(text) for text in record.texts)
+                if record.error is not None:
+                    self.failures.append(record)
+                self._advance()
+            yield record
