@@ -58,9 +58,7 @@ def join(found: Iterable[tuple[str, str, T]]) -> dict[str, T]:
     places: dict[str, str] = {}
     for key, place, file in found:
         if key in files:
-            raise DataError(
-                f"{places[key]} and {place} would share the key {key!r}: give one folder that holds both"
-            )
+            raise DataError(f"{places[key]} and {place} would share the key {key!r}: give one folder that holds both")
         files[key], places[key] = file, place
     return files
 

@@ -13,7 +13,11 @@ from cloudrt.cli import COMMANDS
 
 PACKAGE = Path(cloudrt.__file__).parent
 TORCH = ("torch", "torchvision", "segmentation_models_pytorch", "albumentations", "timm")
-SLOW = (*TORCH, "ray", "pyarrow", "numba", "cv2", "pandas", "onnx", "onnxruntime", "openvino", "matplotlib", "scipy", "simplejpeg")
+CLUSTER = ("ray", "pyarrow")
+SLOW = (
+    *(*TORCH, *CLUSTER, "numba", "cv2", "pandas", "onnx", "onnxruntime"),
+    *("openvino", "matplotlib", "scipy", "simplejpeg"),
+)
 
 # Blocks imports by name, whether or not the modules are installed; sys.argv[1] holds the names.
 BLOCK = """

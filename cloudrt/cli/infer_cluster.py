@@ -36,7 +36,7 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--partition-format", type=click.Choice(["parquet", "csv"]), help="Of those; parquet by default."
         ),
-        click.option("--partition-size", type=click.IntRange(1, 1_000_000), help="Images in each; up to 1024 otherwise."),
+        click.option("--partition-size", type=click.IntRange(1, 1_000_000), help="Images in each; up to 1024."),
         click.option("--endpoint", metavar="URL", help="Of an S3-compatible store; AWS_ENDPOINT_URL otherwise."),
     )  # fmt: skip
     for option in reversed(options):

@@ -2,7 +2,7 @@
 
     storage.py     local folders, S3-compatible stores and whatever else pyarrow opens: list, read, write whole
     nodes.py       the cluster: connect, compare its machines with this one, how many workers of how many cores
-    worker.py      one actor a GPU or group of cores: a partition in, a file of rows out; what an image that kills leaves
+    worker.py      one actor a GPU or group of cores: a partition in, a file of rows out; images that kill
     partitions.py  the files of rows: what is finished, and the submission that they are merged to
     run.py         the whole: list -> partitions -> Ray Data -> files of rows -> submission
 

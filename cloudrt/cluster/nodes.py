@@ -164,9 +164,13 @@ def ask(nodes: Sequence[Node], question: Callable[..., Any], *arguments: Any) ->
     from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=1)(question)
+    def put(*values: Any) -> Any:
+        return question(*values)
+
+    task = ray.remote(num_cpus=0, max_retries=1)(put)
+    sent = [ray.put(one) for one in arguments]  # once, however many machines there are
     pending = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*arguments)
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*sent)
         for node in nodes
     ]
     answers = []

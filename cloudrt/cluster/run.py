@@ -2,8 +2,8 @@
 
     inputs --list--> partitions --Ray Data: an actor a GPU or group of cores--> files of rows --merge--> submission
 
-The driver settles once what the answers hang on: provider, batch shape, threads, streams. One worker measures where that
-is left to it, and every other must come to the same identity; so the submission has the bytes of a single machine's of
+What the answers hang on is settled once: provider, batch shape, threads, streams. One worker measures where that is
+left to it, and every other must come to the same identity; so the submission has the bytes of a single machine's of
 that identity. Ray Data hands each worker its next partition when it is ready for it, replaces workers that die and
 gives their partitions to others.
 """
@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cloudrt.artifact import Artifact, default_model, load_model, parse_artifact
+from cloudrt.artifact import default_model, load_model, parse_artifact
 from cloudrt.cluster.nodes import Share, ask, check_nodes, connected, list_nodes, read_first, share_out, unwrapped
 from cloudrt.cluster.partitions import Image, Partitions, cut, pack
 from cloudrt.cluster.storage import Place, is_uri, open_place
@@ -135,7 +134,13 @@ def infer_on_cluster(
             first = next((image for image in images if image.store == number), None)
             if first:
                 read_first(nodes, store, first.path)
-        job, plan, identity = _settle(asked, model, share, recorded)
+        job = Job(
+            model.name, sha256(model), share.cpus, asked.max_pixels, asked.provider, asked.batch_size, asked.compute,
+            asked.allow_cpu, asked.decoder, _recorded_plan(asked, recorded),
+        )  # fmt: skip
+        job.keep_model(model.read_bytes())
+        ask([node for node in nodes if node.cpus], job.keep_model, model.read_bytes())
+        plan, identity = _settle(job, share)
         size = _partition_size(asked, len(images), share, plan.batch_size, recorded)
         whole = identity | {
             "images": len(images),
@@ -148,9 +153,7 @@ def infer_on_cluster(
         todo = [number for number in range(len(parts)) if partitions.name(number) not in finished]
         resumed = len(images) - sum(len(parts[number]) for number in todo)
         done = started(plan, share, len(images), resumed)
-        run_partitions(
-            job.settled(plan, identity, stores, out, asked.partition_form), parts, todo, share, done
-        )
+        run_partitions(job.settled(plan, identity, stores, out, asked.partition_form), parts, todo, share, done)
     counted = _Counted(partitions.records(parts), merging(len(images)))
     FORMATS[asked.form](asked.output, counted.records, artifact.labels)
     write_failures(failures_path(asked.output), lambda: counted.failures)
@@ -192,9 +195,7 @@ def list_images(asked: Ask, labels: Labels) -> tuple[list[Image], list[Place], l
     return [images.get(name, Image(name, number, f"{base}/{name}", -1)) for name in wanted], stores, folders
 
 
-def run_partitions(
-    job: Job, parts: Sequence[Sequence[Image]], todo: Sequence[int], share: Share, done: Done
-) -> None:
+def run_partitions(job: Job, parts: Sequence[Sequence[Image]], todo: Sequence[int], share: Share, done: Done) -> None:
     """Run the partitions of numbers `todo` on as many workers as there are, or fewer where there is less to do.
 
     Raises
@@ -210,7 +211,7 @@ def run_partitions(
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    ledger = ray.remote(num_cpus=0)(Ledger).options(scheduling_strategy=here).remote()
+    ledger = ray.remote(num_cpus=0)(Ledger).options(scheduling_strategy=here).remote(job.model.read_bytes())
     rows = [{"number": number, "images": pack(parts[number])} for number in todo]
     workers = min(share.workers, len(todo))
     with _quiet():
@@ -254,29 +255,25 @@ def _recorded(partitions: Partitions, asked: Ask) -> Identity | None:
     return partitions.recorded() if asked.resume else None
 
 
-def _settle(
-    asked: Ask, model: Path, share: Share, recorded: Identity | None
-) -> tuple[Job, Plan, dict[str, str | int]]:
-    """Let one worker open the artifact, and return the job, how it runs, and what the answers hang on."""
+def _recorded_plan(asked: Ask, recorded: Identity | None) -> Plan | None:
+    """Return how the run to be resumed ran, as far as it is what is asked for now; its record names what differs."""
+    plan = Plan.recorded(recorded) if recorded else None
+    return plan if plan and plan.serves(Request(asked.provider, asked.batch_size, compute=asked.compute)) else None
+
+
+def _settle(job: Job, share: Share) -> tuple[Plan, dict[str, str | int]]:
+    """Let one worker open the artifact, and return how it runs, and what the answers hang on."""
     import ray
     from ray.exceptions import RayError
 
-    plan = Plan.recorded(recorded) if recorded else None
-    if plan and not plan.serves(Request(asked.provider, asked.batch_size, compute=asked.compute)):
-        plan = None  # the manifest names what differs
-    job = Job(
-        ray.put(model.read_bytes()), model.name, sha256(model), share.cpus, asked.max_pixels, asked.provider,
-        asked.batch_size, asked.compute, asked.allow_cpu, asked.decoder, plan,
-    )  # fmt: skip
-    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(_open_once)
-    pending = task.remote(job)
+    pending = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(_open_once).remote(job)
     if not ray.wait([pending], timeout=30)[0]:
         logger.info("Waiting for the cluster: a worker needs %d CPUs and %d GPUs that are free", share.cpus, share.gpus)
     try:
-        plan, identity = ray.get(pending)
+        settled: tuple[Plan, dict[str, str | int]] = ray.get(pending)
     except RayError as error:
         raise unwrapped(error) from error
-    return job, plan, identity
+    return settled
 
 
 def _open_once(job: Job) -> tuple[Plan, dict[str, str | int]]:

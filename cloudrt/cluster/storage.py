@@ -250,8 +250,8 @@ def _kind(error: OSError) -> str:
 def _sentence(uri: str, what: str, error: OSError) -> str:
     reason = {
         "gone": "is missing: give a bucket and prefix that are there",
-        "refused": f"may not be {'read' if what == 'read' else 'written'} with these credentials: set AWS_ACCESS_KEY_ID "
-        "and AWS_SECRET_ACCESS_KEY, or what your store takes, or give the machine a role that may",
+        "refused": f"may not be {'read' if what == 'read' else 'written'} with these credentials: set "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store takes, or give the machine a role that may",
         "silent": "does not answer: look at the network, and at --endpoint or AWS_ENDPOINT_URL",
     }.get(_kind(error), "failed")
     return f"{uri} {reason} ({_first_line(error)})"

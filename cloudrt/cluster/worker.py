@@ -65,10 +65,8 @@ class Job:
 
     Parameters
     ----------
-    model
-        The artifact: a reference to its bytes in Ray's object store.
     name, sha256
-        Of the artifact.
+        Of the artifact, which every machine keeps; see `keep_model`.
     plan
         How to run it; None leaves provider and batch to be chosen as `provider`, `batch_size` and `compute` ask.
     threads, max_pixels, allow_cpu, decoder
@@ -81,7 +79,6 @@ class Job:
         That every worker must have; None asks nothing.
     """
 
-    model: Any
     name: str
     sha256: str
     threads: int
@@ -112,7 +109,7 @@ class Job:
         from cloudrt.pipeline import Segmenter
 
         segmenter = Segmenter(
-            self.keep_model(), self.provider, batch_size=self.batch_size, threads=self.threads,
+            self.model, self.provider, batch_size=self.batch_size, threads=self.threads,
             max_pixels=self.max_pixels, compute=self.compute, allow_cpu=self.allow_cpu, decoder=self.decoder,
             plan=self.plan,
         )  # fmt: skip
@@ -127,29 +124,31 @@ class Job:
                 raise DataError(f"a worker would give other answers: {'; '.join(differences)}; make all machines alike")
         return segmenter
 
-    def keep_model(self) -> Path:
-        """Write the artifact that the driver sent into this machine's cache, unless it is there; return its path.
+    @property
+    def model(self) -> Path:
+        """Where a machine keeps the artifact."""
+        from platformdirs import user_cache_path
+
+        folder: Path = user_cache_path("cloudrt")
+        return folder / "artifacts" / f"{self.sha256}.onnx"
+
+    def keep_model(self, data: bytes) -> None:
+        """Write the artifact into this machine's cache, unless it is there.
 
         Raises
         ------
         ArtifactError
             It cannot be written.
         """
-        import ray
-        from platformdirs import user_cache_path
-
-        path: Path = user_cache_path("cloudrt") / "artifacts" / f"{self.sha256}.onnx"
         try:
-            if not path.is_file() or sha256(path) != self.sha256:
-                with replacing(path) as partial:
-                    partial.write_bytes(ray.get(self.model))
+            if not self.model.is_file() or sha256(self.model) != self.sha256:
+                with replacing(self.model) as partial:
+                    partial.write_bytes(data)
         except OSError as error:
-            reason = error.strerror or error
             raise ArtifactError(
-                f"a worker cannot keep {self.name} in {path.parent}: {reason}; give its user a home that can be "
-                "written, or set XDG_CACHE_HOME there"
+                f"cannot keep {self.name} in {self.model.parent}: {error.strerror or error}; give its user a home that "
+                "can be written, or set XDG_CACHE_HOME there"
             ) from error
-        return path
 
 
 @dataclass(frozen=True)
@@ -175,11 +174,22 @@ class Care:
 
 
 class Ledger:
-    """What each worker is at, kept where it outlives them; one for a run."""
+    """What each worker is at, kept where it outlives them; one for a run.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    model
+        The artifact's bytes, for machines that join the cluster late.
+    """
+
+    def __init__(self, model: bytes = b"") -> None:
+        self._model = model
         self._care: dict[int, Care] = {}
         self._at: dict[int, frozenset[int]] = {}
+
+    def model(self) -> bytes:
+        """Return the artifact."""
+        return self._model
 
     def begin(self, partition: int) -> Care:
         """A worker takes up a partition; one that was begun and not finished has ended its worker."""
@@ -215,6 +225,10 @@ class Worker:
     """
 
     def __init__(self, job: Job, ledger: Any) -> None:
+        import ray
+
+        if not job.model.is_file():
+            job.keep_model(ray.get(ledger.model.remote()))
         self.predictor = job.open()
         self.batch_size = self.predictor.batch_size
         self._job, self._ledger = job, ledger
