@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import re
 import socket
 from collections import defaultdict
@@ -18,7 +19,7 @@ from typing import Any
 
 from cloudrt.cluster.storage import Place
 from cloudrt.doctor import describe_machine, installed_distributions
-from cloudrt.errors import CloudrtError, DataError
+from cloudrt.errors import CloudrtError
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, said aloud otherwise
     if address not in ("local", "auto"):
         _reach(address)
@@ -204,15 +206,21 @@ def _last_line(text: str) -> str:
     return re.sub(r"^[\w.]*(Error|Exhausted)(\([\w.]+\))?: ", "", last)
 
 
-def check_nodes(nodes: Sequence[Node], share: Share, folders: Sequence[str], out: Place) -> None:
-    """Refuse a cluster whose machines would give other answers, or do not see what they should.
+def check_nodes(
+    nodes: Sequence[Node], share: Share, folders: Sequence[str], firsts: Sequence[tuple[Place, str]],
+    keep: Callable[[bytes], object], model: bytes,
+) -> None:  # fmt: skip
+    """Refuse a cluster whose machines would give other answers, or do not see what they should; leave the artifact
+    on each.
 
     Parameters
     ----------
     folders
-        Local paths that all must see: of the images.
-    out
-        Where the rows go.
+        Local paths that all must see.
+    firsts
+        A path in each store, that all must be able to read: what the driver may read, a worker may not.
+    keep
+        Keeps the artifact, whose bytes are `model`, on the machine that it is called on.
 
     Raises
     ------
@@ -220,25 +228,24 @@ def check_nodes(nodes: Sequence[Node], share: Share, folders: Sequence[str], out
         Names the machine, what was found and what was expected.
     """
     ours = {name: version for name, version in installed_distributions().items() if name in PACKAGES}
-    # By value: a machine without cloudrt could not load it by name.
-    for node, theirs in zip(nodes, ask(nodes, _make_versions(), PACKAGES), strict=True):
-        _compare_versions(node, ours, theirs)
-    seen = [*folders, *([out.path] if out.local else [])]
     working = [node for node in nodes if (node.gpus if share.gpus else node.cpus)]
+    packed = pickle.dumps((list(folders), bool(share.gpus), list(firsts), keep, model))
     kinds: dict[str, list[str]] = defaultdict(list)
-    for node, (missing, kind) in zip(working, ask(working, _look, seen, bool(share.gpus)), strict=True):
-        if missing:
-            raise ClusterError(
-                f"machine {node.address} does not see {missing[0]}: use a folder that all machines share, or a store "
-                "such as s3://BUCKET/PREFIX"
-            )
+    # By value: a machine without cloudrt could not load it by name.
+    for node, (theirs, found) in zip(working, ask(working, _make_inspection(), PACKAGES, ours, packed), strict=True):
+        if found is None:
+            _refuse_versions(node, ours, theirs)
+            continue
+        problem, kind = found
+        if problem:
+            raise ClusterError(f"machine {node.address} {problem}")
         kinds[kind].append(node.address)
     if len(kinds) > 1:
         named = "; ".join(f"{kind} ({', '.join(addresses[:3])})" for kind, addresses in sorted(kinds.items()))
         raise ClusterError(f"machines of several kinds give answers that differ: {named}; give each kind a cluster")
 
 
-def _compare_versions(node: Node, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+def _refuse_versions(node: Node, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
     if "cloudrt" not in theirs:
         raise ClusterError(
             f"machine {node.address} has no cloudrt: pip install 'cloudrt[ray]=={ours.get('cloudrt', '')}' there"
@@ -248,12 +255,13 @@ def _compare_versions(node: Node, ours: Mapping[str, str], theirs: Mapping[str, 
         for name in PACKAGES
         if ours.get(name) != theirs.get(name)
     ]
-    if differences:
-        raise ClusterError(f"machine {node.address}: {'; '.join(differences)}; install the same versions on all")
+    raise ClusterError(f"machine {node.address}: {'; '.join(differences)}; install the same versions on all")
 
 
-def _make_versions() -> Callable[[Sequence[str]], dict[str, str]]:
-    def versions(names: Sequence[str]) -> dict[str, str]:
+def _make_inspection() -> Callable[[Sequence[str], Mapping[str, str], bytes], Any]:
+    def inspect(names: Sequence[str], expected: Mapping[str, str], packed: bytes) -> Any:
+        """Return the versions here, and, where they are those expected, what `look` finds."""
+        import pickle
         from importlib.metadata import PackageNotFoundError, version
 
         found = {}
@@ -262,38 +270,33 @@ def _make_versions() -> Callable[[Sequence[str]], dict[str, str]]:
                 found[name] = version(name)
             except PackageNotFoundError:
                 continue
-        return found
+        if found != expected:
+            return found, None
+        from cloudrt.cluster.nodes import look
 
-    return versions
+        return found, look(*pickle.loads(packed))
+
+    return inspect
 
 
-def _look(folders: Sequence[str], gpu: bool) -> tuple[list[str], str]:
-    """Return the folders that this machine does not see, and what the answers are computed on."""
+def look(
+    folders: Sequence[str],
+    gpu: bool,
+    firsts: Sequence[tuple[Place, str]],
+    keep: Callable[[bytes], object],
+    model: bytes,
+) -> tuple[str, str]:
+    """Return what is wrong with this machine, or nothing, and what the answers are computed on; see `check_nodes`."""
     machine = describe_machine()
     kind = ", ".join(sorted(set(machine.gpus))) if gpu else machine.cpu
-    return [folder for folder in folders if not os.path.lexists(folder)], kind
-
-
-def read_first(nodes: Sequence[Node], place: Place, path: str) -> None:
-    """Let every machine read an image: what the driver may read, a worker may not.
-
-    Raises
-    ------
-    ClusterError
-        One may not, or the store does not answer it.
-    """
-    for node, reason in zip(nodes, ask(nodes, _read_one, place, path), strict=True):
-        if reason:
-            raise ClusterError(f"machine {node.address} cannot read from {place.uri}: {reason}")
-
-
-def _read_one(place: Place, path: str) -> str:
-    from cloudrt.errors import ImageError
-
+    missing = next((folder for folder in folders if not os.path.lexists(folder)), None)
+    if missing:
+        shared = "use a folder that all machines share, or a store such as s3://BUCKET/PREFIX"
+        return f"does not see {missing}: {shared}", kind
     try:
-        place.read_image(path)
-    except ImageError as error:
-        return "" if "vanished" in str(error) else str(error)
-    except DataError as error:
-        return str(error)
-    return ""
+        for place, path in firsts:
+            place.try_one(path)
+        keep(model)
+    except CloudrtError as error:
+        return str(error), kind
+    return "", kind

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloudrt.artifact import default_model, load_model, parse_artifact
-from cloudrt.cluster.nodes import Share, ask, check_nodes, connected, list_nodes, read_first, share_out, unwrapped
+from cloudrt.cluster.nodes import Share, check_nodes, connected, list_nodes, share_out, unwrapped
 from cloudrt.cluster.partitions import Image, Partitions, cut, pack
 from cloudrt.cluster.storage import Place, is_uri, open_place
 from cloudrt.cluster.worker import Job, Ledger, Worker
@@ -129,17 +129,15 @@ def infer_on_cluster(
     with lock, connected(asked.address):
         nodes = list_nodes()
         share = share_out(nodes, asked.provider, asked.threads)
-        check_nodes(nodes, share, folders, out)
-        for number, store in enumerate(stores):
-            first = next((image for image in images if image.store == number), None)
-            if first:
-                read_first(nodes, store, first.path)
         job = Job(
             model.name, sha256(model), share.cpus, asked.max_pixels, asked.provider, asked.batch_size, asked.compute,
             asked.allow_cpu, asked.decoder, _recorded_plan(asked, recorded),
         )  # fmt: skip
-        job.keep_model(model.read_bytes())
-        ask([node for node in nodes if node.cpus], job.keep_model, model.read_bytes())
+        data = model.read_bytes()
+        job.keep_model(data)
+        firsts = {image.store: (stores[image.store], image.path) for image in reversed(images) if image.store >= 0}
+        seen = [*folders, out.path] if out.local else folders
+        check_nodes(nodes, share, seen, list(firsts.values()), job.keep_model, data)
         plan, identity = _settle(job, share)
         size = _partition_size(asked, len(images), share, plan.batch_size, recorded)
         whole = identity | {

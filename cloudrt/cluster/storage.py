@@ -116,6 +116,20 @@ class Place:
             raise StorageError(_sentence(self.uri, "read", error)) from error
         return data
 
+    def try_one(self, path: str) -> None:
+        """Read an image, and forget it; one that is gone is no matter here.
+
+        Raises
+        ------
+        StorageError
+            The store refuses, or does not answer.
+        """
+        try:
+            self.read_image(path)
+        except ImageError as error:
+            if "refuses" in str(error):
+                raise StorageError(_sentence(self.uri, "read", PermissionError("access denied"))) from error
+
     def names(self) -> set[str]:
         """Return the names of the files right in the folder; none where there is no folder."""
         from pyarrow.fs import FileSelector, FileType
