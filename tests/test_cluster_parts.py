@@ -11,10 +11,10 @@ import pytest
 from stores import enforce, s3_server, upload
 from tiny import SMALL_GRIDS, write_jpeg
 
+from cloudrt.cluster.care import Care, Ledger, segment
 from cloudrt.cluster.nodes import ClusterError, Node, Share, share_out, unwrapped
 from cloudrt.cluster.partitions import Image, Partitions, cut, pack, unpack
 from cloudrt.cluster.storage import Place, StorageError, open_place
-from cloudrt.cluster.worker import Care, Ledger, segment
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images import ImageFile, find_images
 from cloudrt.journal import Record

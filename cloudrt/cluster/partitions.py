@@ -206,3 +206,24 @@ class Partitions:
         for begin in range(0, len(images), classes):
             key = images[begin]
             yield Record(key, tuple(texts[begin : begin + classes]), errors.get(key), 0)
+
+
+class Counted:
+    """The rows of a run as they are merged, counted and their failures kept, the first time that they are read."""
+
+    def __init__(self, records: Callable[[], Iterator[Record]], advance: Callable[[], object]) -> None:
+        self._records, self._advance = records, advance
+        self.rows_with_mask = 0
+        self.failures: list[Record] = []
+        self._told = False
+
+    def records(self) -> Iterator[Record]:
+        """Yield the rows, from the first."""
+        first, self._told = not self._told, True
+        for record in self._records():
+            if first:
+                self.rows_with_mask += sum(bool(text) for text in record.texts)
+                if record.error is not None:
+                    self.failures.append(record)
+                self._advance()
+            yield record

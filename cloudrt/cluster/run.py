@@ -17,16 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloudrt.artifact import default_model, load_model, parse_artifact
-from cloudrt.cluster.nodes import Share, check_nodes, connected, list_nodes, share_out, unwrapped
-from cloudrt.cluster.partitions import Image, Partitions, cut, pack
-from cloudrt.cluster.storage import Place, is_uri, open_place
-from cloudrt.cluster.worker import Job, Ledger, Worker
+from cloudrt.cluster.care import Ledger
+from cloudrt.cluster.checks import check_nodes
+from cloudrt.cluster.listing import list_images
+from cloudrt.cluster.nodes import Share, connected, list_nodes, share_out, unwrapped
+from cloudrt.cluster.partitions import Counted, Image, Partitions, cut, pack
+from cloudrt.cluster.storage import open_place
+from cloudrt.cluster.worker import Job, Worker
 from cloudrt.engines.plan import Plan, Request
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.files import locked, sha256
-from cloudrt.inputs import digest_sizes, join, list_inputs, read_sample
-from cloudrt.journal import Identity, Record
-from cloudrt.labels import Labels
+from cloudrt.inputs import digest_sizes
+from cloudrt.journal import Identity
 from cloudrt.outputs import FORMATS, write_failures
 from cloudrt.submission import failures_path
 
@@ -119,7 +121,7 @@ def infer_on_cluster(
     artifact = parse_artifact(load_model(model), model)
     if not artifact.rules:
         raise ArtifactError(f"{model} holds no rules: its network was never validated; find them with cloudrt tune")
-    images, stores, folders = list_images(asked, artifact.labels)
+    images, stores, folders = list_images(asked.inputs, asked.sample, asked.endpoint, artifact.labels)
     out = open_place(asked.folder or f"{asked.output}.parts", asked.endpoint)
     partitions = Partitions(out, asked.partition_form, artifact.labels)
     recorded = _recorded(partitions, asked)
@@ -152,45 +154,10 @@ def infer_on_cluster(
         resumed = len(images) - sum(len(parts[number]) for number in todo)
         done = started(plan, share, len(images), resumed)
         run_partitions(job.settled(plan, identity, stores, out, asked.partition_form), parts, todo, share, done)
-    counted = _Counted(partitions.records(parts), merging(len(images)))
+    counted = Counted(partitions.records(parts), merging(len(images)))
     FORMATS[asked.form](asked.output, counted.records, artifact.labels)
     write_failures(failures_path(asked.output), lambda: counted.failures)
     return ClusterRun(len(images), len(counted.failures), counted.rows_with_mask, resumed, share, plan)
-
-
-def list_images(asked: Ask, labels: Labels) -> tuple[list[Image], list[Place], list[str]]:
-    """Return the images, the stores that they lie in, and the local folders that every machine must see.
-
-    Raises
-    ------
-    DataError
-        See `cloudrt.inputs.list_inputs`.
-    """
-    stores: list[Place] = []
-    local = [str(Path(one).absolute()) for one in asked.inputs if not is_uri(one)]
-    found: list[tuple[str, str, Image]] = []
-    for one in asked.inputs:
-        if is_uri(one):
-            place = open_place(one, asked.endpoint)
-            listed = place.images()
-            found += [(item.key, f"{one}: {item.key}", Image(item.key, len(stores), item.path, item.size))
-                      for item in listed]  # fmt: skip
-            stores.append(place)
-        else:
-            for file in list_inputs([one], None, labels):
-                path = str(file.path.absolute())
-                size = file.path.stat().st_size if file.path.is_file() else -1
-                found.append((file.key, path, Image(file.key, -1, path, size)))
-    images = join(found)
-    folders = [next(str(path) for path in (Path(one), *Path(one).parents) if path.exists()) for one in local]
-    if asked.sample is None:
-        return list(images.values()), stores, folders
-    # As on a single machine, one that is not there is listed with the path where it should be.
-    home = next((Path(one) for one in local if Path(one).is_dir()), Path(local[0]).parent if local else None)
-    number = -1 if home else 0
-    base = str(home) if home else stores[0].path
-    wanted = read_sample(asked.sample, labels)
-    return [images.get(name, Image(name, number, f"{base}/{name}", -1)) for name in wanted], stores, folders
 
 
 def run_partitions(job: Job, parts: Sequence[Sequence[Image]], todo: Sequence[int], share: Share, done: Done) -> None:
@@ -293,24 +260,3 @@ def _partition_size(asked: Ask, images: int, share: Share, batch: int, recorded:
         return int(recorded["partitions of"])
     size = min(PARTITION, -(-images // (ROUNDS * share.workers)))
     return -(-size // batch) * batch
-
-
-class _Counted:
-    """The rows of a run as they are merged, counted and their failures kept, the first time that they are read."""
-
-    def __init__(self, records: Callable[[], Iterator[Record]], advance: Callable[[], object]) -> None:
-        self._records, self._advance = records, advance
-        self.rows_with_mask = 0
-        self.failures: list[Record] = []
-        self._told = False
-
-    def records(self) -> Iterator[Record]:
-        """Yield the rows, from the first."""
-        first, self._told = not self._told, True
-        for record in self._records():
-            if first:
-                self.rows_with_mask += sum(bool(text) for text in record.texts)
-                if record.error is not None:
-                    self.failures.append(record)
-                self._advance()
-            yield record
