@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from poison import SITE
+from stores import s3_server, upload
 from tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
+from cloudrt.cluster import run
 
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
@@ -150,13 +153,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     output = tmp_path / "many" / "s.csv"
     command = [sys.executable, "-c", "from cloudrt.cli import infer; infer()", str(folder)]
     command += [*options(model, output, "--partition-size", "4"), "--cluster", cluster.address]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while len(parts(output)) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
-        run.send_signal(signal.SIGINT)
-        _, said = run.communicate(timeout=60)
-    assert run.returncode == 130, said
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
     assert "Traceback" not in said
     assert "--resume goes on" in said
     assert not output.exists()
@@ -190,6 +193,34 @@ def test_a_folder_that_is_overwritten_begins_afresh(
     assert "part-00000.parquet is damaged: remove it, and run again with --resume" in line
 
 
+def test_a_bucket_gives_the_bytes_of_a_folder_and_what_vanishes_fails_alone(
+    cluster: Cluster, images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = single(images, model, tmp_path / "one" / "s.csv").decode().splitlines()
+    real = run.connected
+
+    with s3_server() as (url, client):
+        upload(client, images, "pictures", "clouds/")
+
+        @contextmanager
+        def lose_one(address: str) -> Iterator[None]:
+            client.delete_object(Bucket="pictures", Key="clouds/part,2/05.jpg")
+            with real(address):
+                yield
+
+        monkeypatch.setattr(run, "connected", lose_one)
+        output = tmp_path / "many" / "s.csv"
+        place = ["--partitions", "s3://pictures/rows", "--partition-size", "16", "--endpoint", url]
+        done = spread("s3://pictures/clouds", model, output, cluster.address, *place)
+        assert done.exit_code == 1, done.output
+        lost = {"part,2/05.jpg": "cannot be read: it has vanished since it was listed"}
+        assert failures(output) == failures(tmp_path / "one" / "s.csv") | lost
+        empty = [row if "part,2/05" not in row else row[: row.rindex(",") + 1] for row in whole]
+        assert output.read_text().splitlines() == empty
+        found = {one["Key"] for one in client.list_objects_v2(Bucket="pictures", Prefix="rows/")["Contents"]}
+        assert found == {"rows/run.json", *(f"rows/part-0000{number}.parquet" for number in range(3))}
+
+
 def test_machines_that_are_not_alike_are_refused_by_name(
     cluster: Cluster, images: Path, model: Path, tmp_path: Path
 ) -> None:
@@ -209,7 +240,7 @@ def test_machines_that_are_not_alike_are_refused_by_name(
             assert "machine " in line
         finally:
             cluster.remove_node(node)
-        assert {path.name for path in (tmp_path / "s.csv.parts").iterdir()} == {".lock"}
+        assert not (tmp_path / "s.csv.parts").exists()
 
 
 @pytest.mark.parametrize(
@@ -224,7 +255,7 @@ def test_a_cluster_that_is_not_there_is_one_line(
     images: Path, model: Path, tmp_path: Path, address: str, named: str
 ) -> None:
     assert named in last_line(spread(images, model, tmp_path / "s.csv", address))
-    assert not (tmp_path / "s.csv").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

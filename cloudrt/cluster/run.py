@@ -11,8 +11,9 @@ gives their partitions to others.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from cloudrt.cluster.checks import check_nodes
 from cloudrt.cluster.listing import list_images
 from cloudrt.cluster.nodes import Share, connected, list_nodes, share_out, unwrapped
 from cloudrt.cluster.partitions import Counted, Image, Partitions, cut, pack
-from cloudrt.cluster.storage import open_place
+from cloudrt.cluster.storage import Place, open_place
 from cloudrt.cluster.worker import Job, Worker
 from cloudrt.engines.plan import Plan, Request
 from cloudrt.errors import ArtifactError, DataError
@@ -125,10 +126,8 @@ def infer_on_cluster(
     out = open_place(asked.folder or f"{asked.output}.parts", asked.endpoint)
     partitions = Partitions(out, asked.partition_form, artifact.labels)
     recorded = _recorded(partitions, asked)
-    if out.local:
-        Path(out.path).mkdir(parents=True, exist_ok=True)
-    lock = locked(Path(out.path, ".lock"), "wait for it, or give other --partitions") if out.local else nullcontext()
-    with lock, connected(asked.address):
+    _spare(images, asked.output)
+    with connected(asked.address), _held(out):
         nodes = list_nodes()
         share = share_out(nodes, asked.provider, asked.threads)
         job = Job(
@@ -210,6 +209,31 @@ def _quiet() -> Iterator[None]:
         context.enable_progress_bars, context.print_on_execution_start = before
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+def _spare(images: Sequence[Image], output: Path) -> None:
+    """Refuse to write over an image that is read."""
+    there = os.path.realpath(output)
+    if any(image.store < 0 and os.path.realpath(image.path) == there for image in images):
+        raise DataError(f"{output} is one of the images: give another --output")
+
+
+@contextmanager
+def _held(out: Place) -> Iterator[None]:
+    """Hold a folder of partitions against other runs; a folder that stays empty goes again."""
+    if not out.local:
+        yield
+        return
+    folder = Path(out.path)
+    lock = folder / ".lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(lock, "wait for it, or give other --partitions"):
+        try:
+            yield
+        finally:
+            if {path.name for path in folder.iterdir()} == {lock.name}:
+                lock.unlink()
+                folder.rmdir()
 
 
 def _recorded(partitions: Partitions, asked: Ask) -> Identity | None:
