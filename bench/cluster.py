@@ -25,7 +25,7 @@ from typing import Any
 import click
 import numpy as np
 
-from cloudrt.cluster.nodes import Share, connected
+from cloudrt.cluster.nodes import Share, connected, prepare
 from cloudrt.cluster.partitions import Image, Partitions, cut
 from cloudrt.cluster.run import run_partitions
 from cloudrt.cluster.storage import open_place
@@ -254,6 +254,7 @@ def _ray(cpus: int) -> Any:
     """Start Ray on this machine, with as many CPUs to give away as is said."""
     import ray
 
+    prepare()
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     return connected("local")
 

@@ -59,9 +59,7 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors come as exceptions
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, said aloud otherwise
+    prepare()
     if address not in ("local", "auto"):
         _reach(address)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -76,6 +74,14 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def prepare() -> None:
+    """Set what Ray reads from the environment, unless the user did."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors come as exceptions
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, said aloud otherwise
+    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: all else on the machine would come first
 
 
 def _reach(address: str) -> None:

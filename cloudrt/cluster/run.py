@@ -184,8 +184,10 @@ def run_partitions(job: Job, parts: Sequence[Sequence[Image]], todo: Sequence[in
             num_cpus=share.cpus, num_gpus=share.gpus or None, concurrency=workers,
         )  # fmt: skip
         try:
-            for row in data.iter_rows():
-                done(row)
+            # With a lead, each partition would be told of when the next one is finished.
+            for found in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+                for values in zip(*found.values(), strict=True):
+                    done({name: int(value) for name, value in zip(found, values, strict=True)})
         except (RayError, RuntimeError) as error:
             raise unwrapped(error) from error
         finally:
