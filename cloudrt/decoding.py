@@ -19,7 +19,7 @@ import numpy as np
 
 from cloudrt.errors import DataError, ImageError
 from cloudrt.gpu_decode import GpuJpegDecoder
-from cloudrt.images import Image, ImageFile, is_plain_jpeg, load_image, read_file, resize
+from cloudrt.images import Image, ImageFile, StoredImage, is_plain_jpeg, load_image, read_file, resize
 from cloudrt.labels import Grid
 from cloudrt.overlap import overlap
 from cloudrt.stats import StageStats
@@ -28,7 +28,7 @@ DECODERS = ("cpu", "gpu")
 GROUP = 16
 """JPEGs that the GPU decodes at once."""
 
-Input = str | Path | bytes | ImageFile | Image
+Input = str | Path | bytes | ImageFile | StoredImage | Image
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,13 @@ class Decoding:
 
     def _read(self, numbered: tuple[int, Input]) -> _Read:
         number, (key, source) = numbered[0], _key(*numbered)
-        if not isinstance(source, str | Path | bytes):
+        if not isinstance(source, str | Path | bytes | StoredImage):
             return _Read(number, key, b"", self._decode(numbered))
         try:
+            if isinstance(source, StoredImage):
+                source = source.read()
+                if not isinstance(source, bytes):
+                    return _Read(number, key, b"", self._load(number, key, source))
             data = source if isinstance(source, bytes) else read_file(source)
             if is_plain_jpeg(data, self.max_pixels):
                 return _Read(number, key, data)
@@ -127,9 +131,11 @@ class Decoding:
         self.stats.add(seconds + time.perf_counter() - began)
         return Decoded(item.number, item.key, resized, None)
 
-    def _load(self, number: int, key: str, source: str | Path | bytes | Image) -> Decoded:
+    def _load(self, number: int, key: str, source: str | Path | bytes | StoredImage | Image) -> Decoded:
         with self.stats.timed():
             try:
+                if isinstance(source, StoredImage):
+                    source = source.read()
                 if not isinstance(source, str | Path | bytes | np.ndarray):
                     raise ImageError(f"is no path, bytes or array but {type(source).__name__}")
                 return Decoded(number, key, load_image(source, self.size, self.max_pixels), None)
@@ -150,9 +156,11 @@ def open_decoder(decoder: str, threads: int, device: int) -> GpuJpegDecoder | No
     return GpuJpegDecoder(device, threads) if decoder == "gpu" else None
 
 
-def _key(number: int, source: Input) -> tuple[str, str | Path | bytes | Image]:
+def _key(number: int, source: Input) -> tuple[str, str | Path | bytes | StoredImage | Image]:
     if isinstance(source, ImageFile):
         return source.key, source.path
+    if isinstance(source, StoredImage):
+        return source.key, source
     return (str(source) if isinstance(source, str | Path) else f"image-{number}"), source
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,22 @@ class ImageFile:
 
     key: str
     path: Path
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image that lies elsewhere than on a disk here.
+
+    Parameters
+    ----------
+    key
+        Of its rows.
+    read
+        Gives its bytes, or the image itself, when its turn comes; raises `ImageError` where it cannot.
+    """
+
+    key: str
+    read: Callable[[], bytes | Image]
 
 
 def find_images(folder: str | Path) -> list[ImageFile]:

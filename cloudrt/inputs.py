@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from cloudrt.data import read_table
 from cloudrt.errors import DataError
@@ -14,6 +15,8 @@ from cloudrt.images import SUFFIXES, ImageFile, find_images, key_of
 from cloudrt.labels import Labels
 
 LIST_SUFFIX = ".txt"
+
+T = TypeVar("T")
 
 
 def list_inputs(inputs: Sequence[str | Path], sample: Path | None, labels: Labels) -> list[ImageFile]:
@@ -36,41 +39,71 @@ def list_inputs(inputs: Sequence[str | Path], sample: Path | None, labels: Label
     DataError
         No images; two inputs of one key; a list or sample that is malformed.
     """
-    files: dict[str, ImageFile] = {}
-    for one in inputs:
-        for file in _find(one):
-            if file.key in files:
-                raise DataError(
-                    f"{files[file.key].path} and {file.path} would share the key {file.key!r}: "
-                    "give one folder that holds both"
-                )
-            files[file.key] = file
+    files = join((file.key, str(file.path), file) for one in inputs for file in _find(one))
     if sample is None:
         return list(files.values())
-    wanted = dict.fromkeys(name for name, _ in read_table(sample, labels))
+    home = next((Path(path) for path in inputs if Path(path).is_dir()), Path(inputs[0]).parent)
+    return [files.get(name, ImageFile(name, home / name)) for name in read_sample(sample, labels)]
+
+
+def join(found: Iterable[tuple[str, str, T]]) -> dict[str, T]:
+    """Return key -> image of (key, place, image), in order.
+
+    Raises
+    ------
+    DataError
+        Two places of one key.
+    """
+    files: dict[str, T] = {}
+    places: dict[str, str] = {}
+    for key, place, file in found:
+        if key in files:
+            raise DataError(f"{places[key]} and {place} would share the key {key!r}: give one folder that holds both")
+        files[key], places[key] = file, place
+    return files
+
+
+def read_sample(sample: Path, labels: Labels) -> list[str]:
+    """Return the images that a sample_submission.csv names, each once, in its order.
+
+    Raises
+    ------
+    DataError
+        Malformed, or without rows.
+    """
+    wanted = list(dict.fromkeys(name for name, _ in read_table(sample, labels)))
     if not wanted:
         raise DataError(f"{sample} has no rows")
-    home = next((Path(path) for path in inputs if Path(path).is_dir()), Path(inputs[0]).parent)
-    return [files.get(name, ImageFile(name, home / name)) for name in wanted]
+    return wanted
 
 
 def digest_keys(files: Iterable[ImageFile]) -> str:
     """Return a SHA-256 over the keys of the images and the sizes of their files, in their order: part of a run's
     identity."""
+    return digest_sizes((file.key, _size(file.path)) for file in files)
+
+
+def digest_sizes(sizes: Iterable[tuple[str, int]]) -> str:
+    """Return the digest of `digest_keys` from keys and bytes; -1 where there is no such file."""
     digest = hashlib.sha256()
-    for file in files:
-        try:
-            size = file.path.stat().st_size
-        except (OSError, ValueError):
-            size = -1
-        digest.update(file.key.encode() + b"\0%d\0" % size)
+    for key, size in sizes:
+        digest.update(key.encode() + b"\0%d\0" % size)
     return digest.hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return -1
 
 
 def _find(one: str | Path) -> Iterable[ImageFile]:
     path = Path(one)
     if path.suffix.lower() == LIST_SUFFIX and path.is_file():
         return _read_list(path)
+    if "://" in str(one):
+        raise DataError(f"{one} is in a store: add --cluster, which reads those (alone, it uses this machine)")
     if not path.exists() and glob.has_magic(str(one)):
         return _match(str(one))
     if not path.exists() and not path.is_symlink():

@@ -162,7 +162,7 @@ class Journal:
             return 0, 0
         if header.get("format") != FORMAT:
             raise DataError(f"{self.path} is of another version of cloudrt: finish with that one, or use --overwrite")
-        _compare(header["identity"], identity, self.path)
+        refuse_differences(header["identity"], identity, self.path)
         self._first_record = ends = len(first)
         starts: list[tuple[int, int]] = []  # of each batch: the position of its first image, the byte of its record
         for line in self._file:
@@ -223,7 +223,14 @@ def _record(values: dict[str, Any]) -> Record:
     return Record(values["key"], tuple(values["texts"]), values["error"], values["batch"], values["size"])
 
 
-def _compare(recorded: dict[str, Any], ours: Identity, path: Path) -> None:
+def refuse_differences(recorded: Mapping[str, Any], ours: Identity, path: Path | str) -> None:
+    """Refuse to go on with a run of another identity.
+
+    Raises
+    ------
+    DataError
+        Names every value that differs.
+    """
     differences = [
         f"{name} was {recorded.get(name, 'none')}, now {ours.get(name, 'none')}"
         for name in dict.fromkeys([*recorded, *ours])

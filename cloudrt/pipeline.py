@@ -26,7 +26,7 @@ from cloudrt.engines.plan import Plan, Request, make_plan
 from cloudrt.engines.pool import EnginePool
 from cloudrt.errors import ArtifactError, DataError, MemoryExhausted
 from cloudrt.files import sha256
-from cloudrt.images import MAX_PIXELS, ImageFile
+from cloudrt.images import MAX_PIXELS, ImageFile, StoredImage
 from cloudrt.labels import Labels
 from cloudrt.overlap import overlap
 from cloudrt.postprocess import apply_rules
@@ -262,7 +262,8 @@ class Segmenter:
 
 def _refuse_one(inputs: Iterable[Input]) -> None:
     """Refuse a single input: a text is a sequence of texts too, and an array of arrays."""
-    if isinstance(inputs, str | bytes | bytearray | Path | ImageFile | np.ndarray) or not isinstance(inputs, Iterable):
+    one = str | bytes | bytearray | Path | ImageFile | StoredImage | np.ndarray
+    if isinstance(inputs, one) or not isinstance(inputs, Iterable):
         raise DataError(f"inputs are several: give a list of paths, bytes or arrays, found {type(inputs).__name__}")
 
 

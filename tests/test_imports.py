@@ -13,7 +13,11 @@ from cloudrt.cli import COMMANDS
 
 PACKAGE = Path(cloudrt.__file__).parent
 TORCH = ("torch", "torchvision", "segmentation_models_pytorch", "albumentations", "timm")
-SLOW = (*TORCH, "numba", "cv2", "pandas", "onnx", "onnxruntime", "openvino", "matplotlib", "scipy", "simplejpeg")
+CLUSTER = ("ray", "pyarrow")
+SLOW = (
+    *(*TORCH, *CLUSTER, "numba", "cv2", "pandas", "onnx", "onnxruntime"),
+    *("openvino", "matplotlib", "scipy", "simplejpeg"),
+)
 
 # Blocks imports by name, whether or not the modules are installed; sys.argv[1] holds the names.
 BLOCK = """
@@ -97,7 +101,7 @@ def written_commands() -> list[str]:
 
 def test_every_command_is_written_and_listed() -> None:
     assert written_commands() == list(COMMANDS)
-    others = {"__init__", "bench_tables", "common", "export_report", "infer_checks", "types"}
+    others = {"__init__", "bench_tables", "common", "export_report", "infer_checks", "infer_cluster", "types"}
     assert {path.stem for path in (PACKAGE / "cli").glob("*.py")} - others == set(COMMANDS)
 
 

@@ -67,7 +67,7 @@ def processes(device: str) -> Iterator[Processes]:
     Raises
     ------
     DataError
-        torchrun's variables are incomplete; more processes than GPUs.
+        torchrun's variables are incomplete; more processes than GPUs; another process ended in the middle.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
@@ -84,5 +84,17 @@ def processes(device: str) -> Iterator[Processes]:
     distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         yield found
+    except RuntimeError as error:
+        text = str(error).lower()
+        if not isinstance(error, distributed.DistError) and not any(sign in text for sign in _ALONE):
+            raise
+        raise DataError(
+            f"process {found.rank} lost the others: one of them ended, or its machine. The run's folder holds the "
+            "state after the last whole epoch: the same command with --resume goes on from there"
+        ) from error
     finally:
         distributed.destroy_process_group()
+
+
+_ALONE = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout")
+"""How PyTorch's back-ends say that another process is gone."""

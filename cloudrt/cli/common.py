@@ -162,6 +162,7 @@ _EXTRAS = {
     "onnxscript": "train",
     "openvino": "openvino",
     "pyarrow": "parquet",
+    "ray": "ray",
 }
 
 

@@ -18,6 +18,7 @@ import click
 
 from cloudrt.cli.common import Failure, progress_bar, reports_errors, say_logs
 from cloudrt.cli.infer_checks import check_keys, check_outputs, spare_inputs
+from cloudrt.cli.infer_cluster import cluster_options, infer_on, refuse_options
 
 if TYPE_CHECKING:
     from cloudrt.engines.plan import Plan
@@ -80,13 +81,15 @@ if TYPE_CHECKING:
     "--save-probabilities", type=click.Path(path_type=Path),
     help="Keep the network's answers in this .npz, for cloudrt tune.",
 )  # fmt: skip
+@cluster_options
 @reports_errors
 def infer(
     inputs: tuple[str, ...], model: Path | None, output: Path | None, form: str, overwrite: bool, resume: bool,
     sample: Path | None, provider: str, batch_size: int | None, compute: str, devices: str | None, allow_cpu: bool,
     decoder: str, threads: int | None, max_megapixels: float,
     report: bool, report_images: int, stats: Path | None, masks: Path | None, overlays: Path | None,
-    save_probabilities: Path | None,
+    save_probabilities: Path | None, cluster: str | None, partitions: str | None, partition_format: str | None,
+    partition_size: int | None, endpoint: str | None,
 ) -> None:  # fmt: skip
     """Write the submission of INPUTS: folders of images, images, quoted patterns such as 'in/**/*.jpg', or lists.
 
@@ -100,6 +103,7 @@ def infer(
     from cloudrt.outputs import SUFFIXES
     from cloudrt.submission import journal_path
 
+    refuse_options(click.get_current_context().params, cluster is not None)
     output = output or Path(f"submission{SUFFIXES[form]}")
     if form == "parquet":
         import pyarrow  # noqa: F401 - says what to install, before anything slow
@@ -115,6 +119,15 @@ def infer(
     check_outputs(output, model, sample, report, stats, save_probabilities, masks, overlays)
     if math.isnan(max_megapixels):
         raise Failure("--max-megapixels nan is no number")
+    if cluster is not None:
+        from cloudrt.cluster.run import Ask
+
+        infer_on(Ask(
+            inputs, output, cluster, model, sample, form, partitions, partition_format or "parquet",
+            partition_size or 0, endpoint, provider, batch_size or 0, compute, threads or 0, int(max_megapixels * 1e6),
+            allow_cpu, decoder, resume, overwrite,
+        ))  # fmt: skip
+        return
     from cloudrt.inputs import list_inputs
     from cloudrt.pipeline import Segmenter
 

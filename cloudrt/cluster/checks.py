@@ -1,0 +1,118 @@
+"""What every machine of a cluster is asked before any work, so that a run fails at its beginning, by name.
+
+Whether it has cloudrt and the libraries that the answers hang on in the driver's versions, sees the same folders, may
+read the stores, can keep the artifact; and what its processor or GPU is.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cloudrt.cluster.nodes import ClusterError, Node, Share, ask
+from cloudrt.cluster.storage import Place
+from cloudrt.doctor import describe_machine, installed_distributions
+from cloudrt.errors import CloudrtError
+
+PACKAGES = ("cloudrt", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg",
+            "numba", "pyarrow")  # fmt: skip
+"""What answers and files hang on."""
+
+
+def check_nodes(
+    nodes: Sequence[Node], share: Share, folders: Sequence[str], firsts: Sequence[tuple[Place, str]],
+    keep: Callable[[bytes], object], model: bytes,
+) -> None:  # fmt: skip
+    """Refuse a cluster whose machines would give other answers, or do not see what they should; leave the artifact
+    on each.
+
+    Parameters
+    ----------
+    folders
+        Local paths that all must see.
+    firsts
+        A path in each store, that all must be able to read: what the driver may read, a worker may not.
+    keep
+        Keeps the artifact, whose bytes are `model`, on the machine that it is called on.
+
+    Raises
+    ------
+    ClusterError
+        Names the machine, what was found and what was expected.
+    """
+    ours = {name: version for name, version in installed_distributions().items() if name in PACKAGES}
+    working = [node for node in nodes if (node.gpus if share.gpus else node.cpus)]
+    packed = pickle.dumps((list(folders), bool(share.gpus), list(firsts), keep, model))
+    kinds: dict[str, list[str]] = defaultdict(list)
+    # By value: a machine without cloudrt could not load it by name.
+    for node, (theirs, found) in zip(working, ask(working, _make_inspection(), PACKAGES, ours, packed), strict=True):
+        if found is None:
+            _refuse_versions(node, ours, theirs)
+            continue
+        problem, kind = found
+        if problem:
+            raise ClusterError(f"machine {node.address} {problem}")
+        kinds[kind].append(node.address)
+    if len(kinds) > 1:
+        named = "; ".join(f"{kind} ({', '.join(addresses[:3])})" for kind, addresses in sorted(kinds.items()))
+        raise ClusterError(f"machines of several kinds give answers that differ: {named}; give each kind a cluster")
+
+
+def _refuse_versions(node: Node, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+    if "cloudrt" not in theirs:
+        raise ClusterError(
+            f"machine {node.address} has no cloudrt: pip install 'cloudrt[ray]=={ours.get('cloudrt', '')}' there"
+        )
+    differences = [
+        f"{name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here"
+        for name in PACKAGES
+        if ours.get(name) != theirs.get(name)
+    ]
+    raise ClusterError(f"machine {node.address}: {'; '.join(differences)}; install the same versions on all")
+
+
+def _make_inspection() -> Callable[[Sequence[str], Mapping[str, str], bytes], Any]:
+    def inspect(names: Sequence[str], expected: Mapping[str, str], packed: bytes) -> Any:
+        """Return the versions here, and, where they are those expected, what `look` finds."""
+        import pickle
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = {}
+        for name in names:
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                continue
+        if found != expected:
+            return found, None
+        from cloudrt.cluster.checks import look
+
+        return found, look(*pickle.loads(packed))
+
+    return inspect
+
+
+def look(
+    folders: Sequence[str],
+    gpu: bool,
+    firsts: Sequence[tuple[Place, str]],
+    keep: Callable[[bytes], object],
+    model: bytes,
+) -> tuple[str, str]:
+    """Return what is wrong with this machine, or nothing, and what the answers are computed on; see `check_nodes`."""
+    machine = describe_machine()
+    kind = ", ".join(sorted(set(machine.gpus))) if gpu else machine.cpu
+    missing = next((folder for folder in folders if not os.path.lexists(folder)), None)
+    if missing:
+        shared = "use a folder that all machines share, or a store such as s3://BUCKET/PREFIX"
+        return f"does not see {missing}: {shared}", kind
+    try:
+        for place, path in firsts:
+            place.try_one(path)
+        keep(model)
+    except CloudrtError as error:
+        return str(error), kind
+    return "", kind

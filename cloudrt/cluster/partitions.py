@@ -1,0 +1,229 @@
+"""Partitions: a fixed number of images each, in the order of the submission, and the files of rows that they become.
+
+    images --cut--> partitions --workers--> part-00000.parquet, part-00001.parquet ... --merge--> submission.csv
+
+run.json beside them holds the run's identity. A file that is there is finished: it was written whole. Parquet has the
+columns of `cloudrt.outputs.write_parquet`; part-00000.csv is a piece of the submission as it is, and
+part-00000.failures.csv, written before it, lists what failed in it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from cloudrt.cluster.storage import Place
+from cloudrt.errors import DataError
+from cloudrt.images import ImageFile, StoredImage
+from cloudrt.journal import Identity, Record, refuse_differences
+from cloudrt.labels import Labels
+from cloudrt.outputs import FORMATS, write_failures
+from cloudrt.overlap import overlap
+
+FORMS = ("parquet", "csv")
+MANIFEST = "run.json"
+FORMAT = 1
+READERS = 8
+"""Partitions that are read at once, to be merged."""
+
+_OURS = re.compile(r"part-\d{5,}(\.failures)?\.(parquet|csv)|run\.json")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image to predict: the key of its rows, which store it lies in (-1: a local path), where, and its bytes."""
+
+    key: str
+    store: int
+    path: str
+    size: int
+
+    def source(self, stores: Sequence[Place]) -> ImageFile | StoredImage:
+        """Return it as the pipeline takes it."""
+        if self.store < 0:
+            return ImageFile(self.key, Path(self.path))
+        place, path = stores[self.store], self.path
+        return StoredImage(self.key, lambda: place.read_image(path))
+
+
+def pack(images: Sequence[Image]) -> bytes:
+    """Return images as bytes, to travel."""
+    return json.dumps([[one.key, one.store, one.path, one.size] for one in images]).encode()
+
+
+def unpack(data: bytes) -> list[Image]:
+    """The inverse of `pack`."""
+    return [Image(*values) for values in json.loads(data)]
+
+
+def cut(images: Sequence[Image], size: int) -> list[Sequence[Image]]:
+    """Return partitions of `size` images, the last one smaller."""
+    return [images[begin : begin + size] for begin in range(0, len(images), size)]
+
+
+class Partitions:
+    """The folder of a run's files of rows.
+
+    Parameters
+    ----------
+    place
+        The folder.
+    form
+        Of `FORMS`.
+    labels
+        The classes of the rows.
+    """
+
+    def __init__(self, place: Place, form: str, labels: Labels) -> None:
+        if form not in FORMS:
+            raise DataError(f"partitions are {' or '.join(FORMS)}, found {form!r}")
+        self.place, self.form, self.labels = place, form, labels
+
+    def name(self, number: int) -> str:
+        """Return the name of a partition's file."""
+        return f"part-{number:05}.{self.form}"
+
+    def begin(self, identity: Identity, *, resume: bool, overwrite: bool) -> set[str]:
+        """Record the run, and return the names of the files that an earlier run of its identity finished.
+
+        Raises
+        ------
+        DataError
+            Files are there and are neither to be resumed nor overwritten, or are of another run; names differences.
+        """
+        there = {name for name in self.place.names() if _OURS.fullmatch(name)}
+        if there and not (resume or overwrite):
+            raise DataError(f"{self.place.uri} holds partitions already: --resume goes on with them, or --overwrite")
+        if overwrite:
+            for name in sorted(there, reverse=True):  # run.json first: what is left behind has no run
+                self.place.remove(name)
+            there = set()
+        if MANIFEST in there:
+            refuse_differences(self._identity(), identity, f"{self.place.uri}/{MANIFEST}")
+        elif there:
+            raise DataError(f"{self.place.uri} holds partitions without {MANIFEST}: --overwrite them, or give another "
+                            "folder of --partitions")  # fmt: skip
+        else:
+            self.place.write(MANIFEST, json.dumps({"format": FORMAT, "identity": dict(identity)}, indent=1).encode())
+        return there - {MANIFEST}
+
+    def recorded(self) -> dict[str, Any] | None:
+        """Return the identity of the run that the folder holds, if any."""
+        return self._identity() if MANIFEST in self.place.names() else None
+
+    def write(self, number: int, records: Sequence[Record]) -> None:
+        """Write the rows of one partition, whole or not at all."""
+        with TemporaryDirectory() as folder:
+            path, failures = Path(folder, self.name(number)), Path(folder, "failures.csv")
+            FORMATS[self.form](path, lambda: records, self.labels)
+            if self.form == "csv":
+                write_failures(failures, lambda: records)
+                self.place.write(f"part-{number:05}.failures.csv", failures.read_bytes() if failures.exists() else b"")
+            self.place.write(self.name(number), path.read_bytes())
+
+    def read(self, number: int) -> list[Record]:
+        """Return the rows of one partition.
+
+        Raises
+        ------
+        DataError
+            The file is damaged, or gone.
+        """
+        data = self.place.read(self.name(number))
+        try:
+            return list(self._from_csv(number, data) if self.form == "csv" else self._from_parquet(data))
+        except (ValueError, KeyError, OSError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(
+                f"{self.place.uri}/{self.name(number)} is damaged: remove it, and run again with --resume"
+            ) from error
+
+    def records(self, parts: Sequence[Sequence[Image]]) -> Callable[[], Iterator[Record]]:
+        """Return what `cloudrt.outputs` takes: the rows of all partitions, in order.
+
+        Raises
+        ------
+        DataError
+            While they are read: a partition holds other images than it should.
+        """
+
+        def read(number: int) -> list[Record]:
+            rows = self.read(number)
+            if [row.key for row in rows] != [image.key for image in parts[number]]:
+                raise DataError(f"{self.place.uri}/{self.name(number)} holds other images than this run: --overwrite")
+            return rows
+
+        def records() -> Iterator[Record]:
+            with ThreadPoolExecutor(READERS) as readers:
+                for rows in overlap(readers, read, range(len(parts)), 2 * READERS):
+                    yield from rows
+
+        return records
+
+    def _identity(self) -> dict[str, Any]:
+        where = f"{self.place.uri}/{MANIFEST}"
+        try:
+            values = json.loads(self.place.read(MANIFEST))
+            found: dict[str, Any] = values["identity"]
+            version = values["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{where} is damaged: --overwrite, or give another folder of --partitions") from error
+        if version != FORMAT:
+            raise DataError(f"{where} is of another version of cloudrt: finish with that one, or --overwrite")
+        return found
+
+    def _from_parquet(self, data: bytes) -> Iterator[Record]:
+        import pyarrow
+        import pyarrow.parquet
+
+        table = pyarrow.parquet.read_table(io.BytesIO(data))
+        images, texts, errors = (table[name].to_pylist() for name in ("image", "rle", "error"))
+        yield from self._grouped(images, texts, dict(zip(images, errors, strict=True)))
+
+    def _from_csv(self, number: int, data: bytes) -> Iterator[Record]:
+        import pandas
+
+        failures = self.place.read(f"part-{number:05}.failures.csv").decode()
+        errors = {row["image"]: row["reason"] for row in csv.DictReader(io.StringIO(failures, newline=""))}
+        # Not csv.reader, which refuses fields of more than 128 KiB.
+        table = pandas.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)
+        keys, texts = (table[column].tolist() for column in self.labels.header)
+        yield from self._grouped([key.rpartition("_")[0] for key in keys], texts, errors)
+
+    def _grouped(self, images: Sequence[str], texts: Sequence[str], errors: Mapping[str, Any]) -> Iterator[Record]:
+        classes = len(self.labels.classes)
+        if len(images) % classes:
+            raise ValueError("rows are missing")
+        for begin in range(0, len(images), classes):
+            key = images[begin]
+            yield Record(key, tuple(texts[begin : begin + classes]), errors.get(key), 0)
+
+
+class Counted:
+    """The rows of a run as they are merged, counted and their failures kept, the first time that they are read."""
+
+    def __init__(self, records: Callable[[], Iterator[Record]], advance: Callable[[], object]) -> None:
+        self._records, self._advance = records, advance
+        self.rows_with_mask = 0
+        self.failures: list[Record] = []
+        self._told = False
+
+    def records(self) -> Iterator[Record]:
+        """Yield the rows, from the first."""
+        first, self._told = not self._told, True
+        for record in self._records():
+            if first:
+                self.rows_with_mask += sum(bool(text) for text in record.texts)
+                if record.error is not None:
+                    self.failures.append(record)
+                self._advance()
+            yield record

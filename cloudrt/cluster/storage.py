@@ -1,0 +1,283 @@
+"""Where images lie and rows go: a local folder, a bucket of an S3-compatible store, or what else pyarrow opens.
+
+    s3://bucket/prefix   endpoint from --endpoint or AWS_ENDPOINT_URL; keys from AWS_*, else the machine's own role
+    gs://bucket/prefix   hdfs://, abfs://, file://: as pyarrow's FileSystem.from_uri has it
+    folder               a local path
+
+A `Place` is sent to the workers with the credentials that the driver's environment names. Objects are written in one
+go, from memory: a store has the whole or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from cloudrt.errors import DataError, ImageError
+from cloudrt.files import replacing
+from cloudrt.images import SUFFIXES
+
+CONNECT_SECONDS = 5
+ATTEMPTS = 3
+
+
+class StorageError(DataError):
+    """A store that does not answer, or refuses: no fault of one image."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object that was listed: its path relative to the place, its path in the file system, its bytes."""
+
+    key: str
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of a file system.
+
+    Parameters
+    ----------
+    uri
+        As the user gave it: what errors say.
+    path
+        Of the folder, inside the file system.
+    files
+        pyarrow's file system.
+    local
+        Whether it is a folder of this machine.
+    """
+
+    uri: str
+    path: str
+    files: Any = field(repr=False)
+    local: bool
+
+    def images(self) -> list[Stored]:
+        """List the images below, subfolders included, in the order of their keys; what begins with a dot is hidden.
+
+        Raises
+        ------
+        DataError
+            No such place, or no image in it.
+        StorageError
+            The store does not answer, or refuses.
+        """
+        from pyarrow.fs import FileSelector, FileType
+
+        with explained(self.uri, "read"):
+            itself = self.files.get_file_info(self.path)
+            if itself.type == FileType.File:
+                return [Stored(PurePosixPath(self.path).name, self.path, itself.size)]
+            # A prefix of a bucket has no entry of its own: listing it says whether it is there.
+            found = self.files.get_file_info(FileSelector(self.path, recursive=True))
+        images = []
+        for info in found:
+            key = info.path[len(self.path) :].strip("/")
+            parts = PurePosixPath(key)
+            if (
+                info.type == FileType.File
+                and parts.suffix.lower() in SUFFIXES
+                and not any(part.startswith(".") for part in parts.parts)
+            ):
+                images.append(Stored(key, info.path, info.size))
+        if not images:
+            raise DataError(f"{self.uri} holds no images ({', '.join(sorted(SUFFIXES))})")
+        return sorted(images, key=lambda one: one.key)
+
+    def read_image(self, path: str) -> bytes:
+        """Return the bytes of an image.
+
+        Raises
+        ------
+        ImageError
+            It is gone, or may not be read: the others may be.
+        StorageError
+            The store does not answer.
+        """
+        try:
+            with self.files.open_input_file(path) as file:
+                data: bytes = file.read()
+        except FileNotFoundError:
+            raise ImageError("cannot be read: it has vanished since it was listed") from None
+        except OSError as error:
+            kind = _kind(error)
+            if kind == "gone":
+                raise ImageError("cannot be read: it has vanished since it was listed") from error
+            if kind == "refused":
+                raise ImageError("cannot be read: the store refuses access to it") from error
+            raise StorageError(_sentence(self.uri, "read", error)) from error
+        return data
+
+    def try_one(self, path: str) -> None:
+        """Read an image, and forget it; one that is gone is no matter here.
+
+        Raises
+        ------
+        StorageError
+            The store refuses, or does not answer.
+        """
+        try:
+            self.read_image(path)
+        except ImageError as error:
+            if "refuses" in str(error):
+                raise StorageError(_sentence(self.uri, "read", PermissionError("access denied"))) from error
+
+    def names(self) -> set[str]:
+        """Return the names of the files right in the folder; none where there is no folder."""
+        from pyarrow.fs import FileSelector, FileType
+
+        with explained(self.uri, "read"):
+            found = self.files.get_file_info(FileSelector(self.path, allow_not_found=True))
+        return {info.base_name for info in found if info.type == FileType.File}
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file right in the folder; see `explained` for the errors."""
+        with explained(self.uri, "read"), self.files.open_input_file(f"{self.path}/{name}") as file:
+            data: bytes = file.read()
+            return data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file right in the folder, whole or not at all; see `explained` for the errors."""
+        if self.local:
+            with explained(self.uri, "write"), replacing(Path(self.path, name)) as partial:
+                partial.write_bytes(data)
+            return
+        with explained(self.uri, "write"), self.files.open_output_stream(f"{self.path}/{name}") as file:
+            file.write(data)
+
+    def remove(self, name: str) -> None:
+        """Remove a file right in the folder."""
+        with explained(self.uri, "write"):
+            self.files.delete_file(f"{self.path}/{name}")
+
+
+def is_uri(text: str) -> bool:
+    """Whether a text names a file system too."""
+    return "://" in text
+
+
+def open_place(uri: str, endpoint: str | None = None, environment: Mapping[str, str] = os.environ) -> Place:
+    """Return the place that a URI or a local path names; nothing is asked of it yet.
+
+    Parameters
+    ----------
+    endpoint
+        URL of an S3-compatible store; AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL otherwise.
+    environment
+        Of the driver: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, if set, go to the workers.
+
+    Raises
+    ------
+    DataError
+        A scheme that pyarrow has no file system for; no bucket.
+    """
+    from pyarrow import ArrowException
+    from pyarrow.fs import FileSystem, LocalFileSystem
+
+    if not is_uri(uri):
+        return Place(uri, str(Path(uri).absolute()), LocalFileSystem(), True)
+    parts = urlsplit(uri)
+    if parts.scheme == "s3":
+        if not parts.netloc or "@" in parts.netloc or parts.query:
+            raise DataError(f"{_public(uri)} is not s3://BUCKET/PREFIX: endpoint and keys are given apart from it")
+        return Place(uri, f"{parts.netloc}{parts.path}".rstrip("/"), _s3(uri, endpoint, environment), False)
+    patient = f"{uri}{'&' if parts.query else '?'}retry_limit_seconds=60" if parts.scheme in ("gs", "gcs") else uri
+    try:
+        files, path = FileSystem.from_uri(patient)
+    except (ValueError, TypeError, OSError, ArrowException) as error:
+        raise DataError(f"{_public(uri)} cannot be opened: {_first_line(error)}") from error
+    return Place(_public(uri), path.rstrip("/") or "/", files, isinstance(files, LocalFileSystem))
+
+
+@contextmanager
+def explained(uri: str, what: str) -> Iterator[None]:
+    """Turn what a file system raises into one line; `what` was tried: "read" or "write".
+
+    Raises
+    ------
+    DataError
+        There is no such place.
+    StorageError
+        The store does not answer, or refuses.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{uri} is missing: give a bucket and prefix, or a folder, that is there") from error
+    except OSError as error:
+        raise StorageError(_sentence(uri, what, error)) from error
+
+
+def _s3(uri: str, endpoint: str | None, environment: Mapping[str, str]) -> Any:
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    url = endpoint or environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    options: dict[str, Any] = {
+        "connect_timeout": CONNECT_SECONDS,
+        "request_timeout": 60,
+        "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+    }
+    if url:
+        there = urlsplit(url)
+        if there.scheme not in ("http", "https") or not there.netloc:
+            raise DataError(f"the endpoint of {uri} is a URL such as https://store.example.org:9000, found {url!r}")
+        options |= {"endpoint_override": there.netloc, "scheme": there.scheme}
+    region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+    if region or url:
+        options["region"] = region or "us-east-1"
+    if environment.get("AWS_ACCESS_KEY_ID") and environment.get("AWS_SECRET_ACCESS_KEY"):
+        options |= {
+            "access_key": environment["AWS_ACCESS_KEY_ID"],
+            "secret_key": environment["AWS_SECRET_ACCESS_KEY"],
+            "session_token": environment.get("AWS_SESSION_TOKEN"),
+        }
+    return S3FileSystem(**options)
+
+
+_SIGNS = {
+    "gone": ("no_such_key", "no_such_bucket", "path does not exist", "not found", "status 404", "http status: 404"),
+    "refused": (
+        *("access_denied", "access denied", "invalid_access_key", "invalidaccesskey", "invalid_client_token_id"),
+        *("signature", "status 403", "http status: 403", "expired_token", "unauthorized", "permission denied"),
+    ),
+    "silent": (
+        *("network_connection", "curlcode", "connect", "timeout", "timed out", "resolve", "unreachable"),
+        *("slow_down", "service_unavailable", "status 503"),
+    ),
+}
+"""What the file systems' errors say, in lower case."""
+
+
+def _kind(error: OSError) -> str:
+    text = str(error).lower()
+    return next((kind for kind, signs in _SIGNS.items() if any(sign in text for sign in signs)), "other")
+
+
+def _sentence(uri: str, what: str, error: OSError) -> str:
+    reason = {
+        "gone": "is missing: give a bucket and prefix that are there",
+        "refused": f"may not be {'read' if what == 'read' else 'written'} with these credentials: set "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store takes, or give the machine a role that may",
+        "silent": "does not answer: look at the network, and at --endpoint or AWS_ENDPOINT_URL",
+    }.get(_kind(error), "failed")
+    return f"{uri} {reason} ({_first_line(error)})"
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the beginning of what was raised, on one line."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _public(uri: str) -> str:
+    """Return a URI without the credentials that it may hold."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
