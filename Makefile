@@ -1,6 +1,6 @@
 # make demo   the whole flow on made-up scenes, ending with a submission, its score and a report
 # make test   the tests; make test-all adds the slow ones; make lint checks style and types;
-#             make docs builds the documentation into build/site
+#             make docs builds the documentation into build/site; make figures fills README and docs from bench/results
 # Both need python3 (3.11 or later), make and git alone; the first run makes .venv and installs what is needed.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ DEMO := demo
 
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo test test-all lint docs setup clean
+.PHONY: demo test test-all lint docs figures setup clean
 
 demo: $(READY)
 	rm -rf $(DEMO)
@@ -38,6 +38,9 @@ lint: $(READY)
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
+
+figures: $(READY)
+	$(BIN)/python -m cloudrt.bench.render README.md docs/how-to/cluster.md
 
 setup: $(READY)
 

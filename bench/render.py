@@ -1,6 +1,6 @@
 """The figures of README and docs: rendered from the JSON files in `bench/results`, never typed.
 
-    python -m cloudrt.bench.render README.md
+    python -m cloudrt.bench.render README.md docs/how-to/cluster.md
 
 replaces what stands between `<!-- figures: NAME -->` and `<!-- end -->` by what `BLOCKS[NAME]` makes of those files. A
 test does the same and compares.
@@ -137,6 +137,41 @@ def memory() -> str:
     )
 
 
+def scaling() -> str:
+    """The cost of an image in runs of different lengths."""
+    found = _load("cpu-scaling")["scaling"]
+    first = found["runs"][0]
+    costs = [
+        f"{run['seconds'] / first['seconds']:.2f} of the time and {run['cpu_seconds'] / first['cpu_seconds']:.2f} of the "
+        f"processor time\nin one of {run['images']:,}"
+        for run in found["runs"][1:]
+    ]
+    return (
+        f"**Flat cost**: of what an image takes in a run of {first['images']}, it takes {', '.join(costs)} "
+        f"({_link('cpu-scaling')})."
+    )
+
+
+def cluster() -> str:
+    """What a cluster costs an image, and how it grows; for a page of the docs, where no link reaches the files."""
+    overhead, scaling = _load("cpu-cluster-overhead"), _load("cpu-cluster-scaling")
+    rounds = ", ".join(f"{one:+.1%}" for one in overhead["overhead_of_each_round"])
+    rows = [
+        (workers, f"{scaling['images_per_s'][workers]:.1f}", f"{share:.1%}")
+        for workers, share in scaling["share_of_linear"].items()
+    ]
+    machine = f"{overhead['machine']['cpu']}, {overhead['machine'].get('usable_cores', overhead['threads'])} cores"
+    return (
+        f"Overhead: {overhead['images']:,} images took {overhead['overhead']:+.1%} of an image's time beside the plain "
+        f"pipeline on the same cores\n(turns: {rounds}; the same bytes; {machine}; "
+        "`bench/results/cpu-cluster-overhead.json`). Starting the worker is\nnot in it: "
+        f"{max(overhead['seconds_to_start_the_worker']):.0f} s at most.\n\n"
+        f"Scaling, with engines that sleep {scaling['seconds_per_batch']} s a batch of {scaling['batch']}, so that "
+        "16 of them fit on two cores\n(`bench/results/cpu-cluster-scaling.json`):\n\n"
+        + _table(("workers", "images/s", "of so many times one worker's"), rows)
+    )
+
+
 def loader() -> str:
     """The cached loader beside the notebook's."""
     originals, copies = _load("cpu-loader-originals")["ratio"], _load("cpu-loader-copies")["ratio"]
@@ -193,8 +228,10 @@ def export() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     one.__name__: one
-    for one in (front, stages, postprocess, pipeline, search, memory, loader, decode, ablation, export)
-}
+    for one in (
+        front, stages, postprocess, pipeline, search, memory, scaling, cluster, loader, decode, ablation, export,
+    )
+}  # fmt: skip
 
 
 def _load(name: str) -> dict[str, Any]:

@@ -7,10 +7,14 @@ by click and all its checks; then it is run with `SHRINK` after its own options,
 from __future__ import annotations
 
 import configparser
-import importlib
+import contextlib
+import importlib.util
+import io
 import re
 import shlex
 import shutil
+import subprocess
+import textwrap
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +26,16 @@ from cloudrt.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-_BLOCK = re.compile(r"(?:<!-- not run here: ([^>]+?) -->\n)?^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(
+    r"(?:^ *<!-- (?:not run here: (?P<excuse>[^>]+?)|exit status (?P<status>\d+)) -->\n)?"
+    r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
+    re.DOTALL | re.MULTILINE,
+)
+_SAID = re.compile(r"^print\(.*?\)  # -> (.*)$", re.MULTILINE)
+SHELL = ("cat", "cp", "echo", "head", "split")
+"""Programs that every machine has."""
+ELSEWHERE = ("bench/tensorrt.sh", "docker", "export", "kaggle", "ray", "sbatch")
+"""What pages may name but nothing here runs: such a block says why."""
 
 _SMALL = ["--epochs", "1", "--input-size", "96x64", "--batch-size", "4", "--accumulate", "1", "--encoder", "resnet18",
           "--encoder-weights", "none", "--set", "decoder_pyramid_channels=32", "--set",
@@ -32,19 +45,8 @@ SHRINK: dict[str, list[str]] = {
     "train": [*_SMALL, "--folds", "0"],
     "train --folds": [*_SMALL, "--folds", "2", "--limit", "6"],
     "export": ["--images", "2", "--precision", "fp32"],
-    "bench": ["--only", "search", "--images", "1", "--repeat", "1", "--provider", "cpu", "--batch-size", "1"],
-    "bench --compare": [
-        "--only",
-        "search",
-        "--images",
-        "1",
-        "--provider",
-        "cpu",
-        "--batch-size",
-        "1",
-        "--tolerance",
-        "1",
-    ],
+    "bench": _BENCH,
+    "bench --compare": [*_BENCH, "--tolerance", "1"],
     "synth": ["-n", "12", "--size", "140x210"],
     "infer": ["--provider", "cpu", "--batch-size", "2"],
     "infer --provider": ["--batch-size", "2"],
@@ -54,24 +56,29 @@ SHRINK: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text, and why it cannot run here, if it cannot."""
+    """A fenced block: its language, its text, why it cannot run here, if it cannot, and how its last command ends."""
 
     language: str
     text: str
-    excuse: str
+    excuse: str = ""
+    status: int = 0
 
 
 def blocks(page: Path) -> list[Block]:
     """Return the fenced blocks of a page in their order."""
-    found = _BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [Block(language, text, excuse) for excuse, language, text in found]
+    return [
+        Block(
+            found["language"], textwrap.dedent(found["text"]), found["excuse"] or "", int(found["status"] or 0)
+        )
+        for found in _BLOCK.finditer(page.read_text(encoding="utf-8"))
+    ]  # fmt: skip
 
 
-def commands(block: Block) -> list[list[str]]:
-    """Return the command lines of a shell block, as words."""
+def commands(block: Block) -> list[tuple[str, list[str]]]:
+    """Return the command lines of a shell block, and their words."""
     text = block.text.replace("\\\n", " ")
-    lines = (shlex.split(line, comments=True) for line in text.splitlines())
-    return [words for words in lines if words]
+    lines = ((line, shlex.split(line, comments=True)) for line in text.splitlines())
+    return [(line, words) for line, words in lines if words]
 
 
 def check(words: list[str]) -> None:
@@ -97,14 +104,17 @@ def check(words: list[str]) -> None:
     elif program == "torchrun":
         check(words[words.index("--no-python") + 1 :])
     elif words[:2] == ["python", "-m"]:
-        importlib.import_module(words[2])
+        assert importlib.util.find_spec(words[2])
+        if words[2] == "cloudrt.train.launch":
+            check(["cloudrt-train", *words[words.index("data/") :]])
     else:
-        assert program in ("unzip", "split", "docker"), f"nothing here runs {program}"
+        assert program in (*SHELL, *ELSEWHERE, "unzip"), f"nothing here runs {program}"
 
 
-def run(words: list[str]) -> None:
-    """Run a command that was checked; what installs or needs other machines is left at that."""
+def run(line: str, words: list[str], status: int) -> None:
+    """Run a command that was checked; what installs is left at that."""
     name, rest = _command_of(words)
+    assert words[0] not in ELSEWHERE, f"say why nothing here runs {words[0]}"
     if name:
         given = [option for option in ("--folds", "--compare", "--provider") if option in rest]
         extra = next((SHRINK[key] for option in given if (key := f"{name} {option}") in SHRINK), SHRINK.get(name, []))
@@ -114,18 +124,21 @@ def run(words: list[str]) -> None:
         if name == "train" and "--resume" in rest and result.exit_code == 2:
             assert "is finished" in result.output  # nothing has cut it short here
             return
-        assert result.exit_code == 0, f"{' '.join(words)}\n{result.output}\n{result.exception!r}"
+        assert result.exit_code == status, f"{line}\n{result.output}\n{result.exception!r}"
     elif words[0] == "unzip":
         with zipfile.ZipFile(words[1]) as archive:
             archive.extractall(words[words.index("-d") + 1])
-    elif words[0] == "split":
-        lines = Path(words[-2]).read_text().splitlines()
-        Path(f"{words[-1]}00.txt").write_text("\n".join(lines[: len(lines) // 4 + 1]))
+    elif words[0] in SHELL:
+        subprocess.run(["bash", "-ec", line], check=True)
 
 
-def run_python(text: str) -> None:
-    """Run a snippet in a name space of its own."""
-    exec(compile(text, "snippet", "exec"), {"__name__": "snippet"})
+def run_python(text: str, names: dict[str, object]) -> None:
+    """Run a snippet, with the names of those before it; what it prints must be what its comments say."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(text, "snippet", "exec"), names)
+    printed = said.getvalue().splitlines()
+    assert [line for line in _SAID.findall(text) if line not in printed] == []
 
 
 def _command_of(words: list[str]) -> tuple[str, list[str]]:

@@ -63,7 +63,8 @@ def _show_waits(done: Bench) -> None:
     if done.scaling:
         words = ", ".join(f"{run.images:,}: {_three(1000 * run.seconds)} ms" for run in done.scaling.runs)
         click.echo(
-            f"An image in a run of {words}; {done.scaling.cost:.2f} times as much in the longest as in the shortest"
+            f"An image in a run of {words}; {done.scaling.cost:.2f} times as much in the longest as in the shortest, "
+            f"{done.scaling.cpu_cost:.2f} times in processor time"
         )
 
 
