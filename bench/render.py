@@ -96,7 +96,7 @@ def stages() -> str:
 def postprocess() -> str:
     """Post-processing alone beside its peers."""
     measured = [one for one in _load("cpu-full-originals")["postprocess"] if one["form"].startswith("uint8")]
-    heads = [f"{MAPS[one['kind']]}: {one['runs']:,.0f} runs, {one['components']:.0f} components" for one in measured]
+    heads = [f"{MAPS[one['kind']]}: {one['runs']:,.0f} runs, {one['components']:.1f} components" for one in measured]
     rows = [
         (PEERS[peer["name"]], *(f"{_two(one['peers'][index]['ratio'])}x" for one in measured))
         for index, peer in enumerate(measured[0]["peers"])
@@ -142,8 +142,8 @@ def scaling() -> str:
     found = _load("cpu-scaling")["scaling"]
     first = found["runs"][0]
     costs = [
-        f"{run['seconds'] / first['seconds']:.2f} of the time and {run['cpu_seconds'] / first['cpu_seconds']:.2f} of the "
-        f"processor time\nin one of {run['images']:,}"
+        f"{run['seconds'] / first['seconds']:.2f} of the time and {run['cpu_seconds'] / first['cpu_seconds']:.2f} of "
+        f"the processor time\nin one of {run['images']:,}"
         for run in found["runs"][1:]
     ]
     return (
@@ -185,7 +185,7 @@ def loader() -> str:
 def decode() -> str:
     """What the scaled decode changes."""
     parts = []
-    for name, what in (("cpu-scaled-decode-copies", "525x350"), ("cpu-scaled-decode-originals", "originals")):
+    for name, what in (("cpu-scaled-decode-copies", "images of 525x350"), ("cpu-scaled-decode-originals", "originals")):
         found = _load(name)
         gain, error = found["dice_scaled"] - found["dice_full"], found["standard_error_of_the_difference"]
         parts.append(f"{gain:+.3f} ± {error:.3f} on {found['images']:,} {what} ({_link(name)})")
@@ -269,7 +269,7 @@ def _two(value: float) -> str:
 
 
 def _sign(value: float) -> str:
-    return f"{value:+.4f}"
+    return f"{value:+.4f}" if abs(value) >= 0.00005 else "0.0000"
 
 
 @click.command()

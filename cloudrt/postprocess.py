@@ -7,10 +7,10 @@ and a run is a stretch of memory. `Rule` holds the few integers that decide a cl
 them, checkpoint and artifact carry them, `apply_rules` applies them.
 
 How far from the floor: a map cannot be judged faster than it is read from memory once. On one AVX2 core, from uint8 in
-RLE order (bench/results/cpu-originals-pytorch.json), a map of 500 runs takes 4 times that, a third of it the call from
-Python and half of the rest finding the runs, which is the one reading of the pixels; a map of 2,300 runs takes 11 times
+RLE order (bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times that, a third of it the call from
+Python and half of the rest finding the runs, which is the one reading of the pixels; a map of 2,300 runs takes 10 times
 that, a third finding runs, a third or more joining them into components, where branches cannot be foretold, a fifth
-writing digits. From float32 in C order, 4 times the bytes, it is 2 and 3 times the floor of that form.
+writing digits. From float32 in C order, 4 times the bytes, it is 2 and 5 times the floor of that form.
 """
 
 from __future__ import annotations
