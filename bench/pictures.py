@@ -19,7 +19,7 @@ from cloudrt.pipeline import Segmenter
 from cloudrt.scenes import draw_scene
 from cloudrt.synth import JPEG_QUALITY
 
-IMAGES = 8
+IMAGES = 6
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
 """Opens a bar with a description and a total; what it gives is called once for each step done."""

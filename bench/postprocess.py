@@ -31,7 +31,7 @@ from . import peers
 from .agreement import AgreementError
 from .notebook import mask_to_rle
 
-TURNS = 7
+TURNS = 5
 BLOCK = 0.004
 """Seconds that a block takes at least."""
 

@@ -38,7 +38,7 @@ print(json.dumps([time.perf_counter() - began, peak_memory()]))
 """
 
 
-def measure_startup(model: Path, image: Path, folder: Path, runs: int = 3) -> dict[str, Any]:
+def measure_startup(model: Path, image: Path, folder: Path, runs: int = 2) -> dict[str, Any]:
     """Return the medians over new processes, in seconds, and what the command takes in all, cold and warm.
 
     A first process, which is not counted, compiles the kernels where no earlier one has.
