@@ -139,7 +139,7 @@ def test_accuracy_is_the_competitions_dice(
     assert found.ways[0].dice == pytest.approx(score(expected, truth, SMALL_GRIDS, None).mean)
     assert found.against == "the truth"
     assert set(found.skipped) == {"model.onnx, cuda", "half.onnx, cuda"}
-    masks = [row["EncodedPixels"] for row in csv.DictReader(truth.open())]
+    masks = [row["EncodedPixels"] for row in csv.DictReader(truth.read_text().splitlines())]
     assert found.all_empty == pytest.approx(sum(not text for text in masks) / len(masks))
     monkeypatch.setattr(accuracy, "CHUNK", 2)  # the four images are then run once, in two chunks
     turns: list[None] = []
