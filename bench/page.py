@@ -31,11 +31,6 @@ def plot_front(accuracy: dict[str, Any]) -> str:
     ways = sorted(accuracy["ways"], key=lambda way: way["timing"]["images_per_second"])
     front = [(way["timing"]["images_per_second"], way["dice"]) for way in ways if way["front"]]
     panel.step(*zip(*front, strict=True), where="pre", color="#56b4e9", linewidth=1.2, zorder=1)
-    for way in ways:
-        x, y = way["timing"]["images_per_second"], way["dice"]
-        panel.scatter(x, y, s=60, color="#1b5fa8" if way["front"] else "#9aa7b8", zorder=2)
-        panel.annotate(f"{way['model']}\n{way['precision']}, {way['provider']}", (x, y), (7, 5),
-                       textcoords="offset points", fontsize=8)  # fmt: skip
     panel.set_xlabel("images per second, files to CSV")
     panel.set_ylabel(f"Dice against {accuracy['against']}")
     fastest = ways[-1]["timing"]["images_per_second"]
@@ -43,7 +38,35 @@ def plot_front(accuracy: dict[str, Any]) -> str:
     scores = [way["dice"] for way in ways]
     room = max(0.01, 0.4 * (max(scores) - min(scores)))
     panel.set_ylim(min(scores) - room, max(scores) + room)
+    figure.draw_without_rendering()  # sizes are known after it
+    points = [(way["timing"]["images_per_second"], way["dice"]) for way in ways]
+    places = [tuple(72 / figure.dpi * panel.transData.transform(point)) for point in points]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    for way, point, place in zip(ways, points, places, strict=True):
+        panel.scatter(*point, s=60, color="#1b5fa8" if way["front"] else "#9aa7b8", zorder=2)
+        text = f"{way['model']}\n{way['precision']}, {way['provider']}"
+        left, up, box = _free_place(text, place, taken)
+        taken.append(box)
+        far = {"arrowstyle": "-", "color": "#9aa7b8", "linewidth": 0.8} if abs(up) > 27 else None
+        panel.annotate(text, point, (left, up), textcoords="offset points", fontsize=8, arrowprops=far)
     return _uri(figure)
+
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right and top, in points."""
+
+
+def _free_place(text: str, place: tuple[float, float], taken: list[Box]) -> tuple[float, float, Box]:
+    """Return where, beside a point, a name covers none of what is `taken`: offsets, and the box there."""
+    width, height = 4.7 * max(map(len, text.splitlines())), 20
+    tries = [(left, up) for up in (5, -25, 33, -53, 61, -81) for left in (6, -6 - width)]
+    boxes = [(place[0] + left, place[1] + up, place[0] + left + width, place[1] + up + height) for left, up in tries]
+    free = [
+        all(box[2] < old[0] or old[2] < box[0] or box[3] < old[1] or old[3] < box[1] for old in taken)
+        for box in boxes
+    ]  # fmt: skip
+    best = free.index(True) if any(free) else 0
+    return *tries[best], boxes[best]
 
 
 def plot_throughput(curves: dict[str, list[dict[str, Any]]]) -> str:
