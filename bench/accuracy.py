@@ -19,7 +19,7 @@ import numpy as np
 from cloudrt.artifact import read_artifact
 from cloudrt.data import Table, read_table
 from cloudrt.engines.base import hindrance
-from cloudrt.errors import CloudrtError, DataError
+from cloudrt.errors import CloudrtError, DataError, RleError
 from cloudrt.images import ImageFile
 from cloudrt.labels import Labels
 from cloudrt.metric import dice
@@ -116,6 +116,7 @@ def measure_accuracy(
     """
     labels = read_artifact(models[0]).labels
     chunks = _split(files, repeat)
+    known = None if truth is None else _read_truth(truth, files, labels)
     with ExitStack() as stack:
         segmenters, skipped = _open(models, stack)
         for _ in range((1 + len(chunks)) * len(skipped)):
@@ -135,35 +136,41 @@ def measure_accuracy(
                     tables[way] |= read_table(path, labels)
                 advance()
         precisions = [segmenter.artifact.precision for segmenter in segmenters.values()]
-    if truth is not None:
-        reference, against = _read_truth(truth, tables[0], labels), "the truth"
-    else:
-        first = min(range(len(names)), key=lambda i: (names[i][1] != "cpu", precisions[i] != "fp32", i))
-        reference, against = tables[first], f"{names[first][0]} in ONNX Runtime CPU"
+    first = min(range(len(names)), key=lambda i: (names[i][1] != "cpu", precisions[i] != "fp32", i))
+    against = f"{names[first][0]} in ONNX Runtime CPU" if known is None else "the truth"
     ways = []
     for (model_name, provider), table, precision, taken in zip(names, tables, precisions, seconds, strict=True):
-        score, mismatch = _judge(table, reference, labels, truth is not None)
+        score, mismatch = _judge(table, known or tables[first], labels, known is not None)
         ways.append(Way(model_name, provider, precision, Timing(tuple(taken)), score, mismatch))
     all_empty = None
-    if truth is not None:
-        all_empty = float(np.mean([not rle_to_submit_grid(text, labels).any() for text in reference.values()]))
+    if known is not None:
+        all_empty = float(np.mean([not rle_to_submit_grid(text, labels).any() for text in known.values()]))
     return Accuracy(against, all_empty, mark_front(ways), skipped)
 
 
 def _open(models: Sequence[Path], stack: ExitStack) -> tuple[dict[tuple[str, str], Segmenter], dict[str, str]]:
     """Open each model in each provider; return those that run, and why the others do not."""
     segmenters, skipped = {}, {}
-    for model in models:
+    for model, name in zip(models, _tell_apart(models), strict=True):
         for provider in PROVIDERS:
             reason = hindrance(provider, read_artifact(model))
             if reason is None:
                 try:
-                    segmenters[model.name, provider] = stack.enter_context(Segmenter(model, provider))
+                    segmenters[name, provider] = stack.enter_context(Segmenter(model, provider))
                 except CloudrtError as error:
                     reason = str(error)
             if reason is not None:
-                skipped[f"{model.name}, {provider}"] = reason
+                skipped[f"{name}, {provider}"] = reason
     return segmenters, skipped
+
+
+def _tell_apart(models: Sequence[Path]) -> list[str]:
+    """Return the names of files; with as much of their folders as tells them apart."""
+    for parts in range(1, max(len(model.parts) for model in models) + 1):
+        names = ["/".join(model.parts[-parts:]) for model in models]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def rounds(models: Sequence[Path], files: Sequence[ImageFile], repeat: int) -> int:
@@ -194,13 +201,19 @@ def mark_front(ways: Sequence[Way]) -> list[Way]:
     return [replace(way, front=not beaten(way)) for way in ways]
 
 
-def _read_truth(path: Path, table: Table, labels: Labels) -> Table:
-    """Return the rows of the truth that the images have; a file beside it may hold more."""
+def _read_truth(path: Path, files: Sequence[ImageFile], labels: Labels) -> Table:
+    """Return the rows of the truth that the images have, each of them sound; it may hold more."""
     truth = read_table(path, labels)
-    missing = next((key for key in table if key not in truth), None)
-    if missing:
-        raise DataError(f"{path} has no row for {missing[0]}_{missing[1]}")
-    return {key: truth[key] for key in table}
+    keys = [(file.key, label) for file in files for label in labels.classes]
+    for key in keys:
+        name = f"{key[0]}_{key[1]}"
+        if key not in truth:
+            raise DataError(f"{path} has no row for {name}")
+        try:
+            rle_to_submit_grid(truth[key], labels)
+        except RleError as error:
+            raise DataError(f"{path}: {name}: {error}") from error
+    return {key: truth[key] for key in keys}
 
 
 def _judge(table: Table, reference: Table, labels: Labels, on_label_grid: bool) -> tuple[float, float]:

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cloudrt.artifact import Artifact
 from cloudrt.cli.bench import bench
+from cloudrt.errors import DataError
 from cloudrt.files import sha256
 from cloudrt.images import ImageFile, find_images, load_image
 from cloudrt.metric import score
@@ -302,3 +303,18 @@ def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
     page = Page(tmp_path / "b.html")
     assert "<m>.onnx" in page.text
     assert "http" not in page.source and "<script" not in page.source
+
+
+def test_models_of_one_name_are_told_apart() -> None:
+    found = accuracy._tell_apart([Path("runs/a/model.onnx"), Path("runs/b/model.onnx"), Path("model.onnx")])
+    assert found == ["a/model.onnx", "b/model.onnx", "model.onnx"]
+    assert accuracy._tell_apart([Path("x/a.onnx"), Path("x/b.onnx")]) == ["a.onnx", "b.onnx"]
+
+
+def test_a_truth_is_read_before_anything_runs(model: Path, files: list[ImageFile], tmp_path: Path) -> None:
+    truth = tmp_path / "truth.csv"
+    keys = [f"{file.key}_{label}" for file in files for label in SMALL_GRIDS.classes]
+    for rows, said in ((keys[1:], f"no row for {keys[0]}"), ([f"{keys[0]},2 3 1 9", *keys[1:]], f"{keys[0]}: RLE")):
+        truth.write_text("Image_Label,EncodedPixels\n" + "\n".join(r if "," in r else r + "," for r in rows) + "\n")
+        with pytest.raises(DataError, match=said):
+            measure_accuracy([model], files, truth, tmp_path, 1, lambda: pytest.fail("it ran"))

@@ -74,9 +74,20 @@ def bench(
     from cloudrt.bench.run import bench as run
     from cloudrt.cli.bench_tables import show, show_comparison
 
+    models = tuple(dict.fromkeys(models))  # each once
     earlier = read_bench(before) if before else None
     options = Options(
-        models, data, truth, images or 0, provider, batch_size or 0, threads or 0, checkpoint, baseline, repeat, only
+        tuple(dict.fromkeys(models)),
+        data,
+        truth,
+        images or 0,
+        provider,
+        batch_size or 0,
+        threads or 0,
+        checkpoint,
+        baseline,
+        repeat,
+        only,
     )
     done = run(options, output, progress_bar)
     show(done)
