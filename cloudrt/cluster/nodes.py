@@ -105,6 +105,11 @@ def _refused(address: str, error: BaseException) -> str:
         return f"the cluster at {address} runs other versions of Ray or Python{what}: install the same on all machines"
     if address == "auto":
         return "no cluster runs on this machine: start one with ray start --head, or give --cluster without an address"
+    if "ailed to connect" in text or "uthenticat" in text:
+        return (
+            f"the cluster at {address} lets nobody in without its token, or is no Ray: give this machine the token that "
+            "ray get-auth-token prints on the head, and set RAY_AUTH_MODE=token here"
+        )
     return f"the cluster at {address} cannot be used: {text[:200]}"
 
 
