@@ -150,6 +150,8 @@ def test_sharing_out() -> None:
 def test_errors_are_one_line() -> None:
     outer = RuntimeError("ray::Worker() (pid=1)\n  File x\ncloudrt.errors.DataError: what is wrong")
     assert str(unwrapped(outer)) == "what is wrong"
+    advised = RuntimeError(f"{outer}\n\nTo change retry attempts, configure `ray.data.DataContext.get_current()`.")
+    assert str(unwrapped(advised)) == "what is wrong"
     outer.__cause__ = DataError("what is wrong inside")
     assert str(unwrapped(outer, "machine a: ")) == "machine a: what is wrong inside"
 

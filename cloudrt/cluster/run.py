@@ -132,12 +132,13 @@ def infer_on_cluster(
             nodes = list_nodes()
             share = share_out(nodes, asked.provider, asked.threads)
             job = Job(
-                model.name, sha256(model), share.cpus, asked.max_pixels, asked.provider, asked.batch_size, asked.compute,
-                asked.allow_cpu, asked.decoder, _recorded_plan(asked, recorded),
+                model.name, sha256(model), share.cpus, asked.max_pixels, asked.provider, asked.batch_size,
+                asked.compute, asked.allow_cpu, asked.decoder, _recorded_plan(asked, recorded),
             )  # fmt: skip
             data = model.read_bytes()
             job.keep_model(data)
-            firsts = {image.store: (stores[image.store], image.path) for image in reversed(images) if image.store >= 0}
+            remote = [image for image in reversed(images) if image.store >= 0]
+            firsts = {image.store: (stores[image.store], image.path) for image in remote}
             seen = [*folders, out.path] if out.local else folders
             check_nodes(nodes, share, seen, list(firsts.values()), job.keep_model, data)
             plan, identity = _settle(job, share)
