@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import cv2
 import numpy as np
@@ -24,10 +25,21 @@ ROW_GROUP = 100_000
 """Rows that Parquet keeps in memory at a time."""
 
 
+class _Lines:
+    """What a `csv.writer` writes to: its lines end in CR LF, so that it quotes names that hold either; here in LF."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> int:
+        """Write one row."""
+        return self._file.write(line.removesuffix("\r\n") + "\n")
+
+
 def write_csv(path: Path, records: Records, labels: Labels) -> None:
     """Write the columns of `labels.header`: a row for each image and class, as the competition's scorer takes them."""
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(_Lines(file))
         writer.writerow(labels.header)
         for record in records():
             writer.writerows(
@@ -95,7 +107,7 @@ def write_failures(path: Path, records: Records) -> None:
         path.unlink(missing_ok=True)
         return
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(_Lines(file))
         writer.writerows([("image", "reason"), first])
         writer.writerows(failed)
 

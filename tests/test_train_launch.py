@@ -16,7 +16,7 @@ RUN = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from cloudrt.cli.common import reports_errors
+from cloudrt.cli.common import Failure, reports_errors
 from cloudrt.train.config import TrainConfig
 from cloudrt.train.loop import train
 from cloudrt.train.trainer import Trainer
@@ -29,7 +29,11 @@ def batch(self, image, target, epoch, position, last):
 Trainer._batch = batch
 values = json.loads(sys.argv[1])
 values["input_size"] = tuple(values["input_size"])
-reports_errors(train)(TrainConfig(**values), *map(Path, sys.argv[2:5]), resume=how == "resumed")
+try:
+    reports_errors(train)(TrainConfig(**values), *map(Path, sys.argv[2:5]), resume=how == "resumed")
+except Failure as failure:  # the one that is left, where it notices before it is ended
+    failure.show()
+    sys.exit(failure.exit_code)
 """
 LAUNCH = """
 import sys

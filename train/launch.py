@@ -88,7 +88,8 @@ def _describe(failures: dict[int, ProcessFailure], folder: str) -> str:
         with suppress(ValueError):
             how = signal.Signals(-first.exitcode).name
     said = ""
-    for path in sorted(Path(folder).rglob(f"{first.local_rank}/stderr.log")):
+    logs = sorted(Path(folder).rglob(f"{first.local_rank}/stderr.log")) if first.exitcode > 0 else []
+    for path in logs:  # what one that was killed said last is not why
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
         said = f", saying {lines[-1]!r}" if lines else ""
     return (

@@ -105,6 +105,11 @@ def _refused(address: str, error: BaseException) -> str:
         return f"the cluster at {address} runs other versions of Ray or Python{what}: install the same on all machines"
     if address == "auto":
         return "no cluster runs on this machine: start one with ray start --head, or give --cluster without an address"
+    if "ailed to connect" in text or "uthenticat" in text:
+        return (
+            f"the cluster at {address} lets nobody in without its token, or is no Ray: give this machine the token "
+            "that ray get-auth-token prints on the head, and set RAY_AUTH_MODE=token here"
+        )
     return f"the cluster at {address} cannot be used: {text[:200]}"
 
 
@@ -197,6 +202,9 @@ def unwrapped(error: BaseException, where: str = "") -> CloudrtError:
 
 
 def _last_line(text: str) -> str:
-    """Return what a traceback as text ends with, without the name of the error."""
+    """Return what cloudrt raised in a traceback as text, else what that ends with; without the name of the error."""
+    ours = re.findall(r"^\s*(?:[\w.]+\()?cloudrt\.[\w.]*Error: (.+?)\s*$", text, re.MULTILINE)
+    if ours:  # Ray Data puts advice of its own behind it
+        return str(ours[-1])
     last = ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
     return re.sub(r"^[\w.]*(Error|Exhausted)(\([\w.]+\))?: ", "", last)

@@ -174,8 +174,10 @@ class Partitions:
         try:
             values = json.loads(self.place.read(MANIFEST))
             found: dict[str, Any] = values["identity"]
-            version = values["format"]
-        except (ValueError, KeyError, TypeError) as error:
+            version, size = values["format"], found.get("partitions of", 1)
+            if not (isinstance(size, int) and size > 0):
+                raise ValueError("partitions of no images")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{where} is damaged: --overwrite, or give another folder of --partitions") from error
         if version != FORMAT:
             raise DataError(f"{where} is of another version of cloudrt: finish with that one, or --overwrite")

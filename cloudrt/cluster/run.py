@@ -127,35 +127,38 @@ def infer_on_cluster(
     partitions = Partitions(out, asked.partition_form, artifact.labels)
     recorded = _recorded(partitions, asked)
     _spare(images, asked.output)
-    with connected(asked.address), _held(out):
-        nodes = list_nodes()
-        share = share_out(nodes, asked.provider, asked.threads)
-        job = Job(
-            model.name, sha256(model), share.cpus, asked.max_pixels, asked.provider, asked.batch_size, asked.compute,
-            asked.allow_cpu, asked.decoder, _recorded_plan(asked, recorded),
-        )  # fmt: skip
-        data = model.read_bytes()
-        job.keep_model(data)
-        firsts = {image.store: (stores[image.store], image.path) for image in reversed(images) if image.store >= 0}
-        seen = [*folders, out.path] if out.local else folders
-        check_nodes(nodes, share, seen, list(firsts.values()), job.keep_model, data)
-        plan, identity = _settle(job, share)
-        size = _partition_size(asked, len(images), share, plan.batch_size, recorded)
-        whole = identity | {
-            "images": len(images),
-            "list of images and their sizes": digest_sizes((image.key, image.size) for image in images),
-            "partitions of": size,
-            "form of partitions": asked.partition_form,
-        }
-        finished = partitions.begin(whole, resume=asked.resume, overwrite=asked.overwrite)
-        parts = cut(images, size)
-        todo = [number for number in range(len(parts)) if partitions.name(number) not in finished]
-        resumed = len(images) - sum(len(parts[number]) for number in todo)
-        done = started(plan, share, len(images), resumed)
-        run_partitions(job.settled(plan, identity, stores, out, asked.partition_form), parts, todo, share, done)
-    counted = Counted(partitions.records(parts), merging(len(images)))
-    FORMATS[asked.form](asked.output, counted.records, artifact.labels)
-    write_failures(failures_path(asked.output), lambda: counted.failures)
+    with _held(out):
+        with connected(asked.address):
+            nodes = list_nodes()
+            share = share_out(nodes, asked.provider, asked.threads)
+            job = Job(
+                model.name, sha256(model), share.cpus, asked.max_pixels, asked.provider, asked.batch_size,
+                asked.compute, asked.allow_cpu, asked.decoder, _recorded_plan(asked, recorded),
+            )  # fmt: skip
+            data = model.read_bytes()
+            job.keep_model(data)
+            remote = [image for image in reversed(images) if image.store >= 0]
+            firsts = {image.store: (stores[image.store], image.path) for image in remote}
+            seen = [*folders, out.path] if out.local else folders
+            check_nodes(nodes, share, seen, list(firsts.values()), job.keep_model, data)
+            plan, identity = _settle(job, share)
+            size = _partition_size(asked, len(images), share, plan.batch_size, recorded)
+            whole = identity | {
+                "images": len(images),
+                "list of images and their sizes": digest_sizes((image.key, image.size) for image in images),
+                "partitions of": size,
+                "form of partitions": asked.partition_form,
+            }
+            finished = partitions.begin(whole, resume=asked.resume, overwrite=asked.overwrite)
+            parts = cut(images, size)
+            todo = [number for number in range(len(parts)) if partitions.name(number) not in finished]
+            resumed = len(images) - sum(len(parts[number]) for number in todo)
+            done = started(plan, share, len(images), resumed)
+            run_partitions(job.settled(plan, identity, stores, out, asked.partition_form), parts, todo, share, done)
+        # Held until all is merged: another run would put its own rows in their place.
+        counted = Counted(partitions.records(parts), merging(len(images)))
+        FORMATS[asked.form](asked.output, counted.records, artifact.labels)
+        write_failures(failures_path(asked.output), lambda: counted.failures)
     return ClusterRun(len(images), len(counted.failures), counted.rows_with_mask, resumed, share, plan)
 
 

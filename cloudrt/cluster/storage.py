@@ -188,7 +188,8 @@ def open_place(uri: str, endpoint: str | None = None, environment: Mapping[str, 
     if parts.scheme == "s3":
         if not parts.netloc or "@" in parts.netloc or parts.query:
             raise DataError(f"{_public(uri)} is not s3://BUCKET/PREFIX: endpoint and keys are given apart from it")
-        return Place(uri, f"{parts.netloc}{parts.path}".rstrip("/"), _s3(uri, endpoint, environment), False)
+        key = f"{parts.path}#{parts.fragment}" if "#" in uri else parts.path
+        return Place(uri, f"{parts.netloc}{key}".rstrip("/"), _s3(uri, endpoint, environment), False)
     patient = f"{uri}{'&' if parts.query else '?'}retry_limit_seconds=60" if parts.scheme in ("gs", "gcs") else uri
     try:
         files, path = FileSystem.from_uri(patient)
