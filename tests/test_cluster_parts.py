@@ -117,6 +117,18 @@ def test_partitions_are_read_as_they_were_written(
     assert partitions.place.names() == {"run.json"}
 
 
+def test_another_run_in_the_same_place_is_noticed_before_the_output(tmp_path: Path) -> None:
+    partitions = Partitions(open_place(str(tmp_path)), "csv", LABELS)
+    images = [Image(record.key, -1, "", 0) for record in RECORDS]
+    partitions.begin({"batch size": 2}, resume=False, overwrite=False)
+    partitions.write(0, RECORDS)
+    records = partitions.records([images], {"batch size": 2})
+    assert list(records()) == RECORDS
+    (tmp_path / "run.json").write_text('{"format": 1, "identity": {"batch size": 4}}')
+    with pytest.raises(DataError, match="another run has begun"):
+        list(records())
+
+
 def test_a_record_of_the_run_that_is_damaged_is_one_line(tmp_path: Path) -> None:
     partitions = Partitions(open_place(str(tmp_path)), "csv", LABELS)
     for identity in ('{"partitions of": 0}', '{"partitions of": "8"}', "[]", "null"):

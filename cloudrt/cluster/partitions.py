@@ -147,13 +147,22 @@ class Partitions:
                 f"{self.place.uri}/{self.name(number)} is damaged: remove it, and run again with --resume"
             ) from error
 
-    def records(self, parts: Sequence[Sequence[Image]]) -> Callable[[], Iterator[Record]]:
+    def records(
+        self, parts: Sequence[Sequence[Image]], identity: Identity | None = None
+    ) -> Callable[[], Iterator[Record]]:
         """Return what `cloudrt.outputs` takes: the rows of all partitions, in order.
+
+        Parameters
+        ----------
+        parts
+            The images of each.
+        identity
+            Of the run, which the folder must still be of when the last row is read; None asks nothing.
 
         Raises
         ------
         DataError
-            While they are read: a partition holds other images than it should.
+            While they are read: a partition holds other images than it should; another run has begun there.
         """
 
         def read(number: int) -> list[Record]:
@@ -166,6 +175,9 @@ class Partitions:
             with ThreadPoolExecutor(READERS) as readers:
                 for rows in overlap(readers, read, range(len(parts)), 2 * READERS):
                     yield from rows
+            if identity is not None and self.recorded() != identity:  # a bucket cannot be locked
+                raise DataError(f"another run has begun in {self.place.uri}, and rows may be its own: run again with "
+                                "other --partitions")  # fmt: skip
 
         return records
 

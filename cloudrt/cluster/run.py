@@ -156,7 +156,7 @@ def infer_on_cluster(
             done = started(plan, share, len(images), resumed)
             run_partitions(job.settled(plan, identity, stores, out, asked.partition_form), parts, todo, share, done)
         # Held until all is merged: another run would put its own rows in their place.
-        counted = Counted(partitions.records(parts), merging(len(images)))
+        counted = Counted(partitions.records(parts, whole), merging(len(images)))
         FORMATS[asked.form](asked.output, counted.records, artifact.labels)
         write_failures(failures_path(asked.output), lambda: counted.failures)
     return ClusterRun(len(images), len(counted.failures), counted.rows_with_mask, resumed, share, plan)
