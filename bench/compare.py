@@ -58,14 +58,20 @@ def read_bench(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        schema = values["schema"]
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no file of cloudrt-bench: {error}") from error
-    if schema != SCHEMA:
-        raise DataError(f"{path} has schema {schema}, this version compares {SCHEMA}: measure it again")
-    assert isinstance(values, dict)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no file of cloudrt-bench, or is damaged: {error}") from error
+    if not isinstance(values, dict) or "schema" not in values:
+        raise DataError(f"{path} is no file of cloudrt-bench: it has no schema")
+    if values["schema"] != SCHEMA:
+        raise DataError(f"{path} has schema {values['schema']}, this version compares {SCHEMA}: measure it again")
+    try:
+        dict(_ratios(values))
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise DataError(f"{path} is damaged, at {error}: measure it again") from error
     return values
 
 
@@ -87,7 +93,8 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = 0.
         old, old_noise = theirs[name]
         noise = float(np.hypot(old_noise, new_noise))
         moved = new / old - 1
-        same = abs(moved) <= max(tolerance, 2 * noise)
+        times = max(new / old, old / new) - 1  # as far for a half as for the double: a fall is never below -1
+        same = abs(moved) <= tolerance or times <= 2 * noise
         changes.append(Change(name, old, new, noise, "same" if same else "better" if moved > 0 else "worse"))
     differences = [
         f"{name}: {before.get(part, {}).get(name)} before, {after.get(part, {}).get(name)} now"
