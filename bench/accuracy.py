@@ -87,7 +87,7 @@ class Accuracy:
 def measure_accuracy(
     models: Sequence[Path],
     files: Sequence[ImageFile],
-    truth: Path | None,
+    truth: Table | None,
     folder: Path,
     repeat: int,
     advance: Callable[[], object],
@@ -101,22 +101,16 @@ def measure_accuracy(
     files
         The images.
     truth
-        A table on the label grid, or None.
+        What `read_truth` gives, or None.
     folder
         For the submissions.
     repeat
         How often the images are run where they make one chunk alone; more of them are run once.
     advance
         Called after each of the `rounds(models, files, repeat)` turns, and for those of ways that cannot run.
-
-    Raises
-    ------
-    DataError
-        `truth` cannot be read or lacks an image.
     """
     labels = read_artifact(models[0]).labels
     chunks = _split(files, repeat)
-    known = None if truth is None else _read_truth(truth, files, labels)
     with ExitStack() as stack:
         segmenters, skipped = _open(models, stack)
         for _ in range((1 + len(chunks)) * len(skipped)):
@@ -137,14 +131,14 @@ def measure_accuracy(
                 advance()
         precisions = [segmenter.artifact.precision for segmenter in segmenters.values()]
     first = min(range(len(names)), key=lambda i: (names[i][1] != "cpu", precisions[i] != "fp32", i))
-    against = f"{names[first][0]} in ONNX Runtime CPU" if known is None else "the truth"
+    against = f"{names[first][0]} in ONNX Runtime CPU" if truth is None else "the truth"
     ways = []
     for (model_name, provider), table, precision, taken in zip(names, tables, precisions, seconds, strict=True):
-        score, mismatch = _judge(table, known or tables[first], labels, known is not None)
+        score, mismatch = _judge(table, truth or tables[first], labels, truth is not None)
         ways.append(Way(model_name, provider, precision, Timing(tuple(taken)), score, mismatch))
     all_empty = None
-    if known is not None:
-        all_empty = float(np.mean([not rle_to_submit_grid(text, labels).any() for text in known.values()]))
+    if truth is not None:
+        all_empty = float(np.mean([not rle_to_submit_grid(text, labels).any() for text in truth.values()]))
     return Accuracy(against, all_empty, mark_front(ways), skipped)
 
 
@@ -201,8 +195,30 @@ def mark_front(ways: Sequence[Way]) -> list[Way]:
     return [replace(way, front=not beaten(way)) for way in ways]
 
 
-def _read_truth(path: Path, files: Sequence[ImageFile], labels: Labels) -> Table:
-    """Return the rows of the truth that the images have, each of them sound; it may hold more."""
+def check_models(models: Sequence[Path]) -> None:
+    """Read what each model says of itself.
+
+    Raises
+    ------
+    ArtifactError
+        One cannot be read.
+    DataError
+        One has other classes or grids than the first.
+    """
+    labels = [read_artifact(model).labels for model in models]
+    for model, other in zip(models[1:], labels[1:], strict=True):
+        if other != labels[0]:
+            raise DataError(f"{model} has other classes or grids than {models[0]}: measure them one by one")
+
+
+def read_truth(path: Path, files: Sequence[ImageFile], labels: Labels) -> Table:
+    """Return the rows of the truth that the images have, each of them sound; it may hold more.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, lacks an image, or a row is no RLE on the label grid.
+    """
     truth = read_table(path, labels)
     keys = [(file.key, label) for file in files for label in labels.classes]
     for key in keys:

@@ -43,7 +43,7 @@ class Options:
     truth
         A table of RLE on the label grid, as train.csv, of the images in `data`.
     images
-        At most so many; 0 is 8 or more, so that they fill whole batches.
+        At most so many; 0 is 6 or more, so that they fill whole batches.
     provider, batch_size, threads
         Those of `cloudrt.Segmenter`; threads other than 0 hold for the notebook's way too.
     checkpoint
@@ -73,8 +73,8 @@ class Options:
             raise DataError(f"at least one image and one repetition, found {self.images} and {self.repeat}")
         if self.truth and not self.data:
             raise DataError("a truth is of given images: name their folder with --data")
-        if len({model.name for model in self.models}) < len(self.models):
-            raise DataError("two models have the same file name: the table could not tell them apart")
+        if self.truth and "accuracy" not in self.parts:
+            raise DataError("a truth is for the accuracy part: add --only accuracy, or leave --truth out")
 
     @property
     def model(self) -> Path | None:

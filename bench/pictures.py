@@ -48,7 +48,7 @@ def open_images(
     chosen = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, most).astype(int))]
     sizes = {file: size for file in chosen if (size := _readable(file, segmenter))}
     if not sizes:
-        raise DataError(f"{data}: none of {len(chosen)} images can be read")
+        raise DataError(f"{data}: none of {len(chosen)} images can be read: cloudrt-infer {data} says why of each")
     size = np.median(list(sizes.values()), axis=0).astype(int).tolist()
     count = {"count": len(sizes), "size": size, "source": "given images", "unreadable": len(chosen) - len(sizes)}
     return list(sizes), count

@@ -25,7 +25,7 @@ from cloudrt.stats import peak_memory
 from cloudrt.submission import open_submission
 
 from . import networks, notebook, pipeline, postprocess
-from .accuracy import measure_accuracy
+from .accuracy import check_models, measure_accuracy, read_truth
 from .accuracy import rounds as accuracy_rounds
 from .agreement import Maps, compare_rows, compare_submissions
 from .ceilings import measure_ceilings
@@ -51,14 +51,18 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
     AgreementError
         The notebook's post-processing gave another text than ours on the same map.
     CloudrtError
-        The model, the provider or the images cannot be used.
+        A model, the provider, the images, the truth or the output cannot be used; said before anything is measured.
     """
+    check_models([*options.models, *([options.baseline] if options.baseline else [])])
     with (
+        replacing(output) as partial,
         TemporaryDirectory(prefix="cloudrt-bench-") as scratch,
         Segmenter(options.model, options.provider, batch_size=options.batch_size, threads=options.threads) as segmenter,
     ):
+        partial.touch()
         folder = Path(scratch)
         files, pictures = open_images(options.data, options.images, segmenter, folder, progress)
+        truth = read_truth(options.truth, files, segmenter.labels) if options.truth else None
         loaded = [load_image(file.path, segmenter.artifact.input_size) for file in files]
         maps = infer(segmenter, loaded)
         peer, skipped = open_peer(options, segmenter, loaded, maps)
@@ -82,7 +86,7 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
         if "accuracy" in parts:
             models = options.models or (segmenter.model,)
             with progress("Measuring accuracy", accuracy_rounds(models, files, ROUNDS)) as advance:
-                accuracy = measure_accuracy(models, files, options.truth, folder, ROUNDS, advance)
+                accuracy = measure_accuracy(models, files, truth, folder, ROUNDS, advance)
         alone, rle = _measure_postprocess(segmenter, maps, progress) if "post-process" in parts else ([], {})
         if "search" in parts:
             with progress("Measuring the search", 4) as advance:
@@ -102,7 +106,6 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
             options, _describe(segmenter), pictures, peer.name, skipped, stages, whole, agreement, peak_memory(),
             alone, rle, search, startup, ceilings, throughput, accuracy, latency, scaling,
         )  # fmt: skip
-    with replacing(output) as partial:
         partial.write_text(json.dumps(done.to_dict(), indent=2) + "\n", encoding="utf-8")
     return done
 

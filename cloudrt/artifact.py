@@ -165,7 +165,7 @@ def parse_artifact(model: onnx.ModelProto, path: str | Path) -> Artifact:
     try:
         artifact = Artifact.from_dict({name: json.loads(text) for name, text in texts.items()})
     except (json.JSONDecodeError, DataError) as error:
-        raise ArtifactError(f"{path}: {error}") from error
+        raise ArtifactError(f"{path}: {error}: make it again with cloudrt-export best.pth") from error
     _check_graph(model, artifact, path)
     return artifact
 

@@ -22,11 +22,14 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     Raises
     ------
     DataError
-        `path` exists and is no regular file: a device, a pipe or a folder is never replaced by a file.
+        `path` exists and is no regular file: a device, a pipe or a folder is never replaced by a file. Or what
+        should be its folder is a file.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
         raise DataError(f"{path} is not a regular file: give the name of a file to write")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise DataError(f"{path.parent} is not a folder: {path.name} cannot be written there")
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")

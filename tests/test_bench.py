@@ -27,6 +27,7 @@ from tiny import tiny_artifact, write_jpeg
 from cloudrt.cli.bench import bench
 from cloudrt.errors import ArtifactError
 from cloudrt.images import load_image
+from cloudrt.labels import Labels
 from cloudrt.pipeline import Segmenter
 from cloudrt.postprocess import Rule, apply_rules
 from cloudrt.rle import rle_encode
@@ -198,6 +199,12 @@ def test_other_answers_are_an_error_and_no_file(
         (["MODEL", "--checkpoint", "nowhere.pth"], "nowhere.pth is missing"),
         (["MODEL", "--provider", "gpu"], "'gpu' is not one of"),
         (["MODEL", "--output", "empty"], "is not a regular file"),
+        (["MODEL", "--output", "bench.html"], "another name, such as bench.json"),
+        (["MODEL", "--output", "bad/a.jpg/b.json"], "a.jpg is not a folder"),
+        (["MODEL", "bad/a.jpg"], "a.jpg is not an ONNX model"),
+        (["MODEL", "--baseline", "bad/a.jpg"], "a.jpg is not an ONNX model"),
+        (["MODEL", "other.onnx"], "other.onnx has other classes or grids than"),
+        (["MODEL", "--data", "bad", "--truth", "bad/a.jpg", "--only", "stages"], "is for the accuracy part"),
     ],
 )
 def test_what_cannot_run_is_status_2_and_one_line(
@@ -207,11 +214,13 @@ def test_what_cannot_run_is_status_2_and_one_line(
     for name in ("empty", "bad"):
         (tmp_path / name).mkdir()
     (tmp_path / "bad" / "a.jpg").write_text("no image")
+    tiny_artifact(tmp_path / "other.onnx", (64, 96), Labels(("a", "b"), (64, 96), (32, 48)))
+    monkeypatch.setattr("cloudrt.bench.run._measure_stages", lambda _: pytest.fail("it ran"))
     result = run(*(str(model) if word == "MODEL" else word for word in words))
     assert result.exit_code == 2
     assert said in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (tmp_path / "bench.json").exists()
+    assert not list(tmp_path.glob("*bench*"))
 
 
 def test_without_torch_the_peer_is_skipped_by_name(

@@ -15,8 +15,9 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from cloudrt.bench import accuracy, networks, scaling, throughput
-from cloudrt.bench.accuracy import Way, mark_front, measure_accuracy
+from cloudrt.bench.accuracy import Way, mark_front, measure_accuracy, read_truth
 from cloudrt.bench.compare import compare
+from cloudrt.bench.figures import SCHEMA
 from cloudrt.bench.flops import count_flops
 from cloudrt.bench.page import write_bench_page
 from cloudrt.bench.run import infer
@@ -135,7 +136,8 @@ def test_accuracy_is_the_competitions_dice(
     for path, rows in ((truth, lines), (expected, ours)):
         path.write_text("Image_Label,EncodedPixels\n" + "\n".join(rows) + "\n", encoding="utf-8")
     monkeypatch.setattr("cloudrt.bench.accuracy.PROVIDERS", ("cpu", "cuda"))
-    found = measure_accuracy([model, half], files, truth, tmp_path, 1, lambda: None)
+    known = read_truth(truth, files, SMALL_GRIDS)
+    found = measure_accuracy([model, half], files, known, tmp_path, 1, lambda: None)
     assert [(way.model, way.precision) for way in found.ways] == [("model.onnx", "fp32"), ("half.onnx", "fp16")]
     assert found.ways[0].dice == pytest.approx(score(expected, truth, SMALL_GRIDS, None).mean)
     assert found.against == "the truth"
@@ -144,7 +146,7 @@ def test_accuracy_is_the_competitions_dice(
     assert found.all_empty == pytest.approx(sum(not text for text in masks) / len(masks))
     monkeypatch.setattr(accuracy, "CHUNK", 2)  # the four images are then run once, in two chunks
     turns: list[None] = []
-    chunked = measure_accuracy([model, half], files, truth, tmp_path, 1, lambda: turns.append(None))
+    chunked = measure_accuracy([model, half], files, known, tmp_path, 1, lambda: turns.append(None))
     assert [len(way.timing.seconds) for way in chunked.ways] == [2, 2] and chunked.all_empty == found.all_empty
     assert [way.dice for way in chunked.ways] == [way.dice for way in found.ways]
     assert len(turns) == accuracy.rounds([model, half], files, 1)
@@ -253,6 +255,15 @@ def test_only_falls_beyond_the_noise_are_regressions(
     assert found.differences == []
 
 
+def test_a_great_fall_is_worse_and_a_great_rise_better_in_any_noise() -> None:
+    slow, fast = bench_of(x=1), bench_of(x=1000)
+    for values in (slow, fast):
+        values["pipeline"]["whole"]["iqr_s"] = 0.6 * values["pipeline"]["whole"]["median_s"]
+    for before, after, verdict in ((fast, slow, "worse"), (slow, fast, "better")):
+        found = compare(before, after)
+        assert [change.verdict for change in found.changes if change.name.endswith("beside x")] == [verdict]
+
+
 def test_what_only_one_run_has_is_named() -> None:
     other = bench_of()
     other["pipeline"], other["machine"] = None, {"cpu": "b"}
@@ -280,11 +291,15 @@ def test_a_regression_fails_the_command(model: Path, files: list[ImageFile], tmp
     assert better.exit_code == 0 and "better" in better.output
     worse = run(*words, "--only", "pipeline", "-o", tmp_path / "b.json", "--compare", tmp_path / "raised.json")
     assert worse.exit_code == 1 and "worse" in worse.output
-    for content, said in (("{}", "no file of cloudrt-bench"), ('{"schema": 1}', "has schema 1")):
+    for content, said in (
+        ("{}", "no file of cloudrt-bench"), ("[]", "no file of cloudrt-bench"), ("{", "or is damaged"),
+        ('{"schema": 1}', "has schema 1"), (f'{{"schema": {SCHEMA}}}', "damaged, at 'stages'"),
+    ):  # fmt: skip
         (tmp_path / "c.json").write_text(content)
         refused = run(*words, "-o", tmp_path / "b.json", "--compare", tmp_path / "c.json")
         assert refused.exit_code == 2 and said in refused.output
-    assert run(model, model, "-o", tmp_path / "d.json").exit_code == 2
+    nothing = run(*words, "--only", "latency", "-o", tmp_path / "b.json", "--compare", tmp_path / "a.json")
+    assert nothing.exit_code == 2 and "no ratio in common" in nothing.output
     assert run(model, "--truth", tmp_path / "a.json", "-o", tmp_path / "d.json").exit_code == 2
 
 
@@ -311,10 +326,10 @@ def test_models_of_one_name_are_told_apart() -> None:
     assert accuracy._tell_apart([Path("x/a.onnx"), Path("x/b.onnx")]) == ["a.onnx", "b.onnx"]
 
 
-def test_a_truth_is_read_before_anything_runs(model: Path, files: list[ImageFile], tmp_path: Path) -> None:
+def test_a_truth_has_a_sound_row_for_each_image(files: list[ImageFile], tmp_path: Path) -> None:
     truth = tmp_path / "truth.csv"
     keys = [f"{file.key}_{label}" for file in files for label in SMALL_GRIDS.classes]
     for rows, said in ((keys[1:], f"no row for {keys[0]}"), ([f"{keys[0]},2 3 1 9", *keys[1:]], f"{keys[0]}: RLE")):
         truth.write_text("Image_Label,EncodedPixels\n" + "\n".join(r if "," in r else r + "," for r in rows) + "\n")
         with pytest.raises(DataError, match=said):
-            measure_accuracy([model], files, truth, tmp_path, 1, lambda: pytest.fail("it ran"))
+            read_truth(truth, files, SMALL_GRIDS)

@@ -16,7 +16,7 @@ from cloudrt.cli.common import Failure, progress_bar, reports_errors
     "--truth", type=click.Path(path_type=Path), metavar="CSV",
     help="The labels of DATA, as train.csv has them: accuracy is then the competition's Dice.",
 )  # fmt: skip
-@click.option("--images", type=click.IntRange(1), help="At most so many; 8, in whole batches, by default.")
+@click.option("--images", type=click.IntRange(1), help="At most so many; by default 6, or more to fill whole batches.")
 @click.option(
     "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True,
     help="Of cloudrt; the notebook's way runs on the CPU.",
@@ -66,36 +66,31 @@ def bench(
     for path in (*models, data, truth, checkpoint, baseline):
         if path is not None and not path.exists():
             raise Failure(f"{path} is missing")
-    if output.exists() and not output.is_file():
-        raise Failure(f"{output} is not a regular file: give the name of a file to write")
+    page = output.with_suffix(".html")
+    for path in (output, page):
+        if path.exists() and not path.is_file():
+            raise Failure(f"{path} is not a regular file: give the name of a file to write")
+    if page == output:
+        raise Failure(f"{output} would be the page: give the JSON file another name, such as {output.stem}.json")
     from cloudrt.bench.compare import compare, read_bench
     from cloudrt.bench.figures import Options
     from cloudrt.bench.page import write_bench_page
     from cloudrt.bench.run import bench as run
     from cloudrt.cli.bench_tables import show, show_comparison
 
-    models = tuple(dict.fromkeys(models))  # each once
     earlier = read_bench(before) if before else None
     options = Options(
-        tuple(dict.fromkeys(models)),
-        data,
-        truth,
-        images or 0,
-        provider,
-        batch_size or 0,
-        threads or 0,
-        checkpoint,
-        baseline,
-        repeat,
-        only,
-    )
+        tuple(dict.fromkeys(models)), data, truth, images or 0, provider, batch_size or 0, threads or 0, checkpoint,
+        baseline, repeat, only,
+    )  # fmt: skip
     done = run(options, output, progress_bar)
     show(done)
-    page = output.with_suffix(".html")
     write_bench_page(done.to_dict(), page)
     click.echo(f"{output}: all figures; {page}: to look at")
     if earlier is not None:
         comparison = compare(earlier, done.to_dict(), tolerance)
         show_comparison(comparison)
+        if not comparison.changes:
+            raise Failure(f"{before} and this run have no ratio in common: measure the same parts, on the same peers")
         if comparison.regressions:
             raise click.exceptions.Exit(1)

@@ -192,12 +192,20 @@ def _show_search(search: SearchTime) -> None:
     click.echo(
         f"Search of {rules} on {search.images} images: {_three(search.seconds)} s on {search.threads} threads "
         f"(all 256 thresholds {_three(search.all_seconds)} s, choosing {_three(search.choice_seconds)} s); "
-        f"nested loops {search.loop_seconds / 3600:.2f} h, {search.ratio:,.0f}x, from a sample of their calls"
+        f"nested loops {_duration(search.loop_seconds)}, {search.ratio:,.0f}x, from a sample of their calls"
     )
 
 
 def _cells(timing: Timing) -> tuple[str, str]:
     return f"{_three(timing.median * 1e3)} ± {_three(timing.iqr * 1e3)}", _three(1 / timing.median)
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds, minutes or hours, whichever has a number of few digits."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{_three(seconds / length)} {unit}"
+    return f"{_three(seconds)} s"
 
 
 def _three(value: float) -> str:
