@@ -38,7 +38,8 @@ def plot_front(accuracy: dict[str, Any]) -> str:
     scores = [way["dice"] for way in ways]
     room = max(0.01, 0.4 * (max(scores) - min(scores)))
     panel.set_ylim(min(scores) - room, max(scores) + room)
-    figure.draw_without_rendering()  # sizes are known after it
+    figure.draw_without_rendering()  # sizes, and ticks, are known after it
+    panel.set_yticks([tick for tick in panel.get_yticks() if panel.get_ylim()[0] <= tick <= 1])  # no Dice is above 1
     points = [(way["timing"]["images_per_second"], way["dice"]) for way in ways]
     places = [tuple(72 / figure.dpi * panel.transData.transform(point)) for point in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
