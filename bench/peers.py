@@ -102,3 +102,9 @@ PEERS: dict[str, tuple[Peer, str]] = {
 def installed(module: str) -> bool:
     """Return whether a module can be imported."""
     return find_spec(module) is not None
+
+
+def missing() -> dict[str, str]:
+    """Return the peers of post-processing that cannot be measured here: name -> why."""
+    needed = {name: module for name, (_, module) in PEERS.items()} | {"pycocotools encode": "pycocotools"}
+    return {name: f"{module} is not installed" for name, module in needed.items() if not installed(module)}

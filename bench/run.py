@@ -24,7 +24,7 @@ from cloudrt.postprocess import apply_rules
 from cloudrt.stats import peak_memory
 from cloudrt.submission import open_submission
 
-from . import networks, notebook, pipeline, postprocess
+from . import networks, notebook, peers, pipeline, postprocess
 from .accuracy import check_models, measure_accuracy, read_truth
 from .accuracy import rounds as accuracy_rounds
 from .agreement import Maps, compare_rows, compare_submissions
@@ -88,6 +88,8 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
             with progress("Measuring accuracy", accuracy_rounds(models, files, ROUNDS)) as advance:
                 accuracy = measure_accuracy(models, files, truth, folder, ROUNDS, advance)
         alone, rle = _measure_postprocess(segmenter, maps, progress) if "post-process" in parts else ([], {})
+        if alone:
+            skipped |= peers.missing()
         if "search" in parts:
             with progress("Measuring the search", 4) as advance:
                 labelled = label_maps([levels for levels, _ in maps], segmenter.artifact.rules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from cloudrt.bench import accuracy, networks, scaling, throughput
+from cloudrt.bench import accuracy, networks, peers, scaling, throughput
 from cloudrt.bench.accuracy import Way, mark_front, measure_accuracy, read_truth
 from cloudrt.bench.compare import compare
 from cloudrt.bench.figures import SCHEMA
@@ -333,3 +334,12 @@ def test_a_truth_has_a_sound_row_for_each_image(files: list[ImageFile], tmp_path
         truth.write_text("Image_Label,EncodedPixels\n" + "\n".join(r if "," in r else r + "," for r in rows) + "\n")
         with pytest.raises(DataError, match=said):
             read_truth(truth, files, SMALL_GRIDS)
+
+
+def test_peers_of_post_processing_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("cc3d", "pycocotools"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert peers.missing() == {
+        "cc3d": "cc3d is not installed",
+        "pycocotools encode": "pycocotools is not installed",
+    }
