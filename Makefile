@@ -9,6 +9,7 @@ READY := .venv/ready
 DEMO := demo
 
 export NO_ALBUMENTATIONS_UPDATE := 1
+unexport PYTHONDONTWRITEBYTECODE  # torch and its kin, compiled anew, cost each process ten seconds
 
 .PHONY: demo test test-all lint docs figures setup clean
 

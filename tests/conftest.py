@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 from platformdirs import user_cache_path
 
+from cloudrt.cpus import usable_cpus
+
 if TYPE_CHECKING:
     from cloudrt.export.export import Source
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # torch's threads of all of them share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // workers)))
 
 
 @pytest.fixture(autouse=True, scope="session")
