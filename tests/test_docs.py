@@ -58,8 +58,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
         shutil.copy(root / "a.pth", run_folder / "best.pth")
         shutil.copy(root / "model.onnx", run_folder / "model.onnx")
         (run_folder / "held_out.txt").write_text("\n".join(labelled))
-    shutil.copy(scenes / "train.csv", root / "train.csv")
-    shutil.copy(scenes / "test_truth.csv", root / "truth.csv")
+    truth = (scenes / "test_truth.csv").read_text()
+    (root / "truth.csv").write_text(truth)
+    (root / "train.csv").write_text((scenes / "train.csv").read_text() + truth.partition("\n")[2])  # of images/ too
     return root
 
 
