@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from cloudrt.errors import DataError
 from cloudrt.files import replacing
@@ -86,9 +87,13 @@ def front() -> str:
 def stages() -> str:
     """Each stage, and the whole, beside the notebook's way and the other peers."""
     bench = _load("cpu-full-originals")
-    rows = [(stage["name"], f"{_two(stage['ratio'])}x") for stage in bench["stages"][:-1]]
+    rows = [
+        (stage["name"], f"{_two(stage['ratio'])}x{_spread(stage['ours'], stage['notebook'])}")
+        for stage in bench["stages"][:-1]
+    ]
+    whole = bench["pipeline"]["whole"]
     peers = sorted(bench["pipeline"]["peers"].items(), key=lambda item: -item[1]["ratio"])
-    rows += [(f"files to CSV, beside {name}", f"{_two(peer['ratio'])}x") for name, peer in peers]
+    rows += [(f"files to CSV, beside {name}", f"{_two(peer['ratio'])}x{_spread(whole, peer)}") for name, peer in peers]
     table = _table((f"stage; alone beside the notebook's way ({bench['notebook']})", "cloudrt is"), rows)
     return f"{table}\n\n{_machine('cpu-full-originals')}"
 
@@ -109,11 +114,15 @@ def pipeline() -> str:
     rows = []
     for name, what in PIPELINES.items():
         measured = _load(name)["pipeline"]
-        peers = {key.partition(",")[0]: (key, peer["ratio"]) for key, peer in measured["peers"].items()}
+        whole = measured["whole"]
+        peers = {
+            key.partition(",")[0]: (key, f"{_two(peer['ratio'])}x{_spread(whole, peer)}")
+            for key, peer in measured["peers"].items()
+        }
         plain, (key, notebook) = peers["plain ONNX Runtime CPU fp32"][1], peers["the notebook's way"]
         network = "PyTorch eager" if "PyTorch" in key else "network in ONNX Runtime"
         link = f"[{what}](bench/results/{name}.json)"
-        rows.append((link, f"{measured['share_of_ceiling']:.2f}", f"{_two(plain)}x", f"{_two(notebook)}x ({network})"))
+        rows.append((link, f"{measured['share_of_ceiling']:.2f}{_spread(whole)}", plain, f"{notebook} ({network})"))
     heads = ("model, images", "share of what the cores allow", "plain ONNX Runtime fp32", "the notebook's way")
     return _table(heads, rows)
 
@@ -262,6 +271,11 @@ def _beside(way: dict[str, Any], plain: dict[str, Any]) -> float:
     pairs = zip(plain["timing"]["repetitions_s"], way["timing"]["repetitions_s"], strict=True)
     ratios = sorted(theirs / ours for theirs, ours in pairs)
     return float(ratios[len(ratios) // 2])
+
+
+def _spread(*timings: dict[str, Any]) -> str:
+    """Return half the interquartile range of a quotient of timings, as a part of it."""
+    return f" ± {np.hypot.reduce([timing['iqr_s'] / timing['median_s'] for timing in timings]) / 2:.0%}"
 
 
 def _two(value: float) -> str:
