@@ -121,12 +121,12 @@ def test_the_submission_has_the_bytes_of_a_single_machine(
 def test_a_killed_worker_loses_nothing_and_poisonous_images_fail_alone(
     cluster: Cluster, images: Path, model: Path, tmp_path: Path
 ) -> None:
-    """One image ends the first worker that comes to it, one each, one raises; the others' rows stay."""
+    """One image ends the first worker that comes to it, one each, one the ledger, one raises; the others' rows stay."""
     folder = tmp_path / "in"
     for number in range(24):
         write_jpeg(folder / f"{number:02}.jpg", number)
     whole = single(folder, model, tmp_path / "one.csv").decode().splitlines()
-    for number, ending in ((2, b"DIES"), (13, b"KILL"), (18, b"RAISE")):
+    for number, ending in ((2, b"DIES"), (9, b"LEDGER"), (13, b"KILL"), (18, b"RAISE")):
         with (folder / f"{number:02}.jpg").open("ab") as file:
             file.write(ending)
     output = tmp_path / "many" / "s.csv"
@@ -154,16 +154,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     output = tmp_path / "many" / "s.csv"
     command = [sys.executable, "-c", "from cloudrt.cli import infer; infer()", str(folder)]
     command += [*options(model, output, "--partition-size", "4"), "--cluster", cluster.address]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while len(parts(output)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
-    assert "--resume goes on" in said
-    assert not output.exists()
+    for sent, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        before = len(parts(output))
+        with subprocess.Popen([*command, "--resume"], stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 60
+            while len(parts(output)) == before and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(sent)
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == status, said
+        assert "Traceback" not in said and "***" not in said
+        assert "--resume goes on" in said
+        assert not output.exists()
     kept = parts(output)
     assert 2 <= len(kept) < 6
     assert "holds partitions already" in last_line(spread(folder, model, output, cluster.address))

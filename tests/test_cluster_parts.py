@@ -164,6 +164,9 @@ def test_errors_are_one_line() -> None:
     assert str(unwrapped(outer)) == "what is wrong"
     advised = RuntimeError(f"{outer}\n\nTo change retry attempts, configure `ray.data.DataContext.get_current()`.")
     assert str(unwrapped(advised)) == "what is wrong"
+    lines = "ray.exceptions.ActorDiedError: It died.\n\tpid: 1\nThe actor is dead: memory\n"
+    lines += "\nray.UserCodeException: UDF failed.\nTo change retry attempts, configure it."
+    assert str(unwrapped(RuntimeError(lines))) == "It died."
     outer.__cause__ = DataError("what is wrong inside")
     assert str(unwrapped(outer, "machine a: ")) == "machine a: what is wrong inside"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +65,7 @@ def connected(address: str) -> Iterator[None]:
     if address not in ("local", "auto"):
         _reach(address)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         if address == "local":
             ray.init(address="local", include_dashboard=False, **quiet)
@@ -70,6 +73,8 @@ def connected(address: str) -> Iterator[None]:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         raise ClusterError(_refused(address, error)) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminated)  # Ray's own prints a stack and exits with another status
     try:
         yield
     finally:
@@ -206,5 +211,9 @@ def _last_line(text: str) -> str:
     ours = re.findall(r"^\s*(?:[\w.]+\()?cloudrt\.[\w.]*Error: (.+?)\s*$", text, re.MULTILINE)
     if ours:  # Ray Data puts advice of its own behind it
         return str(ours[-1])
+    text = re.split(r"^[\w.]*UserCodeException: ", text, flags=re.MULTILINE)[0]  # there too
+    raised = re.findall(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception)(?:\([\w.]+\))?: (.+?)\s*$", text, re.MULTILINE)
+    if raised:
+        return str(raised[-1])
     last = ([line.strip() for line in text.splitlines() if line.strip()] or [""])[-1]
     return re.sub(r"^[\w.]*(Error|Exhausted)(\([\w.]+\))?: ", "", last)

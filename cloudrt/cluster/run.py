@@ -178,7 +178,8 @@ def run_partitions(job: Job, parts: Sequence[Sequence[Image]], todo: Sequence[in
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    ledger = ray.remote(num_cpus=0)(Ledger).options(scheduling_strategy=here).remote(job.model.read_bytes())
+    ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger)  # killed, it forgets whom to blame
+    ledger = ledger.options(scheduling_strategy=here).remote(job.model.read_bytes())
     rows = [{"number": number, "images": pack(parts[number])} for number in todo]
     workers = min(share.workers, len(todo))
     with _quiet():
