@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -85,7 +87,7 @@ def infer_on(asked: Ask) -> None:
             return stack.enter_context(progress_bar("Merging", images))
 
         try:
-            run = infer_on_cluster(asked, started, merging)
+            run = infer_on_cluster(asked, started, merging, _lost)
         except KeyboardInterrupt:
             click.echo("Finished partitions are kept; --resume goes on from there", err=True)
             raise
@@ -97,3 +99,10 @@ def infer_on(asked: Ask) -> None:
     if run.failed:
         click.echo(f"{failures_path(asked.output)} lists what failed and why", err=True)
         raise SystemExit(1)
+
+
+def _lost(line: str) -> None:
+    """End the process: nothing of Ray would return any more."""
+    click.echo(f"\nError: {line}", err=True)
+    sys.stdout.flush()
+    os._exit(2)

@@ -24,6 +24,7 @@ from cloudrt.cluster.listing import list_images
 from cloudrt.cluster.nodes import Share, connected, list_nodes, share_out, unwrapped
 from cloudrt.cluster.partitions import Counted, Image, Partitions, cut, pack
 from cloudrt.cluster.storage import Place, open_place
+from cloudrt.cluster.watch import watched
 from cloudrt.cluster.worker import Job, Worker
 from cloudrt.engines.plan import Plan, Request
 from cloudrt.errors import ArtifactError, DataError
@@ -100,7 +101,10 @@ class Ask:
 
 
 def infer_on_cluster(
-    asked: Ask, started: Callable[[Plan, Share, int, int], Done], merging: Callable[[int], Callable[[], object]]
+    asked: Ask,
+    started: Callable[[Plan, Share, int, int], Done],
+    merging: Callable[[int], Callable[[], object]],
+    lost: Callable[[str], object],
 ) -> ClusterRun:
     """Write the submission of images that a cluster segments.
 
@@ -111,6 +115,8 @@ def infer_on_cluster(
         to call with the counts of each partition.
     merging
         Called with the number of images; returns what to call for each that is merged.
+    lost
+        Called with one line, from another thread, if the cluster goes away: ends the process, as Ray would.
 
     Raises
     ------
@@ -128,7 +134,7 @@ def infer_on_cluster(
     recorded = _recorded(partitions, asked)
     _spare(images, asked.output)
     with _held(out):
-        with connected(asked.address):
+        with connected(asked.address), watched(lost):
             nodes = list_nodes()
             share = share_out(nodes, asked.provider, asked.threads)
             job = Job(
