@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import signal
 import subprocess
 import sys
@@ -178,6 +179,24 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert output.read_bytes() == whole
     assert {name: parts(output)[name] for name in kept} == kept
     assert f"{4 * len(kept)} images are in finished partitions" in done.output
+
+
+def test_a_cluster_that_is_lost_altogether_is_one_line(model: Path, tmp_path: Path) -> None:
+    """Ray's own end of such a run is status 1 and no word."""
+    for number in range(24):
+        write_jpeg(tmp_path / "in" / f"{number:02}.jpg", number)
+    output = tmp_path / "s.csv"
+    command = [sys.executable, "-c", "from cloudrt.cli import infer; infer()", str(tmp_path / "in")]
+    command += [*options(model, output, "--partition-size", "1"), "--cluster"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not parts(output) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        subprocess.run(["pkill", "-9", "-P", str(process.pid), "raylet"], check=True)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 2, said
+    assert re.search(r"is gone: start it again, and --resume goes on$", said.splitlines()[-1])
+    assert not output.exists()
 
 
 def test_a_folder_that_is_overwritten_begins_afresh(

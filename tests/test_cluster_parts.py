@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import queue
+import socket
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import pytest
 from stores import enforce, s3_server, upload
 from tiny import SMALL_GRIDS, write_jpeg
 
+from cloudrt.cluster import watch
 from cloudrt.cluster.care import Care, Ledger, segment
 from cloudrt.cluster.nodes import ClusterError, Node, Share, share_out, unwrapped
 from cloudrt.cluster.partitions import Image, Partitions, cut, pack, unpack
@@ -169,6 +174,26 @@ def test_errors_are_one_line() -> None:
     assert str(unwrapped(RuntimeError(lines))) == "It died."
     outer.__cause__ = DataError("what is wrong inside")
     assert str(unwrapped(outer, "machine a: ")) == "machine a: what is wrong inside"
+
+
+def test_only_a_long_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server on loopback that rests for less, then for more, than the time it is given."""
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "GRACE", {"the head": 1.0})
+    said: queue.Queue[str] = queue.Queue()
+    server = socket.create_server(("127.0.0.1", 0))
+    address = server.getsockname()
+    looking = threading.Thread(target=watch.look, args=({"the head": address}, said.put, threading.Event()))
+    looking.start()
+    server.close()
+    time.sleep(0.4)
+    server = socket.create_server(address)
+    time.sleep(0.8)
+    assert said.empty()
+    server.close()
+    assert said.get(timeout=5) == f"the head, 127.0.0.1:{address[1]}, is gone: start it again, and --resume goes on"
+    looking.join(5)
+    assert not looking.is_alive()
 
 
 class Fragile:

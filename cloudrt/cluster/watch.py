@@ -32,14 +32,15 @@ def watched(lost: Callable[[str], object]) -> Iterator[None]:
     mine = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     addresses = (mine["NodeManagerAddress"], mine["NodeManagerPort"]), (host.strip("[]"), int(port))
     places, over = dict(zip(GRACE, addresses, strict=True)), threading.Event()
-    threading.Thread(target=_watch, args=(places, lost, over), daemon=True, name="cluster watch").start()
+    threading.Thread(target=look, args=(places, lost, over), daemon=True, name="cluster watch").start()
     try:
         yield
     finally:
         over.set()
 
 
-def _watch(places: Mapping[str, Address], lost: Callable[[str], object], over: threading.Event) -> None:
+def look(places: Mapping[str, Address], lost: Callable[[str], object], over: threading.Event) -> None:
+    """Call `lost` once one of the places has not answered for its `GRACE`; return then, or when it is `over`."""
     answered = dict.fromkeys(places, time.monotonic())
     while not over.wait(LOOK_SECONDS):
         for name, address in places.items():
