@@ -32,16 +32,20 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile
 
+# The layout as installed, where train, export and bench are parts of cloudrt: what mypy and import-linter look at.
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf build/layout && mkdir -p build/layout && cp -rs $(CURDIR)/cloudrt build/layout/cloudrt
+	cp -rs $(CURDIR)/train $(CURDIR)/export $(CURDIR)/bench build/layout/cloudrt/
+	cd build/layout && ../../$(BIN)/lint-imports --no-cache ../../setup.cfg
 	$(BIN)/mypy
 
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 figures: $(READY)
-	$(BIN)/python -m cloudrt.bench.render README.md docs/how-to/cluster.md
+	$(BIN)/python -m cloudrt.bench.studies.render README.md docs/how-to/cluster.md
 
 setup: $(READY)
 

@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from cloudrt.artifact import read_artifact
-from cloudrt.data import Table, read_table
-from cloudrt.engines.base import hindrance
+from cloudrt.engines.choice import hindrance
 from cloudrt.errors import CloudrtError, DataError, RleError
-from cloudrt.images import ImageFile
+from cloudrt.images.image import ImageFile
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.inference.submission import open_submission
 from cloudrt.labels import Labels
-from cloudrt.metric import dice
-from cloudrt.pipeline import Segmenter
-from cloudrt.rle import rle_decode, rle_to_submit_grid
-from cloudrt.submission import open_submission
+from cloudrt.masks.metric import dice
+from cloudrt.masks.rle import rle_decode, rle_to_submit_grid
+from cloudrt.masks.table import Table, read_table
+from cloudrt.model.artifact import read_artifact
 
 from .stages import Timing
 

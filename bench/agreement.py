@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.data import Table, read_table
 from cloudrt.errors import CloudrtError
-from cloudrt.images import ImageFile
+from cloudrt.images.image import ImageFile
+from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import Labels
-from cloudrt.metric import dice
-from cloudrt.pipeline import Segmenter
-from cloudrt.postprocess import apply_rules
-from cloudrt.rle import rle_decode
+from cloudrt.masks.metric import dice
+from cloudrt.masks.postprocess import apply_rules
+from cloudrt.masks.rle import rle_decode
+from cloudrt.masks.table import Table, read_table
 
 from . import notebook
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from cloudrt.artifact import load_model
-from cloudrt.images import ImageFile, decode, read_file
-from cloudrt.pipeline import Segmenter
-from cloudrt.submission import open_submission
+from cloudrt.images.image import ImageFile, decode, read_file
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.inference.submission import open_submission
+from cloudrt.model.artifact import load_model
 
 from .agreement import Maps
 from .flops import count_flops

@@ -103,9 +103,11 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = 0.
         if before.get(part, {}).get(name) != after.get(part, {}).get(name)
     ]
     return Comparison(
-        changes, [name for name in theirs if name not in ours], [name for name in ours if name not in theirs],
+        changes,
+        [name for name in theirs if name not in ours],
+        [name for name in ours if name not in theirs],
         differences,
-    )  # fmt: skip
+    )
 
 
 def _ratios(values: dict[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:

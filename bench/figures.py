@@ -23,8 +23,16 @@ from .throughput import Point
 SCHEMA = 4
 
 PARTS = (
-    "stages", "pipeline", "throughput", "accuracy", "post-process", "search", "latency", "start-up", "scaling",
-)  # fmt: skip
+    "stages",
+    "pipeline",
+    "throughput",
+    "accuracy",
+    "post-process",
+    "search",
+    "latency",
+    "start-up",
+    "scaling",
+)
 DEFAULT = PARTS[:-1]
 """Scaling runs thousands of images."""
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cloudrt.images import ImageFile
-from cloudrt.pipeline import Segmenter
+from cloudrt.images.image import ImageFile
+from cloudrt.inference.pipeline import Segmenter
 
 REQUESTS = 60
 SHARES = (50, 95, 99)

@@ -8,13 +8,20 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cloudrt import __version__
-from cloudrt.cpus import usable_cpus
+from cloudrt.system.machine import usable_cpus
+from cloudrt.system.versions import VERSION
 
 PACKAGES = (
-    "numpy", "numba", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg",
+    "numpy",
+    "numba",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "openvino",
+    "opencv-python-headless",
+    "simplejpeg",
     "torch",
-)  # fmt: skip
+)
 
 
 def machine() -> dict[str, str | int | float | None]:
@@ -29,7 +36,7 @@ def machine() -> dict[str, str | int | float | None]:
 
 def versions() -> dict[str, str]:
     """Return the versions of cloudrt, Python and the libraries that are installed."""
-    found = {"cloudrt": __version__, "python": platform.python_version()}
+    found = {"cloudrt": VERSION, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)

@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.artifact import Artifact, load_model, parse_artifact
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, CloudrtError
-from cloudrt.images import Image
-from cloudrt.network_config import VIEWS
-from cloudrt.postprocess import Rule, apply_rules
+from cloudrt.images.image import Image
+from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.model.artifact import Artifact, load_model, parse_artifact
+from cloudrt.model.network_config import VIEWS
 
 from .agreement import Maps
 from .notebook import Network, Probability, has_data, rle_rows
@@ -158,7 +158,7 @@ class TorchGraph:
     ) -> None:
         import torch
 
-        from cloudrt.network import InferenceGraph
+        from cloudrt.model.network import InferenceGraph
 
         loaded = load_checkpoint(checkpoint, artifact)
         if threads:
@@ -198,8 +198,8 @@ def load_checkpoint(checkpoint: Path, artifact: Artifact) -> Any:
     ModuleNotFoundError, ArtifactError
         As `TorchNetwork`.
     """
-    from cloudrt.files import sha256
-    from cloudrt.network import Checkpoint
+    from cloudrt.model.network import Checkpoint
+    from cloudrt.system.files import sha256
 
     loaded = Checkpoint.load(checkpoint)
     if sha256(checkpoint) != artifact.checkpoint_sha256:
@@ -247,8 +247,8 @@ def open_networks(
 
 def least_dice(network: Network, images: Sequence[Image], maps: Maps, rules: Sequence[Rule]) -> float:
     """Return the mean Dice between the masks of a network and ours, over every (image, class)."""
-    from cloudrt.metric import dice
-    from cloudrt.rle import rle_decode
+    from cloudrt.masks.metric import dice
+    from cloudrt.masks.rle import rle_decode
 
     scores = []
     for image, (levels, presence) in zip(images, maps, strict=True):

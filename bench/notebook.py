@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import ImageError
-from cloudrt.images import Image, ImageFile
+from cloudrt.images.image import NO_DATA_LEVEL, Image, ImageFile
 from cloudrt.labels import Grid, Labels
-from cloudrt.network_config import NO_DATA_LEVEL
-from cloudrt.postprocess import Rule
+from cloudrt.masks.postprocess import Rule
 
 Probability = NDArray[Any]
 """(C, H, W) on the submission grid: float32 in 0..1, or uint8 levels 0..255."""

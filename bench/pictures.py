@@ -11,13 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from cloudrt.cpus import usable_cpus
+from cloudrt.data.scenes import draw_scene
+from cloudrt.data.synth import JPEG_QUALITY
 from cloudrt.errors import DataError, ImageError
-from cloudrt.images import ImageFile, find_images, load_image
+from cloudrt.images.image import ImageFile, find_images, load_image
+from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import LABEL_GRID
-from cloudrt.pipeline import Segmenter
-from cloudrt.scenes import draw_scene
-from cloudrt.synth import JPEG_QUALITY
+from cloudrt.system.machine import usable_cpus
 
 IMAGES = 6
 

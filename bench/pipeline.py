@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from cloudrt.cpus import usable_cpus
-from cloudrt.images import Image, ImageFile, load_image
+from cloudrt.images.image import Image, ImageFile, load_image
+from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import Grid, Labels
-from cloudrt.pipeline import Segmenter
-from cloudrt.postprocess import Rule, apply_rules
+from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.system.machine import usable_cpus
 
 from . import notebook, peers
 from .agreement import Maps

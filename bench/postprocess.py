@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.labels import SUBMIT_GRID, Grid
-from cloudrt.postprocess import postprocess
-from cloudrt.rle import rle_decode, rle_encode
+from cloudrt.masks.postprocess import postprocess
+from cloudrt.masks.rle import rle_decode, rle_encode
 
 from . import peers
 from .agreement import AgreementError

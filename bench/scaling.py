@@ -9,10 +9,10 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from cloudrt.images import ImageFile
-from cloudrt.pipeline import Segmenter
-from cloudrt.stats import memory
-from cloudrt.submission import open_submission
+from cloudrt.images.image import ImageFile
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.inference.submission import open_submission
+from cloudrt.system.statistics import memory
 
 COUNTS = (100, 1_000, 10_000)
 
@@ -49,9 +49,10 @@ class Scaling:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {
-            "runs": [vars(run) for run in self.runs], "cost_of_the_longest": self.cost,
+            "runs": [vars(run) for run in self.runs],
+            "cost_of_the_longest": self.cost,
             "cpu_cost_of_the_longest": self.cpu_cost,
-        }  # fmt: skip
+        }
 
 
 def measure_scaling(

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.choose import choose_rules
-from cloudrt.cpus import usable_cpus
-from cloudrt.postprocess import Rule
-from cloudrt.search import LabelledMaps, measure, pack_mask, unpack_mask
+from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rle import pack_mask, unpack_mask
+from cloudrt.search.choose import choose_rules
+from cloudrt.search.tables import LabelledMaps, measure
+from cloudrt.system.machine import usable_cpus
 
 from .agreement import AgreementError
 from .notebook import post_process

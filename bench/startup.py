@@ -32,7 +32,7 @@ _COMMAND = """
 import json, sys, time
 began = time.perf_counter()
 from cloudrt.cli.infer import infer
-from cloudrt.stats import peak_memory
+from cloudrt.system.statistics import peak_memory
 infer(sys.argv[1:], standalone_mode=False)
 print(json.dumps([time.perf_counter() - began, peak_memory()]))
 """

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloudrt.artifact import load_model
-from cloudrt.engines import open_engine
+from cloudrt.engines.choice import open_engine
 from cloudrt.errors import MemoryExhausted
-from cloudrt.images import Image
-from cloudrt.pipeline import Segmenter
+from cloudrt.images.image import Image
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.model.artifact import load_model
 
 GAIN = 1.03
 """A step that brings less than this, twice in a row, is the end."""

@@ -8,43 +8,51 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Not lazy: the function shares its module's name, and must be bound after the import system has bound the module.
-from cloudrt.postprocess import Rule, apply_rules, postprocess, postprocess_batch
+from cloudrt.system.versions import VERSION
 
 if TYPE_CHECKING:
-    from cloudrt.artifact import read_artifact as read_artifact
     from cloudrt.errors import CloudrtError as CloudrtError
     from cloudrt.errors import RleError as RleError
+    from cloudrt.inference.pipeline import Segmenter as Segmenter
     from cloudrt.labels import CLOUDS as CLOUDS
     from cloudrt.labels import Labels as Labels
-    from cloudrt.metric import dice as dice
-    from cloudrt.metric import score as score
-    from cloudrt.pipeline import Segmenter as Segmenter
-    from cloudrt.rle import rle_decode as rle_decode
-    from cloudrt.rle import rle_encode as rle_encode
+    from cloudrt.masks.metric import dice as dice
+    from cloudrt.masks.metric import score as score
+    from cloudrt.masks.postprocess import Rule as Rule
+    from cloudrt.masks.postprocess import apply_rules as apply_rules
+    from cloudrt.masks.postprocess import postprocess as postprocess
+    from cloudrt.masks.postprocess import postprocess_batch as postprocess_batch
+    from cloudrt.masks.rle import rle_decode as rle_decode
+    from cloudrt.masks.rle import rle_encode as rle_encode
+    from cloudrt.model.artifact import read_artifact as read_artifact
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
-_HOMES = {
+_MODULES = {
     "CLOUDS": "labels",
     "CloudrtError": "errors",
     "Labels": "labels",
     "RleError": "errors",
-    "Segmenter": "pipeline",
-    "dice": "metric",
-    "read_artifact": "artifact",
-    "rle_decode": "rle",
-    "rle_encode": "rle",
-    "score": "metric",
+    "Rule": "masks.postprocess",
+    "Segmenter": "inference.pipeline",
+    "apply_rules": "masks.postprocess",
+    "dice": "masks.metric",
+    "postprocess": "masks.postprocess",
+    "postprocess_batch": "masks.postprocess",
+    "read_artifact": "model.artifact",
+    "rle_decode": "masks.rle",
+    "rle_encode": "masks.rle",
+    "score": "masks.metric",
 }
+"""Public name -> the module that defines it."""
 
-__all__ = ["Rule", "__version__", "apply_rules", "postprocess", "postprocess_batch", *_HOMES]  # noqa: PLE0604 - the names are the keys above
+__all__ = ["__version__", *_MODULES]  # noqa: PLE0604 - the names are the keys above
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'cloudrt' has no attribute {name!r}")
-    value = getattr(import_module(f"cloudrt.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"cloudrt.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

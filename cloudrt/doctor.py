@@ -6,25 +6,21 @@ own: a broken driver then ends the trial and not the doctor, and none of the lib
 
 from __future__ import annotations
 
-import os
 import platform
-import re
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import distributions
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.cpus import usable_cpus
-from cloudrt.engines.availability import NAMES, ORT_NAMES, load_libraries, nvidia_driver, obstacle, runtime_package
+from cloudrt.engines.availability import NAMES, ORT_NAMES, load_libraries, obstacle, runtime_package
 from cloudrt.errors import ProviderError
+from cloudrt.system.machine import Machine, describe_machine
+from cloudrt.system.versions import installed_distributions
 
 if TYPE_CHECKING:
     import onnx
@@ -42,21 +38,8 @@ _SAME_FILES = {
 }
 """Module -> distributions that each write its files over those of the others."""
 
-_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd")
 _TRIAL = "import sys; from cloudrt.doctor import try_provider; sys.exit(try_provider(sys.argv[1]))"
 _PATIENCE = 120  # seconds; TensorRT takes several to start
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The computer, as far as this process may use it; memory in GiB."""
-
-    system: str
-    cpu: str
-    features: tuple[str, ...]
-    cores: int
-    memory: float
-    gpus: tuple[str, ...]
 
 
 UNTESTED = (
@@ -127,16 +110,6 @@ def diagnose() -> Diagnosis:
     )
 
 
-def installed_distributions() -> dict[str, str]:
-    """Return distribution -> version, names in lower case with dashes, of all that is installed."""
-    found: dict[str, str] = {}
-    for distribution in distributions():
-        name = distribution.metadata["Name"]
-        if name:  # a half-removed package has none
-            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
-    return found
-
-
 def find_conflicts(installed: set[str]) -> list[str]:
     """Return a sentence, ending with the line that repairs it, for each module that two distributions overwrite."""
     conflicts = []
@@ -160,8 +133,12 @@ def provider_state(name: str) -> ProviderState:
         # -P: as for an installed command, a file in the current folder is not mistaken for a module.
         trial = subprocess.run(
             [sys.executable, "-P", "-c", _TRIAL, name],
-            capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return ProviderState(name, False, f"gave no answer in {_PATIENCE} s", _reinstall(name))
     if trial.returncode == 0:
@@ -236,36 +213,6 @@ def _run_onnxruntime(name: str, levels: NDArray[np.uint8]) -> NDArray[Any]:
     if homes != {provider}:
         raise ProviderError(f"loaded, but the convolution ran in {', '.join(sorted(homes)) or 'no known provider'}")
     return np.asarray(session.run(None, {"image": levels})[0])
-
-
-def describe_machine() -> Machine:
-    """Return the computer, as far as this process may use it."""
-    driver = nvidia_driver()
-    cpu, features = _read_cpuinfo(Path("/proc/cpuinfo"))
-    system = f"{platform.system()} {platform.release()} {platform.machine()}"
-    return Machine(system, cpu, features, usable_cpus(), _memory(), driver.gpus if driver else ())
-
-
-def _read_cpuinfo(path: Path) -> tuple[str, tuple[str, ...]]:
-    """Return the processor's name and those of its features that matter here."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    lines = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
-    flags = set((lines.get("flags") or lines.get("Features") or "").split())
-    name = lines.get("model name") or platform.processor() or platform.machine() or "unknown"
-    return name, tuple(feature for feature in _FEATURES if feature in flags)
-
-
-def _memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
-    """Return GiB of memory: the machine's, or the container's where it is less; 0 where that cannot be told."""
-    if not hasattr(os, "sysconf"):  # Windows
-        return 0.0
-    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # no control group, or "max"
-        size = min(size, int(limit.read_text(encoding="ascii")))
-    return round(size / 2**30, 1)
 
 
 def _reinstall(name: str) -> str:

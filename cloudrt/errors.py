@@ -45,7 +45,7 @@ class ParityError(CloudrtError):
     message
         One line.
     verdicts
-        Every figure beside what is allowed; see `cloudrt.parity.Verdict`.
+        Every figure beside what is allowed; see `cloudrt.model.parity.Verdict`.
     """
 
     def __init__(self, message: str, verdicts: Sequence[Any] = ()) -> None:

@@ -7,6 +7,7 @@ checkpoint, export into the artifact, inference reads it there. `CLOUDS`, the fo
 
 from __future__ import annotations
 
+import colorsys
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,6 +22,11 @@ SUBMIT_GRID: Grid = (350, 525)
 KEY_COLUMN = "Image_Label"
 FIELDS = ("classes", "label_grid", "submit_grid", "key_column")
 """Of data.json and of an artifact's metadata."""
+
+
+# Okabe and Ito's colours (2008), told apart by all forms of colour vision; green and vermilion a little lighter, since
+# the ocean beneath is dark.
+COLOURS = ("#e69f00", "#56b4e9", "#ee7abf", "#2bd4a0", "#f0e442", "#ff7a45", "#a58bff", "#c9c9c9")
 
 
 @dataclass(frozen=True)
@@ -96,3 +102,10 @@ class Labels:
 
 
 CLOUDS = Labels()
+
+
+def class_colours(count: int) -> list[str]:
+    """Return a colour for each class, #rrggbb: those for all forms of colour vision first, then hues of the wheel."""
+    wheel = (colorsys.hls_to_rgb(index * 0.618034 % 1, 0.66, 0.7) for index in range(count - len(COLOURS)))
+    more = ["#" + "".join(f"{round(255 * level):02x}" for level in rgb) for rgb in wheel]
+    return [*COLOURS[:count], *more]

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from cloudrt.errors import DataError
-from cloudrt.network import Checkpoint, InferenceGraph, NetworkConfig
-from cloudrt.network_config import VIEWS
-from cloudrt.postprocess import Rule
+from cloudrt.masks.postprocess import Rule
+from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig
+from cloudrt.model.network_config import VIEWS
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import onnx
 
-from cloudrt.artifact import Artifact
-from cloudrt.engines.base import emulation
+from cloudrt.engines.choice import emulation
 from cloudrt.errors import DataError
-from cloudrt.files import replacing, sha256
 from cloudrt.labels import Grid
-from cloudrt.network import Checkpoint
-from cloudrt.parity import TOLERANCES, Parity, Tolerances
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.network import Checkpoint
+from cloudrt.model.parity import TOLERANCES, Parity, Tolerances
+from cloudrt.system.files import replacing, sha256
 
 from .ensemble import Ensemble
 from .gate import Gate, choose_gate_provider, lower

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import onnx
 
-from cloudrt.artifact import Artifact
-from cloudrt.engines import Engine, EngineOptions, choose_provider, open_engine
 from cloudrt.engines.availability import problem
-from cloudrt.engines.base import emulation
+from cloudrt.engines.base import Engine, EngineOptions
+from cloudrt.engines.choice import choose_provider, emulation, open_engine
 from cloudrt.errors import ParityError, ProviderError
-from cloudrt.parity import Parity, Tolerances
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.parity import Parity, Tolerances
 
 from .graph import finish
 from .half import emulate_half

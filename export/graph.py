@@ -14,9 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 import onnx
 import torch
 
-from cloudrt import __version__
-from cloudrt.artifact import Artifact, write_metadata
 from cloudrt.errors import DataError
+from cloudrt.model.artifact import Artifact, write_metadata
+from cloudrt.system.versions import VERSION
 
 from .ensemble import Ensemble
 from .layers import copy_notes, strip_notes
@@ -65,7 +65,7 @@ def trace(ensemble: Ensemble) -> onnx.ModelProto:
     assert program is not None
     model = program.model_proto
     model.ir_version = IR_VERSION
-    model.producer_name, model.producer_version = "cloudrt", __version__
+    model.producer_name, model.producer_version = "cloudrt", VERSION
     return model
 
 
@@ -95,7 +95,7 @@ def finish(model: onnx.ModelProto, artifact: Artifact) -> onnx.ModelProto:
     finished.CopyFrom(model)
     strip_notes(finished)
     finished.ir_version = IR_VERSION
-    finished.producer_name, finished.producer_version = "cloudrt", __version__
+    finished.producer_name, finished.producer_version = "cloudrt", VERSION
     onnx.checker.check_model(finished, full_check=True)
     write_metadata(finished, artifact)
     return finished
@@ -135,7 +135,7 @@ def describe(
 
 
 def _versions() -> dict[str, str]:
-    found = {"cloudrt": __version__}
+    found = {"cloudrt": VERSION}
     for name in (
         "torch",
         "onnx",

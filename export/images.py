@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.data.scenes import draw_scene
 from cloudrt.errors import ImageError
-from cloudrt.images import find_images, load_image
+from cloudrt.images.image import find_images, load_image
 from cloudrt.labels import Grid
-from cloudrt.scenes import draw_scene
 
 logger = logging.getLogger(__name__)
 

@@ -85,9 +85,17 @@ class Quantiser:
         activations = QuantType.QInt8 if tensorrt else QuantType.QUInt8
         with quiet():
             quantizer = QDQQuantizer(
-                copy, True, not tensorrt, QuantType.QInt8, activations, self._ranges, [], stay,
-                list(OPERATORS[self.target]), options,
-            )  # fmt: skip
+                copy,
+                True,
+                not tensorrt,
+                QuantType.QInt8,
+                activations,
+                self._ranges,
+                [],
+                stay,
+                list(OPERATORS[self.target]),
+                options,
+            )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
         model = quantizer.model.model

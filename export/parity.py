@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloudrt.parity import Answers, Parity, Tally, Tolerances, half_of_the_levels
+from cloudrt.model.parity import Answers, Parity, Tally, Tolerances, half_of_the_levels
 
 from .ensemble import Ensemble
 from .images import Compared

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cloudrt.engines import Engine, open_engine
+from cloudrt.engines.base import Engine
+from cloudrt.engines.choice import open_engine
 
 BATCH = 4
 ROUNDS = 7

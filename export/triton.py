@@ -12,10 +12,10 @@ import re
 import shutil
 from pathlib import Path
 
-from cloudrt.artifact import Artifact
 from cloudrt.engines.tensorrt import triton_options
 from cloudrt.errors import DataError
-from cloudrt.files import replacing
+from cloudrt.model.artifact import Artifact
+from cloudrt.system.files import replacing
 
 QUEUE_MICROSECONDS = 5000
 """How long the first request of a batch waits for others."""
@@ -60,7 +60,7 @@ def write_repository(
 def triton_config(artifact: Artifact, name: str, largest_batch: int) -> str:
     """Return the text of config.pbtxt.
 
-    The rules are among the parameters: a client that post-processes finds there what `cloudrt.postprocess` takes.
+    The rules are among the parameters: a client that post-processes finds there what `cloudrt.masks.postprocess` takes.
     """
     height, width = artifact.input_size
     preferred = sorted({max(1, largest_batch // 4), largest_batch})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from platformdirs import user_cache_path
 
-from cloudrt.cpus import usable_cpus
+from cloudrt.system.machine import usable_cpus
 
 if TYPE_CHECKING:
     from cloudrt.export.export import Source
@@ -33,7 +33,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of twelve labelled scenes and four to predict."""
-    from cloudrt.synth import write_dataset
+    from cloudrt.data.synth import write_dataset
 
     folder = tmp_path_factory.mktemp("scenes") / "data"
     write_dataset(folder, 16, (140, 210), seed=3)
@@ -49,7 +49,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained FPN with a ResNet-18."""
-    from networks import make_checkpoint
+    from support.networks import make_checkpoint
 
     path = tmp_path_factory.mktemp("checkpoint") / "best.pth"
     make_checkpoint(path)

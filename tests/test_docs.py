@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from snippets import PAGES, ROOT, blocks, check, commands, run, run_python
-from tiny import tiny_artifact
+from support.snippets import PAGES, ROOT, blocks, check, commands, run, run_python
+from support.tiny import tiny_artifact
 
 from cloudrt.cli import COMMANDS, main
 
@@ -34,7 +34,7 @@ def predict(root: Path) -> None:
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
     """What the pages take for granted: data, images, models, and what earlier steps have left."""
-    from networks import make_checkpoint
+    from support.networks import make_checkpoint
 
     root = tmp_path_factory.mktemp("workshop")
     shutil.copytree(scenes, root / "data")
@@ -105,8 +105,11 @@ def test_the_site_builds_strictly_and_every_page_is_in_it(tmp_path: Path) -> Non
     pytest.importorskip("mkdocs")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     html = (tmp_path / "site" / "reference" / "commands.html").read_text(encoding="utf-8")
     for command in COMMANDS:
@@ -119,7 +122,7 @@ def test_the_site_builds_strictly_and_every_page_is_in_it(tmp_path: Path) -> Non
 
 
 def test_data_json_of_the_docs_is_taken(tmp_path: Path) -> None:
-    from cloudrt.data import read_labels
+    from cloudrt.data.folder import read_labels
 
     text = next(block.text for block in blocks(ROOT / "docs" / "how-to" / "other-data.md") if block.language == "json")
     (tmp_path / "data.json").write_text(text)

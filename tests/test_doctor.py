@@ -14,27 +14,27 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from tiny import tiny_model
+from support.tiny import tiny_model
 
 from cloudrt import doctor as doctor_module
-from cloudrt.artifact import parse_artifact, write_metadata
 from cloudrt.cli.doctor import doctor as command
 from cloudrt.doctor import (
     UNTESTED,
     Diagnosis,
-    Machine,
     ProviderState,
     build_graph,
-    describe_machine,
     diagnose,
     find_conflicts,
-    installed_distributions,
     provider_state,
     try_provider,
 )
-from cloudrt.engines import availability
-from cloudrt.engines.availability import NAMES, Driver, load_libraries, problem
+from cloudrt.engines.availability import NAMES, load_libraries, problem
+from cloudrt.engines.base import availability
 from cloudrt.errors import ProviderError
+from cloudrt.model.artifact import parse_artifact, write_metadata
+from cloudrt.system.machine import Machine, describe_machine
+from cloudrt.system.nvidia import Driver
+from cloudrt.system.versions import installed_distributions
 
 GPU = Driver((13, 0), ("NVIDIA H200, 140 GiB",))
 

@@ -32,8 +32,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "cloudrt/bench/__init__.py",
         "cloudrt/kernels/runs.py",
         "cloudrt/cli/infer.py",
-        "cloudrt/templates/report.html",
-        "cloudrt/models/clouds.onnx",
+        "cloudrt/reports/templates/report.html",
+        "cloudrt/model/shipped/clouds.onnx",
         "cloudrt/py.typed",
     ):
         assert wanted in names
@@ -55,14 +55,22 @@ def test_wheel_alone_runs_infer_help_without_torch(wheel: Path, tmp_path: Path) 
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     done = subprocess.run(
         [sys.executable, "-c", script, str(site), "--help"],
-        capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "--provider" in done.stdout
 
     train = subprocess.run(
         [sys.executable, "-c", script.replace("infer", "train"), str(site), str(ROOT / "tests")],
-        capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+    )
     assert train.returncode == 2
     assert "train.csv is missing" in train.stderr

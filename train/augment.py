@@ -27,9 +27,15 @@ def build_augmentation(preset: str) -> Any:
         return albumentations.Compose(flips)
     # ShiftScaleRotate(scale 0.5, rotate 0, shift 0.1): albumentations 2 says it through Affine.
     affine = albumentations.Affine(
-        scale=(0.5, 1.5), translate_percent=(-0.1, 0.1), rotate=0, keep_ratio=True,
-        border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=0, p=0.5,
-    )  # fmt: skip
+        scale=(0.5, 1.5),
+        translate_percent=(-0.1, 0.1),
+        rotate=0,
+        keep_ratio=True,
+        border_mode=cv2.BORDER_CONSTANT,
+        fill=0,
+        fill_mask=0,
+        p=0.5,
+    )
     quarter = [albumentations.HorizontalFlip(p=0.25), albumentations.VerticalFlip(p=0.25)]
     grid = albumentations.GridDistortion(p=0.25)
     bend = albumentations.OneOf(

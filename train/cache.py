@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.data import DataFolder
+from cloudrt.data.folder import DataFolder
 from cloudrt.errors import DataError, ImageError
-from cloudrt.images import load_image
+from cloudrt.images.image import load_image
 from cloudrt.labels import Grid
 
 CACHE_FORMAT = 1

@@ -8,7 +8,7 @@ from typing import Any
 
 from cloudrt.errors import DataError
 from cloudrt.labels import Grid
-from cloudrt.network_config import PRESENCES, VIEWS
+from cloudrt.model.network_config import PRESENCES, VIEWS
 
 from .losses import parse_loss
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cloudrt.choose import choose_rules
-from cloudrt.data import open_data
+from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
-from cloudrt.files import replacing
 from cloudrt.labels import Labels
-from cloudrt.network import Checkpoint
-from cloudrt.probabilities import Probabilities, write_probabilities
-from cloudrt.search import THRESHOLDS, LabelledMaps, measure, min_areas_for
+from cloudrt.model.network import Checkpoint
+from cloudrt.search.choose import choose_rules
+from cloudrt.search.probabilities import Probabilities, write_probabilities
+from cloudrt.search.tables import THRESHOLDS, LabelledMaps, measure, min_areas_for
+from cloudrt.system.files import replacing
 
 from .config import TrainConfig
 from .loop import PROBABILITIES, Bar, no_bar, train
@@ -89,8 +89,11 @@ def cross_validate(
     merge([part / PROBABILITIES for part in parts], folder / "oof.npz", source.labels)
     table = source.read_train()
     with Probabilities(folder / "oof.npz") as kept:
-        maps = (LabelledMaps(levels, source.truth_bits(key, table[key]), presence)
-                for key in kept.keys for levels, presence in [kept.read(key)])  # fmt: skip
+        maps = (
+            LabelledMaps(levels, source.truth_bits(key, table[key]), presence)
+            for key in kept.keys
+            for levels, presence in [kept.read(key)]
+        )
         choices = choose_rules(measure(maps, len(kept.keys), THRESHOLDS, min_areas_for(source.labels.submit_grid)))
     dice = float(np.mean([choice.out_of_fold for choice in choices]))
     for part in parts:

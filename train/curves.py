@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from cloudrt.files import replacing
+from cloudrt.system.files import replacing
 
 
 def write_history(history: list[dict[str, float]], path: Path) -> None:

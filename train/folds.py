@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.data.duplicates import difference_hash, similar_groups
 from cloudrt.errors import DataError
-from cloudrt.twins import difference_hash, similar_groups
 
 from .cache import DatasetCache
 

@@ -25,9 +25,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from cloudrt.cli.common import reports_errors
-from cloudrt.cpus import usable_cpus
 from cloudrt.errors import DataError
+from cloudrt.system.machine import usable_cpus
+from cloudrt.system.terminal import reports_errors
 
 TRAIN = (sys.executable, "-c", "from cloudrt.cli import train; train()")
 JOIN_SECONDS = 900
@@ -65,18 +65,26 @@ def launch(
     folder = str(logs or tempfile.mkdtemp(prefix="cloudrt-train-"))
     quiet = dict.fromkeys(range(1, processes), Std.ALL)
     config = LaunchConfig(
-        min_nodes=nodes, max_nodes=nodes, nproc_per_node=processes, run_id=run, max_restarts=0,
-        rdzv_backend="c10d", rdzv_endpoint=head or "localhost:0",
-        rdzv_configs={"join_timeout": JOIN_SECONDS}, logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=quiet),
-    )  # fmt: skip
+        min_nodes=nodes,
+        max_nodes=nodes,
+        nproc_per_node=processes,
+        run_id=run,
+        max_restarts=0,
+        rdzv_backend="c10d",
+        rdzv_endpoint=head or "localhost:0",
+        rdzv_configs={"join_timeout": JOIN_SECONDS},
+        logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=quiet),
+    )
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what it says of a failure fills a page
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
         raise DataError(_describe(error.failures, folder)) from error
     except (RendezvousError, TimeoutError, ConnectionError) as error:
-        raise DataError(f"the {nodes} machines did not meet at {head}: start the same command on each, with a port "
-                        "that they all reach") from error  # fmt: skip
+        raise DataError(
+            f"the {nodes} machines did not meet at {head}: start the same command on each, with a port "
+            "that they all reach"
+        ) from error
 
 
 def _describe(failures: dict[int, ProcessFailure], folder: str) -> str:

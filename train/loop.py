@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloudrt.data import open_data
+from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
-from cloudrt.files import locked, replacing
-from cloudrt.network import Checkpoint, NetworkConfig, write_tensors
-from cloudrt.postprocess import Rule
-from cloudrt.stats import memory
+from cloudrt.masks.postprocess import Rule
+from cloudrt.model.network import Checkpoint, NetworkConfig, write_tensors
+from cloudrt.system.files import locked, replacing
+from cloudrt.system.statistics import memory
 
 from .cache import DatasetCache, open_cache
 from .config import TrainConfig
@@ -88,9 +88,14 @@ def _train(
     source = open_data(data)
     device = find_device(config.device, team.local_rank)
     network_config = NetworkConfig(
-        config.architecture, config.encoder, dict(config.options), config.input_size, labels=source.labels,
-        presence=config.presence, top_k=config.top_k,
-    )  # fmt: skip
+        config.architecture,
+        config.encoder,
+        dict(config.options),
+        config.input_size,
+        labels=source.labels,
+        presence=config.presence,
+        top_k=config.top_k,
+    )
     seed_all(config.seed)
     state = read_state(folder, config) if resume else None
     network, origin = start(config, network_config, resumed=state is not None)
@@ -110,8 +115,13 @@ def _train(
     check_shape(network, network_config)
     logger.info(
         "%d images to train on, %d held out, %d unreadable; %s with %s on %s",
-        len(training), len(held_out), len(cache.failures), config.architecture, config.encoder, device,
-    )  # fmt: skip
+        len(training),
+        len(held_out),
+        len(cache.failures),
+        config.architecture,
+        config.encoder,
+        device,
+    )
     _warn_of_absent_classes(cache, held_out, source.labels.classes)
     if team.first:
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,8 +199,14 @@ class _Run:
             checkpoint.save(self.folder / "best.pth")
         logger.info(
             "epoch %d/%d: loss %.4f, held out %.4f, Dice %.4f (best %.4f), all empty %.4f",
-            epoch, self.config.epochs, train_loss, result.loss, result.dice, self.best_dice, result.all_empty,
-        )  # fmt: skip
+            epoch,
+            self.config.epochs,
+            train_loss,
+            result.loss,
+            result.dice,
+            self.best_dice,
+            result.all_empty,
+        )
         return result.loss
 
     def _record(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cloudrt.errors import DataError
-from cloudrt.names import check_name
+from cloudrt.system.suggest import check_name
 
 NAMES = ("bce", "dice", "iou", "focal", "lovasz")
 

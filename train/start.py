@@ -17,7 +17,7 @@ from torch import nn
 
 from cloudrt.errors import DataError
 from cloudrt.labels import Labels
-from cloudrt.network import Checkpoint, NetworkConfig, build_network
+from cloudrt.model.network import Checkpoint, NetworkConfig, build_network
 
 from .config import TrainConfig
 

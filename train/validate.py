@@ -14,19 +14,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from cloudrt.choose import choose_rules
-from cloudrt.network import InferenceGraph, NetworkConfig
-from cloudrt.network_config import VIEWS
-from cloudrt.probabilities import write_probabilities
-from cloudrt.search import (
-    THRESHOLDS,
-    Found,
-    LabelledMaps,
-    measure,
-    min_areas_for,
-    search_rules,
-    unpack_mask,
-)
+from cloudrt.masks.rle import unpack_mask
+from cloudrt.model.network import InferenceGraph, NetworkConfig
+from cloudrt.model.network_config import VIEWS
+from cloudrt.search.choose import choose_rules
+from cloudrt.search.probabilities import write_probabilities
+from cloudrt.search.tables import THRESHOLDS, Found, LabelledMaps, measure, min_areas_for, search_rules
 
 from .cache import DatasetCache
 

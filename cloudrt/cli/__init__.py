@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-from cloudrt import __version__
+from cloudrt.system.versions import VERSION
 
 COMMANDS = {
     "train": "Train a segmentation network and find the rule of each class.",
@@ -36,7 +36,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="cloudrt")
+@click.version_option(VERSION, prog_name="cloudrt")
 def main() -> None:
     """Cloud-organisation segmentation: train, export, infer, and measure each step.
 

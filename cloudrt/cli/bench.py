@@ -6,21 +6,26 @@ from pathlib import Path
 
 import click
 
-from cloudrt.cli.common import Failure, progress_bar, reports_errors
+from cloudrt.system.terminal import Failure, progress_bar, reports_errors
 
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of images; made-up scenes by default.")
 @click.option(
-    "--truth", type=click.Path(path_type=Path), metavar="CSV",
+    "--truth",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
     help="The labels of DATA, as train.csv has them: accuracy is then the competition's Dice.",
-)  # fmt: skip
+)
 @click.option("--images", type=click.IntRange(1), help="At most so many; by default 6, or more to fill whole batches.")
 @click.option(
-    "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True,
+    "--provider",
+    type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]),
+    default="auto",
+    show_default=True,
     help="Of cloudrt; the notebook's way runs on the CPU.",
-)  # fmt: skip
+)
 @click.option("--batch-size", type=click.IntRange(1), help="Images a batch; the provider's default otherwise.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads, of both ways; each way's default otherwise.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="MODEL's best.pth: the notebook's way in PyTorch.")
@@ -29,30 +34,52 @@ from cloudrt.cli.common import Failure, progress_bar, reports_errors
 )
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Passes of each way that count.")
 @click.option(
-    "--only", multiple=True,
+    "--only",
+    multiple=True,
     type=click.Choice(
         ["stages", "pipeline", "throughput", "accuracy", "post-process", "search", "latency", "start-up", "scaling"]
     ),
     help="Measure this part; may be given several times. Scaling, runs of up to 10,000 images, only if asked for.",
-)  # fmt: skip
+)
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True,
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("bench.json"),
+    show_default=True,
     help="All figures; beside it a page of the same name in .html.",
-)  # fmt: skip
+)
 @click.option(
-    "--compare", "before", type=click.Path(path_type=Path), metavar="JSON",
+    "--compare",
+    "before",
+    type=click.Path(path_type=Path),
+    metavar="JSON",
     help="An earlier output: show which ratios moved beyond their noise, and fail where one fell.",
-)  # fmt: skip
+)
 @click.option(
-    "--tolerance", type=click.FloatRange(0, 1), default=0.1, show_default=True,
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
     help="Part by which a ratio may fall before --compare fails.",
-)  # fmt: skip
+)
 @reports_errors
 def bench(
-    models: tuple[Path, ...], data: Path | None, truth: Path | None, images: int | None, provider: str,
-    batch_size: int | None, threads: int | None, checkpoint: Path | None, baseline: Path | None, repeat: int,
-    only: tuple[str, ...], output: Path, before: Path | None, tolerance: float,
-) -> None:  # fmt: skip
+    models: tuple[Path, ...],
+    data: Path | None,
+    truth: Path | None,
+    images: int | None,
+    provider: str,
+    batch_size: int | None,
+    threads: int | None,
+    checkpoint: Path | None,
+    baseline: Path | None,
+    repeat: int,
+    only: tuple[str, ...],
+    output: Path,
+    before: Path | None,
+    tolerance: float,
+) -> None:
     """Measure MODEL on this machine: each stage beside its ceiling, the whole from files to CSV, what limits it, and
     the notebook's way and other peers in the same run.
 
@@ -72,17 +99,26 @@ def bench(
             raise Failure(f"{path} is not a regular file: give the name of a file to write")
     if page == output:
         raise Failure(f"{output} would be the page: give the JSON file another name, such as {output.stem}.json")
+    from cloudrt.bench.bench_page import write_bench_page
     from cloudrt.bench.compare import compare, read_bench
     from cloudrt.bench.figures import Options
-    from cloudrt.bench.page import write_bench_page
-    from cloudrt.bench.run import bench as run
+    from cloudrt.bench.measure import bench as run
     from cloudrt.cli.bench_tables import show, show_comparison
 
     earlier = read_bench(before) if before else None
     options = Options(
-        tuple(dict.fromkeys(models)), data, truth, images or 0, provider, batch_size or 0, threads or 0, checkpoint,
-        baseline, repeat, only,
-    )  # fmt: skip
+        tuple(dict.fromkeys(models)),
+        data,
+        truth,
+        images or 0,
+        provider,
+        batch_size or 0,
+        threads or 0,
+        checkpoint,
+        baseline,
+        repeat,
+        only,
+    )
     done = run(options, output, progress_bar)
     show(done)
     write_bench_page(done.to_dict(), page)

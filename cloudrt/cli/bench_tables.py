@@ -128,9 +128,14 @@ def _show_accuracy(accuracy: Accuracy) -> None:
         table.add_column(column, justify="right" if column in ("images/s", "Dice", "empty in one") else "left")
     for way in sorted(accuracy.ways, key=lambda way: way.timing.median):
         table.add_row(
-            way.model, way.precision, way.provider, _three(1 / way.timing.median), f"{way.dice:.4f}",
-            f"{way.empty_mismatch:.1%}", "*" if way.front else "",
-        )  # fmt: skip
+            way.model,
+            way.precision,
+            way.provider,
+            _three(1 / way.timing.median),
+            f"{way.dice:.4f}",
+            f"{way.empty_mismatch:.1%}",
+            "*" if way.front else "",
+        )
     Console().print(table)
     if accuracy.all_empty is not None:
         click.echo(f"Predicting nothing scores {accuracy.all_empty:.4f}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cloudrt.cli.common import reports_errors
+from cloudrt.system.terminal import reports_errors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,9 +28,9 @@ def doctor(model: Path | None, as_json: bool) -> None:
     about: dict[str, Any] | None = None
     refused: dict[str, str] = {}
     if model is not None:
-        from cloudrt.artifact import read_artifact
         from cloudrt.engines.availability import NAMES
-        from cloudrt.engines.base import emulation
+        from cloudrt.engines.choice import emulation
+        from cloudrt.model.artifact import read_artifact
 
         artifact = read_artifact(model)
         about = artifact.to_dict()

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import click
 
-from cloudrt.cli.common import Failure, progress_bar, reports_errors
+from cloudrt.system.terminal import Failure, progress_bar, reports_errors
 
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=Path("explore.html"), show_default=True,
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("explore.html"),
+    show_default=True,
     help="The page.",
-)  # fmt: skip
+)
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--images", type=click.IntRange(0), default=12, show_default=True, help="Random images on the page.")
 @click.option("--seed", default=0, show_default=True, help="Of the random images.")
@@ -23,18 +27,24 @@ from cloudrt.cli.common import Failure, progress_bar, reports_errors
 @click.option("--threads", type=click.IntRange(1), help="That read images; all that may be used by default.")
 @reports_errors
 def explore(
-    data: Path, output: Path, overwrite: bool, images: int, seed: int, show: tuple[str, ...], findings: Path | None,
+    data: Path,
+    output: Path,
+    overwrite: bool,
+    images: int,
+    seed: int,
+    show: tuple[str, ...],
+    findings: Path | None,
     threads: int | None,
-) -> None:  # fmt: skip
+) -> None:
     """Look at the labelled images of DATA: a page of figures, pictures and what is doubtful.
 
     The page shows how often each class occurs, alone and together with the others, how large its masks are and where
     they lie, images with their masks, and an audit: rows that are wrong, images that are missing, damaged or there
     twice, masks that are suspicious.
     """
-    from cloudrt.cpus import usable_cpus
-    from cloudrt.data import open_data
+    from cloudrt.data.folder import open_data
     from cloudrt.errors import DataError
+    from cloudrt.system.machine import usable_cpus
 
     source = open_data(data)
     outputs = [path for path in (output, findings) if path is not None]
@@ -48,8 +58,8 @@ def explore(
             raise Failure(f"{path} exists: --overwrite it, or name another")
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise Failure("--output and --findings name one file")
-    from cloudrt.explore import explore as run
-    from cloudrt.explore_report import write_exploration, write_findings
+    from cloudrt.data.explore import explore as run
+    from cloudrt.reports.explore_page import write_exploration, write_findings
 
     names = source.read_names()
     if not names:

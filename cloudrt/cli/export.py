@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cloudrt.cli.common import Failure, progress_bar, reports_errors, say_logs
 from cloudrt.cli.export_report import say_done, show_table, show_verdicts, speed_text, write_figures
 from cloudrt.cli.types import Size
 from cloudrt.errors import CloudrtError, ParityError
+from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
 
 if TYPE_CHECKING:
     from cloudrt.export.export import Exported, Source
-    from cloudrt.parity import Tolerances
+    from cloudrt.model.parity import Tolerances
 
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -29,42 +29,61 @@ PRECISIONS = ("fp32", "fp16", "int8")
     "-o", "--output", type=click.Path(path_type=Path), help="The artifact; model.onnx beside MODEL.PTH by default."
 )
 @click.option(
-    "--precision", type=click.Choice(["fp16", "fp32", "int8", "all"]), default="fp16", show_default=True,
+    "--precision",
+    type=click.Choice(["fp16", "fp32", "int8", "all"]),
+    default="fp16",
+    show_default=True,
     help="all writes one of each, model.fp32.onnx and so on, and one table of size, parity and speed.",
-)  # fmt: skip
+)
 @click.option(
-    "--int8-target", type=click.Choice(["cpu", "tensorrt"]), default="cpu", show_default=True,
+    "--int8-target",
+    type=click.Choice(["cpu", "tensorrt"]),
+    default="cpu",
+    show_default=True,
     help="Lay int8 out for CPUs (ONNX Runtime, OpenVINO: asymmetric) or for TensorRT (symmetric).",
-)  # fmt: skip
+)
 @click.option(
-    "--tta", type=click.Choice(["none", "h", "v", "hv", "flip"]), default="none", show_default=True,
+    "--tta",
+    type=click.Choice(["none", "h", "v", "hv", "flip"]),
+    default="none",
+    show_default=True,
     help="Average over flips of the image inside the graph: left-right, up-down, or all four (hv; flip is the same).",
-)  # fmt: skip
+)
 @click.option("--input-size", type=Size(), help="Other than the checkpoint's; multiples of 32.")
 @click.option(
-    "--calibration", type=click.Path(path_type=Path),
+    "--calibration",
+    type=click.Path(path_type=Path),
     help="Folder of images to compare on, and to measure int8 ranges on; made-up scenes by default.",
-)  # fmt: skip
+)
 @click.option(
-    "--images", type=click.IntRange(1), default=64, show_default=True,
+    "--images",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
     help="At most so many are compared, and as many others calibrate int8.",
-)  # fmt: skip
+)
 @click.option(
-    "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True,
+    "--provider",
+    type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]),
+    default="auto",
+    show_default=True,
     help="Compare in this one, which will run the artifact. auto: CUDA where it works, else the CPU; for int8 the CPU.",
-)  # fmt: skip
+)
 @click.option(
-    "--max-mean-difference", type=click.FloatRange(0),
+    "--max-mean-difference",
+    type=click.FloatRange(0),
     help="Allowed mean difference of probability, in 1/255: 0.05 for fp32, 0.5 for fp16, 4 for int8.",
-)  # fmt: skip
+)
 @click.option(
-    "--min-dice", type=click.FloatRange(0, 1),
+    "--min-dice",
+    type=click.FloatRange(0, 1),
     help="Least Dice between the two submissions: 0.999 for fp32, 0.995 for fp16, 0.98 for int8.",
-)  # fmt: skip
+)
 @click.option(
-    "--max-empty-mismatch", type=click.FloatRange(0, 1),
+    "--max-empty-mismatch",
+    type=click.FloatRange(0, 1),
     help="Allowed share of rows empty in one submission only: 0.005. With all, limits never loosen fp32 and fp16.",
-)  # fmt: skip
+)
 @click.option("--weights-license", default="", help="Stored in the artifact: what the weights' origin asks for.")
 @click.option(
     "--json", "figures", type=click.Path(path_type=Path), help="Write the figures, machine and versions here."
@@ -72,16 +91,32 @@ PRECISIONS = ("fp32", "fp16", "int8")
 @click.option("--triton", type=click.Path(path_type=Path), help="Also write a model repository for Triton here.")
 @click.option("--build-engine", is_flag=True, help="Also build TensorRT's engine now, ahead of the first inference.")
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=32, show_default=True,
+    "--batch-size",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
     help="Of the TensorRT engine; the largest of Triton.",
-)  # fmt: skip
+)
 @reports_errors
 def export(
-    checkpoints: tuple[Path, ...], output: Path | None, precision: str, int8_target: str, tta: str,
-    input_size: tuple[int, int] | None, calibration: Path | None, images: int, provider: str,
-    max_mean_difference: float | None, min_dice: float | None, max_empty_mismatch: float | None,
-    weights_license: str, figures: Path | None, triton: Path | None, build_engine: bool, batch_size: int,
-) -> None:  # fmt: skip
+    checkpoints: tuple[Path, ...],
+    output: Path | None,
+    precision: str,
+    int8_target: str,
+    tta: str,
+    input_size: tuple[int, int] | None,
+    calibration: Path | None,
+    images: int,
+    provider: str,
+    max_mean_difference: float | None,
+    min_dice: float | None,
+    max_empty_mismatch: float | None,
+    weights_license: str,
+    figures: Path | None,
+    triton: Path | None,
+    build_engine: bool,
+    batch_size: int,
+) -> None:
     """Turn MODEL.PTH into an ONNX artifact that gives the same submission, or write nothing.
 
     Several checkpoints become one artifact, which gives the mean of their probabilities. The artifact is compared with
@@ -102,7 +137,7 @@ def export(
     if precision == "all" and (triton or build_engine):
         raise Failure("--triton and --build-engine take one artifact: give one --precision")
     say_logs("cloudrt", logging.INFO)
-    from cloudrt.engines import choose_provider
+    from cloudrt.engines.choice import choose_provider
 
     if build_engine:
         choose_provider("tensorrt")  # says what to install, before anything slow
@@ -177,9 +212,14 @@ def _export_one(
     try:
         with progress_bar(f"Comparing {precision}", len(compared.images)) as advance:
             done = run(
-                source, target, precision, tolerances=tolerances, provider=provider,
-                int8_target=int8_target, advance=advance,
-            )  # fmt: skip
+                source,
+                target,
+                precision,
+                tolerances=tolerances,
+                provider=provider,
+                int8_target=int8_target,
+                advance=advance,
+            )
     except ParityError as error:
         show_verdicts(title, error.verdicts)
         raise
@@ -214,11 +254,17 @@ def _export_all(
             continue
         written.append(done)
         parity, kept = done.parity, len(done.artifact.kept_fp32)
-        rows.append((
-            precision, f"{done.bytes / 1e6:.1f}", f"{parity.dice:.4f}" if parity.has_rules else "-",
-            f"{parity.mean_difference:.3f}", f"{parity.empty_mismatch:.2%}" if parity.has_rules else "-",
-            f"{kept} of {done.layers}" if done.layers else "-", speed_text(done),
-        ))  # fmt: skip
+        rows.append(
+            (
+                precision,
+                f"{done.bytes / 1e6:.1f}",
+                f"{parity.dice:.4f}" if parity.has_rules else "-",
+                f"{parity.mean_difference:.3f}",
+                f"{parity.empty_mismatch:.2%}" if parity.has_rules else "-",
+                f"{kept} of {done.layers}" if done.layers else "-",
+                speed_text(done),
+            )
+        )
     columns = ("", "MB", "Dice", "difference", "empty in one", "fp32 layers", "speed")
     show_table("Parity with PyTorch fp32; speed in turns with the fp32 artifact", columns, rows)
     if figures:
@@ -233,7 +279,7 @@ def _build_engine(target: Path, batch_size: int) -> None:
     """Open the artifact in TensorRT once, which builds its engine and leaves it in the user's cache."""
     from time import perf_counter
 
-    from cloudrt.engines import open_engine
+    from cloudrt.engines.choice import open_engine
 
     click.echo("Building TensorRT's engine: minutes, once", err=True)
     begin = perf_counter()
@@ -246,7 +292,7 @@ def _build_engine(target: Path, batch_size: int) -> None:
 
 def _tolerances(precision: str, limits: dict[str, float], *, tighten: bool = False) -> Tolerances:
     """Return a precision's tolerances with the limits that were given; to `tighten` is to pass over wider ones."""
-    from cloudrt.parity import TOLERANCES
+    from cloudrt.model.parity import TOLERANCES
 
     default = TOLERANCES[precision]
     if tighten:

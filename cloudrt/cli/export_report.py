@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from cloudrt.export.export import Exported, Source
-    from cloudrt.parity import Verdict
+    from cloudrt.model.parity import Verdict
 
 SHOWN = 8
 """How many layers are named on the terminal."""
@@ -45,8 +45,8 @@ def say_done(done: Exported) -> None:
 
 def write_figures(path: Path, source: Source, written: list[Exported]) -> None:
     """Write what was measured, on which machine, by which versions; names no file, folder or user."""
-    from cloudrt.doctor import describe_machine
-    from cloudrt.files import replacing
+    from cloudrt.system.files import replacing
+    from cloudrt.system.machine import describe_machine
 
     members = source.ensemble.checkpoints
     values = {

@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cloudrt.cli.common import Failure, progress_bar, reports_errors, say_logs
 from cloudrt.cli.infer_checks import check_keys, check_outputs, spare_inputs
 from cloudrt.cli.infer_cluster import cluster_options, infer_on, refuse_options
+from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
 
 if TYPE_CHECKING:
     from cloudrt.engines.plan import Plan
-    from cloudrt.images import ImageFile
-    from cloudrt.pipeline import Segmenter
-    from cloudrt.probabilities import ProbabilityWriter
-    from cloudrt.results import Inferred, Result
-    from cloudrt.submission import Submission
+    from cloudrt.images.image import ImageFile
+    from cloudrt.inference.pipeline import Segmenter
+    from cloudrt.inference.results import Result
+    from cloudrt.inference.submission import Submission
+    from cloudrt.model.inferred import Inferred
+    from cloudrt.search.probabilities import ProbabilityWriter
 
 
 @click.command()
@@ -36,29 +37,42 @@ if TYPE_CHECKING:
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="submission.csv, or as --format has it.")
 @click.option(
-    "--format", "form", type=click.Choice(["csv", "parquet", "coco"]), default="csv", show_default=True,
+    "--format",
+    "form",
+    type=click.Choice(["csv", "parquet", "coco"]),
+    default="csv",
+    show_default=True,
     help="Rows for the competition's scorer, the same rows in Parquet, or a COCO data set of instances.",
-)  # fmt: skip
+)
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists, or the journal of an unfinished run.")
 @click.option("--resume", is_flag=True, help="Go on where a run that was cut short stopped, with its options.")
 @click.option(
     "--sample", type=click.Path(path_type=Path), help="sample_submission.csv: predict its images, in its order."
 )
 @click.option(
-    "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True,
+    "--provider",
+    type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]),
+    default="auto",
+    show_default=True,
     help="auto measures, once for each model and machine, takes the fastest that gives the same answers, and says so.",
-)  # fmt: skip
+)
 @click.option("--batch-size", type=click.IntRange(1, 65536), help="Images a batch; measured otherwise.")
 @click.option(
-    "--compute", type=click.Choice(["auto", "f32", "bf16", "f16"]), default="auto", show_default=True,
+    "--compute",
+    type=click.Choice(["auto", "f32", "bf16", "f16"]),
+    default="auto",
+    show_default=True,
     help="What OpenVINO computes in; auto lowers fp16 and int8 artifacts where the CPU can and the answers agree.",
-)  # fmt: skip
+)
 @click.option("--devices", help="GPUs, such as 0,1: an engine on each. The first one otherwise.")
 @click.option("--allow-cpu", is_flag=True, help="Accept heavy nodes on the CPU although a GPU was asked for.")
 @click.option(
-    "--decoder", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
+    "--decoder",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
     help="gpu: JPEGs by nvImageCodec, which finds files that are cut but not every damage inside.",
-)  # fmt: skip
+)
 @click.option("--threads", type=click.IntRange(1, 4096), help="CPU threads of each stage; all by default.")
 @click.option(
     "--max-megapixels",
@@ -69,28 +83,52 @@ if TYPE_CHECKING:
 )
 @click.option("--report", is_flag=True, help="Write report.html beside the output.")
 @click.option(
-    "--report-images", type=click.IntRange(0, 10_000), default=24, show_default=True,
+    "--report-images",
+    type=click.IntRange(0, 10_000),
+    default=24,
+    show_default=True,
     help="Images in it, drawn at random; they get smaller as they get more.",
-)  # fmt: skip
+)
 @click.option(
     "--stats", type=click.Path(path_type=Path), help="Write times, queues and memory of each stage here, JSON."
 )
 @click.option("--masks", type=click.Path(path_type=Path), help="Write masks here: CLASS/IMAGE.png.")
 @click.option("--overlays", type=click.Path(path_type=Path), help="Write images with their masks here: IMAGE.jpg.")
 @click.option(
-    "--save-probabilities", type=click.Path(path_type=Path),
+    "--save-probabilities",
+    type=click.Path(path_type=Path),
     help="Keep the network's answers in this .npz, for cloudrt tune.",
-)  # fmt: skip
+)
 @cluster_options
 @reports_errors
 def infer(
-    inputs: tuple[str, ...], model: Path | None, output: Path | None, form: str, overwrite: bool, resume: bool,
-    sample: Path | None, provider: str, batch_size: int | None, compute: str, devices: str | None, allow_cpu: bool,
-    decoder: str, threads: int | None, max_megapixels: float,
-    report: bool, report_images: int, stats: Path | None, masks: Path | None, overlays: Path | None,
-    save_probabilities: Path | None, cluster: str | None, partitions: str | None, partition_format: str | None,
-    partition_size: int | None, endpoint: str | None,
-) -> None:  # fmt: skip
+    inputs: tuple[str, ...],
+    model: Path | None,
+    output: Path | None,
+    form: str,
+    overwrite: bool,
+    resume: bool,
+    sample: Path | None,
+    provider: str,
+    batch_size: int | None,
+    compute: str,
+    devices: str | None,
+    allow_cpu: bool,
+    decoder: str,
+    threads: int | None,
+    max_megapixels: float,
+    report: bool,
+    report_images: int,
+    stats: Path | None,
+    masks: Path | None,
+    overlays: Path | None,
+    save_probabilities: Path | None,
+    cluster: str | None,
+    partitions: str | None,
+    partition_format: str | None,
+    partition_size: int | None,
+    endpoint: str | None,
+) -> None:
     """Write the submission of INPUTS: folders of images, images, quoted patterns such as 'in/**/*.jpg', or lists.
 
     A list is a .txt file that names an image a line, relative to its own folder. One row for each image and class, on
@@ -100,8 +138,8 @@ def infer(
     A run that is cut short, by a signal or by a power cut, leaves OUTPUT.journal; the same command with --resume goes
     on from there, and ends with the same bytes as a run that was never interrupted.
     """
-    from cloudrt.outputs import SUFFIXES
-    from cloudrt.submission import journal_path
+    from cloudrt.inference.outputs import SUFFIXES
+    from cloudrt.inference.submission import journal_path
 
     refuse_options(click.get_current_context().params, cluster is not None)
     output = output or Path(f"submission{SUFFIXES[form]}")
@@ -120,24 +158,50 @@ def infer(
     if math.isnan(max_megapixels):
         raise Failure("--max-megapixels nan is no number")
     if cluster is not None:
-        from cloudrt.cluster.run import Ask
+        from cloudrt.cluster.driver import Ask
 
-        infer_on(Ask(
-            inputs, output, cluster, model, sample, form, partitions, partition_format or "parquet",
-            partition_size or 0, endpoint, provider, batch_size or 0, compute, threads or 0, int(max_megapixels * 1e6),
-            allow_cpu, decoder, resume, overwrite,
-        ))  # fmt: skip
+        infer_on(
+            Ask(
+                inputs,
+                output,
+                cluster,
+                model,
+                sample,
+                form,
+                partitions,
+                partition_format or "parquet",
+                partition_size or 0,
+                endpoint,
+                provider,
+                batch_size or 0,
+                compute,
+                threads or 0,
+                int(max_megapixels * 1e6),
+                allow_cpu,
+                decoder,
+                resume,
+                overwrite,
+            )
+        )
         return
-    from cloudrt.inputs import list_inputs
-    from cloudrt.pipeline import Segmenter
+    from cloudrt.images.inputs import list_inputs
+    from cloudrt.inference.pipeline import Segmenter
 
     say_logs("cloudrt", logging.INFO)
     numbers = _device_numbers(devices)
     plan = _recorded_plan(journal_path(output), provider, batch_size, compute) if resume else None
     with Segmenter(
-        model, provider, batch_size=batch_size or 0, threads=threads or 0, max_pixels=int(max_megapixels * 1e6),
-        compute=compute, devices=numbers, allow_cpu=allow_cpu, decoder=decoder, plan=plan,
-    ) as segmenter:  # fmt: skip
+        model,
+        provider,
+        batch_size=batch_size or 0,
+        threads=threads or 0,
+        max_pixels=int(max_megapixels * 1e6),
+        compute=compute,
+        devices=numbers,
+        allow_cpu=allow_cpu,
+        decoder=decoder,
+        plan=plan,
+    ) as segmenter:
         _announce(segmenter, provider)
         files = list_inputs(inputs, sample, segmenter.labels)
         spare_inputs(files, (output, stats, save_probabilities))
@@ -168,7 +232,7 @@ def _device_numbers(devices: str | None) -> tuple[int, ...]:
 def _recorded_plan(journal: Path, provider: str, batch_size: int | None, compute: str) -> Plan | None:
     """Return how the run to be resumed ran, as far as it is what is asked for now; the journal names what differs."""
     from cloudrt.engines.plan import Plan, Request
-    from cloudrt.journal import read_identity
+    from cloudrt.inference.journal import read_identity
 
     identity = read_identity(journal)
     plan = Plan.recorded(identity) if identity else None
@@ -202,12 +266,12 @@ class _Outputs:
 
 
 def _predict(segmenter: Segmenter, files: list[ImageFile], to: _Outputs, began: float) -> Submission:
-    from cloudrt.inputs import digest_keys
-    from cloudrt.overlap import overlap
-    from cloudrt.probabilities import write_probabilities
-    from cloudrt.report import Report
-    from cloudrt.results import Result
-    from cloudrt.submission import journal_path, open_submission
+    from cloudrt.images.inputs import digest_keys
+    from cloudrt.inference.results import Result
+    from cloudrt.inference.submission import journal_path, open_submission
+    from cloudrt.reports.submission_page import Report
+    from cloudrt.search.probabilities import write_probabilities
+    from cloudrt.system.overlap import overlap
 
     page = None
     if to.report_images is not None:
@@ -251,7 +315,7 @@ def _predict(segmenter: Segmenter, files: list[ImageFile], to: _Outputs, began: 
 
 def _paint(segmenter: Segmenter, to: _Outputs, pair: tuple[ImageFile, Result]) -> tuple[ImageFile, Result]:
     """Write the pictures of one image, if any are wanted."""
-    from cloudrt.outputs import write_masks, write_overlay
+    from cloudrt.inference.outputs import write_masks, write_overlay
 
     file, result = pair
     texts = list(result.rle.values())
@@ -271,7 +335,7 @@ def _keeper(writer: ProbabilityWriter) -> Callable[[Inferred], None]:
 
 
 def _write_stats(path: Path, segmenter: Segmenter, done: Submission) -> None:
-    from cloudrt.files import replacing
+    from cloudrt.system.files import replacing
 
     counts = {"images": done.images, "resumed": done.resumed, "failed": done.failed, "masks": done.rows_with_mask}
     values = segmenter.identity() | counts | segmenter.stats.to_dict()
@@ -280,7 +344,7 @@ def _write_stats(path: Path, segmenter: Segmenter, done: Submission) -> None:
 
 
 def _resumed(done: int, output: Path) -> str:
-    from cloudrt.submission import journal_path
+    from cloudrt.inference.submission import journal_path
 
     if done:
         return f"{journal_path(output)}: {done} images are done, going on"

@@ -6,18 +6,24 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from cloudrt.cli.common import Failure
+from cloudrt.system.terminal import Failure
 
 if TYPE_CHECKING:
-    from cloudrt.images import ImageFile
+    from cloudrt.images.image import ImageFile
 
 
 def check_outputs(
-    output: Path, model: Path | None, sample: Path | None, report: bool, stats: Path | None, probabilities: Path | None,
-    masks: Path | None, overlays: Path | None,
-) -> None:  # fmt: skip
+    output: Path,
+    model: Path | None,
+    sample: Path | None,
+    report: bool,
+    stats: Path | None,
+    probabilities: Path | None,
+    masks: Path | None,
+    overlays: Path | None,
+) -> None:
     """Refuse, before any work, outputs that would replace each other or what is read, or that cannot be written."""
-    from cloudrt.submission import failures_path, journal_path
+    from cloudrt.inference.submission import failures_path, journal_path
 
     written = {"--output": output, "the list of failures": failures_path(output), "the journal": journal_path(output)}
     written |= {"the report": output.with_name("report.html")} if report else {}

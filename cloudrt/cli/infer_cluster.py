@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cloudrt.cli.common import Failure, progress_bar, say_logs
+from cloudrt.system.terminal import Failure, progress_bar, say_logs
 
 if TYPE_CHECKING:
+    from cloudrt.cluster.driver import Ask
     from cloudrt.cluster.nodes import Share
-    from cloudrt.cluster.run import Ask
     from cloudrt.engines.plan import Plan
 
 ALONE = ("report", "stats", "masks", "overlays", "save_probabilities", "devices")
@@ -29,18 +29,19 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a cluster to a command."""
     options = (
         click.option(
-            "--cluster", is_flag=False, flag_value="local", metavar="[ADDRESS]",
+            "--cluster",
+            is_flag=False,
+            flag_value="local",
+            metavar="[ADDRESS]",
             help="Run on a Ray cluster: HOST:PORT, or auto; without ADDRESS, on this machine. INPUTS may be URIs.",
         ),
         click.option(
             "--partitions", metavar="FOLDER|URI", help="Where --cluster keeps finished rows; OUTPUT.parts otherwise."
         ),
-        click.option(
-            "--partition-format", type=click.Choice(["parquet", "csv"]), help="Of those; parquet by default."
-        ),
+        click.option("--partition-format", type=click.Choice(["parquet", "csv"]), help="Of those; parquet by default."),
         click.option("--partition-size", type=click.IntRange(1, 1_000_000), help="Images in each; up to 1024."),
         click.option("--endpoint", metavar="URL", help="Of an S3-compatible store; AWS_ENDPOINT_URL otherwise."),
-    )  # fmt: skip
+    )
     for option in reversed(options):
         command = option(command)
     return command
@@ -52,15 +53,16 @@ def refuse_options(values: Mapping[str, Any], clustered: bool) -> None:
         if values[name]:
             option = f"--{name.replace('_', '-')}"
             raise Failure(
-                f"{option} is of a single machine: leave it out with --cluster" if clustered
+                f"{option} is of a single machine: leave it out with --cluster"
+                if clustered
                 else f"{option} belongs to --cluster: give both, or neither"
-            )  # fmt: skip
+            )
 
 
 def infer_on(asked: Ask) -> None:
     """Run what is asked for, say how and what came of it; exit status 1 where images failed."""
     from cloudrt.cluster import infer_on_cluster
-    from cloudrt.submission import failures_path
+    from cloudrt.inference.submission import failures_path
 
     say_logs("cloudrt", logging.INFO)
     began = time.perf_counter()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from cloudrt.cli.common import reports_errors
 from cloudrt.cli.types import Size
+from cloudrt.system.terminal import reports_errors
 
 
 @click.command()
@@ -26,10 +26,10 @@ def score(submission: Path, truth: Path, truth_grid: tuple[int, int] | None, dat
 
     Every row of TRUTH counts; SUBMISSION's masks lie on the submission grid.
     """
-    from cloudrt.data import read_labels
+    from cloudrt.data.folder import read_labels
     from cloudrt.errors import DataError
     from cloudrt.labels import CLOUDS
-    from cloudrt.metric import score as compute
+    from cloudrt.masks.metric import score as compute
 
     if data is not None and not data.is_dir():
         raise DataError(f"{data} is not a folder")

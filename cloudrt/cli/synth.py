@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from cloudrt.cli.common import progress_bar, reports_errors
 from cloudrt.cli.types import Size
+from cloudrt.system.terminal import progress_bar, reports_errors
 
 
 @click.command()
@@ -24,7 +24,7 @@ def synth(out: Path, images: int, size: tuple[int, int], *, seed: int, test_shar
     The four organisations over dark ocean, with the truth of the training and of the test images. OUT must not exist
     yet, or be empty.
     """
-    from cloudrt.synth import write_dataset
+    from cloudrt.data.synth import write_dataset
 
     with progress_bar("Drawing scenes", images) as advance:
         written = write_dataset(

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from cloudrt.cli.common import Failure, progress_bar, reports_errors, say_logs
 from cloudrt.cli.types import Duration, Size
+from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
 
 
 @click.command()
@@ -29,19 +29,27 @@ from cloudrt.cli.types import Duration, Size
 @click.option("--architecture", default="FPN", show_default=True, help="Any of segmentation_models_pytorch.")
 @click.option("--encoder", default="se_resnext101_32x4d", show_default=True, help="Any of segmentation_models_pytorch.")
 @click.option(
-    "--encoder-weights", type=click.Choice(["imagenet", "none"]), default="imagenet", show_default=True,
+    "--encoder-weights",
+    type=click.Choice(["imagenet", "none"]),
+    default="imagenet",
+    show_default=True,
     help="imagenet downloads them once.",
-)  # fmt: skip
+)
 @click.option(
-    "--init", default="", metavar="PTH",
+    "--init",
+    default="",
+    metavar="PTH",
     help="Start with the weights of this checkpoint, as far as they fit, instead of --encoder-weights.",
-)  # fmt: skip
+)
 @click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="Further argument of the architecture.")
 @click.option("--input-size", type=Size(), default="640x320", show_default=True, help="Multiples of 32.")
 @click.option(
-    "--presence", type=click.Choice(["none", "head", "top-k"]), default="none", show_default=True,
+    "--presence",
+    type=click.Choice(["none", "head", "top-k"]),
+    default="none",
+    show_default=True,
     help="Decide apart from the masks whether a class is there: by a classification head, or by the highest pixels.",
-)  # fmt: skip
+)
 @click.option("--presence-weight", default=0.5, show_default=True, help="Of the head's loss.")
 @click.option("--top-k", default=2000, show_default=True, help="How many pixels, for --presence top-k.")
 @click.option("--pretrain-epochs", default=0, show_default=True, help="Epochs on brightness alone, before the labels.")
@@ -53,38 +61,54 @@ from cloudrt.cli.types import Duration, Size
 @click.option("--decoder-lr", default=2e-3, show_default=True)
 @click.option("--weight-decay", default=0.0, show_default=True)
 @click.option(
-    "--schedule", type=click.Choice(["plateau", "one-cycle", "cosine", "constant"]), default="plateau",
+    "--schedule",
+    type=click.Choice(["plateau", "one-cycle", "cosine", "constant"]),
+    default="plateau",
     show_default=True,
     help="plateau multiplies the rates by 0.3 after 5 epochs without a lower held-out loss.",
-)  # fmt: skip
+)
 @click.option(
-    "--loss", default="bce+dice", show_default=True, metavar="SUM",
+    "--loss",
+    default="bce+dice",
+    show_default=True,
+    metavar="SUM",
     help="bce, dice, iou, focal, lovasz, or a weighted sum such as 0.5*iou+dice+focal.",
-)  # fmt: skip
+)
 @click.option(
-    "--loss-over", type=click.Choice(["batch", "samples"]), default="batch", show_default=True,
+    "--loss-over",
+    type=click.Choice(["batch", "samples"]),
+    default="batch",
+    show_default=True,
     help="Count overlaps over a whole batch, or for each image.",
-)  # fmt: skip
+)
 @click.option(
     "--ema", default=0.0, show_default=True, help="Decay of the weights' moving average, such as 0.999; 0: none."
 )
 @click.option("--freeze-batchnorm", is_flag=True, help="Keep BatchNorm's statistics as they are.")
 @click.option(
-    "--tta", type=click.Choice(["none", "h", "v", "hv"]), default="none", show_default=True,
+    "--tta",
+    type=click.Choice(["none", "h", "v", "hv"]),
+    default="none",
+    show_default=True,
     help="Flips in validation; export with the same --tta.",
-)  # fmt: skip
+)
 @click.option(
-    "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True,
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
     help="auto is bf16 or fp16 on a GPU and fp32 on a CPU.",
-)  # fmt: skip
+)
 @click.option("--validation-share", default=0.08, show_default=True, help="Part of the training images held out.")
 @click.option("--folds", default=0, show_default=True, help="Cross-validate in so many folds, stratified by classes.")
 @click.option("--fold", type=int, help="Train this one alone, from 0; all of them otherwise.")
 @click.option("--group-similar", is_flag=True, help="Keep images that look nearly alike in one fold.")
 @click.option(
-    "--augment", type=click.Choice(["none", "flips", "notebook", "blur", "elastic", "strong"]), default="notebook",
+    "--augment",
+    type=click.Choice(["none", "flips", "notebook", "blur", "elastic", "strong"]),
+    default="notebook",
     show_default=True,
-)  # fmt: skip
+)
 @click.option("--seed", default=142, show_default=True, help="The same seed gives the same run on a CPU.")
 @click.option("--workers", type=int, help="Processes that load images; by default up to 8 with a GPU, none without.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
@@ -94,16 +118,24 @@ from cloudrt.cli.types import Duration, Size
 @click.option("--limit", default=0, help="Use the first so many images only, for a quick look.")
 @reports_errors
 def train(
-    data: Path, name: str | None, runs: Path, overwrite: bool, resume: bool, cache: Path | None, workers: int | None,
-    options: tuple[str, ...], fold: int | None, **settings: Any,
-) -> None:  # fmt: skip
+    data: Path,
+    name: str | None,
+    runs: Path,
+    overwrite: bool,
+    resume: bool,
+    cache: Path | None,
+    workers: int | None,
+    options: tuple[str, ...],
+    fold: int | None,
+    **settings: Any,
+) -> None:
     """Train on DATA, a folder in the competition's layout, and find the rule of each class.
 
     Writes best.pth, last.pth, config.json, history.csv and curves.png into runs/NAME. With --folds, each fold has a
     folder of its own there, all share the rules that are chosen on the images that each had held out, and oof.npz
     keeps those probabilities. On several GPUs or machines, start it with torchrun.
     """
-    from cloudrt.data import open_data
+    from cloudrt.data.folder import open_data
 
     open_data(data)  # before the seconds that torch takes to load
     say_logs("cloudrt", logging.INFO)
@@ -168,6 +200,6 @@ def _workers(wanted: int | None, device: str) -> int:
         return wanted
     import torch
 
-    from cloudrt.cpus import usable_cpus
+    from cloudrt.system.machine import usable_cpus
 
     return min(8, usable_cpus() - 1) if device != "cpu" and torch.cuda.is_available() else 0

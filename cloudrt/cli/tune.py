@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cloudrt.cli.common import Failure, progress_bar, reports_errors
 from cloudrt.cli.types import Numbers
+from cloudrt.system.terminal import Failure, progress_bar, reports_errors
 
 if TYPE_CHECKING:
-    from cloudrt.artifact import Artifact
-    from cloudrt.choose import Score
-    from cloudrt.postprocess import Rule
-    from cloudrt.tune import Source, Tuned
+    from cloudrt.masks.postprocess import Rule
+    from cloudrt.model.artifact import Artifact
+    from cloudrt.search.choose import Score
+    from cloudrt.search.tune import Source, Tuned
 
 
 @click.command()
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     help="Text file of image names, one a line; all of train.csv, or of PROBABILITIES, otherwise.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path),
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
     help="The artifact with the new rules, tuned.onnx by default, or a .json of the rules alone.",
-)  # fmt: skip
+)
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @click.option("--model", type=click.Path(path_type=Path), help="The artifact that gets the rules of PROBABILITIES.")
 @click.option("--save-probabilities", type=click.Path(path_type=Path), help="Keep what the network says in this .npz.")
@@ -44,20 +46,30 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each stage; all that may be used by default.")
 @reports_errors
 def tune(
-    source: Path, data: Path, images: Path | None, output: Path | None, overwrite: bool, model: Path | None,
-    save_probabilities: Path | None, thresholds: tuple[int, ...] | None, min_areas: tuple[int, ...] | None, folds: int,
-    provider: str, batch_size: int | None, threads: int | None,
-) -> None:  # fmt: skip
+    source: Path,
+    data: Path,
+    images: Path | None,
+    output: Path | None,
+    overwrite: bool,
+    model: Path | None,
+    save_probabilities: Path | None,
+    thresholds: tuple[int, ...] | None,
+    min_areas: tuple[int, ...] | None,
+    folds: int,
+    provider: str,
+    batch_size: int | None,
+    threads: int | None,
+) -> None:
     """Search the best rule of each class on the labelled images of DATA, exactly, and write them into the artifact.
 
     MODEL is an .onnx of cloudrt-export; PROBABILITIES an .npz of an earlier --save-probabilities, which spares running
     the network again. Give images that the network was not trained on: those that runs/NAME/held_out.txt lists, say.
     Beside the output lie a plot (.png) and a page (.html) of the Dice surfaces.
     """
-    from cloudrt.cpus import usable_cpus
-    from cloudrt.data import open_data
-    from cloudrt.tune import FromFile
-    from cloudrt.tune import tune as run
+    from cloudrt.data.folder import open_data
+    from cloudrt.search.tune import FromFile
+    from cloudrt.search.tune import tune as run
+    from cloudrt.system.machine import usable_cpus
 
     from_file = source.suffix == ".npz"
     target = _target(source, output, overwrite, model, from_file)
@@ -139,10 +151,10 @@ def _read_names(images: Path) -> list[str]:
 def _open(
     source: Path, model: Path | None, provider: str, batch_size: int, threads: int, stack: ExitStack
 ) -> tuple[Source, Artifact | None]:
-    from cloudrt.artifact import read_artifact
-    from cloudrt.pipeline import Segmenter
-    from cloudrt.probabilities import Probabilities
-    from cloudrt.tune import FromFile
+    from cloudrt.inference.pipeline import Segmenter
+    from cloudrt.model.artifact import read_artifact
+    from cloudrt.search.probabilities import Probabilities
+    from cloudrt.search.tune import FromFile
 
     if source.suffix == ".npz":
         artifact = read_artifact(model) if model else None
@@ -159,9 +171,9 @@ def _open(
 
 
 def _write(tuned: Tuned, artifact: Artifact | None, model: Path, target: Path, data: Path) -> None:
-    from cloudrt.files import replacing
-    from cloudrt.tune import write_tuned
-    from cloudrt.tune_report import plot_surfaces, write_page
+    from cloudrt.reports.tune_page import plot_surfaces, write_page
+    from cloudrt.search.tune import write_tuned
+    from cloudrt.system.files import replacing
 
     plot = plot_surfaces(tuned)
     facts = {
@@ -192,7 +204,7 @@ def _show(tuned: Tuned) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from cloudrt.tune_report import dice, span
+    from cloudrt.reports.tune_page import dice, span
 
     table = Table(title=f"Mean Dice of {tuned.images} images, without and with the class")
     for name in ("class", "level >", "area >", "Dice", "without", "with", "out of fold"):

@@ -14,18 +14,32 @@ from typing import Any
 
 from cloudrt.cluster.nodes import ClusterError, Node, Share, ask
 from cloudrt.cluster.storage import Place
-from cloudrt.doctor import describe_machine, installed_distributions
 from cloudrt.errors import CloudrtError
+from cloudrt.system.machine import describe_machine
+from cloudrt.system.versions import installed_distributions
 
-PACKAGES = ("cloudrt", "numpy", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg",
-            "numba", "pyarrow")  # fmt: skip
+PACKAGES = (
+    "cloudrt",
+    "numpy",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "openvino",
+    "opencv-python-headless",
+    "simplejpeg",
+    "numba",
+    "pyarrow",
+)
 """What answers and files hang on."""
 
 
 def check_nodes(
-    nodes: Sequence[Node], share: Share, folders: Sequence[str], firsts: Sequence[tuple[Place, str]],
-    keep: Callable[[bytes], object], model: bytes,
-) -> None:  # fmt: skip
+    nodes: Sequence[Node],
+    share: Share,
+    folders: Sequence[str],
+    firsts: Sequence[tuple[Place, str]],
+    keep: Callable[[bytes], object],
+    model: bytes,
+) -> None:
     """Refuse a cluster whose machines would give other answers, or do not see what they should; leave the artifact
     on each.
 

@@ -1,4 +1,4 @@
-"""Which images, in which order, where they may lie in stores too; keys and order are those of `cloudrt.inputs`."""
+"""List the images of folders and object stores, with the keys and the order of `cloudrt.images.inputs`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cloudrt.cluster.partitions import Image
 from cloudrt.cluster.storage import Place, is_uri, open_place
-from cloudrt.inputs import join, list_inputs, read_sample
+from cloudrt.images.inputs import join, list_inputs, read_sample
 from cloudrt.labels import Labels
 
 
@@ -19,7 +19,7 @@ def list_images(
     Raises
     ------
     DataError
-        See `cloudrt.inputs.list_inputs`.
+        See `cloudrt.images.inputs.list_inputs`.
     """
     stores: list[Place] = []
     local = [str(Path(one).absolute()) for one in inputs if not is_uri(one)]
@@ -28,8 +28,9 @@ def list_images(
         if is_uri(one):
             place = open_place(one, endpoint)
             listed = place.images()
-            found += [(item.key, f"{one}: {item.key}", Image(item.key, len(stores), item.path, item.size))
-                      for item in listed]  # fmt: skip
+            found += [
+                (item.key, f"{one}: {item.key}", Image(item.key, len(stores), item.path, item.size)) for item in listed
+            ]
             stores.append(place)
         else:
             for file in list_inputs([one], None, labels):

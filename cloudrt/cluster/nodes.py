@@ -123,11 +123,15 @@ def list_nodes() -> list[Node]:
     import ray
 
     return [
-        Node(one["NodeID"], one["NodeManagerAddress"], int(one["Resources"].get("CPU", 0)),
-             int(one["Resources"].get("GPU", 0)))
+        Node(
+            one["NodeID"],
+            one["NodeManagerAddress"],
+            int(one["Resources"].get("CPU", 0)),
+            int(one["Resources"].get("GPU", 0)),
+        )
         for one in ray.nodes()
         if one["Alive"]
-    ]  # fmt: skip
+    ]
 
 
 def share_out(nodes: Sequence[Node], provider: str, threads: int) -> Share:

@@ -3,7 +3,7 @@
     images --cut--> partitions --workers--> part-00000.parquet, part-00001.parquet ... --merge--> submission.csv
 
 run.json beside them holds the run's identity. A file that is there is finished: it was written whole. Parquet has the
-columns of `cloudrt.outputs.write_parquet`; part-00000.csv is a piece of the submission as it is, and
+columns of `cloudrt.inference.outputs.write_parquet`; part-00000.csv is a piece of the submission as it is, and
 part-00000.failures.csv, written before it, lists what failed in it.
 """
 
@@ -22,11 +22,11 @@ from typing import Any
 
 from cloudrt.cluster.storage import Place
 from cloudrt.errors import DataError
-from cloudrt.images import ImageFile, StoredImage
-from cloudrt.journal import Identity, Record, refuse_differences
+from cloudrt.images.image import ImageFile, StoredImage
+from cloudrt.inference.journal import Identity, Record, refuse_differences
+from cloudrt.inference.outputs import FORMATS, write_failures
 from cloudrt.labels import Labels
-from cloudrt.outputs import FORMATS, write_failures
-from cloudrt.overlap import overlap
+from cloudrt.system.overlap import overlap
 
 FORMS = ("parquet", "csv")
 MANIFEST = "run.json"
@@ -109,8 +109,10 @@ class Partitions:
         if MANIFEST in there:
             refuse_differences(self._identity(), identity, f"{self.place.uri}/{MANIFEST}")
         elif there:
-            raise DataError(f"{self.place.uri} holds partitions without {MANIFEST}: --overwrite them, or give another "
-                            "folder of --partitions")  # fmt: skip
+            raise DataError(
+                f"{self.place.uri} holds partitions without {MANIFEST}: --overwrite them, or give another "
+                "folder of --partitions"
+            )
         else:
             self.place.write(MANIFEST, json.dumps({"format": FORMAT, "identity": dict(identity)}, indent=1).encode())
         return there - {MANIFEST}
@@ -150,7 +152,7 @@ class Partitions:
     def records(
         self, parts: Sequence[Sequence[Image]], identity: Identity | None = None
     ) -> Callable[[], Iterator[Record]]:
-        """Return what `cloudrt.outputs` takes: the rows of all partitions, in order.
+        """Return what `cloudrt.inference.outputs` takes: the rows of all partitions, in order.
 
         Parameters
         ----------
@@ -176,8 +178,10 @@ class Partitions:
                 for rows in overlap(readers, read, range(len(parts)), 2 * READERS):
                     yield from rows
             if identity is not None and self.recorded() != identity:  # a bucket cannot be locked
-                raise DataError(f"another run has begun in {self.place.uri}, and rows may be its own: run again with "
-                                "other --partitions")  # fmt: skip
+                raise DataError(
+                    f"another run has begun in {self.place.uri}, and rows may be its own: run again with "
+                    "other --partitions"
+                )
 
         return records
 

@@ -19,8 +19,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.files import replacing
-from cloudrt.images import SUFFIXES
+from cloudrt.images.image import SUFFIXES
+from cloudrt.system.files import replacing
 
 CONNECT_SECONDS = 5
 ATTEMPTS = 3

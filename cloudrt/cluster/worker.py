@@ -2,8 +2,8 @@
 
     keys and places --Segmenter.predict: decode threads -> engine -> post-process threads--> rows --> part-00000.parquet
 
-Decoding, engine and post-processing are the threads of `cloudrt.pipeline`, in one process; `cloudrt.cluster.care` keeps
-an image that does harm from taking its partition with it.
+Decoding, engine and post-processing are threads of `cloudrt.inference.pipeline` in one process;
+`cloudrt.cluster.isolation` isolates images that crash a worker.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cloudrt.cluster.care import Care, Predictor, segment
+from cloudrt.cluster.isolation import Care, Predictor, segment
 from cloudrt.cluster.partitions import Partitions, unpack
 from cloudrt.cluster.storage import Place
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import ArtifactError, DataError, ProviderError
-from cloudrt.files import replacing, sha256
-from cloudrt.journal import Identity, Record
+from cloudrt.inference.journal import Identity, Record
+from cloudrt.system.files import replacing, sha256
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,19 @@ class Job:
         CloudrtError
             The artifact cannot be kept here; the provider cannot run; another identity than that of the run.
         """
-        from cloudrt.pipeline import Segmenter
+        from cloudrt.inference.pipeline import Segmenter
 
         segmenter = Segmenter(
-            self.model, self.provider, batch_size=self.batch_size, threads=self.threads,
-            max_pixels=self.max_pixels, compute=self.compute, allow_cpu=self.allow_cpu, decoder=self.decoder,
+            self.model,
+            self.provider,
+            batch_size=self.batch_size,
+            threads=self.threads,
+            max_pixels=self.max_pixels,
+            compute=self.compute,
+            allow_cpu=self.allow_cpu,
+            decoder=self.decoder,
             plan=self.plan,
-        )  # fmt: skip
+        )
         if self.identity is not None:
             differences = [
                 f"{name} is {value} there and {self.identity.get(name, 'none')} in this run"

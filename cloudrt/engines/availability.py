@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cloudrt.errors import ProviderError
+from cloudrt.system.nvidia import nvidia_driver
 
 NAMES = ("tensorrt", "cuda", "openvino", "cpu")
 """The providers, those that tend to be the fastest first."""
@@ -29,14 +30,6 @@ class Obstacle:
 
     reason: str
     remedy: str
-
-
-@dataclass(frozen=True)
-class Driver:
-    """NVIDIA's driver: the newest CUDA that it serves, and the GPUs that this process may use."""
-
-    cuda: tuple[int, int]
-    gpus: tuple[str, ...]
 
 
 def problem(provider: str) -> str | None:
@@ -78,27 +71,6 @@ def load_libraries(provider: str) -> None:
         onnxruntime.preload_dlls()
     if provider == "tensorrt" and _installed("tensorrt"):
         import tensorrt  # noqa: F401 - importing it loads libnvinfer
-
-
-def nvidia_driver() -> Driver | None:
-    """Ask NVIDIA's driver what it serves; None where there is no driver."""
-    try:
-        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return None
-    version, count = ctypes.c_int(0), ctypes.c_int(0)
-    library.cuDriverGetVersion(ctypes.byref(version))
-    cuda = (version.value // 1000, version.value % 1000 // 10)
-    # cuInit fails where there is a driver and no GPU, or none that this process may see.
-    if library.cuInit(0) != 0 or library.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return Driver(cuda, ())
-    gpus = []
-    for index in range(count.value):
-        name, size = ctypes.create_string_buffer(256), ctypes.c_size_t(0)
-        library.cuDeviceGetName(name, 256, index)
-        library.cuDeviceTotalMem_v2(ctypes.byref(size), index)
-        gpus.append(f"{name.value.decode('utf-8', 'replace')}, {size.value / 2**30:.0f} GiB")
-    return Driver(cuda, tuple(gpus))
 
 
 def _driver_obstacle(extras: str) -> Obstacle | None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from cloudrt.artifact import Artifact
+from cloudrt.model.artifact import Artifact
 
 
 class Binding:

@@ -12,7 +12,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from cloudrt.files import replacing, sha256
+from cloudrt.system.files import replacing, sha256
 
 logger = logging.getLogger(__name__)
 

@@ -14,19 +14,26 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from cloudrt.artifact import Artifact
 from cloudrt.engines import tensorrt
 from cloudrt.engines.availability import load_libraries
 from cloudrt.engines.base import DEFAULTS, EngineOptions, check_batch, exhausted
 from cloudrt.engines.binding import Binding
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
+from cloudrt.model.artifact import Artifact
 
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 HEAVY = frozenset({"Conv", "Resize", "InstanceNormalization", "BatchNormalization", "LayerNormalization"})
 """Operators that must run where the user asked for; ONNX Runtime places them on the CPU without an error otherwise."""
-REFUSALS = (state.EPFail, state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf,
-            state.NotImplemented, state.RuntimeException)  # fmt: skip
+REFUSALS = (
+    state.EPFail,
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.NotImplemented,
+    state.RuntimeException,
+)
 """What ONNX Runtime raises; they share no base below Exception."""
 
 

@@ -11,11 +11,11 @@ import onnx
 import openvino
 from numpy.typing import NDArray
 
-from cloudrt.artifact import Artifact, fix_batch
 from cloudrt.engines.base import DEFAULTS, EngineOptions, check_batch, exhausted
 from cloudrt.engines.compiled import open_folder, seal_folder
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
+from cloudrt.model.artifact import Artifact, fix_batch
 
 _CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}
 

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from cloudrt.artifact import Artifact
-from cloudrt.engines.availability import NAMES, nvidia_driver
-from cloudrt.engines.base import BATCH_SIZES, EngineOptions, hindrance, require
-from cloudrt.engines.known import Known
+from cloudrt.engines.availability import NAMES
+from cloudrt.engines.base import BATCH_SIZES, EngineOptions
+from cloudrt.engines.choice import hindrance, require
+from cloudrt.engines.measurements import Known
 from cloudrt.engines.trial import Bench, Rung, best_rung
 from cloudrt.errors import MemoryExhausted, ProviderError
+from cloudrt.model.artifact import Artifact
+from cloudrt.system.nvidia import nvidia_driver
 
 if TYPE_CHECKING:
     import onnx
@@ -86,7 +88,7 @@ class Plan:
         return ", ".join(words)
 
     def identity(self) -> dict[str, str | int]:
-        """What the answers hang on, for `cloudrt.journal`."""
+        """What the answers hang on, for `cloudrt.inference.journal`."""
         return {
             "provider": self.provider,
             "batch size": self.batch_size,
@@ -106,9 +108,12 @@ class Plan:
         """
         try:
             return cls(
-                identity["provider"], identity["batch size"], identity["streams"], identity["compute"],
+                identity["provider"],
+                identity["batch size"],
+                identity["streams"],
+                identity["compute"],
                 bool(identity["CUDA graph"]),
-            )  # fmt: skip
+            )
         except KeyError as error:
             raise ProviderError(f"the recorded run does not say its {error}: it is of another version") from error
 
@@ -143,8 +148,10 @@ def make_plan(
     """
     require(request.provider, artifact)
     if request.compute != "auto" and request.provider != "openvino":
-        raise ProviderError(f"what to compute in is OpenVINO's to choose: --compute {request.compute} needs "
-                            "--provider openvino; other providers follow the artifact's precision")  # fmt: skip
+        raise ProviderError(
+            f"what to compute in is OpenVINO's to choose: --compute {request.compute} needs "
+            "--provider openvino; other providers follow the artifact's precision"
+        )
     if settled:
         require(settled.provider, artifact)
     _check_devices(request, settled.provider if settled else request.provider)

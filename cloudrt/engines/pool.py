@@ -9,9 +9,9 @@ from threading import Condition, Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.artifact import Artifact
 from cloudrt.engines.base import Engine
 from cloudrt.errors import CloudrtError, MemoryExhausted, ProviderError
+from cloudrt.model.artifact import Artifact
 
 logger = logging.getLogger(__name__)
 

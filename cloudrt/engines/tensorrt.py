@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from cloudrt.artifact import Artifact
-from cloudrt.engines.availability import nvidia_driver
+from cloudrt.model.artifact import Artifact
+from cloudrt.system.nvidia import nvidia_driver
 
 LARGEST_FREE_BATCH = 32
 """The largest N that an engine takes where the batch size is left free."""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.artifact import Artifact
-from cloudrt.engines.base import Engine, EngineOptions, open_engine
+from cloudrt.engines.base import Engine, EngineOptions
+from cloudrt.engines.choice import open_engine
 from cloudrt.errors import ArtifactError, MemoryExhausted, ProviderError
-from cloudrt.parity import TOLERANCES, Answers, Tally, half_of_the_levels
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.parity import TOLERANCES, Answers, Tally, half_of_the_levels
 
 if TYPE_CHECKING:
     import onnx
@@ -86,7 +87,7 @@ class Bench:
     allow_cpu: bool = False
 
     def __post_init__(self) -> None:
-        from cloudrt.scenes import draw_scene
+        from cloudrt.data.scenes import draw_scene
 
         size = self.artifact.input_size
         self.images = np.stack([draw_scene(seed, size).image for seed in range(IMAGES)])
@@ -168,9 +169,14 @@ class Bench:
         with suppress(MemoryExhausted, MemoryError), self.open(provider, compute, rung) as engine:
             rate = measure_rate(engine, self.images[np.arange(rung.batch_size) % IMAGES])
             logger.info(
-                "  %s %s: batch %d, streams %d%s: %.1f images/s", provider, compute, rung.batch_size, rung.streams,
-                ", CUDA graph" if rung.cuda_graph else "", rate,
-            )  # fmt: skip
+                "  %s %s: batch %d, streams %d%s: %.1f images/s",
+                provider,
+                compute,
+                rung.batch_size,
+                rung.streams,
+                ", CUDA graph" if rung.cuda_graph else "",
+                rate,
+            )
             return Rung(rung.batch_size, rung.streams, rung.cuda_graph, max(0.01, round(float(rate), 2)))
         return None
 

@@ -251,7 +251,15 @@ def maps_to_texts(
         threshold, min_area, gate_threshold, gate_pixels, least_presence = rules[m % rules.shape[0]]
         if threshold < 255 and presence[m] >= least_presence and (gate_pixels == 0 or gate_threshold < 255):
             end += columns_to_text(
-                levels[m], np.uint8(threshold + 1), min_area, np.uint8(gate_threshold + 1), gate_pixels,
-                edges, first, parent, area, text[end:],
-            )  # fmt: skip
+                levels[m],
+                np.uint8(threshold + 1),
+                min_area,
+                np.uint8(gate_threshold + 1),
+                gate_pixels,
+                edges,
+                first,
+                parent,
+                area,
+                text[end:],
+            )
         ends[m] = end

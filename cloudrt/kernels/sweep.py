@@ -53,9 +53,7 @@ def sweep(
     stack = np.empty((thresholds + 2, 3), np.int64)
     for source in range(tall, (width + 1) * tall):
         if side[source] == UNSEEN:
-            _flood(
-                source, steps, min_areas, rank, side, true, below, top, waiting, stack, area_table, overlap_table
-            )  # fmt: skip
+            _flood(source, steps, min_areas, rank, side, true, below, top, waiting, stack, area_table, overlap_table)
     _sum_up(area_table)
     _sum_up(overlap_table)
 

@@ -1,0 +1,1 @@
+"""One-off measurements: run from a checkout, not part of the wheel."""

@@ -1,0 +1,311 @@
+"""The whole run on a cluster: images listed, shared out as partitions, segmented by Ray Data, merged.
+
+    inputs --list--> partitions --Ray Data: an actor a GPU or group of cores--> files of rows --merge--> submission
+
+What the answers hang on is settled once: provider, batch shape, threads, streams. One worker measures where that is
+left to it, and every other must come to the same identity; so the submission has the bytes of a single machine's of
+that identity. Ray Data hands each worker its next partition when it is ready for it, replaces workers that die and
+gives their partitions to others.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloudrt.cluster.checks import check_nodes
+from cloudrt.cluster.isolation import Ledger
+from cloudrt.cluster.listing import list_images
+from cloudrt.cluster.nodes import Share, connected, list_nodes, share_out, unwrapped
+from cloudrt.cluster.partitions import Counted, Image, Partitions, cut, pack
+from cloudrt.cluster.storage import Place, open_place
+from cloudrt.cluster.watch import watched
+from cloudrt.cluster.worker import Job, Worker
+from cloudrt.engines.plan import Plan, Request
+from cloudrt.errors import ArtifactError, DataError
+from cloudrt.images.inputs import digest_sizes
+from cloudrt.inference.journal import Identity
+from cloudrt.inference.outputs import FORMATS, write_failures
+from cloudrt.inference.submission import failures_path
+from cloudrt.model.artifact import default_model, load_model, parse_artifact
+from cloudrt.system.files import locked, sha256
+
+logger = logging.getLogger(__name__)
+
+PARTITION = 1024
+"""Images a partition at most, unless asked otherwise."""
+ROUNDS = 4
+"""Partitions a worker at least, where there are images for that: so that none waits long for the last."""
+
+Done = Callable[[Mapping[str, int]], object]
+"""Called with the counts of each partition as it is finished: number, images, failed."""
+
+
+@dataclass(frozen=True)
+class ClusterRun:
+    """What came of a run: counts, how many images an earlier run had finished, how many workers, how they ran."""
+
+    images: int
+    failed: int
+    rows_with_mask: int
+    resumed: int
+    share: Share
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a run on a cluster is asked for.
+
+    Parameters
+    ----------
+    inputs
+        Folders, images, patterns and lists as `cloudrt.images.inputs` takes them, and URIs of folders or images.
+    output
+        Of the merged submission, in the form `form`.
+    address
+        HOST:PORT of a cluster, "auto" for the one of this machine, or "local" to start Ray here.
+    folder
+        Folder or URI of the partitions; beside the output where it is None.
+    partition_form, partition_size
+        "parquet" or "csv"; images each, 0 to choose.
+    endpoint
+        Of an S3-compatible store.
+    resume, overwrite
+        Go on with the partitions that are there; or begin afresh.
+    """
+
+    inputs: tuple[str, ...]
+    output: Path
+    address: str = "local"
+    model: Path | None = None
+    sample: Path | None = None
+    form: str = "csv"
+    folder: str | None = None
+    partition_form: str = "parquet"
+    partition_size: int = 0
+    endpoint: str | None = None
+    provider: str = "auto"
+    batch_size: int = 0
+    compute: str = "auto"
+    threads: int = 0
+    max_pixels: int = 100_000_000
+    allow_cpu: bool = False
+    decoder: str = "cpu"
+    resume: bool = False
+    overwrite: bool = False
+
+
+def infer_on_cluster(
+    asked: Ask,
+    started: Callable[[Plan, Share, int, int], Done],
+    merging: Callable[[int], Callable[[], object]],
+    lost: Callable[[str], object],
+) -> ClusterRun:
+    """Write the submission of images that a cluster segments.
+
+    Parameters
+    ----------
+    started
+        Called once with how it runs, its workers, the images and how many of them are finished already; returns what
+        to call with the counts of each partition.
+    merging
+        Called with the number of images; returns what to call for each that is merged.
+    lost
+        Called with one line, from another thread, if the cluster goes away: ends the process, as Ray would.
+
+    Raises
+    ------
+    CloudrtError
+        The cluster, the images, the artifact or the places cannot be used; workers that would give other answers. What
+        was finished stays, for `resume`.
+    """
+    model = asked.model or default_model()
+    artifact = parse_artifact(load_model(model), model)
+    if not artifact.rules:
+        raise ArtifactError(f"{model} holds no rules: its network was never validated; find them with cloudrt tune")
+    images, stores, folders = list_images(asked.inputs, asked.sample, asked.endpoint, artifact.labels)
+    out = open_place(asked.folder or f"{asked.output}.parts", asked.endpoint)
+    partitions = Partitions(out, asked.partition_form, artifact.labels)
+    recorded = _recorded(partitions, asked)
+    _spare(images, asked.output)
+    with _held(out):
+        with connected(asked.address), watched(lost):
+            nodes = list_nodes()
+            share = share_out(nodes, asked.provider, asked.threads)
+            job = Job(
+                model.name,
+                sha256(model),
+                share.cpus,
+                asked.max_pixels,
+                asked.provider,
+                asked.batch_size,
+                asked.compute,
+                asked.allow_cpu,
+                asked.decoder,
+                _recorded_plan(asked, recorded),
+            )
+            data = model.read_bytes()
+            job.keep_model(data)
+            remote = [image for image in reversed(images) if image.store >= 0]
+            firsts = {image.store: (stores[image.store], image.path) for image in remote}
+            seen = [*folders, out.path] if out.local else folders
+            check_nodes(nodes, share, seen, list(firsts.values()), job.keep_model, data)
+            plan, identity = _settle(job, share)
+            size = _partition_size(asked, len(images), share, plan.batch_size, recorded)
+            whole = identity | {
+                "images": len(images),
+                "list of images and their sizes": digest_sizes((image.key, image.size) for image in images),
+                "partitions of": size,
+                "form of partitions": asked.partition_form,
+            }
+            finished = partitions.begin(whole, resume=asked.resume, overwrite=asked.overwrite)
+            parts = cut(images, size)
+            todo = [number for number in range(len(parts)) if partitions.name(number) not in finished]
+            resumed = len(images) - sum(len(parts[number]) for number in todo)
+            done = started(plan, share, len(images), resumed)
+            run_partitions(job.settled(plan, identity, stores, out, asked.partition_form), parts, todo, share, done)
+        # Held until all is merged: another run would put its own rows in their place.
+        counted = Counted(partitions.records(parts, whole), merging(len(images)))
+        FORMATS[asked.form](asked.output, counted.records, artifact.labels)
+        write_failures(failures_path(asked.output), lambda: counted.failures)
+    return ClusterRun(len(images), len(counted.failures), counted.rows_with_mask, resumed, share, plan)
+
+
+def run_partitions(job: Job, parts: Sequence[Sequence[Image]], todo: Sequence[int], share: Share, done: Done) -> None:
+    """Run the partitions of numbers `todo` on as many workers as there are, or fewer where there is less to do.
+
+    Raises
+    ------
+    CloudrtError
+        What a worker raises.
+    """
+    if not todo:
+        return
+    import ray
+    import ray.data
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger)  # killed, it forgets whom to blame
+    ledger = ledger.options(scheduling_strategy=here).remote(job.model.read_bytes())
+    rows = [{"number": number, "images": pack(parts[number])} for number in todo]
+    workers = min(share.workers, len(todo))
+    with _quiet():
+        data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            Worker,
+            fn_constructor_args=(job, ledger),
+            batch_size=1,
+            batch_format="numpy",
+            num_cpus=share.cpus,
+            num_gpus=share.gpus or None,
+            concurrency=workers,
+        )
+        try:
+            # With a lead, each partition would be told of when the next one is finished.
+            for found in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+                for values in zip(*found.values(), strict=True):
+                    done({name: int(value) for name, value in zip(found, values, strict=True)})
+        except (RayError, RuntimeError) as error:
+            raise unwrapped(error) from error
+        finally:
+            ray.kill(ledger)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Ray Data draw no bars and tell no plans: the caller has a bar of its own."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    before = context.enable_progress_bars, context.print_on_execution_start
+    context.enable_progress_bars, context.print_on_execution_start = False, False
+    levels = {name: logging.getLogger(name).level for name in ("ray", "ray.data")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars, context.print_on_execution_start = before
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _spare(images: Sequence[Image], output: Path) -> None:
+    """Refuse to write over an image that is read."""
+    there = os.path.realpath(output)
+    if any(image.store < 0 and os.path.realpath(image.path) == there for image in images):
+        raise DataError(f"{output} is one of the images: give another --output")
+
+
+@contextmanager
+def _held(out: Place) -> Iterator[None]:
+    """Hold a folder of partitions against other runs; a folder that stays empty goes again."""
+    if not out.local:
+        yield
+        return
+    folder = Path(out.path)
+    lock = folder / ".lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(lock, "wait for it, or give other --partitions"):
+        try:
+            yield
+        finally:
+            if {path.name for path in folder.iterdir()} == {lock.name}:
+                lock.unlink()
+                folder.rmdir()
+
+
+def _recorded(partitions: Partitions, asked: Ask) -> Identity | None:
+    """Return the identity of the run that is to be resumed, if any; refuse early what `Partitions.begin` would."""
+    names = partitions.place.names()
+    if names and not (asked.resume or asked.overwrite) and any(name.startswith(("part-", "run.")) for name in names):
+        raise DataError(f"{partitions.place.uri} holds partitions already: --resume goes on with them, or --overwrite")
+    return partitions.recorded() if asked.resume else None
+
+
+def _recorded_plan(asked: Ask, recorded: Identity | None) -> Plan | None:
+    """Return how the run to be resumed ran, as far as it is what is asked for now; its record names what differs."""
+    plan = Plan.recorded(recorded) if recorded else None
+    return plan if plan and plan.serves(Request(asked.provider, asked.batch_size, compute=asked.compute)) else None
+
+
+def _settle(job: Job, share: Share) -> tuple[Plan, dict[str, str | int]]:
+    """Let one worker open the artifact, and return how it runs, and what the answers hang on."""
+    import ray
+    from ray.exceptions import RayError
+
+    pending = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(_open_once).remote(job)
+    if not ray.wait([pending], timeout=30)[0]:
+        logger.info("Waiting for the cluster: a worker needs %d CPUs and %d GPUs that are free", share.cpus, share.gpus)
+    try:
+        settled: tuple[Plan, dict[str, str | int]] = ray.get(pending)
+    except RayError as error:
+        raise unwrapped(error) from error
+    return settled
+
+
+def _open_once(job: Job) -> tuple[Plan, dict[str, str | int]]:
+    from cloudrt.inference.pipeline import Segmenter
+
+    segmenter = job.open()
+    assert isinstance(segmenter, Segmenter)
+    try:
+        return segmenter.plan, segmenter.identity()
+    finally:
+        segmenter.close()
+
+
+def _partition_size(asked: Ask, images: int, share: Share, batch: int, recorded: Identity | None) -> int:
+    """Return the images a partition: whole batches, unless asked for otherwise."""
+    if asked.partition_size:
+        return asked.partition_size
+    if recorded and isinstance(recorded.get("partitions of"), int):
+        return int(recorded["partitions of"])
+    size = min(PARTITION, -(-images // (ROUNDS * share.workers)))
+    return -(-size // batch) * batch

@@ -1,0 +1,1 @@
+"""A labelled data set: folder layout, exploration, audit, duplicates, and synthetic scenes."""

@@ -1,0 +1,100 @@
+"""The competition's folder layout and tables.
+
+DATA/train.csv         Image_Label,EncodedPixels: `NAME.jpg_Class` and its RLE on the label grid
+DATA/train_images/     the images that train.csv names
+DATA/data.json         for other data than the clouds: {"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]},
+                       and "key_column": "ImageId_ClassId" where the tables call Image_Label so
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError, RleError
+from cloudrt.labels import CLOUDS, Labels
+from cloudrt.masks.rle import pack_mask, rle_to_submit_grid
+from cloudrt.masks.table import read_rows, read_table
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A folder in the competition's layout, found sound."""
+
+    root: Path
+    labels: Labels
+    train_images: Path
+    train_csv: Path
+
+    def read_train(self) -> dict[str, dict[str, str]]:
+        """Return image name -> class -> RLE text, classes without a row left out; see `read_table` for the errors."""
+        images: dict[str, dict[str, str]] = {}
+        for (name, label), text in read_table(self.train_csv, self.labels).items():
+            images.setdefault(name, {})[label] = text
+        return images
+
+    def read_names(self) -> list[str]:
+        """Return the images that train.csv names, each once; rows of no known class are left out."""
+        keys = (key.rpartition("_") for _, key, _ in read_rows(self.train_csv, self.labels))
+        return list(dict.fromkeys(name for name, _, label in keys if name and label in self.labels.classes))
+
+    def truth_bits(self, name: str, texts: dict[str, str]) -> NDArray[np.uint8]:
+        """Return the masks of one image on the submission grid: (C, ceil(W * H / 8)) uint8, as `pack_mask` packs them.
+
+        `texts` is class -> RLE text on the label grid, as `read_train` gives them; a class that is not there is empty.
+
+        Raises
+        ------
+        DataError
+            An RLE that is wrong; names its row.
+        """
+        packed = []
+        for label in self.labels.classes:
+            try:
+                packed.append(pack_mask(rle_to_submit_grid(texts.get(label, ""), self.labels)))
+            except RleError as error:
+                height, width = self.labels.label_grid
+                raise DataError(f"{self.train_csv}, row {name}_{label}: {error} (grid {height}x{width})") from error
+        return np.stack(packed)
+
+
+def open_data(root: str | Path) -> DataFolder:
+    """Check that `root` holds a data set in the competition's layout.
+
+    Raises
+    ------
+    DataError
+        The folder, train.csv or train_images is missing (says where to get them), or data.json is malformed.
+    """
+    root = Path(root)
+    folder = DataFolder(root, read_labels(root), root / "train_images", root / "train.csv")
+    for path, there in (
+        (folder.train_csv, folder.train_csv.is_file()),
+        (folder.train_images, folder.train_images.is_dir()),
+    ):
+        if not there:
+            raise DataError(
+                f"{path} is missing: unpack the competition's data into {root} (kaggle competitions download -c "
+                f"understanding_cloud_organization), or make scenes with: cloudrt synth {root}"
+            )
+    return folder
+
+
+def read_labels(root: Path) -> Labels:
+    """Return the classes and grids that `root`/data.json describes, the clouds' where there is none."""
+    path = root / "data.json"
+    if not path.is_file():
+        return CLOUDS
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise DataError("expected an object")
+        return Labels.from_dict(values)
+    except (ValueError, RecursionError) as error:  # DataError and what json and the codec raise are ValueErrors
+        raise DataError(
+            f'{path}: {error}; write {{"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]}}'
+        ) from error

@@ -1,0 +1,261 @@
+"""One made-up satellite scene: trade-wind clouds over dark ocean, and the boxes that labellers would have drawn.
+
+A scene is laid out in fractions of its width and height, so that one seed gives one scene at every size: the frame is
+cut into cells, and some of them become patches, each of one organisation. Every patch sketches a *potential* on a
+small fixed grid, the plan: where its clouds want to be. The potential is enlarged to the image, one pyramid of noise
+that all patches share is added, each organisation weighing its octaves in its own way, and a soft threshold turns
+the sum into opacity. Ocean, haze, clouds, glint and the black bands between two swaths are then laid over each other.
+
+::
+
+    cells -> patches -> potential (plan) + weighted octaves -> opacity -> over the ocean -> glint, drift -> bands
+                 `-> jittered boxes, minus the bands -> masks (label grid)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.data.textures import ASPECT, PLAN, TEXTURES, Box, Floats, Texture, noise, potential, resize
+from cloudrt.errors import DataError
+from cloudrt.labels import CLASSES, LABEL_GRID
+
+MIN_SIDE = 64
+MAX_SIDE = 8192
+
+# Share of images with 1, 2, 3 and 4 organisations, and the pull of each class when they are drawn: with these the
+# classes come out as often as in the competition's train.csv (Fish 0.50, Flower 0.43, Gravel 0.53, Sugar 0.68).
+_CLASS_COUNTS = (0.24, 0.43, 0.28, 0.05)
+_CLASS_PULL = {"Fish": 0.21, "Flower": 0.17, "Gravel": 0.24, "Sugar": 0.38}
+
+# Cells across the width in each octave of the noise: its blobs are 1/cells of the width across.
+_CELLS = (8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn scene and its truth.
+
+    Parameters
+    ----------
+    image
+        (H, W, 3) uint8, RGB; exactly 0 in the bands and nowhere else.
+    masks
+        (C, 1400, 2100) uint8, 0 or 1, in the order of `cloudrt.labels.CLASSES`: unions of boxes minus the bands, on
+        the label grid whatever the size of the image.
+    bands
+        (H, W) bool, where the satellite saw nothing.
+    """
+
+    image: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    bands: NDArray[np.bool_]
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raise DataError unless height and width are from 64 to 8192 pixels."""
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
+        raise DataError(f"a scene is {MIN_SIDE} to {MAX_SIDE} pixels wide and high, found {size[1]}x{size[0]}")
+
+
+def draw_scene(seed: int | np.random.SeedSequence, size: tuple[int, int] = LABEL_GRID) -> Scene:
+    """Draw one scene.
+
+    Parameters
+    ----------
+    seed
+        The same seed gives the same pixels, and the same scene, only coarser, at another size.
+    size
+        Height and width of the image in pixels.
+
+    Returns
+    -------
+    Scene
+        Image, masks and bands.
+
+    Raises
+    ------
+    DataError
+        A size out of bounds, or a negative seed.
+    """
+    check_size(size)
+    # A SeedSequence counts its children, so a fresh twin is what keeps a second call equal to the first.
+    if isinstance(seed, np.random.SeedSequence):
+        seed = np.random.SeedSequence(seed.entropy, spawn_key=seed.spawn_key)
+    elif seed < 0:
+        raise DataError(f"seed must be 0 or more, found {seed}")
+    else:
+        seed = np.random.SeedSequence(seed)
+    layout, truth, light, sketch, grain = seed.spawn(5)
+
+    rng = np.random.default_rng(layout)
+    patches = _lay_out(rng)
+    polygons = _band_polygons(rng)
+    bands = _fill(polygons, size)
+    masks = _masks(np.random.default_rng(truth), patches, _fill(polygons, LABEL_GRID))
+
+    octaves = _octaves(grain, size)
+    clear = np.ones(size, np.float32)
+    wind = rng.uniform(-0.5, 0.5)
+    for (name, box), patch_seed in zip(patches, sketch.spawn(len(patches)), strict=True):
+        wanted = potential(name, box, wind, np.random.default_rng(patch_seed))
+        _cover(clear, wanted, TEXTURES[name], octaves)
+    image = _light(np.random.default_rng(light), clear, octaves, polygons)
+    image[bands] = 0
+    return Scene(image, masks, bands)
+
+
+# ---- layout: what lies where ----------------------------------------------------------------------------------------
+
+
+def _lay_out(rng: np.random.Generator) -> list[tuple[str, Box]]:
+    """Choose the organisations, and a patch or two for each; what remains of the frame stays open ocean."""
+    count = 1 + int(rng.choice(len(_CLASS_COUNTS), p=_CLASS_COUNTS))
+    pull = np.array([_CLASS_PULL[name] for name in CLASSES])
+    names = [CLASSES[index] for index in rng.choice(len(CLASSES), count, replace=False, p=pull / pull.sum())]
+    cells = _cut(rng, count + 1 if count < 4 else count)
+    rng.shuffle(names)
+    # The cell beyond one for each class is ocean, unless the first class takes it too.
+    if len(cells) > count and rng.random() < 0.35:
+        names.append(names[0])
+    return [(name, _shrink(rng, box)) for name, box in zip(names, cells, strict=False)]
+
+
+def _cut(rng: np.random.Generator, count: int) -> list[Box]:
+    """Cut the frame into `count` cells, always across the longer side of the largest; largest first."""
+    cells: list[Box] = [(0.0, 0.0, 1.0, 1.0)]
+    while len(cells) < count:
+        left, top, right, bottom = cells.pop(0)
+        at = rng.uniform(0.38, 0.62)
+        if right - left >= (bottom - top) * ASPECT * rng.uniform(0.7, 1.5):
+            middle = left + at * (right - left)
+            cells += [(left, top, middle, bottom), (middle, top, right, bottom)]
+        else:
+            middle = top + at * (bottom - top)
+            cells += [(left, top, right, middle), (left, middle, right, bottom)]
+        cells.sort(key=lambda box: (box[0] - box[2]) * (box[3] - box[1]))
+    return cells
+
+
+def _shrink(rng: np.random.Generator, box: Box) -> Box:
+    """Move every side inwards by up to a fifth: a patch rarely fills its cell."""
+    left, top, right, bottom = box
+    width, height = right - left, bottom - top
+    a, b, c, d = rng.uniform(0.01, 0.12, 4)
+    return left + a * width, top + b * height, right - c * width, bottom - d * height
+
+
+def _masks(rng: np.random.Generator, patches: list[tuple[str, Box]], bands: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """What one to three labellers would have boxed around each patch, minus the bands; (C, 1400, 2100) uint8."""
+    masks = np.zeros((len(CLASSES), *LABEL_GRID), np.uint8)
+    height, width = LABEL_GRID
+    for name, box in patches:
+        scale = np.array([box[2] - box[0], box[3] - box[1]] * 2)
+        for _ in range(rng.choice((1, 2, 3), p=(0.4, 0.35, 0.25))):
+            sides = np.clip(np.array(box) + rng.normal(0.0, 0.06, 4) * scale, 0.0, 1.0)
+            left, top, right, bottom = np.rint(sides * (width, height, width, height)).astype(int)
+            masks[CLASSES.index(name), top:bottom, left:right] = 1
+    masks &= ~bands
+    return masks
+
+
+def _band_polygons(rng: np.random.Generator) -> list[NDArray[np.float64]]:
+    """Outlines of the gaps between swaths: (points, 2) each, x and y in fractions of the frame.
+
+    A gap is a wedge that leans with the orbit; now and then the next orbit's data also ends before the frame does.
+    """
+    polygons = []
+    if rng.random() < 0.9:
+        lean = rng.choice((-1.0, 1.0))
+        top, bottom = rng.uniform(0.03, 0.11), rng.uniform(0.09, 0.17)
+        middle, shift = rng.uniform(-0.02, 1.02), lean * rng.uniform(0.05, 0.10)
+        upper, lower = middle - shift, middle + shift
+        polygons.append(
+            np.array(
+                [(upper - top / 2, 0.0), (upper + top / 2, 0.0), (lower + bottom / 2, 1.0), (lower - bottom / 2, 1.0)]
+            )
+        )
+    if rng.random() < 0.06:
+        left, right = rng.uniform(0.86, 1.0, 2)
+        polygons.append(np.array([(0.0, left), (1.0, right), (1.0, 1.0), (0.0, 1.0)]))
+    return polygons
+
+
+def _fill(polygons: list[NDArray[np.float64]], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Where the polygons are, `size` bool."""
+    canvas = np.zeros(size, np.uint8)
+    for polygon in polygons:
+        cv2.fillPoly(canvas, [np.rint(polygon * (size[1], size[0])).astype(np.int32)], 1)
+    return canvas.astype(np.bool_)
+
+
+# ---- light: from potentials to pixels --------------------------------------------------------------------------------
+
+
+def _octaves(seed: np.random.SeedSequence, size: tuple[int, int]) -> dict[int, Floats]:
+    """The pyramid of noise by cells across the width; octaves that the image is too small to show are left out."""
+    return {
+        cells: noise(np.random.default_rng(child), cells, size)
+        for cells, child in zip(_CELLS, seed.spawn(len(_CELLS)), strict=True)
+        if cells <= 2 * size[1]
+    }
+
+
+def _cover(clear: Floats, wanted: Floats, texture: Texture, octaves: dict[int, Floats]) -> None:
+    """Lay the clouds of one potential over `clear`, the light that still passes, (H, W) float32, in place."""
+    height, width = clear.shape
+    reached = np.argwhere(wanted > -1.5)
+    if not len(reached):
+        return
+    (top, left), (bottom, right) = reached.min(0), reached.max(0) + 1
+    rows = slice(top * height // PLAN[0], -(-bottom * height // PLAN[0]))
+    columns = slice(left * width // PLAN[1], -(-right * width // PLAN[1]))
+    total = resize(wanted, clear.shape)[rows, columns]
+    for cells, weight in texture.octaves.items():
+        if cells in octaves:
+            total += weight * octaves[cells][rows, columns]
+    total -= texture.low
+    total /= texture.high - texture.low
+    np.clip(total, 0.0, 1.0, out=total)
+    np.subtract(1.0, total, out=total)
+    clear[rows, columns] *= 1.0 - texture.opacity * (1.0 - total * total)
+
+
+def _light(
+    rng: np.random.Generator, clear: Floats, octaves: dict[int, Floats], polygons: list[NDArray[np.float64]]
+) -> NDArray[np.uint8]:
+    """Shine on ocean, haze and clouds: (H, W, 3) uint8 RGB, nowhere 0."""
+    height, width = clear.shape
+    x = np.linspace(0.0, 1.0, width, dtype=np.float32)[None, :]
+    y = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None]
+
+    # Haze and high veils are smooth: light without grain, which belongs to no organisation.
+    veil = 0.025 * octaves[8] + rng.uniform(0.01, 0.07)
+    if rng.random() < 0.35:
+        sheet = octaves[8] + 0.5 * octaves[16] + 0.3 * octaves[32] + 0.15 * octaves[64] + 0.08 * octaves[128]
+        veil += rng.uniform(0.06, 0.18) * np.clip(sheet - rng.uniform(0.0, 0.6), 0.0, 2.0)
+    # The sun's glint stands upright beside the track of the satellite, and sometimes shows its core.
+    if rng.random() < 0.45:
+        at, breadth = rng.uniform(0.0, 1.0), rng.uniform(0.05, 0.10)
+        glint = rng.uniform(0.08, 0.28) * np.exp(-(((x - at - 0.06 * (y - 0.5)) / breadth) ** 2))
+        if rng.random() < 0.35:
+            core = rng.uniform(0.2, 0.8)
+            glint = glint + 0.5 * np.exp(-(((x - at) / 0.03) ** 2) - ((y - core) / 0.09) ** 2)
+        veil += glint
+    clear = clear * (1.0 - np.clip(veil, 0.0, 0.8))
+
+    # Brightness drifts across a swath, and jumps at the gap, where another orbit begins.
+    drift = 1.0 + rng.uniform(-0.12, 0.12) * (x - 0.5) + rng.uniform(-0.06, 0.06) * (y - 0.5)
+    for polygon in polygons[:1]:
+        upper, lower = polygon[:2, 0].mean(), polygon[2:, 0].mean()
+        drift = np.where(x > upper + (lower - upper) * y, drift * rng.uniform(0.88, 1.12), drift)
+    depth = rng.uniform(0.7, 1.3)
+    image = np.empty((height, width, 3), np.uint8)
+    for channel, (ocean, white) in enumerate(((11.0, 216.0), (16.0, 218.0), (35.0, 219.0))):
+        plane = (white - (white - ocean * depth) * clear) * drift
+        image[..., channel] = np.clip(plane + 0.5, 1.0, 255.0)
+    return image

@@ -1,0 +1,182 @@
+"""A made-up data set in the competition's layout, for demos, tests and benchmarks where the real one may not go.
+
+::
+
+    OUT/train_images/0a1b2c3.jpg    OUT/train.csv                 Image_Label,EncodedPixels; four rows an image
+    OUT/test_images/4d5e6f7.jpg     OUT/sample_submission.csv     the rows that a submission must have
+                                    OUT/test_truth.csv            the answer, which the competition kept to itself
+
+Threads draw and compress scenes; this thread alone writes the tables, in order. All of it goes to a folder beside OUT
+that takes OUT's name at the very end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import cv2
+import numpy as np
+
+from cloudrt.data.scenes import check_size, draw_scene
+from cloudrt.errors import DataError
+from cloudrt.labels import CLASSES, LABEL_GRID
+from cloudrt.masks.rle import rle_encode
+from cloudrt.system.machine import usable_cpus
+from cloudrt.system.overlap import overlap
+
+HEADER = "Image_Label,EncodedPixels\n"
+JPEG_QUALITY = 92
+MAX_JOBS = 8
+"""The most threads unless told otherwise: each holds about 150 MB at 2100x1400."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_dataset` wrote.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    train, test
+        Images in train_images and in test_images.
+    """
+
+    path: Path
+    train: int
+    test: int
+
+
+def write_dataset(
+    out: Path,
+    images: int = 200,
+    size: tuple[int, int] = LABEL_GRID,
+    seed: int = 0,
+    *,
+    test_share: float = 0.25,
+    jobs: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Draw scenes and write them as the competition laid out its data.
+
+    The same arguments give the same bytes, whatever `jobs` is. If anything goes wrong, Ctrl-C included, nothing stays.
+
+    Parameters
+    ----------
+    out
+        A folder that does not exist yet, or is empty.
+    images
+        Training and test images together, at least 2.
+    size
+        Height and width of the images in pixels; the masks are on the 1400x2100 grid at every size.
+    seed
+        0 or more. Scene k of a seed is the same however many are drawn.
+    test_share
+        Part of the images that is for the test, between 0 and 1; both parts get at least one.
+    jobs
+        Threads; 0 takes as many as there are cores, up to 8.
+    progress
+        Called in this thread as ``progress(done, images)`` after each image.
+
+    Returns
+    -------
+    Written
+        The folder and the counts.
+
+    Raises
+    ------
+    DataError
+        Options out of bounds, `out` in use, or a disk that cannot be written.
+    """
+    if images < 2:
+        raise DataError(f"a data set needs at least 2 images, one to train and one to test, found {images}")
+    if not 0.0 < test_share < 1.0:
+        raise DataError(f"test_share must lie between 0 and 1, found {test_share}")
+    if jobs < 0 or seed < 0:
+        raise DataError(f"jobs and seed must be 0 or more, found jobs {jobs}, seed {seed}")
+    check_size(size)
+    test = min(max(round(images * test_share), 1), images - 1)
+    train = images - test
+
+    # One child per scene: what a scene looks like depends on its number alone, not on the thread that draws it.
+    naming, *seeds = np.random.SeedSequence(seed).spawn(images + 1)
+    numbers = np.random.default_rng(naming).choice(16**7, images, replace=False)
+    names = [f"{number:07x}.jpg" for number in numbers]
+
+    jobs = jobs or min(usable_cpus(), MAX_JOBS)
+    with _folder(out) as folder, ThreadPoolExecutor(jobs) as pool:
+        try:
+            paths = [folder / ("train_images" if k < train else "test_images") / name for k, name in enumerate(names)]
+            for part in ("train_images", "test_images"):
+                (folder / part).mkdir()
+            scenes = zip(paths, seeds, strict=True)
+            done = overlap(pool, lambda scene: _write_scene(*scene, size), scenes, 2 * jobs)
+            with _table(folder / "train.csv") as table:
+                for k in range(train):
+                    table.write(_rows(names[k], next(done)))
+                    if progress:
+                        progress(k + 1, images)
+            with _table(folder / "test_truth.csv") as table, _table(folder / "sample_submission.csv") as sample:
+                for k in range(train, images):
+                    table.write(_rows(names[k], next(done)))
+                    sample.write(_rows(names[k], ["1 1"] * len(CLASSES)))
+                    if progress:
+                        progress(k + 1, images)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return Written(out, train, test)
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """A folder to write in that becomes `out` when the block ends well, and vanishes when it does not."""
+    out = Path(out).absolute()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"{out} exists and is not an empty folder: remove it or name another")
+    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if out.exists():
+                # An empty folder may be a mount point or where the user's shell stands: fill it, do not replace it.
+                for child in sorted(partial.iterdir()):
+                    shutil.move(child, out)
+            else:
+                partial.rename(out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def _table(path: Path) -> TextIO:
+    """An open table with its header; line ends are those of the competition on every system."""
+    table = path.open("w", encoding="utf-8", newline="\n")
+    table.write(HEADER)
+    return table
+
+
+def _rows(name: str, texts: list[str]) -> str:
+    """The rows of one image: a line for each class, its RLE empty where the class is absent."""
+    return "".join(f"{name}_{label},{text}\n" for label, text in zip(CLASSES, texts, strict=True))
+
+
+def _write_scene(path: Path, seed: np.random.SeedSequence, size: tuple[int, int]) -> list[str]:
+    """Draw one scene, write its JPEG, return the RLE text of each class."""
+    scene = draw_scene(seed, size)
+    bgr = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
+    sound, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not sound:
+        raise DataError(f"OpenCV could not encode {path.name} as JPEG")
+    # Not cv2.imwrite: Python's own writing names what is wrong with the disk, and takes any file name.
+    path.write_bytes(encoded.tobytes())
+    return [rle_encode(mask) for mask in scene.masks]

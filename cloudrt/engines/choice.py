@@ -1,0 +1,130 @@
+"""Choose a provider, and open an artifact in its engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloudrt.engines.availability import problem
+from cloudrt.engines.base import BATCH_SIZES, DEFAULTS, PROVIDERS, Engine, EngineOptions
+from cloudrt.errors import DataError, ProviderError
+from cloudrt.model.artifact import Artifact, load_model, parse_artifact
+from cloudrt.system.machine import usable_cpus
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The provider taken, and why not the faster ones: name -> reason."""
+
+    provider: str
+    passed_over: dict[str, str]
+
+
+def choose_provider(wanted: str = "auto", artifact: Artifact | None = None) -> Choice:
+    """Return the provider to run, an artifact of one's own or, without one, any.
+
+    Nothing is measured: `auto` takes CUDA where it works, else ONNX Runtime's CPU provider. TensorRT spends minutes
+    building an engine for each artifact, and OpenVINO is faster on some processors and slower on others;
+    `cloudrt.engines.plan` measures.
+
+    Raises
+    ------
+    ProviderError
+        The one asked for cannot run here, and says what to install; or would only emulate the artifact's int8 layers.
+    """
+    require(wanted, artifact)
+    if wanted != "auto":
+        return Choice(wanted, {})
+    passed_over = {
+        "tensorrt": problem("tensorrt") or "builds its engine for minutes; ask for it with --provider tensorrt"
+    }
+    reason = hindrance("cuda", artifact)
+    if reason is None:
+        return Choice("cuda", passed_over)
+    passed_over["cuda"] = reason
+    passed_over["openvino"] = problem("openvino") or "faster on some processors only; try it with --provider openvino"
+    reason = emulation("cpu", artifact)
+    if reason:
+        raise ProviderError(f"no provider here runs this artifact: {reason}")
+    return Choice("cpu", passed_over)
+
+
+def require(wanted: str, artifact: Artifact | None = None) -> None:
+    """Refuse a provider that cannot run an artifact here; see `choose_provider` for the errors."""
+    if wanted not in PROVIDERS:
+        raise ProviderError(f"no provider named {wanted!r}: {', '.join(PROVIDERS)}")
+    if wanted == "auto":
+        return
+    reason = problem(wanted)
+    if reason:
+        raise ProviderError(f"--provider {wanted} cannot run here: {reason}")
+    reason = emulation(wanted, artifact)
+    if reason:
+        raise ProviderError(f"--provider {wanted} is refused for this artifact: {reason}")
+
+
+def hindrance(provider: str, artifact: Artifact | None = None) -> str | None:
+    """Return why a provider cannot run an artifact here, or None."""
+    return problem(provider) or emulation(provider, artifact)
+
+
+def emulation(provider: str, artifact: Artifact | None) -> str | None:
+    """Return why `provider` would only emulate the int8 layers of an artifact, slower than fp32; None where it has
+    kernels for them."""
+    if artifact is None or artifact.precision != "int8":
+        return None
+    if provider == "cuda":
+        return "ONNX Runtime has no int8 convolutions on CUDA and would compute in float: use the fp16 artifact"
+    if artifact.int8_target == "tensorrt" and provider != "tensorrt":
+        return "its int8 layers are laid out for TensorRT: export one with --int8-target cpu"
+    if artifact.int8_target == "cpu" and provider == "tensorrt":
+        return "TensorRT takes no asymmetric int8: export one with --int8-target tensorrt"
+    return None
+
+
+def open_engine(
+    model: str | Path | onnx.ModelProto,
+    provider: str = "auto",
+    batch_size: int | None = 0,
+    threads: int = 0,
+    options: EngineOptions = DEFAULTS,
+) -> Engine:
+    """Load an artifact into the engine of a provider.
+
+    Parameters
+    ----------
+    model
+        The artifact's path, or the artifact loaded.
+    provider
+        Of `PROVIDERS`; `auto` is that of `choose_provider`, which measures nothing.
+    batch_size
+        The fixed N of every batch; 0 takes the provider's default; None leaves it free.
+    threads
+        CPU threads inside the engine; 0 is all that this process may use.
+    options
+        Everything else.
+
+    Raises
+    ------
+    ArtifactError, ProviderError
+        The model cannot be used, or the provider cannot run here.
+    """
+    if batch_size is not None and batch_size < 0:
+        raise DataError(f"the batch size is at least 1, found {batch_size}")
+    name = model if isinstance(model, str | Path) else "the model"
+    loaded = load_model(model) if isinstance(model, str | Path) else model
+    artifact = parse_artifact(loaded, name)
+    chosen = choose_provider(provider, None if options.emulate else artifact).provider
+    size = BATCH_SIZES[chosen] if batch_size == 0 else batch_size
+    threads = threads or usable_cpus()
+    if chosen == "openvino":
+        from cloudrt.engines.openvino import OpenvinoEngine
+
+        return OpenvinoEngine(loaded, artifact, size, threads, options)
+    from cloudrt.engines.onnxruntime import OrtEngine
+
+    return OrtEngine(loaded, artifact, chosen, size, threads, options)

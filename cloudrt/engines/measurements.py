@@ -1,0 +1,73 @@
+"""What was measured of an artifact on this machine, in the user's cache folder.
+
+The file's name is a digest of all that the measurements hang on: the artifact's bytes, the processor, the GPUs, the
+threads and the versions of the runtimes. Another value of any of them measures anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cloudrt.errors import CloudrtError
+from cloudrt.system.files import replacing
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+VERSIONED = ("cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt-cu13", "tensorrt")
+
+
+class Known:
+    """What was measured before: key -> value. A cache that cannot be read or written is as good as an empty one.
+
+    Parameters
+    ----------
+    sha256
+        Of the artifact.
+    threads, allow_cpu
+        See `cloudrt.engines.plan.Request`.
+    """
+
+    def __init__(self, sha256: str, threads: int, allow_cpu: bool) -> None:
+        from platformdirs import user_cache_path
+
+        from cloudrt.system.machine import describe_machine
+
+        machine = describe_machine()
+        parts = [str(FORMAT), sha256, machine.cpu, *machine.features, *machine.gpus, str(threads)]
+        parts += [str(allow_cpu), *(f"{name} {_version(name)}" for name in VERSIONED)]
+        name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+        self._path: Path = user_cache_path("cloudrt") / "plans" / f"{name}.json"
+        self._values: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            values = json.loads(self._path.read_text(encoding="utf-8"))
+            self._values = values if isinstance(values, dict) else {}
+
+    def get(self, key: str) -> Any:
+        """Return what was measured, or None."""
+        return self._values.get(key)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def put(self, key: str, value: Any) -> None:
+        """Remember what was measured, in memory and on disk."""
+        self._values[key] = value
+        try:
+            with replacing(self._path, sync=False) as partial:
+                partial.write_text(json.dumps(self._values, indent=1), encoding="utf-8")
+        except (OSError, CloudrtError) as error:
+            logger.warning("what was measured cannot be kept: %s", error)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,140 @@
+"""Which images, in which order: folders, images, patterns, lists and sample submissions."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from cloudrt.errors import DataError
+from cloudrt.images.image import SUFFIXES, ImageFile, find_images, key_of
+from cloudrt.labels import Labels
+from cloudrt.masks.table import read_table
+
+LIST_SUFFIX = ".txt"
+
+T = TypeVar("T")
+
+
+def list_inputs(inputs: Sequence[str | Path], sample: Path | None, labels: Labels) -> list[ImageFile]:
+    """Return the images to predict, in the order of their rows.
+
+    Parameters
+    ----------
+    inputs
+        Folders, read with their subfolders; image files; patterns of `glob`, ** included; or lists, .txt files in UTF-8
+        that name an image a line, relative to their own folder. Rows are keyed by the path relative to the folder, to
+        the part of the pattern before its first sign, or as the list has it.
+    sample
+        A sample_submission.csv: its images alone, in its order. One that is not in the inputs is listed all the same,
+        with the path where it should be, so that it fails by name.
+    labels
+        The classes that the sample's rows may name.
+
+    Raises
+    ------
+    DataError
+        No images; two inputs of one key; a list or sample that is malformed.
+    """
+    files = join((file.key, str(file.path), file) for one in inputs for file in _find(one))
+    if sample is None:
+        return list(files.values())
+    home = next((Path(path) for path in inputs if Path(path).is_dir()), Path(inputs[0]).parent)
+    return [files.get(name, ImageFile(name, home / name)) for name in read_sample(sample, labels)]
+
+
+def join(found: Iterable[tuple[str, str, T]]) -> dict[str, T]:
+    """Return key -> image of (key, place, image), in order.
+
+    Raises
+    ------
+    DataError
+        Two places of one key.
+    """
+    files: dict[str, T] = {}
+    places: dict[str, str] = {}
+    for key, place, file in found:
+        if key in files:
+            raise DataError(f"{places[key]} and {place} would share the key {key!r}: give one folder that holds both")
+        files[key], places[key] = file, place
+    return files
+
+
+def read_sample(sample: Path, labels: Labels) -> list[str]:
+    """Return the images that a sample_submission.csv names, each once, in its order.
+
+    Raises
+    ------
+    DataError
+        Malformed, or without rows.
+    """
+    wanted = list(dict.fromkeys(name for name, _ in read_table(sample, labels)))
+    if not wanted:
+        raise DataError(f"{sample} has no rows")
+    return wanted
+
+
+def digest_keys(files: Iterable[ImageFile]) -> str:
+    """Return a SHA-256 over the keys of the images and the sizes of their files, in their order: part of a run's
+    identity."""
+    return digest_sizes((file.key, _size(file.path)) for file in files)
+
+
+def digest_sizes(sizes: Iterable[tuple[str, int]]) -> str:
+    """Return the digest of `digest_keys` from keys and bytes; -1 where there is no such file."""
+    digest = hashlib.sha256()
+    for key, size in sizes:
+        digest.update(key.encode() + b"\0%d\0" % size)
+    return digest.hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return -1
+
+
+def _find(one: str | Path) -> Iterable[ImageFile]:
+    path = Path(one)
+    if path.suffix.lower() == LIST_SUFFIX and path.is_file():
+        return _read_list(path)
+    if "://" in str(one):
+        raise DataError(f"{one} is in a store: add --cluster, which reads those (alone, it uses this machine)")
+    if not path.exists() and glob.has_magic(str(one)):
+        return _match(str(one))
+    if not path.exists() and not path.is_symlink():
+        raise DataError(f"{one} is missing: give a folder of images, an image, a 'pattern' in quotes or a .txt list")
+    return find_images(path)
+
+
+def _match(pattern: str) -> list[ImageFile]:
+    """Return the images that a pattern matches, in the order of their keys; folders that it matches are not entered."""
+    home = Path(pattern)
+    while glob.has_magic(str(home)):
+        home = home.parent
+    rest = Path(pattern).relative_to(home).as_posix()
+    found = []
+    for path in home.glob(rest):
+        key = key_of(path, home)
+        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in key.split("/")):
+            found.append(ImageFile(key, path))
+    if not found:
+        raise DataError(f"{pattern!r} matches no images ({', '.join(sorted(SUFFIXES))})")
+    return sorted(found, key=lambda file: file.key)
+
+
+def _read_list(path: Path) -> Iterator[ImageFile]:
+    """Yield the images that a list names; one that is not there fails by name when its turn comes."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a list in UTF-8: {error.reason} at byte {error.start}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"{path} names no images")
+    for name in names:
+        yield ImageFile(Path(name).as_posix() if os.sep != "/" else name, path.parent / name)

@@ -1,0 +1,1 @@
+"""From inputs to outputs: `Segmenter`, the journal, the submission and its formats."""

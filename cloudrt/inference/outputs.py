@@ -1,0 +1,196 @@
+"""The forms that a submission comes in: CSV, Parquet, COCO; and masks and overlays as pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError, ImageError
+from cloudrt.images.image import MAX_PIXELS, load_image
+from cloudrt.inference.journal import Record
+from cloudrt.labels import Labels
+from cloudrt.masks.rle import rle_decode
+from cloudrt.system.files import replacing
+
+Records = Callable[[], Iterable[Record]]
+"""The finished images, from the first; may be asked for more than once."""
+ROW_GROUP = 100_000
+"""Rows that Parquet keeps in memory at a time."""
+
+
+class _Lines:
+    """What a `csv.writer` writes to: its lines end in CR LF, so that it quotes names that hold either; here in LF."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> int:
+        """Write one row."""
+        return self._file.write(line.removesuffix("\r\n") + "\n")
+
+
+def write_csv(path: Path, records: Records, labels: Labels) -> None:
+    """Write the columns of `labels.header`: a row for each image and class, as the competition's scorer takes them."""
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(_Lines(file))
+        writer.writerow(labels.header)
+        for record in records():
+            writer.writerows(
+                (f"{record.key}_{label}", text) for label, text in zip(labels.classes, record.texts, strict=True)
+            )
+
+
+def write_parquet(path: Path, records: Records, labels: Labels) -> None:
+    """Write a row for each image and class: image, label, rle (empty where there is none), error (null where sound)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema(
+        [pyarrow.field(name, pyarrow.string(), nullable=name == "error") for name in ("image", "label", "rle", "error")]
+    )
+    with replacing(path) as partial, pyarrow.parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+        rows: list[dict[str, str | None]] = []
+        for record in records():
+            rows += [
+                {"image": record.key, "label": label, "rle": text, "error": record.error}
+                for label, text in zip(labels.classes, record.texts, strict=True)
+            ]
+            if len(rows) >= ROW_GROUP:
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+                rows = []
+        writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+
+
+def write_coco(path: Path, records: Records, labels: Labels) -> None:
+    """Write a COCO data set: each 8-connected component of a class is an instance, its segmentation compressed RLE.
+
+    Sizes are those of the submission grid. Format: https://cocodataset.org/#format-data, read by pycocotools.
+    """
+    height, width = labels.submit_grid
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        categories = [{"id": number, "name": label} for number, label in enumerate(labels.classes, 1)]
+        file.write('{"info": {"description": "cloudrt"}, "categories": ' + json.dumps(categories) + ', "images": [')
+        for number, record in enumerate(records(), 1):
+            image = {"id": number, "file_name": record.key, "height": height, "width": width}
+            file.write((",\n" if number > 1 else "\n") + json.dumps(image))
+        file.write('\n], "annotations": [')
+        count = 0
+        for number, record in enumerate(records(), 1):
+            for category, text in enumerate(record.texts, 1):
+                for instance in _instances(text, (height, width)):
+                    count += 1
+                    known = {"id": count, "image_id": number, "category_id": category, "iscrowd": 0}
+                    file.write((",\n" if count > 1 else "\n") + json.dumps(known | instance))
+        file.write("\n]}\n")
+
+
+FORMATS: dict[str, Callable[[Path, Records, Labels], None]] = {
+    "csv": write_csv,
+    "parquet": write_parquet,
+    "coco": write_coco,
+}
+SUFFIXES = {"csv": ".csv", "parquet": ".parquet", "coco": ".json"}
+
+
+def write_failures(path: Path, records: Records) -> None:
+    """Write image,reason for each image that failed; without any there is no such file, and an old one goes."""
+    failed = ((record.key, record.error) for record in records() if record.error is not None)
+    first = next(failed, None)
+    if first is None:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(_Lines(file))
+        writer.writerows([("image", "reason"), first])
+        writer.writerows(failed)
+
+
+def write_masks(folder: Path, key: str, texts: Sequence[str], labels: Labels) -> None:
+    """Write one black and white PNG a class, on the submission grid: FOLDER/CLASS/KEY.png, empty masks too."""
+    for label, text in zip(labels.classes, texts, strict=True):
+        mask = rle_decode(text, labels.submit_grid) * 255
+        _write_picture(folder / label / f"{key}.png", mask, [cv2.IMWRITE_PNG_BILEVEL, 1])
+
+
+def write_overlay(
+    folder: Path, key: str, source: Path, texts: Sequence[str], labels: Labels, max_pixels: int = MAX_PIXELS
+) -> None:
+    """Write the image on the submission grid with each class's masks in its colour: FOLDER/KEY.jpg.
+
+    An image that cannot be read gets none.
+    """
+    from cloudrt.labels import class_colours
+
+    try:
+        picture = load_image(source, labels.submit_grid, max_pixels)[..., ::-1].copy()
+    except ImageError:
+        return
+    names = []
+    for label, text, colour in zip(labels.classes, texts, class_colours(len(texts)), strict=True):
+        if text:
+            mask = rle_decode(text, labels.submit_grid)
+            blue_green_red = [int(colour[i : i + 2], 16) for i in (5, 3, 1)]
+            on = mask.astype(bool)
+            picture[on] = (0.65 * picture[on] + 0.35 * np.array(blue_green_red)).astype(np.uint8)
+            contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(picture, contours, -1, blue_green_red, 2)
+            names.append((label, blue_green_red))
+    scale = max(0.45, max(labels.submit_grid) / 1000)
+    line = int(34 * scale)
+    for row, (label, blue_green_red) in enumerate(names):
+        (width, _), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+        cv2.rectangle(picture, (0, row * line), (width + 12, (row + 1) * line), (0, 0, 0), cv2.FILLED)
+        place = (6, int((row + 0.75) * line))
+        cv2.putText(picture, label, place, cv2.FONT_HERSHEY_SIMPLEX, scale, blue_green_red, 1, cv2.LINE_AA)
+    _write_picture(folder / f"{key}.jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+
+
+def compress_counts(counts: Sequence[int]) -> str:
+    """Return COCO's text of run lengths: differences to the run before last, 5 bits a letter from "0" on."""
+    letters = []
+    for i, count in enumerate(counts):
+        left = count - counts[i - 2] if i > 2 else count
+        more = True
+        while more:
+            bits = left & 31
+            left >>= 5
+            more = left != -1 if bits & 16 else left != 0
+            letters.append(chr((bits | 32 if more else bits) + 48))
+    return "".join(letters)
+
+
+def _instances(text: str, grid: tuple[int, int]) -> Iterator[dict[str, object]]:
+    if not text:
+        return
+    components, numbers, stats, _ = cv2.connectedComponentsWithStats(rle_decode(text, grid), connectivity=8)
+    for component in range(1, components):
+        left, top, width, height, area = (int(value) for value in stats[component])
+        yield {
+            "area": area,
+            "bbox": [left, top, width, height],
+            "segmentation": {"size": list(grid), "counts": compress_counts(_counts(numbers == component))},
+        }
+
+
+def _counts(mask: NDArray[np.bool_]) -> list[int]:
+    """Return run lengths of a mask, column by column, of pixels off and on in turns."""
+    column_major = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(column_major, prepend=False, append=not column_major[-1]))
+    counts: list[int] = np.diff(edges, prepend=0).tolist()
+    return counts
+
+
+def _write_picture(path: Path, picture: NDArray[np.uint8], options: Sequence[int]) -> None:
+    done, data = cv2.imencode(path.suffix, picture, options)
+    if not done:
+        raise DataError(f"{path} cannot be written as a picture")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, sync=False) as partial:
+        partial.write_bytes(data.tobytes())

@@ -1,0 +1,90 @@
+"""The competition's Dice: the mean over every (image, class) of 2|A and B| / (|A| + |B|), 1 where both are empty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError, RleError
+from cloudrt.labels import CLOUDS, Grid, Labels
+from cloudrt.masks.rle import rle_to_submit_grid
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean Dice of a submission, overall and per class, and what an all-empty submission would score."""
+
+    mean: float
+    per_class: dict[str, float]
+    all_empty: float
+    images: int
+
+
+def dice(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Return the Dice of two (H, W) masks, in 0..1; both empty is 1.0."""
+    if a.shape != b.shape:
+        raise DataError(f"two masks of one shape are compared, found {a.shape} and {b.shape}")
+    on_a, on_b = a != 0, b != 0
+    total = int(on_a.sum()) + int(on_b.sum())
+    return 1.0 if total == 0 else 2 * int((on_a & on_b).sum()) / total
+
+
+def score(
+    submission_csv: str | Path, truth_csv: str | Path, labels: Labels = CLOUDS, truth_grid: Grid | None = None
+) -> Score:
+    """Score a submission against the truth, as the competition does.
+
+    Parameters
+    ----------
+    submission_csv
+        `Image_Label,EncodedPixels` on the submission grid.
+    truth_csv
+        The same on `truth_grid`; each of its rows counts.
+    truth_grid
+        The label grid unless given; may be the submission grid.
+
+    Raises
+    ------
+    DataError
+        A table that is malformed, a truth row that the submission lacks, an RLE that is wrong (named by its row).
+    """
+    from cloudrt.masks.table import read_table
+
+    grid = truth_grid or labels.label_grid
+    if grid not in (labels.label_grid, labels.submit_grid):
+        raise DataError(f"the truth's grid is {labels.label_grid} or {labels.submit_grid}, found {grid}")
+    truth = read_table(truth_csv, labels)
+    predicted = read_table(submission_csv, labels)
+    missing = [key for key in truth if key not in predicted]
+    if missing:
+        raise DataError(
+            f"{submission_csv} lacks {len(missing)} of {len(truth)} rows of {truth_csv}, first {'_'.join(missing[0])}: "
+            "predict every image of the truth"
+        )
+    if not truth:
+        raise DataError(f"{truth_csv} has no rows")
+    on_truth, on_submission = (replace(labels, label_grid=one) for one in (grid, labels.submit_grid))
+    values: dict[str, list[float]] = {label: [] for label in labels.classes}
+    empty = 0
+    for (name, label), text in truth.items():
+        wanted = _decode(text, on_truth, truth_csv, name, label)
+        found = _decode(predicted[name, label], on_submission, submission_csv, name, label)
+        values[label].append(dice(found, wanted))
+        empty += not wanted.any()
+    per_class = {label: fmean(found) for label, found in values.items() if found}
+    mean = fmean(value for found in values.values() for value in found)
+    return Score(mean, per_class, empty / len(truth), len({name for name, _ in truth}))
+
+
+def _decode(text: str, labels: Labels, table: str | Path, name: str, label: str) -> NDArray[np.uint8]:
+    """Decode a text of `labels.label_grid` to the submission grid."""
+    try:
+        return rle_to_submit_grid(text, labels)
+    except RleError as error:
+        height, width = labels.label_grid
+        raise DataError(f"{table}, row {name}_{label}: {error} (grid {height}x{width})") from error

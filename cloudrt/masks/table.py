@@ -1,0 +1,64 @@
+"""Tables of RLE rows: train.csv, a submission, a truth, or sample_submission.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cloudrt.errors import DataError
+from cloudrt.labels import CLOUDS, Labels
+
+Table = dict[tuple[str, str], str]
+"""(image name, class) -> RLE text, in the order of the file."""
+
+
+def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
+    """Read a CSV of RLE rows: train.csv, a submission, a truth, or sample_submission.csv.
+
+    The RLE texts are not checked here: `rle_decode` does that where they are used.
+
+    Raises
+    ------
+    DataError
+        No such file, another header, an unknown class, a row without class, a row given twice; names the row.
+    """
+    table: Table = {}
+    for line, key, text in read_rows(path, labels):
+        name, _, label = key.rpartition("_")
+        if not name or label not in labels.classes:
+            raise DataError(
+                f"{path}, line {line}: {key!r} does not end in _CLASS with a class of {', '.join(labels.classes)}"
+            )
+        if (name, label) in table:
+            raise DataError(f"{path}, line {line}: {key!r} is there twice")
+        table[name, label] = text
+    return table
+
+
+def read_rows(path: str | Path, labels: Labels) -> Iterator[tuple[int, str, str]]:
+    """Yield line number, key and RLE text of each row that is not blank, as they stand.
+
+    Raises
+    ------
+    DataError
+        No such file, not a CSV table, another header.
+    """
+    import pandas as pd
+
+    header = list(labels.header)
+
+    try:
+        with Path(path).open("rb") as file:  # opened here, because pandas would download a URL
+            frame = pd.read_csv(file, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is not a CSV table of {','.join(header)} in UTF-8: {reason}") from error
+    if list(frame.columns) != header:
+        raise DataError(f"{path}: the header is {','.join(map(str, frame.columns))!r}, expected {','.join(header)!r}")
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise DataError(f"{path}: the rows have more than two fields, expected {','.join(header)}")
+    for line, (key, text) in enumerate(zip(frame[header[0]], frame["EncodedPixels"], strict=True), start=2):
+        if key or text:
+            yield line, key, text

@@ -1,0 +1,299 @@
+"""The network and its checkpoint, shared by training and export. The one file of the runtime that imports torch.
+
+`build_network` makes the segmentation network by name; `InferenceGraph` wraps it into exactly what the artifact
+computes, uint8 image in, uint8 probability out, so that validation, rules and parity speak of the same function;
+`Checkpoint` is what best.pth and last.pth hold.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import pickle
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cloudrt.errors import ArtifactError, DataError
+from cloudrt.images.image import NO_DATA_LEVEL
+from cloudrt.masks.postprocess import Rule
+from cloudrt.model.network_config import NetworkConfig
+from cloudrt.system.files import replacing
+from cloudrt.system.suggest import check_name
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["Checkpoint", "InferenceGraph", "NetworkConfig", "build_network"]
+
+CHECKPOINT_FORMAT = 1
+HEAD_DROPOUT = 0.2
+GIVEN = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
+HAS_DATA_SHARE = 0.4917
+"""About half, but no share that 25 pixels and a resize can make exactly: a tie would hang on a runtime's rounding."""
+
+
+def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Module:
+    """Build the network: (N, 3, H, W) float normalised image -> (N, C, H, W) logits.
+
+    With a classification head it gives a pair: the logits, and (N, C) logits of the presence of each class.
+
+    Parameters
+    ----------
+    config
+        Architecture, encoder, classes.
+    weights
+        "imagenet" downloads the encoder's weights (or takes them from the local cache), None starts from scratch.
+
+    Raises
+    ------
+    DataError
+        Unknown architecture, encoder or option; weights that cannot be had.
+    """
+    import segmentation_models_pytorch as smp
+
+    architectures = smp.MODEL_ARCHITECTURES_MAPPING
+    check_name("architecture", config.architecture.lower(), list(architectures))
+    # smp drops arguments that it does not know; a mistyped one must not pass for the default.
+    arguments = list(inspect.signature(architectures[config.architecture.lower()]).parameters)
+    for option in config.options:
+        if option in GIVEN:
+            raise DataError(f"--set {option}: cloudrt gives it itself")
+        check_name(f"argument of {config.architecture}", option, arguments)
+    head: dict[str, Any] = {}
+    if config.presence == "head":
+        head = {"aux_params": {"classes": len(config.labels.classes), "dropout": HEAD_DROPOUT}}
+    try:
+        network = smp.create_model(
+            config.architecture,
+            config.encoder,
+            encoder_weights=_weights_argument(config.encoder, weights),
+            in_channels=3,
+            classes=len(config.labels.classes),
+            **(dict(config.options) | head),
+        )
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        if isinstance(error, KeyError) and "encoder name" in str(error):
+            check_name("encoder", config.encoder, list(smp.encoders.encoders))
+        raise DataError(f"{config.architecture} with encoder {config.encoder} cannot be built: {error}") from error
+    except OSError as error:
+        raise DataError(
+            f"the ImageNet weights of {config.encoder} cannot be downloaded; connect to the internet once, "
+            "or train from scratch with --encoder-weights none"
+        ) from error
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def _weights_argument(encoder: str, weights: str | None) -> str | bool | None:
+    return True if weights == "imagenet" and encoder.startswith("tu-") else weights
+
+
+class InferenceGraph(nn.Module):
+    """What the artifact computes: (N, H, W, 3) uint8 RGB -> (N, C, W_out, H_out) uint8 probability.
+
+    Where the configuration has a presence, the answer is a pair: the probability, and (N, C) uint8.
+
+    The output is the transposed submission grid, so that memory order is RLE order. Everything but the network itself
+    is float32; `network_dtype` is what the network runs in.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module, config: NetworkConfig, network_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.network = network
+        self.network_dtype = network_dtype
+        self.submit_grid = config.labels.submit_grid
+        self.subtract_no_data = config.subtract_no_data
+        self.top_k = config.top_k if config.presence == "top-k" else 0
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return the levels 0..255 of each class on the transposed submission grid; with presence, those too."""
+        return self.levels(*self.answers(image.to(torch.float32).permute(0, 3, 1, 2)))
+
+    def answers(
+        self, levels: torch.Tensor, views: tuple[tuple[int, ...], ...] = ((),)
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return probability (N, C, H_out, W_out) and the head's presence (N, C), or None, float32 in 0..1.
+
+        `levels` is (N, 3, H, W) float32, 0..255. Of several `views`, each the axes that are flipped, it is the mean.
+        """
+        if len(views) > 1:  # one batch of all: the network is in the graph once
+            levels = torch.cat([levels.flip(view) if view else levels for view in views])
+        normalised = (levels - self.mean) / self.std
+        found = self.network(normalised.to(self.network_dtype))
+        logits, head = found if isinstance(found, tuple) else (found, None)
+        # Half-pixel centres, as OpenCV's INTER_LINEAR.
+        logits = functional.interpolate(
+            logits.to(torch.float32), size=self.submit_grid, mode="bilinear", align_corners=False
+        )
+        probability = torch.sigmoid(logits)
+        if self.subtract_no_data:
+            probability = probability * self._has_data(levels)
+        presence = None if head is None else torch.sigmoid(head.to(torch.float32))
+        if len(views) > 1:
+            each = probability.reshape(len(views), -1, *probability.shape[1:])
+            turned = [each[number].flip(view) if view else each[number] for number, view in enumerate(views)]
+            probability = torch.stack(turned).mean(0)
+            presence = None if presence is None else presence.reshape(len(views), -1, presence.shape[1]).mean(0)
+        return probability, presence
+
+    def levels(
+        self, probability: torch.Tensor, presence: torch.Tensor | None
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return what the artifact gives of what `answers` gives, or of the mean of several such."""
+        if self.top_k:
+            presence = probability.flatten(2).topk(self.top_k).values.mean(dim=2)
+        levels = self.quantise(probability)
+        return levels if presence is None else (levels, torch.round(presence * 255).to(torch.uint8))
+
+    @staticmethod
+    def quantise(probability: torch.Tensor) -> torch.Tensor:
+        """Return probabilities as levels 0..255 on the transposed grid: (N, C, W_out, H_out) uint8."""
+        return torch.round(probability * 255).transpose(2, 3).contiguous().to(torch.uint8)
+
+    def _has_data(self, levels: torch.Tensor) -> torch.Tensor:
+        """Return (N, 1, H_out, W_out): 1 where about half of the neighbourhood is above `NO_DATA_LEVEL`."""
+        bright = (levels.amax(dim=1, keepdim=True) > NO_DATA_LEVEL).to(torch.float32)
+        share = functional.avg_pool2d(bright, 5, stride=1, padding=2, count_include_pad=False)
+        share = functional.interpolate(share, size=self.submit_grid, mode="bilinear", align_corners=False)
+        return (share >= HAS_DATA_SHARE).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What best.pth and last.pth hold.
+
+    Parameters
+    ----------
+    config
+        The network's.
+    weights
+        Its state dict, on the CPU.
+    rules
+        One a class, tuned on held-out images; empty before the first validation.
+    dice
+        Held-out mean Dice with those rules.
+    epoch
+        From 1.
+    history
+        One dict an epoch, as in history.csv.
+    training
+        The training's own configuration, plain values.
+    weights_license
+        What the weights' origin asks for.
+    """
+
+    config: NetworkConfig
+    weights: dict[str, torch.Tensor]
+    rules: tuple[Rule, ...]
+    dice: float
+    epoch: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+    weights_license: str = ""
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint whole or not at all."""
+        values = {
+            "format": CHECKPOINT_FORMAT,
+            "config": self.config.to_dict(),
+            "rules": [rule.to_dict() for rule in self.rules],
+            "weights": self.weights,
+        }
+        others = ("dice", "epoch", "history", "training", "weights_license")
+        write_tensors(path, values | {name: getattr(self, name) for name in others})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a checkpoint; only plain values and tensors are unpickled.
+
+        Raises
+        ------
+        ArtifactError
+            No such file, not a checkpoint of cloudrt, or of a later format.
+        """
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} is missing: train one with cloudrt-train") from None
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+            raise ArtifactError(f"{path} is not a checkpoint, or is damaged") from error
+        if not isinstance(values, dict) or "config" not in values or not isinstance(values.get("weights"), dict):
+            raise ArtifactError(f"{path} was not written by cloudrt-train")
+        if values.pop("format", None) != CHECKPOINT_FORMAT:
+            raise ArtifactError(f"{path} has another format than this version reads ({CHECKPOINT_FORMAT})")
+        try:
+            return cls(
+                **values
+                | {
+                    "config": NetworkConfig.from_dict(values["config"]),
+                    "rules": tuple(Rule.from_dict(rule) for rule in values["rules"] or ()),
+                }
+            )
+        except (TypeError, KeyError, DataError) as error:
+            raise ArtifactError(f"{path} was not written by this version of cloudrt-train: {error}") from error
+
+    def __post_init__(self) -> None:
+        faults = {
+            f"{len(self.rules)} rules for {len(self.config.labels.classes)} classes": len(self.rules)
+            not in (0, len(self.config.labels.classes)),
+            f"Dice {self.dice!r} is no number from 0 to 1": not isinstance(self.dice, int | float)
+            or not 0 <= self.dice <= 1,
+            f"epoch {self.epoch!r} is no whole number": not isinstance(self.epoch, int),
+            "the history is no list": not isinstance(self.history, list),
+            "the training's options are no table": not isinstance(self.training, dict),
+            "the licence is no text": not isinstance(self.weights_license, str),
+            "the weights are no tensors": not all(isinstance(value, torch.Tensor) for value in self.weights.values()),
+        }
+        for fault, found in faults.items():
+            if found:
+                raise DataError(fault)
+
+    def network(self) -> nn.Module:
+        """Build the network with these weights, in evaluation mode.
+
+        Raises
+        ------
+        ArtifactError
+            Weights that are missing, superfluous, of another shape or not finite; names the first.
+        """
+        network = build_network(self.config)
+        expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        found = {name: tuple(value.shape) for name, value in self.weights.items()}
+        faults = [f"{name} is missing" for name in expected if name not in found]
+        faults += [f"{name} is not one of its own" for name in found if name not in expected]
+        faults += [
+            f"{name} is {shape}, expected {expected[name]}"
+            for name, shape in found.items()
+            if name in expected and shape != expected[name]
+        ]
+        faults += [f"{name} holds NaN or infinity" for name, value in self.weights.items() if not _finite(value)]
+        if faults:
+            more = f" ({len(faults)} such faults)" if len(faults) > 1 else ""
+            raise ArtifactError(
+                f"the checkpoint's weights do not fit {self.config.architecture} with {self.config.encoder}: "
+                f"{faults[0]}{more}"
+            )
+        network.load_state_dict(self.weights)
+        return network.eval()
+
+
+def write_tensors(path: Path, values: dict[str, Any]) -> None:
+    """Write plain values and tensors whole or not at all; a full disk is an OSError, which torch.save does not give."""
+    content = BytesIO()
+    torch.save(values, content)
+    with replacing(path) as partial:
+        partial.write_bytes(content.getbuffer())
+
+
+def _finite(value: torch.Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())

@@ -1,0 +1,115 @@
+"""What it takes to build the network again and to feed it, without PyTorch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from cloudrt.errors import DataError
+from cloudrt.labels import CLOUDS, Grid, Labels
+
+IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "h": ((), (3,)),
+    "v": ((), (2,)),
+    "hv": ((), (3,), (2,), (2, 3)),
+}
+"""Test-time augmentation: name -> the views, the axes of (N, C, H, W) that each is flipped along."""
+PRESENCES = ("none", "head", "top-k")
+MAX_INPUT_PIXELS = 16_000_000
+"""More than any original has; a size beyond is a slip, and would ask for all memory."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What it takes to build the network again and to feed it.
+
+    Parameters
+    ----------
+    architecture, encoder
+        Names of segmentation_models_pytorch: "FPN" and "resnet50", for example.
+    options
+        Further arguments of the architecture, such as {"decoder_pyramid_channels": 128}.
+    input_size
+        Height and width of the images that enter; multiples of 32.
+    mean, std
+        Of the RGB channels, in levels 0..255: the network sees (image - mean) / std.
+    subtract_no_data
+        Whether the probability is zero where the image has no data.
+    presence
+        How the network says, apart from its masks, whether a class is there at all: "none"; "head", a classification
+        head on the encoder; "top-k", the mean of the `top_k` highest probabilities of the map.
+    top_k
+        Pixels of the submission grid.
+    labels
+        Classes and grids.
+    """
+
+    architecture: str = "FPN"
+    encoder: str = "se_resnext101_32x4d"
+    options: dict[str, Any] = field(default_factory=dict)
+    input_size: Grid = (320, 640)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    subtract_no_data: bool = True
+    presence: str = "none"
+    top_k: int = 2000
+    labels: Labels = CLOUDS
+
+    def __post_init__(self) -> None:
+        if not (
+            isinstance(self.architecture, str) and isinstance(self.encoder, str) and isinstance(self.options, dict)
+        ):
+            raise DataError("architecture and encoder are names, options a table")
+        if len(self.input_size) != 2 or not all(isinstance(side, int) for side in self.input_size):
+            raise DataError(f"the input size is (height, width) in whole pixels, found {self.input_size}")
+        height, width = self.input_size
+        if any(side < 32 or side % 32 for side in self.input_size):
+            near = dict.fromkeys(
+                f"{max(32, (width + up) // 32 * 32)}x{max(32, (height + up) // 32 * 32)}" for up in (0, 31)
+            )
+            raise DataError(
+                f"input size {width}x{height}: both sides must be multiples of 32, such as {' or '.join(near)}"
+            )
+        if height * width > MAX_INPUT_PIXELS:
+            raise DataError(f"input size {width}x{height} is more than {MAX_INPUT_PIXELS / 1e6:g} megapixels")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(isinstance(one, int | float) and math.isfinite(one) for one in values):
+                raise DataError(f"{name} is one finite number a channel, found {values}")
+        if self.presence not in PRESENCES:
+            raise DataError(f"presence is one of {', '.join(PRESENCES)}, found {self.presence!r}")
+        rows, columns = self.labels.submit_grid
+        if self.presence == "top-k" and not 1 <= self.top_k <= rows * columns:
+            raise DataError(f"top_k is from 1 to the grid's {rows * columns} pixels, found {self.top_k}")
+        if min(self.std) <= 0:
+            raise DataError(f"std is above 0, found {self.std}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and checkpoints."""
+        return {
+            "architecture": self.architecture,
+            "encoder": self.encoder,
+            "options": dict(self.options),
+            "input_size": list(self.input_size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "subtract_no_data": self.subtract_no_data,
+            "presence": self.presence,
+            "top_k": self.top_k,
+            "labels": self.labels.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        try:
+            return cls(
+                **values
+                | {name: tuple(values[name]) for name in ("input_size", "mean", "std")}
+                | {"labels": Labels.from_dict(values["labels"])}
+            )
+        except (TypeError, KeyError) as error:
+            raise DataError(f"not a network's configuration: {values}") from error

@@ -1,0 +1,243 @@
+"""How far two models are from each other, judged by what matters: the submissions that they give.
+
+Export compares an exported model with PyTorch; `auto` compares a provider with ONNX Runtime's CPU provider in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.labels import Grid
+from cloudrt.masks.metric import dice
+from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.masks.rle import rle_decode
+
+WORST = 3
+"""How many of the worst images are named."""
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What a precision may change.
+
+    Parameters
+    ----------
+    mean_difference
+        Mean absolute difference of the probabilities, in levels of 1/255.
+    dice
+        Mean Dice between the two submissions, at least.
+    empty_mismatch
+        Share of rows that are empty in one submission and not in the other, at most.
+    """
+
+    mean_difference: float
+    dice: float
+    empty_mismatch: float = 0.005
+
+
+TOLERANCES = {
+    "fp32": Tolerances(0.05, 0.999),
+    "fp16": Tolerances(0.5, 0.995),
+    "bf16": Tolerances(4.0, 0.98),
+    "int8": Tolerances(4.0, 0.98),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One figure beside what is allowed; `passed` is None for a figure that is only shown."""
+
+    figure: str
+    found: str
+    allowed: str
+    passed: bool | None
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a model is from its reference, over a set of images.
+
+    Parameters
+    ----------
+    images
+        How many were compared.
+    source
+        What they are.
+    max_difference, mean_difference
+        Of the probabilities, in levels of 1/255.
+    flipped
+        Share of pixels on the other side of their class's threshold.
+    dice
+        Mean Dice between the two submissions, over every (image, class).
+    empty_mismatch
+        Share of rows empty in one submission and not in the other.
+    worst
+        Names of the images of the lowest Dice, worst first; without rules, of the largest mean difference.
+    provider
+        What ran the model.
+    has_rules
+        Whether there are rules. Without, half of the levels is the threshold, the masks mean nothing, and the
+        probabilities alone are judged.
+    presence_difference
+        Mean difference of the presence, in levels; None where there is no such output.
+    """
+
+    images: int
+    source: str
+    max_difference: int
+    mean_difference: float
+    flipped: float
+    dice: float
+    empty_mismatch: float
+    worst: tuple[str, ...] = ()
+    provider: str = "cpu"
+    has_rules: bool = True
+    presence_difference: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; without the names of images, which are the user's own."""
+        return {name: value for name, value in asdict(self).items() if name != "worst"}
+
+    def verdicts(self, tolerances: Tolerances) -> list[Verdict]:
+        """Return every figure beside what is allowed, those of the submissions unjudged where there are no rules."""
+        return [
+            Verdict(
+                "mean difference, levels of 1/255",
+                f"{self.mean_difference:.4f}",
+                f"at most {tolerances.mean_difference:g}",
+                bool(self.mean_difference <= tolerances.mean_difference),
+            ),
+            Verdict("largest difference, levels of 1/255", str(self.max_difference), "", None),
+            *self._presence_verdict(tolerances),
+            Verdict("pixels across their threshold", f"{self.flipped:.4%}", "", None),
+            Verdict(
+                "Dice between the submissions",
+                f"{self.dice:.5f}",
+                f"at least {tolerances.dice:g}",
+                bool(self.dice >= tolerances.dice) if self.has_rules else None,
+            ),
+            Verdict(
+                "rows empty in one submission only",
+                f"{self.empty_mismatch:.2%}",
+                f"at most {tolerances.empty_mismatch:.2%}",
+                bool(self.empty_mismatch <= tolerances.empty_mismatch) if self.has_rules else None,
+            ),
+        ]
+
+    def _presence_verdict(self, tolerances: Tolerances) -> list[Verdict]:
+        if self.presence_difference is None:
+            return []
+        return [
+            Verdict(
+                "mean difference of presence, levels of 1/255",
+                f"{self.presence_difference:.4f}",
+                f"at most {tolerances.mean_difference:g}",
+                bool(self.presence_difference <= tolerances.mean_difference),
+            )
+        ]
+
+    def faults(self, tolerances: Tolerances) -> list[str]:
+        """Return what is past the tolerances, a phrase each; nothing where the model passes."""
+        return [
+            f"{verdict.figure}: {verdict.found}, allowed {verdict.allowed}"
+            for verdict in self.verdicts(tolerances)
+            if verdict.passed is False
+        ]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a reference says of a set of images.
+
+    Parameters
+    ----------
+    names
+        Of the images.
+    levels
+        (N, C, W, H) uint8, the probabilities on the transposed submission grid.
+    rules
+        One a class; half of the levels where there are none.
+    has_rules
+        See `Parity`.
+    grid
+        The submission grid.
+    source
+        What the images are.
+    presence
+        (N, C) uint8, where the model has that output.
+    """
+
+    names: Sequence[str]
+    levels: NDArray[np.uint8]
+    rules: tuple[Rule, ...]
+    has_rules: bool
+    grid: Grid
+    source: str = ""
+    presence: NDArray[np.uint8] | None = None
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """RLE texts: one list an image, one text a class."""
+        presence = [None] * len(self.levels) if self.presence is None else list(self.presence)
+        return [apply_rules(one, self.rules, head) for one, head in zip(self.levels, presence, strict=True)]
+
+
+def half_of_the_levels(classes: int) -> tuple[Rule, ...]:
+    """Return the rules that stand in where there are none."""
+    return (Rule(127, 0),) * classes
+
+
+class Tally:
+    """Sums over the images so far; `at_best` gives the figures."""
+
+    def __init__(self, answers: Answers) -> None:
+        self.answers, self.rows = answers, answers.rows
+        self.thresholds = np.array([rule.threshold for rule in answers.rules])[:, None, None]
+        self.largest, self.difference, self.flipped, self.mismatched = 0, 0.0, 0.0, 0
+        self.presence_difference = 0.0
+        self.scores: list[tuple[float, float, str]] = []
+
+    def add(self, position: int, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None = None) -> None:
+        """Compare the (C, W, H) levels, and (C,) presence, of the image at `position`."""
+        answers = self.answers
+        wanted, rows = answers.levels[position], self.rows[position]
+        difference = np.abs(wanted.astype(np.int16) - levels)
+        mean = float(difference.mean())
+        self.largest = max(self.largest, int(difference.max()))
+        self.difference += mean
+        if presence is not None and answers.presence is not None:
+            apart = np.abs(answers.presence[position].astype(np.int16) - presence)
+            self.largest = max(self.largest, int(apart.max()))
+            self.presence_difference += float(apart.mean())
+        self.flipped += float(((wanted > self.thresholds) != (levels > self.thresholds)).mean())
+        pairs = list(zip(rows, apply_rules(levels, answers.rules, presence), strict=True))
+        self.mismatched += sum(bool(one) != bool(other) for one, other in pairs)
+        grid = answers.grid
+        score = float(
+            np.mean([one == other or dice(rle_decode(one, grid), rle_decode(other, grid)) for one, other in pairs])
+        )
+        self.scores.append((score if answers.has_rules else -mean, score, answers.names[position]))
+
+    def at_best(self, provider: str) -> Parity:
+        """Return the figures, had every image that is left no difference at all."""
+        answers, images = self.answers, len(self.answers.levels)
+        left = images - len(self.scores)
+        best = 1.0 if answers.has_rules else 0.0
+        return Parity(
+            images=images,
+            source=answers.source,
+            max_difference=self.largest,
+            mean_difference=self.difference / images,
+            flipped=self.flipped / images,
+            dice=(sum(score for _, score, _ in self.scores) + left) / images,
+            empty_mismatch=self.mismatched / (images * len(answers.rules)),
+            worst=tuple(name for key, _, name in sorted(self.scores)[:WORST] if key < best),
+            provider=provider,
+            has_rules=answers.has_rules,
+            presence_difference=None if answers.presence is None else self.presence_difference / images,
+        )

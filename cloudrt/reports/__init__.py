@@ -1,0 +1,1 @@
+"""HTML pages, one module a page, with one shared template and style."""

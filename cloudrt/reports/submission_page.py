@@ -1,0 +1,137 @@
+"""One HTML page about a submission: totals, a sample of images with their classes outlined, and what failed.
+
+`Report.add` takes every image in turn and keeps sums, a random sample of the images' keys and RLE texts, and the first
+failures, so that a million images need no more memory than a thousand. `Report.write` decodes the sample again, traces
+the outlines of its masks, and renders `templates/report.html`. The page is one file: it asks the network for nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cloudrt.images.image import MAX_PIXELS
+from cloudrt.labels import Labels
+from cloudrt.reports.page import make_card, picture_side, write_page
+
+LISTED_FAILURES = 10_000
+BINS = 10
+_SEED = 0
+
+
+@dataclass
+class ClassTotals:
+    """Sums of one class over the images; areas in pixels of the submission grid."""
+
+    images: int = 0
+    area: int = 0
+    histogram: list[int] = field(default_factory=lambda: [0] * BINS)
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    number: int
+    key: str
+    path: Path | None
+    rle: dict[str, str]
+
+
+class Report:
+    """Collects what a page shows.
+
+    Parameters
+    ----------
+    labels
+        Classes and grids.
+    shown
+        Images in the sample.
+    max_pixels
+        Larger images are not read again; to be the limit that they were predicted under.
+    """
+
+    def __init__(self, labels: Labels, shown: int = 24, max_pixels: int = MAX_PIXELS) -> None:
+        self.labels = labels
+        self.shown = shown
+        self.max_pixels = max_pixels
+        self.images = 0
+        self.failed = 0
+        self.totals = {name: ClassTotals() for name in labels.classes}
+        self.together = np.zeros((len(labels.classes), len(labels.classes)), np.int64)
+        self.failures: list[tuple[str, str]] = []
+        self._sample: list[_Sampled] = []
+        self._random = random.Random(_SEED)
+
+    def add(self, key: str, path: Path | None, rle: dict[str, str] | None, error: str | None) -> None:
+        """Count one image; call it once for each, in order.
+
+        Parameters
+        ----------
+        key
+            Of the image's rows.
+        path
+            Where the image lies, to be read again by `write`; None where it is not a file.
+        rle
+            Class name -> RLE text on the submission grid; a class that is left out is empty.
+        error
+            Why the image failed, or None.
+        """
+        self.images += 1
+        if error is not None:
+            self.failed += 1
+            if len(self.failures) < LISTED_FAILURES:
+                self.failures.append((key, error))
+            return
+        texts = {name: (rle or {}).get(name, "") for name in self.labels.classes}
+        self._count(texts)
+        # Algorithm R (Vitter, 1985, ACM TOMS 11, page 37): each sound image ends up in the sample with equal chance.
+        sound = self.images - self.failed
+        place = len(self._sample) if sound <= self.shown else self._random.randrange(sound)
+        if place < self.shown:
+            self._sample[place : place + 1] = [_Sampled(sound, key, path, texts)]
+
+    def write(self, path: Path, facts: dict[str, str]) -> None:
+        """Render the page to `path`, whole or not at all.
+
+        Parameters
+        ----------
+        path
+            The HTML file.
+        facts
+            Names and values for the top of the page, such as the model and the provider.
+        """
+        height, width = self.labels.submit_grid
+        sample = sorted(self._sample, key=lambda sampled: sampled.number)
+        side = picture_side(len(sample))
+        write_page(
+            path,
+            "report.html",
+            self.labels,
+            report=self,
+            facts=facts,
+            sound=self.images - self.failed,
+            pixels=height * width,
+            cards=(make_card(self.labels, one.key, one.path, one.rle, self.max_pixels, side) for one in sample),
+            sampled=len(sample),
+        )
+
+    @property
+    def rows_with_mask(self) -> int:
+        """Rows of the submission that are not empty."""
+        return sum(totals.images for totals in self.totals.values())
+
+    def _count(self, texts: dict[str, str]) -> None:
+        height, width = self.labels.submit_grid
+        present = []
+        for index, (name, text) in enumerate(texts.items()):
+            if not text:
+                continue
+            area = sum(map(int, text.split()[1::2]))
+            totals = self.totals[name]
+            totals.images += 1
+            totals.area += area
+            totals.histogram[min(area * BINS // (height * width), BINS - 1)] += 1
+            present.append(index)
+        self.together[np.ix_(present, present)] += 1

@@ -1,0 +1,123 @@
+"""What `cloudrt tune` found, to look at: the Dice surface of each class as a plot, and an HTML page around it.
+
+matplotlib is imported when a plot is drawn, and not before. The page is one file: it asks the network for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from base64 import b64encode
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloudrt.masks.postprocess import Rule
+from cloudrt.reports.page import write_page as render
+from cloudrt.search.choose import Choice
+from cloudrt.search.tables import DiceTables
+from cloudrt.search.tune import Tuned
+
+
+def plot_surfaces(tuned: Tuned) -> bytes:
+    """Return a PNG with the mean Dice of every threshold and min area, a panel a class.
+
+    The colours span the best tenth of a Dice below the top, so that the plateau can be told from its slopes; what is
+    lower has the darkest colour.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    classes = tuned.labels.classes
+    columns = min(2, len(classes))
+    rows = math.ceil(len(classes) / columns)
+    figure = Figure(figsize=(6.6 * columns, 4.3 * rows + 0.5), dpi=110, layout="constrained")
+    panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for index, panel in enumerate(panels):
+        if index >= len(classes):
+            panel.set_axis_off()
+            continue
+        _draw_panel(panel, figure, tuned, index)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    FigureCanvasAgg(figure)
+    content = BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _draw_panel(panel: Any, figure: Any, tuned: Tuned, index: int) -> None:
+    tables, choice = tuned.tables, tuned.choices[index]
+    surface = choice.surface
+    top = float(surface.max())
+    thresholds, areas = tables.thresholds, tables.min_areas
+    columns = np.arange(len(thresholds))
+    rows = np.arange(len(areas))
+    mesh = panel.pcolormesh(columns, rows, surface.T, vmin=top - 0.1, vmax=top, cmap="viridis", rasterized=True)
+    figure.colorbar(mesh, ax=panel, label="mean Dice", extend="min")
+    if min(surface.shape) > 1:
+        panel.contour(columns, rows, surface.T, [top - 0.02, top - 0.01, top - 0.005], colors="white", linewidths=0.7)
+    panel.set_title(f"{tuned.labels.classes[index]}: {words(choice.rule)}", loc="left", fontsize=10.5)
+    panel.set_xlabel("threshold, level 0 to 255")
+    panel.set_ylabel("min area, pixels")
+    ticks = np.unique(np.linspace(0, len(thresholds) - 1, 9).round().astype(int))
+    panel.set_xticks(ticks, [str(thresholds[tick]) for tick in ticks])
+    shown = rows[:: max(1, math.ceil(len(rows) / 14))]
+    panel.set_yticks(shown, [f"{areas[tick]:,}" for tick in shown])
+    marks = [
+        (choice.fold_rules, "o", "white", "a fold's choice", 5),
+        ((choice.spike,), "^", "#ff7a45", "highest point", 8),
+    ]
+    if tuned.before:
+        marks.append(((tuned.before[index][0],), "s", "#56b4e9", "until now", 7))
+    marks.append(((choice.rule,), "*", "#ff3b6b", "chosen", 14))
+    for rules, marker, colour, name, size in marks:
+        x, y = zip(*(_place(tables, rule) for rule in rules), strict=True)
+        panel.plot(x, y, marker, color=colour, markersize=size, markeredgecolor="black", label=name, clip_on=False)
+
+
+def _place(tables: DiceTables, rule: Rule) -> tuple[int, int]:
+    return int(np.searchsorted(tables.thresholds, rule.threshold)), int(
+        np.searchsorted(tables.min_areas, rule.min_area)
+    )
+
+
+def words(rule: Rule) -> str:
+    """Return a rule in words: "> 128, area > 9,000, empty unless 200 pixels > 200"."""
+    parts = [f"> {rule.threshold}", f"area > {rule.min_area:,}"]
+    if rule.gate_pixels:
+        parts.append(f"empty unless {rule.gate_pixels:,} pixels > {rule.gate_threshold}")
+    if rule.presence:
+        parts.append(f"empty unless presence ≥ {rule.presence}")
+    return ", ".join(parts)
+
+
+def span(choice: Choice) -> str:
+    """Return what the folds chose, from the least to the most: "118–131, 9,000–11,000"."""
+    parts = []
+    for values in ([r.threshold for r in choice.fold_rules], [r.min_area for r in choice.fold_rules]):
+        low, high = min(values), max(values)
+        parts.append(f"{low:,}" if low == high else f"{low:,}–{high:,}")
+    return ", ".join(parts)
+
+
+def write_page(tuned: Tuned, plot: bytes, facts: Mapping[str, str], path: Path) -> None:
+    """Write the HTML page to `path`, whole or not at all; `facts` are shown at its top."""
+    render(
+        path,
+        "tune.html",
+        tuned.labels,
+        tuned=tuned,
+        plot=b64encode(plot).decode("ascii"),
+        facts=facts,
+        words=words,
+        span=span,
+        dice=dice,
+    )
+
+
+def dice(value: float) -> str:
+    """Return a Dice with four decimals, a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.4f}"

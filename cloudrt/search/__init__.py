@@ -1,0 +1,1 @@
+"""Exact search of rules, the choice of one, tuning, and stored probabilities."""

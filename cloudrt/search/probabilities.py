@@ -1,0 +1,148 @@
+"""Probabilities kept in a file, to tune on without running the network again.
+
+A `.npz` that numpy reads too: `labels` is the JSON of classes and grids; then, for each image, `maps/KEY` is the
+(C, W, H) uint8 of the artifact's output and, where there is that output, `presence/KEY` its (C,) uint8. An image is
+written as it comes and read when it is asked for: memory holds one, however many there are.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError
+from cloudrt.labels import Labels
+from cloudrt.system.files import replacing
+
+_DAMAGE = (
+    KeyError,
+    EOFError,
+    OSError,
+    ValueError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    tokenize.TokenError,
+    SyntaxError,
+)
+"""What zipfile and numpy raise for files that are damaged, encrypted or made up."""
+
+_LABELS, _MAPS, _PRESENCE = "labels.npy", "maps/", "presence/"
+
+
+class ProbabilityWriter:
+    """Adds one image after another; see `write_probabilities`."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+
+    def add(self, key: str, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None = None) -> None:
+        """Write the (C, W, H) levels of an image and, where there are any, its (C,) presence levels."""
+        self._write(f"{_MAPS}{key}.npy", levels)
+        if presence is not None:
+            self._write(f"{_PRESENCE}{key}.npy", presence)
+
+    def _write(self, name: str, array: NDArray[np.generic]) -> None:
+        with self._archive.open(name, "w") as file:
+            np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+@contextmanager
+def write_probabilities(path: str | Path, labels: Labels) -> Iterator[ProbabilityWriter]:
+    """Open a file of probabilities to write; it appears whole at the end, or not at all."""
+    with (
+        replacing(path) as partial,
+        # Level 1 makes maps about five times smaller and costs a few milliseconds an image.
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
+        writer = ProbabilityWriter(archive)
+        writer._write(_LABELS, np.array(json.dumps(labels.to_dict())))
+        yield writer
+
+
+class Probabilities:
+    """A file of probabilities, open to read; a context manager.
+
+    Parameters
+    ----------
+    path
+        What `write_probabilities` wrote.
+
+    Raises
+    ------
+    DataError
+        No such file, or not one of probabilities.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._archive = zipfile.ZipFile(self.path)
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing") from None
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(f"{path} is not a file of probabilities: {error}") from error
+        self._names = set(self._archive.namelist())
+        try:
+            if _LABELS not in self._names:
+                raise DataError(
+                    f"{path} is not a file of probabilities: write one with cloudrt tune --save-probabilities"
+                )
+            self.labels = Labels.from_dict(json.loads(str(self._read(_LABELS).item())))
+            self.keys = [
+                name.removeprefix(_MAPS).removesuffix(".npy")
+                for name in self._archive.namelist()
+                if name.startswith(_MAPS)
+            ]
+        except (ValueError, TypeError, RecursionError) as error:
+            self._archive.close()
+            raise error if isinstance(error, DataError) else DataError(f"{path}: {error}") from error
+
+    def read(self, key: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return the (C, W, H) levels of an image and its presence, (C,) or None.
+
+        Raises
+        ------
+        DataError
+            The file is damaged, or holds something else for this image.
+        """
+        height, width = self.labels.submit_grid
+        classes = len(self.labels.classes)
+        levels = self._read(f"{_MAPS}{key}.npy")
+        name = f"{_PRESENCE}{key}.npy"
+        presence = self._read(name) if name in self._names else None
+        for array, shape in ((levels, (classes, width, height)), (presence, (classes,))):
+            if array is not None and (array.shape != shape or array.dtype != np.uint8):
+                raise DataError(f"{self.path}, {key}: expected {shape} uint8, found {array.shape} {array.dtype}")
+        return levels, presence
+
+    def _read(self, name: str) -> NDArray[np.uint8]:
+        try:
+            with self._archive.open(name) as file:
+                array: NDArray[np.uint8] = np.lib.format.read_array(file, allow_pickle=False)
+                file.read()  # to the end, where the checksum is
+        except _DAMAGE as error:
+            raise DataError(f"{self.path}, {name}: {error}") from error
+        return array
+
+    def close(self) -> None:
+        """Close the file."""
+        self._archive.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,277 @@
+"""Exact search of rules over a validation set: the Dice of every threshold and min area, of each image and class.
+
+    levels, truth --one sweep a map (kernels/sweep.py)--> pixels and true pixels kept, (T, A) --> DiceTables --> rules
+
+Trying 256 thresholds and 17 min areas one by one would threshold, label and filter each map 4,352 times. A sweep gives
+all of them at once, in whole numbers equal to what trying would find; Dice follows in float64. `choose.py` picks from
+the tables a rule that should hold on unseen images; `search_rules` picks the best on these.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError
+from cloudrt.labels import SUBMIT_GRID, Grid
+from cloudrt.masks.postprocess import MAX_PIXELS, Rule
+from cloudrt.masks.rle import unpack_mask
+from cloudrt.system.machine import usable_cpus
+from cloudrt.system.overlap import overlap
+
+THRESHOLDS = tuple(range(256))
+MIN_AREAS = (0, 500, 1000, 2500, 5000, 7500, *range(9000, 25001, 1000), 27500, 30000, 35000, 40000, 50000)
+"""In pixels of the 350x525 grid; from 9,000 to 25,000, those of the notebook."""
+
+
+def min_areas_for(grid: Grid) -> tuple[int, ...]:
+    """Return `MIN_AREAS` for a submission grid of another size: the same shares of its pixels."""
+    share = grid[0] * grid[1] / (SUBMIT_GRID[0] * SUBMIT_GRID[1])
+    return tuple(dict.fromkeys(round(area * share) for area in MIN_AREAS))
+
+
+@dataclass(frozen=True)
+class LabelledMaps:
+    """One image: what the network says and what is true.
+
+    Parameters
+    ----------
+    levels
+        (C, W, H) uint8: one image of the artifact's `probability` output.
+    truth
+        (C, ceil(W * H / 8)) uint8: masks packed by `pack_mask`.
+    presence
+        (C,) uint8: the artifact's `presence` output, where it has one.
+    """
+
+    levels: NDArray[np.uint8]
+    truth: NDArray[np.uint8]
+    presence: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class DiceTables:
+    """What every rule scores on every image: all that choosing a rule needs to know of a validation set.
+
+    Parameters
+    ----------
+    pixels
+        Of one map: W * H.
+    thresholds, min_areas
+        Ascending, (T,) and (A,).
+    dice
+        (C, N, T, A) float64: Dice of class c on image n with threshold t and min area a.
+    true_pixels
+        (C, N) int64.
+    above
+        (C, N, 256) int64: pixels whose level is greater than each of 0..255; what gates look at.
+    presence
+        (C, N) uint8, or None where the network has no such output.
+    """
+
+    pixels: int
+    thresholds: NDArray[np.int64]
+    min_areas: NDArray[np.int64]
+    dice: NDArray[np.float64]
+    true_pixels: NDArray[np.int64]
+    above: NDArray[np.int64]
+    presence: NDArray[np.uint8] | None
+
+    def of_rule(self, label: int, rule: Rule) -> NDArray[np.float64]:
+        """Return the Dice of each image, (N,), under a rule of the class numbered `label`, gate and presence included.
+
+        Raises
+        ------
+        DataError
+            Its threshold or its min area is not one of those searched.
+        """
+        if rule.threshold not in self.thresholds or rule.min_area not in self.min_areas:
+            raise DataError(f"threshold {rule.threshold} with min area {rule.min_area} was not searched")
+        t, a = np.searchsorted(self.thresholds, rule.threshold), np.searchsorted(self.min_areas, rule.min_area)
+        return np.where(self.shown(label, rule), self.dice[label, :, t, a], self.true_pixels[label] == 0)
+
+    def shown(self, label: int, rule: Rule) -> NDArray[np.bool_]:
+        """Return whether the gate and the presence of a rule leave the class standing on each image, (N,)."""
+        shown: NDArray[np.bool_] = self.above[label, :, rule.gate_threshold] >= rule.gate_pixels
+        if self.presence is not None:
+            shown &= self.presence[label] >= rule.presence
+        return shown
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best rule of one class and its mean Dice over the validation set."""
+
+    rule: Rule
+    dice: float
+
+
+class Sweeper:
+    """Sweeps maps of one size, in buffers that are used again: one a thread."""
+
+    def __init__(self, width: int, height: int, thresholds: NDArray[np.int64], min_areas: NDArray[np.int64]) -> None:
+        framed = (width + 2) * (height + 2)
+        if framed > MAX_PIXELS:
+            raise DataError(f"a map has at most {MAX_PIXELS} pixels, found {height}x{width}")
+        self._ranks = np.searchsorted(thresholds, np.arange(256)).astype(np.int16)
+        self._min_areas = min_areas
+        dtypes = np.int16, np.uint8, np.uint8, np.int32
+        self._work: tuple[Any, ...] = tuple(np.empty(framed, dtype) for dtype in dtypes)
+        self.area = np.empty((len(thresholds), len(min_areas)), np.int64)
+        self.overlap = np.empty_like(self.area)
+
+    def sweep(self, levels: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
+        """Fill `area` and `overlap`, (T, A): pixels, and true ones, that each threshold and min area keeps.
+
+        `levels` and `truth`, 0 or 1, are (W, H) uint8, C-contiguous.
+        """
+        from cloudrt.kernels.sweep import sweep
+
+        sweep(levels, truth, self._ranks, self._min_areas, self.area, self.overlap, *self._work)
+
+    def sweep_image(self, image: LabelledMaps) -> tuple[NDArray[Any], ...]:
+        """Return what `DiceTables` holds of one image: dice (C, T, A), true pixels (C,), above (C, 256)."""
+        width, height = image.levels.shape[1:]
+        dice, true_pixels, above = [], [], []
+        for levels, bits in zip(image.levels, image.truth, strict=True):
+            one = np.array(levels, order="C")
+            truth = unpack_mask(bits, (height, width)).T
+            self.sweep(one, truth)
+            true_pixels.append(int(truth.sum()))
+            dice.append(self.dice(true_pixels[-1]))
+            above.append(one.size - np.cumsum(np.bincount(one.ravel(), minlength=256)))
+        return np.stack(dice), np.array(true_pixels), np.stack(above)
+
+    def dice(self, true_pixels: int) -> NDArray[np.float64]:
+        """Return the Dice of the last sweep, (T, A); 1 where nothing is kept and nothing true."""
+        both = self.area + true_pixels
+        return np.where(both == 0, 1.0, 2 * self.overlap / np.maximum(both, 1))
+
+
+def measure(
+    maps: Iterable[LabelledMaps],
+    count: int,
+    thresholds: Sequence[int] = THRESHOLDS,
+    min_areas: Sequence[int] = MIN_AREAS,
+    jobs: int | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> DiceTables:
+    """Return the Dice of every threshold and min area on every map.
+
+    Memory holds a few images at a time and the tables: 8 bytes for each image, class, threshold and min area.
+
+    Parameters
+    ----------
+    maps
+        The images, all of one shape; read lazily.
+    count
+        At most so many come.
+    thresholds
+        Levels 0..255 to try.
+    min_areas
+        Pixels to try.
+    jobs
+        Threads; one a core unless given.
+    advance
+        Called with 1 after each image.
+
+    Raises
+    ------
+    DataError
+        Another shape or dtype, no images, nothing to try, a threshold that is no level, a negative area.
+    """
+    levels, areas = (np.unique(np.asarray(values, np.int64)) for values in (thresholds, min_areas))
+    if not len(levels) or not len(areas):
+        raise DataError("nothing to search: give at least one threshold and one min area")
+    if levels[0] < 0 or levels[-1] > 255 or areas[0] < 0:
+        raise DataError(f"thresholds are within 0..255 and areas at least 0, found {levels} and {areas}")
+    threads = jobs or usable_cpus()
+    local = threading.local()
+    first: list[LabelledMaps] = []
+    presences: list[NDArray[np.uint8]] = []
+
+    def checked() -> Iterator[LabelledMaps]:
+        for image in maps:
+            if not first:
+                first.append(image)
+            _check_maps(image, first[0])
+            if image.presence is not None:
+                presences.append(image.presence)
+            yield image
+
+    def work(image: LabelledMaps) -> tuple[NDArray[Any], ...]:
+        if not hasattr(local, "sweeper"):
+            _, width, height = image.levels.shape
+            local.sweeper = Sweeper(width, height, levels, areas)
+        sweeper: Sweeper = local.sweeper
+        return sweeper.sweep_image(image)
+
+    done = 0
+    tables: tuple[NDArray[Any], ...] = ()
+    with ThreadPoolExecutor(threads) as pool:
+        for parts in overlap(pool, work, checked(), 2 * threads):
+            if not tables:
+                tables = tuple(np.empty((len(part), count, *part.shape[1:]), part.dtype) for part in parts)
+            if done == count:
+                raise DataError(f"more images came than the {count} that were announced")
+            for table, part in zip(tables, parts, strict=True):
+                table[:, done] = part
+            done += 1
+            if advance:
+                advance(1)
+    if not done:
+        raise DataError("nothing to search: no image")
+    dice, true_pixels, above = (table[:, :done] for table in tables)
+    pixels = first[0].levels[0].size
+    return DiceTables(
+        pixels, levels, areas, dice, true_pixels, above, np.stack(presences, axis=1) if presences else None
+    )
+
+
+def _check_maps(image: LabelledMaps, first: LabelledMaps) -> None:
+    levels, truth, presence = image.levels, image.truth, image.presence
+    if levels.ndim != 3 or levels.dtype != np.uint8 or not levels.size:
+        raise DataError(f"levels are (C, W, H) uint8, found {levels.shape} {levels.dtype}")
+    classes, width, height = levels.shape
+    if truth.shape != (classes, (width * height + 7) // 8) or truth.dtype != np.uint8:
+        raise DataError(f"levels {levels.shape} and packed truth {truth.shape} {truth.dtype} do not belong together")
+    if presence is not None and (presence.shape != (classes,) or presence.dtype != np.uint8):
+        raise DataError(f"presence is ({classes},) uint8, found {presence.shape} {presence.dtype}")
+    if (presence is None) != (first.presence is None):
+        raise DataError("the images of a search are alike: some have presence levels, others have none")
+    if levels.shape != first.levels.shape:
+        raise DataError(f"the images of a search are alike: {first.levels.shape} came first, then {levels.shape}")
+
+
+def search_rules(
+    probability: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    thresholds: Sequence[int] = THRESHOLDS,
+    min_areas: Sequence[int] = MIN_AREAS,
+    jobs: int | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> list[Found]:
+    """Return the best rule of each class on these images; of equal ones, the lowest threshold, then min area.
+
+    `probability` is (N, C, W, H) uint8 and `truth` (N, C, ceil(W * H / 8)); see `measure` for the rest.
+    """
+    if probability.ndim != 4 or len(truth) != len(probability):
+        raise DataError(f"probability {probability.shape} and packed truth {truth.shape} do not belong together")
+    maps = (LabelledMaps(one, bits) for one, bits in zip(probability, truth, strict=True))
+    return best_rules(measure(maps, len(probability), thresholds, min_areas, jobs, advance))
+
+
+def best_rules(tables: DiceTables) -> list[Found]:
+    """Return the threshold and min area of the highest mean Dice of each class; see `search_rules`."""
+    best = []
+    for dice in tables.dice:
+        mean = dice.sum(axis=0) / len(dice)  # adds image after image: the same on any number of threads
+        t, a = np.unravel_index(int(mean.argmax()), mean.shape)
+        best.append(Found(Rule(int(tables.thresholds[t]), int(tables.min_areas[a])), float(mean[t, a])))
+    return best

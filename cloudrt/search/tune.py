@@ -1,0 +1,228 @@
+"""Find the rules of an artifact again, on labelled images: what `cloudrt tune` does.
+
+    artifact + images, or probabilities kept in a file -> maps -> exact tables -> choice -> the artifact with new rules
+
+The images must be ones that the network was not trained on: on those it is surer of itself than it will ever be again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from cloudrt.data.folder import DataFolder
+from cloudrt.errors import DataError
+from cloudrt.images.image import ImageFile
+from cloudrt.labels import Labels
+from cloudrt.masks.postprocess import Rule
+from cloudrt.model.artifact import Artifact, load_model, write_metadata
+from cloudrt.model.inferred import Inferred
+from cloudrt.search.choose import FOLDS, Choice, Score, choose_rules, score_rule
+from cloudrt.search.probabilities import Probabilities, write_probabilities
+from cloudrt.search.tables import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for
+from cloudrt.system.files import replacing
+from cloudrt.system.overlap import overlap
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+class Source(Protocol):
+    """Where maps come from: a Segmenter that runs the network, or a file of probabilities."""
+
+    @property
+    def labels(self) -> Labels:
+        """Classes and grids of the maps."""
+        ...
+
+    def infer(self, files: Sequence[ImageFile]) -> Iterator[Inferred]:
+        """Yield what the network says of each image, in order."""
+        ...
+
+
+class FromFile:
+    """The maps of a file of probabilities."""
+
+    def __init__(self, kept: Probabilities) -> None:
+        self._kept = kept
+        self.labels = kept.labels
+        self.keys = kept.keys
+
+    def infer(self, files: Sequence[ImageFile]) -> Iterator[Inferred]:
+        """See `Source`."""
+        known = set(self.keys)
+        for file in files:
+            if file.key not in known:
+                yield Inferred(file.key, None, None, f"is not in {self._kept.path}")
+            else:
+                yield Inferred(file.key, *self._kept.read(file.key), None)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of tuning.
+
+    Parameters
+    ----------
+    labels
+        Classes and grids.
+    tables
+        What every rule scores on every image.
+    choices
+        One a class.
+    before
+        The rules until now and what they score, one a class; empty where there were none.
+    images, failures
+        How many images count, and those that do not: name -> why.
+    seconds
+        Of the search and the choice alone, without the network.
+    """
+
+    labels: Labels
+    tables: DiceTables
+    choices: list[Choice]
+    before: list[tuple[Rule, Score]]
+    images: int
+    failures: dict[str, str]
+    seconds: float
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The new rules, one a class."""
+        return tuple(choice.rule for choice in self.choices)
+
+    @property
+    def out_of_fold(self) -> float:
+        """Mean Dice, over the classes, on images that a rule chosen in the same way had not seen."""
+        return sum(choice.out_of_fold for choice in self.choices) / len(self.choices)
+
+
+def tune(
+    source: Source,
+    data: DataFolder,
+    names: Sequence[str],
+    *,
+    before: Sequence[Rule] = (),
+    thresholds: Sequence[int] = THRESHOLDS,
+    min_areas: Sequence[int] | None = None,
+    folds: int = FOLDS,
+    threads: int = 1,
+    save: Path | None = None,
+    bar: Bar,
+) -> Tuned:
+    """Search and choose the rules on the images of `data` that `names` says.
+
+    Parameters
+    ----------
+    source
+        Gives the maps.
+    data
+        The labelled images.
+    names
+        Which of its images.
+    before
+        The rules until now; their thresholds and min areas are searched too.
+    thresholds, min_areas
+        What to try; all 256 levels, and `min_areas_for` the grid, unless given.
+    folds
+        Of the cross-validation.
+    threads
+        Of the search.
+    save
+        Keep the probabilities in this file.
+    bar
+        Shows progress: `bar(description, total)` gives `advance(n)`.
+
+    Raises
+    ------
+    DataError
+        Other classes or grids than the data's, a name that train.csv lacks, a wrong RLE, fewer than two sound images.
+    """
+    if source.labels != data.labels:
+        raise DataError(f"the network knows {source.labels.to_dict()}, the data {data.labels.to_dict()}")
+    rows = data.read_train()
+    lacking = [name for name in names if name not in rows]
+    if lacking:
+        raise DataError(f"{data.train_csv} has no row of {lacking[0]} ({len(lacking)} of {len(names)} images)")
+    areas = min_areas if min_areas is not None else min_areas_for(data.labels.submit_grid)
+    files = [ImageFile(name, data.train_images / name) for name in dict.fromkeys(names)]
+    failures: dict[str, str] = {}
+
+    with ExitStack() as stack:
+        writer = stack.enter_context(write_probabilities(save, data.labels)) if save else None
+        pool = stack.enter_context(ThreadPoolExecutor(threads, "truth"))
+        advance = stack.enter_context(bar("Tuning", len(files)))
+
+        def label(inferred: Inferred) -> tuple[Inferred, LabelledMaps | None]:
+            if inferred.probability is None:
+                return inferred, None
+            truth = data.truth_bits(inferred.image, rows[inferred.image])
+            return inferred, LabelledMaps(inferred.probability, truth, inferred.presence)
+
+        def maps() -> Iterator[LabelledMaps]:
+            for inferred, one in overlap(pool, label, source.infer(files), 2 * threads):
+                if one is None:
+                    failures[inferred.image] = inferred.error or ""
+                    advance(1)
+                    continue
+                if writer:
+                    writer.add(inferred.image, one.levels, one.presence)
+                yield one
+
+        def too_few(found: int) -> DataError:
+            first = next(iter(failures.items()), ("", ""))
+            left = f"; {len(failures)} were left out, first {first[0]} {first[1]}" if failures else ""
+            return DataError(f"tuning needs two images at least, found {found}{left}")
+
+        tables = measure(
+            _some(maps(), too_few),
+            len(files),
+            [*thresholds, *(rule.threshold for rule in before)],
+            [*areas, *(rule.min_area for rule in before)],
+            threads,
+            advance,
+        )
+        if tables.dice.shape[1] < 2:
+            raise too_few(1)
+    began = time.perf_counter()
+    choices = choose_rules(tables, folds)
+    seconds = time.perf_counter() - began
+    scored = [(rule, score_rule(tables, c, rule)) for c, rule in enumerate(before)]
+    return Tuned(data.labels, tables, choices, scored, len(files) - len(failures), failures, seconds)
+
+
+def _some(maps: Iterator[LabelledMaps], too_few: Callable[[int], DataError]) -> Iterator[LabelledMaps]:
+    """Yield the maps; raise where there are none."""
+    found = 0
+    for one in maps:
+        found += 1
+        yield one
+    if not found:
+        raise too_few(0)
+
+
+def tuned_artifact(artifact: Artifact, tuned: Tuned) -> Artifact:
+    """Return what the artifact says of itself with the new rules."""
+    return replace(
+        artifact,
+        rules=tuned.rules,
+        validation_dice=tuned.out_of_fold,
+        tuning={
+            "images": tuned.images,
+            "dice": sum(choice.score.dice for choice in tuned.choices) / len(tuned.choices),
+            "out_of_fold_dice": tuned.out_of_fold,
+            "standard_errors": [choice.error for choice in tuned.choices],
+        },
+    )
+
+
+def write_tuned(model: Path, artifact: Artifact, tuned: Tuned, output: Path) -> None:
+    """Write `model`, whose metadata are `artifact`, to `output` with the new rules; the graph stays as it is."""
+    content = load_model(model)
+    write_metadata(content, tuned_artifact(artifact, tuned))
+    with replacing(output) as partial:
+        partial.write_bytes(content.SerializeToString())

@@ -1,0 +1,1 @@
+"""Files, caches, the machine and its cores, statistics, bounded overlap, spelling suggestions, the terminal."""

@@ -1,0 +1,109 @@
+"""The whole beside its ceiling: shares and ratios by hand, answers of the plain way beside ours, memory, decodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from cloudrt.bench import memory, networks, scaled_decode
+from cloudrt.bench.pipeline import STAGES, PipelineTime, write_plain
+from cloudrt.bench.stages import Timing
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.cli.bench import bench
+from cloudrt.images.image import decode, find_images, load_image, resize
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.masks.rle import rle_encode
+from cloudrt.masks.table import read_table
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS, presence=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for seed in range(6):
+        write_jpeg(folder / f"{seed}.jpg", seed, (280, 420))
+    return folder
+
+
+def timings(*seconds: float) -> dict[str, Timing]:
+    return {name: Timing((value, value)) for name, value in zip(STAGES, seconds, strict=True)}
+
+
+def test_the_share_is_that_of_the_cores_or_of_the_slower_stage() -> None:
+    alone, used, whole = timings(0.01, 0.03, 0.001), timings(0.02, 0.05, 0.002), Timing((0.04, 0.04))
+    on_cpu = PipelineTime(alone, whole, used, 2, {"peer": Timing((0.08, 0.12))})
+    assert on_cpu.share == pytest.approx(0.072 / 2 / 0.04)
+    assert on_cpu.ratio("peer") == pytest.approx(2.5)
+    assert PipelineTime(alone, whole, used, 0, {}).share == pytest.approx(0.03 / 0.04)
+
+
+def test_the_part_is_shown_and_written(model: Path, images: Path, tmp_path: Path) -> None:
+    words = [str(model), "--data", str(images), "--provider", "cpu", "--batch-size", "2", "--repeat", "2"]
+    result = CliRunner().invoke(bench, [*words, "--only", "pipeline", "-o", str(tmp_path / "b.json")])
+    assert result.exit_code == 0, result.output
+    done = json.loads((tmp_path / "b.json").read_text())["pipeline"]
+    assert set(done["stages"]) == set(done["cpu_seconds_per_image"]) - {"whole"} == set(STAGES)
+    assert done["cores"] >= 1 and done["share_of_ceiling"] > 0
+    for name, peer in done["peers"].items():
+        assert f"x {name}" in result.stdout
+        assert len(peer["repetitions_s"]) == 2 and peer["ratio"] > 0
+    assert "plain ONNX Runtime CPU fp32, batch 1" in done["peers"]
+    assert any("the notebook's way" in name for name in done["peers"])
+
+
+def test_the_plain_way_gives_our_rows_from_the_same_pictures(model: Path, tmp_path: Path) -> None:
+    """Images of the network's own size: no resize, so that both ways see the same pixels."""
+    import cv2
+
+    from cloudrt.data.scenes import draw_scene
+
+    for seed in range(5):
+        cv2.imwrite(str(tmp_path / f"{seed}.png"), draw_scene(seed, (64, 96)).image[:, :, ::-1])
+    files = find_images(tmp_path)
+    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+        rows = {(r.image, label): text for r in segmenter.predict(files) for label, text in r.rle.items()}
+        rules = segmenter.artifact.rules
+    write_plain(tmp_path / "plain.csv", files, (64, 96), networks.OnnxNetwork(model), SMALL_GRIDS, rules)
+    assert read_table(tmp_path / "plain.csv", SMALL_GRIDS) == rows
+    assert any(rows.values())
+
+
+def test_memory_is_watched(model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "EVERY", 10)
+    with Segmenter(model, "cpu", batch_size=4) as segmenter:
+        found = memory.watch(segmenter, find_images(images), 25)
+    assert list(found["resident_mb"]) == ["10", "20"]
+    assert (found["images"], found["distinct_images"]) == (25, 6)
+
+
+def test_two_decodes_are_compared(model: Path, images: Path, tmp_path: Path) -> None:
+    """Truth is what the full decode gives: it scores 1, and the scaled one what the two have in common."""
+    files = find_images(images)
+    small = (120, 180)
+    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+        size = segmenter.artifact.input_size
+        full = [resize(decode(file.path.read_bytes()), size) for file in files]
+        scaled = [load_image(file.path, size).astype(int) for file in files]
+        difference = np.mean([abs(one - other).mean() for one, other in zip(scaled, full, strict=True)])
+        truth = {}
+        for file, result in zip(files, segmenter.predict(full), strict=True):
+            for label in SMALL_GRIDS.classes:
+                mask = result.mask(label).repeat(2, axis=0).repeat(2, axis=1)
+                assert mask.shape == small
+                truth[file.key, label] = rle_encode(mask)
+        found = scaled_decode.compare(segmenter, files, truth)
+    assert found["dice_full"] == 1.0
+    assert found["dice_scaled"] == pytest.approx(found["dice_between"])
+    assert found["mean_pixel_difference"] == pytest.approx(difference)
+    assert (found["images"], found["image_size"], found["input_size"]) == (6, [280, 420], [64, 96])
+    result = CliRunner().invoke(scaled_decode.main, [str(model), str(images), "-o", str(tmp_path / "d.json")])
+    assert result.exit_code == 0, result.output
+    assert "dice_scaled" not in json.loads((tmp_path / "d.json").read_text())

@@ -1,0 +1,308 @@
+"""`cloudrt-infer --cluster` on a real Ray cluster of several nodes: the bytes of a single machine, whatever fails."""
+
+from __future__ import annotations
+
+import csv
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from support.poison import SITE
+from support.stores import s3_server, upload
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.cli.infer import infer
+from cloudrt.cluster import run
+
+pytest.importorskip("ray")
+from ray.cluster_utils import Cluster
+
+pytestmark = [  # Ray's own
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+COUNT = 44
+NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS, presence=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(COUNT):
+        write_jpeg(folder / f"part,{number % 3}" / f"{number:02}.jpg", number)
+    (folder / "part,1" / "cut.jpg").write_bytes((folder / "part,0" / "00.jpg").read_bytes()[:-300])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes, of one CPU each."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(SITE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(site))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        made = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+        made.add_node(**NODE)
+        yield made
+        made.shutdown()
+
+
+def options(model: Path, output: Path, *more: str) -> list[str]:
+    settled = ["--provider", "cpu", "--batch-size", "4", "--threads", "1"]
+    return ["-m", str(model), "-o", str(output), *settled, *more]
+
+
+def single(images: Path | str, model: Path, output: Path, *more: str) -> bytes:
+    """The submission of a single machine."""
+    done = CliRunner().invoke(infer, [str(images), *options(model, output, *more)])
+    assert done.exit_code in (0, 1), done.output
+    return output.read_bytes()
+
+
+def spread(images: Path | str, model: Path, output: Path, address: str, *more: str) -> Result:
+    words = [str(images), *options(model, output, *more), "--cluster", address]
+    return CliRunner().invoke(infer, words, catch_exceptions=False)
+
+
+def failures(output: Path) -> dict[str, str]:
+    with output.with_name("failures.csv").open(newline="") as file:
+        return {row["image"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def parts(output: Path) -> dict[str, int]:
+    """The finished partitions, and when each was written."""
+    folder = output.with_name(f"{output.name}.parts")
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")}
+
+
+def last_line(done: Result) -> str:
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output
+    return done.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_the_submission_has_the_bytes_of_a_single_machine(
+    cluster: Cluster, images: Path, model: Path, tmp_path: Path, form: str
+) -> None:
+    whole = single(images, model, tmp_path / "one" / "s.csv")
+    output = tmp_path / "many" / "s.csv"
+    done = spread(images, model, output, cluster.address, "--partition-size", "8", "--partition-format", form)
+    assert done.exit_code == 1, done.output
+    assert "2 workers of 1 CPUs each" in done.output
+    assert output.read_bytes() == whole
+    assert failures(output) == failures(tmp_path / "one" / "s.csv")
+    pieces = sorted(path for path in (tmp_path / "many" / "s.csv.parts").glob(f"part-?????.{form}"))
+    assert len(pieces) == 6
+    if form == "csv":  # pieces of the submission as they are
+        header = whole.split(b"\n")[0] + b"\n"
+        assert header + b"".join(piece.read_bytes().removeprefix(header) for piece in pieces) == whole
+    again = spread(images, model, output, cluster.address)
+    assert "exists: give another --output, or --overwrite" in last_line(again)
+    output.unlink()
+    assert "holds partitions already: --resume" in last_line(spread(images, model, output, cluster.address))
+
+
+def test_a_killed_worker_loses_nothing_and_poisonous_images_fail_alone(
+    cluster: Cluster, images: Path, model: Path, tmp_path: Path
+) -> None:
+    """One image ends the first worker that comes to it, one each, one the ledger, one raises; the others' rows stay."""
+    folder = tmp_path / "in"
+    for number in range(24):
+        write_jpeg(folder / f"{number:02}.jpg", number)
+    whole = single(folder, model, tmp_path / "one.csv").decode().splitlines()
+    for number, ending in ((2, b"DIES"), (9, b"LEDGER"), (13, b"KILL"), (18, b"RAISE")):
+        with (folder / f"{number:02}.jpg").open("ab") as file:
+            file.write(ending)
+    output = tmp_path / "many" / "s.csv"
+    done = spread(folder, model, output, cluster.address, "--partition-size", "12")
+    assert done.exit_code == 1, done.output
+    assert failures(output) == {
+        "13.jpg": "ends the process that decodes or segments it",
+        "18.jpg": "cannot be segmented: a fault of the decoder",
+    }
+    assert (folder / "02.jpg.died").exists()
+    expected = [f"{row.split(',')[0]}," if row.startswith(("13.jpg", "18.jpg")) else row for row in whole]
+    assert output.read_text().splitlines() == expected
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    cluster: Cluster, images: Path, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    for number in range(24):
+        write_jpeg(folder / f"{number:02}.jpg", number)
+    whole = single(folder, model, tmp_path / "one.csv")
+    for number in range(8, 24):
+        with (folder / f"{number:02}.jpg").open("ab") as file:
+            file.write(b"SLOW")
+    output = tmp_path / "many" / "s.csv"
+    command = [sys.executable, "-c", "from cloudrt.cli import infer; infer()", str(folder)]
+    command += [*options(model, output, "--partition-size", "4"), "--cluster", cluster.address]
+    for sent, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        before = len(parts(output))
+        with subprocess.Popen([*command, "--resume"], stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 60
+            while len(parts(output)) == before and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(sent)
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == status, said
+        assert "Traceback" not in said and "***" not in said
+        assert "--resume goes on" in said
+        assert not output.exists()
+    kept = parts(output)
+    assert 2 <= len(kept) < 6
+    assert "holds partitions already" in last_line(spread(folder, model, output, cluster.address))
+    line = last_line(
+        spread(folder, model, output, cluster.address, "--resume", "--partition-size", "8", "--format", "csv")
+    )
+    assert "partitions of was 4, now 8" in line
+    done = spread(folder, model, output, cluster.address, "--resume")
+    assert done.exit_code == 0, done.output
+    assert output.read_bytes() == whole
+    assert {name: parts(output)[name] for name in kept} == kept
+    assert f"{4 * len(kept)} images are in finished partitions" in done.output
+
+
+def test_a_cluster_that_is_lost_altogether_is_one_line(model: Path, tmp_path: Path) -> None:
+    """Ray's own end of such a run is status 1 and no word."""
+    for number in range(24):
+        write_jpeg(tmp_path / "in" / f"{number:02}.jpg", number)
+    output = tmp_path / "s.csv"
+    command = [sys.executable, "-c", "from cloudrt.cli import infer; infer()", str(tmp_path / "in")]
+    command += [*options(model, output, "--partition-size", "1"), "--cluster"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not parts(output) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        subprocess.run(["pkill", "-9", "-P", str(process.pid), "raylet"], check=True)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 2, said
+    assert re.search(r"is gone: start it again, and --resume goes on$", said.splitlines()[-1])
+    assert not output.exists()
+
+
+def test_a_folder_that_is_overwritten_begins_afresh(
+    cluster: Cluster, images: Path, model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "s.csv"
+    small = images / "part,0"
+    assert spread(small, model, output, cluster.address, "--partition-size", "4").exit_code == 0
+    before = parts(output)
+    done = spread(small, model, output, cluster.address, "--overwrite", "--partition-size", "8")
+    assert done.exit_code == 0, done.output
+    assert len(parts(output)) == -(-len(before) // 2)
+    damaged = tmp_path / "s.csv.parts" / "part-00000.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    line = last_line(spread(small, model, output, cluster.address, "--resume"))
+    assert "part-00000.parquet is damaged: remove it, and run again with --resume" in line
+
+
+def test_a_bucket_gives_the_bytes_of_a_folder_and_what_vanishes_fails_alone(
+    cluster: Cluster, images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = single(images, model, tmp_path / "one" / "s.csv").decode().splitlines()
+    real = run.connected
+
+    with s3_server() as (url, client):
+        upload(client, images, "pictures", "clouds/")
+
+        @contextmanager
+        def lose_one(address: str) -> Iterator[None]:
+            client.delete_object(Bucket="pictures", Key="clouds/part,2/05.jpg")
+            with real(address):
+                yield
+
+        monkeypatch.setattr(run, "connected", lose_one)
+        output = tmp_path / "many" / "s.csv"
+        place = ["--partitions", "s3://pictures/rows", "--partition-size", "16", "--endpoint", url]
+        done = spread("s3://pictures/clouds", model, output, cluster.address, *place)
+        assert done.exit_code == 1, done.output
+        lost = {"part,2/05.jpg": "cannot be read: it has vanished since it was listed"}
+        assert failures(output) == failures(tmp_path / "one" / "s.csv") | lost
+        empty = [row if "part,2/05" not in row else row[: row.rindex(",") + 1] for row in whole]
+        assert output.read_text().splitlines() == empty
+        found = {one["Key"] for one in client.list_objects_v2(Bucket="pictures", Prefix="rows/")["Contents"]}
+        assert found == {"rows/run.json", *(f"rows/part-0000{number}.parquet" for number in range(3))}
+
+
+def test_machines_that_are_not_alike_are_refused_by_name(
+    cluster: Cluster, images: Path, model: Path, tmp_path: Path
+) -> None:
+    """A node with another version of a library, and one that cannot keep the artifact."""
+    other = tmp_path / "site" / "simplejpeg-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: simplejpeg\nVersion: 0.0.1\n")
+    refused = (
+        ({"PYTHONPATH": str(tmp_path / "site")}, "simplejpeg is 0.0.1 there and"),
+        ({"XDG_CACHE_HOME": "/dev/null"}, "cannot keep model.onnx in /dev/null/cloudrt/artifacts"),
+    )
+    for environment, named in refused:
+        node = cluster.add_node(**NODE, env_vars=environment)
+        try:
+            line = last_line(spread(images, model, tmp_path / "s.csv", cluster.address))
+            assert named in line
+            assert "machine " in line
+        finally:
+            cluster.remove_node(node)
+        assert not (tmp_path / "s.csv.parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [
+        ("127.0.0.1:9", "no cluster answers at 127.0.0.1:9"),
+        ("ray://127.0.0.1:10001", "an address is HOST:PORT"),
+        ("in/", "an address is HOST:PORT"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_line(
+    images: Path, model: Path, tmp_path: Path, address: str, named: str
+) -> None:
+    assert named in last_line(spread(images, model, tmp_path / "s.csv", address))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--cluster", "--report"],
+        ["--cluster", "--masks", "m"],
+        ["--cluster", "--overlays", "o"],
+        ["--cluster", "--stats", "s"],
+        ["--cluster", "--save-probabilities", "p"],
+        ["--cluster", "--devices", "0"],
+        ["--partitions", "p"],
+        ["--partition-size", "4"],
+        ["--partition-format", "csv"],
+        ["--endpoint", "http://x"],
+    ],
+)
+def test_options_that_do_not_apply_are_refused_by_name(images: Path, tmp_path: Path, words: list[str]) -> None:
+    done = CliRunner().invoke(infer, [str(images), "-o", str(tmp_path / "s.csv"), *words])
+    assert next(word for word in words if word.startswith("--") and word != "--cluster") in last_line(done)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_images_are_one_line(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    line = last_line(spread(tmp_path / "in", model, tmp_path / "s.csv", "local"))
+    assert "holds no images" in line
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}

@@ -1,0 +1,268 @@
+"""What a cluster run is made of, without a cluster: stores, partitions, the ledger, sharing out, careful workers."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.stores import enforce, s3_server, upload
+from support.tiny import SMALL_GRIDS, write_jpeg
+
+from cloudrt.cluster import watch
+from cloudrt.cluster.isolation import Care, Ledger, segment
+from cloudrt.cluster.nodes import ClusterError, Node, Share, share_out, unwrapped
+from cloudrt.cluster.partitions import Image, Partitions, cut, pack, unpack
+from cloudrt.cluster.storage import Place, StorageError, open_place
+from cloudrt.errors import DataError, ImageError
+from cloudrt.images.image import ImageFile, find_images
+from cloudrt.inference.journal import Record
+from cloudrt.inference.results import Result
+
+pytest.importorskip("pyarrow")
+LABELS = SMALL_GRIDS
+RECORDS = [
+    Record("a,b/é_1.jpg", ("1 2 5 1", "", "3 1"), None, 0),
+    Record("broken.jpg", ("", "", ""), 'is "empty", or so', 0),
+    Record("cr\rlf\nx.jpg", ("", "7 1", ""), "is\rodd", 0),
+    Record("NA", ("", "", "1 200000 " * 20000), None, 0),
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, Any]]:
+    with s3_server() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("in")
+    for name in ("b.jpg", "a/c d.jpg", "a/é.jpg", ".hidden/x.jpg", "a/.y.jpg"):
+        write_jpeg(found / name, 1)
+    (found / "a" / "notes.txt").write_text("no image")
+    return found
+
+
+def test_a_bucket_lists_what_a_folder_does(server: tuple[str, Any], folder: Path) -> None:
+    url, client = server
+    upload(client, folder, "pictures", "deep/er/")
+    client.put_object(Bucket="pictures", Key="deep/er/a/notes.txt", Body=b"")
+    client.put_object(Bucket="pictures", Key="deep/erratic/z.jpg", Body=b"")
+    place = open_place("s3://pictures/deep/er", url)
+    listed = place.images()
+    files = find_images(folder)
+    assert [one.key for one in listed] == [file.key for file in files]
+    assert [one.size for one in listed] == [file.path.stat().st_size for file in files]
+    assert [place.read_image(one.path) for one in listed] == [file.path.read_bytes() for file in files]
+    client.put_object(Bucket="pictures", Key="deep/er#1/x.jpg", Body=b"")
+    assert [one.path for one in open_place("s3://pictures/deep/er#1/", url).images()] == ["pictures/deep/er#1/x.jpg"]
+    alone = open_place("s3://pictures/deep/er/b.jpg", url).images()
+    assert [one.key for one in alone] == ["b.jpg"]
+    by_uri = open_place(folder.as_uri()).images()
+    assert [one.key for one in by_uri] == [file.key for file in files]
+    client.delete_object(Bucket="pictures", Key="deep/er/b.jpg")
+    with pytest.raises(ImageError, match="vanished since it was listed"):
+        place.read_image("pictures/deep/er/b.jpg")
+
+
+def test_a_store_that_cannot_be_used_is_one_line(server: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    url, client = server
+    client.create_bucket(Bucket="closed")
+    with pytest.raises(DataError, match="s3://nowhere is missing: give a bucket"):
+        open_place("s3://nowhere", url).images()
+    with pytest.raises(DataError, match="s3://closed/empty"):
+        open_place("s3://closed/empty", url).images()
+    with pytest.raises(StorageError, match="does not answer: look at the network, and at --endpoint"):
+        open_place("s3://closed", "http://127.0.0.1:9").images()
+    for uri, endpoint, named in (
+        ("s3://", url, "is not s3://BUCKET/PREFIX"),
+        ("s3://key:secret@bucket/x", url, "s3://bucket/x is not s3://BUCKET/PREFIX"),
+        ("s3://closed", "localhost:9000", "is a URL such as"),
+        ("ftp://host/x", None, "ftp://host/x cannot be opened"),
+    ):
+        with pytest.raises(DataError, match=named):
+            open_place(uri, endpoint)
+    enforce(url, 0)
+    try:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        for use in (Place.images, Place.names, lambda place: place.write("x", b"1")):
+            with pytest.raises(StorageError, match="with these credentials: set AWS_ACCESS_KEY_ID"):
+                use(open_place("s3://closed", url))
+    finally:
+        enforce(url, float("inf"))
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_partitions_are_read_as_they_were_written(
+    server: tuple[str, Any], tmp_path: Path, form: str, remote: bool
+) -> None:
+    url, client = server
+    client.create_bucket(Bucket=f"rows-{form}")
+    partitions = Partitions(open_place(f"s3://rows-{form}/x" if remote else str(tmp_path / "x"), url), form, LABELS)
+    assert partitions.begin({"a": 1}, resume=True, overwrite=False) == set()
+    partitions.write(0, RECORDS[:2])
+    partitions.write(1, RECORDS[2:])
+    images = [Image(record.key, -1, "", 0) for record in RECORDS]
+    assert list(partitions.records(cut(images, 2))()) == RECORDS
+    assert partitions.name(1) in partitions.begin({"a": 1}, resume=True, overwrite=False)
+    for how, named in (({"resume": False}, "holds partitions already"), ({"resume": True}, "a was 1, now 2")):
+        with pytest.raises(DataError, match=named):
+            partitions.begin({"a": 2}, overwrite=False, **how)
+    with pytest.raises(DataError, match="holds other images"):
+        list(partitions.records(cut(images[::-1], 2))())
+    assert partitions.begin({"a": 2}, resume=False, overwrite=True) == set()
+    assert partitions.place.names() == {"run.json"}
+
+
+def test_another_run_in_the_same_place_is_noticed_before_the_output(tmp_path: Path) -> None:
+    partitions = Partitions(open_place(str(tmp_path)), "csv", LABELS)
+    images = [Image(record.key, -1, "", 0) for record in RECORDS]
+    partitions.begin({"batch size": 2}, resume=False, overwrite=False)
+    partitions.write(0, RECORDS)
+    records = partitions.records([images], {"batch size": 2})
+    assert list(records()) == RECORDS
+    (tmp_path / "run.json").write_text('{"format": 1, "identity": {"batch size": 4}}')
+    with pytest.raises(DataError, match="another run has begun"):
+        list(records())
+
+
+def test_a_record_of_the_run_that_is_damaged_is_one_line(tmp_path: Path) -> None:
+    partitions = Partitions(open_place(str(tmp_path)), "csv", LABELS)
+    for identity in ('{"partitions of": 0}', '{"partitions of": "8"}', "[]", "null"):
+        (tmp_path / "run.json").write_text(f'{{"format": 1, "identity": {identity}}}')
+        with pytest.raises(DataError, match=r"run\.json is damaged: --overwrite"):
+            partitions.recorded()
+
+
+def test_images_travel_as_bytes() -> None:
+    images = [Image("a/é.jpg", 0, "bucket/a/é.jpg", 5), Image('"', -1, "/x/y", -1)]
+    assert unpack(pack(images)) == images
+    assert images[1].source([]) == ImageFile('"', Path("/x/y"))
+
+
+def test_sharing_out() -> None:
+    small, large, gpu, head = Node("a", "a", 4, 0), Node("b", "b", 16, 0), Node("c", "c", 32, 4), Node("d", "d", 0, 0)
+    assert share_out([small, large, head], "auto", 0) == Share(5, 4, 0)
+    assert share_out([small, large], "cpu", 8) == Share(2, 8, 0)
+    assert share_out([small, gpu], "auto", 0) == Share(4, 8, 1)
+    assert share_out([small, gpu], "openvino", 0) == Share(9, 4, 0)
+    for nodes, provider, threads, named in (
+        ([small], "cuda", 0, "no machine of the cluster has a GPU"),
+        ([small], "cpu", 5, "has 5 CPUs, the largest 4"),
+        ([gpu], "auto", 64, "no machine with a GPU has 64 CPUs"),
+        ([head], "auto", 0, "CPUs to give away"),
+    ):
+        with pytest.raises(ClusterError, match=named):
+            share_out(nodes, provider, threads)
+
+
+def test_errors_are_one_line() -> None:
+    outer = RuntimeError("ray::Worker() (pid=1)\n  File x\ncloudrt.errors.DataError: what is wrong")
+    assert str(unwrapped(outer)) == "what is wrong"
+    advised = RuntimeError(f"{outer}\n\nTo change retry attempts, configure `ray.data.DataContext.get_current()`.")
+    assert str(unwrapped(advised)) == "what is wrong"
+    lines = "ray.exceptions.ActorDiedError: It died.\n\tpid: 1\nThe actor is dead: memory\n"
+    lines += "\nray.UserCodeException: UDF failed.\nTo change retry attempts, configure it."
+    assert str(unwrapped(RuntimeError(lines))) == "It died."
+    outer.__cause__ = DataError("what is wrong inside")
+    assert str(unwrapped(outer, "machine a: ")) == "machine a: what is wrong inside"
+
+
+def test_only_a_long_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server on loopback that rests for less, then for more, than the time it is given."""
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "GRACE", {"the head": 1.0})
+    said: queue.Queue[str] = queue.Queue()
+    server = socket.create_server(("127.0.0.1", 0))
+    address = server.getsockname()
+    looking = threading.Thread(target=watch.look, args=({"the head": address}, said.put, threading.Event()))
+    looking.start()
+    server.close()
+    time.sleep(0.4)
+    server = socket.create_server(address)
+    time.sleep(0.8)
+    assert said.empty()
+    server.close()
+    assert said.get(timeout=5) == f"the head, 127.0.0.1:{address[1]}, is gone: start it again, and --resume goes on"
+    looking.join(5)
+    assert not looking.is_alive()
+
+
+class Fragile:
+    """A predictor of batches of 4 that raises, dies or goes on, as the keys of the images say."""
+
+    batch_size, labels = 4, LABELS
+
+    def __init__(self, broken: bool = False) -> None:
+        self.broken, self.batches = broken, []  # type: ignore[var-annotated]
+
+    def predict(self, inputs: Iterable[Any]) -> Iterator[Result]:
+        for one in inputs:
+            if self.broken:
+                raise RuntimeError("no engine")
+            if isinstance(one, np.ndarray):
+                yield Result("black", dict.fromkeys(LABELS.classes, ""), None, LABELS)
+                continue
+            if one.key.startswith("raise"):
+                raise ValueError(f"{one.key} is odd")
+            if one.key.startswith("kill"):
+                raise KeyboardInterrupt  # nothing catches it: as good as dead
+            yield Result(one.key, dict.fromkeys(LABELS.classes, f"1 {len(one.key)}"), None, LABELS)
+
+    def identity(self) -> dict[str, str | int]:
+        return {}
+
+
+def run(keys: list[str]) -> tuple[list[Record], int]:
+    """Run a partition as often as its workers die."""
+    images = [Image(key, -1, key, 0) for key in keys]
+    ledger, deaths = Ledger(), 0
+    while True:
+        care = ledger.begin(7)
+        try:
+            found = segment(
+                Fragile(), images, [image.source([]) for image in images], care, lambda at: ledger.note(7, at)
+            )
+        except KeyboardInterrupt:
+            deaths += 1
+            assert deaths < 20
+            continue
+        ledger.finish(7, {"images": len(found)})
+        assert ledger.begin(7).done == {"images": len(found)}
+        return found, deaths
+
+
+@pytest.mark.parametrize(
+    ("bad", "deaths"),
+    [([], 0), (["raise"], 0), (["kill"], 3), (["raise", "raise2", "kill"], 1), (["kill", "kill2"], 5)],
+)
+def test_images_that_raise_or_kill_fail_alone(bad: list[str], deaths: int) -> None:
+    keys = [f"{i:02}" for i in range(10)]
+    for place, key in zip((5, 2, 6), bad, strict=False):
+        keys[place] = key
+    found, died = run(keys)
+    assert [record.key for record in found] == keys
+    assert died == deaths
+    for record in found:
+        if record.key in bad:
+            assert record.texts == ("",) * 3
+            reason = (
+                "ends the process" if record.key.startswith("kill") else f"cannot be segmented: {record.key} is odd"
+            )
+            assert reason in str(record.error)
+        else:
+            assert record == Record(record.key, (f"1 {len(record.key)}",) * 3, None, 0)
+
+
+def test_an_engine_that_is_broken_blames_no_image() -> None:
+    images = [Image("a", -1, "a", 0)]
+    with pytest.raises(RuntimeError, match="no engine"):
+        segment(Fragile(broken=True), images, [ImageFile("a", Path("a"))], Care(), lambda _: None)

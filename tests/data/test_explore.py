@@ -1,0 +1,214 @@
+"""The page about a data set: its figures are numpy's and scipy's, and every spoilt row and image is found."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from test_report import Page
+
+from cloudrt.cli.explore import explore as command
+from cloudrt.data.duplicates import similar_groups
+from cloudrt.data.explore import Exploration, explore
+from cloudrt.data.folder import open_data
+from cloudrt.labels import CLOUDS
+from cloudrt.masks.rle import rle_decode, rle_encode
+
+
+def run(data: Path, output: Path, *more: str) -> Result:
+    return CliRunner().invoke(command, [str(data), "-o", str(output), "--threads", "2", *more])
+
+
+def truth(data: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Image -> class -> mask on the label grid, by the plain loop over the rows."""
+    frame = pd.read_csv(data / "train.csv", keep_default_na=False)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for key, text in frame.itertuples(index=False):
+        name, label = key.rsplit("_", 1)
+        found.setdefault(name, {})[label] = rle_decode(text, CLOUDS.label_grid)
+    return found
+
+
+@pytest.fixture(scope="module")
+def explored(scenes: Path) -> Exploration:
+    return explore(open_data(scenes), 2)
+
+
+def test_figures_are_those_of_a_plain_count(scenes: Path, explored: Exploration) -> None:
+    masks = truth(scenes)
+    present = np.array([[masks[name][label].any() for label in CLOUDS.classes] for name in masks])
+    assert [scene.name for scene in explored.scenes] == list(masks)
+    np.testing.assert_array_equal(explored.present, present)
+    assert explored.classes_per_image == [int((present.sum(axis=1) == number).sum()) for number in range(5)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        wanted = np.corrcoef(present.T.astype(float))
+    np.testing.assert_allclose(explored.correlation(), wanted, atol=1e-12, equal_nan=True)
+    for scene in explored.scenes:
+        for share, label in zip(scene.shares, CLOUDS.classes, strict=True):
+            assert abs(share - masks[scene.name][label].mean()) < 2e-3  # 16 label pixels are one of the grid's
+        image = cv2.imread(str(scenes / "train_images" / scene.name))
+        assert scene.size == image.shape[:2]
+        assert abs(scene.no_data - (image.max(axis=2) <= 8).mean()) < 0.02
+    for index, label in enumerate(CLOUDS.classes):
+        areas = [mask[label].mean() for mask in masks.values() if mask[label].any()]
+        assert sum(explored.area_histogram(index)) == len(areas)
+    assert sum(explored.no_data_histogram()) == len(masks)
+
+
+def test_positions_are_the_mean_mask(scenes: Path, explored: Exploration) -> None:
+    masks = truth(scenes)
+    for index, label in enumerate(CLOUDS.classes):
+        total = np.sum([mask[label] for mask in masks.values()], axis=0).astype(float)
+        height, width = explored.positions[index].shape
+        wanted = total.reshape(height, 1400 // height, width, 2100 // width).mean(axis=(1, 3))
+        np.testing.assert_allclose(explored.positions[index], wanted, atol=0.5)
+        assert abs(explored.positions[index].mean() - total.mean()) < 0.01
+
+
+def spoil(scenes: Path, data: Path) -> list[str]:
+    """Copy a data set with one of everything that can be wrong with it; return the names of its images."""
+    shutil.copytree(scenes, data)
+    table, images = data / "train.csv", data / "train_images"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    names = list(dict.fromkeys(line.split(",")[0].rsplit("_", 1)[0] for line in lines[1:]))
+    rows = dict(line.split(",") for line in lines[1:])
+    full = np.zeros(CLOUDS.label_grid, np.uint8)
+    full[:700] = 1
+    almost = full.copy()
+    almost[:20] = 0
+    rows |= {
+        f"{names[0]}_Fish": "1 5 3 2",
+        f"{names[0]}_Flower": "7",
+        f"{names[0]}_Gravel": "1 x",
+        f"{names[0]}_Sugar": "2940000 2",
+        f"{names[1]}_Fish": "1 2",
+        f"{names[1]}_Sugar": rle_encode(np.ones(CLOUDS.label_grid, np.uint8)),
+        f"{names[2]}_Fish": rle_encode(full),
+        f"{names[2]}_Flower": rle_encode(almost),
+        f"{names[2]}_Gravel": "",
+        f"{names[2]}_Sugar": rle_encode(np.pad(np.ones((40, 2100), np.uint8), ((1360, 0), (0, 0)))),
+        "gone.jpg_Fish": "",
+        "odd.jpg_Cat": "1 2",
+        "no-class": "1 2",
+    }
+    del rows[f"{names[3]}_Fish"]
+    lines = ["Image_Label,EncodedPixels", *(f"{key},{text}" for key, text in rows.items()), f"{names[4]}_Fish,1 4"]
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    image = cv2.imread(str(images / names[2]))
+    image[: len(image) // 2] = 0
+    cv2.imwrite(str(images / names[2]), image, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    shutil.copy(images / names[5], images / names[6])
+    (images / names[7]).write_bytes((images / names[7]).read_bytes()[:3000])
+    brighter = cv2.convertScaleAbs(cv2.imread(str(images / names[8])), alpha=1.03)
+    cv2.imwrite(str(images / names[9]), brighter, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    cv2.imwrite(str(images / names[10]), cv2.imread(str(images / names[10]))[:100])
+    shutil.copy(images / names[0], images / "extra.jpg")
+    return names
+
+
+def test_everything_that_is_wrong_is_found(scenes: Path, tmp_path: Path) -> None:
+    names = spoil(scenes, tmp_path / "data")
+    done = run(tmp_path / "data", tmp_path / "page.html", "--findings", str(tmp_path / "all.csv"), "--show", names[2])
+    assert done.exit_code == 0, done.output
+    with (tmp_path / "all.csv").open(encoding="utf-8") as file:
+        found = {(row["kind"], row["key"], row["reason"]): row["line"] for row in csv.DictReader(file)}
+
+    def has(kind: str, key: str, reason: str) -> bool:
+        return any(one[:2] == (kind, key) and re.search(reason, one[2]) for one in found)
+
+    for label, reason in (("Fish", "overlaps"), ("Flower", "odd"), ("Gravel", "'x'"), ("Sugar", "out of bounds")):
+        assert has("Wrong row", f"{names[0]}_{label}", reason)
+    assert found["Wrong row", f"{names[0]}_Fish", next(r for k, n, r in found if n == f"{names[0]}_Fish")] == "2"
+    assert has("Wrong row", "odd.jpg_Cat", "does not end in _CLASS with a class of Fish, Flower, Gravel, Sugar")
+    assert has("Wrong row", "no-class", "does not end in _CLASS")
+    assert has("Wrong row", f"{names[4]}_Fish", r"is there already in line \d+")
+    assert has("Missing row", names[3], "has no row for Fish")
+    assert has("Missing row", "gone.jpg", "has no row for Flower, Gravel, Sugar")
+    assert has("Unreadable image", "gone.jpg", "No such file")
+    assert has("Unreadable image", names[7], "truncated|damaged")
+    assert has("Doubtful mask", f"{names[1]}_Fish", "nothing is left")
+    assert has("Doubtful mask", f"{names[1]}_Sugar", "covers 100% of the image")
+    assert has("Doubtful mask", f"{names[2]}_Fish", r"lies for \d+% where the image has no data")
+    assert has("Doubtful mask", f"{names[2]}_Flower", r"is nearly the mask of Fish \(IoU 0\.9\d\)")
+    assert not has("Doubtful mask", f"{names[2]}_Sugar", "no data")
+    assert has("Image without a row", "extra.jpg", "is not in train.csv")
+    assert has("Duplicate", names[6], f"is the same file as {names[5]}")
+    assert has("Duplicate", names[9], f"looks nearly like {names[8]}")
+    assert has("Other size", names[10], "is 210x100, most images are 210x140")
+    page = Page(tmp_path / "page.html")
+    assert names[2] in page.text and "lies for" in page.text
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page.source)
+    assert "<script" not in page.source
+
+
+def test_a_sound_data_set_has_no_wrong_rows(scenes: Path, tmp_path: Path) -> None:
+    done = run(scenes, tmp_path / "page.html", "--images", "3")
+    assert done.exit_code == 0
+    assert "12 images" in done.output
+    assert not re.search("Wrong|Missing|Unreadable|without a row", done.output)
+    assert Page(tmp_path / "page.html").text.count(".jpg") >= 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "said"),
+    [
+        (lambda data: None, ["--show", "nothing.jpg"], "train.csv does not name it; its images have names such as"),
+        (lambda data: None, ["--findings", "{output}"], "name one file"),
+        (lambda data: (data / "train.csv").write_text("Image_Label,EncodedPixels\n"), [], "names no image"),
+        (lambda data: (data / "train.csv").write_text("a,b\n"), [], "the header is"),
+        (lambda data: (data / "train.csv").unlink(), [], "train.csv is missing"),
+    ],
+)
+def test_what_cannot_be_explored_is_one_line(scenes: Path, tmp_path: Path, change, words, said) -> None:  # type: ignore[no-untyped-def]
+    shutil.copytree(scenes, tmp_path / "data")
+    change(tmp_path / "data")
+    output = tmp_path / "page.html"
+    done = run(tmp_path / "data", output, *(word.format(output=output) for word in words))
+    assert done.exit_code == 2 and said in done.output and done.output.count("\n") == 1
+    assert not output.exists()
+
+
+def test_an_output_that_exists_is_kept(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("mine")
+    done = run(scenes, tmp_path / "page.html")
+    assert done.exit_code == 2 and "exists: --overwrite it" in done.output
+    assert (tmp_path / "page.html").read_text() == "mine"
+
+
+def test_groups_are_joined_through_their_members() -> None:
+    """Against the components that a search through the whole graph finds."""
+    random = np.random.default_rng(0)
+    seeds = random.integers(0, 2**63, 20, np.uint64)
+    hashes = [
+        int(value) ^ (1 << int(bit)) ^ (1 << int(other))
+        for value in seeds
+        for bit, other in random.integers(0, 64, (4, 2))
+    ]
+    order = random.permutation(len(hashes))
+    hashes = [hashes[index] for index in order]
+    groups = similar_groups(hashes)
+    seen: dict[int, int] = {}
+    number = 0
+    for begin in range(len(hashes)):
+        if begin in seen:
+            continue
+        stack = [begin]
+        while stack:
+            one = stack.pop()
+            if one in seen:
+                continue
+            seen[one] = number
+            stack += [other for other, value in enumerate(hashes) if (value ^ hashes[one]).bit_count() <= 5]
+        number += 1
+    wanted = np.array([seen[index] for index in range(len(hashes))])
+    assert len(np.unique(groups)) == number
+    np.testing.assert_array_equal(groups[:, None] == groups[None], wanted[:, None] == wanted[None])

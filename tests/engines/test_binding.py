@@ -1,0 +1,109 @@
+"""Buffers on a device, and what the runtimes say when its memory runs out."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.tiny import tiny_artifact
+from test_pipeline import LABELS, SIZE
+
+from cloudrt.engines.base import EngineOptions, exhausted
+from cloudrt.engines.binding import Binding
+from cloudrt.engines.choice import open_engine
+from cloudrt.engines.onnxruntime import OrtEngine
+from cloudrt.errors import MemoryExhausted
+from cloudrt.model.artifact import parse_artifact
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, LABELS, presence=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : BFCArena::AllocateRawInternal(size_t, bool) Available memory of "
+        "2048 is smaller than requested bytes of 4096",
+        "CUDA failure 2: out of memory ; GPU=0 ; hostname=box ; expr=cudaMalloc((void**)&p, size);",
+        "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED",
+        "Failed to allocate memory for requested buffer of size 1073741824",
+        "std::bad_alloc",
+    ],
+)
+def test_what_the_runtimes_say_when_memory_runs_out(model: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    assert exhausted(RuntimeError(text))
+    assert not exhausted(RuntimeError("Invalid graph"))
+    with open_engine(model, "cpu", 2) as engine:
+
+        class Session:
+            def run(self, *_: object) -> None:
+                raise state.RuntimeException(text)
+
+        monkeypatch.setattr(engine, "_session", Session())
+        with pytest.raises(MemoryExhausted, match="cpu has no memory for a batch of 2"):
+            engine.run(np.zeros((2, *SIZE, 3), np.uint8))
+
+
+SESSION = onnxruntime.InferenceSession
+
+
+class OnTheCpu:
+    """A session that says it is CUDA's, and runs on the CPU; it keeps the threads that ran it."""
+
+    def __init__(self, content: bytes, options: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+        self.real = SESSION(content, options, providers=["CPUExecutionProvider"])
+        self.asked, self.threads = providers, set[int]()
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider"]
+
+    def get_provider_graph_assignment_info(self) -> list[object]:
+        return []
+
+    def get_outputs(self) -> object:
+        return self.real.get_outputs()
+
+    def io_binding(self) -> object:
+        return self.real.io_binding()
+
+    def run_with_iobinding(self, binding: object) -> None:
+        self.threads.add(threading.get_ident())
+        self.real.run_with_iobinding(binding)
+
+
+@pytest.mark.parametrize("options", [EngineOptions(), EngineOptions(streams=3), EngineOptions(cuda_graph=True)])
+def test_buffers_on_a_device_give_a_plain_sessions_answers(
+    model: Path, monkeypatch: pytest.MonkeyPatch, options: EngineOptions
+) -> None:
+    """The device is the CPU here: the same binding, with its buffers there."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import onnx
+
+    proto = onnx.load(model)
+    plain = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    monkeypatch.setattr("cloudrt.engines.onnxruntime.onnxruntime.InferenceSession", OnTheCpu)
+    monkeypatch.setattr("cloudrt.engines.onnxruntime.load_libraries", lambda provider: None)
+    monkeypatch.setattr(
+        "cloudrt.engines.onnxruntime.Binding",
+        lambda session, artifact, size, kind, device: Binding(session, artifact, size, "cpu"),
+    )
+    random = np.random.default_rng(0)
+    batches = [random.integers(0, 256, (4, *SIZE, 3), np.uint8) for _ in range(12)]
+    with OrtEngine(proto, parse_artifact(proto, model), "cuda", 4, 1, options) as engine:
+        with ThreadPoolExecutor(options.streams) as pool:
+            answers = list(pool.map(engine.run, batches))
+        ran = engine._session.threads
+        assert engine._session.asked[0][1]["enable_cuda_graph"] == str(int(options.cuda_graph))
+    for batch, (probability, presence) in zip(batches, answers, strict=True):
+        wanted = plain.run(["probability", "presence"], {"image": batch})
+        assert (probability == wanted[0]).all()
+        assert presence is not None and (presence == wanted[1]).all()
+    if options.cuda_graph:
+        assert len(ran) == 1 and threading.get_ident() not in ran  # the thread that recorded it, and no other

@@ -1,0 +1,236 @@
+"""Engines: one answer whichever runs, N fixed, and no provider other than the one asked for."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto
+from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
+
+import cloudrt.engines.base
+from cloudrt.data.scenes import draw_scene
+from cloudrt.engines.base import BATCH_SIZES, PROVIDERS, EngineOptions
+from cloudrt.engines.choice import Choice, choose_provider, open_engine
+from cloudrt.engines.onnxruntime import OrtEngine, provider_options, session_options
+from cloudrt.engines.widen import widen
+from cloudrt.errors import ArtifactError, DataError, ProviderError
+from cloudrt.model.artifact import Artifact, parse_artifact
+
+SIZE = (64, 96)
+LABELS = SMALL_GRIDS
+needs_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="OpenVINO is not installed")
+LOCAL = ["cpu", pytest.param("openvino", marks=needs_openvino)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, LABELS, presence=True)
+
+
+@pytest.fixture(scope="module")
+def batch() -> NDArray[np.uint8]:
+    return np.stack([draw_scene(seed, SIZE).image for seed in range(3)])
+
+
+def plain(model: onnx.ModelProto, batch: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """The outputs, as ONNX Runtime's documentation shows."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": batch})
+
+
+@pytest.mark.parametrize("provider", LOCAL)
+@pytest.mark.parametrize("batch_size", [3, None])
+def test_answers_are_those_of_a_plain_session(
+    model: Path, batch: NDArray[np.uint8], provider: str, batch_size: int | None
+) -> None:
+    probability, presence = plain(onnx.load(model), batch)
+    with open_engine(model, provider, batch_size) as engine:
+        assert engine.provider == provider
+        assert engine.batch_size == batch_size
+        found, found_presence = engine.run(batch)
+        assert (engine.probability(batch) == found).all()
+    assert found.dtype == np.uint8
+    assert found.shape == (3, 3, 90, 60)
+    # OpenVINO may round the last bit of a sigmoid to the other side.
+    assert np.abs(found.astype(int) - probability).max() <= (provider == "openvino")
+    assert found_presence is not None
+    assert np.abs(found_presence.astype(int) - presence).max() <= (provider == "openvino")
+    assert 0 < (found > 127).mean() < 1
+
+
+@pytest.mark.parametrize("provider", LOCAL)
+def test_answers_stay_when_the_engine_runs_again(model: Path, batch: NDArray[np.uint8], provider: str) -> None:
+    """An engine that reused its output buffers would change what an earlier call returned."""
+    with open_engine(model, provider, 3) as engine:
+        first = engine.probability(batch)
+        kept = first.copy()
+        engine.probability(np.zeros_like(batch))
+        assert (first == kept).all()
+
+
+@pytest.mark.parametrize("provider", LOCAL)
+def test_no_presence_is_none(provider: str, batch: NDArray[np.uint8]) -> None:
+    with open_engine(tiny_model(SIZE, LABELS), provider, 3) as engine:
+        assert engine.run(batch)[1] is None
+
+
+@pytest.mark.parametrize("provider", LOCAL)
+def test_other_batches_are_refused(model: Path, batch: NDArray[np.uint8], provider: str) -> None:
+    with open_engine(model, provider, 3) as engine:
+        for wrong in (batch[:2], batch[:, :32], batch.astype(np.float32), batch[0]):
+            with pytest.raises(DataError, match=r"\(3, 64, 96, 3\)"):
+                engine.run(wrong)
+
+
+@pytest.mark.parametrize("provider", LOCAL)
+def test_batches_that_do_not_lie_in_order_are_read_right(model: Path, batch: NDArray[np.uint8], provider: str) -> None:
+    with open_engine(model, provider, 3) as engine:
+        assert (engine.probability(batch[::-1]) == engine.probability(batch)[::-1]).all()
+
+
+@pytest.mark.parametrize("provider", LOCAL)
+def test_closing_twice_is_fine(model: Path, provider: str) -> None:
+    with open_engine(model, provider) as engine:
+        engine.close()
+
+
+def test_the_default_batch_size_is_the_providers(model: Path) -> None:
+    with open_engine(model, "cpu") as engine:
+        assert engine.batch_size == BATCH_SIZES["cpu"]
+    assert set(BATCH_SIZES) == set(PROVIDERS) - {"auto"}
+    with pytest.raises(DataError, match="at least 1"):
+        open_engine(model, "cpu", -1)
+
+
+def test_a_provider_that_cannot_run_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never another provider in its place; what to install is said."""
+    monkeypatch.setattr(cloudrt.engines.base, "problem", lambda name: f"no {name} here: pip install 'cloudrt[{name}]'")
+    for provider in ("cuda", "tensorrt", "openvino"):
+        with pytest.raises(ProviderError, match=rf"--provider {provider} .*pip install 'cloudrt\[{provider}\]'"):
+            open_engine(model, provider)
+    with pytest.raises(ProviderError, match=r"no provider named 'gpu': auto, tensorrt"):
+        choose_provider("gpu")
+
+
+def test_auto_says_what_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        cloudrt.engines.base, "problem", lambda name: None if name in ("cpu", "openvino") else f"no {name}"
+    )
+    choice = choose_provider()
+    assert choice.provider == "cpu"
+    assert choice.passed_over["cuda"] == "no cuda"
+    assert choice.passed_over["tensorrt"] == "no tensorrt"
+    assert "--provider openvino" in choice.passed_over["openvino"]
+    monkeypatch.setattr(cloudrt.engines.base, "problem", lambda _name: None)
+    choice = choose_provider()
+    assert choice.provider == "cuda"
+    assert "--provider tensorrt" in choice.passed_over["tensorrt"]
+    assert choose_provider("cpu") == Choice("cpu", {})
+
+
+def test_a_session_elsewhere_than_asked_for_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime takes the CPU without an error where CUDA does not load: the engine looks, and fails."""
+    real = onnxruntime.InferenceSession
+
+    def on_the_cpu(content: bytes, options: object, providers: object) -> object:
+        return real(content, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    proto = onnx.load(model)
+    with pytest.raises(ProviderError, match="cuda was asked for, and ONNX Runtime took CPUExecutionProvider"):
+        OrtEngine(proto, parse_artifact(proto, model), "cuda", 4, 1)
+
+
+def test_heavy_nodes_on_the_cpu_are_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = onnxruntime.InferenceSession
+
+    class Strayed:
+        """A session that says it is CUDA's, with its nodes on the CPU."""
+
+        def __init__(self, content: bytes, options: object, providers: object) -> None:
+            self.session = real(content, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self) -> list[str]:
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+        def get_provider_graph_assignment_info(self) -> object:
+            return self.session.get_provider_graph_assignment_info()
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Strayed)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    proto = onnx.load(model)
+    with pytest.raises(ProviderError, match=r"placed Conv, Resize on the CPU"):
+        OrtEngine(proto, parse_artifact(proto, model), "cuda", 4, 1)
+
+
+def test_options_of_cuda_and_tensorrt() -> None:
+    artifact = Artifact(input_size=SIZE)
+    cuda = provider_options("cuda", artifact, 8, b"model")
+    assert cuda["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert provider_options("cpu", artifact, 8, b"model") == {}
+    tensorrt = provider_options("tensorrt", artifact, 8, b"model")
+    assert tensorrt["trt_engine_cache_enable"] == "1"  # the others: test_tensorrt.py
+    assert all(isinstance(value, str) for value in (cuda | tensorrt).values())
+
+
+def test_threads_are_those_asked_for() -> None:
+    options = session_options("cpu", 4, 3)
+    assert options.intra_op_num_threads == 3
+    assert options.inter_op_num_threads == 1
+
+
+def test_widening_keeps_the_answers_and_drops_fp16(batch: NDArray[np.uint8]) -> None:
+    half = tiny_model(SIZE, LABELS, precision="fp16")
+    before = half.SerializeToString()
+    wide = widen(half)
+    assert half.SerializeToString() == before
+    onnx.checker.check_model(wide, full_check=True)
+    assert [p.value for p in wide.metadata_props] == [p.value for p in half.metadata_props]
+    kinds = {tensor.data_type for tensor in wide.graph.initializer}
+    kinds |= {attribute.i for node in wide.graph.node for attribute in node.attribute if attribute.name == "to"}
+    assert TensorProto.FLOAT16 not in kinds
+    exact, rounded = plain(wide, batch)[0].astype(int), plain(half, batch)[0].astype(int)
+    # Level differences of fp16's own rounding, around logits of up to 25.
+    assert np.abs(exact - rounded).max() <= 2
+    single = tiny_model(SIZE, LABELS)
+    assert widen(single) == single
+
+
+def test_fp16_in_openvino_is_the_widened_graph(batch: NDArray[np.uint8]) -> None:
+    """The same graph as that of the fp32 artifact, so never slower."""
+    pytest.importorskip("openvino")
+    half = tiny_model(SIZE, LABELS, precision="fp16")
+    with open_engine(half, "openvino", len(batch)) as engine, open_engine(widen(half), "openvino", len(batch)) as wide:
+        np.testing.assert_array_equal(engine.run(batch)[0], wide.run(batch)[0])
+
+
+def test_fp16_is_widened_on_the_cpu_unless_told(batch: NDArray[np.uint8]) -> None:
+    half = tiny_model(SIZE, LABELS, precision="fp16")
+    with open_engine(half, "cpu", None) as engine:
+        assert (engine.probability(batch) == plain(widen(half), batch)[0]).all()
+    with open_engine(half, "cpu", None, options=EngineOptions(emulate=True)) as engine:
+        assert (engine.probability(batch) == plain(half, batch)[0]).all()
+
+
+@pytest.mark.parametrize("provider", LOCAL)
+def test_a_graph_that_the_runtime_refuses_is_one_line(provider: str) -> None:
+    broken = tiny_model(SIZE, LABELS)
+    next(node for node in broken.graph.node if node.op_type == "Sigmoid").op_type = "Sigmoidal"
+    with pytest.raises(ArtifactError, match="refuses the model") as caught:
+        open_engine(broken, provider)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(cloudrt.engines.base.problem("cuda") is not None, reason="needs an NVIDIA GPU with CUDA")
+def test_cuda_answers_as_the_cpu_does(model: Path, batch: NDArray[np.uint8]) -> None:
+    wanted = plain(onnx.load(model), batch)[0].astype(int)
+    with open_engine(model, "cuda", 3) as engine:
+        assert np.abs(engine.probability(batch) - wanted).max() <= 1

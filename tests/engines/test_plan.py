@@ -1,0 +1,315 @@
+"""How an artifact is run: what is measured, what is believed, what is refused, what is remembered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
+
+import cloudrt.engines.base
+import cloudrt.engines.plan
+from cloudrt.engines.measurements import Known
+from cloudrt.engines.onnxruntime import OrtEngine
+from cloudrt.engines.plan import Plan, Request, make_plan
+from cloudrt.engines.trial import Bench, Rung
+from cloudrt.errors import MemoryExhausted, ProviderError
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.model.artifact import Artifact, parse_artifact, write_metadata
+from cloudrt.system.nvidia import Driver
+
+MODEL = tiny_model(labels=SMALL_GRIDS)
+ARTIFACT = parse_artifact(MODEL, "model.onnx")
+needs_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="OpenVINO is not installed")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of each test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Every provider works and agrees; their rates are what a test puts here; what is measured is counted."""
+    found: dict[str, float] = {"looks": 0, "climbs": 0}
+    monkeypatch.setattr(cloudrt.engines.base, "problem", lambda name: None if name in found else f"no {name}")
+
+    def agree(self: Bench, provider: str, compute: str) -> None:
+        found["looks"] += 1
+
+    def climb(self: Bench, provider: str, compute: str, batch_size: int = 0) -> list[Rung]:
+        found["climbs"] += 1
+        return [Rung(batch_size or 4, 2 if provider == "openvino" else 1, False, found[provider])]
+
+    monkeypatch.setattr(Bench, "disagreement", agree)
+    monkeypatch.setattr(Bench, "climb", climb)
+    return found
+
+
+def plan(request: Request, artifact: Artifact = ARTIFACT, sha256: str = "ab") -> Plan:
+    return make_plan(MODEL, artifact, sha256, request)
+
+
+@needs_openvino
+@pytest.mark.parametrize(("openvino", "cpu", "taken"), [(20.0, 10.0, "openvino"), (10.0, 20.0, "cpu")])
+def test_the_fastest_on_a_cpu_is_taken_and_the_other_is_named(
+    rates: dict[str, float], openvino: float, cpu: float, taken: str
+) -> None:
+    rates |= {"openvino": openvino, "cpu": cpu}
+    chosen = plan(Request())
+    assert (chosen.provider, chosen.images_per_s) == (taken, 20.0)
+    other = "cpu" if taken == "openvino" else "openvino"
+    assert chosen.passed_over == {
+        "tensorrt": "no tensorrt",
+        "cuda": "no cuda",
+        other: "10.0 images/s beside 20.0, as measured here",
+    }
+    measured = rates["looks"], rates["climbs"]
+    assert plan(Request()) == chosen
+    assert (rates["looks"], rates["climbs"]) == measured  # remembered
+    plan(Request(), sha256="another")
+    assert rates["climbs"] == measured[1] + 2
+
+
+def test_a_gpu_is_taken_before_any_cpu(rates: dict[str, float]) -> None:
+    rates |= {"cuda": 5.0, "openvino": 20.0, "cpu": 10.0}
+    assert plan(Request()).provider == "cuda"
+    assert rates["climbs"] == 1
+
+
+def test_tensorrt_is_taken_where_its_engine_exists(rates: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    rates |= {"tensorrt": 9.0, "cuda": 5.0, "cpu": 1.0}
+    chosen = plan(Request())
+    assert chosen.provider == "cuda"
+    assert "--provider tensorrt" in chosen.passed_over["tensorrt"]
+    asked: list[int | None] = []
+
+    def exists(artifact: Artifact, batch_size: int | None, content: bytes, device: int) -> bool:
+        asked.append(batch_size)
+        return True
+
+    monkeypatch.setattr("cloudrt.engines.onnxruntime.tensorrt_engine_exists", exists)
+    chosen = plan(Request())
+    assert (chosen.provider, chosen.batch_size) == ("tensorrt", 32)
+    assert asked == [32]  # of the batch that it would run
+    assert "5.0 images/s beside 9.0" in chosen.passed_over["cuda"]
+
+
+def test_nothing_is_measured_where_nothing_is_left_open(rates: dict[str, float], cache: Path) -> None:
+    rates |= {"cpu": 1.0}
+    assert plan(Request("cpu", 8)) == Plan("cpu", 8)
+    assert plan(Request("auto", 8)).batch_size == 8
+    assert rates["climbs"] == rates["looks"] == 0
+    assert not cache.exists()
+
+
+def test_who_disagrees_is_passed_over_and_runs_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO, made to answer 9 levels too high, on the two scenes for real."""
+    openvino = pytest.importorskip("cloudrt.engines.openvino")
+    real = openvino.OpenvinoEngine.run
+
+    def too_high(self: Any, batch: NDArray[np.uint8]) -> Any:
+        probability, presence = real(self, batch)
+        return np.minimum(probability, 246) + 9, presence
+
+    monkeypatch.setattr(openvino.OpenvinoEngine, "run", too_high)
+    chosen = plan(Request())
+    assert chosen.provider == "cpu"
+    assert "differ from ONNX Runtime's CPU provider in fp32: mean difference" in chosen.passed_over["openvino"]
+    assert plan(Request("openvino", 4)).provider == "openvino"
+
+
+@needs_openvino
+def test_local_providers_agree_on_every_precision() -> None:
+    for precision in ("fp32", "fp16"):
+        model = tiny_model(labels=SMALL_GRIDS, precision=precision)
+        bench = Bench(model, parse_artifact(model, "m"), 2)
+        assert bench.disagreement("openvino", "f32") is None
+        assert bench.disagreement("cpu", "f32") is None
+
+
+def test_an_engine_that_cannot_open_is_passed_over(rates: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    rates |= {"cpu": 1.0, "openvino": 2.0}
+    monkeypatch.undo()
+
+    def refuse(*_: object) -> None:
+        raise ProviderError("OpenVINO is in a bad mood")
+
+    monkeypatch.setattr(Bench, "open", refuse)
+    assert Bench(MODEL, ARTIFACT, 1).disagreement("openvino", "f32") == "OpenVINO is in a bad mood"
+
+
+@needs_openvino
+def test_low_precision_is_computed_in_where_the_cpu_can_and_agrees(
+    rates: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates |= {"openvino": 2.0, "cpu": 1.0}
+    fp16 = replace(ARTIFACT, precision="fp16")
+    monkeypatch.setattr("cloudrt.engines.openvino.fast_computes", lambda: ("f32", "bf16"))
+    assert plan(Request("openvino"), fp16).compute == "bf16"
+    assert plan(Request("openvino"), ARTIFACT).compute == "f32"  # an fp32 artifact is computed in fp32
+    assert plan(Request("openvino", compute="f32"), fp16).compute == "f32"
+    monkeypatch.setattr(Bench, "disagreement", lambda self, provider, compute: "no" if compute == "bf16" else None)
+    assert plan(Request("openvino"), fp16, "another").compute == "f32"
+
+
+@needs_openvino
+def test_instructions_that_are_missing_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloudrt.engines.base import EngineOptions
+    from cloudrt.engines.choice import open_engine
+
+    monkeypatch.setattr("cloudrt.engines.openvino.fast_computes", lambda: ("f32",))
+    with pytest.raises(ProviderError, match="no instructions for bf16: f32"):
+        open_engine(MODEL, "openvino", 1, 1, EngineOptions(compute="bf16"))
+    with pytest.raises(ProviderError, match="--compute bf16 needs --provider openvino"):
+        plan(Request("cpu", compute="bf16"))
+
+
+def test_devices_are_gpus_that_are_there_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = ("H200, 139 GiB", "H200, 139 GiB", "T4, 15 GiB")
+    monkeypatch.setattr(cloudrt.engines.plan, "nvidia_driver", lambda: Driver((13, 0), gpus))
+    for devices, words in (((0, 3), "no GPU 3 here: this process may use 3"), ((0, 2), "of several kinds")):
+        with pytest.raises(ProviderError, match=words):
+            plan(Request("auto", 4, devices=devices))
+    with pytest.raises(ProviderError, match="--provider cpu runs on none"):
+        plan(Request("cpu", 4, devices=(0, 1)))
+
+
+def test_what_was_measured_is_kept_by_everything_that_it_hangs_on(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Known("ab", 2, False).put("rate", [1, 2])
+    assert Known("ab", 2, False).get("rate") == [1, 2]
+    assert "rate" not in Known("cd", 2, False)
+    assert "rate" not in Known("ab", 3, False)
+    assert "rate" not in Known("ab", 2, True)
+    monkeypatch.setattr("cloudrt.engines.measurements._version", lambda name: "99")
+    assert "rate" not in Known("ab", 2, False)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    (file,) = (cache / "cloudrt" / "plans").iterdir()
+    for damaged in ("", "[1]", "{", '{"rate": '):
+        file.write_text(damaged)
+        assert "rate" not in Known("ab", 2, False)
+    file.unlink()
+    file.parent.rmdir()
+    file.parent.write_text("in the way")
+    known = Known("ab", 2, False)
+    known.put("rate", 3)
+    assert known.get("rate") == 3
+    assert "cannot be kept" in caplog.text
+
+
+def test_a_plan_is_recorded_and_read() -> None:
+    one = Plan("openvino", 8, 2, "bf16")
+    assert Plan.recorded(one.identity()) == one
+    assert one.describe() == "provider openvino, batch 8, 2 streams, computing in bf16"
+    with pytest.raises(ProviderError, match="of another version"):
+        Plan.recorded({"provider": "cpu"})
+    assert one.serves(Request()) and one.serves(Request("openvino", 8, compute="bf16"))
+    assert not one.serves(Request("cpu"))
+    assert not one.serves(Request(batch_size=4))
+    assert not one.serves(Request("openvino", compute="f32"))
+
+
+def test_int8_is_compared_with_its_own_layers_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[bool] = []
+    real = OrtEngine.__init__
+
+    def look(self: OrtEngine, *words: Any) -> None:
+        opened.append(words[-1].emulate)
+        real(self, *words)
+
+    monkeypatch.setattr(OrtEngine, "__init__", look)
+    model = onnx.ModelProto.FromString(MODEL.SerializeToString())
+    artifact = replace(ARTIFACT, precision="int8", int8_target="cpu")
+    write_metadata(model, artifact)
+    assert Bench(model, artifact, 1).disagreement("cpu", "f32") is None
+    assert opened == [True, False]
+
+
+def test_a_segmenter_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_artifact(tmp_path / "model.onnx", labels=SMALL_GRIDS)
+    with Segmenter(model, threads=1) as first:
+        plan = first.plan
+        assert plan.images_per_s > 0
+
+    def never(*_: object) -> Iterator[Rung]:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(Bench, "climb", never)
+    monkeypatch.setattr(Bench, "disagreement", never)
+    with Segmenter(model, threads=1) as second:
+        assert second.plan == plan
+        assert (second.batch_size, second.identity()["streams"]) == (plan.batch_size, plan.streams)
+
+
+@needs_openvino
+@pytest.mark.parametrize("where", ["climb", "disagreement"])
+def test_memory_that_lacks_today_is_not_remembered(
+    rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The other provider is taken meanwhile."""
+    rates |= {"openvino": 20.0, "cpu": 10.0}
+    real = getattr(Bench, where)
+
+    def lacking(self: Bench, provider: str, *words: Any) -> Any:
+        if provider != "openvino":
+            return real(self, provider, *words)
+        if where == "climb":
+            return []
+        raise MemoryExhausted("no memory for openvino")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, where, lacking)
+        chosen = plan(Request())
+        assert chosen.provider == "cpu"
+        assert "no memory" in chosen.passed_over["openvino"]
+    assert plan(Request()).provider == "openvino"
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        5,
+        None,
+        "x",
+        [{"size": 1}],
+        [5],
+        [],
+        [{"batch_size": 4, "images_per_s": "7"}],
+        [{"batch_size": 0, "images_per_s": 7.0}],
+        [{"batch_size": 4, "streams": 0, "images_per_s": 7.0}],
+        [{"batch_size": 4, "images_per_s": float("nan")}],
+        [{"batch_size": True, "images_per_s": 7.0}],
+    ],
+)
+def test_what_was_kept_wrongly_is_measured_anew(rates: dict[str, float], cache: Path, kept: object) -> None:
+    rates |= {"cpu": 10.0}
+    first = plan(Request())
+    (file,) = (cache / "cloudrt" / "plans").iterdir()
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(dict.fromkeys(values, kept)))
+    climbs = rates["climbs"]
+    assert plan(Request()) == first
+    assert rates["climbs"] == climbs + 1
+
+
+def test_a_plan_of_an_earlier_run_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = Plan("cpu", 4)
+    assert make_plan(MODEL, ARTIFACT, "ab", Request(), settled) == settled
+    with pytest.raises(ProviderError, match="--provider cpu runs on none"):
+        make_plan(MODEL, ARTIFACT, "ab", Request(devices=(0, 1)), settled)
+    monkeypatch.setattr(cloudrt.engines.base, "problem", lambda name: "it was uninstalled")
+    with pytest.raises(ProviderError, match="it was uninstalled"):
+        make_plan(MODEL, ARTIFACT, "ab", Request(), settled)

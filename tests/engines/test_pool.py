@@ -1,0 +1,311 @@
+"""Engines in a pool: several devices, a batch that halves when memory runs out, buffers on a device."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from support.tiny import tiny_artifact, tiny_model, write_jpeg
+from test_pipeline import LABELS, SIZE, picture, plain_answers
+
+from cloudrt.cli.infer import infer
+from cloudrt.engines.base import EngineOptions
+from cloudrt.engines.choice import open_engine
+from cloudrt.engines.onnxruntime import OrtEngine
+from cloudrt.engines.plan import Plan
+from cloudrt.engines.pool import EnginePool
+from cloudrt.errors import MemoryExhausted, ProviderError
+from cloudrt.inference.journal import Journal
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.model.artifact import parse_artifact
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, LABELS, presence=True)
+
+
+def fits(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let batches of more than `most` images run out of memory; return the sizes that are tried."""
+    tried: list[int] = []
+    real = OrtEngine.run
+
+    def run(self: OrtEngine, batch: NDArray[np.uint8]) -> object:
+        tried.append(len(batch))
+        if len(batch) > most:
+            raise MemoryExhausted("cuda has no memory for this")
+        return real(self, batch)
+
+    monkeypatch.setattr(OrtEngine, "run", run)
+    return tried
+
+
+@pytest.mark.parametrize("size", [4, 7, 16])
+def test_no_image_is_lost_when_memory_runs_out(
+    model: Path, monkeypatch: pytest.MonkeyPatch, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = fits(2, monkeypatch)
+    pictures: list[Any] = [picture(number) for number in range(20)]
+    pictures[5:5] = [b"no image", b"nor this"]
+    with Segmenter(model, "cpu", batch_size=size) as segmenter:
+        results = list(segmenter.predict(pictures))
+        assert segmenter.batch_size <= 2
+        assert segmenter.identity()["batch size"] == size  # what the run began with
+        rules = segmenter.artifact.rules
+    assert [result.image for result in results] == [f"image-{number}" for number in range(22)]
+    for result, image in zip(results, pictures, strict=True):
+        assert (result.error is not None) == isinstance(image, bytes)
+        if not isinstance(image, bytes):
+            assert result.rle == plain_answers(model, image, rules)
+        assert result.batch_size == segmenter.batch_size
+        assert result.batch <= int(result.image.split("-")[1]) < result.batch + 2 * result.batch_size + 2
+    assert sum(one == size for one in tried) == 1
+    assert f"going on with batches of {size // 2}" in caplog.text
+
+
+def test_a_single_image_that_does_not_fit_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits(0, monkeypatch)
+    before = threading.active_count()
+    with Segmenter(model, "cpu", batch_size=4) as segmenter, pytest.raises(MemoryExhausted, match="no memory for this"):
+        list(segmenter.predict([picture(1)] * 9))
+    assert threading.active_count() == before
+
+
+def test_batches_that_fail_at_once_step_down_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two streams run out of memory together: the second finds that the batch is halved already."""
+    meet = threading.Barrier(2, timeout=10)
+    proto = tiny_model(SIZE, LABELS)
+    artifact = parse_artifact(proto, "m")
+
+    class Failing:
+        streams = 2
+
+        def __init__(self, batch_size: int) -> None:
+            self.batch_size, self.artifact = batch_size, artifact
+
+        def run(self, batch: NDArray[np.uint8]) -> Any:
+            if len(batch) > 4:
+                meet.wait()
+                raise MemoryExhausted("both")
+            return np.zeros((len(batch), *artifact.output_shape), np.uint8), None
+
+        def close(self) -> None: ...
+
+    pool = EnginePool(lambda device, size: Failing(size), (0,), 8)  # type: ignore[arg-type,return-value]
+    sizes = []
+
+    def work() -> None:
+        try:
+            pool.run([picture(1)] * 8)
+        except MemoryExhausted as reason:
+            pool.step_down(8, reason)
+            sizes.append(pool.batch_size)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sizes == [4, 4]
+    assert pool.slots == 2
+    with pytest.raises(MemoryExhausted, match="8 images for batches of 4"):
+        pool.run([picture(1)] * 8)
+    assert len(pool.run([picture(1)] * 3)[0]) == 3
+
+
+@pytest.mark.parametrize("after", [3, 9, 16, 21])
+def test_a_run_that_stepped_down_resumes_with_its_batch(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    for number in range(24):
+        write_jpeg(tmp_path / "in" / f"{number:02}.jpg", number)
+    tried = fits(2, monkeypatch)
+    words = [str(tmp_path / "in"), "-m", str(model), "--provider", "cpu", "--batch-size", "8"]
+    assert CliRunner().invoke(infer, [*words, "-o", str(tmp_path / "whole.csv")]).exit_code == 0
+    real, left = Journal.add, [after]
+
+    def stop(self: Journal, record: Any) -> None:
+        real(self, record)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", stop)
+        assert CliRunner().invoke(infer, [*words, "-o", str(tmp_path / "s.csv")]).exit_code == 130
+    tried.clear()
+    done = CliRunner().invoke(infer, [*words, "-o", str(tmp_path / "s.csv"), "--resume"])
+    assert done.exit_code == 0, done.output
+    assert set(tried) == {2}  # it did not run out of memory again
+    assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_engines_that_cannot_be_opened_again_end_the_run(streams: int) -> None:
+    """Nobody waits for an engine that will never come."""
+    artifact = parse_artifact(tiny_model(SIZE, LABELS), "m")
+
+    class Small:
+        def __init__(self, batch_size: int) -> None:
+            if batch_size < 8:
+                raise ProviderError("the driver is gone")
+            self.batch_size, self.artifact, self.streams = batch_size, artifact, streams
+
+        def run(self, batch: NDArray[np.uint8]) -> Any:
+            raise MemoryExhausted("no memory")
+
+        def close(self) -> None: ...
+
+    pool = EnginePool(lambda device, size: Small(size), (0,), 8)  # type: ignore[arg-type,return-value]
+    errors: list[str] = []
+
+    def work() -> None:
+        try:
+            try:
+                pool.run([picture(1)])
+            except MemoryExhausted as reason:
+                pool.step_down(8, reason)
+                pool.run([picture(1)])
+        except ProviderError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert errors and set(errors) == {"the driver is gone"}
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_a_closed_segmenter_says_so(model: Path, provider: str) -> None:
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    segmenter = Segmenter(model, provider, batch_size=2)
+    running = segmenter.predict([picture(number) for number in range(40)])
+    next(running)
+    segmenter.close()
+    for results in (running, segmenter.predict([picture(1)])):
+        with pytest.raises(ProviderError, match="the engines are closed"):
+            list(results)
+
+
+def test_closing_waits_for_what_is_at_work_and_sends_the_rest_away() -> None:
+    """An engine that is released while it runs crashes, or answers from freed memory."""
+    artifact = parse_artifact(tiny_model(SIZE, LABELS), "m")
+    began, go_on = threading.Event(), threading.Event()
+    happened: list[str] = []
+
+    class Slow:
+        streams, batch_size = 1, 2
+
+        def __init__(self) -> None:
+            self.artifact = artifact
+
+        def run(self, batch: NDArray[np.uint8]) -> Any:
+            began.set()
+            go_on.wait(20)
+            happened.append("ran")
+            return batch, None
+
+        def close(self) -> None:
+            happened.append("closed")
+
+    pool = EnginePool(lambda device, size: Slow(), (0,), 2)  # type: ignore[arg-type,return-value]
+
+    def work() -> None:
+        try:
+            pool.run([picture(1)])
+        except ProviderError:
+            happened.append("refused")
+
+    def close() -> None:
+        pool.close()
+
+    threads = [threading.Thread(target=work, daemon=True)]
+    threads[0].start()
+    assert began.wait(20)
+    threads += [threading.Thread(target=one, daemon=True) for one in (work, close)]
+    for thread in threads[1:]:
+        thread.start()
+    threads[1].join(20)  # who waits for a turn is refused at once
+    assert happened == ["refused"]
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert happened == ["refused", "ran", "closed"]
+    pool.close()
+
+
+def test_openvinos_table_of_types_is_filled_by_one_thread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that look up a type first and at once wait for ever: the engine looks one up when it is opened."""
+    openvino = pytest.importorskip("openvino")
+    looked: list[int] = []
+
+    class Type:
+        class u8:
+            @staticmethod
+            def to_dtype() -> None:
+                looked.append(threading.get_ident())
+
+    monkeypatch.setattr("cloudrt.engines.openvino.openvino.Type", Type)
+    with open_engine(model, "openvino", 2):
+        assert looked == [threading.get_ident()]
+    assert openvino.Type is Type
+
+
+def test_every_device_works_behind_one_decoder_and_the_order_stays(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two engines must be in `run` at the same time, or the barrier breaks."""
+    meet = threading.Barrier(2, timeout=10)
+    opened: list[int] = []
+    real = OrtEngine.run
+
+    def open_here(loaded: Any, provider: str, size: int, threads: int, options: EngineOptions) -> OrtEngine:
+        opened.append(options.device)
+        return OrtEngine(loaded, parse_artifact(loaded, "m"), "cpu", size, 1)
+
+    def run(self: OrtEngine, batch: NDArray[np.uint8]) -> object:
+        meet.wait()
+        return real(self, batch)
+
+    monkeypatch.setattr(OrtEngine, "run", run)
+    monkeypatch.setattr("cloudrt.inference.pipeline.open_engine", open_here)
+    monkeypatch.setattr("cloudrt.inference.pipeline.make_plan", lambda *words: words[-1])
+    pictures = [picture(number) for number in range(24)]
+    with Segmenter(model, devices=(3, 5), plan=Plan("cuda", 2), threads=2) as segmenter:
+        results = list(segmenter.predict(pictures))
+        assert segmenter.stats["infer"].threads == 2
+        rules = segmenter.artifact.rules
+    assert opened == [3, 5]
+    assert [result.image for result in results] == [f"image-{number}" for number in range(24)]
+    assert [result.rle for result in results] == [plain_answers(model, one, rules) for one in pictures]
+
+
+def test_a_device_that_cannot_open_closes_the_others(model: Path) -> None:
+    closed: list[int] = []
+
+    class Opened:
+        streams, batch_size = 1, 2
+
+        def __init__(self, device: int) -> None:
+            self.device = device
+
+        def close(self) -> None:
+            closed.append(self.device)
+
+    def open_one(device: int, size: int) -> Any:
+        if device == 2:
+            raise ProviderError("no GPU 2")
+        return Opened(device)
+
+    with pytest.raises(ProviderError, match="no GPU 2"):
+        EnginePool(open_one, (0, 1, 2), 2)
+    assert closed == [0, 1]

@@ -1,0 +1,90 @@
+"""The ladder of batches and streams: where it ends, and what it measures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from test_plan import ARTIFACT, MODEL
+
+from cloudrt.engines.base import trial
+from cloudrt.engines.trial import Bench, Rung, best_rung, measure_rate
+from cloudrt.errors import MemoryExhausted
+
+
+class Simulated:
+    """An engine whose batch takes `fixed` + `each` * N seconds of a clock that only it moves."""
+
+    def __init__(self, rung: Rung, clock: list[float], fixed: float, each: float) -> None:
+        self.batch_size, self.streams = rung.batch_size, rung.streams
+        self._clock, self._seconds = clock, fixed + each * rung.batch_size
+
+    def run(self, batch: NDArray[np.uint8]) -> None:
+        self._clock[0] += self._seconds / self.streams
+
+    def __enter__(self) -> Simulated:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Rung]]:
+    clock = [0.0]
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: clock[0])
+
+    def climb(provider: str, fixed: float, each: float, threads: int = 4, most: int = 1000, asked: int = 0) -> Any:
+        def open_one(self: Bench, provider: str, compute: str, rung: Rung) -> Simulated:
+            if rung.batch_size > most:
+                raise MemoryExhausted("no memory")
+            return Simulated(rung, clock, fixed, each)
+
+        monkeypatch.setattr(Bench, "open", open_one)
+        return Bench(MODEL, ARTIFACT, threads).climb(provider, "f32", asked)
+
+    return climb
+
+
+def test_a_ladder_ends_where_larger_batches_gain_nothing(simulate: Callable[..., list[Rung]]) -> None:
+    rungs = simulate("cpu", fixed=0.0, each=0.01)
+    assert [rung.batch_size for rung in rungs] == [1, 2, 4]
+    assert best_rung(rungs) == Rung(1, 1, False, 100.0)
+    rungs = simulate("cpu", fixed=0.1, each=0.001)
+    assert [rung.batch_size for rung in rungs] == [1, 2, 4, 8]
+    best = best_rung(rungs)
+    assert best and best.batch_size == 8
+    assert best.images_per_s == pytest.approx(8 / 0.108, rel=1e-3)
+
+
+def test_a_ladder_ends_at_the_end_of_memory_and_of_time(simulate: Callable[..., list[Rung]]) -> None:
+    assert [rung.batch_size for rung in simulate("cpu", fixed=0.1, each=0.001, most=4)] == [1, 2, 4]
+    assert simulate("cpu", fixed=0.1, each=0.001, most=0) == []
+    slow = simulate("cpu", fixed=1.0, each=2.0)  # 3 s, then 5 s a batch: three of them are more than is left
+    assert [rung.batch_size for rung in slow] == [1]
+
+
+def test_streams_come_first_then_batches_then_a_graph(simulate: Callable[..., list[Rung]]) -> None:
+    rungs = simulate("openvino", fixed=0.001, each=0.01)
+    assert [(rung.batch_size, rung.streams) for rung in rungs[:3]] == [(1, 1), (1, 2), (1, 4)]
+    assert {rung.streams for rung in rungs[3:]} == {4}
+    rungs = simulate("cuda", fixed=0.01, each=0.001)
+    assert [(rung.batch_size, rung.streams) for rung in rungs[:2]] == [(8, 1), (8, 2)]
+    assert rungs[-1].cuda_graph and rungs[-1].streams == 1
+    rungs = simulate("cuda", fixed=0.01, each=0.001, asked=24)
+    assert {rung.batch_size for rung in rungs} == {24}
+
+
+def test_all_streams_are_at_work_when_they_are_timed() -> None:
+    meet = threading.Barrier(3, timeout=10)
+
+    class Together:
+        streams = 3
+
+        def run(self, batch: NDArray[np.uint8]) -> None:
+            meet.wait()  # broken unless three threads are in here
+
+    assert measure_rate(Together(), np.zeros((2, 4, 4, 3), np.uint8)) > 0  # type: ignore[arg-type]

@@ -1,0 +1,86 @@
+"""Several networks and flips in one artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from cloudrt.export.export import Source, export
+from support.networks import make_checkpoint
+from test_export import probability
+
+from cloudrt.cli.export import export as command
+from cloudrt.data.scenes import draw_scene
+from cloudrt.errors import DataError, ParityError
+from cloudrt.labels import Labels
+from cloudrt.model.artifact import read_artifact
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another encoder, trained on other statistics."""
+    path = tmp_path_factory.mktemp("second") / "best.pth"
+    make_checkpoint(path, "tu-regnety_002", seed=1, mean=(100.0, 110.0, 90.0), subtract_no_data=False)
+    return path
+
+
+FLIPS: dict[str, list[tuple[bool, bool]]] = {
+    "none": [(False, False)],
+    "h": [(False, False), (False, True)],
+    "v": [(False, False), (True, False)],
+    "hv": [(False, False), (False, True), (True, False), (True, True)],
+}
+
+
+@pytest.mark.parametrize(("members", "tta"), [(1, "h"), (1, "v"), (1, "hv"), (2, "none"), (2, "hv")])
+def test_flips_and_members_are_averaged_in_the_graph(
+    checkpoint: Path, second: Path, tmp_path: Path, tta: str, members: int
+) -> None:
+    paths = [checkpoint, second][:members]
+    done = export(Source(paths, tta=tta), tmp_path / "m.onnx", "fp32")
+    images = np.stack([draw_scene(seed, (64, 96)).image for seed in range(3)])
+    views = []
+    for path in paths:
+        for up_down, left_right in FLIPS[tta]:
+            flipped = images[:, :: -1 if up_down else 1, :: -1 if left_right else 1].copy()
+            views.append(probability(path, flipped)[:, :, :: -1 if up_down else 1, :: -1 if left_right else 1])
+    wanted = np.rint(np.mean(views, axis=0) * 255).transpose(0, 1, 3, 2)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"image": images})
+    assert np.abs(found - wanted).max() <= 1
+    assert done.networks_per_image == len(views)
+    said = read_artifact(tmp_path / "m.onnx")
+    assert said.tta == tta
+    assert [member["encoder"] for member in said.members] == (["resnet18", "tu-regnety_002"] if members == 2 else [])
+
+
+def test_a_flip_that_is_not_flipped_back_is_refused(checkpoint: Path, source: Source, tmp_path: Path) -> None:
+    flipped = Source(checkpoint, tta="hv")
+    flipped.run_pytorch()
+    flipped.model = source.model
+    with pytest.raises(ParityError, match="would change the submission"):
+        export(flipped, tmp_path / "m.onnx", "fp32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_members_must_go_together(checkpoint: Path, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "large.pth", input_size=(96, 96))
+    with pytest.raises(DataError, match="one input size"):
+        Source([checkpoint, tmp_path / "large.pth"])
+    make_checkpoint(tmp_path / "other.pth", rules=False, labels=Labels(("A", "B")))
+    with pytest.raises(DataError, match="one labels"):
+        Source([checkpoint, tmp_path / "other.pth"])
+    with pytest.raises(DataError, match="tta is one of"):
+        Source(checkpoint, tta="diagonal")
+
+
+def test_command_of_an_ensemble(checkpoint: Path, second: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    words = [str(checkpoint), str(second), "-o", str(out), "--precision", "fp32", "--tta", "flip"]
+    done = CliRunner().invoke(command, words)
+    assert done.exit_code == 0, done.output
+    assert "8 networks run for each image" in done.output
+    assert read_artifact(out).tta == "hv"

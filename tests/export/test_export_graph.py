@@ -1,0 +1,149 @@
+"""Simplified only where the gate still passes; a full disk leaves what was there."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxslim
+import pytest
+from cloudrt.export.export import Source, export
+from cloudrt.export.graph import simplify, trace
+from cloudrt.export.layers import layers_of
+from onnx import helper
+from support.networks import make_checkpoint
+
+from cloudrt.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("graph") / "best.pth"
+    make_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(checkpoint: Path) -> Source:
+    made = Source(checkpoint)
+    made.run_pytorch()
+    return made
+
+
+def bypass(model: onnx.ModelProto, operator: str) -> onnx.ModelProto:
+    """A copy without the first node of a kind: what came in goes on."""
+    shorter = onnx.ModelProto()
+    shorter.CopyFrom(model)
+    gone = next(node for node in shorter.graph.node if node.op_type == operator)
+    before, after = gone.input[0], gone.output[0]
+    shorter.graph.node.remove(gone)
+    for node in shorter.graph.node:
+        for position, name in enumerate(node.input):
+            if name == after:
+                node.input[position] = before
+    return shorter
+
+
+def with_detour(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with an Identity behind its first node."""
+    longer = onnx.ModelProto()
+    longer.CopyFrom(model)
+    first = longer.graph.node[0]
+    value, first.output[0] = first.output[0], "detour"
+    longer.graph.node.insert(1, helper.make_node("Identity", ["detour"], [value], name="identity"))
+    return longer
+
+
+def test_a_graph_with_superfluous_nodes_is_simplified(source: Source, tmp_path: Path) -> None:
+    longer = copy.copy(source)
+    longer.model = with_detour(source.model)
+    nodes = len(longer.model.graph.node)
+    longer.run_pytorch()
+    assert len(longer.model.graph.node) < nodes
+    assert set(layers_of(longer.model)) == set(layers_of(source.model))
+    done = export(longer, tmp_path / "model.onnx", "fp16")
+    assert "Identity" not in {node.op_type for node in onnx.load(done.path).graph.node}
+    assert done.artifact.versions["onnxslim"]
+
+
+def test_nothing_to_leave_out_leaves_the_graph_alone(source: Source) -> None:
+    assert simplify(source.model) is source.model
+
+
+def test_a_simplification_that_changes_the_answer_is_dropped(
+    source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onnxslim, "slim", lambda model: bypass(model, "Relu"))
+    wrong = copy.copy(source)
+    wrong.run_pytorch()
+    assert wrong.model is source.model
+    assert "does not pass the gate: it stays as traced" in caplog.text
+
+
+def test_a_simplifier_that_fails_is_no_error(
+    source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: object) -> None:
+        raise ZeroDivisionError("inside")
+
+    monkeypatch.setattr(onnxslim, "slim", fails)
+    assert simplify(source.model) is source.model
+    assert "onnxslim failed, the graph stays as traced: inside" in caplog.text
+
+
+def test_a_network_that_cannot_be_exported_is_one_line(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("shape mismatch\nand a hundred lines more")
+
+    monkeypatch.setattr("torch.onnx.export", fails)
+    with pytest.raises(DataError, match=r"FPN with resnet18 cannot be exported at 96x64: shape mismatch$"):
+        trace(source.ensemble)
+
+
+def run_limited(words: list[str], largest: int) -> subprocess.CompletedProcess[str]:
+    """Run cloudrt-export where no file can be larger than so many bytes: what a full disk does to a writer."""
+
+    def limit() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+    environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", "from cloudrt.cli import export; export()", *words]
+    return subprocess.run(command, env=environment, preexec_fn=limit, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes")
+def test_a_full_disk_leaves_the_older_artifact(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.onnx"
+    out.write_bytes(b"an older artifact")
+    done = run_limited([str(checkpoint), "-o", str(out), "--precision", "fp32"], 4_000_000)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert out.read_bytes() == b"an older artifact"
+
+
+def test_no_space_left_is_one_line(
+    checkpoint: Path, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from cloudrt.cli.export import export as command
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "model.onnx"))
+
+    monkeypatch.setattr("cloudrt.export.export.Source", lambda *_, **__: source)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    done = CliRunner().invoke(command, [str(checkpoint), "-o", str(tmp_path / "model.onnx")])
+    assert done.exit_code == 2
+    assert done.output.splitlines()[-1].endswith("model.onnx: No space left on device")
+    assert not list(tmp_path.iterdir())

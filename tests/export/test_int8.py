@@ -1,0 +1,261 @@
+"""int8: QDQ as each target asks for, judged by the gate, and refused where a provider would only emulate it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from cloudrt.export.export import Source, export, judge_of
+from cloudrt.export.half import to_half
+from cloudrt.export.int8 import Quantiser
+from cloudrt.export.layers import strip_notes
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+from support.networks import make_checkpoint
+
+from cloudrt.cli.export import export as command
+from cloudrt.engines.choice import choose_provider, open_engine
+from cloudrt.errors import DataError, ProviderError
+from cloudrt.model.artifact import Artifact, read_artifact
+from cloudrt.model.parity import TOLERANCES, Tolerances
+
+WIDE = Tolerances(8.0, 0.5, 1.0)
+"""Of a network with random weights, whose masks hang on single levels."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("int8") / "best.pth"
+    make_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(checkpoint: Path) -> Source:
+    return Source(checkpoint, int8=True)
+
+
+@pytest.fixture(scope="module", params=["cpu", "tensorrt"])
+def quantised(request: pytest.FixtureRequest, source: Source) -> tuple[str, onnx.ModelProto]:
+    model = Quantiser(source.model, source.calibration.images, request.param).quantise()
+    onnx.checker.check_model(model, full_check=True)
+    return request.param, model
+
+
+def constants(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def dequantised_inputs(model: onnx.ModelProto, operator: str, position: int) -> list[onnx.NodeProto]:
+    """The DequantizeLinear nodes behind one input of every node of a kind."""
+    made = {node.output[0]: node for node in model.graph.node}
+    found = [made.get(node.input[position]) for node in model.graph.node if node.op_type == operator]
+    assert all(node is not None and node.op_type == "DequantizeLinear" for node in found)
+    return [node for node in found if node is not None]
+
+
+def test_activations_are_as_the_target_asks(quantised: tuple[str, onnx.ModelProto]) -> None:
+    target, model = quantised
+    values = constants(model)
+    zeros = [values[node.input[2]] for node in dequantised_inputs(model, "Conv", 0)]
+    assert len(zeros) > 30
+    if target == "cpu":
+        assert {zero.dtype for zero in zeros} == {np.dtype(np.uint8)}
+        assert len({int(zero) for zero in zeros}) > 1
+    else:
+        assert {(zero.dtype, int(zero)) for zero in zeros} == {(np.dtype(np.int8), 0)}
+
+
+def test_weights_are_per_channel_symmetric_and_close(quantised: tuple[str, onnx.ModelProto], source: Source) -> None:
+    target, model = quantised
+    values, originals = constants(model), constants(source.model)
+    for node in dequantised_inputs(model, "Conv", 1):
+        made = {other.output[0]: other for other in model.graph.node}
+        if target == "tensorrt":  # the float weights, then a pair
+            pair = made[node.input[0]]
+            assert pair.op_type == "QuantizeLinear"
+            original, scale, zero = values[pair.input[0]], values[pair.input[1]], values[pair.input[2]]
+            assert not zero.any()
+            assert scale.shape == (len(original),)
+            assert (np.abs(original).max((1, 2, 3)) <= 127.5 * scale).all()
+            continue
+        levels, scale, zero = (values[name] for name in node.input)
+        assert levels.dtype == np.int8
+        assert not zero.any()
+        assert scale.shape == (len(levels),)
+        assert np.abs(levels).max() <= 64  # two products of it and 255 fit 16 bits
+        original = originals[node.input[0].removesuffix("_quantized")]
+        error = np.abs(levels.astype(np.float32) * scale[:, None, None, None] - original)
+        assert (error <= scale[:, None, None, None] * 0.501 + 1e-9).all()
+
+
+def test_what_is_outside_the_network_or_kept_stays_float(source: Source) -> None:
+    quantiser = Quantiser(source.model, source.calibration.images, "cpu")
+    kept = quantiser.layers[:2] + quantiser.layers[-3:]
+    model = quantiser.quantise(kept)
+    layer = quantiser.layer
+    by_name = {node.name: node for node in model.graph.node}
+    made = {node.output[0]: node for node in model.graph.node}
+    checked = 0
+    for name, its in layer.items():
+        node = by_name.get(name)
+        if node is None or (its is not None and its not in kept):
+            continue
+        weights = [made[value] for value in node.input if value in made and "weight" in value]
+        assert not weights, name  # the float constant itself, not its QDQ pair
+        checked += 1
+    assert checked > 20
+
+
+def test_convolutions_run_in_int8_on_the_cpu(source: Source, tmp_path: Path) -> None:
+    """The runtime's own optimised graph says what it computes with."""
+    done = export(source, tmp_path / "model.onnx", "int8", tolerances=WIDE)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(done.path), options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert kinds["QLinearConv"] > 30
+    assert kinds["Conv"] + kinds["FusedConv"] <= len(done.artifact.kept_fp32)
+    said = read_artifact(done.path)
+    assert (said.precision, said.int8_target) == ("int8", "cpu")
+    assert done.bytes < 0.4 * export(source, tmp_path / "fp32.onnx", "fp32").bytes
+    assert done.speed is not None
+    assert done.speed > 0
+
+
+def test_the_gate_of_int8_runs_the_kernels_that_inference_runs(source: Source, tmp_path: Path) -> None:
+    done = export(source, tmp_path / "model.onnx", "int8", tolerances=WIDE)
+    assert done.parity.provider == "cpu"
+    with open_engine(done.path, "cpu", None) as engine:
+        parity = source.reference.measure(engine.run)
+    assert parity == done.parity
+
+
+def test_int8_for_tensorrt_is_judged_as_exact_arithmetic_gives_it(source: Source, tmp_path: Path) -> None:
+    done = export(source, tmp_path / "model.onnx", "int8", int8_target="tensorrt", tolerances=WIDE, provider="cpu")
+    assert done.parity.provider == "cpu, TensorRT's int8 emulated"
+    assert done.speed is None
+    # Without any fusion, each QuantizeLinear and DequantizeLinear is computed as it is written.
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(done.path), options, providers=["CPUExecutionProvider"])
+    plain = source.reference.measure(lambda batch: (session.run(None, {"image": batch})[0], None))
+    assert plain is not None
+    assert plain.mean_difference == pytest.approx(done.parity.mean_difference, abs=0.05)
+
+
+def test_layers_that_hurt_are_kept_in_fp32(source: Source, tmp_path: Path) -> None:
+    """Tolerances between those of all int8 and of all fp32: some layers must stay, and the gate then passes."""
+    everything = export(source, tmp_path / "all.onnx", "int8", tolerances=WIDE).parity.mean_difference
+    some = Tolerances(everything / 2, 0.0, 1.0)
+    done = export(source, tmp_path / "some.onnx", "int8", tolerances=some)
+    assert 0 < len(done.artifact.kept_fp32) < done.layers
+    assert done.parity.mean_difference <= some.mean_difference
+    assert read_artifact(done.path).kept_fp32 == done.artifact.kept_fp32
+
+
+@pytest.mark.parametrize(
+    ("target", "provider", "reason"),
+    [
+        ("cpu", "cuda", "no int8 convolutions on CUDA"),
+        ("tensorrt", "cuda", "no int8 convolutions on CUDA"),
+        ("tensorrt", "cpu", "laid out for TensorRT: export one with --int8-target cpu"),
+        ("tensorrt", "openvino", "laid out for TensorRT"),
+        ("cpu", "tensorrt", "no asymmetric int8"),
+    ],
+)
+def test_a_provider_that_would_emulate_is_refused(
+    monkeypatch: pytest.MonkeyPatch, target: str, provider: str, reason: str
+) -> None:
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda _: None)  # as if everything worked here
+    with pytest.raises(ProviderError, match=reason):
+        choose_provider(provider, Artifact(precision="int8", int8_target=target))
+
+
+def test_auto_passes_over_what_would_emulate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda _: None)
+    choice = choose_provider("auto", Artifact(precision="int8", int8_target="cpu"))
+    assert choice.provider == "cpu"
+    assert "fp16 artifact" in choice.passed_over["cuda"]
+    assert choose_provider("auto", Artifact(precision="fp16")).provider == "cuda"
+    with pytest.raises(ProviderError, match="no provider here runs this artifact"):
+        choose_provider("auto", Artifact(precision="int8", int8_target="tensorrt"))
+
+
+def test_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudrt.export.gate.problem", lambda name: f"no {name}")
+    assert judge_of("int8") == "cpu"
+    assert judge_of("int8", "tensorrt") == "cpu"
+    assert judge_of("int8", "tensorrt", "cpu") == "cpu"
+    with pytest.raises(ProviderError, match="refused for int8"):
+        judge_of("int8", "cpu", "cuda")
+    with pytest.raises(ProviderError, match="refused for int8"):
+        judge_of("int8", "tensorrt", "openvino")
+    with pytest.raises(DataError, match="target"):
+        judge_of("int8", "tpu")
+    with pytest.raises(DataError, match="precision"):
+        judge_of("int4")
+
+
+def test_the_default_tolerances_are_stricter_the_higher_the_precision() -> None:
+    assert TOLERANCES["fp32"].dice > TOLERANCES["fp16"].dice == 0.995
+    assert TOLERANCES["int8"].dice == 0.98
+    assert {tolerance.empty_mismatch for tolerance in TOLERANCES.values()} == {0.005}
+
+
+def test_all_precisions_in_one_table(checkpoint: Path, tmp_path: Path) -> None:
+    words = [str(checkpoint), "-o", str(tmp_path / "m.onnx"), "--precision", "all"]
+    wide = ["--max-mean-difference", "8", "--min-dice", "0.5", "--max-empty-mismatch", "1"]
+    done = CliRunner().invoke(command, [*words, *wide, "--json", str(tmp_path / "figures.json")])
+    assert done.exit_code == 0, done.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [one["precision"] for one in figures["artifacts"]] == ["fp32", "fp16", "int8"]
+    for one in figures["artifacts"]:
+        written = tmp_path / f"m.{one['precision']}.onnx"
+        assert one["bytes"] == written.stat().st_size
+        assert one["parity"] == read_artifact(written).parity
+    assert str(tmp_path) not in json.dumps(figures)
+    (tmp_path / "figures.json").unlink()
+    assert {path.name for path in tmp_path.iterdir()} == {f"m.{name}.onnx" for name in ("fp32", "fp16", "int8")}
+    for name in ("fp32", "fp16", "int8"):
+        assert read_artifact(tmp_path / f"m.{name}.onnx").precision == name
+    assert "speed in turns with the fp32 artifact" in done.output
+    assert "as fp32" in done.output
+
+
+def test_the_precisions_that_pass_are_written_beside_one_that_does_not(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: onnx.ModelProto, kept: object) -> onnx.ModelProto:
+        other = to_half(model)
+        (sigmoid,) = [node for node in other.graph.node if node.op_type == "Sigmoid"]
+        sigmoid.op_type = "Tanh"
+        return other
+
+    monkeypatch.setattr("cloudrt.export.export.to_half", wrong)
+    words = [str(checkpoint), "-o", str(tmp_path / "m.onnx"), "--precision", "all"]
+    done = CliRunner().invoke(
+        command, [*words, "--min-dice", "0.5", "--max-empty-mismatch", "1", "--max-mean-difference", "8"]
+    )
+    assert done.exit_code == 2, done.output
+    assert "fp16 did not pass the gate and was not written; the others were" in done.output
+    assert {path.name for path in tmp_path.iterdir()} == {"m.fp32.onnx", "m.int8.onnx"}
+
+
+def test_the_network_is_left_as_it_was(source: Source) -> None:
+    before = source.model.SerializeToString()
+    quantiser = Quantiser(source.model, source.calibration.images[:4], "cpu")
+    first, again = quantiser.quantise(), quantiser.quantise()
+    assert source.model.SerializeToString() == before
+    assert first.SerializeToString() == again.SerializeToString()
+    plain = onnx.ModelProto()
+    plain.CopyFrom(source.model)
+    strip_notes(plain)
+    assert not any(tensor.data_type == TensorProto.INT8 for tensor in plain.graph.initializer)

@@ -1,0 +1,356 @@
+"""Files to pixels: what is sound equals cv2.imread in colour; what is not is refused by name, never guessed."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError, ImageError
+from cloudrt.images.headers import stated_size
+from cloudrt.images.image import decode, find_images, load_image
+
+pillow = pytest.importorskip("PIL.Image")
+
+HEIGHT, WIDTH = 90, 133
+
+
+def picture(height: int = HEIGHT, width: int = WIDTH, channels: int = 3, sigma: float = 3) -> NDArray[np.uint8]:
+    """A smooth (H, W, channels) uint8 picture that fills the range."""
+    noise = cv2.GaussianBlur(np.random.default_rng(0).random((height, width, channels)), (0, 0), sigma)
+    return np.asarray(cv2.normalize(noise, None, 0, 255, cv2.NORM_MINMAX), np.uint8).reshape(height, width, channels)
+
+
+def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+    """The bytes of a picture as Pillow writes them."""
+    channels = {"L": 1, "LA": 2, "RGBA": 4, "CMYK": 4}.get(mode, 3)
+    pixels = picture(channels=channels)
+    if mode == "P":
+        image = pillow.fromarray(pixels).quantize(50)
+    elif mode == "1":
+        image = pillow.fromarray(pixels).convert("1")
+    elif mode == "I;16":
+        image = pillow.fromarray(pixels[:, :, 0].astype(np.uint16) * 257 + 3)
+    else:
+        image = pillow.frombytes(mode, (WIDTH, HEIGHT), pixels.tobytes())
+    if orientation := options.pop("orientation", None):
+        options["exif"] = image.getexif()
+        options["exif"][0x0112] = orientation
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def opencv(kind: str, pixels: NDArray[Any], *options: int) -> bytes:
+    """The bytes of a picture as OpenCV writes them."""
+    done, data = cv2.imencode(kind, pixels, options)
+    assert done
+    return bytes(data.tobytes())
+
+
+def sixteen_bits(channels: int) -> NDArray[np.uint16]:
+    return picture(channels=channels).astype(np.uint16) * 251 + 7
+
+
+JPEGS: dict[str, Callable[[], bytes]] = {
+    "4:2:0": lambda: encoded("JPEG"),
+    "4:2:2": lambda: encoded("JPEG", subsampling=1),
+    "4:4:4": lambda: encoded("JPEG", subsampling=0),
+    "grey": lambda: encoded("JPEG", "L"),
+    "progressive": lambda: encoded("JPEG", progressive=True),
+    "progressive grey": lambda: encoded("JPEG", "L", progressive=True),
+    "optimised": lambda: encoded("JPEG", optimize=True, quality=30),
+    "best": lambda: encoded("JPEG", quality=100, subsampling=0),
+    "restart markers": lambda: encoded("JPEG", restart_marker_blocks=3),
+    "RGB inside": lambda: encoded("JPEG", keep_rgb=True),
+    "CMYK": lambda: encoded("JPEG", "CMYK"),
+    "comment": lambda: encoded("JPEG", comment=b"Exif\0\0 is only mentioned here"),
+    "EXIF, upright": lambda: encoded("JPEG", orientation=1),
+    "EXIF, mirrored": lambda: encoded("JPEG", orientation=2),
+    "EXIF, upside down": lambda: encoded("JPEG", orientation=3),
+    "EXIF, flipped": lambda: encoded("JPEG", orientation=4),
+    "EXIF, transposed": lambda: encoded("JPEG", orientation=5),
+    "EXIF, turned right": lambda: encoded("JPEG", orientation=6),
+    "EXIF, transversed": lambda: encoded("JPEG", orientation=7),
+    "EXIF, turned left": lambda: encoded("JPEG", "L", orientation=8),
+    "EXIF after much else": lambda: behind_segments(encoded("JPEG", orientation=6)),
+    "something behind": lambda: encoded("JPEG") + b"a trailer that some cameras write",
+}
+OTHERS: dict[str, Callable[[], bytes]] = {
+    "PNG": lambda: encoded("PNG"),
+    "PNG, grey": lambda: encoded("PNG", "L"),
+    "PNG, alpha": lambda: encoded("PNG", "RGBA"),
+    "PNG, grey and alpha": lambda: encoded("PNG", "LA"),
+    "PNG, palette": lambda: encoded("PNG", "P"),
+    "PNG, one bit": lambda: encoded("PNG", "1"),
+    "PNG, 16-bit grey": lambda: encoded("PNG", "I;16"),
+    "PNG, 16-bit": lambda: opencv(".png", sixteen_bits(3)),
+    "PNG, 16-bit alpha": lambda: opencv(".png", sixteen_bits(4)),
+    "PNG, EXIF": lambda: encoded("PNG", orientation=6),
+    "PNG, something behind": lambda: encoded("PNG") + b"trailer",
+    "WebP": lambda: encoded("WEBP"),
+    "WebP, lossless": lambda: encoded("WEBP", lossless=True),
+    "WebP, alpha": lambda: encoded("WEBP", "RGBA"),
+    "WebP, lossless alpha": lambda: encoded("WEBP", "RGBA", lossless=True),
+    "TIFF": lambda: encoded("TIFF"),
+    "TIFF, grey": lambda: encoded("TIFF", "L"),
+    "TIFF, LZW": lambda: encoded("TIFF", compression="tiff_lzw"),
+    "TIFF, deflate": lambda: encoded("TIFF", compression="tiff_adobe_deflate"),
+    "TIFF, JPEG": lambda: encoded("TIFF", compression="jpeg"),
+    "TIFF, big": lambda: encoded("TIFF", big_tiff=True),
+    "TIFF, OpenCV": lambda: opencv(".tiff", picture()),
+    "TIFF, 16-bit": lambda: opencv(".tiff", sixteen_bits(3)),
+    "TIFF, rows a strip": lambda: opencv(".tiff", picture(), cv2.IMWRITE_TIFF_ROWSPERSTRIP, 7),
+    "BMP": lambda: encoded("BMP"),
+    "BMP, grey": lambda: encoded("BMP", "L"),
+    "BMP, OpenCV": lambda: opencv(".bmp", picture()),
+}
+FILES = JPEGS | OTHERS
+
+
+def behind_segments(jpeg: bytes) -> bytes:
+    """Put two comments of 60,000 bytes before what follows the first segment."""
+    first = 4 + int.from_bytes(jpeg[4:6], "big")
+    comment = b"\xff\xfe" + struct.pack(">H", 60_002) + bytes(60_000)
+    return jpeg[:first] + 2 * comment + jpeg[first:]
+
+
+def imread(path: Path, data: bytes) -> NDArray[np.uint8]:
+    path.write_bytes(data)
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    assert image is not None
+    return np.asarray(image[:, :, ::-1], np.uint8)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_sound_files_are_what_opencv_reads(tmp_path: Path, name: str) -> None:
+    data = FILES[name]()
+    expected = imread(tmp_path / "image", data)
+    found = decode(data)
+    assert found.dtype == np.uint8 and found.shape == expected.shape
+    assert expected.shape == ((WIDTH, HEIGHT, 3) if expected.shape[0] == WIDTH else (HEIGHT, WIDTH, 3))
+    assert np.array_equal(found, expected)
+    loaded = load_image(tmp_path / "image", expected.shape[:2])
+    assert np.array_equal(loaded, expected) and loaded.flags.c_contiguous
+    assert load_image(str(tmp_path / "image"), (30, 40)).shape == load_image(data, (30, 40)).shape == (30, 40, 3)
+
+
+def test_a_turned_image_is_turned() -> None:
+    assert decode(JPEGS["EXIF, turned right"]()).shape == (WIDTH, HEIGHT, 3)
+    assert decode(JPEGS["EXIF after much else"]()).shape == (WIDTH, HEIGHT, 3)
+    assert load_image(JPEGS["EXIF, turned right"](), (40, 20)).shape == (40, 20, 3)
+
+
+def refusal(source: Any, **options: Any) -> str:
+    with pytest.raises(ImageError) as caught:
+        load_image(source, (30, 40), **options)
+    message = str(caught.value)
+    assert message and len(message.splitlines()) == 1
+    return message
+
+
+CUTTABLE = [name for name in FILES if "something behind" not in name]
+
+
+@pytest.mark.parametrize("name", CUTTABLE)
+def test_cut_files_are_refused_wherever_they_are_cut(name: str) -> None:
+    """At a byte from the end, at two, in each region of the file, and within the header."""
+    data = FILES[name]()
+    parts = {len(data) * part // 23 for part in range(1, 23)}
+    for cut in sorted({1, 2, 3, 4, 8, 12, 20, 26, 30, 50, len(data) - 2, len(data) - 1} | parts):
+        with pytest.raises(ImageError):
+            decode(data[:cut])
+        with pytest.raises(ImageError):
+            decode(data[:cut], (10, 10))
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if "something behind" not in name])
+def test_cut_files_are_noticed_before_opencv_is_asked(name: str) -> None:
+    """Some of its versions paint what is missing, and all complain on stderr."""
+    data = OTHERS[name]()
+    assert sorted(stated_size(data)) == [HEIGHT, WIDTH]
+    for cut in (len(data) // 2, len(data) * 9 // 10, len(data) - 1):
+        with pytest.raises(ImageError, match="is truncated"):
+            stated_size(data[:cut])
+
+
+@pytest.mark.parametrize("name", JPEGS)
+@pytest.mark.parametrize("fill", ["ones", "noise"])
+def test_a_jpeg_with_a_hole_in_the_middle_is_refused(name: str, fill: str) -> None:
+    data = bytearray(JPEGS[name]())
+    middle = (data.index(b"\xff\xda") + len(data)) // 2
+    length = len(data[middle : middle + 400])
+    data[middle : middle + 400] = b"\xff" * length if fill == "ones" else np.random.default_rng(1).bytes(length)
+    for cover in (None, (10, 10)):
+        with pytest.raises(ImageError):
+            decode(bytes(data), cover)
+
+
+def test_a_hole_of_zeros_is_refused_where_the_decoder_can_tell() -> None:
+    """Zeros are codes too, and JPEG has no checksums: what remains must still be of the wrong length to be noticed."""
+    done, jpeg = cv2.imencode(".jpg", picture(350, 525, sigma=1))
+    assert done
+    data = bytearray(jpeg.tobytes())
+    data[len(data) // 2 : len(data) // 2 + 4096] = bytes(4096)
+    assert "Corrupt JPEG data" in refusal(bytes(data))
+
+
+def test_any_damage_to_a_png_is_noticed_before_opencv_is_asked() -> None:
+    data = FILES["PNG"]()
+    for at in range(8, len(data), 97):
+        damaged = bytearray(data)
+        damaged[at] ^= 0x10
+        with pytest.raises(ImageError, match=r"has a wrong checksum|is truncated"):
+            stated_size(bytes(damaged))
+        assert refusal(bytes(damaged))
+
+
+def test_a_png_that_ends_early_without_being_cut_is_refused() -> None:
+    """Sound chunks, an IEND, and half the rows."""
+    assert "damaged" in refusal(png(100, 100, bytes(301 * 50)))
+    assert "truncated" in refusal(png(100, 100, bytes(301 * 100))[:-12])
+    assert decode(png(100, 100, bytes(301 * 100))).shape == (100, 100, 3)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(height: int, width: int, rows: bytes = b"") -> bytes:
+    """An 8-bit RGB PNG that states a size, whatever its rows."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def jpeg(height: int, width: int) -> bytes:
+    """A small JPEG whose frame header is made to state a size."""
+    data = bytearray(encoded("JPEG"))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+def test_unreadable_paths(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("hello")
+    assert refusal(tmp_path / "folder.jpg") == "cannot be read: Is a directory"
+    assert refusal(tmp_path / "dangling.jpg") == "cannot be read: No such file or directory"
+    assert "cannot be read" in refusal(tmp_path / "loop.jpg")
+    assert refusal(tmp_path / "missing.jpg") == "cannot be read: No such file or directory"
+    assert refusal(tmp_path / ("x" * 300)) == "cannot be read: File name too long"
+    assert "cannot be read" in refusal("nul\0byte.jpg")
+    assert refusal(tmp_path / "empty.jpg") == "is empty"
+    assert "is not a JPEG" in refusal(tmp_path / "text.jpg")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 1), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 3), np.int8),
+        np.zeros((4, 4, 3), bool),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 0, 3), np.uint8),
+    ],
+    ids=lambda array: f"{array.shape} {array.dtype}",
+)
+def test_arrays_of_another_form_are_refused(array: NDArray[Any]) -> None:
+    assert "an image array is (H, W, 3) uint8 RGB, found" in refusal(array)
+
+
+def test_arrays_in_any_layout_give_the_same() -> None:
+    pixels = picture()
+    expected = load_image(pixels, (30, 40))
+    wide = np.zeros((2 * HEIGHT, WIDTH, 6), np.uint8)
+    wide[::2, :, ::2] = pixels
+    for same in (
+        np.asfortranarray(pixels),
+        wide[::2, :, ::2],
+        np.ascontiguousarray(pixels[:, :, ::-1])[:, :, ::-1],
+        np.ascontiguousarray(pixels[::-1])[::-1],
+        np.ascontiguousarray(pixels.transpose(2, 0, 1)).transpose(1, 2, 0),
+    ):
+        assert np.array_equal(load_image(same, (30, 40)), expected)
+        unchanged = load_image(same, (HEIGHT, WIDTH))
+        assert np.array_equal(unchanged, pixels) and unchanged.flags.c_contiguous
+
+
+def test_images_are_found_in_the_order_of_their_keys(tmp_path: Path) -> None:
+    names = [
+        "b.jpg",
+        "a.JPG",
+        "ä ö.png",
+        "雲.jpeg",
+        "sub/a.tif",
+        "sub/deep er/z.webp",
+        "sub.jpg/inside.bmp",
+        "a,b.TIFF",
+    ]
+    for name in [*names, ".hidden.jpg", ".hidden/a.jpg", "._b.jpg", "notes.txt", "jpg", "a.jpg.txt", "sub/.x/y.png"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "round").symlink_to(tmp_path)  # a folder that holds itself
+    found = find_images(tmp_path)
+    assert [file.key for file in found] == sorted([*names, "dangling.jpg"])
+    assert all(file.path == tmp_path / file.key for file in found)
+    assert find_images(str(tmp_path)) == found
+
+
+def test_one_file_is_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (file,) = find_images(tmp_path / "a.jpg")
+    assert (file.key, file.path) == ("a.jpg", tmp_path / "a.jpg")
+
+
+def test_a_name_that_is_not_utf8_has_a_key_that_can_be_written(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    try:
+        with open(name, "wb") as file:  # noqa: PTH123 - bytes
+            file.write(FILES["4:2:0"]())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    (found,) = find_images(tmp_path)
+    assert found.key == "caf\\xe9.jpg" and found.key.encode("utf-8")
+    assert load_image(found.path, (30, 40)).shape == (30, 40, 3)
+
+
+def test_no_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no images \(\.bmp, \.jpeg"):
+        find_images(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    for path in (tmp_path / "none", tmp_path / "none.jpg", tmp_path / "notes.txt"):
+        with pytest.raises(DataError, match="neither a folder of images nor an image"):
+            find_images(path)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "a.jpg").touch()
+    (tmp_path / "shut").mkdir()
+    scandir = os.scandir
+
+    def guarded(path: str) -> Any:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(DataError, match="shut cannot be listed: Permission denied"):
+        find_images(tmp_path)

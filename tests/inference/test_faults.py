@@ -1,0 +1,170 @@
+"""What the world does to a run: full disks, closed pipes, folders that cannot be written, files that vanish."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.cli.infer import infer
+from cloudrt.errors import DataError
+from cloudrt.inference.journal import Journal
+from cloudrt.inference.pipeline import Segmenter
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for number in range(16):
+        write_jpeg(tmp_path / "in" / f"{number:02}.jpg", number)
+    return tmp_path / "in"
+
+
+def words(images: Path, model: Path, output: Path) -> list[str]:
+    return [str(images), "-m", str(model), "-o", str(output), "--provider", "cpu", "--batch-size", "4"]
+
+
+COMMAND = [sys.executable, "-c", "from cloudrt.cli import infer; infer()"]
+
+
+@posix
+@pytest.mark.parametrize("blocks", [1, 8])
+def test_a_disk_that_is_full_is_one_line_and_the_run_goes_on_later(
+    images: Path, model: Path, tmp_path: Path, blocks: int
+) -> None:
+    """A limit on the size of files: the system refuses to write, as a full disk does; here or in the final file."""
+    output = tmp_path / "out" / "s.csv"
+    command = [*COMMAND, *words(images, model, output)]
+    limited = ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr
+    assert {path.name for path in output.parent.iterdir()} == {"s.csv.journal"}
+    whole = tmp_path / "whole.csv"
+    assert CliRunner().invoke(infer, words(images, model, whole)).exit_code == 0
+    again = CliRunner().invoke(infer, [*words(images, model, output), "--resume"])
+    assert again.exit_code == 0, again.output
+    assert output.read_bytes() == whole.read_bytes()
+
+
+@linux
+@pytest.mark.parametrize("output", ["/sys/s.csv", "/dev/null/s.csv", "/proc/self/s.csv"])
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(images: Path, model: Path, output: str) -> None:
+    done = CliRunner().invoke(infer, words(images, model, Path(output)))
+    assert done.exit_code == 2, done.output
+    assert "Segmenting" not in done.output
+    assert output.rsplit("/", 1)[0] in done.output.splitlines()[-1]
+
+
+@posix
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_pipe_leaves_no_half_file(images: Path, model: Path, tmp_path: Path, stream: str) -> None:
+    """As with `| head`: whoever listened has gone. The work is whole, or its journal is there."""
+    output = tmp_path / "out" / "s.csv"
+    reading, writing = os.pipe()
+    os.close(reading)
+    other = "stderr" if stream == "stdout" else "stdout"
+    pipes = {stream: writing, other: subprocess.PIPE}
+    done = subprocess.run([*COMMAND, *words(images, model, output)], **pipes, text=True, check=False)  # type: ignore[call-overload]
+    os.close(writing)
+    said = done.stderr if stream == "stdout" else done.stdout
+    assert done.returncode == 141
+    assert "Traceback" not in said and "Exception ignored" not in said
+    if stream == "stdout":
+        assert said.splitlines()[-1] == "Stopped: nobody reads the output any more"
+    left = {path.name for path in output.parent.iterdir()} if output.parent.exists() else set()
+    assert left in ({"s.csv"}, {"s.csv.journal"}, set())
+    if "s.csv" in left:
+        with output.open(newline="") as file:
+            assert len(list(csv.reader(file))) == 1 + 3 * 16
+
+
+def test_a_folder_that_changes_underfoot(
+    images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first result a file vanishes, another is cut, a third becomes a folder, and a new one comes."""
+    real = Journal.add
+    changed: list[bool] = []
+
+    def add(self: Journal, record: object) -> None:
+        if not changed:
+            changed.append(True)
+            (images / "15.jpg").unlink()
+            (images / "14.jpg").write_bytes((images / "14.jpg").read_bytes()[:500])
+            (images / "13.jpg").unlink()
+            (images / "13.jpg").mkdir()
+            write_jpeg(images / "16.jpg", 16)
+        real(self, record)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Journal, "add", add)
+    output = tmp_path / "s.csv"
+    command = [*words(images, model, output)[:-1], "1", "--threads", "1"]
+    done = CliRunner().invoke(infer, command)
+    assert done.exit_code == 1, done.output
+    with (tmp_path / "failures.csv").open(newline="", encoding="utf-8") as file:
+        failures = dict(list(csv.reader(file))[1:])
+    assert set(failures) == {"13.jpg", "14.jpg", "15.jpg"}
+    assert "No such file" in failures["15.jpg"]
+    assert "16.jpg" not in output.read_text()
+    assert len(output.read_text().splitlines()) == 1 + 3 * 16
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-o", "a.csv", "--stats", "a.csv"], "it is --output and --stats"),
+        (["-o", "a.csv", "--save-probabilities", "a.csv"], "--save-probabilities"),
+        (["-o", "a.csv", "--stats", "a.csv.journal"], "the journal and --stats"),
+        (["-o", "a.csv", "--stats", "./failures.csv"], "the list of failures and --stats"),
+        (["-o", "report.html", "--report"], "--output and the report"),
+        (["-o", "model.onnx", "--overwrite"], "--model and --output"),
+        (["-o", "in/03.jpg", "--overwrite"], "is one of the images"),
+        (["-o", "a.csv", "--stats", "in/03.jpg"], "is one of the images"),
+        (["-o", "a.csv", "--stats", "in"], "is not a regular file"),
+        (["-o", "a.csv", "--save-probabilities", "in"], "is not a regular file"),
+        (["-o", "a.csv", "--masks", "model.onnx"], "is no folder"),
+        (["-o", "a.csv", "--devices", ""], "numbers of GPUs"),
+        (["-o", "a.csv", "--devices", "0,0"], "each once"),
+        (["-o", "a.csv", "--batch-size", "99999999999999999999"], "--batch-size"),
+    ],
+)
+def test_outputs_that_would_replace_something_are_refused(
+    images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(model.read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    more = [] if "--batch-size" in words else ["--batch-size", "4"]
+    done = CliRunner().invoke(infer, ["in", "-m", "model.onnx", "--provider", "cpu", *more, *words])
+    assert done.exit_code == 2, done.output
+    assert said in done.output
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_single_input_is_refused_and_another_kind_is_a_failure(model: Path) -> None:
+    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+        for one in ("a.jpg", b"bytes", Path("a.jpg"), np.zeros((4, 4, 3), np.uint8), 5):
+            with pytest.raises(DataError, match="give a list"):
+                next(segmenter.predict(one))  # type: ignore[arg-type]
+        assert [result.error for result in segmenter.predict([None, 3])] == [  # type: ignore[list-item]
+            "is no path, bytes or array but NoneType",
+            "is no path, bytes or array but int",
+        ]
+    for wrong in ({"batch_size": 2.5}, {"threads": "2"}, {"max_pixels": 0}, {"batch_size": 10**9}, {"devices": ()}):
+        with pytest.raises(DataError):
+            Segmenter(model, "cpu", **wrong)  # type: ignore[arg-type]

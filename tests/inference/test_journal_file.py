@@ -1,0 +1,68 @@
+"""The journal's file: records of any kind, intervals, files that are none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from test_journal import IDENTITY
+
+from cloudrt.errors import DataError
+from cloudrt.inference.journal import Journal, Record
+
+
+def test_two_runs_do_not_write_one_journal(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    with pytest.raises(DataError, match="written by another run"):
+        first = Journal(tmp_path / "j", IDENTITY, resume=False)
+        try:
+            Journal(tmp_path / "j", IDENTITY, resume=True)
+        finally:
+            first.close()
+
+
+def test_keys_and_reasons_of_any_kind_come_back(tmp_path: Path) -> None:
+    odd = [
+        Record('line\nbreak, "quoted" Wölkchen.jpg', ("1 2", ""), None, 0),
+        Record("b.jpg", ("", ""), "is no\r\nimage", 0),
+    ]
+    journal = Journal(tmp_path / "j", IDENTITY, resume=False)
+    for record in odd:
+        journal.add(record)
+    assert list(journal.records()) == odd
+    journal.close()
+    again = Journal(tmp_path / "j", IDENTITY, resume=True)
+    assert again.done == 0  # the only batch may have been under way
+    again.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_records_reach_the_disk_at_intervals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    now = [0.0]
+    monkeypatch.setattr("cloudrt.inference.journal.time.monotonic", lambda: now[0])
+    journal = Journal(tmp_path / "j", IDENTITY, resume=False)
+    begun = len(synced)
+    assert begun >= 2  # the file and its folder
+    for second in range(10):
+        now[0] = float(second)
+        journal.add(Record(f"{second}.jpg", ("",), None, 0))
+    assert 3 <= len(synced) - begun <= 5
+    journal.close()
+
+
+@pytest.mark.parametrize("content", [b"my diary\n", b"0123456x {}", b"\x89PNG\r\n", b"0123456789abcdef"])
+def test_another_file_of_that_name_is_kept(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "j").write_bytes(content)
+    with pytest.raises(DataError, match="is not a journal"):
+        Journal(tmp_path / "j", IDENTITY, resume=True)
+    assert (tmp_path / "j").read_bytes() == content
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_a_pipe_is_no_journal(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "j")
+    with pytest.raises(DataError, match="no regular file"):
+        Journal(tmp_path / "j", IDENTITY, resume=True)

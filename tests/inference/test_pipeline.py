@@ -1,0 +1,320 @@
+"""The pipeline: order, laziness, failures that stay alone, and the answers of a plain loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.data.scenes import draw_scene
+from cloudrt.engines.onnxruntime import OrtEngine
+from cloudrt.errors import ArtifactError, DataError, ProviderError
+from cloudrt.images.image import ImageFile, load_image
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.inference.results import Result
+from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.masks.rle import rle_decode
+
+SIZE = (64, 96)
+LABELS = SMALL_GRIDS
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, LABELS)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[ImageFile]:
+    folder = tmp_path_factory.mktemp("images")
+    return [write_jpeg(folder / f"{seed}.jpg", seed) for seed in range(7)]
+
+
+def picture(value: int) -> NDArray[np.uint8]:
+    """An image of one level: black at the top, so that every class is somewhere and nowhere everywhere."""
+    image = np.full((*SIZE, 3), value, np.uint8)
+    image[:10] = 0
+    return image
+
+
+def plain_answers(model: Path, image: NDArray[np.uint8], rules: tuple[Rule, ...]) -> dict[str, str]:
+    """What a plain loop gives for one image: ONNX Runtime at batch 1, OpenCV's components, numpy's run lengths."""
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    levels = session.run(["probability"], {"image": image[None]})[0][0]
+    texts = {}
+    for label, level, rule in zip(LABELS.classes, levels, rules, strict=True):
+        _, components = cv2.connectedComponents((rule.threshold < level.T).astype(np.uint8), connectivity=8)
+        areas = np.bincount(components.ravel())
+        kept = (areas > rule.min_area) & (np.arange(len(areas)) > 0)
+        flat = np.concatenate([[0], kept[components].T.ravel(), [0]]).astype(int)
+        starts, stops = np.flatnonzero(np.diff(flat) == 1), np.flatnonzero(np.diff(flat) == -1)
+        texts[label] = " ".join(f"{a + 1} {b - a}" for a, b in zip(starts, stops, strict=True))
+    return texts
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 16])
+def test_answers_are_those_of_a_plain_loop(model: Path, files: list[ImageFile], batch_size: int) -> None:
+    """At every batch size, so that the padded tail answers as batch 1 does."""
+    with Segmenter(model, "cpu", batch_size=batch_size, threads=2) as segmenter:
+        results = list(segmenter.predict(files))
+        rules = segmenter.artifact.rules
+    assert [result.image for result in results] == [file.key for file in files]
+    for file, result in zip(files, results, strict=True):
+        assert result.error is None
+        assert result.rle == plain_answers(model, load_image(file.path, SIZE), rules)
+    assert sum(bool(text) for result in results for text in result.rle.values()) > len(files)
+
+
+def test_paths_bytes_and_arrays_are_inputs(model: Path, files: list[ImageFile]) -> None:
+    path = files[0].path
+    image = load_image(path, SIZE)
+    inputs = [path, str(path), path.read_bytes(), image, image[..., ::-1][..., ::-1], files[0]]
+    with Segmenter(model, "cpu") as segmenter:
+        results = list(segmenter.predict(inputs))
+        assert list(segmenter.predict([])) == []
+    assert [result.image for result in results] == [str(path), str(path), "image-2", "image-3", "image-4", "0.jpg"]
+    assert all(result.rle == results[0].rle for result in results)
+
+
+def test_presence_and_gates_decide(tmp_path: Path) -> None:
+    rules = (Rule(127, 0, presence=255), Rule(127, 0, gate_threshold=200, gate_pixels=60 * 90), Rule(127, 0))
+    with Segmenter(tiny_artifact(tmp_path / "m.onnx", SIZE, LABELS, presence=True, rules=rules), "cpu") as segmenter:
+        bright, dark = segmenter.predict([picture(255), picture(100)])
+    assert bright.rle["Fish"]
+    assert bright.rle["Flower"] == ""
+    assert bright.rle["Gravel"]
+    assert dark.rle["Gravel"] == ""
+
+
+def test_a_result_gives_its_masks(model: Path) -> None:
+    with Segmenter(model, "cpu") as segmenter:
+        (result,) = segmenter.predict([picture(200)])
+    mask = result.mask("Fish")
+    assert mask.shape == LABELS.submit_grid
+    assert (mask == rle_decode(result.rle["Fish"], LABELS.submit_grid)).all()
+    assert 0 < mask.mean() < 1
+    with pytest.raises(DataError, match="Fisch"):
+        result.mask("Fisch")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_failures_stay_alone(model: Path, files: list[ImageFile], tmp_path: Path, batch_size: int) -> None:
+    whole = files[1].path.read_bytes()
+    bad = {
+        "cut.jpg": whole[: len(whole) // 2],
+        "text.jpg": b"not an image at all\n",
+        "empty.jpg": b"",
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    failing = [ImageFile(name, tmp_path / name) for name in [*bad, "missing.jpg"]]
+    inputs = [files[0], failing[0], files[1], *failing[1:], files[2], np.zeros((3, 3), np.uint8), files[3]]
+    with Segmenter(model, "cpu", batch_size=batch_size) as segmenter:
+        results = list(segmenter.predict(inputs))
+        alone = {result.image: result.rle for result in segmenter.predict(files)}
+    assert len(results) == len(inputs)
+    for source, result in zip(inputs, results, strict=True):
+        if isinstance(source, ImageFile) and source in files:
+            assert result.error is None
+            assert result.rle == alone[result.image]
+        else:
+            assert result.error
+            assert result.rle == dict.fromkeys(LABELS.classes, "")
+    reasons = {result.image: result.error for result in results if result.error}
+    assert "damaged" in str(reasons["cut.jpg"])
+    assert "empty" in str(reasons["empty.jpg"])
+    assert "No such file" in str(reasons["missing.jpg"])
+    assert "image array" in str(reasons["image-7"])
+
+
+def test_nothing_but_failures(model: Path) -> None:
+    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+        results = list(segmenter.predict([b""] * 11))
+    assert [result.image for result in results] == [f"image-{number}" for number in range(11)]
+    assert all(result.error for result in results)
+
+
+def test_oversized_images_are_failures(model: Path) -> None:
+    bytes_of_30_kilopixels = cv2.imencode(".jpg", draw_scene(0, (140, 210)).image)[1].tobytes()
+    with Segmenter(model, "cpu", max_pixels=20_000) as segmenter:
+        (result,) = segmenter.predict([bytes_of_30_kilopixels])
+    assert "oversized" in str(result.error)
+
+
+def test_inputs_are_read_lazily_and_memory_stays_flat(model: Path) -> None:
+    """Of 10,000 inputs, never more than the windows hold are read ahead of what has been handed out."""
+    read = handed = most = 0
+
+    def inputs() -> Iterator[NDArray[np.uint8]]:
+        nonlocal read
+        image = picture(0)
+        for _ in range(10_000):
+            read += 1
+            yield image
+
+    with Segmenter(model, "cpu", batch_size=8, threads=2) as segmenter:
+        for _ in segmenter.predict(inputs()):
+            handed += 1
+            most = max(most, read - handed)
+            if handed == 1_000:
+                break
+    # Two windows of 2 batches and the threads, and 3 batches between them.
+    assert most <= 2 * (2 * 8 + 2) + 3 * 8 + 8
+
+
+def test_failures_do_not_widen_the_windows(model: Path) -> None:
+    read = handed = most = 0
+
+    def inputs() -> Iterator[bytes]:
+        nonlocal read
+        for _ in range(1_000):
+            read += 1
+            yield b""
+
+    with Segmenter(model, "cpu", batch_size=8, threads=2) as segmenter:
+        for _ in segmenter.predict(inputs()):
+            handed += 1
+            most = max(most, read - handed)
+    assert handed == 1_000
+    assert most <= 2 * (2 * 8 + 2) + 3 * 2 * 8 + 2 * 8
+
+
+def test_an_early_close_ends_the_threads(model: Path) -> None:
+    before = threading.active_count()
+    closed = False
+
+    def inputs() -> Iterator[NDArray[np.uint8]]:
+        nonlocal closed
+        try:
+            while True:
+                yield picture(200)
+        finally:
+            closed = True
+
+    with Segmenter(model, "cpu", threads=2) as segmenter:
+        results = segmenter.predict(inputs())
+        assert next(results).error is None
+        assert isinstance(results, Iterator)
+        results.close()  # type: ignore[attr-defined]
+        assert threading.active_count() == before
+        # The same segmenter goes on afterwards.
+        assert len(list(segmenter.predict([picture(1)] * 3))) == 3
+    del results
+    assert closed
+
+
+def test_a_close_does_not_wait_for_what_has_not_begun(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first result takes three batches; the fourth is held in the engine while the caller closes."""
+    runs = 0
+    gate = threading.Event()
+    real = OrtEngine.run
+
+    def held(self: OrtEngine, batch: NDArray[np.uint8]) -> object:
+        nonlocal runs
+        runs += 1
+        if runs > 3:
+            gate.wait(10)
+        return real(self, batch)
+
+    monkeypatch.setattr(OrtEngine, "run", held)
+    with Segmenter(model, "cpu", batch_size=1, threads=1) as segmenter:
+        results = segmenter.predict(picture(1) for _ in range(1_000))
+        next(results)
+        threading.Timer(0.3, gate.set).start()
+        results.close()  # type: ignore[attr-defined]
+    assert runs <= 4
+
+
+def test_an_error_of_the_inputs_or_the_engine_reaches_the_caller(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+
+    def inputs() -> Iterator[NDArray[np.uint8]]:
+        yield from [picture(1)] * 30
+        raise LookupError("the caller's own")
+
+    with Segmenter(model, "cpu") as segmenter:
+        with pytest.raises(LookupError, match="the caller's own"):
+            list(segmenter.predict(inputs()))
+
+        def fail(self: OrtEngine, batch: NDArray[np.uint8]) -> object:
+            raise ProviderError("out of memory")
+
+        monkeypatch.setattr(OrtEngine, "run", fail)
+        with pytest.raises(ProviderError, match="out of memory"):
+            list(segmenter.predict([picture(1)] * 30))
+    assert threading.active_count() == before
+
+
+def test_stages_overlap(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine holds its first batch until an image behind it is decoded, and that one waits for the engine."""
+    began, decoded = threading.Event(), threading.Event()
+    met: list[bool] = []
+    real = OrtEngine.run
+
+    def run(self: OrtEngine, batch: NDArray[np.uint8]) -> object:
+        began.set()
+        met.append(decoded.wait(5))
+        return real(self, batch)
+
+    def load(source: bytes, size: object, most: object) -> NDArray[np.uint8]:
+        if int(source) >= 2:
+            met.append(began.wait(5))
+            decoded.set()
+        return picture(1)
+
+    monkeypatch.setattr(OrtEngine, "run", run)
+    monkeypatch.setattr("cloudrt.images.decoding.load_image", load)
+    with Segmenter(model, "cpu", batch_size=2, threads=2) as segmenter:
+        assert len(list(segmenter.predict(str(number).encode() for number in range(20)))) == 20
+    assert all(met)
+
+
+def test_times_of_the_stages_are_kept(model: Path) -> None:
+    with Segmenter(model, "cpu") as segmenter:
+        assert segmenter.stats["infer"].seconds == 0
+        list(segmenter.predict([picture(1)]))
+        assert min(stage.seconds for stage in segmenter.stats.stages.values()) > 0
+
+
+def test_bad_options_are_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least 1"):
+        Segmenter(model, "cpu", batch_size=-1)
+    with pytest.raises(ProviderError, match="gpu"):
+        Segmenter(model, "gpu")
+
+
+def test_an_artifact_without_rules_infers_but_does_not_predict(tmp_path: Path) -> None:
+    with Segmenter(tiny_artifact(tmp_path / "m.onnx", SIZE, LABELS, rules=()), "cpu") as segmenter:
+        with pytest.raises(ArtifactError, match="no rules"):
+            next(segmenter.predict([picture(1)]))
+        (inferred,) = segmenter.infer([picture(1)])
+        assert inferred.probability is not None and inferred.probability.shape == segmenter.artifact.output_shape
+
+
+def test_what_the_network_says_is_what_results_are_made_of(model: Path) -> None:
+    pictures = [picture(1), b"no image", picture(2)]
+    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+        results = list(segmenter.predict(pictures))
+        for inferred, result in zip(segmenter.infer(pictures), results, strict=True):
+            assert (inferred.image, inferred.error) == (result.image, result.error)
+            assert (inferred.probability is None) == (result.error is not None)
+            if inferred.probability is not None:
+                texts = apply_rules(inferred.probability, segmenter.artifact.rules, inferred.presence)
+                assert texts == list(result.rle.values())
+
+
+def test_closing_twice_is_fine(model: Path) -> None:
+    with Segmenter(model, "cpu") as segmenter:
+        segmenter.close()
+
+
+def test_result_says_little_of_itself() -> None:
+    shown = repr(Result("a.jpg", {"Fish": ""}, None, LABELS))
+    assert shown == "Result(image='a.jpg', rle={'Fish': ''}, error=None)"

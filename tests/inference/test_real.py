@@ -1,0 +1,64 @@
+"""The shipped model on real images, where there are any: CLOUDRT_DATA names a folder in the competition's layout.
+
+It holds test_images/ and test_truth.csv, images that the model was not trained on.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+
+from cloudrt.images.image import ImageFile
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.inference.submission import open_submission
+from cloudrt.masks.metric import score
+from cloudrt.masks.postprocess import postprocess
+from cloudrt.masks.table import read_table
+
+DATA = Path(os.environ.get("CLOUDRT_DATA", ""))
+
+
+@pytest.mark.skipif("CLOUDRT_DATA" not in os.environ, reason="CLOUDRT_DATA names no real data")
+def test_shipped_model_beats_predicting_nothing(tmp_path: Path) -> None:
+    rows = read_table(DATA / "test_truth.csv")
+    names = list(dict.fromkeys(name for name, _ in rows))[:150]
+    truth = tmp_path / "truth.csv"
+    lines = [f"{name}_{label},{text}" for (name, label), text in rows.items() if name in set(names)]
+    truth.write_text("Image_Label,EncodedPixels\n" + "\n".join(lines) + "\n")
+    with Segmenter(provider="cpu") as segmenter, open_submission(tmp_path / "s.csv", segmenter.labels) as submission:
+        for result in segmenter.predict(ImageFile(name, DATA / "test_images" / name) for name in names):
+            submission.add(result.image, result.rle, result.error)
+    found = score(tmp_path / "s.csv", truth)
+    assert submission.failed == 0
+    assert found.mean > found.all_empty + 0.05
+
+
+def test_shipped_model_is_small_and_says_where_it_comes_from() -> None:
+    from importlib.resources import files
+
+    from cloudrt.model.artifact import read_artifact
+
+    path = Path(str(files("cloudrt"))) / "models" / "clouds.onnx"
+    assert path.stat().st_size < 16e6
+    said = read_artifact(path)
+    assert said.precision == "fp16"
+    assert said.parity["dice"] >= 0.995
+    assert said.parity["empty_mismatch"] <= 0.005
+    assert "NASA Worldview" in said.weights_license
+
+
+@pytest.mark.skipif("CLOUDRT_DATA" not in os.environ, reason="CLOUDRT_DATA names no real data")
+def test_real_maps_give_the_plain_ways_text() -> None:
+    names = sorted(path.name for path in (DATA / "test_images").iterdir())[:20]
+    with Segmenter(provider="cpu") as segmenter:
+        for inferred in segmenter.infer(ImageFile(name, DATA / "test_images" / name) for name in names):
+            assert inferred.probability is not None
+            for levels in inferred.probability:
+                for threshold, min_area in ((30, 0), (90, 500), (128, 5000), (160, 20_000)):
+                    expected = reference.postprocess(levels.T, threshold, min_area)
+                    assert postprocess(levels.T, threshold, min_area) == expected
+                    assert postprocess(levels.T / np.float32(255), (threshold + 0.5) / 255, min_area) == expected

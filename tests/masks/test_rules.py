@@ -1,0 +1,214 @@
+"""Rules on images and batches: gate, presence, threshold and area; threads; and how the kernels are called."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+from numpy.typing import NDArray
+from support.shapes import smooth_map
+
+from cloudrt.errors import DataError
+from cloudrt.masks.postprocess import Rule, apply_rules, postprocess, postprocess_batch
+
+
+def blob(level: int, area: int = 20) -> NDArray[np.uint8]:
+    """A (W, H) map with one rectangle of `area` pixels, 4 rows high, at `level`."""
+    levels = np.zeros((12, 9), np.uint8)
+    levels[1 : 1 + area // 4, 2:6] = level
+    return levels
+
+
+def ruled(levels: NDArray[np.uint8], rule: Rule, presence: int | None = None) -> bool:
+    """Whether anything is left of a map; what is left must be the whole of it."""
+    outputs = None if presence is None else np.array([presence], np.uint8)
+    (text,) = apply_rules(levels[None], [rule], outputs)
+    assert text in ("", reference.rle_encode(levels.T))
+    return bool(text)
+
+
+def test_gate_counts_the_pixels_above_its_threshold() -> None:
+    levels = blob(180)
+    assert ruled(levels, Rule(100, 0, gate_threshold=179, gate_pixels=20))
+    assert not ruled(levels, Rule(100, 0, gate_threshold=179, gate_pixels=21))
+    assert not ruled(levels, Rule(100, 0, gate_threshold=180, gate_pixels=1))
+    assert ruled(levels, Rule(100, 0, gate_threshold=255, gate_pixels=0))
+    assert not ruled(levels, Rule(100, 0, gate_threshold=255, gate_pixels=1))
+    apart = blob(180)
+    apart[10, 8] = 200  # the gate counts every pixel, whatever its component
+    assert apply_rules(apart[None], [Rule(100, 5, 179, 21)]) == [reference.rle_encode(blob(180).T)]
+
+
+def test_presence_below_the_rule_empties_the_class() -> None:
+    levels = blob(180)
+    assert ruled(levels, Rule(100, 0, presence=50), 50)
+    assert not ruled(levels, Rule(100, 0, presence=50), 49)
+    assert ruled(levels, Rule(100, 0, presence=0), 0)
+    assert ruled(levels, Rule(100, 0, presence=50))  # the artifact has no such output
+
+
+def test_rule_thresholds_and_areas_are_strictly_greater() -> None:
+    assert ruled(blob(101), Rule(100, 19))
+    assert not ruled(blob(100), Rule(100, 19))
+    assert not ruled(blob(101), Rule(100, 20))
+
+
+def test_each_class_has_its_own_rule() -> None:
+    rng = np.random.default_rng(2)
+    levels = np.stack([smooth_map(rng, 52, 35) for _ in range(4)])
+    rules = [Rule(100, 50), Rule(150, 0), Rule(128, 10, 200, 30), Rule(90, 100, presence=99)]
+    presence = np.array([0, 0, 0, 98], np.uint8)
+    texts = apply_rules(levels, rules, presence)
+    assert texts[:3] == [
+        reference.postprocess(one.T, rule.threshold, rule.min_area) if (one > 200).sum() >= rule.gate_pixels else ""
+        for one, rule in zip(levels[:3], rules[:3], strict=True)
+    ]
+    assert texts[3] == ""
+
+
+@pytest.mark.parametrize(
+    ("shape", "rules", "presence"), [((2, 5, 4), 3, None), ((3, 5, 4), 2, None), ((5, 4), 5, None), ((2, 5, 4), 2, 1)]
+)
+def test_maps_rules_and_presence_must_belong_together(shape: tuple[int, ...], rules: int, presence: int | None) -> None:
+    with pytest.raises(DataError, match="a class"):
+        apply_rules(
+            np.zeros(shape, np.uint8), [Rule(1, 1)] * rules, None if presence is None else np.zeros(presence, np.uint8)
+        )
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"threshold": 256}, "threshold is within 0..255"),
+        ({"threshold": -1}, "threshold is within"),
+        ({"min_area": -1}, "min_area is within 0..2147483647"),
+        ({"min_area": 2**31}, "min_area is within"),
+        ({"gate_threshold": 256}, "gate_threshold"),
+        ({"gate_pixels": -5}, "gate_pixels"),
+        ({"presence": 256}, "presence"),
+        ({"threshold": 1.0}, "whole number, found 1.0"),
+        ({"threshold": True}, "whole number, found True"),
+        ({"threshold": "1"}, "whole number, found '1'"),
+        ({"threshold": None}, "whole number, found None"),
+        ({"treshold": 1}, "not a Rule"),
+    ],
+)
+def test_rules_are_validated(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        Rule.from_dict({"threshold": 1, "min_area": 1} | values)
+
+
+def test_rules_round_trip() -> None:
+    rule = Rule(1, 2, 3, 4, 5)
+    assert Rule.from_dict(rule.to_dict()) == rule
+    with pytest.raises(DataError, match="not a Rule"):
+        Rule.from_dict({"threshold": 1})
+
+
+def batch(seed: int, images: int, classes: int = 3, height: int = 37, width: int = 70) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    maps = [[smooth_map(rng, height, width, 3).T for _ in range(classes)] for _ in range(images)]
+    return np.ascontiguousarray(maps)
+
+
+RULES = [Rule(130, 30), Rule(100, 0, 200, 40, 90), Rule(160, 10, 250, 25)]
+
+
+def plain(levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> list[list[str]]:
+    """Each rule as DESIGN words it, on whole arrays."""
+    rows = []
+    for i, image in enumerate(levels):
+        texts = []
+        for c, rule in enumerate(RULES):
+            absent = presence is not None and presence[i, c] < rule.presence
+            gated = (image[c] > rule.gate_threshold).sum() < rule.gate_pixels
+            texts.append("" if absent or gated else reference.postprocess(image[c].T, rule.threshold, rule.min_area))
+        rows.append(texts)
+    return rows
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("images", [0, 1, 2, 7])
+@pytest.mark.parametrize("with_presence", [False, True])
+def test_a_batch_is_its_images(threads: int, images: int, with_presence: bool) -> None:
+    levels = batch(images, images) if images else np.zeros((0, 3, 70, 37), np.uint8)
+    presence = np.random.default_rng(images).integers(0, 256, (images, 3), dtype=np.uint8) if with_presence else None
+    expected = plain(levels, presence)
+    assert postprocess_batch(levels, RULES, presence, threads) == expected
+    for i in range(images):
+        assert apply_rules(levels[i], RULES, None if presence is None else presence[i]) == expected[i]
+
+
+def test_a_batch_is_read_however_it_lies() -> None:
+    levels = batch(3, 4)
+    expected = plain(levels, None)
+    assert any(text for row in expected for text in row)
+    doubled = np.repeat(levels, 2, axis=3)
+    read_only = levels.copy()
+    read_only.flags.writeable = False
+    for form in (doubled[..., ::2], np.asfortranarray(levels), read_only, levels[:, ::-1][:, ::-1]):
+        assert postprocess_batch(form, RULES, threads=2) == expected
+
+
+def test_a_batch_of_many_calls_and_one_without_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = batch(5, 7)
+    expected = plain(levels, None)
+    monkeypatch.setattr(sys.modules["cloudrt.masks.postprocess"], "_PIXELS_A_CALL", 2 * 3 * 70 * 37)
+    assert postprocess_batch(levels, RULES, threads=2) == postprocess_batch(levels, RULES) == expected
+    assert postprocess_batch(np.zeros((2, 0, 4, 5), np.uint8), []) == [[], []]
+
+
+def test_a_batch_that_does_not_fit_is_refused() -> None:
+    levels = batch(3, 2)
+    for wrong in (
+        (levels[0], RULES),
+        (levels, RULES[:2]),
+        (levels, RULES, np.zeros((2, 2), np.uint8)),
+        (levels, RULES, np.zeros((2, 3), np.float32)),
+        (levels.astype(np.float32), RULES),
+        (levels, RULES, None, 0),
+    ):
+        with pytest.raises(DataError):
+            postprocess_batch(*wrong)
+
+
+def test_the_kernels_release_the_interpreter_lock_and_write_what_they_are_given() -> None:
+    from cloudrt.kernels import bits, digits, runs, sweep, text
+
+    kernels = [
+        value
+        for module in (bits, digits, runs, sweep, text)
+        for value in vars(module).values()
+        if hasattr(value, "py_func")
+    ]
+    assert len(kernels) > 15
+    assert all(kernel.targetoptions["nogil"] for kernel in kernels)
+
+
+def test_the_artifacts_output_is_read_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No copy of the map is made on the way to the kernel."""
+    from cloudrt.kernels import runs
+
+    seen: list[Any] = []
+
+    def maps_to_text(maps: NDArray[Any], *_: Any) -> int:
+        seen.append(maps)
+        return 0
+
+    def maps_to_texts(maps: NDArray[Any], _rules: Any, _presence: Any, ends: NDArray[Any], *_: Any) -> None:
+        seen.append(maps)
+        ends[:] = 0
+
+    monkeypatch.setattr(runs, "columns_to_text", maps_to_text)
+    monkeypatch.setattr(runs, "rows_to_text", maps_to_text)
+    monkeypatch.setattr(runs, "maps_to_texts", maps_to_texts)
+    levels = batch(9, 2)
+    single = levels.astype(np.float32)
+    for array in (levels[0, 0].T, levels[0, 0], single[1, 2], single[1, 2].T):
+        postprocess(array, 100, 5)
+        assert np.shares_memory(seen.pop(), array)
+    apply_rules(levels[1], RULES)
+    assert np.shares_memory(seen.pop(), levels)

@@ -1,0 +1,149 @@
+"""Checkpoints of others, cut, tampered with or malicious: refused in one line, and never executed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cloudrt.cli.export import export
+from cloudrt.errors import ArtifactError
+from cloudrt.masks.postprocess import Rule
+from cloudrt.model.network import Checkpoint, NetworkConfig, build_network
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    small = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
+    config = NetworkConfig("FPN", "resnet18", small, (64, 96))
+    path = tmp_path_factory.mktemp("checkpoint") / "best.pth"
+    Checkpoint(config, build_network(config).state_dict(), (Rule(127, 500),) * 4, 0.5, 1).save(path)
+    return path
+
+
+class Malicious:
+    """What a checkpoint of somebody else's could hold: loading it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def saved(checkpoint: Path) -> dict[str, Any]:
+    values: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    return values
+
+
+def test_a_malicious_checkpoint_does_not_run(checkpoint: Path, tmp_path: Path) -> None:
+    witness, path = tmp_path / "executed", tmp_path / "evil.pth"
+    for values in (Malicious(witness), saved(checkpoint) | {"training": {"seed": Malicious(witness)}}):
+        torch.save(values, path)
+        with pytest.raises(ArtifactError, match=r"evil\.pth is not a checkpoint, or is damaged"):
+            Checkpoint.load(path)
+        assert not witness.exists()
+    torch.load(path, weights_only=False)
+    assert witness.is_dir()  # it would have run
+
+
+def test_checkpoints_that_are_cut_or_of_another_format(checkpoint: Path, tmp_path: Path) -> None:
+    content = checkpoint.read_bytes()
+    path = tmp_path / "x.pth"
+    for size in (0, 1, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ArtifactError, match="not a checkpoint, or is damaged"):
+            Checkpoint.load(path)
+    for change, said in (
+        ({"format": 99}, "another format"),
+        ({"weights": [1]}, "was not written by"),
+        ({"config": {}}, "was not written by this version"),
+        ({"rules": [{"threshold": 300, "min_area": 0}]}, "was not written by this version"),
+        ({"surprise": 1}, "was not written by this version"),
+    ):
+        torch.save(saved(checkpoint) | change, path)
+        with pytest.raises(ArtifactError, match=said):
+            Checkpoint.load(path)
+
+
+def test_weights_that_do_not_fit_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    name = "encoder.conv1.weight"
+
+    def refused(change: Callable[[dict[str, torch.Tensor]], object], said: str) -> None:
+        values = saved(checkpoint)
+        change(values["weights"])
+        torch.save(values, tmp_path / "x.pth")
+        with pytest.raises(ArtifactError, match=said) as caught:
+            Checkpoint.load(tmp_path / "x.pth").network()
+        assert "\n" not in str(caught.value)
+
+    refused(lambda weights: weights.pop(name), f"{name} is missing$")
+    refused(lambda weights: weights.clear(), r"is missing \(\d+ such faults\)")
+    refused(lambda weights: weights.update(extra=torch.zeros(1)), "extra is not one of its own")
+    refused(lambda weights: weights.update({name: torch.zeros(2, 3)}), rf"{name} is \(2, 3\), expected \(64, 3, 7, 7\)")
+    for bad in (float("nan"), float("inf")):
+        refused(lambda weights, bad=bad: weights[name].view(-1)[5:6].fill_(bad), f"{name} holds NaN or infinity")
+
+
+def test_the_command_refuses_in_one_line_and_leaves_the_older_artifact(checkpoint: Path, tmp_path: Path) -> None:
+    values = saved(checkpoint)
+    values["weights"]["encoder.conv1.weight"].fill_(float("nan"))
+    torch.save(values, tmp_path / "nan.pth")
+    torch.save(Malicious(tmp_path / "executed"), tmp_path / "evil.pth")
+    (tmp_path / "cut.pth").write_bytes(checkpoint.read_bytes()[:1000])
+    (tmp_path / "model.onnx").write_text("older")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for name, said in (("nan", "NaN or infinity"), ("evil", "damaged"), ("cut", "damaged")):
+        result = CliRunner().invoke(export, [str(tmp_path / f"{name}.pth")])
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "model.onnx").read_text() == "older"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rules": [Rule(127, 0).to_dict()] * 2}, "2 rules for 4 classes"),
+        ({"dice": float("nan")}, "Dice nan is no number"),
+        ({"dice": "x"}, "Dice 'x' is no number"),
+        ({"epoch": "x"}, "epoch 'x'"),
+        ({"history": 3}, "history is no list"),
+        ({"training": 3}, "options are no table"),
+        ({"weights_license": 3}, "licence is no text"),
+        ({"weights": {"a": 1}}, "weights are no tensors"),
+    ],
+)
+def test_checkpoints_that_lie(checkpoint: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    torch.save(saved(checkpoint) | change, tmp_path / "x.pth")
+    with pytest.raises(ArtifactError, match=said):
+        Checkpoint.load(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"input_size": [64, 96, 3]}, "height, width"),
+        ({"input_size": [64.0, 96.0]}, "whole pixels"),
+        ({"input_size": "64x96"}, "height, width"),
+        ({"input_size": [320000, 640000]}, "more than 16 megapixels"),
+        ({"options": None}, "options a table"),
+        ({"architecture": 3}, "are names"),
+        ({"mean": [1.0]}, "mean is one finite number a channel"),
+        ({"mean": [float("nan")] * 3}, "mean is one finite number"),
+        ({"std": [0.0] * 3}, "std is above 0"),
+        ({"std": ["a"] * 3}, "std is one finite number"),
+    ],
+)
+def test_networks_that_lie(checkpoint: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    values = saved(checkpoint)
+    torch.save(values | {"config": values["config"] | change}, tmp_path / "x.pth")
+    with pytest.raises(ArtifactError, match=said):
+        Checkpoint.load(tmp_path / "x.pth")

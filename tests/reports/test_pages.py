@@ -1,0 +1,148 @@
+"""The four pages in a real browser: no script fails, nothing is fetched, long lists are paged, phones show it all."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import pytest
+from click.testing import CliRunner
+from cloudrt.bench.bench_page import write_bench_page
+from support.browser import CHROMIUM, ask, photograph
+from support.tiny import tiny_artifact
+
+from cloudrt.cli import main
+from cloudrt.labels import CLOUDS
+from cloudrt.reports.submission_page import Report
+
+STORED = Path(__file__).parent.parent / "bench" / "results" / "cpu-full-originals.json"
+PAGES = ("report", "explore", "tune", "bench")
+MANY = 10_000
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    model = tiny_artifact(folder / "model.onnx")
+    (folder / "images").mkdir()
+    for image in (scenes / "test_images").iterdir():
+        (folder / "images" / image.name).write_bytes(image.read_bytes())
+    (folder / "images" / "broken.jpg").write_bytes(b"no image")
+
+    def run(*words: str | Path, status: int = 0) -> None:
+        result = CliRunner().invoke(main, [str(word) for word in words])
+        assert result.exit_code == status, result.output
+
+    run(
+        "infer",
+        folder / "images",
+        "--model",
+        model,
+        "--provider",
+        "cpu",
+        "--output",
+        folder / "submission.csv",
+        "--report",
+        status=1,
+    )
+    run("explore", scenes, "--output", folder / "explore.html")
+    run("tune", model, scenes, "--output", folder / "tune.onnx")
+    write_bench_page(json.loads(STORED.read_text()), folder / "bench.html")
+    return {name: folder / f"{name}.html" for name in PAGES}
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_script_fails_and_nothing_is_wider_than_the_screen(
+    pages: dict[str, Path], name: str, width: int, tmp_path: Path
+) -> None:
+    script = "return [document.documentElement.scrollWidth, innerWidth]"
+    assert json.loads(ask(pages[name], tmp_path, script, width)) == [width, width]
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pictures_are_not_blank(pages: dict[str, Path], name: str, width: int, tmp_path: Path) -> None:
+    photograph(pages[name], tmp_path / "seen.png", tmp_path, width, 844)
+    picture = cv2.imread(str(tmp_path / "seen.png"), cv2.IMREAD_GRAYSCALE)
+    assert picture is not None and picture[:, : min(width, picture.shape[1])].std() > 10
+
+
+@needs_chromium
+def test_ten_thousand_failures_and_many_images_are_paged(tmp_path: Path) -> None:
+    report = Report(CLOUDS, shown=MANY)
+    for number in range(MANY):
+        report.add(f"{number}.jpg", None, {"Fish": "1 5"}, None)
+        report.add(f"broken{number}.jpg", None, None, "is empty")
+    report.write(tmp_path / "report.html", {})
+    script = """
+    const text = (one) => one.textContent.trim();
+    const bars = [...document.querySelectorAll("nav.pages")];
+    const seen = [document.querySelectorAll("*").length, document.querySelectorAll(".gallery > li").length];
+    const [images, failures] = bars;
+    const first = text(document.querySelector(".gallery .key"));
+    images.querySelectorAll("button")[1].click();
+    const second = text(document.querySelector(".gallery .key"));
+    const field = failures.querySelector("input");
+    field.value = 200;
+    field.dispatchEvent(new Event("change"));
+    const row = text(document.querySelector("#failures ~ .panel tbody th"));
+    images.querySelectorAll("button")[0].click();
+    return [...seen, bars.length, first, second, row, text(document.querySelector(".gallery .key")),
+            text(failures.querySelector("span")), failures.querySelectorAll("button")[1].disabled];
+    """
+    elements, shown, bars, first, second, row, again, place, last = json.loads(
+        ask(tmp_path / "report.html", tmp_path, script)
+    )
+    assert (shown, bars) == (24, 2)
+    assert elements < 2000
+    assert (first, second, again) == ("0.jpg", "24.jpg", "0.jpg")
+    assert (row, place, last) == (f"broken{199 * 50}.jpg", "Page 200 of 200", True)
+
+
+class Names(HTMLParser):
+    """Collects what a screen reader would find without a name, or out of order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.wrong: list[str] = []
+        self.level = 0
+        self.ids: set[str] = set()
+        self.told: list[str] = []
+        self.feed(text)
+        self.wrong += [f"no element {one}" for one in self.told if one not in self.ids]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if (one := values.get("id")) is not None:
+            if one in self.ids:
+                self.wrong.append(f"two elements {one}")
+            self.ids.add(one)
+        self.told += (values.get("aria-labelledby") or "").split()
+        if tag == "html" and not values.get("lang"):
+            self.wrong.append("no language")
+        if tag == "img" and not values.get("alt"):
+            self.wrong.append("an image without a text")
+        if tag == "svg" and not (values.get("aria-label") or values.get("aria-hidden") == "true"):
+            self.wrong.append("a drawing without a text")
+        if tag == "th" and not values.get("scope"):
+            self.wrong.append("a heading of no row or column")
+        if tag in ("h1", "h2", "h3", "h4"):
+            level = int(tag[1])
+            if level > self.level + 1:
+                self.wrong.append(f"{tag} after h{self.level}")
+            self.level = level
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_everything_has_a_name_for_screen_readers(pages: dict[str, Path], name: str) -> None:
+    text = pages[name].read_text(encoding="utf-8")
+    assert Names(text).wrong == []
+    assert 'name="viewport"' in text and "@media" in text
+    assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text

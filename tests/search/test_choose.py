@@ -1,0 +1,156 @@
+"""The choice of a rule: plateaus before spikes, gates that earn their place, and out-of-fold figures done by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError
+from cloudrt.masks.postprocess import Rule
+from cloudrt.search.choose import FOLDS, Choice, choose_rules, score_rule
+from cloudrt.search.tables import DiceTables
+
+THRESHOLDS = np.arange(0, 256, 8)
+AREAS = np.arange(0, 1000, 100)
+PIXELS = 10_000
+
+
+def make_tables(
+    dice: NDArray[np.float64],
+    *,
+    positive: NDArray[np.bool_] | None = None,
+    above: NDArray[np.int64] | None = None,
+    presence: NDArray[np.uint8] | None = None,
+) -> DiceTables:
+    """Tables of one class from (N, T, A) Dice."""
+    images = len(dice)
+    true_pixels = np.where(np.ones(images, bool) if positive is None else positive, 500, 0)[None]
+    levels = np.full((1, images, 256), 1000) if above is None else above
+    return DiceTables(PIXELS, THRESHOLDS, AREAS, dice[None], true_pixels, levels, presence)
+
+
+def surface(value: Callable[[int, int], float]) -> NDArray[np.float64]:
+    return np.array([[value(int(t), int(a)) for a in AREAS] for t in THRESHOLDS])
+
+
+def noisy(mean: NDArray[np.float64], images: int = 60, noise: float = 0.02, seed: int = 0) -> NDArray[np.float64]:
+    return mean + np.random.default_rng(seed).normal(0, noise, (images, 1, 1))
+
+
+def test_a_plateau_is_taken_before_a_spike() -> None:
+    hill = surface(lambda t, a: 0.6 - abs(t - 96) / 400 - abs(a - 300) / 4000)
+    hill[25, 8] = 0.65  # one threshold and area alone
+    (choice,) = choose_rules(make_tables(noisy(hill)))
+    assert choice.spike == Rule(200, 800)
+    assert choice.rule == Rule(96, 300)
+    assert choice.score.dice < choice.spike_score.dice
+    assert choice.surface.shape == hill.shape
+    assert np.allclose(choice.surface - choice.surface.mean(), hill - hill.mean())
+
+
+def average(table: NDArray[np.float64], t: int, a: int) -> float:
+    """The mean over the neighbourhood, by slices: here one threshold and one area to either side."""
+    return float(table[max(t - 1, 0) : t + 2, max(a - 1, 0) : a + 2].mean())
+
+
+def plain_choice(dice: NDArray[np.float64]) -> tuple[int, int]:
+    mean = dice.mean(axis=0)
+    places = [(average(mean, t, a), -t, -a) for t in range(len(THRESHOLDS)) for a in range(len(AREAS))]
+    _, t, a = max(places)
+    return -t, -a
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_out_of_fold_figures_are_those_of_a_plain_loop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    images = int(rng.integers(11, 40))
+    dice = np.clip(
+        surface(lambda t, a: 0.6 - abs(t - 120) / 300 - a / 5000) + rng.normal(0, 0.2, (images, 32, 10)), 0, 1
+    )
+    (choice,) = choose_rules(make_tables(dice), seed=3)
+    assert not choice.rule.gate_pixels  # every image passes every gate, or none does
+    fold = np.random.default_rng(3).permutation(images) % FOLDS
+    out_of_fold = np.empty(images)
+    for f in range(FOLDS):
+        t, a = plain_choice(dice[fold != f])
+        assert choice.fold_rules[f] == Rule(int(THRESHOLDS[t]), int(AREAS[a]))
+        out_of_fold[fold == f] = dice[fold == f, t, a]
+    t, a = plain_choice(dice)
+    assert choice.rule == Rule(int(THRESHOLDS[t]), int(AREAS[a]))
+    assert choice.score.dice == pytest.approx(dice[:, t, a].mean(), abs=1e-12)
+    assert choice.out_of_fold == pytest.approx(out_of_fold.mean(), abs=1e-12)
+    assert choice.error == pytest.approx(out_of_fold.std(ddof=1) / images**0.5, abs=1e-12)
+    assert choice.spike_score.dice == pytest.approx(dice.mean(axis=0).max(), abs=1e-12)
+
+
+def gated_case(seed: int, helps: bool) -> tuple[DiceTables, NDArray[np.bool_]]:
+    """A count of bright pixels tells which half of the images lacks the class; or nothing, and none lacks it."""
+    rng = np.random.default_rng(seed)
+    positive = np.arange(80) % 2 == 0 if helps else np.ones(80, bool)
+    dice = np.where(positive[:, None, None], surface(lambda t, a: 0.6 - abs(t - 96) / 400 - a / 9000), 0.0)
+    bright = (
+        np.where(positive, rng.integers(400, 900, 80), rng.integers(0, 90, 80)) if helps else rng.integers(0, 900, 80)
+    )
+    levels = np.arange(256)
+    above = np.where(levels[None] < 200, 5000, 0) + bright[:, None] * (levels[None] < 230)
+    return make_tables(dice, positive=positive, above=above[None]), positive
+
+
+def test_a_gate_that_tells_is_kept_and_one_that_does_not_is_left_out() -> None:
+    tables, positive = gated_case(1, helps=True)
+    (choice,) = choose_rules(tables)
+    assert 200 <= choice.rule.gate_threshold < 230
+    assert 90 <= choice.rule.gate_pixels <= 450
+    assert choice.score.negatives == 1.0
+    assert choice.score.dice == pytest.approx(0.8, abs=0.03)
+    assert choice.out_of_fold > 0.75
+    by_hand = np.where(positive, tables.dice[0, :, *np.argwhere(choice.rule.threshold == THRESHOLDS)[0], 0], 1.0)
+    assert choice.score.dice == pytest.approx(by_hand.mean(), abs=0.02)
+
+    tables, _ = gated_case(2, helps=False)
+    (choice,) = choose_rules(tables)
+    assert choice.rule.gate_pixels == 0
+
+
+def test_presence_is_searched_where_the_network_has_it() -> None:
+    rng = np.random.default_rng(4)
+    positive = np.arange(80) % 4 == 0
+    dice = np.where(positive[:, None, None], surface(lambda t, a: 0.7 - abs(t - 96) / 400 - a / 9000), 0.0)
+    presence = np.where(positive, rng.integers(150, 255, 80), rng.integers(0, 100, 80)).astype(np.uint8)[None]
+    (choice,) = choose_rules(make_tables(dice, positive=positive, presence=presence))
+    assert 100 <= choice.rule.presence <= 150
+    assert choice.score.negatives == 1.0
+    (without,) = choose_rules(make_tables(dice, positive=positive))
+    assert without.rule.presence == 0
+    assert without.score.dice < choice.score.dice
+
+
+def test_scores_of_images_with_and_without_the_class() -> None:
+    dice = noisy(surface(lambda t, a: 0.5), images=10, noise=0.1)
+    positive = np.arange(10) < 4
+    score = score_rule(make_tables(dice, positive=positive), 0, Rule(96, 300))
+    assert score.positives == pytest.approx(dice[:4, 12, 3].mean())
+    assert score.negatives == pytest.approx(dice[4:, 12, 3].mean())
+    assert np.isnan(score_rule(make_tables(dice), 0, Rule(96, 300)).negatives)
+
+
+def test_folds_are_bounded_by_the_images() -> None:
+    dice = noisy(surface(lambda t, a: 0.5 - t / 1000), images=3)
+    (choice,) = choose_rules(make_tables(dice), folds=10)
+    assert len(choice.fold_rules) == 3
+    with pytest.raises(DataError, match="two images"):
+        choose_rules(make_tables(dice[:1]))
+    with pytest.raises(DataError, match="two folds"):
+        choose_rules(make_tables(dice), folds=1)
+
+
+def test_the_choice_is_the_same_every_time() -> None:
+    dice = noisy(surface(lambda t, a: 0.5), noise=0.2)
+
+    def facts(choice: Choice) -> tuple[object, ...]:
+        return choice.rule, choice.out_of_fold, choice.fold_rules
+
+    assert facts(choose_rules(make_tables(dice))[0]) == facts(choose_rules(make_tables(dice))[0])

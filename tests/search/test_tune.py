@@ -1,0 +1,327 @@
+"""`cloudrt tune`: what it reports is what inference with its rules then scores; and everything that can go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import reference
+from click.testing import CliRunner, Result
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.cli.tune import tune
+from cloudrt.images.image import ImageFile
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.inference.submission import open_submission
+from cloudrt.masks.metric import score
+from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.masks.rle import rle_decode
+from cloudrt.model.artifact import load_model, read_artifact
+from cloudrt.search.probabilities import Probabilities, write_probabilities
+
+SIZE = (64, 96)
+IMAGES = 9
+GOOD = (Rule(150, 40), Rule(90, 100), Rule(120, 5))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, SMALL_GRIDS, rules=(Rule(10, 0),) * 3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """Scenes whose truth is what the model says under `GOOD`, a little eroded; every third image has no Fish."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "data.json").write_text(json.dumps(SMALL_GRIDS.to_dict()))
+    files = [write_jpeg(root / "train_images" / f"{seed}.jpg", seed, (120, 180)) for seed in range(IMAGES)]
+    rows = ["Image_Label,EncodedPixels"]
+    with Segmenter(model, "cpu") as segmenter:
+        for n, inferred in enumerate(segmenter.infer(files)):
+            assert inferred.probability is not None
+            for label, text in zip(SMALL_GRIDS.classes, apply_rules(inferred.probability, GOOD), strict=True):
+                mask = cv2.erode(np.ascontiguousarray(rle_decode(text, (60, 90))), np.ones((3, 3), np.uint8))
+                mask *= not (label == "Fish" and n % 3 == 0)
+                large = mask.repeat(2, axis=0).repeat(2, axis=1)
+                rows.append(f"{inferred.image}_{label},{reference.rle_encode(large)}")
+    (root / "train.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def run(*words: str | Path, status: int = 0) -> Result:
+    result = CliRunner().invoke(tune, [str(word) for word in words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == status, result.output
+    return result
+
+
+def scored(model: Path, data: Path, folder: Path) -> float:
+    files = [ImageFile(path.name, path) for path in sorted((data / "train_images").iterdir())]
+    with Segmenter(model, "cpu") as segmenter, open_submission(folder / "s.csv", SMALL_GRIDS) as submission:
+        for result in segmenter.predict(files):
+            submission.add(result.image, result.rle, result.error)
+    return score(folder / "s.csv", data / "train.csv", SMALL_GRIDS).mean
+
+
+def test_what_is_reported_is_what_inference_then_scores(model: Path, data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "tuned.onnx"
+    result = run(model, data, "-o", output, "--provider", "cpu")
+    tuned = read_artifact(output)
+    after, before = scored(output, data, tmp_path), scored(model, data, tmp_path)
+    assert after > before + 0.02
+    assert f"{after:.4f}" in result.stdout
+    assert f"{before:.4f}" in result.stdout
+    assert tuned.tuning["dice"] == pytest.approx(after, abs=1e-12)
+    assert tuned.tuning["images"] == IMAGES
+    assert tuned.validation_dice == tuned.tuning["out_of_fold_dice"] <= after + 0.05
+    assert load_model(output).graph == load_model(model).graph
+    assert read_artifact(model).rules == (Rule(10, 0),) * 3  # the model itself is left alone
+    for label in SMALL_GRIDS.classes:
+        assert label in result.stdout
+    assert "--images" in result.stderr  # all images: a word of caution
+    page = output.with_suffix(".html").read_text()
+    for word in (*SMALL_GRIDS.classes, f"{after:.4f}", f"{before:.4f}", "data:image/png;base64,"):
+        assert word in page
+    assert "http://" not in page and "https://" not in page
+    picture = cv2.imread(str(output.with_suffix(".png")))
+    assert picture is not None and min(picture.shape[:2]) > 500
+
+
+def test_kept_probabilities_give_the_same_bytes(model: Path, data: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.npz"
+    run(model, data, "-o", tmp_path / "a.onnx", "--save-probabilities", kept, "--provider", "cpu")
+    run(kept, data, "--model", model, "-o", tmp_path / "b.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    run(kept, data, "-o", tmp_path / "rules.json")
+    names = tmp_path / "names.txt"
+    names.write_text("3.jpg\n5.jpg\n")
+    run(model, data, "--images", names, "-o", tmp_path / "c.onnx", "--save-probabilities", tmp_path / "two.npz")
+    result = run(tmp_path / "two.npz", data, "-o", tmp_path / "two.json")  # those of the file, not all of train.csv
+    assert "Mean Dice of 2 images" in " ".join(result.stdout.split())
+    rules = json.loads((tmp_path / "rules.json").read_text())
+    found = read_artifact(tmp_path / "a.onnx").rules
+    assert {label: Rule.from_dict(values) for label, values in rules.items()} == dict(
+        zip(SMALL_GRIDS.classes, found, strict=True)
+    )
+    with np.load(kept) as archive:  # numpy reads it too
+        assert archive["maps/3.jpg"].shape == (3, 90, 60)
+
+
+def test_images_are_chosen_and_failures_listed(model: Path, data: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("1.jpg\r\n\n 4.jpg \n1.jpg\n7.jpg\n")
+    result = run(model, data, "-o", tmp_path / "t.onnx", "--images", names, "--provider", "cpu")
+    assert "Mean Dice of 3 images" in " ".join(result.stdout.split())
+    assert "--images" not in result.stderr
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("data.json", "train.csv"):
+        (broken / name).write_bytes((data / name).read_bytes())
+    (broken / "train_images").mkdir()
+    for path in (data / "train_images").iterdir():
+        content = path.read_bytes()
+        if path.name != "2.jpg":
+            (broken / "train_images" / path.name).write_bytes(
+                content[: len(content) // 2] if path.name == "5.jpg" else content
+            )
+    result = run(model, broken, "-o", tmp_path / "u.onnx", "--provider", "cpu", status=1)
+    assert read_artifact(tmp_path / "u.onnx").tuning["images"] == IMAGES - 2
+    assert "2.jpg" in result.stderr and "5.jpg" in result.stderr
+    assert "2 of 9 images were left out" in result.stderr
+    assert "2.jpg" in (tmp_path / "u.html").read_text()
+
+
+def test_given_thresholds_and_areas_alone_are_searched(model: Path, data: Path, tmp_path: Path) -> None:
+    given = "--thresholds", "100:140:20,200", "--min-areas", "7,50"
+    run(model, data, "-o", tmp_path / "t.json", "--provider", "cpu", *given)
+    for values in json.loads((tmp_path / "t.json").read_text()).values():
+        assert values["threshold"] in (10, 100, 120, 140, 200)  # 10 and 0 are those of the rule until now
+        assert values["min_area"] in (0, 7, 50)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere.onnx", "DATA"], "nowhere.onnx is missing"),
+        (["nowhere.npz", "DATA"], "nowhere.npz is missing"),
+        (["MODEL", "nowhere"], "train.csv is missing"),
+        (["MODEL", "DATA", "-o", "out.txt"], "a .json of the rules alone"),
+        (["MODEL", "DATA", "-o", "there.onnx"], "there.onnx exists"),
+        (["MODEL", "DATA", "-o", "other.onnx"], "other.html exists"),
+        (["MODEL", "DATA", "-o", "folder.onnx", "--overwrite"], "not a regular file"),
+        (["MODEL", "DATA", "-o", "MODEL"], "is the model itself"),
+        (["MODEL", "DATA", "--model", "MODEL"], "--model goes with PROBABILITIES"),
+        (["KEPT", "DATA", "-o", "x.onnx"], "--model"),
+        (["KEPT", "DATA", "--save-probabilities", "y.npz"], "kept already"),
+        (["MODEL", "DATA", "--save-probabilities", "there.npz"], "there.npz exists"),
+        (["MODEL", "DATA", "--save-probabilities", "LABELS"], "kept in an .npz"),
+        (["MODEL", "NOIMAGES"], "9 were left out, first 0.jpg"),
+        (["text.npz", "DATA"], "not a file of probabilities"),
+        (["zip.npz", "DATA"], "not a file of probabilities"),
+        (["cut.npz", "DATA"], "cut.npz"),
+        (["MODEL", "DATA", "--images", "nowhere.txt"], "nowhere.txt"),
+        (["MODEL", "DATA", "--images", "blank.txt"], "names no image"),
+        (["MODEL", "DATA", "--images", "binary.txt"], "not a text file"),
+        (["MODEL", "DATA", "--images", "unknown.txt"], "no row of unknown.jpg"),
+        (["MODEL", "DATA", "--images", "one.txt"], "two images"),
+        (["MODEL", "OTHER"], "the data"),
+        (["MODEL", "WRONG"], "1.jpg_Fish: RLE token 1"),
+        (["MODEL", "DATA", "--thresholds", "256"], "256"),
+        (["MODEL", "DATA", "--thresholds", "9:1"], "ends before it begins"),
+        (["MODEL", "DATA", "--thresholds", "1:9:0"], "neither a whole number"),
+        (["MODEL", "DATA", "--min-areas", "many"], "neither a whole number"),
+        (["MODEL", "DATA", "--min-areas", "-1"], "neither a whole number"),
+        (["MODEL", "DATA", "--min-areas", "0:2000000000"], "more than 10,000"),
+        (["MODEL", "DATA", "--folds", "1"], "not in the range"),
+    ],
+)
+def test_what_cannot_run_is_status_2_and_one_line(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "there.onnx": "",
+        "there.npz": "",
+        "other.html": "",
+        "text.npz": "text",
+        "blank.txt": "\n\n",
+        "unknown.txt": "unknown.jpg\n",
+        "one.txt": "1.jpg\n",
+    }.items():
+        Path(name).write_text(text)
+    Path("binary.txt").write_bytes(b"\xff\xfe\x00\x81")
+    Path("folder.onnx").mkdir()
+    with zipfile.ZipFile("zip.npz", "w") as archive:
+        archive.writestr("other.npy", b"")
+    with write_probabilities("kept.npz", SMALL_GRIDS) as writer:
+        for n in range(IMAGES):
+            writer.add(f"{n}.jpg", np.random.default_rng(n).integers(0, 256, (3, 90, 60), dtype=np.uint8))
+    content = bytearray(Path("kept.npz").read_bytes())
+    content[5000:5100] = bytes(100)
+    Path("cut.npz").write_bytes(content)
+    for folder, table in (
+        ("other", "Image_Label,EncodedPixels\na.jpg_Fish,1 1\n"),
+        ("wrong", "Image_Label,EncodedPixels\n1.jpg_Fish,0 1\n"),
+    ):
+        Path(folder, "train_images").mkdir(parents=True)
+        Path(folder, "train.csv").write_text(table)
+    Path("wrong", "data.json").write_bytes((data / "data.json").read_bytes())
+    Path("wrong", "train_images", "1.jpg").write_bytes((data / "train_images" / "1.jpg").read_bytes())
+    Path("noimages", "train_images").mkdir(parents=True)
+    for name in ("train.csv", "data.json"):
+        Path("noimages", name).write_bytes((data / name).read_bytes())
+    before = sorted(path.name for path in tmp_path.iterdir())
+    known = {
+        "LABELS": data / "train.csv",
+        "NOIMAGES": "noimages",
+        "MODEL": model,
+        "DATA": data,
+        "KEPT": "kept.npz",
+        "OTHER": "other",
+        "WRONG": "wrong",
+    }
+    result = run(*(known.get(word, word) for word in words), status=2)
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_terminal_that_is_not_utf8(model: Path, data: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    words = ["tune", str(model), str(data), "-o", str(tmp_path / "t.onnx"), "--provider", "cpu"]
+    script = ["-c", "import sys; from cloudrt.cli import main; main(sys.argv[1:])", *words]
+    done = subprocess.run([sys.executable, *script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_overwrite_changes_a_model_in_place(data: Path, tmp_path: Path) -> None:
+    model = tiny_artifact(tmp_path / "m.onnx", SIZE, SMALL_GRIDS, rules=())
+    run(model, data, "-o", model, "--overwrite", "--provider", "cpu")
+    assert len(read_artifact(model).rules) == 3
+
+
+def test_a_kill_leaves_nothing_under_the_final_names(model: Path, data: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from cloudrt.cli import main\n"
+        "def stop(*_): print('writing', flush=True); time.sleep(60)\n"
+        "import cloudrt.system.files, os\n"
+        "os.fsync = stop\n"
+        "main(sys.argv[1:])"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        "tune",
+        str(model),
+        str(data),
+        "-o",
+        str(tmp_path / "t.onnx"),
+        "--provider",
+        "cpu",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        time.sleep(0.05)
+        process.kill()
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
+
+
+def test_probabilities_round_trip(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    maps = {f"sub/{n} ä.jpg": rng.integers(0, 256, (3, 90, 60), dtype=np.uint8) for n in range(3)}
+    presences = {key: rng.integers(0, 256, 3, dtype=np.uint8) for key in maps}
+    with write_probabilities(tmp_path / "p.npz", SMALL_GRIDS) as writer:
+        for key, levels in maps.items():
+            writer.add(key, np.asfortranarray(levels), presences[key] if key.startswith("sub/1") else None)
+        assert not (tmp_path / "p.npz").exists()
+    with Probabilities(tmp_path / "p.npz") as kept:
+        assert kept.labels == SMALL_GRIDS
+        assert kept.keys == list(maps)
+        for key, levels in maps.items():
+            found, presence = kept.read(key)
+            assert np.array_equal(found, levels)
+            assert (presence is not None) == key.startswith("sub/1")
+            assert presence is None or np.array_equal(presence, presences[key])
+
+
+def npy(header: bytes, body: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        b"",
+        b"no array",
+        npy(b"{'descr': '|u1', 'fortran_order': False, 'shape': (1152921504606846976,)}"),
+        npy(b"{'descr': '|u1', 'fortran_order': False, 'shape': ("),
+        npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (3,)}", b"abc"),
+        npy(b"{'descr': '|u1', 'fortran_order': False, 'shape': (-3,)}"),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", bytes(4)),
+    ],
+    ids=["empty", "no array", "huge", "cut header", "objects", "negative", "floats"],
+)
+@pytest.mark.parametrize("name", ["labels.npy", "maps/1.jpg.npy"])
+def test_made_up_probabilities_are_refused(data: Path, tmp_path: Path, member: bytes, name: str) -> None:
+    with write_probabilities(tmp_path / "sound.npz", SMALL_GRIDS) as writer:
+        for n in range(3):
+            writer.add(f"{n}.jpg", np.zeros((3, 90, 60), np.uint8))
+    with zipfile.ZipFile(tmp_path / "sound.npz") as sound, zipfile.ZipFile(tmp_path / "bad.npz", "w") as bad:
+        for each in sound.namelist():
+            bad.writestr(each, member if each == name else sound.read(each))
+    result = run(tmp_path / "bad.npz", data, "-o", tmp_path / "r.json", status=2)
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "bad.npz" in result.stderr
+    assert not (tmp_path / "r.json").exists()

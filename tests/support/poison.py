@@ -1,0 +1,49 @@
+"""What Ray's workers load at their start in the tests, as sitecustomize: images that do harm by what they end in.
+
+KILL    ends the process that decodes it         RAISE   raises what no decoder should
+DIES    ends the first process alone             SLOW    takes a while
+LEDGER  ends the process that knows what each worker is at
+"""
+
+from __future__ import annotations
+
+SITE = """
+import importlib.util, os, signal, subprocess, sys, time
+from pathlib import Path
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name != "cloudrt.images.decoding":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            load(module)
+            module.load_image = harm(module.load_image)
+        spec.loader.exec_module = exec_module
+        return spec
+
+def harm(real):
+    def load_image(source, *rest):
+        try:
+            data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        except (OSError, TypeError):
+            return real(source, *rest)
+        flag = Path(str(source) + ".died")
+        if data.endswith(b"KILL") or (data.endswith(b"DIES") and not flag.exists()):
+            if data.endswith(b"DIES"):
+                flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if data.endswith(b"LEDGER"):
+            subprocess.run(["pkill", "-9", "-f", "^ray::Ledger"], check=True)
+        if data.endswith(b"RAISE"):
+            raise RuntimeError("a fault of the decoder")
+        if data.endswith(b"SLOW"):
+            time.sleep(0.5)
+        ending = next((word for word in (b"DIES", b"SLOW", b"LEDGER") if data.endswith(word)), b"")
+        return real(data.removesuffix(ending), *rest)
+    return load_image
+
+sys.meta_path.insert(0, Watch())
+"""

@@ -1,0 +1,116 @@
+"""Statistics of a run: percentiles beside numpy's, counts beside what was sent, memory that does not grow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.cli.infer import infer
+from cloudrt.system.overlap import overlap
+from cloudrt.system.statistics import PipelineStats, StageStats, memory, peak_memory
+
+
+@given(st.lists(st.floats(2e-6, 5000), min_size=1, max_size=200), st.sampled_from([0.01, 0.5, 0.9, 0.99, 1.0]))
+def test_percentiles_are_numpys_within_two_percent(values: list[float], share: float) -> None:
+    stage = StageStats(1)
+    for value in values:
+        stage.add(value)
+    wanted = float(np.percentile(values, 100 * share, method="inverted_cdf"))
+    assert stage.percentile(share) == pytest.approx(wanted, rel=0.021)
+    assert stage.seconds == pytest.approx(sum(values))
+    assert stage.to_dict(1.0)["latency_ms"]["max"] == pytest.approx(1000 * max(values), abs=1e-3)
+
+
+def test_no_work_is_no_error() -> None:
+    stage = StageStats(2)
+    assert stage.percentile(0.5) == stage.load(0.0) == 0.0
+    assert stage.to_dict(1.0)["count"] == 0
+    stage.add(0.0)
+    stage.add(1e9)  # outside of every bucket
+    assert stage.percentile(1.0) > 1e4
+
+
+def test_threads_count_together() -> None:
+    stage = StageStats(4)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(stage.add, [0.001] * 4000))
+    assert stage.count == 4000
+    assert stage.seconds == pytest.approx(4.0)
+    assert stage.load(2.0) == pytest.approx(0.5)
+
+
+def test_work_that_fails_counts() -> None:
+    stage = StageStats(1)
+    with pytest.raises(ValueError, match="odd"), stage.timed():
+        raise ValueError("odd")
+    assert stage.count == 1
+
+
+def test_the_stage_that_limits_is_the_busiest_for_its_threads() -> None:
+    stats = PipelineStats(4)
+    stats["decode"].add(3.0)  # on 4 threads
+    stats["infer"].add(1.0)  # on one
+    assert stats.limiting() == "infer"
+    stats["postprocess"].add(9.0)
+    assert stats.limiting() == "postprocess"
+
+
+def test_queues_are_looked_at_when_something_is_pulled() -> None:
+    seen: list[int] = []
+    with ThreadPoolExecutor(1) as pool:
+        assert list(overlap(pool, abs, range(20), 5, seen.append)) == list(range(20))
+    assert len(seen) == 16
+    assert all(0 <= ready <= 5 for ready in seen)
+
+
+def test_memory_is_that_of_the_process() -> None:
+    now, peak = memory(), peak_memory()
+    if now is None or peak is None:
+        pytest.skip("the system does not say")
+    assert 10 < now <= peak * 1.01
+    block = np.ones(25_000_000)
+    assert (peak_memory() or 0) > now + 150
+    assert block.sum() > 0
+    assert memory(Path("gone")) is None
+
+
+def test_command_writes_them(tmp_path: Path) -> None:
+    model = tiny_artifact(tmp_path / "model.onnx", (64, 96), SMALL_GRIDS)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(9):
+        write_jpeg(folder / f"{number}.jpg", number)
+    (folder / "bad.jpg").write_bytes(b"no image")
+    words = [folder, "-m", model, "-o", tmp_path / "s.csv", "--stats", tmp_path / "stats.json", "--provider", "cpu"]
+    done = CliRunner().invoke(infer, [str(word) for word in [*words, "--batch-size", "4"]])
+    assert done.exit_code == 1, done.output
+    values = json.loads((tmp_path / "stats.json").read_text())
+    assert (values["images"], values["failed"], values["batch size"]) == (10, 1, 4)
+    assert [values["stages"][name]["count"] for name in ("decode", "infer", "postprocess")] == [10, 3, 9]
+    assert values["limiting_stage"] in values["stages"]
+    for stage in values["stages"].values():
+        latency = stage["latency_ms"]
+        assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
+        assert stage["busy_s"] <= stage["threads"] * values["elapsed_s"] * 1.01
+    assert "limit" in done.output
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no Linux")
+def test_peak_memory_is_not_that_of_the_parent() -> None:
+    script = (
+        "import subprocess, sys; ballast = bytearray(400_000_000); ballast[::4096] = b'1' * len(ballast[::4096]);"
+        "child = 'from cloudrt.system.statistics import peak_memory; print(peak_memory())';"
+        "print(subprocess.run([sys.executable, '-c', child], capture_output=True, text=True, check=True).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 0 < float(done.stdout) < 300

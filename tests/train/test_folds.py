@@ -1,0 +1,111 @@
+"""Folds, twins that stay together, and rules from all of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cloudrt.train import loop
+from cloudrt.train.cache import DatasetCache
+from cloudrt.train.config import TrainConfig
+from cloudrt.train.cross import cross_validate
+from cloudrt.train.folds import folds
+from numpy.typing import NDArray
+from test_train import SMALL
+
+from cloudrt.data.duplicates import difference_hash, similar_groups
+from cloudrt.data.folder import open_data
+from cloudrt.data.scenes import draw_scene
+from cloudrt.errors import DataError
+from cloudrt.masks.rle import pack_mask
+from cloudrt.model.network import Checkpoint
+from cloudrt.search.choose import choose_rules
+from cloudrt.search.probabilities import Probabilities
+from cloudrt.search.tables import LabelledMaps, measure, min_areas_for
+
+
+def toy_cache(classes: NDArray[np.bool_], images: NDArray[np.uint8] | None = None) -> DatasetCache:
+    """A cache of (N, C) classes that are present."""
+    mask = np.zeros((60, 90), np.uint8)
+    mask[:9] = 1
+    one, none = pack_mask(mask), pack_mask(np.zeros_like(mask))
+    truth = np.array([[one if present else none for present in row] for row in classes])
+    if images is None:
+        images = np.random.default_rng(0).integers(0, 256, (len(classes), 16, 24, 3), np.uint8)
+    return DatasetCache([f"{number}.jpg" for number in range(len(classes))], images, truth, {"3.jpg": "is empty"})
+
+
+def test_folds_hold_every_image_once_and_the_classes_in_equal_parts() -> None:
+    random = np.random.default_rng(1)
+    classes = random.random((401, 4)) < (0.5, 0.4, 0.3, 0.1)
+    cache = toy_cache(classes)
+    parts = folds(cache, 5, 9)
+    assert sorted(np.concatenate(parts)) == [number for number in range(401) if number != 3]
+    shares = np.array([classes[part].mean(axis=0) for part in parts])
+    assert np.abs(shares - classes.mean(axis=0)).max() < 0.03  # by lot it would be 0.05 and more
+    assert max(map(len, parts)) - min(map(len, parts)) <= 6
+    assert all((one == other).all() for one, other in zip(parts, folds(cache, 5, 9), strict=True))
+    assert any(len(a) != len(b) or (a != b).any() for a, b in zip(parts, folds(cache, 5, 8), strict=True))
+    with pytest.raises(DataError, match="500 folds need as many"):
+        folds(cache, 500, 9)
+
+
+def test_images_that_look_alike_stay_together() -> None:
+    scenes_ = np.stack([draw_scene(seed, (64, 96)).image for seed in range(30)])
+    twins = np.clip(scenes_.astype(int) + np.random.default_rng(0).integers(-6, 7, scenes_.shape), 0, 255)
+    cache = toy_cache(np.ones((60, 3), bool), np.concatenate([scenes_, twins.astype(np.uint8)]))
+    cache.failures.clear()
+    groups = similar_groups([difference_hash(image) for image in cache.images])
+    assert (groups[:30] == groups[30:]).all()
+    assert len(set(groups)) > 20
+    for part in folds(cache, 4, 0, group_similar=True):
+        assert set(part % 30) == set(part[part < 30]) == set(part[part >= 30] - 30)
+    flat = np.zeros((64, 90, 3), np.uint8)
+    assert difference_hash(flat) == 0
+    flat[:, 50:] = 200
+    assert bin(difference_hash(flat)).count("1") == 8  # each row grows brighter once
+
+
+def test_cross_validation_tunes_on_what_no_network_had_seen(
+    scenes: Path,
+    cached: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = replace(SMALL, epochs=1, folds=3, presence="top-k", top_k=50)
+    trained: list[int] = []
+    real = loop.train
+
+    def count(one: TrainConfig, *words: Any, **named: Any) -> Any:
+        trained.append(one.fold)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return real(one, *words, **named)
+
+    monkeypatch.setattr("cloudrt.train.cross.train", count)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(config, scenes, tmp_path, cached)
+    done = cross_validate(config, scenes, tmp_path, cached, resume=True)
+    assert trained == [0, 1, 1, 2]  # the finished fold stayed
+    data = open_data(scenes)
+    table = data.read_train()
+    held = [set((tmp_path / f"fold-{number}" / "held_out.txt").read_text().split()) for number in range(3)]
+    assert set.union(*held) == set(table) and sum(map(len, held)) == len(table)
+    with Probabilities(tmp_path / "oof.npz") as kept:
+        assert sorted(kept.keys) == sorted(table)
+        maps = []
+        for key in kept.keys:
+            levels, presence = kept.read(key)
+            highest = np.sort(levels.reshape(4, -1), axis=1)[:, -50:].mean(axis=1)
+            assert presence is not None and np.abs(presence - highest).max() <= 1
+            maps.append(LabelledMaps(levels, data.truth_bits(key, table[key]), presence))
+    choices = choose_rules(measure(iter(maps), len(maps), min_areas=min_areas_for(data.labels.submit_grid)))
+    assert done.dice == pytest.approx(np.mean([choice.out_of_fold for choice in choices]))
+    for number in range(3):
+        best = Checkpoint.load(tmp_path / f"fold-{number}" / "best.pth")
+        assert best.rules == tuple(choice.rule for choice in choices)
+    assert json.loads((tmp_path / "folds.json").read_text())["dice"] == done.dice

@@ -1,0 +1,111 @@
+"""What a run's weights start from, and when several processes agree that it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from cloudrt.train.cache import open_cache
+from cloudrt.train.config import TrainConfig
+from cloudrt.train.dataset import CloudDataset
+from cloudrt.train.distributed import Processes
+from cloudrt.train.start import start
+from cloudrt.train.trainer import Trainer
+from support.networks import OPTIONS, make_checkpoint
+
+from cloudrt.cli.train import train as command
+from cloudrt.data.folder import open_data
+from cloudrt.errors import ArtifactError, DataError
+from cloudrt.model.network import Checkpoint, NetworkConfig
+
+SMALL = TrainConfig(
+    encoder="resnet18",
+    encoder_weights="none",
+    options=OPTIONS,
+    input_size=(64, 96),
+    epochs=1,
+    batch_size=3,
+    accumulate=1,
+)
+
+
+def network_config(config: TrainConfig) -> NetworkConfig:
+    return NetworkConfig("FPN", config.encoder, OPTIONS, config.input_size, presence=config.presence)
+
+
+def test_a_run_starts_with_a_checkpoints_weights_and_its_licence(tmp_path: Path) -> None:
+    """What the checkpoint lacks, here the classification head, starts from scratch."""
+    path = tmp_path / "best.pth"
+    replace(make_checkpoint(path, seed=7), weights_license="as ImageNet's").save(path)
+    given = Checkpoint.load(path).weights
+    config = replace(SMALL, init=str(path), presence="head")
+    network, licence = start(config, network_config(config), resumed=False)
+    assert licence == "as ImageNet's"
+    own = network.state_dict()
+    assert set(own) - set(given) == {"classification_head.3.weight", "classification_head.3.bias"}
+    assert all(torch.equal(own[name], value) for name, value in given.items())
+
+
+def test_weights_that_cannot_be_taken_are_one_line(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "other.pth", encoder="tu-regnety_002")
+    config = replace(SMALL, init=str(tmp_path / "other.pth"))
+    with pytest.raises(DataError, match=r"other.pth: its encoder is another; start from a network with the same"):
+        start(config, network_config(config), resumed=False)
+    with pytest.raises(ArtifactError, match=r"gone.pth is missing"):
+        start(replace(config, init="gone.pth"), network_config(config), resumed=False)
+
+
+def test_the_command_takes_init(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "first.pth")
+    words = [
+        str(scenes),
+        "--runs",
+        str(tmp_path),
+        "--name",
+        "run",
+        "--cache",
+        str(cached),
+        "--encoder",
+        "resnet18",
+        "--input-size",
+        "96x64",
+        "--epochs",
+        "1",
+        "--init",
+        str(tmp_path / "first.pth"),
+        "--encoder-lr",
+        "1e-9",
+        "--decoder-lr",
+        "1e-9",
+        "--freeze-batchnorm",
+        "--validation-share",
+        "0.25",
+    ]
+    words += [word for key, value in OPTIONS.items() for word in ("--set", f"{key}={value}")]
+    done = CliRunner().invoke(command, words)
+    assert done.exit_code == 0, done.output
+    ours, first = Checkpoint.load(tmp_path / "run/best.pth"), Checkpoint.load(tmp_path / "first.pth")
+    assert ours.training["init"] == str(tmp_path / "first.pth")
+    for name, value in first.weights.items():
+        np.testing.assert_allclose(ours.weights[name], value, atol=1e-6)
+
+
+def test_processes_end_together_when_the_first_ones_time_is_up(scenes: Path, cached: Path) -> None:
+    """Their clocks differ; one that went on alone would wait for the others' gradients for ever."""
+
+    class Second(Processes):
+        def share(self, value: float) -> float:
+            return 1000.0  # seconds of the first process
+
+    config = replace(SMALL, schedule="cosine", time_budget=900.0)
+    network, _ = start(config, network_config(config), resumed=False)
+    cache = open_cache(open_data(scenes), config.input_size, cached)
+    dataset = CloudDataset(cache, np.arange(12), network_config(config), "none", 0)
+    trainer = Trainer(config, network, dataset, torch.device("cpu"), Second())
+    trainer.epoch(1, lambda n, **fields: None)
+    assert trainer.seconds == 1000.0 and trainer.out_of_time
+    assert trainer.steps == 1

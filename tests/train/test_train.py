@@ -1,0 +1,372 @@
+"""Training: the cache, the split, the loop, its files, and that the same seed gives the same run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import reference
+import torch
+from cloudrt.train.cache import open_cache
+from cloudrt.train.config import TrainConfig
+from cloudrt.train.dataset import CloudDataset, Feed
+from cloudrt.train.loop import train
+from cloudrt.train.losses import build_loss
+from cloudrt.train.optimise import Schedule, build_optimizer
+
+from cloudrt.data.folder import open_data
+from cloudrt.errors import ArtifactError, DataError
+from cloudrt.images.image import load_image
+from cloudrt.masks.rle import unpack_mask
+from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig, build_network
+from cloudrt.search.choose import choose_rules
+from cloudrt.search.tables import LabelledMaps, measure, min_areas_for
+
+SMALL = TrainConfig(
+    encoder="resnet18",
+    encoder_weights="none",
+    options={"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32},
+    input_size=(64, 96),
+    epochs=2,
+    batch_size=4,
+    accumulate=2,
+    validation_share=0.2,
+)
+NOTEBOOK_ENCODERS = (
+    "resnet50",
+    "resnet101",
+    "efficientnet-b2",
+    "efficientnet-b7",
+    "densenet121",
+    "se_resnext101_32x4d",
+)
+
+
+@pytest.fixture(scope="module")
+def run(scenes: Path, cached: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    train(SMALL, scenes, folder, cached)
+    return folder
+
+
+def test_run_writes_its_files(run: Path) -> None:
+    assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == {
+        "best.pth",
+        "last.pth",
+        "config.json",
+        "held_out.txt",
+        "history.csv",
+        "curves.png",
+    }
+    config = json.loads((run / "config.json").read_text())
+    assert config["encoder"] == "resnet18"
+    assert config["network"]["input_size"] == [64, 96]
+    rows = list(csv.DictReader((run / "history.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1.0", "2.0"]
+    assert {"train_loss", "valid_loss", "dice", "dice_Fish", "dice_Sugar", "all_empty"} <= set(rows[0])
+    assert cv2.imread(str(run / "curves.png")).shape[1] > 1000
+
+
+def test_checkpoints_load_with_weights_only(run: Path) -> None:
+    for name in ("best.pth", "last.pth"):
+        values = torch.load(run / name, weights_only=True)
+        assert values["config"]["encoder"] == "resnet18"
+    best = Checkpoint.load(run / "best.pth")
+    assert len(best.rules) == 4
+    assert best.training["seed"] == SMALL.seed
+    assert 0 <= best.dice <= 1
+
+
+def test_best_epoch_is_the_highest_dice(run: Path) -> None:
+    best = Checkpoint.load(run / "best.pth")
+    dices = [row["dice"] for row in best.history]
+    assert best.epoch == 1 + int(np.argmax(dices))
+
+
+def test_rules_and_dice_are_those_of_the_stored_weights_out_of_fold(run: Path, scenes: Path) -> None:
+    best = Checkpoint.load(run / "best.pth")
+    data = open_data(scenes)
+    table = data.read_train()
+    names = (run / "held_out.txt").read_text().splitlines()
+    graph = InferenceGraph(best.network().to(memory_format=torch.channels_last), best.config).eval()
+    images = np.stack([load_image(scenes / "train_images" / name, best.config.input_size) for name in names])
+    with torch.inference_mode():  # one batch, laid out as in training: no level is rounded otherwise
+        levels = graph(torch.from_numpy(images)).numpy()
+    maps = [LabelledMaps(one, data.truth_bits(name, table[name])) for name, one in zip(names, levels, strict=True)]
+    choices = choose_rules(measure(iter(maps), len(maps), min_areas=min_areas_for(best.config.labels.submit_grid)))
+    assert best.rules == tuple(choice.rule for choice in choices)
+    assert best.dice == pytest.approx(np.mean([choice.out_of_fold for choice in choices]))
+
+
+def test_held_out_images_are_listed_for_tuning(run: Path, scenes: Path) -> None:
+    names = (run / "held_out.txt").read_text().splitlines()
+    known = list(open_data(scenes).read_train())
+    assert len(names) == len(set(names)) == round(SMALL.validation_share * len(known))
+    assert set(names) < set(known)
+
+
+def test_same_seed_same_run(run: Path, scenes: Path, cached: Path, tmp_path: Path) -> None:
+    train(SMALL, scenes, tmp_path / "again", cached)
+    first, again = Checkpoint.load(run / "last.pth"), Checkpoint.load(tmp_path / "again" / "last.pth")
+    for name, value in first.weights.items():
+        assert torch.equal(value, again.weights[name]), name
+    assert first.rules == again.rules
+
+
+def test_workers_do_not_change_the_samples(scenes: Path, cached: Path) -> None:
+    cache = open_cache(open_data(scenes), (64, 96), cached)
+    config = NetworkConfig(input_size=(64, 96))
+    dataset = CloudDataset(cache, np.arange(4), config, augment="notebook", seed=1)
+    here = [dataset[i] for i in range(4)]
+    loader = torch.utils.data.DataLoader(dataset, batch_size=1, num_workers=1)
+    for (image, mask), (other_image, other_mask) in zip(here, loader, strict=True):
+        assert torch.equal(image, other_image[0])
+        assert torch.equal(mask, other_mask[0])
+
+
+def test_epochs_augment_differently(scenes: Path, cached: Path) -> None:
+    cache = open_cache(open_data(scenes), (64, 96), cached)
+    dataset = CloudDataset(cache, np.arange(12), NetworkConfig(input_size=(64, 96)), augment="notebook", seed=1)
+    first = torch.stack([dataset[i][0] for i in range(12)])
+    dataset.epoch = 1
+    assert not torch.equal(first, torch.stack([dataset[i][0] for i in range(12)]))
+
+
+def test_augmentation_moves_image_and_mask_together(scenes: Path, cached: Path) -> None:
+    """Paint the truth into the image: whatever moves one must move the other."""
+    cache = open_cache(open_data(scenes), (64, 96), cached)
+    config = NetworkConfig(input_size=(64, 96), mean=(0, 0, 0), std=(255, 255, 255))
+    plain = CloudDataset(cache, np.arange(8), config, augment="none", seed=1)
+    painted = np.stack([plain[i][1].numpy()[:3].transpose(1, 2, 0) * 255 for i in range(8)])
+    dataset = CloudDataset(replace(cache, images=painted), np.arange(8), config, augment="notebook", seed=1)
+    for epoch in range(4):
+        dataset.epoch = epoch
+        for i in range(8):
+            image, mask = dataset[i]
+            assert (
+                (image.permute(2, 0, 1) > 127) != (mask[:3] > 0)
+            ).float().mean() < 0.04  # edges are interpolated in the image
+
+
+def test_the_network_is_fed_what_albumentations_would_normalise(scenes: Path, cached: Path) -> None:
+    import albumentations
+
+    cache = open_cache(open_data(scenes), (64, 96), cached)
+    config = NetworkConfig(input_size=(64, 96))
+    dataset = CloudDataset(cache, np.arange(12), config, augment="none", seed=1)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=12)
+    pixels, truth = Feed(config, torch.device("cpu"))(*next(iter(loader)))
+    normalise = albumentations.Normalize(np.array(config.mean) / 255, np.array(config.std) / 255)
+    resize = albumentations.Resize(64, 96)
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    for number, position in enumerate(range(12)):
+        wanted = normalise(image=np.array(cache.images[position]))["image"].transpose(2, 0, 1)
+        np.testing.assert_allclose(pixels[number], wanted, atol=1e-5)
+        planes = [unpack_mask(bits, (350, 525)) for bits in cache.truth[position]]
+        small = resize(image=np.zeros((350, 525, 3), np.uint8), mask=np.stack(planes, axis=2))["mask"]
+        np.testing.assert_array_equal(truth[number].numpy(), small.transpose(2, 0, 1))
+
+
+def test_cache_holds_truth_by_blocks(scenes: Path, cached: Path) -> None:
+    data = open_data(scenes)
+    cache = open_cache(data, (64, 96), cached)
+    rows = data.read_train()
+    name = cache.names[0]
+    for c, label in enumerate(data.labels.classes):
+        plain = reference.shrink(reference.rle_decode(rows[name][label], (1400, 2100)), (4, 4))
+        assert np.array_equal(unpack_mask(cache.truth[0, c], (350, 525)), plain)
+
+
+def test_cache_is_made_once_and_anew_when_data_change(scenes: Path, tmp_path: Path) -> None:
+    calls: list[int] = []
+    open_cache(open_data(scenes), (64, 96), tmp_path, advance=calls.append)
+    assert len(calls) == 12
+    open_cache(open_data(scenes), (64, 96), tmp_path, advance=calls.append)
+    assert len(calls) == 12
+    open_cache(open_data(scenes), (32, 64), tmp_path, advance=calls.append)
+    assert len(calls) == 24
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def _copy(scenes: Path, to: Path) -> Path:
+    (to / "train_images").mkdir(parents=True)
+    for path in (scenes / "train_images").iterdir():
+        (to / "train_images" / path.name).write_bytes(path.read_bytes())
+    (to / "train.csv").write_bytes((scenes / "train.csv").read_bytes())
+    return to
+
+
+def test_damaged_and_missing_images_are_left_out_by_name(
+    scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = _copy(scenes, tmp_path / "data")
+    damaged, missing = sorted((data / "train_images").iterdir())[:2]
+    damaged.write_bytes(damaged.read_bytes()[:-500])
+    missing.unlink()
+    with caplog.at_level("INFO", "cloudrt"):
+        result = train(replace(SMALL, epochs=1), data, tmp_path / "run", tmp_path / "cache")
+    assert damaged.name in caplog.text
+    assert missing.name in caplog.text
+    assert (result.folder / "best.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("1 2 3", "odd"), ("2940000 2", "out of bounds"), ("5 3 2 1", "ascend")],
+)
+def test_wrong_rle_names_row_and_leaves_no_cache(scenes: Path, tmp_path: Path, text: str, said: str) -> None:
+    data = _copy(scenes, tmp_path / "data")
+    lines = (data / "train.csv").read_text().splitlines()
+    key = lines[5].split(",")[0]
+    lines[5] = f"{key},{text}"
+    (data / "train.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=said) as caught:
+        open_cache(open_data(data), (64, 96), tmp_path / "cache")
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+class NoNumber(torch.nn.Module):
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return logits.sum() * float("nan")
+
+
+def test_exploding_loss_stops_by_name(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cloudrt.train.trainer.build_loss", lambda *_: NoNumber())
+        with pytest.raises(DataError, match=r"loss is nan at epoch 1, batch 1 \(.*\.jpg.* more\): lower the"):
+            train(replace(SMALL, epochs=1), scenes, tmp_path / "run", cached)
+
+
+@pytest.mark.parametrize("encoder", NOTEBOOK_ENCODERS)
+def test_notebook_encoders_take_a_step(encoder: str) -> None:
+    config = NetworkConfig("FPN", encoder, {}, (64, 64))
+    network = build_network(config)
+    logits = network(torch.zeros(2, 3, 64, 64))
+    assert logits.shape == (2, 4, 64, 64)
+    build_loss("bce+dice")(logits, torch.zeros_like(logits)).backward()
+    assert next(network.parameters()).grad is not None
+
+
+@pytest.mark.parametrize("architecture", ["Unet", "DeepLabV3Plus", "UPerNet"])
+def test_other_architectures(architecture: str) -> None:
+    network = build_network(NetworkConfig(architecture, "resnet18", {}, (64, 96))).eval()
+    assert network(torch.zeros(1, 3, 64, 96)).shape == (1, 4, 64, 96)
+
+
+@pytest.mark.parametrize("name", ["bce+dice", "bce", "dice", "focal", "iou", "lovasz", "0.5*iou+dice+2*focal"])
+def test_losses_prefer_the_truth(name: str) -> None:
+    truth = (torch.rand(2, 4, 32, 32, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+    loss = build_loss(name)
+    assert loss((truth - 0.5) * 8, truth) < loss((0.5 - truth) * 8, truth)
+
+
+def test_bce_dice_is_the_sum_of_its_parts() -> None:
+    """Against the formulas: Milletari et al., V-Net, 2016, for Dice, over each class of the batch."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 4, 16, 16, generator=generator)
+    truth = (torch.rand(2, 4, 16, 16, generator=generator) > 0.5).float()
+    p = logits.double().sigmoid()
+    bce = -(truth * p.log() + (1 - truth) * (1 - p).log()).mean()
+    both = (p * truth).sum((0, 2, 3))
+    dice = 1 - (2 * both / (p.sum((0, 2, 3)) + truth.sum((0, 2, 3)))).mean()
+    assert build_loss("bce+dice")(logits, truth).item() == pytest.approx(float(bce + dice), abs=1e-5)
+
+
+def test_unknown_names_suggest_near_ones() -> None:
+    with pytest.raises(DataError, match="resnet50"):
+        build_network(NetworkConfig("FPN", "resnet5", {}, (64, 64)))
+    with pytest.raises(DataError, match="fpn"):
+        build_network(NetworkConfig("FNP", "resnet18", {}, (64, 64)))
+    with pytest.raises(DataError, match="no argument of FPN"):
+        build_network(NetworkConfig("FPN", "resnet18", {"no_such": 1}, (64, 64)))
+    with pytest.raises(DataError, match="multiples of 32"):
+        NetworkConfig(input_size=(100, 96))
+
+
+def test_imagenet_weights_offline_name_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import segmentation_models_pytorch as smp
+
+    def offline(*args: object, **kwargs: object) -> None:
+        raise FileNotFoundError("cannot find the requested files in the local cache")
+
+    monkeypatch.setattr(smp, "create_model", offline)
+    with pytest.raises(DataError, match="--encoder-weights none"):
+        build_network(NetworkConfig("FPN", "resnet18", {}, (64, 64)), "imagenet")
+
+
+def test_graph_is_what_numpy_says() -> None:
+    """The inference graph against numpy and OpenCV: normalise, resize, sigmoid, no-data, round, transpose."""
+
+    class Channels(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x, x[:, :1] - 1], dim=1)
+
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(40, 255, (2, 64, 96, 3), np.uint8)[0], (0, 0), 3)
+    image[:, :30] = 0
+    config = NetworkConfig(input_size=(64, 96), subtract_no_data=True)
+    found = InferenceGraph(Channels(), config).eval()(torch.from_numpy(image[None])).numpy()[0]
+    logits = (image.astype(np.float32) - np.float32(config.mean)) / np.float32(config.std)
+    logits = np.concatenate([logits, logits[..., :1] - 1], axis=2)
+    large = np.stack([cv2.resize(logits[..., c], (525, 350), interpolation=cv2.INTER_LINEAR) for c in range(4)])
+    wanted = np.rint(255 / (1 + np.exp(-large)))
+    edge = round(30 / 96 * 525)
+    wanted[:, :, :edge] = 0
+    difference = np.abs(found.transpose(0, 2, 1).astype(int) - wanted)
+    assert found.shape == (4, 525, 350)
+    assert difference[:, :, : edge - 6].max() == 0
+    assert difference[:, :, edge + 6 :].max() <= 1
+
+
+def test_bad_checkpoints(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    with pytest.raises(ArtifactError, match="missing"):
+        Checkpoint.load(path)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ArtifactError, match="damaged"):
+        Checkpoint.load(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(ArtifactError, match="not written by"):
+        Checkpoint.load(path)
+
+
+def test_bad_configurations() -> None:
+    for change in ({"epochs": 0}, {"loss": "no"}, {"encoder_lr": 0.0}, {"validation_share": 1.0}, {"workers": -1}):
+        with pytest.raises(DataError):
+            replace(SMALL, **change)
+
+
+def test_mixed_precision_on_a_cpu(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    result = train(replace(SMALL, epochs=1, precision="bf16", schedule="one-cycle"), scenes, tmp_path / "run", cached)
+    weights = Checkpoint.load(result.folder / "best.pth").weights
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+    with pytest.raises(DataError, match="fp16 needs a GPU"):
+        train(replace(SMALL, precision="fp16", device="cpu"), scenes, tmp_path / "no", cached)
+
+
+def test_encoder_and_decoder_rates_are_their_own() -> None:
+    network = build_network(NetworkConfig("FPN", "resnet18", SMALL.options, (64, 96)))
+    optimizer = build_optimizer(network, replace(SMALL, encoder_lr=1e-4, decoder_lr=1e-2))
+    assert type(optimizer).__name__ == "RAdam"
+    encoder, decoder = optimizer.param_groups
+    assert (encoder["lr"], decoder["lr"]) == (1e-4, 1e-2)
+    assert {id(p) for p in encoder["params"]} == {id(p) for p in network.encoder.parameters()}
+    assert len(encoder["params"]) + len(decoder["params"]) == len(list(network.parameters()))
+    plateau = Schedule(optimizer, replace(SMALL, schedule="plateau"))
+    for _ in range(7):  # one to set the best, five of patience, one more
+        plateau.report(1.0)
+    assert encoder["lr"] == pytest.approx(0.3e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_trains_on_cuda(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    result = train(replace(SMALL, device="cuda"), scenes, tmp_path / "run", cached)
+    assert Checkpoint.load(result.folder / "best.pth").dice == pytest.approx(result.dice)

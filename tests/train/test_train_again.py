@@ -1,0 +1,236 @@
+"""Runs that meet what earlier ones left: other options, other data, half of their files, another run at work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from cloudrt.train import loop
+from cloudrt.train.config import TrainConfig
+from cloudrt.train.cross import cross_validate
+from cloudrt.train.folds import folds
+from cloudrt.train.loop import train
+from support.networks import OPTIONS
+from test_folds import toy_cache
+
+from cloudrt.cli.explore import explore
+from cloudrt.cli.train import train as command
+from cloudrt.errors import DataError
+from cloudrt.model.network import Checkpoint
+
+SMALL = TrainConfig(
+    encoder="resnet18",
+    encoder_weights="none",
+    options=OPTIONS,
+    input_size=(64, 96),
+    epochs=2,
+    batch_size=4,
+    accumulate=1,
+    validation_share=0.25,
+)
+
+
+def run(data: Path, runs: Path, *more: str) -> Result:
+    words = [
+        str(data),
+        "--runs",
+        str(runs),
+        "--name",
+        "run",
+        "--cache",
+        str(runs / "cache"),
+        "--encoder",
+        "resnet18",
+        "--encoder-weights",
+        "none",
+        "--input-size",
+        "96x64",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    words += [word for key, value in OPTIONS.items() for word in ("--set", f"{key}={value}")]
+    return CliRunner().invoke(command, [*words, *more])
+
+
+def cut(monkeypatch: pytest.MonkeyPatch, after: int, what: str = "_validate") -> Any:
+    """Interrupt a run in the epoch after `after` whole ones."""
+    real = getattr(loop._Run, what)
+
+    def stop(self: Any, epoch: int, *words: Any) -> Any:
+        if epoch > after:
+            raise KeyboardInterrupt
+        return real(self, epoch, *words)
+
+    monkeypatch.setattr(loop._Run, what, stop)
+
+
+def test_a_run_that_was_cut_in_its_first_epoch_goes_on(
+    scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right after its first checkpoint, before that epoch's state."""
+    with monkeypatch.context() as patch:
+        real = loop._Run._save_state
+
+        def stop(self: Any, epoch: int) -> None:
+            if epoch:
+                raise KeyboardInterrupt
+            real(self, epoch)
+
+        patch.setattr(loop._Run, "_save_state", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(SMALL, scenes, tmp_path / "cut", cached)
+    assert (tmp_path / "cut" / "best.pth").exists()
+    train(SMALL, scenes, tmp_path / "cut", cached, resume=True)
+    train(SMALL, scenes, tmp_path / "whole", cached)
+    ours, whole = (Checkpoint.load(tmp_path / name / "last.pth").weights for name in ("cut", "whole"))
+    assert all(torch.equal(ours[name], value) for name, value in whole.items())
+    with pytest.raises(DataError, match="is finished"):
+        train(SMALL, scenes, tmp_path / "cut", cached, resume=True)
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(
+    scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(replace(SMALL, epochs=1), scenes, tmp_path, cached)
+    (tmp_path / ".state.pth.123.part").write_bytes(b"of a killed run")
+    cut(monkeypatch, 0)
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(SMALL, seed=7), scenes, tmp_path, cached)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "held_out.txt", "state.pth", ".lock"}
+
+
+def test_data_that_changed_are_not_resumed_on(
+    scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    with monkeypatch.context() as patch:
+        cut(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train(SMALL, data, tmp_path / "run", cached)
+    lines = (data / "train.csv").read_text().splitlines(keepends=True)
+    (data / "train.csv").write_text("".join(lines[:-8]))
+    with pytest.raises(DataError, match="was begun with other images or classes"):
+        train(SMALL, data, tmp_path / "run", cached, resume=True)
+
+
+@pytest.mark.parametrize("content", [{}, [], {"config": {}}, {"config": []}])
+def test_a_state_of_something_else_is_damaged(content: Any, scenes: Path, cached: Path, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "state.pth")
+    with pytest.raises(DataError, match=r"state.pth is damaged"):
+        train(SMALL, scenes, tmp_path, cached, resume=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_two_runs_do_not_write_one_folder(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys, fcntl\nfile = open(sys.argv[1], 'ab')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\nsys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(DataError, match="is being written by another run"):
+            train(SMALL, scenes, tmp_path, cached)
+        other.communicate()
+
+
+def test_folds_of_another_run_are_not_taken_for_this_ones(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    config = replace(SMALL, epochs=1, folds=2)
+    first = cross_validate(config, scenes, tmp_path, cached)
+    assert json.loads((tmp_path / "folds.json").read_text())["folds"] == list(first.folds)
+    with pytest.raises(DataError, match="is finished"):
+        cross_validate(config, scenes, tmp_path, cached, resume=True)
+    (tmp_path / "folds.json").unlink()  # as if it had been killed at the very end
+    assert cross_validate(config, scenes, tmp_path, cached, resume=True) == first
+    (tmp_path / "folds.json").unlink()
+    with pytest.raises(DataError, match="loss was bce"):
+        cross_validate(replace(config, loss="dice"), scenes, tmp_path, cached, resume=True)
+    (tmp_path / "fold-5").mkdir()  # of a run with more of them
+    cross_validate(config, scenes, tmp_path, cached)
+    assert sorted(path.name for path in tmp_path.glob("fold-*")) == ["fold-0", "fold-1"]
+
+
+def test_folds_of_few_images_of_every_kind() -> None:
+    parts = folds(toy_cache(np.eye(6, 3, dtype=bool)), 3, 0)
+    assert sorted(np.concatenate(parts).tolist()) == [0, 1, 2, 4, 5]  # the fourth cannot be read
+    assert all(len(part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", "-1"], "seed is from 0"),
+        (["--seed", "4294967296"], "seed is from 0"),
+        (["--weight-decay", "nan"], "weight_decay is a finite number"),
+        (["--set", "upsampling=2"], "the network answers 48x32 to 96x64 pixels"),
+        (["--set", "activation=sigmoid"], "cloudrt gives it itself"),
+        (["--device", "mps"], "no device named 'mps'"),
+        (["--device", "meta"], "no device named 'meta'"),
+        (["--input-size", "32x32", "--batch-size", "1"], "does not run on such images"),
+    ],
+)
+def test_options_that_cannot_work_are_one_line(scenes: Path, tmp_path: Path, words: list[str], said: str) -> None:
+    done = run(scenes, tmp_path, *words)
+    assert done.exit_code == 2 and said in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_grid_smaller_than_top_k_trains_without_it(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "train_images").mkdir(parents=True)
+    (data / "data.json").write_text('{"classes": ["a"], "label_grid": [64, 80], "submit_grid": [32, 40]}')
+    random = np.random.default_rng(0)
+    rows = ["Image_Label,EncodedPixels"]
+    import cv2
+
+    for number in range(5):
+        cv2.imwrite(str(data / "train_images" / f"{number}.png"), random.integers(0, 255, (64, 80, 3), np.uint8))
+        rows.append(f"{number}.png_a,{'1 900' if number % 2 else ''}")
+    (data / "train.csv").write_text("\n".join(rows) + "\n")
+    done = run(data, tmp_path, "--batch-size", "2")
+    assert done.exit_code == 0, done.output
+    refused = run(data, tmp_path, "--presence", "top-k", "--overwrite")
+    assert refused.exit_code == 2 and "top_k is from 1 to the grid's 1280 pixels" in refused.output
+
+
+def test_a_full_disk_is_one_line(scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real limit on the size of files, which a checkpoint exceeds."""
+    resource = pytest.importorskip("resource")
+    import signal
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            train(SMALL, scenes, tmp_path, cached)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize("name", ["train.csv", "data.json", "train_images/x.html"])
+@pytest.mark.parametrize("option", ["--output", "--findings"])
+def test_explore_never_replaces_what_it_reads(scenes: Path, tmp_path: Path, name: str, option: str) -> None:
+    shutil.copytree(scenes, tmp_path / "data")
+    target = tmp_path / "data" / name
+    before = target.read_bytes() if target.exists() else None
+    others = [] if option == "--output" else ["-o", str(tmp_path / "page.html")]
+    done = CliRunner().invoke(explore, [str(tmp_path / "data"), option, str(target), "--overwrite", *others])
+    assert done.exit_code == 2 and "belongs to the data set" in done.output
+    assert (target.read_bytes() if target.exists() else None) == before
+    assert not (tmp_path / "page.html").exists()

@@ -1,0 +1,288 @@
+"""What training can do beyond the notebook: each option against a plain reference of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from cloudrt.export.ensemble import Ensemble
+from cloudrt.train import loop
+from cloudrt.train.cache import open_cache
+from cloudrt.train.dataset import EpochBatches
+from cloudrt.train.loop import train
+from cloudrt.train.losses import build_loss
+from cloudrt.train.optimise import build_average, rate_factor
+from cloudrt.train.trainer import Trainer
+from cloudrt.train.validate import Validator
+from test_train import SMALL
+
+from cloudrt.cli.train import train as command
+from cloudrt.data.folder import open_data
+from cloudrt.errors import DataError
+from cloudrt.model.network import Checkpoint, build_network
+from cloudrt.search.probabilities import Probabilities
+
+RICH = replace(
+    SMALL, epochs=3, schedule="one-cycle", ema=0.9, presence="head", loss="0.5*iou+bce", tta="h", optimizer="adamw"
+)
+"""Everything that has a state: the head's dropout draws from the generator."""
+
+
+def history(folder: Path) -> list[dict[str, str]]:
+    """The rows of history.csv, but for what a clock and the system measure."""
+    rows = csv.DictReader((folder / "history.csv").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "memory_mb")} for row in rows]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return Checkpoint.load(path).weights
+
+
+@pytest.fixture(scope="module")
+def rich(scenes: Path, cached: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "rich"
+    train(RICH, scenes, folder, cached)
+    return folder
+
+
+@pytest.mark.parametrize("stop", [1])
+def test_a_run_that_was_cut_short_ends_with_the_same_weights(
+    rich: Path,
+    scenes: Path,
+    cached: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: int,
+) -> None:
+    """Stopped in the middle of an epoch, then resumed."""
+    real = Trainer._batch
+
+    def batch(self: Trainer, image: Any, target: Any, epoch: int, position: int, last: bool) -> float:
+        if epoch == stop + 1 and position == 2:
+            raise KeyboardInterrupt
+        return real(self, image, target, epoch, position, last)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_batch", batch)
+        with pytest.raises(KeyboardInterrupt):
+            train(RICH, scenes, tmp_path, cached)
+    assert (tmp_path / "state.pth").exists()
+    for change, named in (({"ema": 0.5}, "ema was 0.9, now 0.5"), ({"seed": 1}, "seed was 142, now 1")):
+        with pytest.raises(DataError, match=named):
+            train(replace(RICH, **change), scenes, tmp_path, cached, resume=True)
+    result = train(RICH, scenes, tmp_path, cached, resume=True)
+    assert not (tmp_path / "state.pth").exists()
+    for name in ("best.pth", "last.pth"):
+        ours, theirs = weights(tmp_path / name), weights(rich / name)
+        for key, value in theirs.items():
+            assert torch.equal(ours[key], value), (name, key)
+    whole = Checkpoint.load(rich / "best.pth")
+    assert (result.dice, Checkpoint.load(tmp_path / "best.pth").rules) == (whole.dice, whole.rules)
+    assert history(tmp_path) == history(rich)
+    with pytest.raises(DataError, match="is finished"):
+        train(RICH, scenes, tmp_path, cached, resume=True)
+
+
+def test_a_damaged_state_is_one_line(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    (tmp_path / "state.pth").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"state\.pth is damaged: --overwrite"):
+        train(SMALL, scenes, tmp_path, cached, resume=True)
+
+
+TOGETHER = replace(
+    SMALL,
+    epochs=2,
+    batch_size=2,
+    accumulate=2,
+    schedule="constant",
+    freeze_batchnorm=True,
+    loss="bce+dice",
+    loss_over="samples",
+    augment="notebook",
+    encoder_lr=2e-5,
+    decoder_lr=2e-5,
+    device="cpu",
+)
+
+
+def test_two_processes_train_what_one_does_with_twice_the_batch(
+    scenes: Path,
+    cached: Path,
+    tmp_path: Path,
+) -> None:
+    """torchrun with gloo on this machine; BatchNorm frozen, the loss a mean over the images."""
+    script = (
+        "import json, sys\nfrom pathlib import Path\nimport torch\ntorch.set_num_threads(1)\n"
+        "from cloudrt.train.config import TrainConfig\nfrom cloudrt.train.loop import train\n"
+        "values = json.loads(sys.argv[1])\nvalues['input_size'] = tuple(values['input_size'])\n"
+        "train(TrainConfig(**values), *map(Path, sys.argv[2:5]))\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    words = [json.dumps(TOGETHER.to_dict()), str(scenes), str(tmp_path / "two"), str(cached)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*torchrun, str(tmp_path / "run.py"), *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train(replace(TOGETHER, batch_size=4), scenes, tmp_path / "one", cached)
+    two, one = weights(tmp_path / "two" / "last.pth"), weights(tmp_path / "one" / "last.pth")
+    assert two.keys() == one.keys()
+    begun = build_network(Checkpoint.load(tmp_path / "one" / "last.pth").config).state_dict()
+    moved = 0.0
+    for name, value in one.items():
+        assert torch.allclose(two[name].float(), value.float(), atol=1e-5, rtol=0), name
+        if value.is_floating_point():
+            moved = max(moved, float((value - begun[name]).abs().max()))
+    assert moved > 1e-4  # they did train
+
+
+def test_processes_share_out_each_batch() -> None:
+    for images, size, world in ((23, 3, 2), (40, 4, 2), (5, 4, 2)):
+        ranks = [EpochBatches(images, size, 7, rank, world) for rank in range(world)]
+        whole = EpochBatches(images, ranks[0].batch_size * world, 7)
+        for epoch in (1, 2):
+            for one in (*ranks, whole):
+                one.epoch = epoch
+            together = [[*one, *other] for one, other in zip(ranks[0], ranks[1], strict=True)]
+            assert together == list(whole)
+            seen = [image for batch in together for image in batch]
+            assert len(set(seen)) == len(seen)
+        assert len(list(whole)) == len(whole)
+
+
+def test_the_average_of_the_weights_is_the_formulas() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    average = build_average(network, 0.75)
+    assert average is not None and build_average(network, 0.0) is None
+    wanted: dict[str, torch.Tensor] = {}
+    for step in range(4):
+        with torch.no_grad():
+            for value in network.state_dict().values():
+                if value.is_floating_point():
+                    value.add_(torch.randn(value.shape))
+        average.update_parameters(network)
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                wanted[name] = value.clone() if step == 0 else 0.75 * wanted[name] + 0.25 * value
+    for name, value in wanted.items():
+        assert torch.allclose(average.module.state_dict()[name], value, atol=1e-6), name
+
+
+def test_one_cycle_is_torchs() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=101, div_factor=25, final_div_factor=400)
+    rates = []
+    for _ in range(101):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(rates) < 101:
+            torchs.step()
+    # torch rises until step 29.3 of 100, ours until 30 of 100.
+    ours = [rate_factor(step / 100, 0.3) for step in range(101)]
+    assert np.abs(np.array(ours) - rates).max() < 0.04
+    assert ours[0] == pytest.approx(1 / 25) and ours[-1] == pytest.approx(1e-4)
+    cosine = [rate_factor(share, 0.03) for share in (0.03, 0.515, 1.0)]
+    assert cosine == pytest.approx([1.0, 0.5, 1e-4], abs=1e-3)
+
+
+def test_validation_with_flips_is_what_the_artifact_with_flips_gives(
+    rich: Path,
+    scenes: Path,
+    cached: Path,
+    tmp_path: Path,
+) -> None:
+    best = Checkpoint.load(rich / "best.pth")
+    cache = open_cache(open_data(scenes), (64, 96), cached)
+    network = best.network()
+    validator = Validator(
+        build_loss("bce"), cache, np.arange(6), 3, torch.device("cpu"), torch.inference_mode, "hv", tmp_path
+    )
+    validator.run(network, best.config, keep=tmp_path / "kept.npz")
+    graph = Ensemble((best,), ("a",), "hv").graph()
+    with torch.inference_mode(), Probabilities(tmp_path / "kept.npz") as kept:
+        for position in range(6):
+            levels, presence = graph(torch.from_numpy(np.array(cache.images[position])[None]))
+            ours, said = kept.read(cache.names[position])
+            assert np.abs(ours.astype(int) - levels[0].numpy()).max() <= 1
+            assert said is not None and np.abs(said.astype(int) - presence[0].numpy()).max() <= 1
+
+
+def test_the_head_is_stored_and_its_rules_are_searched(rich: Path) -> None:
+    best = Checkpoint.load(rich / "best.pth")
+    assert best.config.presence == "head"
+    assert any(name.startswith("classification_head") for name in best.weights)
+    assert best.training["presence_weight"] == 0.5
+
+
+def test_time_that_is_up_ends_a_run_with_its_rules(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    result = train(replace(SMALL, epochs=50, schedule="cosine", time_budget=1e-6), scenes, tmp_path, cached)
+    assert len(history(tmp_path)) == 1
+    assert len(Checkpoint.load(tmp_path / "best.pth").rules) == 4
+    assert result.epoch == 1
+
+
+def test_tensorboard_reads_the_history(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(replace(SMALL, tensorboard=True), scenes, tmp_path, cached)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    rows = history(tmp_path)
+    assert [one.value for one in events.Scalars("dice")] == pytest.approx([float(row["dice"]) for row in rows])
+    assert "memory_mb" in events.Tags()["scalars"]
+
+
+def test_a_class_that_no_held_out_image_has_is_said(
+    scenes: Path,
+    cached: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache = open_cache(open_data(scenes), (64, 96), cached)
+    absent = replace(cache, truth=np.array(cache.truth) * np.array([1, 0, 1, 1], np.uint8)[None, :, None])
+    loop._warn_of_absent_classes(absent, np.arange(8), ("Fish", "Flower", "Gravel", "Sugar"))
+    assert "no held-out image has Flower" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--resume"], "give its --name"),
+        (["--resume", "--overwrite", "--name", "a"], "give one of them"),
+        (["--fold", "1"], "--fold is one of --folds"),
+        (["--folds", "1"], "two folds or more"),
+        (["--folds", "3", "--fold", "3"], "two folds or more"),
+        (["--loss", "bce+dyce"], "dyce"),
+        (["--ema", "1.5"], "ema is a decay"),
+        (["--time-budget", "soon"], "no time such as 90m"),
+        (["--presence", "top-k", "--top-k", "0"], "top_k"),
+        (["--encoder", "resnet19", "--name", "b"], "resnet18"),
+    ],
+)
+def test_wrong_options_are_one_line(scenes: Path, tmp_path: Path, words: list[str], said: str) -> None:
+    base = [
+        str(scenes),
+        "--runs",
+        str(tmp_path),
+        "--cache",
+        str(tmp_path / "c"),
+        "--encoder-weights",
+        "none",
+        "--epochs",
+        "1",
+    ]
+    result = CliRunner().invoke(command, [*base, "--input-size", "96x64", *words])
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_memory_is_in_the_history(rich: Path) -> None:
+    rows = csv.DictReader((rich / "history.csv").read_text().splitlines())
+    assert min(float(row["memory_mb"]) for row in rows) > 0
