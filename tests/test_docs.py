@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from support.snippets import PAGES, ROOT, blocks, check, commands, run, run_python
+from support.paths import ROOT
+from support.snippets import PAGES, blocks, check, commands, run, run_python
 from support.tiny import tiny_artifact
 
 from cloudrt.cli import COMMANDS, main

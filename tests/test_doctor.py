@@ -28,12 +28,12 @@ from cloudrt.doctor import (
     provider_state,
     try_provider,
 )
+from cloudrt.engines import availability
 from cloudrt.engines.availability import NAMES, load_libraries, problem
-from cloudrt.engines.base import availability
 from cloudrt.errors import ProviderError
-from cloudrt.model.artifact import parse_artifact, write_metadata
+from cloudrt.model.artifact import Artifact, parse_artifact, write_metadata
 from cloudrt.system.machine import Machine, describe_machine
-from cloudrt.system.nvidia import Driver
+from cloudrt.system.nvidia import Driver, nvidia_driver
 from cloudrt.system.versions import installed_distributions
 
 GPU = Driver((13, 0), ("NVIDIA H200, 140 GiB",))
@@ -179,10 +179,10 @@ def test_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
             size._obj.value = 16 * 2**30  # type: ignore[attr-defined]
             return 0
 
-    monkeypatch.setattr(availability.ctypes, "CDLL", lambda name: Library())
-    assert availability.nvidia_driver() == Driver((13, 1), ("NVIDIA T4, 16 GiB",))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    assert nvidia_driver() == Driver((13, 1), ("NVIDIA T4, 16 GiB",))
     monkeypatch.setattr(Library, "cuInit", lambda self, flags: 100)
-    assert availability.nvidia_driver() == Driver((13, 1), ())
+    assert nvidia_driver() == Driver((13, 1), ())
 
 
 def test_cpu_and_openvino_need_no_libraries(capfd: pytest.CaptureFixture[str]) -> None:
@@ -252,10 +252,8 @@ def test_command_prints_json(told: Diagnosis) -> None:
 
 
 def test_command_shows_an_artifact(told: Diagnosis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cloudrt import artifact
-
-    described = artifact.Artifact(encoder="resnet50", versions={"torch": "2.15"})
-    monkeypatch.setattr(artifact, "read_artifact", lambda path: described)
+    described = Artifact(encoder="resnet50", versions={"torch": "2.15"})
+    monkeypatch.setattr("cloudrt.model.artifact.read_artifact", lambda path: described)
     result = CliRunner().invoke(command, ["model.onnx"])
     assert result.exit_code == 0 and "resnet50" in result.stdout and "model.onnx" in result.stdout
     values = json.loads(CliRunner().invoke(command, ["model.onnx", "--json"]).stdout)

@@ -21,6 +21,7 @@ import click
 import numpy as np
 import platformdirs
 import torch
+from cloudrt.bench.machine import machine, versions
 from cloudrt.train.cache import DatasetCache, open_cache
 from cloudrt.train.config import TrainConfig
 from cloudrt.train.dataset import CloudDataset
@@ -35,8 +36,6 @@ from cloudrt.data.folder import open_data
 from cloudrt.labels import Grid
 from cloudrt.model.network import NetworkConfig, build_network
 from cloudrt.system.terminal import progress_bar
-
-from .machine import machine, versions
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ import click
 import cv2
 import numpy as np
 import torch
+from cloudrt.bench.machine import machine, versions
 from cloudrt.train.augment import build_augmentation
 from cloudrt.train.cache import open_cache
 from cloudrt.train.dataset import CloudDataset, Feed
@@ -30,8 +31,6 @@ from cloudrt.data.folder import DataFolder, open_data
 from cloudrt.images.image import decode, read_file
 from cloudrt.labels import Grid
 from cloudrt.model.network_config import NetworkConfig
-
-from .machine import machine, versions
 
 BATCH = 6
 """The notebook's."""

@@ -14,13 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
+from cloudrt.bench.machine import machine, versions
 
 from cloudrt.images.image import ImageFile, find_images
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.submission import open_submission
 from cloudrt.system.statistics import memory, peak_memory
-
-from .machine import machine, versions
 
 EVERY = 500
 

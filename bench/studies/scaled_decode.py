@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import numpy as np
+from cloudrt.bench.machine import machine, versions
 
 from cloudrt.images.image import Image, ImageFile, decode, find_images, load_image, resize
 from cloudrt.inference.pipeline import Segmenter
@@ -22,8 +23,6 @@ from cloudrt.labels import Grid
 from cloudrt.masks.metric import dice
 from cloudrt.masks.rle import rle_to_submit_grid
 from cloudrt.masks.table import Table, read_table
-
-from .machine import machine, versions
 
 
 def compare(segmenter: Segmenter, files: Sequence[ImageFile], truth: Table | None) -> dict[str, Any]:

@@ -26,9 +26,10 @@ from cloudrt.bench.stages import Timing
 from cloudrt.bench.throughput import Point, measure_throughput
 from cloudrt.export.ensemble import Ensemble
 from cloudrt.export.export import Source
+from support.html import Page
 from support.networks import make_checkpoint
+from support.paths import ROOT
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
-from test_report import Page
 from torch.utils.flop_counter import FlopCounterMode
 
 from cloudrt.cli.bench import bench
@@ -41,7 +42,7 @@ from cloudrt.model.artifact import Artifact
 from cloudrt.model.network import Checkpoint
 from cloudrt.system.files import sha256
 
-STORED = Path(__file__).parent.parent / "bench" / "results"
+STORED = ROOT / "bench" / "results"
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 from cloudrt.bench import peers, postprocess, search
 from cloudrt.bench.agreement import AgreementError
+from support import reference
 from support.shapes import checkerboard, smooth_map
 
 from cloudrt.masks.postprocess import Rule

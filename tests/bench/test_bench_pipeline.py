@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from cloudrt.bench import memory, networks, scaled_decode
+from cloudrt.bench import networks
 from cloudrt.bench.pipeline import STAGES, PipelineTime, write_plain
 from cloudrt.bench.stages import Timing
+from cloudrt.bench.studies import memory, scaled_decode
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.bench import bench

@@ -1,4 +1,4 @@
-"""The figures of README: those of bench/results, and none typed beside them."""
+"""The figures in README and docs are those of bench/results; no ratio is typed by hand."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from cloudrt.bench.studies.render import BLOCKS, RESULTS, fill, render
+from support.paths import ROOT
 
 from cloudrt.errors import DataError
 
-README = Path(__file__).parent.parent / "README.md"
-TEXT = README.read_text(encoding="utf-8")
-CLUSTER = README.parent / "docs" / "how-to" / "cluster.md"
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+TEXT = "".join(page.read_text(encoding="utf-8") for page in PAGES)
 MARKED = re.compile(r"<!-- figures: ([\w-]+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
@@ -23,10 +24,16 @@ def stored(name: str) -> dict[str, object]:
     return loaded
 
 
-def test_readme_says_what_was_measured() -> None:
-    both = TEXT + CLUSTER.read_text(encoding="utf-8")
-    assert fill(both) == both, "run make figures"
-    assert {name for name, _ in MARKED.findall(both)} == set(BLOCKS)
+def test_pages_show_the_stored_figures() -> None:
+    assert fill(TEXT) == TEXT, "run make figures"
+    assert {name for name, _ in MARKED.findall(TEXT)} == set(BLOCKS)
+
+
+def test_make_figures_fills_every_page_with_markers() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (line,) = [line for line in makefile.splitlines() if "studies.render" in line]
+    marked = {str(page.relative_to(ROOT)) for page in PAGES if MARKED.search(page.read_text(encoding="utf-8"))}
+    assert set(line.partition("studies.render ")[2].split()) == marked
 
 
 def test_no_ratio_is_typed_by_hand() -> None:
@@ -49,7 +56,7 @@ def test_tables_hold_the_stored_numbers() -> None:
 
 
 def test_every_linked_file_is_there() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+    for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text(encoding="utf-8")):
         assert (README.parent / target).exists(), target
 
 
@@ -58,5 +65,5 @@ def test_command_fills_a_page_and_refuses_unknown_names(tmp_path: Path) -> None:
     page.write_text("a\n<!-- figures: memory -->\nold\n<!-- end -->\nb\n")
     assert CliRunner().invoke(render, [str(page)]).exit_code == 0
     assert page.read_text() == f"a\n<!-- figures: memory -->\n{BLOCKS['memory']()}\n<!-- end -->\nb\n"
-    with pytest.raises(DataError, match="no figures are named nonsense; there are front"):
+    with pytest.raises(DataError, match="no figures are named nonsense; there are summary"):
         fill("<!-- figures: nonsense -->\n<!-- end -->")

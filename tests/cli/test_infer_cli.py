@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
 
-import cloudrt.engines.base
 from cloudrt.cli.infer import infer
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.table import read_table
@@ -87,7 +86,7 @@ def test_the_model_in_the_working_folder_is_the_default(images: Path, model: Pat
 def test_auto_names_its_provider_and_why_no_faster_one(
     images: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cloudrt.engines.base, "problem", lambda name: None if name == "cpu" else f"{name} is not here")
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name == "cpu" else f"{name} is not here")
     result = run(images, "--model", model)
     assert result.exit_code == 0
     assert "provider cpu" in result.stderr
@@ -182,7 +181,7 @@ def test_nothing_half_written_when_it_stops_in_the_middle(
 def test_a_provider_that_cannot_run_is_status_2(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cloudrt.engines.base, "problem", lambda name: f"no {name}: pip install 'cloudrt[{name}]'")
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: f"no {name}: pip install 'cloudrt[{name}]'")
     result = run(images, "--model", model, "--provider", "cuda")
     assert result.exit_code == 2
     assert "pip install 'cloudrt[cuda]'" in result.stderr

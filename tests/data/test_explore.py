@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
-from test_report import Page
+from support.html import Page
 
 from cloudrt.cli.explore import explore as command
 from cloudrt.data.duplicates import similar_groups

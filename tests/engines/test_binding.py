@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
-from support.tiny import tiny_artifact
-from test_pipeline import LABELS, SIZE
+from support.plain import SIZE
+from support.tiny import SMALL_GRIDS, tiny_artifact
 
 from cloudrt.engines.base import EngineOptions, exhausted
 from cloudrt.engines.binding import Binding
@@ -22,7 +22,7 @@ from cloudrt.model.artifact import parse_artifact
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, LABELS, presence=True)
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, SMALL_GRIDS, presence=True)
 
 
 @pytest.mark.parametrize(

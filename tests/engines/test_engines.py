@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
 
-import cloudrt.engines.base
 from cloudrt.data.scenes import draw_scene
-from cloudrt.engines.base import BATCH_SIZES, PROVIDERS, EngineOptions
+from cloudrt.engines.availability import problem
+from cloudrt.engines.base import BATCH_SIZES, EngineOptions
 from cloudrt.engines.choice import Choice, choose_provider, open_engine
 from cloudrt.engines.onnxruntime import OrtEngine, provider_options, session_options
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, DataError, ProviderError
 from cloudrt.model.artifact import Artifact, parse_artifact
+from cloudrt.options import PROVIDERS
 
 SIZE = (64, 96)
 LABELS = SMALL_GRIDS
@@ -110,7 +111,7 @@ def test_the_default_batch_size_is_the_providers(model: Path) -> None:
 
 def test_a_provider_that_cannot_run_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never another provider in its place; what to install is said."""
-    monkeypatch.setattr(cloudrt.engines.base, "problem", lambda name: f"no {name} here: pip install 'cloudrt[{name}]'")
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: f"no {name} here: pip install 'cloudrt[{name}]'")
     for provider in ("cuda", "tensorrt", "openvino"):
         with pytest.raises(ProviderError, match=rf"--provider {provider} .*pip install 'cloudrt\[{provider}\]'"):
             open_engine(model, provider)
@@ -120,14 +121,14 @@ def test_a_provider_that_cannot_run_is_refused(model: Path, monkeypatch: pytest.
 
 def test_auto_says_what_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        cloudrt.engines.base, "problem", lambda name: None if name in ("cpu", "openvino") else f"no {name}"
+        "cloudrt.engines.choice.problem", lambda name: None if name in ("cpu", "openvino") else f"no {name}"
     )
     choice = choose_provider()
     assert choice.provider == "cpu"
     assert choice.passed_over["cuda"] == "no cuda"
     assert choice.passed_over["tensorrt"] == "no tensorrt"
     assert "--provider openvino" in choice.passed_over["openvino"]
-    monkeypatch.setattr(cloudrt.engines.base, "problem", lambda _name: None)
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda _name: None)
     choice = choose_provider()
     assert choice.provider == "cuda"
     assert "--provider tensorrt" in choice.passed_over["tensorrt"]
@@ -229,7 +230,7 @@ def test_a_graph_that_the_runtime_refuses_is_one_line(provider: str) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(cloudrt.engines.base.problem("cuda") is not None, reason="needs an NVIDIA GPU with CUDA")
+@pytest.mark.skipif(problem("cuda") is not None, reason="needs an NVIDIA GPU with CUDA")
 def test_cuda_answers_as_the_cpu_does(model: Path, batch: NDArray[np.uint8]) -> None:
     wanted = plain(onnx.load(model), batch)[0].astype(int)
     with open_engine(model, "cuda", 3) as engine:

@@ -15,7 +15,6 @@ import pytest
 from numpy.typing import NDArray
 from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
 
-import cloudrt.engines.base
 import cloudrt.engines.plan
 from cloudrt.engines.measurements import Known
 from cloudrt.engines.onnxruntime import OrtEngine
@@ -42,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Every provider works and agrees; their rates are what a test puts here; what is measured is counted."""
     found: dict[str, float] = {"looks": 0, "climbs": 0}
-    monkeypatch.setattr(cloudrt.engines.base, "problem", lambda name: None if name in found else f"no {name}")
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name in found else f"no {name}")
 
     def agree(self: Bench, provider: str, compute: str) -> None:
         found["looks"] += 1
@@ -310,6 +309,6 @@ def test_a_plan_of_an_earlier_run_is_checked_too(monkeypatch: pytest.MonkeyPatch
     assert make_plan(MODEL, ARTIFACT, "ab", Request(), settled) == settled
     with pytest.raises(ProviderError, match="--provider cpu runs on none"):
         make_plan(MODEL, ARTIFACT, "ab", Request(devices=(0, 1)), settled)
-    monkeypatch.setattr(cloudrt.engines.base, "problem", lambda name: "it was uninstalled")
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: "it was uninstalled")
     with pytest.raises(ProviderError, match="it was uninstalled"):
         make_plan(MODEL, ARTIFACT, "ab", Request(), settled)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
-from support.tiny import tiny_artifact, tiny_model, write_jpeg
-from test_pipeline import LABELS, SIZE, picture, plain_answers
+from support.plain import SIZE, picture, plain_answers
+from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
 
 from cloudrt.cli.infer import infer
 from cloudrt.engines.base import EngineOptions
@@ -27,7 +27,7 @@ from cloudrt.model.artifact import parse_artifact
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, LABELS, presence=True)
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, SMALL_GRIDS, presence=True)
 
 
 def fits(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -79,7 +79,7 @@ def test_a_single_image_that_does_not_fit_is_an_error(model: Path, monkeypatch: 
 def test_batches_that_fail_at_once_step_down_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two streams run out of memory together: the second finds that the batch is halved already."""
     meet = threading.Barrier(2, timeout=10)
-    proto = tiny_model(SIZE, LABELS)
+    proto = tiny_model(SIZE, SMALL_GRIDS)
     artifact = parse_artifact(proto, "m")
 
     class Failing:
@@ -148,7 +148,7 @@ def test_a_run_that_stepped_down_resumes_with_its_batch(
 @pytest.mark.parametrize("streams", [1, 2])
 def test_engines_that_cannot_be_opened_again_end_the_run(streams: int) -> None:
     """Nobody waits for an engine that will never come."""
-    artifact = parse_artifact(tiny_model(SIZE, LABELS), "m")
+    artifact = parse_artifact(tiny_model(SIZE, SMALL_GRIDS), "m")
 
     class Small:
         def __init__(self, batch_size: int) -> None:
@@ -198,7 +198,7 @@ def test_a_closed_segmenter_says_so(model: Path, provider: str) -> None:
 
 def test_closing_waits_for_what_is_at_work_and_sends_the_rest_away() -> None:
     """An engine that is released while it runs crashes, or answers from freed memory."""
-    artifact = parse_artifact(tiny_model(SIZE, LABELS), "m")
+    artifact = parse_artifact(tiny_model(SIZE, SMALL_GRIDS), "m")
     began, go_on = threading.Event(), threading.Event()
     happened: list[str] = []
 

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_plan import ARTIFACT, MODEL
+from support.tiny import SMALL_GRIDS, tiny_model
 
-from cloudrt.engines.base import trial
+from cloudrt.engines import trial
 from cloudrt.engines.trial import Bench, Rung, best_rung, measure_rate
 from cloudrt.errors import MemoryExhausted
+from cloudrt.model.artifact import parse_artifact
+
+MODEL = tiny_model(labels=SMALL_GRIDS)
+ARTIFACT = parse_artifact(MODEL, "model.onnx")
 
 
 class Simulated:

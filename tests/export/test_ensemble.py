@@ -9,8 +9,7 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 from cloudrt.export.export import Source, export
-from support.networks import make_checkpoint
-from test_export import probability
+from support.networks import make_checkpoint, probability
 
 from cloudrt.cli.export import export as command
 from cloudrt.data.scenes import draw_scene

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -305,14 +304,6 @@ def test_an_onnx_file_of_others_is_refused(tmp_path: Path, artifact: Path) -> No
     onnx.save(model, tmp_path / "plain.onnx")
     with pytest.raises(ArtifactError, match="cloudrt-export"):
         read_artifact(tmp_path / "plain.onnx")
-
-
-def probability(path: Path, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """What a checkpoint's network says of (N, H, W, 3) images, not yet rounded, step by step: (N, C, H_out, W_out)."""
-    loaded = Checkpoint.load(path)
-    graph = InferenceGraph(loaded.network(), loaded.config).eval()
-    with torch.inference_mode():
-        return graph.answers(torch.from_numpy(image).float().permute(0, 3, 1, 2))[0].numpy()
 
 
 @pytest.mark.cuda

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support.pictures import FILES, encoded
 from support.tiny import SMALL_GRIDS, tiny_artifact
-from test_images import FILES, encoded
 
 from cloudrt.cli.infer import infer
 from cloudrt.engines.choice import open_engine

@@ -10,16 +10,16 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support.pictures import FILES, encoded
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
-from test_images import FILES, encoded
 
 import cloudrt.images.gpu_decode
 from cloudrt.cli.infer import infer
 from cloudrt.errors import DataError, ProviderError
 from cloudrt.images.decoding import Decoding, open_decoder
 from cloudrt.images.gpu_decode import GpuJpegDecoder
-from cloudrt.images.headers import has_end
-from cloudrt.images.image import MAX_PIXELS, ImageFile, decode, load_image, resize
+from cloudrt.images.headers import MAX_PIXELS, has_end
+from cloudrt.images.image import ImageFile, decode, load_image, resize
 from cloudrt.system.nvidia import Driver
 from cloudrt.system.statistics import StageStats
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import struct
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,114 +10,11 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.pictures import FILES, HEIGHT, JPEGS, OTHERS, WIDTH, picture, png, refusal
 
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.headers import stated_size
 from cloudrt.images.image import decode, find_images, load_image
-
-pillow = pytest.importorskip("PIL.Image")
-
-HEIGHT, WIDTH = 90, 133
-
-
-def picture(height: int = HEIGHT, width: int = WIDTH, channels: int = 3, sigma: float = 3) -> NDArray[np.uint8]:
-    """A smooth (H, W, channels) uint8 picture that fills the range."""
-    noise = cv2.GaussianBlur(np.random.default_rng(0).random((height, width, channels)), (0, 0), sigma)
-    return np.asarray(cv2.normalize(noise, None, 0, 255, cv2.NORM_MINMAX), np.uint8).reshape(height, width, channels)
-
-
-def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
-    """The bytes of a picture as Pillow writes them."""
-    channels = {"L": 1, "LA": 2, "RGBA": 4, "CMYK": 4}.get(mode, 3)
-    pixels = picture(channels=channels)
-    if mode == "P":
-        image = pillow.fromarray(pixels).quantize(50)
-    elif mode == "1":
-        image = pillow.fromarray(pixels).convert("1")
-    elif mode == "I;16":
-        image = pillow.fromarray(pixels[:, :, 0].astype(np.uint16) * 257 + 3)
-    else:
-        image = pillow.frombytes(mode, (WIDTH, HEIGHT), pixels.tobytes())
-    if orientation := options.pop("orientation", None):
-        options["exif"] = image.getexif()
-        options["exif"][0x0112] = orientation
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def opencv(kind: str, pixels: NDArray[Any], *options: int) -> bytes:
-    """The bytes of a picture as OpenCV writes them."""
-    done, data = cv2.imencode(kind, pixels, options)
-    assert done
-    return bytes(data.tobytes())
-
-
-def sixteen_bits(channels: int) -> NDArray[np.uint16]:
-    return picture(channels=channels).astype(np.uint16) * 251 + 7
-
-
-JPEGS: dict[str, Callable[[], bytes]] = {
-    "4:2:0": lambda: encoded("JPEG"),
-    "4:2:2": lambda: encoded("JPEG", subsampling=1),
-    "4:4:4": lambda: encoded("JPEG", subsampling=0),
-    "grey": lambda: encoded("JPEG", "L"),
-    "progressive": lambda: encoded("JPEG", progressive=True),
-    "progressive grey": lambda: encoded("JPEG", "L", progressive=True),
-    "optimised": lambda: encoded("JPEG", optimize=True, quality=30),
-    "best": lambda: encoded("JPEG", quality=100, subsampling=0),
-    "restart markers": lambda: encoded("JPEG", restart_marker_blocks=3),
-    "RGB inside": lambda: encoded("JPEG", keep_rgb=True),
-    "CMYK": lambda: encoded("JPEG", "CMYK"),
-    "comment": lambda: encoded("JPEG", comment=b"Exif\0\0 is only mentioned here"),
-    "EXIF, upright": lambda: encoded("JPEG", orientation=1),
-    "EXIF, mirrored": lambda: encoded("JPEG", orientation=2),
-    "EXIF, upside down": lambda: encoded("JPEG", orientation=3),
-    "EXIF, flipped": lambda: encoded("JPEG", orientation=4),
-    "EXIF, transposed": lambda: encoded("JPEG", orientation=5),
-    "EXIF, turned right": lambda: encoded("JPEG", orientation=6),
-    "EXIF, transversed": lambda: encoded("JPEG", orientation=7),
-    "EXIF, turned left": lambda: encoded("JPEG", "L", orientation=8),
-    "EXIF after much else": lambda: behind_segments(encoded("JPEG", orientation=6)),
-    "something behind": lambda: encoded("JPEG") + b"a trailer that some cameras write",
-}
-OTHERS: dict[str, Callable[[], bytes]] = {
-    "PNG": lambda: encoded("PNG"),
-    "PNG, grey": lambda: encoded("PNG", "L"),
-    "PNG, alpha": lambda: encoded("PNG", "RGBA"),
-    "PNG, grey and alpha": lambda: encoded("PNG", "LA"),
-    "PNG, palette": lambda: encoded("PNG", "P"),
-    "PNG, one bit": lambda: encoded("PNG", "1"),
-    "PNG, 16-bit grey": lambda: encoded("PNG", "I;16"),
-    "PNG, 16-bit": lambda: opencv(".png", sixteen_bits(3)),
-    "PNG, 16-bit alpha": lambda: opencv(".png", sixteen_bits(4)),
-    "PNG, EXIF": lambda: encoded("PNG", orientation=6),
-    "PNG, something behind": lambda: encoded("PNG") + b"trailer",
-    "WebP": lambda: encoded("WEBP"),
-    "WebP, lossless": lambda: encoded("WEBP", lossless=True),
-    "WebP, alpha": lambda: encoded("WEBP", "RGBA"),
-    "WebP, lossless alpha": lambda: encoded("WEBP", "RGBA", lossless=True),
-    "TIFF": lambda: encoded("TIFF"),
-    "TIFF, grey": lambda: encoded("TIFF", "L"),
-    "TIFF, LZW": lambda: encoded("TIFF", compression="tiff_lzw"),
-    "TIFF, deflate": lambda: encoded("TIFF", compression="tiff_adobe_deflate"),
-    "TIFF, JPEG": lambda: encoded("TIFF", compression="jpeg"),
-    "TIFF, big": lambda: encoded("TIFF", big_tiff=True),
-    "TIFF, OpenCV": lambda: opencv(".tiff", picture()),
-    "TIFF, 16-bit": lambda: opencv(".tiff", sixteen_bits(3)),
-    "TIFF, rows a strip": lambda: opencv(".tiff", picture(), cv2.IMWRITE_TIFF_ROWSPERSTRIP, 7),
-    "BMP": lambda: encoded("BMP"),
-    "BMP, grey": lambda: encoded("BMP", "L"),
-    "BMP, OpenCV": lambda: opencv(".bmp", picture()),
-}
-FILES = JPEGS | OTHERS
-
-
-def behind_segments(jpeg: bytes) -> bytes:
-    """Put two comments of 60,000 bytes before what follows the first segment."""
-    first = 4 + int.from_bytes(jpeg[4:6], "big")
-    comment = b"\xff\xfe" + struct.pack(">H", 60_002) + bytes(60_000)
-    return jpeg[:first] + 2 * comment + jpeg[first:]
 
 
 def imread(path: Path, data: bytes) -> NDArray[np.uint8]:
@@ -148,14 +41,6 @@ def test_a_turned_image_is_turned() -> None:
     assert decode(JPEGS["EXIF, turned right"]()).shape == (WIDTH, HEIGHT, 3)
     assert decode(JPEGS["EXIF after much else"]()).shape == (WIDTH, HEIGHT, 3)
     assert load_image(JPEGS["EXIF, turned right"](), (40, 20)).shape == (40, 20, 3)
-
-
-def refusal(source: Any, **options: Any) -> str:
-    with pytest.raises(ImageError) as caught:
-        load_image(source, (30, 40), **options)
-    message = str(caught.value)
-    assert message and len(message.splitlines()) == 1
-    return message
 
 
 CUTTABLE = [name for name in FILES if "something behind" not in name]
@@ -219,24 +104,6 @@ def test_a_png_that_ends_early_without_being_cut_is_refused() -> None:
     assert "damaged" in refusal(png(100, 100, bytes(301 * 50)))
     assert "truncated" in refusal(png(100, 100, bytes(301 * 100))[:-12])
     assert decode(png(100, 100, bytes(301 * 100))).shape == (100, 100, 3)
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(height: int, width: int, rows: bytes = b"") -> bytes:
-    """An 8-bit RGB PNG that states a size, whatever its rows."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-def jpeg(height: int, width: int) -> bytes:
-    """A small JPEG whose frame header is made to state a size."""
-    data = bytearray(encoded("JPEG"))
-    frame = data.index(b"\xff\xc0")
-    data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
-    return bytes(data)
 
 
 def test_unreadable_paths(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_images import FILES, HEIGHT, WIDTH, jpeg, png, refusal
+from support.pictures import FILES, HEIGHT, WIDTH, jpeg, png, refusal
 
 from cloudrt.errors import ImageError
 from cloudrt.images.image import decode, load_image

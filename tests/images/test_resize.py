@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_images import FILES, picture, pillow
+from support.pictures import FILES, picture, pillow
 
 from cloudrt.images.image import decode, load_image, resize
 

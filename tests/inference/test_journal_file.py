@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from test_journal import IDENTITY
 
 from cloudrt.errors import DataError
 from cloudrt.inference.journal import Journal, Record
+
+IDENTITY = {"artifact": "ab", "batch size": 4}
 
 
 def test_two_runs_do_not_write_one_journal(tmp_path: Path) -> None:

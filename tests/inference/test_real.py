@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
+from support import reference
 
 from cloudrt.images.image import ImageFile
 from cloudrt.inference.pipeline import Segmenter

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
+from support import reference
 
 from cloudrt.errors import DataError
 from cloudrt.labels import Labels

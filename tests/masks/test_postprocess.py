@@ -7,13 +7,13 @@ from typing import Any
 import cc3d
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 from scipy import ndimage
+from support import reference
 from support.shapes import MASKS, checkerboard, comb, smooth_map, spiral
 
 from cloudrt.errors import DataError

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from pycocotools import mask as coco
+from support import reference
 from support.shapes import MASKS
 
 from cloudrt.errors import RleError

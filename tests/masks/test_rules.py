@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 from numpy.typing import NDArray
+from support import reference
 from support.shapes import smooth_map
 
 from cloudrt.errors import DataError

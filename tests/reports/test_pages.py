@@ -11,13 +11,14 @@ import pytest
 from click.testing import CliRunner
 from cloudrt.bench.bench_page import write_bench_page
 from support.browser import CHROMIUM, ask, photograph
+from support.paths import ROOT
 from support.tiny import tiny_artifact
 
 from cloudrt.cli import main
 from cloudrt.labels import CLOUDS
 from cloudrt.reports.submission_page import Report
 
-STORED = Path(__file__).parent.parent / "bench" / "results" / "cpu-full-originals.json"
+STORED = ROOT / "bench" / "results" / "cpu-full-originals.json"
 PAGES = ("report", "explore", "tune", "bench")
 MANY = 10_000
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import tracemalloc
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from support.html import Page
 
 from cloudrt.data.scenes import draw_scene
 from cloudrt.labels import CLOUDS, Labels, class_colours
@@ -19,40 +19,6 @@ from cloudrt.reports.submission_page import LISTED_FAILURES, Report
 
 NOTHING = dict.fromkeys(CLOUDS.classes, "")
 SMALL = Labels(("cat", "dog"), (40, 60), (20, 30))
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text, of a page; fails where a tag is not closed."""
-
-    VOID = frozenset({"meta", "input", "line", "rect", "image", "img", "path"})
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def find(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def mask_text(labels: Labels, top: int, left: int, bottom: int, right: int) -> str:

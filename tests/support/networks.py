@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cloudrt.masks.postprocess import Rule
-from cloudrt.model.network import Checkpoint, NetworkConfig, build_network
+from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig, build_network
 
 OPTIONS = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
 
@@ -22,3 +24,11 @@ def make_checkpoint(
     checkpoint = Checkpoint(config, network.state_dict(), (Rule(127, 500),) * 4 if rules else (), 0.5, 1)
     checkpoint.save(path)
     return checkpoint
+
+
+def probability(path: Path, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What a checkpoint's network says of (N, H, W, 3) images, not yet rounded, step by step: (N, C, H_out, W_out)."""
+    loaded = Checkpoint.load(path)
+    graph = InferenceGraph(loaded.network(), loaded.config).eval()
+    with torch.inference_mode():
+        return graph.answers(torch.from_numpy(image).float().permute(0, 3, 1, 2))[0].numpy()

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import click
 from click.testing import CliRunner
+from support.paths import ROOT
 
 from cloudrt.cli import main
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(
     r"(?:^ *<!-- (?:not run here: (?P<excuse>[^>]+?)|exit status (?P<status>\d+)) -->\n)?"

@@ -14,7 +14,7 @@ from cloudrt.train.config import AUGMENTATIONS
 from cloudrt.train.losses import build_loss, parse_loss
 from cloudrt.train.pretrain import brightness, hide, pretrain
 from scipy import ndimage
-from test_train import SMALL
+from support.training import SMALL
 
 from cloudrt.data.folder import open_data
 from cloudrt.data.scenes import draw_scene

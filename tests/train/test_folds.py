@@ -10,33 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 from cloudrt.train import loop
-from cloudrt.train.cache import DatasetCache
 from cloudrt.train.config import TrainConfig
 from cloudrt.train.cross import cross_validate
 from cloudrt.train.folds import folds
-from numpy.typing import NDArray
-from test_train import SMALL
+from support.training import SMALL, toy_cache
 
 from cloudrt.data.duplicates import difference_hash, similar_groups
 from cloudrt.data.folder import open_data
 from cloudrt.data.scenes import draw_scene
 from cloudrt.errors import DataError
-from cloudrt.masks.rle import pack_mask
 from cloudrt.model.network import Checkpoint
 from cloudrt.search.choose import choose_rules
 from cloudrt.search.probabilities import Probabilities
 from cloudrt.search.tables import LabelledMaps, measure, min_areas_for
-
-
-def toy_cache(classes: NDArray[np.bool_], images: NDArray[np.uint8] | None = None) -> DatasetCache:
-    """A cache of (N, C) classes that are present."""
-    mask = np.zeros((60, 90), np.uint8)
-    mask[:9] = 1
-    one, none = pack_mask(mask), pack_mask(np.zeros_like(mask))
-    truth = np.array([[one if present else none for present in row] for row in classes])
-    if images is None:
-        images = np.random.default_rng(0).integers(0, 256, (len(classes), 16, 24, 3), np.uint8)
-    return DatasetCache([f"{number}.jpg" for number in range(len(classes))], images, truth, {"3.jpg": "is empty"})
 
 
 def test_folds_hold_every_image_once_and_the_classes_in_equal_parts() -> None:

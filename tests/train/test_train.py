@@ -10,14 +10,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import reference
 import torch
 from cloudrt.train.cache import open_cache
-from cloudrt.train.config import TrainConfig
 from cloudrt.train.dataset import CloudDataset, Feed
 from cloudrt.train.loop import train
 from cloudrt.train.losses import build_loss
 from cloudrt.train.optimise import Schedule, build_optimizer
+from support import reference
+from support.training import SMALL
 
 from cloudrt.data.folder import open_data
 from cloudrt.errors import ArtifactError, DataError
@@ -27,16 +27,6 @@ from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig, bui
 from cloudrt.search.choose import choose_rules
 from cloudrt.search.tables import LabelledMaps, measure, min_areas_for
 
-SMALL = TrainConfig(
-    encoder="resnet18",
-    encoder_weights="none",
-    options={"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32},
-    input_size=(64, 96),
-    epochs=2,
-    batch_size=4,
-    accumulate=2,
-    validation_share=0.2,
-)
 NOTEBOOK_ENCODERS = (
     "resnet50",
     "resnet101",

@@ -20,7 +20,7 @@ from cloudrt.train.cross import cross_validate
 from cloudrt.train.folds import folds
 from cloudrt.train.loop import train
 from support.networks import OPTIONS
-from test_folds import toy_cache
+from support.training import toy_cache
 
 from cloudrt.cli.explore import explore
 from cloudrt.cli.train import train as command

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from cloudrt.train.launch import TRAIN
-from test_train_options import TOGETHER, weights
+from support.training import TOGETHER, weights
 
 RUN = """
 import json, os, signal, sys

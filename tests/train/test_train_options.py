@@ -23,7 +23,7 @@ from cloudrt.train.losses import build_loss
 from cloudrt.train.optimise import build_average, rate_factor
 from cloudrt.train.trainer import Trainer
 from cloudrt.train.validate import Validator
-from test_train import SMALL
+from support.training import SMALL, TOGETHER, weights
 
 from cloudrt.cli.train import train as command
 from cloudrt.data.folder import open_data
@@ -41,10 +41,6 @@ def history(folder: Path) -> list[dict[str, str]]:
     """The rows of history.csv, but for what a clock and the system measure."""
     rows = csv.DictReader((folder / "history.csv").read_text().splitlines())
     return [{k: v for k, v in row.items() if k not in ("images_per_second", "memory_mb")} for row in rows]
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return Checkpoint.load(path).weights
 
 
 @pytest.fixture(scope="module")
@@ -96,22 +92,6 @@ def test_a_damaged_state_is_one_line(scenes: Path, cached: Path, tmp_path: Path)
     (tmp_path / "state.pth").write_bytes(b"torn")
     with pytest.raises(DataError, match=r"state\.pth is damaged: --overwrite"):
         train(SMALL, scenes, tmp_path, cached, resume=True)
-
-
-TOGETHER = replace(
-    SMALL,
-    epochs=2,
-    batch_size=2,
-    accumulate=2,
-    schedule="constant",
-    freeze_batchnorm=True,
-    loss="bce+dice",
-    loss_over="samples",
-    augment="notebook",
-    encoder_lr=2e-5,
-    decoder_lr=2e-5,
-    device="cpu",
-)
 
 
 def test_two_processes_train_what_one_does_with_twice_the_batch(

@@ -1,0 +1,38 @@
+"""What a plain loop answers, and images for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from support.tiny import SMALL_GRIDS
+
+from cloudrt.masks.postprocess import Rule
+
+SIZE = (64, 96)
+"""Height and width of what `tiny_artifact` reads."""
+
+
+def picture(value: int) -> NDArray[np.uint8]:
+    """An image of one level: black at the top, so that every class is somewhere and nowhere everywhere."""
+    image = np.full((*SIZE, 3), value, np.uint8)
+    image[:10] = 0
+    return image
+
+
+def plain_answers(model: Path, image: NDArray[np.uint8], rules: tuple[Rule, ...]) -> dict[str, str]:
+    """What a plain loop gives for one image: ONNX Runtime at batch 1, OpenCV's components, numpy's run lengths."""
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    levels = session.run(["probability"], {"image": image[None]})[0][0]
+    texts = {}
+    for label, level, rule in zip(SMALL_GRIDS.classes, levels, rules, strict=True):
+        _, components = cv2.connectedComponents((rule.threshold < level.T).astype(np.uint8), connectivity=8)
+        areas = np.bincount(components.ravel())
+        kept = (areas > rule.min_area) & (np.arange(len(areas)) > 0)
+        flat = np.concatenate([[0], kept[components].T.ravel(), [0]]).astype(int)
+        starts, stops = np.flatnonzero(np.diff(flat) == 1), np.flatnonzero(np.diff(flat) == -1)
+        texts[label] = " ".join(f"{a + 1} {b - a}" for a, b in zip(starts, stops, strict=True))
+    return texts
