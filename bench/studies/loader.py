@@ -1,6 +1,6 @@
 """Samples per second of the cached loader and of the notebook's, on the same images with the same augmentation.
 
-    python -m cloudrt.bench.studies.loader DATA -o FILE.json [--samples 96] [--input-size 640x320]
+    python -m cloudrt.bench.studies.loader DATA -o FILE.json [--samples 96] [--input-size 640 320]
 
 The notebook reads each image in full, decodes each mask to float32 at the label grid, and lets albumentations resize
 both, for every sample anew. One thread each; `cpu_time_ratio` compares CPU seconds, which others on the machine do not
@@ -131,7 +131,7 @@ def compare(data: DataFolder, input_size: Grid, augment: str, samples: int, roun
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 @click.option("--samples", default=96, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--input-size", nargs=2, type=int, default=(640, 320), show_default=True, help="Width and height.")
+@click.option("--input-size", "size", nargs=2, type=int, default=(640, 320), show_default=True, help="Width and height.")
 @click.option("--augment", default="notebook", show_default=True)
 def main(data: Path, output: Path | None, samples: int, rounds: int, size: Grid, augment: str) -> None:
     """Compare the two loaders on the first images of DATA."""
