@@ -150,7 +150,7 @@ def _open(models: Sequence[Path], stack: ExitStack) -> tuple[dict[tuple[str, str
             reason = hindrance(provider, read_artifact(model))
             if reason is None:
                 try:
-                    segmenters[name, provider] = stack.enter_context(Segmenter(model, provider))
+                    segmenters[name, provider] = stack.enter_context(Segmenter(model, provider=provider))
                 except CloudrtError as error:
                     reason = str(error)
             if reason is not None:

@@ -10,6 +10,8 @@ from typing import Any
 from cloudrt.labels import CLOUDS
 from cloudrt.reports.page import write_page
 
+from .figures import three_digits
+
 
 def write_bench_page(values: dict[str, Any], path: Path) -> None:
     """Render the content of a bench.json to `path`, whole or not at all."""
@@ -21,7 +23,7 @@ def write_bench_page(values: dict[str, Any], path: Path) -> None:
         bench=values,
         front=plot_front(accuracy) if accuracy else None,
         curves=plot_throughput(throughput) if throughput else None,
-        three=three,
+        three=three_digits,
     )
 
 
@@ -89,11 +91,6 @@ def plot_throughput(curves: dict[str, list[dict[str, Any]]]) -> str:
     panel.set_ylabel("images per second, engine alone")
     panel.legend(frameon=False)
     return _uri(figure)
-
-
-def three(value: float) -> str:
-    """Return three digits of a number, never in powers of ten."""
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def _figure() -> tuple[Any, Any]:

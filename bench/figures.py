@@ -17,7 +17,7 @@ from .machine import machine, versions
 from .pipeline import PipelineTime
 from .scaling import Scaling
 from .search import SearchTime
-from .stages import Measured
+from .stages import StageTime
 from .throughput import Point
 
 SCHEMA = 4
@@ -35,6 +35,11 @@ PARTS = (
 )
 DEFAULT = PARTS[:-1]
 """Scaling runs thousands of images."""
+
+
+def three_digits(value: float) -> str:
+    """Return about three significant digits, never in powers of ten: "0.12", "1.23", "12.3", "1,234"."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 @dataclass(frozen=True)
@@ -150,11 +155,11 @@ class Bench:
     images: dict[str, Any]
     peer: str
     skipped: dict[str, str]
-    stages: list[Measured]
+    stages: list[StageTime]
     pipeline: PipelineTime | None
     agreement: Agreement
     peak_rss_mb: float | None
-    postprocess: list[postprocess.Measured]
+    postprocess: list[postprocess.PostprocessTime]
     rle: dict[str, Any]
     search: SearchTime | None
     startup: dict[str, Any] | None

@@ -35,7 +35,7 @@ def measure_latency(
 ) -> Latency:
     """Ask for one image after another at batch 1; `advance` is called after each of `REQUESTS`."""
     taken = []
-    with Segmenter(model, provider, batch_size=1, threads=threads) as segmenter:
+    with Segmenter(model, provider=provider, batch_size=1, threads=threads) as segmenter:
         for number in range(REQUESTS + 3):  # the first ones warm up
             file = files[number % len(files)]
             began = time.perf_counter()

@@ -35,7 +35,7 @@ from .pictures import Progress, open_images
 from .pipeline import PipelineTime
 from .scaling import COUNTS, measure_scaling
 from .search import label_maps, measure_search
-from .stages import Measured, Stage, measure, passes
+from .stages import StageTime, Stage, measure, passes
 from .startup import measure_startup
 from .throughput import measure_throughput
 
@@ -57,7 +57,7 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
     with (
         replacing(output) as partial,
         TemporaryDirectory(prefix="cloudrt-bench-") as scratch,
-        Segmenter(options.model, options.provider, batch_size=options.batch_size, threads=options.threads) as segmenter,
+        Segmenter(options.model, provider=options.provider, batch_size=options.batch_size, threads=options.threads) as segmenter,
     ):
         partial.touch()
         folder = Path(scratch)
@@ -76,7 +76,7 @@ def bench(options: Options, output: Path, progress: Progress) -> Bench:
             skipped |= others
             ceilings = measure_ceilings(segmenter, files, maps, whole, folder)
             if stages:
-                stages.append(Measured("end to end", whole.whole, whole.peers[_notebooks_way(peer)]))
+                stages.append(StageTime("end to end", whole.whole, whole.peers[_notebooks_way(peer)]))
         if stages:
             agreement = compare_submissions(agreement, segmenter.labels, folder)
         throughput = accuracy = search = latency = startup = scaling = None
@@ -142,7 +142,7 @@ class Setting:
     progress: Progress
 
 
-def _measure_stages(setting: Setting) -> list[Measured]:
+def _measure_stages(setting: Setting) -> list[StageTime]:
     stages = list_stages(setting.segmenter, setting.peer, setting.files, setting.loaded, setting.maps, setting.folder)
     if "pipeline" in setting.options.parts:
         stages = stages[:-1]  # the whole is measured there, beside all peers
@@ -212,7 +212,7 @@ def write_ours(segmenter: Segmenter, files: Sequence[ImageFile], path: Path) -> 
 
 def _measure_postprocess(
     segmenter: Segmenter, maps: Maps, progress: Progress
-) -> tuple[list[postprocess.Measured], dict[str, Any]]:
+) -> tuple[list[postprocess.PostprocessTime], dict[str, Any]]:
     rules = segmenter.artifact.rules
     sets = {kind: postprocess.draw_maps(kind) for kind in postprocess.KINDS}
     sets["network"] = [

@@ -71,7 +71,7 @@ def draw_maps(kind: str, count: int = 8, grid: Grid = SUBMIT_GRID) -> list[Map]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PeerTime:
     """One way against ours: the median of the ratios of their times, and of its own, in seconds a map."""
 
     name: str
@@ -82,7 +82,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PostprocessTime:
     """A set in a form: what its maps hold, our seconds a map, every peer, the floor, and where our time goes."""
 
     kind: str
@@ -91,7 +91,7 @@ class Measured:
     runs: float
     components: float
     seconds: float
-    peers: list[Comparison]
+    peers: list[PeerTime]
     parts: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Measured:
         return vars(self) | {"peers": [vars(peer) for peer in self.peers]}
 
 
-def measure(sets: Mapping[str, Sequence[Map]], advance: Callable[[], object], turns: int = TURNS) -> list[Measured]:
+def measure(sets: Mapping[str, Sequence[Map]], advance: Callable[[], object], turns: int = TURNS) -> list[PostprocessTime]:
     """Measure each set in both forms; `advance` is called after each of 2 * len(sets).
 
     Raises
@@ -120,7 +120,7 @@ def measure(sets: Mapping[str, Sequence[Map]], advance: Callable[[], object], tu
         cv2.setNumThreads(threads)
 
 
-def _measure(kind: str, form: str, maps: Sequence[Map], turns: int) -> Measured:
+def _measure(kind: str, form: str, maps: Sequence[Map], turns: int) -> PostprocessTime:
     by_columns = form.startswith("uint8")
     lines = [each.levels if by_columns else each.probability for each in maps]
     cuts = [each.threshold if by_columns else each.cut for each in maps]
@@ -147,14 +147,14 @@ def _measure(kind: str, form: str, maps: Sequence[Map], turns: int) -> Measured:
     ways["floor"] = lambda: [one.max() for one in lines]
     seconds, compared = compare(ours, ways, len(maps), turns)
     runs, components = np.mean([_count(each) for each in maps], axis=0)
-    return Measured(
+    return PostprocessTime(
         kind, form, len(maps), float(runs), float(components), seconds, compared, _parts(maps, by_columns, turns)
     )
 
 
 def compare(
     ours: Callable[[], object], ways: dict[str, Callable[[], object]], per_pass: int, turns: int
-) -> tuple[float, list[Comparison]]:
+) -> tuple[float, list[PeerTime]]:
     """Time blocks of passes in turns; return our median seconds for one of `per_pass`, and each way beside it."""
     every = {"ours": ours, **ways}
     passes = {}
@@ -175,7 +175,7 @@ def compare(
     compared = []
     for name, each in times.items():
         low, ratio, high = np.percentile(np.array(each) / own, (25, 50, 75))
-        compared.append(Comparison(name, float(np.median(each)), float(ratio), float(low), float(high)))
+        compared.append(PeerTime(name, float(np.median(each)), float(ratio), float(low), float(high)))
     return float(np.median(own)), compared
 
 

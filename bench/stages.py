@@ -64,8 +64,8 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What came of a stage."""
+class StageTime:
+    """The time of one stage, and of the notebook's."""
 
     name: str
     ours: Timing
@@ -86,7 +86,7 @@ class Measured:
         }
 
 
-def measure(stages: Sequence[Stage], images: int, repeat: int, advance: Callable[[], object]) -> list[Measured]:
+def measure(stages: Sequence[Stage], images: int, repeat: int, advance: Callable[[], object]) -> list[StageTime]:
     """Time each stage `repeat` times, after one pass of each way that does not count.
 
     Parameters
@@ -111,7 +111,7 @@ def measure(stages: Sequence[Stage], images: int, repeat: int, advance: Callable
                 way()
                 seconds.append((time.perf_counter() - began) / images)
                 advance()
-        measured.append(Measured(stage.name, Timing(tuple(ours[1:])), Timing(tuple(notebook[1:]))))
+        measured.append(StageTime(stage.name, Timing(tuple(ours[1:])), Timing(tuple(notebook[1:]))))
     return measured
 
 

@@ -32,12 +32,12 @@ cloudrt doctor
 cloudrt doctor --json > "$out/doctor.json"
 
 step "fp32 on the CPU: what the others are compared with"
-cloudrt export "$checkpoint" -o "$out/fp32.onnx" --precision fp32 --calibration "$images" --provider cpu
+cloudrt export "$checkpoint" -o "$out/fp32.onnx" --precision fp32 --data "$images" --provider cpu
 cloudrt infer "$images" --model "$out/fp32.onnx" --provider cpu -o "$out/cpu.csv" --overwrite
 
 step "fp16 in $provider: the gate, then the engine for batches of 32"
 build=(); [ "$provider" = tensorrt ] && build=(--build-engine)
-cloudrt export "$checkpoint" -o "$out/fp16.onnx" --calibration "$images" --provider "$provider" "${build[@]}"
+cloudrt export "$checkpoint" -o "$out/fp16.onnx" --data "$images" --provider "$provider" "${build[@]}"
 cloudrt infer "$images" --model "$out/fp16.onnx" --provider "$provider" -o "$out/fp16.csv" --overwrite
 alike "$out/fp16.csv" "$out/cpu.csv" 0.995
 
@@ -49,13 +49,13 @@ cmp "$out/fp16.csv" "$out/again.csv"
 
 step "int8 for TensorRT, calibrated on these images"
 cloudrt export "$checkpoint" -o "$out/int8.onnx" --precision int8 --int8-target tensorrt \
-  --calibration "$images" --provider "$provider"
+  --data "$images" --provider "$provider"
 if [ "$provider" = tensorrt ]; then
   cloudrt infer "$images" --model "$out/int8.onnx" --provider tensorrt -o "$out/int8.csv" --overwrite
   alike "$out/int8.csv" "$out/cpu.csv" 0.98
 fi
 
 step "Speed"
-cloudrt bench "$out/fp16.onnx" --data "$images" --provider "$provider" --images 256 --only stages -o "$out/bench.json"
+cloudrt bench "$out/fp16.onnx" --data "$images" --provider "$provider" --max-images 256 --only stages -o "$out/bench.json"
 
 step "All passed. Files in $out"

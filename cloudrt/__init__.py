@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cloudrt.errors import CloudrtError as CloudrtError
     from cloudrt.errors import RleError as RleError
     from cloudrt.inference.pipeline import Segmenter as Segmenter
+    from cloudrt.inference.run import infer as infer
     from cloudrt.labels import CLOUDS as CLOUDS
     from cloudrt.labels import Labels as Labels
     from cloudrt.masks.metric import dice as dice
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from cloudrt.masks.rle import rle_decode as rle_decode
     from cloudrt.masks.rle import rle_encode as rle_encode
     from cloudrt.model.artifact import read_artifact as read_artifact
+    from cloudrt.options import RunOptions as RunOptions
 
 __version__ = VERSION
 
@@ -34,9 +36,11 @@ _MODULES = {
     "Labels": "labels",
     "RleError": "errors",
     "Rule": "masks.postprocess",
+    "RunOptions": "options",
     "Segmenter": "inference.pipeline",
     "apply_rules": "masks.postprocess",
     "dice": "masks.metric",
+    "infer": "inference.run",
     "postprocess": "masks.postprocess",
     "postprocess_batch": "masks.postprocess",
     "read_artifact": "model.artifact",

@@ -1,6 +1,6 @@
 """What each option of training is worth: networks trained alike but for one option, by folds of the training images.
 
-    python -m cloudrt.bench.studies.ablation DATA -o FILE.json [--seeds 2] [--epochs 3] [--input-size 160x96]
+    python -m cloudrt.bench.studies.ablation DATA -o FILE.json [--seeds 2] [--epochs 3] [--input-size 160 96]
 
 Seed k holds out fold k, so that split, weights and order all differ between seeds. The `base` network is also judged
 with the options that need no training of their own. Every Dice is that of rules chosen out of fold, as `cloudrt tune`
@@ -19,7 +19,6 @@ from typing import Any
 
 import click
 import numpy as np
-import platformdirs
 import torch
 from cloudrt.bench.machine import machine, versions
 from cloudrt.train.cache import DatasetCache, open_cache
@@ -35,6 +34,7 @@ from cloudrt.train.validate import Validator
 from cloudrt.data.folder import open_data
 from cloudrt.labels import Grid
 from cloudrt.model.network import NetworkConfig, build_network
+from cloudrt.system.cache import cache_folder
 from cloudrt.system.terminal import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def summarise(runs: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--seeds", type=click.IntRange(1, FOLDS), default=2, show_default=True)
 @click.option("--epochs", type=click.IntRange(2), default=3, show_default=True)
-@click.option("--input-size", nargs=2, type=int, default=(160, 96), show_default=True, help="Width and height.")
+@click.option("--input-size", "size", nargs=2, type=int, default=(160, 96), show_default=True, help="Width and height.")
 @click.option("--limit", default=0, help="Use the first so many images only.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder for decoded data sets.")
 def main(data: Path, output: Path, seeds: int, epochs: int, size: Grid, limit: int, cache: Path | None) -> None:
@@ -129,7 +129,7 @@ def main(data: Path, output: Path, seeds: int, epochs: int, size: Grid, limit: i
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     source = open_data(data)
     input_size = size[::-1]
-    images = open_cache(source, input_size, cache or Path(platformdirs.user_cache_dir("cloudrt")) / "datasets", limit)
+    images = open_cache(source, input_size, cache or cache_folder("datasets"), limit)
     base = replace(BASE, input_size=input_size, epochs=epochs, folds=FOLDS)
     network_config = NetworkConfig(
         base.architecture, base.encoder, dict(base.options), input_size, labels=source.labels

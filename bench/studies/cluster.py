@@ -16,7 +16,6 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +23,7 @@ from typing import Any
 
 import click
 import numpy as np
+from cloudrt.bench.machine import machine, versions
 
 from cloudrt.cluster.driver import run_partitions
 from cloudrt.cluster.nodes import Share, connected, prepare
@@ -31,15 +31,15 @@ from cloudrt.cluster.partitions import Image, Partitions, cut
 from cloudrt.cluster.storage import open_place
 from cloudrt.cluster.worker import Job
 from cloudrt.images.decoding import Input
-from cloudrt.images.image import MAX_PIXELS, ImageFile, find_images
+from cloudrt.images.headers import MAX_PIXELS
+from cloudrt.images.image import ImageFile, find_images
 from cloudrt.inference.outputs import write_csv
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.results import Result
 from cloudrt.inference.submission import open_submission
 from cloudrt.labels import CLOUDS, Labels
 from cloudrt.system.files import sha256
-
-from .machine import machine, versions
+from cloudrt.system.versions import package_versions
 
 WORKERS = (1, 2, 4, 8, 16)
 WARM = 8
@@ -67,7 +67,7 @@ class Simulated:
         return {}
 
 
-class Gate:
+class StartBarrier:
     """An actor that counts the workers in, and knows when the last of them came."""
 
     def __init__(self, expected: int) -> None:
@@ -125,7 +125,7 @@ def measure_scaling(
             for number in range(workers * rounds)
         ]
         with TemporaryDirectory() as folder:
-            gate = ray.remote(num_cpus=0)(Gate).remote(workers)
+            gate = ray.remote(num_cpus=0)(StartBarrier).remote(workers)
             job = SimulatedJob(
                 "simulated", "", 1, MAX_PIXELS, batch_size=batch, seconds=seconds, gate=gate, out=open_place(folder)
             )
@@ -191,7 +191,7 @@ def measure_overhead(
 
 def _plain(images: Sequence[Image], model: Path, provider: str, batch: int, threads: int, output: Path) -> float:
     files = [ImageFile(image.key, Path(image.path)) for image in images]
-    with Segmenter(model, provider, batch_size=batch, threads=threads) as segmenter:
+    with Segmenter(model, provider=provider, batch_size=batch, threads=threads) as segmenter:
         list(segmenter.predict(files[:WARM]))
         began = time.perf_counter()
         with open_submission(output, segmenter.labels) as submission:
@@ -273,7 +273,7 @@ def _ray(cpus: int) -> Any:
 
 
 def _tell(found: dict[str, Any], output: Path | None) -> None:
-    libraries = versions() | {name: version(name) for name in ("ray", "pyarrow")}
+    libraries = versions() | package_versions("ray", "pyarrow")
     text = json.dumps({"machine": machine(), "versions": libraries, **found}, indent=2)
     click.echo(text)
     if output:

@@ -1,9 +1,9 @@
-"""The figures of README and docs: rendered from the JSON files in `bench/results`, never typed.
+"""The figures in README and docs, rendered from the JSON files in `bench/results`.
 
-    python -m cloudrt.bench.studies.render README.md docs/how-to/cluster.md
+    python -m cloudrt.bench.studies.render README.md docs/benchmarks.md docs/how-to/cluster.md
 
-replaces what stands between `<!-- figures: NAME -->` and `<!-- end -->` by what `BLOCKS[NAME]` makes of those files. A
-test does the same and compares.
+replaces the text between `<!-- figures: NAME -->` and `<!-- end -->` with the result of `BLOCKS[NAME]`. A test checks
+that the pages are up to date.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ import numpy as np
 from cloudrt.errors import DataError
 from cloudrt.system.files import replacing
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 _MARKED = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 PIPELINES = {
-    "cpu-full-originals": "shipped, 2100x1400 originals",
-    "cpu-pipeline-copies": "shipped, 525x350",
-    "cpu-pipeline-se_resnext101": "se_resnext101_32x4d at 640x320 in int8, originals",
+    "cpu-full-originals": "shipped model, 2100x1400 images",
+    "cpu-pipeline-copies": "shipped model, 525x350 images",
+    "cpu-pipeline-se_resnext101": "se_resnext101_32x4d at 640x320 in int8, 2100x1400 images",
 }
-MAPS = {"dense": "dense", "smooth": "smooth", "network": "this network's own"}
+MAPS = {"dense": "dense", "smooth": "smooth", "network": "shipped model"}
 PEERS = {
-    "notebook": "the notebook's loop over components",
-    "OpenCV": "OpenCV's stats, look-up, numpy RLE",
+    "notebook": "notebook: a loop over components",
+    "OpenCV": "OpenCV connectedComponentsWithStats, lookup table, NumPy RLE",
     "OpenCV, 16 bits": "the same with 16-bit labels",
     "scipy": "scipy.ndimage",
     "cc3d": "cc3d",
     "pycocotools encode": "pycocotools, encoding only",
-    "floor": "the floor",
+    "floor": "reading the map once",
 }
 OPTIONS = {
-    "flips": "both flips in validation (`--tta hv`)",
+    "flips": "both flips at validation (`--tta hv`)",
     "presence head": "classification head (`--presence head`)",
-    "top-k presence": "top-K mean (`--presence top-k`)",
-    "no-data kept": "no-data bands not subtracted",
-    "average of weights": "average of weights (`--ema 0.99`)",
-    "constant rates": "constant rates instead of `--schedule cosine`",
-    "brightness first": "one of the three epochs on brightness (`--pretrain-epochs 1`)",
+    "top-k presence": "mean of the highest pixels (`--presence top-k`)",
+    "no-data kept": "no-data bands not masked out",
+    "average of weights": "moving average of the weights (`--ema 0.99`)",
+    "constant rates": "constant learning rates instead of `--schedule cosine`",
+    "brightness first": "one of the three epochs on predicting brightness (`--pretrain-epochs 1`)",
 }
 
 
 def fill(text: str) -> str:
-    """Return a page with every marked place filled anew.
+    """Return a page with the text between each pair of markers rendered again.
 
     Raises
     ------
     DataError
-        A marked place has a name that `BLOCKS` lacks.
+        A marker has a name that `BLOCKS` lacks.
     """
 
     def block(found: re.Match[str]) -> str:
@@ -66,36 +66,73 @@ def fill(text: str) -> str:
     return _MARKED.sub(block, text)
 
 
+def summary() -> str:
+    """The few figures of the README: the shipped model's Dice, and ratios to peers."""
+    validation = _load("cpu-validation")
+    accuracy = validation["accuracy"]
+    shipped = next(way for way in accuracy["ways"] if way["model"] == "clouds.onnx")
+    dice = (
+        f"The shipped model has a mean Dice of {shipped['dice']:.4f} on {validation['images']['count']:,} validation "
+        f"images that it was not trained on;\nleaving every row empty scores {accuracy['all_empty']:.4f} "
+        f"({_file('cpu-validation')})."
+    )
+    bench = _load("cpu-full-originals")
+    whole, peers = bench["pipeline"]["whole"], bench["pipeline"]["peers"]
+    chosen = [name for name in peers if name.startswith(("the notebook", "plain ONNX Runtime", "plain OpenVINO"))]
+    rows = [
+        ("JPEG files to submission", _peer(name), f"{_two(peers[name]['ratio'])}x{_spread(whole, peers[name])}")
+        for name in sorted(chosen, key=lambda name: -peers[name]["ratio"])
+    ]
+    maps = next(one for one in bench["postprocess"] if one["kind"] == "network" and one["form"].startswith("uint8"))
+    rows += [
+        ("probability map to RLE text, one thread", PEERS[peer["name"]], f"{_two(peer['ratio'])}x")
+        for peer in maps["peers"]
+        if peer["name"] in ("notebook", "cc3d")
+    ]
+    search, loader = _load("cpu-search-444")["search"], _load("cpu-loader-originals")
+    rows += [
+        ("search of all rules", "nested loops", f"{search['ratio']:,.0f}x"),
+        ("loading of training samples, one core", "notebook", f"{_two(loader['ratio'])}x"),
+    ]
+    machine = _machine("cpu-full-originals", "cpu-search-444", "cpu-loader-originals")
+    return f"{dice}\n\n{_table(('work', 'compared with', 'speed of cloudrt'), rows)}\n\n{machine}"
+
+
 def front() -> str:
-    """The shipped network in each precision and provider: Dice and speed."""
+    """The shipped network in each precision and provider: Dice and speed, files to submission."""
     accuracy = _load("cpu-validation")["accuracy"]
     ways = accuracy["ways"]
     plain = next(way for way in ways if way["provider"] == "cpu" and way["precision"] == "fp32")
     rows = [
         (
-            f"{way['precision']}{', shipped' if way['model'] == 'clouds.onnx' else ''}",
+            f"{way['precision']}{', as shipped' if way['model'] == 'clouds.onnx' else ''}",
             {"cpu": "ONNX Runtime", "openvino": "OpenVINO"}[way["provider"]],
             f"{way['dice']:.4f}",
             f"{_beside(way, plain):.2f}x",
         )
         for way in ways
     ]
-    table = _table(("artifact", "provider", "mean Dice", "speed, files to CSV"), [*rows, _empty(accuracy["all_empty"])])
+    table = _table(
+        ("artifact", "provider", "mean Dice", "speed beside fp32 in ONNX Runtime"),
+        [*rows, _empty(accuracy["all_empty"])],
+    )
     return f"{table}\n\n{_machine('cpu-validation')}"
 
 
 def stages() -> str:
-    """Each stage, and the whole, beside the notebook's way and the other peers."""
+    """Each stage, and the whole pipeline, beside the notebook and the other peers."""
     bench = _load("cpu-full-originals")
+    notebook = f"notebook ({bench['notebook']})"
     rows = [
-        (stage["name"], f"{_two(stage['ratio'])}x{_spread(stage['ours'], stage['notebook'])}")
+        (stage["name"], notebook, f"{_two(stage['ratio'])}x{_spread(stage['ours'], stage['notebook'])}")
         for stage in bench["stages"][:-1]
     ]
     whole = bench["pipeline"]["whole"]
     peers = sorted(bench["pipeline"]["peers"].items(), key=lambda item: -item[1]["ratio"])
-    rows += [(f"files to CSV, beside {name}", f"{_two(peer['ratio'])}x{_spread(whole, peer)}") for name, peer in peers]
-    table = _table((f"stage; alone beside the notebook's way ({bench['notebook']})", "cloudrt is"), rows)
-    return f"{table}\n\n{_machine('cpu-full-originals')}"
+    rows += [
+        ("files to submission", _peer(name), f"{_two(peer['ratio'])}x{_spread(whole, peer)}") for name, peer in peers
+    ]
+    return f"{_table(('stage', 'compared with', 'speed of cloudrt'), rows)}\n\n{_machine('cpu-full-originals')}"
 
 
 def postprocess() -> str:
@@ -106,24 +143,29 @@ def postprocess() -> str:
         (PEERS[peer["name"]], *(f"{_two(one['peers'][index]['ratio'])}x" for one in measured))
         for index, peer in enumerate(measured[0]["peers"])
     ]
-    return f"{_table(('', *heads), rows)}\n\n{_machine('cpu-full-originals')}"
+    return f"{_table(('time of the peer, in times of cloudrt', *heads), rows)}\n\n{_machine('cpu-full-originals')}"
 
 
 def pipeline() -> str:
-    """From files to CSV: the share of the machine that is used, and peers."""
+    """From files to submission: the share of the machine that is used, and two peers."""
     rows = []
     for name, what in PIPELINES.items():
         measured = _load(name)["pipeline"]
-        whole = measured["whole"]
-        peers = {
-            key.partition(",")[0]: (key, f"{_two(peer['ratio'])}x{_spread(whole, peer)}")
-            for key, peer in measured["peers"].items()
-        }
-        plain, (key, notebook) = peers["plain ONNX Runtime CPU fp32"][1], peers["the notebook's way"]
-        network = "PyTorch eager" if "PyTorch" in key else "network in ONNX Runtime"
-        link = f"[{what}](bench/results/{name}.json)"
-        rows.append((link, f"{measured['share_of_ceiling']:.2f}{_spread(whole)}", plain, f"{notebook} ({network})"))
-    heads = ("model, images", "share of what the cores allow", "plain ONNX Runtime fp32", "the notebook's way")
+        whole, peers = measured["whole"], measured["peers"]
+        plain, notebook = (
+            next((key, peer) for key, peer in peers.items() if key.startswith(start))
+            for start in ("plain ONNX Runtime", "the notebook")
+        )
+        network = "PyTorch" if "PyTorch" in notebook[0] else "ONNX Runtime"
+        rows.append(
+            (
+                f"{what} (`{name}.json`)",
+                f"{measured['share_of_ceiling']:.2f}{_spread(whole)}",
+                f"{_two(plain[1]['ratio'])}x{_spread(whole, plain[1])}",
+                f"{_two(notebook[1]['ratio'])}x{_spread(whole, notebook[1])} (network in {network})",
+            )
+        )
+    heads = ("model and images", "share of the ceiling", "beside plain ONNX Runtime fp32", "beside the notebook")
     return _table(heads, rows)
 
 
@@ -132,8 +174,8 @@ def search() -> str:
     found = _load("cpu-search-444")["search"]
     return (
         f"{found['thresholds']} thresholds x {found['min_areas']} min areas x {found['classes']} classes on "
-        f"{found['images']} images took {found['seconds']:.1f} s, where nested loops would take {found['ratio']:,.0f} "
-        f"times as long ({_link('cpu-search-444')})."
+        f"{found['images']} images took {found['seconds']:.1f} s; nested loops would take {found['ratio']:,.0f} "
+        f"times as long ({_file('cpu-search-444')})."
     )
 
 
@@ -141,28 +183,28 @@ def memory() -> str:
     """Resident memory over a long run."""
     resident = _load("cpu-memory")["resident_mb"]
     return (
-        f"**Flat memory**: {resident['500']} MB resident after 500 images, {resident['5000']} MB after 5,000 "
-        f"({_link('cpu-memory')})."
+        f"Resident memory was {resident['500']} MB after 500 images and {resident['5000']} MB after 5,000 "
+        f"({_file('cpu-memory')})."
     )
 
 
 def scaling() -> str:
-    """The cost of an image in runs of different lengths."""
+    """Time per image in runs of different lengths."""
     found = _load("cpu-scaling")["scaling"]
     first = found["runs"][0]
     costs = [
-        f"{run['seconds'] / first['seconds']:.2f} of the time and {run['cpu_seconds'] / first['cpu_seconds']:.2f} of "
-        f"the processor time\nin one of {run['images']:,}"
+        f"{run['seconds'] / first['seconds']:.2f} (processor time {run['cpu_seconds'] / first['cpu_seconds']:.2f}) "
+        f"in a run of {run['images']:,} images"
         for run in found["runs"][1:]
     ]
     return (
-        f"**Flat cost**: of what an image takes in a run of {first['images']}, it takes {', '.join(costs)} "
-        f"({_link('cpu-scaling')})."
+        f"The time per image, relative to a run of {first['images']} images, was {' and '.join(costs)} "
+        f"({_file('cpu-scaling')})."
     )
 
 
 def cluster() -> str:
-    """What a cluster costs an image, and how it grows; for a page of the docs, where no link reaches the files."""
+    """What a cluster adds to the time per image, and how throughput grows with workers."""
     overhead, scaling = _load("cpu-cluster-overhead"), _load("cpu-cluster-scaling")
     rounds = ", ".join(f"{one:+.1%}" for one in overhead["overhead_of_each_round"])
     rows = [
@@ -171,13 +213,13 @@ def cluster() -> str:
     ]
     machine = f"{overhead['machine']['cpu']}, {overhead['machine'].get('usable_cores', overhead['threads'])} cores"
     return (
-        f"Overhead: {overhead['images']:,} images took {overhead['overhead']:+.1%} of an image's time beside the plain "
-        f"pipeline on the same cores\n(turns: {rounds}; the same bytes; {machine}; "
-        "`bench/results/cpu-cluster-overhead.json`). Starting the worker is\nnot in it: "
-        f"{max(overhead['seconds_to_start_the_worker']):.0f} s at most.\n\n"
-        f"Scaling, with engines that sleep {scaling['seconds_per_batch']} s a batch of {scaling['batch']}, so that "
-        "16 of them fit on two cores\n(`bench/results/cpu-cluster-scaling.json`):\n\n"
-        + _table(("workers", "images/s", "of so many times one worker's"), rows)
+        f"Overhead: with {overhead['images']:,} images, the time per image changed by {overhead['overhead']:+.1%} "
+        f"compared with a plain run on the same cores\n(rounds: {rounds}; byte-identical submissions; {machine}; "
+        f"{_file('cpu-cluster-overhead')}).\nStarting the worker, "
+        f"{max(overhead['seconds_to_start_the_worker']):.0f} s at most, is not included.\n\n"
+        f"Scaling, with engines that sleep {scaling['seconds_per_batch']} s per batch of {scaling['batch']} images, so "
+        f"that 16 of them fit on two cores\n({_file('cpu-cluster-scaling')}):\n\n"
+        + _table(("workers", "images per second", "share of linear scaling"), rows)
     )
 
 
@@ -185,20 +227,23 @@ def loader() -> str:
     """The cached loader beside the notebook's."""
     originals, copies = _load("cpu-loader-originals")["ratio"], _load("cpu-loader-copies")["ratio"]
     return (
-        f"On one core the cache gives {_two(originals)} times as many samples a second as the notebook's loader on the "
-        f"2100x1400\noriginals, {_two(copies)} times on copies of 525x350 ({_link('cpu-loader-originals')}, "
-        f"{_link('cpu-loader-copies', 'copies')})."
+        f"On one core, the cached loader delivers {_two(originals)} times as many samples per second as the notebook's "
+        f"loader from\n2100x1400 images, and {_two(copies)} times as many from 525x350 images "
+        f"({_file('cpu-loader-originals')}, {_file('cpu-loader-copies')})."
     )
 
 
 def decode() -> str:
-    """What the scaled decode changes."""
+    """How the scaled decode changes the Dice."""
     parts = []
-    for name, what in (("cpu-scaled-decode-copies", "images of 525x350"), ("cpu-scaled-decode-originals", "originals")):
+    for name, what in (
+        ("cpu-scaled-decode-copies", "images of 525x350"),
+        ("cpu-scaled-decode-originals", "images of 2100x1400"),
+    ):
         found = _load(name)
         gain, error = found["dice_scaled"] - found["dice_full"], found["standard_error_of_the_difference"]
-        parts.append(f"{gain:+.3f} ± {error:.3f} on {found['images']:,} {what} ({_link(name)})")
-    return f"Against decoding every pixel, it changes the Dice by {', by '.join(parts)}."
+        parts.append(f"{gain:+.3f} ± {error:.3f} on {found['images']:,} {what} ({_file(name)})")
+    return f"Compared with a full decode, the scaled decode changed the mean Dice by {' and by '.join(parts)}."
 
 
 def ablation() -> str:
@@ -219,13 +264,17 @@ def ablation() -> str:
         ),
         key=lambda row: -row[0],
     )
-    heads = ("option", "gain, mean of two seeds", *(f"seed {n}" for n in range(len(options["base"]["gains"]))))
-    base = f"Without any of them: {options['base']['dice']:.3f} ({_link('cpu-ablation')})."
+    heads = (
+        "option",
+        "change of Dice, mean of two seeds",
+        *(f"seed {n}" for n in range(len(options["base"]["gains"]))),
+    )
+    base = f"Mean Dice without any of them: {options['base']['dice']:.3f} ({_file('cpu-ablation')})."
     return f"{_table(heads, [row for _, row in rows])}\n\n{base}"
 
 
 def export() -> str:
-    """The gate's figures."""
+    """The gate's figures for three networks in each precision."""
     rows = []
     for run in _load("cpu-export")["runs"]:
         for one in run["artifacts"]:
@@ -247,12 +296,12 @@ def export() -> str:
     heads = (
         "FPN with",
         "artifact",
-        "compared in",
+        "provider",
         "MB",
-        "Dice of the submissions",
-        "empty in one only",
+        "Dice between the submissions",
+        "rows empty in one only",
         "layers kept in fp32",
-        "speed beside fp32 there",
+        "speed beside fp32",
     )
     return f"{_table(heads, rows)}\n\n{_machine('cpu-export')}"
 
@@ -260,6 +309,7 @@ def export() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     one.__name__: one
     for one in (
+        summary,
         front,
         stages,
         postprocess,
@@ -281,13 +331,24 @@ def _load(name: str) -> dict[str, Any]:
     return loaded
 
 
-def _link(name: str, words: str = "figures") -> str:
-    return f"[{words}](bench/results/{name}.json)"
+def _file(name: str) -> str:
+    return f"`bench/results/{name}.json`"
 
 
-def _machine(name: str) -> str:
-    machine = _load(name)["machine"]
-    return f"{machine['cpu']}, {machine.get('usable_cores', machine.get('cores'))} cores ({_link(name)})."
+def _machine(*names: str) -> str:
+    """Return where the figures of some files were measured: a line for each machine."""
+    files: dict[str, list[str]] = {}
+    for name in names:
+        machine = _load(name)["machine"]
+        cores = machine.get("usable_cores", machine.get("cores"))
+        files.setdefault(f"{machine['cpu']}, {cores} cores", []).append(_file(name))
+    return "\n".join(f"Measured on {machine} ({', '.join(those)})." for machine, those in files.items())
+
+
+def _peer(name: str) -> str:
+    """Return a peer as the tables name it: "the notebook's way, ONNX Runtime" is "notebook (ONNX Runtime)"."""
+    what, _, how = name.partition(", ")
+    return f"notebook ({how})" if what.startswith("the notebook") else name
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -296,18 +357,18 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _empty(score: float) -> tuple[str, ...]:
-    return "no mask anywhere", "", f"{score:.4f}", ""
+    return "all rows empty", "", f"{score:.4f}", ""
 
 
 def _beside(way: dict[str, Any], plain: dict[str, Any]) -> float:
-    """How many times as fast a way is as another that took turns with it: the median over the turns."""
+    """Return how many times as fast a way is as another that alternated with it: the median over the rounds."""
     pairs = zip(plain["timing"]["repetitions_s"], way["timing"]["repetitions_s"], strict=True)
     ratios = sorted(theirs / ours for theirs, ours in pairs)
     return float(ratios[len(ratios) // 2])
 
 
 def _spread(*timings: dict[str, Any]) -> str:
-    """Return half the interquartile range of a quotient of timings, as a part of it."""
+    """Return half the interquartile range of a quotient of timings, relative to it."""
     return f" ± {np.hypot.reduce([timing['iqr_s'] / timing['median_s'] for timing in timings]) / 2:.0%}"
 
 
@@ -322,7 +383,7 @@ def _sign(value: float) -> str:
 @click.command()
 @click.argument("pages", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def render(pages: tuple[Path, ...]) -> None:
-    """Fill the marked places of PAGES, Markdown files, with the figures of bench/results."""
+    """Render the figures of bench/results between the markers of PAGES, Markdown files."""
     for page in pages:
         filled = fill(page.read_text(encoding="utf-8"))
         with replacing(page) as partial:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cloudrt.bench.figures import three_digits
+
 if TYPE_CHECKING:
     from cloudrt.bench.accuracy import Accuracy
     from cloudrt.bench.ceilings import Ceilings
@@ -58,10 +60,10 @@ def _show_waits(done: Bench) -> None:
             + (f" and {startup['command_peak_mb']:.0f} MB at most" if startup["command_peak_mb"] else "")
         )
     if done.latency:
-        words = ", ".join(f"p{share} {_three(value)} ms" for share, value in done.latency.percentiles.items())
+        words = ", ".join(f"p{share} {three_digits(value)} ms" for share, value in done.latency.percentiles.items())
         click.echo(f"One image alone, file to RLE: {words} ({done.latency.requests} requests)")
     if done.scaling:
-        words = ", ".join(f"{run.images:,}: {_three(1000 * run.seconds)} ms" for run in done.scaling.runs)
+        words = ", ".join(f"{run.images:,}: {three_digits(1000 * run.seconds)} ms" for run in done.scaling.runs)
         click.echo(
             f"An image in a run of {words}; {done.scaling.cost:.2f} times as much in the longest as in the shortest, "
             f"{done.scaling.cpu_cost:.2f} times in processor time"
@@ -77,7 +79,7 @@ def _show_stages(done: Bench) -> None:
     for column in ("stage", "cloudrt ms", "images/s", "notebook ms", "images/s", "ratio"):
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for stage in done.stages:
-        table.add_row(stage.name, *_cells(stage.ours), *_cells(stage.notebook), f"{_three(stage.ratio)}x")
+        table.add_row(stage.name, *_cells(stage.ours), *_cells(stage.notebook), f"{three_digits(stage.ratio)}x")
     Console().print(table)
     click.echo(f"The notebook's way: {done.peer}, one image after another")
     noisy = [stage.name for stage in done.stages if stage.ours.noisy or stage.notebook.noisy]
@@ -90,32 +92,32 @@ def _show_stages(done: Bench) -> None:
 
 
 def _show_pipeline(whole: PipelineTime) -> None:
-    alone = ", ".join(f"{name} {_three(1 / timing.median)}" for name, timing in whole.stages.items())
+    alone = ", ".join(f"{name} {three_digits(1 / timing.median)}" for name, timing in whole.stages.items())
     limit = f"{whole.cores} cores without a pause" if whole.cores else "the slower of decode and infer"
-    click.echo(f"Files to CSV: {_three(1 / whole.whole.median)} images/s; each stage alone: {alone}")
+    click.echo(f"Files to CSV: {three_digits(1 / whole.whole.median)} images/s; each stage alone: {alone}")
     click.echo(f"That is {whole.share:.2f} of what {limit} allow; {whole.bottleneck} limits it")
     spent = sum(timing.median for name, timing in whole.cpu_seconds.items() if name == "whole")
-    click.echo(f"Processor time: {_three(1000 * spent)} ms an image")
+    click.echo(f"Processor time: {three_digits(1000 * spent)} ms an image")
     for name, timing in whole.peers.items():
-        click.echo(f"  {_three(whole.ratio(name))}x {name} ({_three(1 / timing.median)} images/s)")
+        click.echo(f"  {three_digits(whole.ratio(name))}x {name} ({three_digits(1 / timing.median)} images/s)")
 
 
 def _show_ceilings(ceilings: Ceilings) -> None:
     peak = (
-        f", {ceilings.peak_share:.0%} of the measured peak of {_three(ceilings.peak_gflops)}"
+        f", {ceilings.peak_share:.0%} of the measured peak of {three_digits(ceilings.peak_gflops)}"
         if ceilings.peak_gflops
         else ""
     )
-    click.echo(f"decode: {_three(ceilings.decode_mb)} MB/s, {_three(ceilings.decode_megapixels)} megapixels/s")
-    click.echo(f"infer: {_three(ceilings.gflop_per_image)} GFLOP an image, {_three(ceilings.gflops)} GFLOP/s{peak}")
-    click.echo(f"post-process: {_three(ceilings.map_reads)} times as long as reading the map once")
+    click.echo(f"decode: {three_digits(ceilings.decode_mb)} MB/s, {three_digits(ceilings.decode_megapixels)} megapixels/s")
+    click.echo(f"infer: {three_digits(ceilings.gflop_per_image)} GFLOP an image, {three_digits(ceilings.gflops)} GFLOP/s{peak}")
+    click.echo(f"post-process: {three_digits(ceilings.map_reads)} times as long as reading the map once")
     click.echo(f"write: {ceilings.rows:,.0f} rows/s")
 
 
 def _show_throughput(what: str, points: list[Point]) -> None:
     attribute = what.replace(" ", "_")
     best = max(points, key=lambda point: point.images_per_second)
-    words = ", ".join(f"{getattr(point, attribute)}: {_three(point.images_per_second)}" for point in points)
+    words = ", ".join(f"{getattr(point, attribute)}: {three_digits(point.images_per_second)}" for point in points)
     click.echo(f"Engine, images/s by {what}: {words}; best at {getattr(best, attribute)}")
 
 
@@ -131,7 +133,7 @@ def _show_accuracy(accuracy: Accuracy) -> None:
             way.model,
             way.precision,
             way.provider,
-            _three(1 / way.timing.median),
+            three_digits(1 / way.timing.median),
             f"{way.dice:.4f}",
             f"{way.empty_mismatch:.1%}",
             "*" if way.front else "",
@@ -156,7 +158,7 @@ def show_comparison(comparison: Comparison) -> None:
         table = Table("ratio", "before", "now", "change", "")
         for change in moved:
             relative = change.after / change.before - 1
-            table.add_row(change.name, _three(change.before), _three(change.after), f"{relative:+.0%}", change.verdict)
+            table.add_row(change.name, three_digits(change.before), three_digits(change.after), f"{relative:+.0%}", change.verdict)
         Console().print(table)
     for words, names in (("Not measured now", comparison.only_before), ("New", comparison.only_after)):
         if names:
@@ -176,9 +178,9 @@ def _show_postprocess(done: Bench) -> None:
             table.add_column(measured.kind, justify="right", no_wrap=True)
         table.add_row("runs a map", *(f"{measured.runs:.0f}" for measured in sets), style="dim")
         table.add_row("components a map", *(f"{measured.components:.1f}" for measured in sets), style="dim")
-        table.add_row("cloudrt", *(f"{_three(measured.seconds * 1e6)} µs" for measured in sets), end_section=True)
+        table.add_row("cloudrt", *(f"{three_digits(measured.seconds * 1e6)} µs" for measured in sets), end_section=True)
         for index, peer in enumerate(sets[0].peers):
-            table.add_row(peer.name, *(f"{_three(measured.peers[index].ratio)}x" for measured in sets))
+            table.add_row(peer.name, *(f"{three_digits(measured.peers[index].ratio)}x" for measured in sets))
         console.print(table)
         for measured in sets:
             whole = sum(measured.parts.values())
@@ -186,7 +188,7 @@ def _show_postprocess(done: Bench) -> None:
             click.echo(f"{measured.kind}, where ours goes: {', '.join(shares)}")
     for kind, figures in done.rle.items():
         words = (
-            f"{name} " + ", ".join(f"{_three(peer['ratio'])}x {peer['name']}" for peer in one["peers"])
+            f"{name} " + ", ".join(f"{three_digits(peer['ratio'])}x {peer['name']}" for peer in one["peers"])
             for name, one in figures.items()
         )
         click.echo(f"RLE of the {kind} masks: {'; '.join(words)}")
@@ -195,25 +197,19 @@ def _show_postprocess(done: Bench) -> None:
 def _show_search(search: SearchTime) -> None:
     rules = f"{search.thresholds} thresholds x {search.min_areas} min areas x {search.classes} classes"
     click.echo(
-        f"Search of {rules} on {search.images} images: {_three(search.seconds)} s on {search.threads} threads "
-        f"(all 256 thresholds {_three(search.all_seconds)} s, choosing {_three(search.choice_seconds)} s); "
+        f"Search of {rules} on {search.images} images: {three_digits(search.seconds)} s on {search.threads} threads "
+        f"(all 256 thresholds {three_digits(search.all_seconds)} s, choosing {three_digits(search.choice_seconds)} s); "
         f"nested loops {_duration(search.loop_seconds)}, {search.ratio:,.0f}x, from a sample of their calls"
     )
 
 
 def _cells(timing: Timing) -> tuple[str, str]:
-    return f"{_three(timing.median * 1e3)} ± {_three(timing.iqr * 1e3)}", _three(1 / timing.median)
+    return f"{three_digits(timing.median * 1e3)} ± {three_digits(timing.iqr * 1e3)}", three_digits(1 / timing.median)
 
 
 def _duration(seconds: float) -> str:
     """Return seconds, minutes or hours, whichever has a number of few digits."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
-            return f"{_three(seconds / length)} {unit}"
-    return f"{_three(seconds)} s"
-
-
-def _three(value: float) -> str:
-    """Three digits of a number, never in powers of ten."""
-    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:.{decimals}f}"
+            return f"{three_digits(seconds / length)} {unit}"
+    return f"{three_digits(seconds)} s"

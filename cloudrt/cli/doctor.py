@@ -55,7 +55,7 @@ def _show(diagnosis: Diagnosis, model: str, about: dict[str, Any] | None, refuse
         "system": machine.system,
         "processor": f"{machine.cpu} ({', '.join(machine.features)})" if machine.features else machine.cpu,
         "usable cores": str(machine.cores),
-        "memory": f"{machine.memory:g} GiB" if machine.memory else "unknown",
+        "memory": f"{machine.memory:.1f} GiB" if machine.memory else "unknown",
         "GPU": "\n".join(machine.gpus) or "none found",
     }
     console.print(_two_columns("Machine", about_machine))

@@ -1,25 +1,86 @@
-"""What `cloudrt-export` says of an artifact: tables, lines and a file of figures."""
+"""What `cloudrt-export` prints: the parity table of each precision, and what was written."""
 
 from __future__ import annotations
 
-import json
-import platform
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from cloudrt.export.export import Exported, Source
-    from cloudrt.model.parity import Verdict
+    from cloudrt.export.export import Exported
+    from cloudrt.export.run import ExportRequest, ExportSummary, PrecisionResult
 
 SHOWN = 8
-"""How many layers are named on the terminal."""
+"""Maximum number of layer names on the terminal."""
 
 
-def speed_text(done: Exported) -> str:
-    """Return how fast an artifact is beside fp32, for a table."""
+def show_result(result: PrecisionResult) -> None:
+    """Print every figure of a precision beside its limit, and the artifact that was written."""
+    signs = {True: "passed", False: "FAILED", None: ""}
+    rows = [(one.figure, one.found, one.allowed, signs[one.passed]) for one in result.verdicts]
+    _show_table(result.title, ("figure", "found", "allowed", ""), rows)
+    done = result.exported
+    if done is None:
+        return
+    if not done.parity.has_rules:
+        click.echo("The checkpoint has no rules, so there are no masks: only the probabilities were judged.")
+    elif done.parity.worst:
+        click.echo(f"Lowest Dice: {', '.join(done.parity.worst)}")
+    artifact = done.artifact
+    click.echo(f"{done.path}: {artifact.precision}, {done.bytes / 1e6:.1f} MB")
+    if artifact.kept_fp32:
+        names = ", ".join(artifact.kept_fp32[:SHOWN])
+        more = f" and {len(artifact.kept_fp32) - SHOWN} more" if len(artifact.kept_fp32) > SHOWN else ""
+        click.echo(
+            f"{len(artifact.kept_fp32)} of {done.layers} layers stay in fp32 so that the gate passes: {names}{more}; "
+            f"cloudrt doctor {done.path} lists them"
+        )
+    if done.speed is not None:
+        slower = "; use the fp32 artifact here" if done.speed < 0.95 else ""
+        click.echo(f"{done.speed:.2f}x the speed of fp32 in {done.parity.provider} on this machine{slower}")
+
+
+def show_all(done: ExportSummary) -> None:
+    """Print one table of all precisions, and why some were refused."""
+    rows: list[tuple[str, ...]] = []
+    for one in done.written:
+        parity, kept = one.parity, len(one.artifact.kept_fp32)
+        rows.append(
+            (
+                one.artifact.precision,
+                f"{one.bytes / 1e6:.1f}",
+                f"{parity.dice:.4f}" if parity.has_rules else "-",
+                f"{parity.mean_difference:.3f}",
+                f"{parity.empty_mismatch:.2%}" if parity.has_rules else "-",
+                f"{kept} of {one.layers}" if one.layers else "-",
+                _speed_text(one),
+            )
+        )
+    for precision, error in done.refused.items():
+        click.echo(f"{precision}: {error}", err=True)
+        rows.append((precision, "refused", *[""] * 5))
+    columns = ("", "MB", "Dice", "difference", "empty in one", "fp32 layers", "speed")
+    _show_table("Parity with PyTorch fp32; speed relative to the fp32 artifact", columns, rows)
+
+
+def show_next(request: ExportRequest, done: ExportSummary) -> None:
+    """Print what else was written, and the command that uses the artifact."""
+    last = done.written[-1]
+    if last.networks_per_image > 1:
+        rules = f"those of {request.checkpoints[0]}: tune them on held-out images with cloudrt tune {last.path} DATA"
+        if len(request.checkpoints) > 1 and done.shared_rules:
+            rules = "shared by all members"
+        click.echo(f"{last.networks_per_image} networks run for each image; the rules are {rules}")
+    if done.triton:
+        click.echo(f"{done.triton}: a Triton model")
+    if done.engine_seconds is not None:
+        click.echo(f"The engine for batches of {request.batch_size} was built in {done.engine_seconds:.0f} s")
+    elsewhere = last.artifact.int8_target == "tensorrt" and last.parity.provider != "tensorrt"
+    where, option = (", where TensorRT is installed", " --provider tensorrt") if elsewhere else ("", "")
+    click.echo(f"Next{where}: cloudrt-infer test_images/ --model {last.path}{option}")
+
+
+def _speed_text(done: Exported) -> str:
     if done.artifact.precision == "fp32":
         return "1.00x"
     if done.speed is not None:
@@ -27,62 +88,7 @@ def speed_text(done: Exported) -> str:
     return "as fp32" if done.artifact.precision == "fp16" else "not run"
 
 
-def say_done(done: Exported) -> None:
-    """Say what was written."""
-    artifact = done.artifact
-    click.echo(f"{done.path}: {artifact.precision}, {done.bytes / 1e6:.1f} MB")
-    if artifact.kept_fp32:
-        names = ", ".join(artifact.kept_fp32[:SHOWN])
-        more = f" and {len(artifact.kept_fp32) - SHOWN} more" if len(artifact.kept_fp32) > SHOWN else ""
-        click.echo(
-            f"{len(artifact.kept_fp32)} of {done.layers} layers stay in fp32, or the gate would not pass: {names}{more}"
-            f"; cloudrt doctor {done.path} lists them"
-        )
-    if done.speed is not None:
-        slower = "; the fp32 artifact is the better one here" if done.speed < 0.95 else ""
-        click.echo(f"{done.speed:.2f}x the speed of fp32 in {done.parity.provider} on this machine{slower}")
-
-
-def write_figures(path: Path, source: Source, written: list[Exported]) -> None:
-    """Write what was measured, on which machine, by which versions; names no file, folder or user."""
-    from cloudrt.system.files import replacing
-    from cloudrt.system.machine import describe_machine
-
-    members = source.ensemble.checkpoints
-    values = {
-        "machine": asdict(describe_machine()) | {"system": f"{platform.system()} {platform.machine()}"},
-        "versions": written[0].artifact.versions if written else {},
-        "networks": [f"{one.config.architecture} with {one.config.encoder}" for one in members],
-        "input_size": list(source.ensemble.config.input_size),
-        "tta": source.ensemble.tta,
-        "calibrated_on": {"images": len(source.calibration.names), "source": source.calibration.source},
-        "artifacts": [
-            {
-                "precision": done.artifact.precision,
-                "int8_target": done.artifact.int8_target,
-                "bytes": done.bytes,
-                "parity": done.parity.to_dict(),
-                "tolerances": asdict(done.tolerances),
-                "layers": done.layers,
-                "kept_fp32": list(done.artifact.kept_fp32),
-                "speed_beside_fp32": done.speed,
-            }
-            for done in written
-        ],
-    }
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(values, indent=2) + "\n")
-
-
-def show_verdicts(title: str, verdicts: tuple[Verdict, ...] | list[Verdict]) -> None:
-    """Show every figure beside what is allowed."""
-    signs = {True: "passed", False: "FAILED", None: ""}
-    rows = [(one.figure, one.found, one.allowed, signs[one.passed]) for one in verdicts]
-    show_table(title, ("figure", "found", "allowed", ""), rows)
-
-
-def show_table(title: str, columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    """Show a table, its first column to the left and all others to the right."""
+def _show_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from cloudrt.cli.types import Duration, Size
+from cloudrt.system.cache import cache_folder
 from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
 
 
@@ -139,8 +140,6 @@ def train(
 
     open_data(data)  # before the seconds that torch takes to load
     say_logs("cloudrt", logging.INFO)
-    import platformdirs
-
     if resume and not name:
         raise Failure("--resume goes on with a run: give its --name")
     if resume and overwrite:
@@ -160,7 +159,7 @@ def train(
         **settings, fold=fold or 0, options=_options(options), workers=_workers(workers, settings["device"])
     )
     tta = "" if config.tta == "none" else f" --tta {config.tta}"
-    root = cache or Path(platformdirs.user_cache_dir("cloudrt")) / "datasets"
+    root = cache or cache_folder("datasets")
     if every:
         crossed = cross_validate(config, data, folder, root, progress_bar, resume=resume)
         click.echo(

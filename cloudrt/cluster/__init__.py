@@ -12,6 +12,6 @@ Ray and pyarrow are imported where they are used, because nothing else of cloudr
 
 from __future__ import annotations
 
-from cloudrt.cluster.driver import ClusterRun, infer_on_cluster
+from cloudrt.cluster.driver import ClusterOptions, ClusterRun, infer_on_cluster
 
-__all__ = ["ClusterRun", "infer_on_cluster"]
+__all__ = ["ClusterOptions", "ClusterRun", "infer_on_cluster"]

@@ -16,7 +16,7 @@ from cloudrt.cluster.nodes import ClusterError, Node, Share, ask
 from cloudrt.cluster.storage import Place
 from cloudrt.errors import CloudrtError
 from cloudrt.system.machine import describe_machine
-from cloudrt.system.versions import installed_distributions
+from cloudrt.system.versions import package_versions
 
 PACKAGES = (
     "cloudrt",
@@ -57,7 +57,7 @@ def check_nodes(
     ClusterError
         Names the machine, what was found and what was expected.
     """
-    ours = {name: version for name, version in installed_distributions().items() if name in PACKAGES}
+    ours = package_versions(*PACKAGES)
     working = [node for node in nodes if (node.gpus if share.gpus else node.cpus)]
     packed = pickle.dumps((list(folders), bool(share.gpus), list(firsts), keep, model))
     kinds: dict[str, list[str]] = defaultdict(list)
@@ -92,14 +92,12 @@ def _make_inspection() -> Callable[[Sequence[str], Mapping[str, str], bytes], An
     def inspect(names: Sequence[str], expected: Mapping[str, str], packed: bytes) -> Any:
         """Return the versions here, and, where they are those expected, what `look` finds."""
         import pickle
-        from importlib.metadata import PackageNotFoundError, version
 
-        found = {}
-        for name in names:
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                continue
+        try:
+            from cloudrt.system.versions import package_versions
+        except ImportError:
+            return {}, None
+        found = package_versions(*names)
         if found != expected:
             return found, None
         from cloudrt.cluster.checks import look

@@ -11,10 +11,9 @@ gives their partitions to others.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cloudrt.cluster.checks import check_nodes
@@ -25,12 +24,14 @@ from cloudrt.cluster.partitions import Counted, Image, Partitions, cut, pack
 from cloudrt.cluster.storage import Place, open_place
 from cloudrt.cluster.watch import watched
 from cloudrt.cluster.worker import Job, Worker
-from cloudrt.engines.plan import Plan, Request
+from cloudrt.engines.plan import Plan
 from cloudrt.errors import ArtifactError, DataError
+from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_sizes
-from cloudrt.inference.journal import Identity
+from cloudrt.inference.identity import Identity
 from cloudrt.inference.outputs import FORMATS, write_failures
-from cloudrt.inference.submission import failures_path
+from cloudrt.inference.run import InferTask
+from cloudrt.inference.submission import write_run_record
 from cloudrt.model.artifact import default_model, load_model, parse_artifact
 from cloudrt.system.files import locked, sha256
 
@@ -58,50 +59,31 @@ class ClusterRun:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What a run on a cluster is asked for.
+class ClusterOptions:
+    """Where a run on a cluster takes place, and where its partitions lie.
 
     Parameters
     ----------
-    inputs
-        Folders, images, patterns and lists as `cloudrt.images.inputs` takes them, and URIs of folders or images.
-    output
-        Of the merged submission, in the form `form`.
     address
         HOST:PORT of a cluster, "auto" for the one of this machine, or "local" to start Ray here.
-    folder
-        Folder or URI of the partitions; beside the output where it is None.
-    partition_form, partition_size
-        "parquet" or "csv"; images each, 0 to choose.
+    partitions
+        Folder or URI of the partitions; OUTPUT.parts where it is None.
+    partition_format, partition_size
+        "parquet" or "csv"; images per partition, 0 to choose.
     endpoint
-        Of an S3-compatible store.
-    resume, overwrite
-        Go on with the partitions that are there; or begin afresh.
+        URL of an S3-compatible store.
     """
 
-    inputs: tuple[str, ...]
-    output: Path
     address: str = "local"
-    model: Path | None = None
-    sample: Path | None = None
-    form: str = "csv"
-    folder: str | None = None
-    partition_form: str = "parquet"
+    partitions: str | None = None
+    partition_format: str = "parquet"
     partition_size: int = 0
     endpoint: str | None = None
-    provider: str = "auto"
-    batch_size: int = 0
-    compute: str = "auto"
-    threads: int = 0
-    max_pixels: int = 100_000_000
-    allow_cpu: bool = False
-    decoder: str = "cpu"
-    resume: bool = False
-    overwrite: bool = False
 
 
 def infer_on_cluster(
-    asked: Ask,
+    task: InferTask,
+    options: ClusterOptions,
     started: Callable[[Plan, Share, int, int], Done],
     merging: Callable[[int], Callable[[], object]],
     lost: Callable[[str], object],
@@ -110,45 +92,40 @@ def infer_on_cluster(
 
     Parameters
     ----------
+    task
+        What to run, as on a single machine; `inputs` may also be URIs of folders or images.
+    options
+        Where to run it.
     started
-        Called once with how it runs, its workers, the images and how many of them are finished already; returns what
-        to call with the counts of each partition.
+        Called once with the plan, the workers, the number of images and how many of them are finished already; returns
+        the function that is called with the counts of each partition.
     merging
-        Called with the number of images; returns what to call for each that is merged.
+        Called with the number of images; returns the function that is called for each image that is merged.
     lost
-        Called with one line, from another thread, if the cluster goes away: ends the process, as Ray would.
+        Called with one line, from another thread, if the cluster is lost: must end the process.
 
     Raises
     ------
     CloudrtError
-        The cluster, the images, the artifact or the places cannot be used; workers that would give other answers. What
+        The cluster, the images, the artifact or the outputs cannot be used; or workers would give other answers. What
         was finished stays, for `resume`.
     """
-    model = asked.model or default_model()
+    model = task.model or default_model()
     artifact = parse_artifact(load_model(model), model)
     if not artifact.rules:
         raise ArtifactError(f"{model} holds no rules: its network was never validated; find them with cloudrt tune")
-    images, stores, folders = list_images(asked.inputs, asked.sample, asked.endpoint, artifact.labels)
-    out = open_place(asked.folder or f"{asked.output}.parts", asked.endpoint)
-    partitions = Partitions(out, asked.partition_form, artifact.labels)
-    recorded = _recorded(partitions, asked)
-    _spare(images, asked.output)
+    images, stores, folders = list_images(task.inputs, task.sample, options.endpoint, artifact.labels)
+    task.check([ImageFile(image.key, Path(image.path)) for image in images if image.store < 0])
+    out = open_place(options.partitions or f"{task.output}.parts", options.endpoint)
+    partitions = Partitions(out, options.partition_format, artifact.labels)
+    recorded = _recorded(partitions, task)
     with _held(out):
-        with connected(asked.address), watched(lost):
+        with connected(options.address), watched(lost):
             nodes = list_nodes()
-            share = share_out(nodes, asked.provider, asked.threads)
-            job = Job(
-                model.name,
-                sha256(model),
-                share.cpus,
-                asked.max_pixels,
-                asked.provider,
-                asked.batch_size,
-                asked.compute,
-                asked.allow_cpu,
-                asked.decoder,
-                _recorded_plan(asked, recorded),
-            )
+            share = share_out(nodes, task.run.provider, task.run.threads)
+            plan = recorded.plan() if recorded else None
+            settled = plan if plan and plan.satisfies(task.run) else None
+            job = Job(model.name, sha256(model), task.run.changed(threads=share.cpus, devices=(0,)), settled)
             data = model.read_bytes()
             job.keep_model(data)
             remote = [image for image in reversed(images) if image.store >= 0]
@@ -156,23 +133,28 @@ def infer_on_cluster(
             seen = [*folders, out.path] if out.local else folders
             check_nodes(nodes, share, seen, list(firsts.values()), job.keep_model, data)
             plan, identity = _settle(job, share)
-            size = _partition_size(asked, len(images), share, plan.batch_size, recorded)
-            whole = identity | {
-                "images": len(images),
-                "list of images and their sizes": digest_sizes((image.key, image.size) for image in images),
-                "partitions of": size,
-                "form of partitions": asked.partition_form,
-            }
-            finished = partitions.begin(whole, resume=asked.resume, overwrite=asked.overwrite)
+            size = _partition_size(options, len(images), share, plan.batch_size, recorded)
+            whole = replace(
+                identity,
+                images=len(images),
+                inputs=digest_sizes((image.key, image.size) for image in images),
+                partition_size=size,
+                partition_format=options.partition_format,
+            )
+            finished = partitions.begin(whole, resume=task.resume, overwrite=task.overwrite)
             parts = cut(images, size)
             todo = [number for number in range(len(parts)) if partitions.name(number) not in finished]
             resumed = len(images) - sum(len(parts[number]) for number in todo)
             done = started(plan, share, len(images), resumed)
-            run_partitions(job.settled(plan, identity, stores, out, asked.partition_form), parts, todo, share, done)
+            job = replace(
+                job, plan=plan, identity=identity, stores=tuple(stores), out=out, form=options.partition_format
+            )
+            run_partitions(job, parts, todo, share, done)
         # Held until all is merged: another run would put its own rows in their place.
         counted = Counted(partitions.records(parts, whole), merging(len(images)))
-        FORMATS[asked.form](asked.output, counted.records, artifact.labels)
-        write_failures(failures_path(asked.output), lambda: counted.failures)
+        FORMATS[task.format](task.output, counted.records, artifact.labels)
+        write_failures(task.paths.failures, lambda: counted.failures)
+        write_run_record(task.paths, whole)
     return ClusterRun(len(images), len(counted.failures), counted.rows_with_mask, resumed, share, plan)
 
 
@@ -236,13 +218,6 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _spare(images: Sequence[Image], output: Path) -> None:
-    """Refuse to write over an image that is read."""
-    there = os.path.realpath(output)
-    if any(image.store < 0 and os.path.realpath(image.path) == there for image in images):
-        raise DataError(f"{output} is one of the images: give another --output")
-
-
 @contextmanager
 def _held(out: Place) -> Iterator[None]:
     """Hold a folder of partitions against other runs; a folder that stays empty goes again."""
@@ -261,21 +236,15 @@ def _held(out: Place) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _recorded(partitions: Partitions, asked: Ask) -> Identity | None:
-    """Return the identity of the run that is to be resumed, if any; refuse early what `Partitions.begin` would."""
+def _recorded(partitions: Partitions, task: InferTask) -> Identity | None:
+    """Return the identity of the run to resume, if any; refuse early what `Partitions.begin` would."""
     names = partitions.place.names()
-    if names and not (asked.resume or asked.overwrite) and any(name.startswith(("part-", "run.")) for name in names):
-        raise DataError(f"{partitions.place.uri} holds partitions already: --resume goes on with them, or --overwrite")
-    return partitions.recorded() if asked.resume else None
+    if names and not (task.resume or task.overwrite) and any(name.startswith(("part-", "run.")) for name in names):
+        raise DataError(f"{partitions.place.uri} holds partitions already: --resume continues them, or --overwrite")
+    return partitions.recorded() if task.resume else None
 
 
-def _recorded_plan(asked: Ask, recorded: Identity | None) -> Plan | None:
-    """Return how the run to be resumed ran, as far as it is what is asked for now; its record names what differs."""
-    plan = Plan.recorded(recorded) if recorded else None
-    return plan if plan and plan.serves(Request(asked.provider, asked.batch_size, compute=asked.compute)) else None
-
-
-def _settle(job: Job, share: Share) -> tuple[Plan, dict[str, str | int]]:
+def _settle(job: Job, share: Share) -> tuple[Plan, Identity]:
     """Let one worker open the artifact, and return how it runs, and what the answers hang on."""
     import ray
     from ray.exceptions import RayError
@@ -284,13 +253,13 @@ def _settle(job: Job, share: Share) -> tuple[Plan, dict[str, str | int]]:
     if not ray.wait([pending], timeout=30)[0]:
         logger.info("Waiting for the cluster: a worker needs %d CPUs and %d GPUs that are free", share.cpus, share.gpus)
     try:
-        settled: tuple[Plan, dict[str, str | int]] = ray.get(pending)
+        settled: tuple[Plan, Identity] = ray.get(pending)
     except RayError as error:
         raise unwrapped(error) from error
     return settled
 
 
-def _open_once(job: Job) -> tuple[Plan, dict[str, str | int]]:
+def _open_once(job: Job) -> tuple[Plan, Identity]:
     from cloudrt.inference.pipeline import Segmenter
 
     segmenter = job.open()
@@ -301,11 +270,11 @@ def _open_once(job: Job) -> tuple[Plan, dict[str, str | int]]:
         segmenter.close()
 
 
-def _partition_size(asked: Ask, images: int, share: Share, batch: int, recorded: Identity | None) -> int:
+def _partition_size(options: ClusterOptions, images: int, share: Share, batch: int, recorded: Identity | None) -> int:
     """Return the images a partition: whole batches, unless asked for otherwise."""
-    if asked.partition_size:
-        return asked.partition_size
-    if recorded and isinstance(recorded.get("partitions of"), int):
-        return int(recorded["partitions of"])
+    if options.partition_size:
+        return options.partition_size
+    if recorded and recorded.partition_size:
+        return recorded.partition_size
     size = min(PARTITION, -(-images // (ROUNDS * share.workers)))
     return -(-size // batch) * batch

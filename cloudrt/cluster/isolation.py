@@ -20,6 +20,7 @@ from cloudrt.cluster.partitions import Image
 from cloudrt.cluster.storage import StorageError
 from cloudrt.errors import CloudrtError
 from cloudrt.images.decoding import Input
+from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import Record
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
@@ -59,7 +60,7 @@ class Predictor(Protocol):
         """Yield a result for each input, in order."""
         ...
 
-    def identity(self) -> dict[str, str | int]:
+    def identity(self) -> Identity:
         """What the answers hang on."""
         ...
 

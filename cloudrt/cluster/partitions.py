@@ -23,14 +23,15 @@ from typing import Any
 from cloudrt.cluster.storage import Place
 from cloudrt.errors import DataError
 from cloudrt.images.image import ImageFile, StoredImage
-from cloudrt.inference.journal import Identity, Record, refuse_differences
+from cloudrt.inference.identity import Identity
+from cloudrt.inference.journal import Record
 from cloudrt.inference.outputs import FORMATS, write_failures
 from cloudrt.labels import Labels
 from cloudrt.system.overlap import overlap
 
 FORMS = ("parquet", "csv")
 MANIFEST = "run.json"
-FORMAT = 1
+FORMAT = 2
 READERS = 8
 """Partitions that are read at once, to be merged."""
 
@@ -107,17 +108,19 @@ class Partitions:
                 self.place.remove(name)
             there = set()
         if MANIFEST in there:
-            refuse_differences(self._identity(), identity, f"{self.place.uri}/{MANIFEST}")
+            self._identity().require_same(identity, f"{self.place.uri}/{MANIFEST}")
         elif there:
             raise DataError(
                 f"{self.place.uri} holds partitions without {MANIFEST}: --overwrite them, or give another "
                 "folder of --partitions"
             )
         else:
-            self.place.write(MANIFEST, json.dumps({"format": FORMAT, "identity": dict(identity)}, indent=1).encode())
+            self.place.write(
+                MANIFEST, json.dumps({"format": FORMAT, "identity": identity.to_dict()}, indent=1).encode()
+            )
         return there - {MANIFEST}
 
-    def recorded(self) -> dict[str, Any] | None:
+    def recorded(self) -> Identity | None:
         """Return the identity of the run that the folder holds, if any."""
         return self._identity() if MANIFEST in self.place.names() else None
 
@@ -185,18 +188,24 @@ class Partitions:
 
         return records
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> Identity:
         where = f"{self.place.uri}/{MANIFEST}"
         try:
             values = json.loads(self.place.read(MANIFEST))
-            found: dict[str, Any] = values["identity"]
-            version, size = values["format"], found.get("partitions of", 1)
-            if not (isinstance(size, int) and size > 0):
-                raise ValueError("partitions of no images")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            version, identity = values["format"], values["identity"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{where} is damaged: --overwrite, or give another folder of --partitions") from error
         if version != FORMAT:
-            raise DataError(f"{where} is of another version of cloudrt: finish with that one, or --overwrite")
+            raise DataError(
+                f"{where} has format {version}, written by another version of cloudrt (this one writes {FORMAT}): "
+                "finish with that version, or --overwrite"
+            )
+        try:
+            found = Identity.from_dict(identity)
+        except DataError as error:
+            raise DataError(f"{where} is damaged ({error}): --overwrite, or use other --partitions") from error
+        if found.partition_size < 1:
+            raise DataError(f"{where} is damaged (partitions of no images): --overwrite, or use other --partitions")
         return found
 
     def _from_parquet(self, data: bytes) -> Iterator[Record]:

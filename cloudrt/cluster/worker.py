@@ -8,8 +8,8 @@ Decoding, engine and post-processing are threads of `cloudrt.inference.pipeline`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from cloudrt.cluster.partitions import Partitions, unpack
 from cloudrt.cluster.storage import Place
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import ArtifactError, DataError, ProviderError
-from cloudrt.inference.journal import Identity, Record
+from cloudrt.inference.identity import Identity
+from cloudrt.inference.journal import Record
+from cloudrt.options import RunOptions
+from cloudrt.system.cache import cache_folder, mark_used, prune
 from cloudrt.system.files import replacing, sha256
 
 
@@ -30,36 +33,26 @@ class Job:
     ----------
     name, sha256
         Of the artifact, which every machine keeps; see `keep_model`.
+    options
+        How to run it.
     plan
-        How to run it; None leaves provider and batch to be chosen as `provider`, `batch_size` and `compute` ask.
-    threads, max_pixels, allow_cpu, decoder
-        See `Segmenter`.
+        How to run it, settled; None measures.
     stores
         Where the images lie.
     out, form
-        Where the rows go, and as what.
+        Where the rows go, and in which format.
     identity
-        That every worker must have; None asks nothing.
+        The identity that every worker must have; None accepts any.
     """
 
     name: str
     sha256: str
-    threads: int
-    max_pixels: int
-    provider: str = "auto"
-    batch_size: int = 0
-    compute: str = "auto"
-    allow_cpu: bool = False
-    decoder: str = "cpu"
+    options: RunOptions
     plan: Plan | None = None
     stores: tuple[Place, ...] = ()
     out: Place | None = None
     form: str = "parquet"
-    identity: Mapping[str, str | int] | None = field(default=None, repr=False)
-
-    def settled(self, plan: Plan, identity: Identity, stores: Sequence[Place], out: Place, form: str) -> Job:
-        """Return the job whose answers are fixed."""
-        return replace(self, plan=plan, identity=identity, stores=tuple(stores), out=out, form=form)
+    identity: Identity | None = field(default=None, repr=False)
 
     def open(self) -> Predictor:
         """Return a `Segmenter` of it on this machine.
@@ -71,23 +64,9 @@ class Job:
         """
         from cloudrt.inference.pipeline import Segmenter
 
-        segmenter = Segmenter(
-            self.model,
-            self.provider,
-            batch_size=self.batch_size,
-            threads=self.threads,
-            max_pixels=self.max_pixels,
-            compute=self.compute,
-            allow_cpu=self.allow_cpu,
-            decoder=self.decoder,
-            plan=self.plan,
-        )
+        segmenter = Segmenter(self.model, self.options, plan=self.plan)
         if self.identity is not None:
-            differences = [
-                f"{name} is {value} there and {self.identity.get(name, 'none')} in this run"
-                for name, value in segmenter.identity().items()
-                if self.identity.get(name) != value
-            ]
+            differences = self.identity.differences(segmenter.identity())
             if differences:
                 segmenter.close()
                 raise DataError(f"a worker would give other answers: {'; '.join(differences)}; make all machines alike")
@@ -96,10 +75,7 @@ class Job:
     @property
     def model(self) -> Path:
         """Where a machine keeps the artifact."""
-        from platformdirs import user_cache_path
-
-        folder: Path = user_cache_path("cloudrt")
-        return folder / "artifacts" / f"{self.sha256}.onnx"
+        return cache_folder("artifacts") / f"{self.sha256}.onnx"
 
     def keep_model(self, data: bytes) -> None:
         """Write the artifact into this machine's cache, unless it is there.
@@ -111,8 +87,10 @@ class Job:
         """
         try:
             if not self.model.is_file() or sha256(self.model) != self.sha256:
+                prune("artifacts", reserve=len(data))
                 with replacing(self.model) as partial:
                     partial.write_bytes(data)
+            mark_used(self.model)
         except OSError as error:
             raise ArtifactError(
                 f"cannot keep {self.name} in {self.model.parent}: {error.strerror or error}; give its user a home that "

@@ -1,8 +1,8 @@
-"""What stands against a provider on this machine, found without opening a session.
+"""Why a provider cannot run on this machine, found without opening a session.
 
 ONNX Runtime lists CUDA and TensorRT wherever its GPU build is installed, logs two loud lines when they cannot load, and
-then runs on the CPU: so look before asking. The looks go from the cheap to the dear, and stop at the first obstacle:
-driver, GPU, ONNX Runtime's build, CUDA's libraries, TensorRT's.
+then runs on the CPU: so check before asking. Checks run cheapest first and stop at the first obstacle: driver, GPU,
+ONNX Runtime's build, CUDA's libraries, TensorRT's.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cloudrt.errors import ProviderError
+from cloudrt.options import PROVIDERS
 from cloudrt.system.nvidia import nvidia_driver
 
-NAMES = ("tensorrt", "cuda", "openvino", "cpu")
+NAMES = PROVIDERS[1:]
 """The providers, those that tend to be the fastest first."""
 
 ORT_NAMES = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}

@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
 from cloudrt.model.artifact import Artifact
+from cloudrt.options import PRECISIONS
+from cloudrt.system.suggest import check_name
 
-if TYPE_CHECKING:
-    pass
-
-logger = logging.getLogger(__name__)
-
-PROVIDERS = ("auto", "tensorrt", "cuda", "openvino", "cpu")
 BATCH_SIZES = {"tensorrt": 32, "cuda": 32, "openvino": 4, "cpu": 4}
 """Images a batch where none is asked for and nothing was measured."""
-COMPUTES = ("f32", "bf16", "f16")
-"""What OpenVINO may compute in."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What changes an engine's speed and, in the last bits, its answers.
+    """How an engine computes, once everything is chosen: what a `Plan` and a device give.
 
     Parameters
     ----------
     streams
-        Batches that it runs at once, each from a thread of its own.
-    compute
-        Of `COMPUTES`, for OpenVINO: what the layers compute in. The other providers follow the artifact's precision.
+        Batches in flight at once, each submitted from its own thread.
+    compute_precision
+        "fp32", "bf16" or "fp16": what OpenVINO computes in. The other providers follow the artifact's precision.
     cuda_graph
-        CUDA and TensorRT: record the kernels of a batch once and launch them as one; needs a fixed batch.
+        CUDA and TensorRT: capture the kernels of a batch once and launch them as one; needs a fixed batch.
     device
-        Number of the GPU.
+        GPU number.
     allow_cpu
-        Let heavy nodes run on the CPU although a GPU was asked for.
+        See `RunOptions`.
     emulate
-        On ONNX Runtime's CPU provider, compute what a device would that is not here, slowly: a fp16 graph is not
-        widened, and int8 layers compute in float between their roundings. For comparisons.
+        ONNX Runtime's CPU provider computes what an absent device would, slowly: a fp16 graph is not widened, and int8
+        layers compute in float between their roundings. Used by parity checks.
     keep_compiled
-        Keep what OpenVINO compiles in the user's cache, for the next start.
+        Keep the network that OpenVINO compiles in the user's cache, for the next start.
     """
 
     streams: int = 1
-    compute: str = "f32"
+    compute_precision: str = "fp32"
     cuda_graph: bool = False
     device: int = 0
     allow_cpu: bool = False
@@ -58,23 +51,22 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.streams < 1 or self.device < 0:
             raise DataError(f"at least one stream, and devices from 0 on: found {self.streams} and {self.device}")
-        if self.compute not in COMPUTES:
-            raise DataError(f"compute is one of {', '.join(COMPUTES)}, found {self.compute!r}")
+        check_name("compute precision", self.compute_precision, PRECISIONS[1:])
         if self.cuda_graph and self.streams > 1:
-            raise DataError("a CUDA graph runs one batch at a time: give it one stream")
+            raise DataError("a CUDA graph runs one batch at a time: use one stream with it")
 
 
 class Engine(Protocol):
-    """An artifact, loaded. A context manager; `streams` threads may call `probability` and `run` at once.
+    """An artifact loaded into a runtime. A context manager; `streams` threads may call `run` concurrently.
 
     Parameters
     ----------
     provider
-        Of `PROVIDERS`, never "auto".
+        One of `cloudrt.options.PROVIDERS`, never "auto".
     artifact
-        What it runs.
+        The description of the model.
     batch_size
-        The fixed N of its input, or None where any N goes.
+        The fixed N of the input, or None where any N is accepted.
     streams
         See `EngineOptions`.
     """

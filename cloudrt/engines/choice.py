@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloudrt.engines.availability import problem
-from cloudrt.engines.base import BATCH_SIZES, DEFAULTS, PROVIDERS, Engine, EngineOptions
+from cloudrt.engines.base import BATCH_SIZES, DEFAULTS, Engine, EngineOptions
 from cloudrt.errors import DataError, ProviderError
 from cloudrt.model.artifact import Artifact, load_model, parse_artifact
+from cloudrt.options import PROVIDERS
 from cloudrt.system.machine import usable_cpus
 
 if TYPE_CHECKING:

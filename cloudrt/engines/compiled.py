@@ -1,62 +1,36 @@
-"""Networks that OpenVINO has compiled, kept for the next start: a large one takes seconds to compile.
+"""The networks that OpenVINO has compiled, cached for the next start: a large one takes seconds to compile.
 
-One folder an artifact in the user's cache, with the checksum of each file beside it: OpenVINO notices a file that was
-cut, but would run one with a flipped bit.
+One folder per artifact, with sealed files: OpenVINO notices a file that was cut, but would run one with a flipped bit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
-from contextlib import suppress
 from pathlib import Path
 
-from cloudrt.system.files import replacing, sha256
+from cloudrt.system.cache import SEAL, open_entry, remove_damaged, seal
 
 logger = logging.getLogger(__name__)
 
-KEPT = 8
-"""How many artifacts' folders are kept; the one that was used the longest ago goes first."""
-SUFFIX = ".sha256"
-
 
 def open_folder(content: bytes) -> Path | None:
-    """Return the folder for an artifact of these bytes, with sound files alone in it; None where none can be made."""
-    from platformdirs import user_cache_path
-
-    folder = user_cache_path("cloudrt") / "openvino" / hashlib.sha256(content).hexdigest()[:24]
+    """Return the cache folder for an artifact of these bytes, damaged files removed; None where it is unwritable."""
+    folder = open_entry("openvino", hashlib.sha256(content).hexdigest()[:24])
+    if folder is None:
+        return None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.touch()  # used now
-        for file in _files(folder):
-            seal = file.with_name(file.name + SUFFIX)
-            if not seal.is_file() or seal.read_text(encoding="ascii") != sha256(file):
-                logger.debug("%s is damaged, or was never finished: it is compiled anew", file)
-                file.unlink()
-                seal.unlink(missing_ok=True)
-        _prune(folder.parent)
-    except (OSError, ValueError) as error:
-        logger.debug("compiled networks cannot be kept: %s", error)
+        remove_damaged(_files(folder))
+    except OSError as error:
+        logger.debug("compiled networks are not cached: %s", error)
         return None
     return folder
 
 
 def seal_folder(folder: Path) -> None:
-    """Write the checksums of the files that are new."""
-    with suppress(OSError):
-        for file in _files(folder):
-            seal = file.with_name(file.name + SUFFIX)
-            if not seal.exists():
-                with replacing(seal, sync=False) as partial:
-                    partial.write_text(sha256(file), encoding="ascii")
+    """Seal the files that are new."""
+    seal(file for file in _files(folder) if not file.with_name(file.name + SEAL).exists())
 
 
 def _files(folder: Path) -> list[Path]:
-    return [file for file in folder.iterdir() if file.is_file() and file.suffix not in (SUFFIX, ".part")]
-
-
-def _prune(root: Path) -> None:
-    folders = sorted((folder for folder in root.iterdir() if folder.is_dir()), key=lambda one: one.stat().st_mtime)
-    for folder in folders[:-KEPT]:
-        shutil.rmtree(folder, ignore_errors=True)
+    return [file for file in folder.iterdir() if file.is_file() and file.suffix not in (SEAL, ".part")]

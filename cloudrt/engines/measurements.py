@@ -10,12 +10,13 @@ import hashlib
 import json
 import logging
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from cloudrt.errors import CloudrtError
+from cloudrt.system.cache import cache_folder, prune
 from cloudrt.system.files import replacing
+from cloudrt.system.versions import package_version
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +36,13 @@ class Known:
     """
 
     def __init__(self, sha256: str, threads: int, allow_cpu: bool) -> None:
-        from platformdirs import user_cache_path
-
         from cloudrt.system.machine import describe_machine
 
         machine = describe_machine()
         parts = [str(FORMAT), sha256, machine.cpu, *machine.features, *machine.gpus, str(threads)]
-        parts += [str(allow_cpu), *(f"{name} {_version(name)}" for name in VERSIONED)]
+        parts += [str(allow_cpu), *(f"{name} {package_version(name)}" for name in VERSIONED)]
         name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-        self._path: Path = user_cache_path("cloudrt") / "plans" / f"{name}.json"
+        self._path: Path = cache_folder("plans") / f"{name}.json"
         self._values: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             values = json.loads(self._path.read_text(encoding="utf-8"))
@@ -62,12 +61,6 @@ class Known:
         try:
             with replacing(self._path, sync=False) as partial:
                 partial.write_text(json.dumps(self._values, indent=1), encoding="utf-8")
+            prune("plans", keep=self._path)
         except (OSError, CloudrtError) as error:
             logger.warning("what was measured cannot be kept: %s", error)
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""

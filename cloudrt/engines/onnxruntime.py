@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Self
 
@@ -21,6 +20,7 @@ from cloudrt.engines.binding import Binding
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
 from cloudrt.model.artifact import Artifact
+from cloudrt.system.cache import cache_folder, open_entry
 
 NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 HEAVY = frozenset({"Conv", "Resize", "InstanceNormalization", "BatchNormalization", "LayerNormalization"})
@@ -200,23 +200,18 @@ def provider_options(
             "enable_cuda_graph": str(int(options.cuda_graph)),
         }
     if provider == "tensorrt":
-        folder = tensorrt.engine_folder(artifact, batch_size, content, _cache_folder(), options.device)
+        folder = tensorrt.engine_folder(artifact, batch_size, content, cache_folder("tensorrt"), options.device)
+        cached = open_entry("tensorrt", folder.name) is not None
         return {
             "device_id": str(options.device),
             "trt_cuda_graph_enable": str(int(options.cuda_graph)),
             **tensorrt.build_options(artifact, batch_size),
-            **tensorrt.cache_options(folder),
+            **(tensorrt.cache_options(folder) if cached else {}),
         }
     return {}
 
 
 def tensorrt_engine_exists(artifact: Artifact, batch_size: int | None, content: bytes, device: int = 0) -> bool:
     """Whether TensorRT has built its engine for these bytes and this batch on this machine."""
-    folder = tensorrt.engine_folder(artifact, batch_size, content, _cache_folder(), device)
+    folder = tensorrt.engine_folder(artifact, batch_size, content, cache_folder("tensorrt"), device)
     return next(folder.glob("*.engine"), None) is not None
-
-
-def _cache_folder() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("cloudrt") / "tensorrt"

@@ -17,13 +17,14 @@ from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
 from cloudrt.model.artifact import Artifact, fix_batch
 
-_CAPABILITIES = {"bf16": "BF16", "f16": "FP16"}
+_CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-def fast_computes() -> tuple[str, ...]:
-    """Return what this CPU has instructions for: "f32", and perhaps "bf16" (AMX, AVX-512) and "f16"."""
+def native_precisions() -> tuple[str, ...]:
+    """Return the precisions that this CPU has instructions for: "fp32", and perhaps "bf16" and "fp16"."""
     found = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ("f32", *(name for name, capability in _CAPABILITIES.items() if capability in found))
+    return ("fp32", *(name for name, capability in _CAPABILITIES.items() if capability in found))
 
 
 class OpenvinoEngine:
@@ -54,10 +55,12 @@ class OpenvinoEngine:
         self.provider = "openvino"
         self.batch_size = batch_size
         self.streams = options.streams
-        computes = fast_computes()
-        if options.compute not in computes:
-            raise ProviderError(f"this CPU has no instructions for {options.compute}: {', '.join(computes)}")
-        if artifact.precision == "fp16" and options.compute != "f16":
+        precisions = native_precisions()
+        if options.compute_precision not in precisions:
+            raise ProviderError(
+                f"this CPU has no instructions for {options.compute_precision}, only for {', '.join(precisions)}"
+            )
+        if artifact.precision == "fp16" and options.compute_precision != "fp16":
             model = widen(model)  # what a fp16 graph makes it convert to and fro
         core = openvino.Core()
         try:
@@ -109,7 +112,7 @@ class OpenvinoEngine:
 def compile_options(threads: int, options: EngineOptions) -> dict[str, Any]:
     """Return the properties to compile with: threads as the container allows, unpinned, for the decoders run beside."""
     return {
-        "INFERENCE_PRECISION_HINT": options.compute,
+        "INFERENCE_PRECISION_HINT": _HINTS[options.compute_precision],
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": str(options.streams),
         "ENABLE_CPU_PINNING": False,

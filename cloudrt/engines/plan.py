@@ -1,24 +1,25 @@
-"""How to run an artifact on this machine: measured once, remembered, recorded with every run.
+"""How to run an artifact on this machine: measured once, cached, and recorded with every run.
 
     providers that can run here -> those that agree with ONNX Runtime CPU fp32 -> the fastest, at its best batch
 
-What was measured lies in the user's cache folder, keyed by the artifact's bytes, the machine and the versions.
+Measurements are cached in the user's cache folder, keyed by the artifact's bytes, the machine and the versions.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from cloudrt.engines.availability import NAMES
 from cloudrt.engines.base import BATCH_SIZES, EngineOptions
 from cloudrt.engines.choice import hindrance, require
 from cloudrt.engines.measurements import Known
-from cloudrt.engines.trial import Bench, Rung, best_rung
+from cloudrt.engines.trial import Ladder, ProviderTrial, Rung, best_rung
 from cloudrt.errors import MemoryExhausted, ProviderError
 from cloudrt.model.artifact import Artifact
+from cloudrt.options import RunOptions
+from cloudrt.system.machine import usable_cpus
 from cloudrt.system.nvidia import nvidia_driver
 
 if TYPE_CHECKING:
@@ -28,53 +29,25 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asks for: "auto" and 0 leave it to measurement.
-
-    Parameters
-    ----------
-    provider
-        Of `cloudrt.engines.PROVIDERS`.
-    batch_size
-        Images a batch.
-    threads
-        CPU threads of an engine, at least 1.
-    compute
-        "auto", or of `cloudrt.engines.base.COMPUTES`: what OpenVINO computes in.
-    devices
-        Numbers of the GPUs.
-    allow_cpu
-        See `EngineOptions`.
-    """
-
-    provider: str = "auto"
-    batch_size: int = 0
-    threads: int = 1
-    compute: str = "auto"
-    devices: tuple[int, ...] = (0,)
-    allow_cpu: bool = False
-
-
-@dataclass(frozen=True)
 class Plan:
     """How an artifact is run.
 
     Parameters
     ----------
     provider
-        Of `cloudrt.engines.PROVIDERS`, never "auto".
-    batch_size, streams, compute, cuda_graph
+        One of `cloudrt.options.PROVIDERS`, never "auto".
+    batch_size, streams, compute_precision, cuda_graph
         See `EngineOptions`.
     images_per_s
-        Of the network alone, the highest that was measured; 0 where nothing was.
+        Of the network alone, the highest measured; 0 where nothing was measured.
     passed_over
-        The providers that tend to be faster, or were measured, and why they were not taken.
+        The providers that were not chosen, with the reason for each.
     """
 
     provider: str
     batch_size: int
     streams: int = 1
-    compute: str = "f32"
+    compute_precision: str = "fp32"
     cuda_graph: bool = False
     images_per_s: float = 0.0
     passed_over: dict[str, str] = field(default_factory=dict)
@@ -83,120 +56,102 @@ class Plan:
         """Return the plan in words."""
         words = [f"provider {self.provider}", f"batch {self.batch_size}"]
         words += [f"{self.streams} streams"] if self.streams > 1 else []
-        words += [f"computing in {self.compute}"] if self.provider == "openvino" else []
+        words += [f"computing in {self.compute_precision}"] if self.provider == "openvino" else []
         words += ["CUDA graph"] if self.cuda_graph else []
         return ", ".join(words)
 
-    def identity(self) -> dict[str, str | int]:
-        """What the answers hang on, for `cloudrt.inference.journal`."""
-        return {
-            "provider": self.provider,
-            "batch size": self.batch_size,
-            "streams": self.streams,
-            "compute": self.compute,
-            "CUDA graph": int(self.cuda_graph),
-        }
-
-    @classmethod
-    def recorded(cls, identity: Mapping[str, Any]) -> Self:
-        """The inverse of `identity`.
-
-        Raises
-        ------
-        ProviderError
-            Another version's record.
-        """
-        try:
-            return cls(
-                identity["provider"],
-                identity["batch size"],
-                identity["streams"],
-                identity["compute"],
-                bool(identity["CUDA graph"]),
-            )
-        except KeyError as error:
-            raise ProviderError(f"the recorded run does not say its {error}: it is of another version") from error
-
-    def serves(self, request: Request) -> bool:
-        """Whether it is what `request` asks for."""
+    def satisfies(self, options: RunOptions) -> bool:
+        """Whether it is what `options` ask for."""
         return (
-            request.provider in ("auto", self.provider)
-            and request.batch_size in (0, self.batch_size)
-            and request.compute in ("auto", self.compute)
+            options.provider in ("auto", self.provider)
+            and options.batch_size in (0, self.batch_size)
+            and options.compute_precision in ("auto", self.compute_precision)
         )
 
     def options(self, device: int = 0, allow_cpu: bool = False) -> EngineOptions:
         """Return the options of its engine on a device."""
-        return EngineOptions(self.streams, self.compute, self.cuda_graph, device, allow_cpu, keep_compiled=True)
+        return EngineOptions(
+            streams=self.streams,
+            compute_precision=self.compute_precision,
+            cuda_graph=self.cuda_graph,
+            device=device,
+            allow_cpu=allow_cpu,
+            keep_compiled=True,
+        )
 
 
 def make_plan(
-    model: onnx.ModelProto, artifact: Artifact, sha256: str, request: Request, settled: Plan | None = None
+    model: onnx.ModelProto, artifact: Artifact, sha256: str, options: RunOptions, settled: Plan | None = None
 ) -> Plan:
     """Return how to run an artifact; measures what was not measured before on this machine.
 
-    A plan that is `settled`, by a run that is resumed, is only checked.
+    "auto" prefers TensorRT or CUDA to any CPU provider, and of the CPU providers takes the one that measured fastest,
+    provided that it agrees with ONNX Runtime's CPU provider in fp32. A TensorRT engine that exists is used; none is
+    built.
 
-    `auto` takes TensorRT or CUDA before any CPU, and of the CPU's providers the one that was measured to be fastest,
-    if it agrees with ONNX Runtime's CPU provider in fp32. A TensorRT engine that exists is used; none is built.
+    Parameters
+    ----------
+    model, artifact, sha256
+        The model, its description, and the digest of its file.
+    options
+        What the user asks for.
+    settled
+        The plan of a run that is resumed: it is checked, and nothing is measured.
 
     Raises
     ------
     ProviderError
-        The provider asked for cannot run here, and says what to install; would only emulate the artifact's int8
-        layers; or is given options that are not its own.
+        The provider asked for cannot run here (names what to install), would only emulate the artifact's int8 layers,
+        or is given options of another provider.
     """
-    require(request.provider, artifact)
-    if request.compute != "auto" and request.provider != "openvino":
-        raise ProviderError(
-            f"what to compute in is OpenVINO's to choose: --compute {request.compute} needs "
-            "--provider openvino; other providers follow the artifact's precision"
-        )
+    require(options.provider, artifact)
     if settled:
         require(settled.provider, artifact)
-    _check_devices(request, settled.provider if settled else request.provider)
-    if request.compute != "auto":
-        _check_compute(request.compute)
+    _check_devices(options, settled.provider if settled else options.provider)
+    if options.compute_precision != "auto":
+        if options.provider != "openvino":
+            raise ProviderError(f"--compute-precision {options.compute_precision} needs --provider openvino")
+        _check_precision(options.compute_precision)
     if settled:
         return settled
-    known = Known(sha256, request.threads, request.allow_cpu)
-    trial = _Trial(model, artifact, request, known)
-    if request.provider != "auto":
-        return trial.plan(request.provider, trial.compute(request.provider), alone=True)
-    return _take_the_fastest(trial, artifact)
+    threads = options.threads or usable_cpus()
+    measurements = _Measurements(model, artifact, options, Known(sha256, threads, options.allow_cpu))
+    if options.provider != "auto":
+        return measurements.plan(options.provider, measurements.precision(options.provider), alone=True)
+    return _take_the_fastest(measurements, artifact)
 
 
-def _check_compute(compute: str) -> None:
+def _check_precision(precision: str) -> None:
     """Refuse what the CPU has no instructions for before anything is measured."""
-    from cloudrt.engines.openvino import fast_computes
+    from cloudrt.engines.openvino import native_precisions
 
-    computes = fast_computes()
-    if compute not in computes:
-        raise ProviderError(f"this CPU has no instructions for {compute}: {', '.join(computes)}")
+    native = native_precisions()
+    if precision not in native:
+        raise ProviderError(f"this CPU has no instructions for {precision}, only for {', '.join(native)}")
 
 
-def _check_devices(request: Request, provider: str) -> None:
-    """Refuse GPUs that are not there, and GPUs of several kinds: which image went where would change its last bits."""
-    if request.devices == (0,):
+def _check_devices(options: RunOptions, provider: str) -> None:
+    """Refuse GPUs that do not exist, and GPUs of different models, whose last bits differ."""
+    if options.devices == (0,):
         return
     if provider in ("cpu", "openvino"):
         raise ProviderError(f"--devices are GPUs: --provider {provider} runs on none")
     driver = nvidia_driver()
     gpus = driver.gpus if driver else ()
-    missing = [str(device) for device in request.devices if device >= len(gpus)]
+    missing = [str(device) for device in options.devices if device >= len(gpus)]
     if missing:
         raise ProviderError(f"no GPU {', '.join(missing)} here: this process may use {len(gpus)}")
-    kinds = sorted({gpus[device] for device in request.devices})
+    kinds = sorted({gpus[device] for device in options.devices})
     if len(kinds) > 1:
         raise ProviderError(f"--devices of several kinds ({'; '.join(kinds)}): give each kind a run of its own")
 
 
-def _take_the_fastest(trial: _Trial, artifact: Artifact) -> Plan:
-    computes, passed_over = _find_candidates(trial, artifact)
+def _take_the_fastest(measurements: _Measurements, artifact: Artifact) -> Plan:
+    precisions, passed_over = _find_candidates(measurements, artifact)
     plans: list[Plan] = []
-    for provider, compute in computes.items():
+    for provider, precision in precisions.items():
         try:
-            plans.append(trial.plan(provider, compute, alone=len(computes) == 1))
+            plans.append(measurements.plan(provider, precision, alone=len(precisions) == 1))
         except MemoryExhausted as error:
             passed_over[provider] = str(error)
     if not plans:
@@ -210,95 +165,104 @@ def _take_the_fastest(trial: _Trial, artifact: Artifact) -> Plan:
     return replace(best, passed_over=passed_over)
 
 
-def _find_candidates(trial: _Trial, artifact: Artifact) -> tuple[dict[str, str], dict[str, str]]:
-    """Return provider -> what it computes in, of those that can run and agree; and why not the others."""
-    computes: dict[str, str] = {}
+def _find_candidates(measurements: _Measurements, artifact: Artifact) -> tuple[dict[str, str], dict[str, str]]:
+    """Return provider -> compute precision of those that can run and agree, and the reason against each other one."""
+    precisions: dict[str, str] = {}
     passed_over: dict[str, str] = {}
     for provider in NAMES:
-        if provider in ("openvino", "cpu") and {"tensorrt", "cuda"} & set(computes):
+        if provider in ("openvino", "cpu") and {"tensorrt", "cuda"} & set(precisions):
             break
         reason = hindrance(provider, artifact)
-        if reason is None and provider == "tensorrt" and not trial.has_tensorrt_engine():
+        if reason is None and provider == "tensorrt" and not measurements.has_tensorrt_engine():
             reason = "its engine would take minutes to build: ask for it with --provider tensorrt"
         if reason is None:
             try:
-                compute = trial.compute(provider)
-                reason = trial.disagreement(provider, compute)
+                precision = measurements.precision(provider)
+                reason = measurements.disagreement(provider, precision)
             except MemoryExhausted as error:
                 reason = str(error)
         if reason:
             passed_over[provider] = reason
         else:
-            computes[provider] = compute
-    return computes, passed_over
+            precisions[provider] = precision
+    return precisions, passed_over
 
 
-class _Trial:
+class _Measurements:
     """The measurements of one artifact, each taken once."""
 
-    def __init__(self, model: onnx.ModelProto, artifact: Artifact, request: Request, known: Known) -> None:
-        self._model, self._artifact, self._request, self._known = model, artifact, request, known
-        self._bench: Bench | None = None
+    def __init__(self, model: onnx.ModelProto, artifact: Artifact, options: RunOptions, known: Known) -> None:
+        self._model, self._artifact, self._options, self._known = model, artifact, options, known
+        self._trial: ProviderTrial | None = None
 
-    def compute(self, provider: str) -> str:
-        """Return what a provider is to compute in: what is asked for, or the fastest that agrees."""
+    def precision(self, provider: str) -> str:
+        """Return what a provider computes in: what is asked for, or the fastest that agrees."""
         if provider != "openvino":
-            return "f32"
-        if self._request.compute != "auto":
-            return self._request.compute
-        from cloudrt.engines.openvino import fast_computes
+            return "fp32"
+        if self._options.compute_precision != "auto":
+            return self._options.compute_precision
+        from cloudrt.engines.openvino import native_precisions
 
-        fast = fast_computes()
-        # Who exports fp32 wants fp32.
-        for compute in {"fp16": ("f16", "bf16"), "int8": ("bf16",)}.get(self._artifact.precision, ()):
-            if compute in fast and self.disagreement(provider, compute) is None:
-                return compute
-        return "f32"
+        native = native_precisions()
+        # An fp32 artifact asks for fp32.
+        for precision in {"fp16": ("fp16", "bf16"), "int8": ("bf16",)}.get(self._artifact.precision, ()):
+            if precision in native and self.disagreement(provider, precision) is None:
+                return precision
+        return "fp32"
 
     def has_tensorrt_engine(self) -> bool:
         from cloudrt.engines.onnxruntime import tensorrt_engine_exists
 
-        size = self._request.batch_size or BATCH_SIZES["tensorrt"]
+        size = self._options.batch_size or BATCH_SIZES["tensorrt"]
         content = self._model.SerializeToString()
-        return all(tensorrt_engine_exists(self._artifact, size, content, device) for device in self._request.devices)
+        return all(tensorrt_engine_exists(self._artifact, size, content, device) for device in self._options.devices)
 
-    def disagreement(self, provider: str, compute: str) -> str | None:
-        """See `Bench.disagreement`; ONNX Runtime's CPU provider is what the others are compared with."""
+    def disagreement(self, provider: str, precision: str) -> str | None:
+        """See `ProviderTrial.disagreement`; ONNX Runtime's CPU provider is the reference."""
         if provider == "cpu":
             return None
-        key = f"agreement of {provider} {compute}"
+        key = f"agreement of {provider} {precision}"
         reason = self._known.get(key)
         if key not in self._known or not (reason is None or isinstance(reason, str)):
-            self._announce()
-            reason = self._open_bench().disagreement(provider, compute)
+            reason = self._open_trial().disagreement(provider, precision)
             self._known.put(key, reason)
         return reason
 
-    def plan(self, provider: str, compute: str, *, alone: bool) -> Plan:
-        """Return the fastest way to run a provider; measured only where there is a choice, `alone` being no other
-        provider."""
-        asked = self._request.batch_size or (BATCH_SIZES["tensorrt"] if provider == "tensorrt" else 0)
+    def plan(self, provider: str, precision: str, *, alone: bool) -> Plan:
+        """Return the fastest way to run a provider; nothing is measured where only one way remains.
+
+        `alone` says that no other provider competes.
+        """
+        asked = self._options.batch_size or (BATCH_SIZES["tensorrt"] if provider == "tensorrt" else 0)
         if asked and provider == "cpu" and alone:
             return Plan(provider, asked)
-        key = f"rate of {provider} {compute}, batch {asked or 'free'}"
+        streams, graph = self._given(provider)
+        key = f"rate of {provider} {precision}, batch {asked or 'free'}, streams {streams or 'free'}, graph {graph}"
         rungs = Rung.read(self._known.get(key))
         if not rungs:
-            self._announce()
-            rungs = self._open_bench().climb(provider, compute, asked)
-            if rungs:  # memory that lacks today may be there tomorrow
+            rungs = self._open_trial().climb(provider, precision, Ladder(asked, streams, graph))
+            if rungs:  # memory that is short now may be free next time
                 self._known.put(key, [rung.to_dict() for rung in rungs])
         best = best_rung(rungs)
         if best is None:
-            raise MemoryExhausted(f"{provider} has no memory for {asked or 1} images: give a smaller --batch-size")
+            raise MemoryExhausted(f"{provider} has no memory for {asked or 1} images: use a smaller --batch-size")
         fastest = max(rung.images_per_s for rung in rungs)
-        return Plan(provider, best.batch_size, best.streams, compute, best.cuda_graph, fastest)
+        return Plan(provider, best.batch_size, best.streams, precision, best.cuda_graph, fastest)
 
-    def _announce(self) -> None:
-        if self._bench is None:
-            logger.info("Measuring how this model runs best here, once for each model and machine: up to half a minute")
+    def _given(self, provider: str) -> tuple[int, bool | None]:
+        """Return the streams and the CUDA graph that the options fix; 0 and None where they are free."""
+        if provider == "cpu":
+            return 1, False
+        if provider == "openvino":
+            return self._options.openvino.streams, False
+        chosen = self._options.tensorrt if provider == "tensorrt" else self._options.cuda
+        return (1 if chosen.graph else chosen.streams), chosen.graph
 
-    def _open_bench(self) -> Bench:
-        if self._bench is None:
-            request = self._request
-            self._bench = Bench(self._model, self._artifact, request.threads, request.devices[0], request.allow_cpu)
-        return self._bench
+    def _open_trial(self) -> ProviderTrial:
+        if self._trial is None:
+            logger.info("Measuring how this model runs best here, once per model and machine: up to half a minute")
+            options = self._options
+            self._trial = ProviderTrial(
+                self._model, self._artifact, options.threads or usable_cpus(), options.devices[0], options.allow_cpu
+            )
+        return self._trial

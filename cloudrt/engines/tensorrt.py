@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cloudrt.model.artifact import Artifact
 from cloudrt.system.nvidia import nvidia_driver
+from cloudrt.system.versions import package_version
 
 LARGEST_FREE_BATCH = 32
 """The largest N that an engine takes where the batch size is left free."""
@@ -93,8 +93,8 @@ def engine_folder(artifact: Artifact, batch_size: int | None, content: bytes, ca
     gpus = driver.gpus if driver else ()
     key = EngineKey(
         hashlib.sha256(content).hexdigest(),
-        _version("onnxruntime-gpu", "onnxruntime"),
-        _version("tensorrt-cu13", "tensorrt"),
+        package_version("onnxruntime-gpu", "onnxruntime"),
+        package_version("tensorrt-cu13", "tensorrt"),
         gpus[device] if device < len(gpus) else "",
         artifact.precision,
         tuple(build_options(artifact, batch_size).items()),
@@ -109,12 +109,3 @@ def triton_options(artifact: Artifact, largest_batch: int) -> dict[str, str]:
     mode = {"fp32": "FP32", "int8": "INT8"}.get(artifact.precision, "FP16")
     switches = ("trt_fp16_enable", "trt_int8_enable")
     return {"precision_mode": mode} | {name: value for name, value in build.items() if name not in switches}
-
-
-def _version(*packages: str) -> str:
-    for package in packages:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return ""

@@ -1,4 +1,4 @@
-"""Measurements that `plan` decides by: does a provider agree with the reference, and how is it fastest?"""
+"""The measurements behind a plan: whether a provider agrees with the reference, and its fastest setting."""
 
 from __future__ import annotations
 
@@ -64,18 +64,30 @@ class Rung:
         return rungs
 
 
+@dataclass(frozen=True)
+class Ladder:
+    """The settings that the user fixes; 0 and None are measured."""
+
+    batch_size: int = 0
+    streams: int = 0
+    cuda_graph: bool | None = None
+
+
+ANY = Ladder()
+
+
 @dataclass
-class Bench:
-    """One artifact, to be tried in several providers.
+class ProviderTrial:
+    """Measures one artifact in several providers.
 
     Parameters
     ----------
     model, artifact
-        The artifact, loaded and parsed.
+        The model and its description.
     threads
         CPU threads of an engine.
     device
-        The GPU to try; the others are taken to be like it.
+        The GPU to measure; the others are of the same model.
     allow_cpu
         See `EngineOptions`.
     """
@@ -93,12 +105,18 @@ class Bench:
         self.images = np.stack([draw_scene(seed, size).image for seed in range(IMAGES)])
         self._answers: Answers | None = None
 
-    def open(self, provider: str, compute: str, rung: Rung) -> Engine:
-        """Open an engine as a rung has it."""
-        options = EngineOptions(rung.streams, compute, rung.cuda_graph, self.device, self.allow_cpu)
+    def open(self, provider: str, precision: str, rung: Rung) -> Engine:
+        """Open an engine with the settings of a rung."""
+        options = EngineOptions(
+            streams=rung.streams,
+            compute_precision=precision,
+            cuda_graph=rung.cuda_graph,
+            device=self.device,
+            allow_cpu=self.allow_cpu,
+        )
         return open_engine(self.model, provider, rung.batch_size, self.threads, options)
 
-    def disagreement(self, provider: str, compute: str) -> str | None:
+    def disagreement(self, provider: str, precision: str) -> str | None:
         """Return what is past the gate's tolerances between a provider and ONNX Runtime CPU fp32; None where it agrees.
 
         Two scenes are compared, level by level and by the submissions that the artifact's rules give. An artifact's
@@ -107,20 +125,19 @@ class Bench:
         answers = self._reference()
         tally = Tally(answers)
         try:
-            with self.open(provider, compute, Rung(IMAGES)) as engine:
+            with self.open(provider, precision, Rung(IMAGES)) as engine:
                 found, presence = engine.run(self.images)
                 for position, levels in enumerate(found):
                     tally.add(position, np.ascontiguousarray(levels), None if presence is None else presence[position])
         except MemoryExhausted:
-            raise  # that says nothing of its answers
+            raise  # says nothing about the answers
         except (ArtifactError, ProviderError) as error:
             return str(error)
-        low = {"bf16": "bf16", "f16": "fp16"}.get(compute, "fp32")
-        widest = max((TOLERANCES[low], TOLERANCES[self.artifact.precision]), key=lambda one: one.mean_difference)
+        widest = max((TOLERANCES[precision], TOLERANCES[self.artifact.precision]), key=lambda one: one.mean_difference)
         faults = tally.at_best(provider).faults(widest)
         return f"its answers differ from ONNX Runtime's CPU provider in fp32: {'; '.join(faults)}" if faults else None
 
-    def climb(self, provider: str, compute: str, batch_size: int = 0) -> list[Rung]:
+    def climb(self, provider: str, precision: str, given: Ladder = ANY) -> list[Rung]:
         """Return the rungs that were tried, with their rates; none where the provider runs no batch at all.
 
         Streams first, at the smallest batch, then batches, then a CUDA graph at the best of them. Each ladder ends
@@ -128,11 +145,10 @@ class Bench:
         """
         rungs: list[Rung] = []
         deadline = time.perf_counter() + BUDGET
-        smallest = batch_size or BATCHES[provider][0]
-        for ladder in self._ladders(provider, smallest, batch_size):
+        for ladder in self._ladders(provider, given):
             useless = 0
             for rung in ladder(best_rung(rungs)):
-                tried = self._try(provider, compute, rung, best_rung(rungs), deadline)
+                tried = self._try(provider, precision, rung, best_rung(rungs), deadline)
                 if tried is None:
                     break
                 best = best_rung(rungs)
@@ -142,36 +158,38 @@ class Bench:
                     break
         return rungs
 
-    def _ladders(
-        self, provider: str, smallest: int, batch_size: int
-    ) -> Iterator[Callable[[Rung | None], Iterator[Rung]]]:
+    def _ladders(self, provider: str, given: Ladder) -> Iterator[Callable[[Rung | None], Iterator[Rung]]]:
         def streams(_best: Rung | None) -> Iterator[Rung]:
+            smallest = given.batch_size or BATCHES[provider][0]
+            if given.streams:
+                yield Rung(smallest, given.streams, bool(given.cuda_graph))
+                return
             most = {"openvino": self.threads, "cpu": 1}.get(provider, 2)
             for power in range(math.floor(math.log2(most)) + 1):
                 yield Rung(smallest, 2**power)
 
         def batches(best: Rung | None) -> Iterator[Rung]:
-            if best and not batch_size:
+            if best and not given.batch_size:
                 for size in BATCHES[provider][1:]:
-                    yield Rung(size, best.streams)
+                    yield Rung(size, best.streams, best.cuda_graph)
 
         def graphs(best: Rung | None) -> Iterator[Rung]:
-            if best and provider in ("cuda", "tensorrt"):
+            if best and provider in ("cuda", "tensorrt") and given.cuda_graph is None and given.streams in (0, 1):
                 yield Rung(best.batch_size, 1, True)
 
         yield from (streams, batches, graphs)
 
-    def _try(self, provider: str, compute: str, rung: Rung, best: Rung | None, deadline: float) -> Rung | None:
+    def _try(self, provider: str, precision: str, rung: Rung, best: Rung | None, deadline: float) -> Rung | None:
         """Return the rung with its rate; None where there is no time or no memory for it."""
         work = rung.batch_size * rung.streams
         if best and time.perf_counter() + 3 * work / best.images_per_s > deadline:
             return None
-        with suppress(MemoryExhausted, MemoryError), self.open(provider, compute, rung) as engine:
+        with suppress(MemoryExhausted, MemoryError), self.open(provider, precision, rung) as engine:
             rate = measure_rate(engine, self.images[np.arange(rung.batch_size) % IMAGES])
             logger.info(
                 "  %s %s: batch %d, streams %d%s: %.1f images/s",
                 provider,
-                compute,
+                precision,
                 rung.batch_size,
                 rung.streams,
                 ", CUDA graph" if rung.cuda_graph else "",

@@ -20,6 +20,9 @@ from cloudrt.labels import Grid
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
+MAX_PIXELS = 100_000_000
+"""Images with more pixels than this fail by default."""
+
 
 def stated_size(data: bytes) -> Grid:
     """Return the height and width that the file of a PNG, WebP, TIFF or BMP image states, once it is found whole.

@@ -19,13 +19,12 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.images.headers import has_end, has_exif, stated_size
+from cloudrt.images.headers import MAX_PIXELS, has_end, has_exif, stated_size
 from cloudrt.labels import Grid
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 NO_DATA_LEVEL = 8
 """A pixel whose brightest channel is at most this has no data: the swath bands are black but for JPEG's ringing."""
-MAX_PIXELS = 100_000_000
 
 Image = NDArray[np.uint8]
 """(H, W, 3) uint8, RGB."""

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from cloudrt.errors import DataError
@@ -89,6 +89,19 @@ def digest_sizes(sizes: Iterable[tuple[str, int]]) -> str:
     for key, size in sizes:
         digest.update(key.encode() + b"\0%d\0" % size)
     return digest.hexdigest()
+
+
+def check_keys(files: Iterable[ImageFile]) -> None:
+    """Refuse keys that would lead pictures out of their folder: a list may hold some.
+
+    Raises
+    ------
+    DataError
+        Names the key.
+    """
+    for file in files:
+        if PurePosixPath(file.key).is_absolute() or ".." in PurePosixPath(file.key).parts:
+            raise DataError(f"{file.key!r} leads out of the folder of --masks and --overlays: list it by a path within")
 
 
 def _size(path: Path) -> int:

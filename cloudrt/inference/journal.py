@@ -1,11 +1,11 @@
-"""A journal of finished images: what a run that was killed, or lost its power, goes on from.
+"""The journal of finished images, from which a run that was killed, or lost its power, continues.
 
-One line a record, each with a checksum of its own, so that a torn tail is known and dropped:
+One record per line, each with a checksum of its own, so that a torn tail is recognised and dropped:
 
     8 hexadecimal digits of CRC-32, a space, JSON
 
-The first record is the run's identity: everything that the answers hang on. The others are images, in order, each with
-the position where its batch began: a run goes on from the beginning of the batch that may have been under way, so that
+The first record is the run's identity. The others are images in order, each with its position, its key, and the
+position where its batch began: a resumed run starts at the beginning of the batch that may have been in flight, so that
 every batch holds the same images as in a run that was never interrupted.
 """
 
@@ -16,23 +16,21 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cloudrt.errors import DataError
+from cloudrt.inference.identity import Identity
 from cloudrt.system.files import sync_folder
 
-FORMAT = 2
+FORMAT = 3
 SYNC_SECONDS = 2.0
-"""After a power cut, at most this much work is done again."""
+"""After a power cut, at most this much work is repeated."""
 
 _TORN = re.compile(rb"[0-9a-f]{0,8}(\Z|\x00)|[0-9a-f]{8} ")
 """How a journal begins that a power cut may have torn."""
-
-Identity = Mapping[str, str | int]
-"""What the answers hang on: name -> value."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,15 @@ class Record:
     Parameters
     ----------
     key
-        Of its rows.
+        Key of its rows.
     texts
-        RLE, one a class.
+        RLE texts, one per class.
     error
         Why it failed, or None.
     batch
-        The position of the first image of its batch.
+        Position of the first image of its batch.
     size
-        The size of that batch: smaller than the identity's from where memory ran out.
+        Size of that batch: smaller than the identity's where memory ran out.
     """
 
     key: str
@@ -61,39 +59,51 @@ class Record:
 
 
 class Journal:
-    """The journal of one run. A context manager; the file stays until `remove`.
+    """The journal of one run. The file stays until `remove`.
 
     Parameters
     ----------
     path
         The file.
     identity
-        Of this run.
+        Identity of this run; None for a run that is never resumed.
+    keys
+        Keys of the images in order, with which the records of an earlier run are compared; None compares nothing.
     resume
-        Go on from the records that are there, if any; otherwise begin afresh.
+        Continue from the records that are there, if any; otherwise start over.
+
+    Attributes
+    ----------
+    done
+        How many images an earlier run finished for good.
+    size
+        Batch size of the last batch that it finished; 0 where there is none.
 
     Raises
     ------
     DataError
-        Another run is writing it; or it is to be resumed, and is of a run with another identity.
+        Another run writes the file; or it is to be resumed and is damaged, no journal, of another format or identity.
     """
 
-    def __init__(self, path: Path, identity: Identity, *, resume: bool) -> None:
+    def __init__(
+        self, path: Path, identity: Identity | None, *, keys: Sequence[str] | None = None, resume: bool = False
+    ) -> None:
         if path.exists() and not path.is_file():
-            raise DataError(f"{path} is no regular file: give another --output")
+            raise DataError(f"{path} is not a regular file: give another --output")
         self.path = path
+        self._keys = keys
         self._file: BinaryIO = path.open("r+b" if path.exists() else "x+b")
         try:
             self._lock()
             self.size = 0
-            self.done, end = self._recover(identity) if resume else (0, 0)
+            self.done, end = self._recover(identity) if resume and identity else (0, 0)
             if not end:
                 self._file.truncate(0)
-                end = self._append({"format": FORMAT, "identity": dict(identity)}, 0)
-            # What lies behind is of a batch that is done again: it stays until there is something new, for a run that
-            # is killed before that would otherwise lose one batch more each time.
+                end = self._write_header(identity)
+            # Records behind `end` belong to a batch that runs again. They stay until there is a new one: a run that is
+            # killed before that would otherwise lose one more batch each time.
             self._end: int | None = end
-            self._begin = self._first_record
+            self._position = self.done
             self.sync()
             sync_folder(path.parent)
         except BaseException:
@@ -106,14 +116,15 @@ class Journal:
             self._file.truncate(self._end)
             self._file.seek(self._end)
             self._end = None
-        values: dict[str, Any] = {"key": record.key, "texts": record.texts, "error": record.error}
-        values |= {"batch": record.batch, "size": record.size}
+        values: dict[str, Any] = {"position": self._position, "key": record.key, "texts": record.texts}
+        values |= {"error": record.error, "batch": record.batch, "size": record.size}
         self._file.write(_line(values))
+        self._position += 1
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
-        """Bring everything to the disk."""
+        """Flush everything to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
@@ -122,37 +133,37 @@ class Journal:
         """Yield the records so far, in order; nothing may be added meanwhile."""
         self._file.flush()
         with self.path.open("rb") as file:
-            file.seek(self._begin)
-            place = self._begin
-            for line in file:
+            file.seek(self._first_record)
+            place = self._first_record
+            for position, line in enumerate(file):
                 if self._end is not None and place >= self._end:
                     return
                 place += len(line)
                 values = _parse(line)
                 if values is None:
                     raise DataError(f"{self.path} is damaged: remove it and run again")
-                yield _record(values)
+                yield self._checked(values, position)
 
     def remove(self) -> None:
-        """Drop the file: the run is complete."""
+        """Delete the file: the run is complete."""
         self._file.close()
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Bring everything to the disk and leave the file for a later run."""
+        """Flush everything to the disk and leave the file for a later run."""
         if not self._file.closed:
             self.sync()
             self._file.close()
 
-    def _append(self, values: dict[str, Any], position: int) -> int:
-        line = _line(values)
-        self._file.seek(position)
+    def _write_header(self, identity: Identity | None) -> int:
+        line = _line({"format": FORMAT, "identity": identity.to_dict() if identity else None})
+        self._file.seek(0)
         self._file.write(line)
-        self._first_record = position + len(line)
+        self._first_record = len(line)
         return self._first_record
 
     def _recover(self, identity: Identity) -> tuple[int, int]:
-        """Return how many images are done for good, and where their records end; 0, 0 where nothing can be used."""
+        """Return how many images are finished for good, and where their records end; 0, 0 where nothing is usable."""
         self._file.seek(0)
         first = self._file.readline()
         header = _parse(first)
@@ -160,21 +171,43 @@ class Journal:
             if not _TORN.match(first):
                 raise DataError(f"{self.path} is not a journal: give another --output, or --overwrite")
             return 0, 0
-        if header.get("format") != FORMAT:
-            raise DataError(f"{self.path} is of another version of cloudrt: finish with that one, or use --overwrite")
-        refuse_differences(header["identity"], identity, self.path)
+        _read_header(header, self.path).require_same(identity, str(self.path))
         self._first_record = ends = len(first)
         starts: list[tuple[int, int]] = []  # of each batch: the position of its first image, the byte of its record
-        for line in self._file:
+        for position, line in enumerate(self._file):
             values = _parse(line)
             if values is None:
                 break
-            if not starts or starts[-1][0] != values["batch"]:
-                starts.append((values["batch"], ends))
-                self.size = values["size"]
+            record = self._checked(values, position)
+            if not starts or starts[-1][0] != record.batch:
+                starts.append((record.batch, ends))
+                self.size = record.size
             ends += len(line)
-        # The last batch may have been under way.
+        # The last batch may have been in flight.
         return starts[-1] if starts else (0, ends)
+
+    def _checked(self, values: dict[str, Any], position: int) -> Record:
+        """Return a record that is sound, at its place and of the right image."""
+        try:
+            found, record = (
+                values["position"],
+                Record(
+                    str(values["key"]),
+                    tuple(values["texts"]),
+                    values["error"],
+                    int(values["batch"]),
+                    int(values["size"]),
+                ),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{self.path}, record {position}: malformed; remove it and run again") from error
+        expected = self._keys[position] if self._keys is not None and position < len(self._keys) else None
+        if found != position or (self._keys is not None and record.key != expected):
+            raise DataError(
+                f"{self.path} record {position}: found image {found} ({record.key}), expected {position} ({expected}); "
+                "the journal was changed; --overwrite starts over"
+            )
+        return record
 
     def _lock(self) -> None:
         try:
@@ -190,17 +223,32 @@ class Journal:
             ) from error
 
 
-def read_identity(path: Path) -> dict[str, Any] | None:
-    """Return the identity that a journal was begun with; None where there is no journal, or none that can be used."""
+def read_identity(path: Path) -> Identity | None:
+    """Return the identity that a journal was begun with; None where there is no journal, or a torn one.
+
+    Raises
+    ------
+    DataError
+        A journal of another format.
+    """
     try:
         with path.open("rb") as file:
             header = _parse(file.readline())
     except FileNotFoundError:
         return None
-    if header is None or header.get("format") != FORMAT:
-        return None
-    identity: dict[str, Any] = header["identity"]
-    return identity
+    return None if header is None else _read_header(header, path)
+
+
+def _read_header(header: dict[str, Any], path: Path) -> Identity:
+    if header.get("format") != FORMAT:
+        raise DataError(
+            f"{path} is a journal of format {header.get('format')}, written by another version of cloudrt (this one "
+            f"writes format {FORMAT}): finish with that version, or use --overwrite"
+        )
+    try:
+        return Identity.from_dict(header.get("identity"))
+    except DataError as error:
+        raise DataError(f"{path}: {error}; use --overwrite") from error
 
 
 def _line(values: dict[str, Any]) -> bytes:
@@ -215,28 +263,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     text = line[9:-1]
     if b"%08x" % zlib.crc32(text) != line[:8]:
         return None
-    values: dict[str, Any] = json.loads(text)
-    return values
-
-
-def _record(values: dict[str, Any]) -> Record:
-    return Record(values["key"], tuple(values["texts"]), values["error"], values["batch"], values["size"])
-
-
-def refuse_differences(recorded: Mapping[str, Any], ours: Identity, path: Path | str) -> None:
-    """Refuse to go on with a run of another identity.
-
-    Raises
-    ------
-    DataError
-        Names every value that differs.
-    """
-    differences = [
-        f"{name} was {recorded.get(name, 'none')}, now {ours.get(name, 'none')}"
-        for name in dict.fromkeys([*recorded, *ours])
-        if recorded.get(name) != ours.get(name)
-    ]
-    if differences:
-        raise DataError(
-            f"{path} is of another run: {'; '.join(differences)}. Give the options of that run, or --overwrite"
-        )
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None

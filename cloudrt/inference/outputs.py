@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.images.image import MAX_PIXELS, load_image
+from cloudrt.images.headers import MAX_PIXELS
+from cloudrt.images.image import load_image
 from cloudrt.inference.journal import Record
 from cloudrt.labels import Labels
 from cloudrt.masks.rle import rle_decode

@@ -10,63 +10,56 @@ nothing piles up: memory is that of the windows. Decoding, the engines and the k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Self
+from typing import Self, Unpack
 
 import numpy as np
 
 from cloudrt.engines.choice import open_engine
-from cloudrt.engines.plan import Plan, Request, make_plan
+from cloudrt.engines.plan import Plan, make_plan
 from cloudrt.engines.pool import EnginePool
 from cloudrt.errors import ArtifactError, DataError, MemoryExhausted
 from cloudrt.images.decoding import Decoded, Decoding, Input, open_decoder
-from cloudrt.images.image import MAX_PIXELS, ImageFile, StoredImage
+from cloudrt.images.image import ImageFile, StoredImage
+from cloudrt.inference.identity import Identity
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import apply_rules
 from cloudrt.model.artifact import default_model, load_model, parse_artifact
 from cloudrt.model.inferred import Inferred
+from cloudrt.options import RunOptions, RunSettings
 from cloudrt.system.files import sha256
-from cloudrt.system.machine import usable_cpus
+from cloudrt.system.machine import describe_machine, usable_cpus
 from cloudrt.system.overlap import overlap
 from cloudrt.system.statistics import PipelineStats
-
-MAX_BATCH, MAX_THREADS = 65_536, 4_096
+from cloudrt.system.versions import package_versions
 
 
 class Segmenter:
-    """An artifact, ready to segment images. A context manager.
+    """Segments images with one artifact. A context manager.
 
     Parameters
     ----------
     model
-        The artifact's path; ./model.onnx, else the one that ships with the package, where it is None.
-    provider
-        "auto", "tensorrt", "cuda", "openvino" or "cpu".
-    batch_size
-        Images a batch, the last one padded; 0 takes the one that is fastest here.
-    threads
-        CPU threads of each stage; 0 is all that this process may use.
-    max_pixels
-        Larger images are failures.
-    compute
-        What OpenVINO computes in: "f32", "bf16", "f16", or "auto".
-    devices
-        Numbers of the GPUs, one engine each; of one model.
-    allow_cpu
-        Let heavy nodes run on the CPU although a GPU was asked for.
-    decoder
-        "cpu", or "gpu" for NVIDIA's nvImageCodec.
+        Path of the artifact; None takes ./model.onnx, else the model that ships with the package.
+    options
+        How to run it.
     plan
-        How to run, where that is settled: measure nothing. See `cloudrt.engines.plan`.
+        How to run it, settled by an earlier run: nothing is measured. See `cloudrt.engines.plan`.
+    **settings
+        Fields of `RunOptions`, which replace those of `options`: ``Segmenter("model.onnx", provider="cuda")``.
 
     Raises
     ------
-    ArtifactError, ProviderError
-        The model cannot be used, or the provider cannot run here.
+    ArtifactError
+        The model is missing, damaged, or not an artifact of cloudrt.
+    DataError
+        An option that does not exist, or a value that is refused.
+    ProviderError
+        The provider cannot run here; names what to install.
 
     Notes
     -----
@@ -81,40 +74,28 @@ class Segmenter:
     def __init__(
         self,
         model: str | Path | None = None,
-        provider: str = "auto",
+        options: RunOptions | None = None,
         *,
-        batch_size: int = 0,
-        threads: int = 0,
-        max_pixels: int = MAX_PIXELS,
-        compute: str = "auto",
-        devices: Sequence[int] = (0,),
-        allow_cpu: bool = False,
-        decoder: str = "cpu",
         plan: Plan | None = None,
+        **settings: Unpack[RunSettings],
     ) -> None:
-        for name, value, most in (("batch size", batch_size, MAX_BATCH), ("threads", threads, MAX_THREADS)):
-            if not isinstance(value, int) or not 0 <= value <= most:
-                raise DataError(f"{name} is at least 1 and at most {most:,}, found {value!r}")
-        if not isinstance(max_pixels, int) or max_pixels < 1:
-            raise DataError(f"max_pixels is a whole number of at least 1, found {max_pixels!r}")
-        if not devices or len(set(devices)) < len(devices) or min(devices) < 0:
-            raise DataError(f"devices are numbers of GPUs, each once, found {list(devices)}")
+        if options is not None and not isinstance(options, RunOptions):
+            raise DataError(f"options are a RunOptions, found {options!r}; use keywords such as provider='cpu'")
+        self.options = options = (options or RunOptions()).changed(**settings)
         self.model = Path(model) if model is not None else default_model()
         loaded = load_model(self.model)
         artifact = parse_artifact(loaded, self.model)
-        self.threads = threads or usable_cpus()
-        self.devices, self.max_pixels, self.decoder = tuple(devices), max_pixels, decoder
+        self.threads = options.threads or usable_cpus()
         self._sha256 = sha256(self.model)
-        gpu = open_decoder(decoder, self.threads, self.devices[0])
-        request = Request(provider, batch_size, self.threads, compute, self.devices, allow_cpu)
-        self.plan = make_plan(loaded, artifact, self._sha256, request, plan)
+        gpu = open_decoder(options.decoder, self.threads, options.devices[0])
+        self.plan = make_plan(loaded, artifact, self._sha256, options, plan)
         self.stats = PipelineStats(self.threads)
-        self._decoding = Decoding(artifact.input_size, max_pixels, self.stats["decode"], gpu)
+        self._decoding = Decoding(artifact.input_size, options.max_pixels, self.stats["decode"], gpu)
         self.pool = EnginePool(
             lambda device, size: open_engine(
-                loaded, self.plan.provider, size, self.threads, self.plan.options(device, allow_cpu)
+                loaded, self.plan.provider, size, self.threads, self.plan.options(device, options.allow_cpu)
             ),
-            self.devices,
+            options.devices,
             self.plan.batch_size,
         )
         self.artifact = self.pool.artifact
@@ -177,27 +158,29 @@ class Segmenter:
         """How many images each window holds: enough for every engine's next batch."""
         return (self.pool.slots + 1) * self.batch_size + self.threads
 
-    def identity(self) -> dict[str, str | int]:
-        """Return what the answers hang on: the same values, the same bytes. See `cloudrt.inference.journal`."""
-        from cloudrt.system.machine import describe_machine
-        from cloudrt.system.versions import installed_distributions
-
-        machine, installed = describe_machine(), installed_distributions()
+    def identity(self) -> Identity:
+        """Return what the answers depend on: the same values give the same bytes."""
         packages = ["cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg"]
-        if self.decoder == "gpu":
+        if self.options.decoder == "gpu":
             packages += ["nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"]
         if self.plan.provider == "tensorrt":
             packages += ["tensorrt", "tensorrt-cu12", "tensorrt-cu13"]
-        on_cpu = self.plan.provider in ("cpu", "openvino")
-        identity: dict[str, str | int] = self.plan.identity() | {
-            "artifact": self._sha256,
-            "device": machine.cpu if on_cpu else machine.gpus[self.devices[0]],
-            "precision": self.artifact.precision,
-            "threads": self.threads,
-            "decoder": self.decoder,
-            "largest image, pixels": self.max_pixels,
-        }
-        return identity | {name: installed[name] for name in packages if name in installed}
+        machine, plan = describe_machine(), self.plan
+        on_cpu = plan.provider in ("cpu", "openvino")
+        return Identity(
+            artifact=self._sha256,
+            provider=plan.provider,
+            batch_size=plan.batch_size,
+            streams=plan.streams,
+            compute_precision=plan.compute_precision,
+            cuda_graph=plan.cuda_graph,
+            device=machine.cpu if on_cpu else machine.gpus[self.options.devices[0]],
+            precision=self.artifact.precision,
+            threads=self.threads,
+            decoder=self.options.decoder,
+            max_pixels=self.options.max_pixels,
+            versions=package_versions(*packages),
+        )
 
     def shrink(self, batch_size: int) -> None:
         """Go on with a smaller batch, where an earlier run came down to it; 0 or the present one change nothing."""

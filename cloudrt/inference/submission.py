@@ -1,21 +1,68 @@
-"""A submission: images that are journalled as they come, and a file that is written whole or not at all."""
+"""A submission: images that are journalled as they finish, and a file that is written whole or not at all.
+
+Every file of a run is named after its output, so that two runs in one folder never touch each other's files:
+
+    submission.csv            the rows
+    submission.failures.csv   what failed and why, where anything failed
+    submission.html           the report, on request
+    submission.run.json       identity and digest of the finished run
+    submission.csv.journal    while the run is not finished
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cloudrt.errors import DataError
-from cloudrt.inference.journal import Identity, Journal, Record
+from cloudrt.inference.identity import Identity
+from cloudrt.inference.journal import Journal, Record
 from cloudrt.inference.outputs import FORMATS, write_failures
 from cloudrt.labels import Labels
+from cloudrt.system.files import replacing, sha256
+
+RUN_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where the files of a run are.
+
+    Parameters
+    ----------
+    output
+        The submission.
+    """
+
+    output: Path
+
+    @property
+    def failures(self) -> Path:
+        """The list of failures."""
+        return self.output.with_name(f"{self.output.stem}.failures.csv")
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.output.with_name(f"{self.output.stem}.html")
+
+    @property
+    def record(self) -> Path:
+        """Identity and digest of the finished run."""
+        return self.output.with_name(f"{self.output.stem}.run.json")
+
+    @property
+    def journal(self) -> Path:
+        """The journal, while the run is not finished."""
+        return self.output.with_name(f"{self.output.name}.journal")
 
 
 @dataclass
 class Submission:
-    """A submission being written; counts what it has.
+    """A submission being written, with its counts.
 
     Parameters
     ----------
@@ -24,7 +71,7 @@ class Submission:
     labels
         The classes of its rows.
     resumed
-        How many images an earlier run had finished: the first to come is the one at this position.
+        How many images an earlier run had finished: the next one is at this position.
     """
 
     journal: Journal
@@ -35,7 +82,7 @@ class Submission:
     rows_with_mask: int = 0
 
     def add(self, key: str, rle: dict[str, str], error: str | None, batch: int = 0, size: int = 0) -> None:
-        """Take the rows of one image, and its failure if it has one; `batch` and its `size` as `Result` has them."""
+        """Append the rows of one image; `batch` and `size` as `Result.batch` and `Result.batch_size`."""
         texts = tuple(rle[label] for label in self.labels.classes)
         self.journal.add(Record(key, texts, error, self.resumed + batch, size))
         self.count(texts, error)
@@ -46,42 +93,61 @@ class Submission:
         self.failed += error is not None
         self.rows_with_mask += sum(bool(text) for text in texts)
 
-    def write(self, path: Path, form: str = "csv") -> None:
-        """Write the rows to `path`, and the failures beside it if there are any; each whole or not at all."""
-        FORMATS[form](path, self.journal.records, self.labels)
-        write_failures(failures_path(path), self.journal.records)
+    def write(self, paths: RunPaths, form: str = "csv") -> None:
+        """Write the rows, and the failures if there are any; each file whole or not at all."""
+        FORMATS[form](paths.output, self.journal.records, self.labels)
+        write_failures(paths.failures, self.journal.records)
 
 
 @contextmanager
 def open_submission(
-    path: Path, labels: Labels, identity: Identity | None = None, *, resume: bool = False, form: str = "csv"
+    path: Path,
+    labels: Labels,
+    identity: Identity | None = None,
+    *,
+    keys: Sequence[str] | None = None,
+    resume: bool = False,
+    form: str = "csv",
 ) -> Iterator[Submission]:
-    """Write a submission to `path`, and its failures to failures.csv beside it; they appear at the end, or not at all.
+    """Write a submission to `path`, and its failures beside it; they appear at the end, or not at all.
 
-    `form` is of `cloudrt.inference.outputs.FORMATS`.
+    Images go to a journal first. With an `identity`, a run that is cut short leaves its journal, and a later run of the
+    same identity and images continues from it with `resume`: `Submission.resumed` says from which image.
 
-    Images go to a journal beside `path` first. With an `identity`, one that is cut short leaves it there, and a later
-    one of the same identity that is to `resume` goes on from it: `Submission.resumed` says from which image. Where
-    nothing failed there is no failures.csv: one from an earlier run is removed.
+    Parameters
+    ----------
+    path
+        The output; see `RunPaths` for the files beside it.
+    labels
+        The classes of the rows.
+    identity
+        Identity of the run; None for one that is never resumed.
+    keys
+        Keys of the images in order; the records of an earlier run must agree with them.
+    resume
+        Continue from the journal, if there is one.
+    form
+        One of `cloudrt.inference.outputs.FORMATS`.
 
     Raises
     ------
     DataError
-        `path` is a folder, or failures.csv itself; a journal of another identity, or one that another run writes.
+        `path` is not a regular file; the journal is of another identity, or another run writes it.
     """
-    failures = failures_path(path)
-    if path == failures or (path.exists() and not path.is_file()):
-        what = "the list of failures" if path == failures else "no regular file"
-        raise DataError(f"{path} cannot be the submission, because it is {what}")
+    paths = RunPaths(path)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is not a regular file: give the name of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
-    journal = Journal(journal_path(path), identity or {}, resume=resume)
+    journal = Journal(paths.journal, identity, keys=keys, resume=resume)
     try:
         submission = Submission(journal, labels, journal.done)
         for record in journal.records():
             submission.count(record.texts, record.error)
         yield submission
         journal.sync()
-        submission.write(path, form)
+        submission.write(paths, form)
+        if identity is not None:
+            write_run_record(paths, identity)
     except BaseException:
         if identity is None:
             journal.remove()
@@ -90,11 +156,34 @@ def open_submission(
     journal.remove()
 
 
-def failures_path(submission: Path) -> Path:
-    """Return where the failures of a submission are listed."""
-    return submission.with_name("failures.csv")
+def write_run_record(paths: RunPaths, identity: Identity) -> None:
+    """Write what a finished run is known by."""
+    values = {"format": RUN_FORMAT, "identity": identity.to_dict(), "output_sha256": sha256(paths.output)}
+    with replacing(paths.record) as partial:
+        partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def journal_path(submission: Path) -> Path:
-    """Return where the journal of a submission lies while it is not finished."""
-    return submission.with_name(f"{submission.name}.journal")
+def read_run_record(paths: RunPaths) -> Identity:
+    """Return the identity of the finished run that wrote the output.
+
+    Raises
+    ------
+    DataError
+        No run is recorded beside the output, or the output was changed since.
+    """
+    advice = "give another --output, or --overwrite"
+    try:
+        values = json.loads(paths.record.read_text(encoding="utf-8"))
+        if values["format"] != RUN_FORMAT:
+            raise DataError(f"{paths.record} was written by another version of cloudrt: {advice}")
+        identity = Identity.from_dict(values["identity"])
+        digest = values["output_sha256"]
+    except FileNotFoundError:
+        raise DataError(f"{paths.output} exists, and no run to resume is recorded beside it: {advice}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise DataError(f"{paths.record}: {error}") from error
+        raise DataError(f"{paths.record} is damaged: {advice}") from error
+    if sha256(paths.output) != digest:
+        raise DataError(f"{paths.output} was changed after the run that wrote it: {advice}")
+    return identity

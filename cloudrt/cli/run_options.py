@@ -1,0 +1,102 @@
+"""The options of `cloudrt.RunOptions` on the command line: one list for every command that runs an artifact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from cloudrt.options import (
+    DECODERS,
+    MAX_BATCH,
+    MAX_STREAMS,
+    MAX_THREADS,
+    PRECISIONS,
+    PROVIDERS,
+    CudaOptions,
+    OpenvinoOptions,
+    RunOptions,
+    TensorrtOptions,
+)
+from cloudrt.system.terminal import Failure
+
+_OPTIONS = (
+    click.option(
+        "--provider",
+        type=click.Choice(PROVIDERS),
+        default="auto",
+        show_default=True,
+        help="auto measures once per model and machine, takes the fastest that agrees with the CPU, and names it.",
+    ),
+    click.option("--batch-size", type=click.IntRange(1, MAX_BATCH), help="Images per batch. Default: measured."),
+    click.option(
+        "--compute-precision",
+        type=click.Choice(PRECISIONS),
+        default="auto",
+        show_default=True,
+        help="What OpenVINO computes in; auto lowers fp16 and int8 artifacts where the CPU can and the answers agree.",
+    ),
+    click.option("--streams", type=click.IntRange(1, MAX_STREAMS), help="Batches in flight. Default: measured."),
+    click.option("--cuda-graph/--no-cuda-graph", default=None, help="Capture a CUDA graph. Default: measured."),
+    click.option("--devices", help="GPU numbers such as 0,1, an engine on each. Default: the first GPU."),
+    click.option("--allow-cpu", is_flag=True, help="Accept heavy nodes on the CPU although a GPU was asked for."),
+    click.option(
+        "--decoder",
+        type=click.Choice(DECODERS),
+        default="cpu",
+        show_default=True,
+        help="gpu: JPEGs by nvImageCodec, which detects files that are cut but not every damage inside.",
+    ),
+    click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="CPU threads of each stage. Default: all."),
+    click.option(
+        "--max-megapixels",
+        type=click.FloatRange(0, 1e6, min_open=True),
+        default=100,
+        show_default=True,
+        help="Larger images fail.",
+    ),
+)
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a command, which takes them with `take_run_options`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def take_run_options(given: dict[str, Any]) -> RunOptions:
+    """Remove the options of `run_options` from a command's arguments, and return them as one object.
+
+    Raises
+    ------
+    Failure, DataError
+        A value that is refused.
+    """
+    megapixels, devices, streams = given.pop("max_megapixels"), given.pop("devices"), given.pop("streams") or 0
+    provider, graph = given.pop("provider"), given.pop("cuda_graph")
+    if math.isnan(megapixels):
+        raise Failure("--max-megapixels nan is not a number")
+    try:
+        numbers = (0,) if devices is None else tuple(int(one) for one in devices.split(","))
+    except ValueError:
+        raise Failure(f"--devices {devices}: GPU numbers such as 0,1") from None
+    if (streams or graph is not None) and provider in ("auto", "cpu"):
+        raise Failure(f"--streams and --cuda-graph need a --provider that has them, not {provider}")
+    if graph is not None and provider == "openvino":
+        raise Failure("--cuda-graph needs --provider cuda or tensorrt")
+    return RunOptions(
+        provider=provider,
+        batch_size=given.pop("batch_size") or 0,
+        compute_precision=given.pop("compute_precision"),
+        threads=given.pop("threads") or 0,
+        devices=numbers,
+        allow_cpu=given.pop("allow_cpu"),
+        decoder=given.pop("decoder"),
+        max_pixels=int(megapixels * 1e6),
+        cuda=CudaOptions(streams, graph) if provider == "cuda" else CudaOptions(),
+        tensorrt=TensorrtOptions(streams, graph) if provider == "tensorrt" else TensorrtOptions(),
+        openvino=OpenvinoOptions(streams) if provider == "openvino" else OpenvinoOptions(),
+    )

@@ -1,0 +1,108 @@
+"""What the bytes of a submission depend on: the same identity gives the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from cloudrt.engines.plan import Plan
+from cloudrt.errors import DataError
+
+RESUME_HINT = "Give the options of that run, or --overwrite"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the answers of a run depend on.
+
+    Parameters
+    ----------
+    artifact
+        SHA-256 of its file.
+    provider, batch_size, streams, compute_precision, cuda_graph
+        See `cloudrt.engines.plan.Plan`.
+    device
+        Model of the processor or GPU.
+    precision
+        Of the artifact.
+    threads, decoder, max_pixels
+        See `cloudrt.options.RunOptions`.
+    versions
+        Distribution -> version of the libraries that compute.
+    images
+        Number of images.
+    inputs
+        SHA-256 over the keys of the images and the sizes of their files, in order.
+    partition_size, partition_format
+        Of a run on a cluster; 0 and "" elsewhere.
+    """
+
+    artifact: str
+    provider: str
+    batch_size: int
+    streams: int
+    compute_precision: str
+    cuda_graph: bool
+    device: str
+    precision: str
+    threads: int
+    decoder: str
+    max_pixels: int
+    versions: dict[str, str] = field(default_factory=dict)
+    images: int = 0
+    inputs: str = ""
+    partition_size: int = 0
+    partition_format: str = ""
+
+    def plan(self) -> Plan:
+        """Return how the run was executed."""
+        return Plan(self.provider, self.batch_size, self.streams, self.compute_precision, self.cuda_graph)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """Return the identity that `to_dict` described.
+
+        Raises
+        ------
+        DataError
+            Missing or unknown keys, or values of other types.
+        """
+        kinds = {one.name: str(one.type).partition("[")[0] for one in fields(cls)}
+        if not isinstance(values, dict) or set(values) != set(kinds):
+            raise DataError("the record of a run has other fields than this version of cloudrt writes")
+        wrong = [name for name, value in values.items() if type(value).__name__ != kinds[name]]
+        if wrong:
+            raise DataError(f"the record of a run holds a value of the wrong type: {', '.join(wrong)}")
+        return cls(**values)
+
+    def differences(self, other: Identity) -> list[str]:
+        """Return a phrase for each value that differs from `other`, the present run."""
+        ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        return [
+            f"{name} was {ours.get(name, 'absent')}, now {theirs.get(name, 'absent')}"
+            for name in dict.fromkeys([*ours, *theirs])
+            if ours.get(name) != theirs.get(name)
+        ]
+
+    def require_same(self, other: Identity, where: str) -> None:
+        """Refuse to continue with `other` what was begun with this identity.
+
+        Raises
+        ------
+        DataError
+            Names every value that differs.
+        """
+        differences = self.differences(other)
+        if differences:
+            raise DataError(f"{where} belongs to another run: {'; '.join(differences)}. {RESUME_HINT}")
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "versions"} | {
+        f"{name} version": value for name, value in values["versions"].items()
+    }

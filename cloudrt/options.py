@@ -1,0 +1,196 @@
+"""How an artifact runs: one frozen object that every command, the cluster, the server and the benchmarks pass whole.
+
+`RunOptions` holds what a user asks for; "auto", 0 and None leave a choice to measurement (`cloudrt.engines.plan`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self, TypedDict
+
+from cloudrt.errors import DataError
+from cloudrt.images.headers import MAX_PIXELS
+from cloudrt.system.suggest import check_name
+
+PROVIDERS = ("auto", "tensorrt", "cuda", "openvino", "cpu")
+"""Names of the providers; "auto" chooses one of the others."""
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+"""What OpenVINO computes in; the other providers follow the artifact's precision."""
+DECODERS = ("cpu", "gpu")
+MAX_BATCH, MAX_THREADS, MAX_STREAMS = 65_536, 4_096, 64
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """Options of ONNX Runtime's CUDA provider.
+
+    Parameters
+    ----------
+    streams
+        Batches in flight at once on each GPU; 0 measures.
+    graph
+        Whether to capture a CUDA graph of a batch; None measures.
+
+    Raises
+    ------
+    DataError
+        A value out of range; a graph with more than one stream.
+    """
+
+    streams: int = 0
+    graph: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check_number("streams", self.streams, 0, MAX_STREAMS)
+        if self.graph and self.streams > 1:
+            raise DataError("a CUDA graph runs one batch at a time: use one stream with it")
+
+
+@dataclass(frozen=True)
+class TensorrtOptions(CudaOptions):
+    """Options of ONNX Runtime's TensorRT provider; see `CudaOptions`."""
+
+
+@dataclass(frozen=True)
+class OpenvinoOptions:
+    """Options of OpenVINO.
+
+    Parameters
+    ----------
+    streams
+        Batches in flight at once, which share the threads; 0 measures.
+
+    Raises
+    ------
+    DataError
+        A value out of range.
+    """
+
+    streams: int = 0
+
+    def __post_init__(self) -> None:
+        _check_number("streams", self.streams, 0, MAX_STREAMS)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run an artifact.
+
+    Parameters
+    ----------
+    provider
+        One of `PROVIDERS`. "auto" measures once for each artifact and machine, and takes the fastest that agrees with
+        ONNX Runtime's CPU provider in fp32.
+    batch_size
+        Images per batch; the last batch is padded. 0 measures.
+    compute_precision
+        One of `PRECISIONS`.
+    threads
+        CPU threads of each stage; 0 uses all cores that this process may use.
+    devices
+        GPU numbers, one engine each; all must be of one model.
+    allow_cpu
+        Accept convolutions, resizes and normalisations on the CPU although a GPU was asked for.
+    decoder
+        One of `DECODERS`: "cpu", or "gpu" for nvImageCodec.
+    max_pixels
+        Images with more pixels fail.
+    cuda, tensorrt, openvino
+        Options of one provider each; the others ignore them.
+
+    Raises
+    ------
+    DataError
+        A value of the wrong type or out of range; names the option.
+    """
+
+    provider: str = "auto"
+    batch_size: int = 0
+    compute_precision: str = "auto"
+    threads: int = 0
+    devices: tuple[int, ...] = (0,)
+    allow_cpu: bool = False
+    decoder: str = "cpu"
+    max_pixels: int = MAX_PIXELS
+    cuda: CudaOptions = field(default_factory=CudaOptions)
+    tensorrt: TensorrtOptions = field(default_factory=TensorrtOptions)
+    openvino: OpenvinoOptions = field(default_factory=OpenvinoOptions)
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("provider", self.provider, PROVIDERS),
+            ("compute precision", self.compute_precision, PRECISIONS),
+            ("decoder", self.decoder, DECODERS),
+        ):
+            check_name(name, value, known)
+        _check_number("batch_size", self.batch_size, 0, MAX_BATCH)
+        _check_number("threads", self.threads, 0, MAX_THREADS)
+        _check_number("max_pixels", self.max_pixels, 1, 2**62)
+        devices = self.devices
+        if not isinstance(devices, tuple) or not all(type(one) is int and one >= 0 for one in devices):
+            raise DataError(f"devices are GPU numbers such as (0, 1), found {devices!r}")
+        if not devices or len(set(devices)) < len(devices):
+            raise DataError(f"devices are GPU numbers, each given once, found {devices!r}")
+        if self.compute_precision != "auto" and self.provider not in ("auto", "openvino"):
+            raise DataError(
+                f"--compute-precision {self.compute_precision} applies to --provider openvino; other providers follow "
+                "the artifact's precision"
+            )
+
+    def changed(self, **changes: Any) -> Self:
+        """Return a copy with some options changed.
+
+        Raises
+        ------
+        DataError
+            No option of that name, with a suggestion; or a value that is refused.
+        """
+        known = tuple(one.name for one in fields(self))
+        for name in changes:
+            check_name("option", name, known)
+        if "devices" in changes:
+            devices = changes["devices"]
+            changes["devices"] = tuple(devices) if isinstance(devices, list | range) else devices
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Return the options that `to_dict` described; missing keys take the defaults.
+
+        Raises
+        ------
+        DataError
+            An unknown key, or a value that is refused.
+        """
+        nested = {"cuda": CudaOptions, "tensorrt": TensorrtOptions, "openvino": OpenvinoOptions}
+        try:
+            made = {name: nested[name](**value) if name in nested else value for name, value in values.items()}
+        except TypeError as error:
+            raise DataError(f"options of a provider: {error}") from error
+        return cls().changed(**made)
+
+
+class RunSettings(TypedDict, total=False):
+    """The fields of `RunOptions` as keyword arguments."""
+
+    provider: str
+    batch_size: int
+    compute_precision: str
+    threads: int
+    devices: tuple[int, ...]
+    allow_cpu: bool
+    decoder: str
+    max_pixels: int
+    cuda: CudaOptions
+    tensorrt: TensorrtOptions
+    openvino: OpenvinoOptions
+
+
+def _check_number(name: str, value: object, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise DataError(f"{name} is a whole number from {least} to {most:,}, found {value!r}")

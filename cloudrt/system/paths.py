@@ -1,0 +1,114 @@
+"""One function that decides, before anything starts, whether a command may write what it will write.
+
+No output is an input, no two outputs are one file, and what exists is replaced with `overwrite` alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from cloudrt.errors import DataError
+
+Paths = Mapping[str, Path | None]
+"""What the user calls it, such as "--output" -> its path; None where it is not given."""
+
+
+def check_outputs(
+    files: Paths,
+    reads: Paths | None = None,
+    *,
+    folders: Paths | None = None,
+    images: Iterable[Path] = (),
+    overwrite: bool = False,
+) -> None:
+    """Refuse outputs that would destroy something, or that cannot be written.
+
+    Parameters
+    ----------
+    files
+        Files that the command writes.
+    reads
+        Files and folders that it reads.
+    folders
+        Folders that it fills.
+    images
+        Images that it reads.
+    overwrite
+        Whether outputs that exist may be replaced; inputs never are.
+
+    Raises
+    ------
+    DataError
+        Names the path, the options that collide, and what to do.
+    """
+    written = {name: path for name, path in files.items() if path is not None}
+    filled = {name: path for name, path in (folders or {}).items() if path is not None}
+    read = {name: path for name, path in (reads or {}).items() if path is not None}
+    taken: dict[str, tuple[str, str]] = {}
+    for name, path in [*read.items(), *written.items(), *filled.items()]:
+        place = os.path.realpath(path)
+        key = place.casefold()  # one file where case does not count
+        if key in taken and name not in read and (taken[key][0] == place or taken[key][1] not in read):
+            raise DataError(f"{path} would be replaced: it is both {taken[key][1]} and {name}; use another name")
+        taken.setdefault(key, (place, name))
+    for name, path in written.items():
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} ({name}) is not a regular file: give the name of a file to write")
+        _refuse_same(path, name, read)
+    for name, path in filled.items():
+        if path.exists() and not path.is_dir():
+            raise DataError(f"{path} ({name}) is not a folder: give the name of a folder to fill")
+    _spare_images(written, filled, images)
+    for name, path in [*written.items(), *filled.items()]:
+        _check_writable(path.parent if name in written else path, path)
+        exists = path.exists() if name in written else path.is_dir() and any(path.iterdir())
+        if exists and not overwrite:
+            what = "exists" if name in written else "is not empty"
+            other = f"another {name}" if name.startswith("-") else "another --output"
+            raise DataError(f"{path} {what}: give {other}, or --overwrite")
+
+
+def _refuse_same(path: Path, name: str, read: Mapping[str, Path]) -> None:
+    """Refuse an output that is an input under another name: a hard link, or where case does not count."""
+    for other, source in read.items():
+        if path.exists() and source.exists() and path.samefile(source):
+            raise DataError(f"{path} would be replaced: it is both {other} and {name}; use another name")
+
+
+def _spare_images(written: Mapping[str, Path], filled: Mapping[str, Path], images: Iterable[Path]) -> None:
+    there = {(stat.st_dev, stat.st_ino): name for name, path in written.items() if (stat := _stat(path))}
+    roots = {os.path.realpath(path): name for name, path in filled.items() if path.exists()}
+    if not there and not roots:
+        return
+    seen: set[str] = set()
+    for image in images:
+        stat = _stat(image)
+        if stat and (stat.st_dev, stat.st_ino) in there:
+            name = there[stat.st_dev, stat.st_ino]
+            raise DataError(f"{image} is one of the images and would be replaced: give another {name}")
+        folder = str(image.parent)
+        if folder not in seen:
+            seen.add(folder)
+            place = Path(os.path.realpath(folder))
+            inside = next((root for root in roots if place == Path(root) or place.is_relative_to(root)), None)
+            if inside is not None:
+                raise DataError(
+                    f"{roots[inside]} {inside} holds input images, which pictures could replace: give another folder"
+                )
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
+
+
+def _check_writable(folder: Path, path: Path) -> None:
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise DataError(f"{path} cannot be written: {there} is not a folder")
+    if not os.access(there, os.W_OK):
+        raise DataError(f"{path} cannot be written: no permission to write to {there}")
