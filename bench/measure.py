@@ -35,7 +35,7 @@ from .pictures import Progress, open_images
 from .pipeline import PipelineTime
 from .scaling import COUNTS, measure_scaling
 from .search import label_maps, measure_search
-from .stages import StageTime, Stage, measure, passes
+from .stages import Stage, StageTime, measure, passes
 from .startup import measure_startup
 from .throughput import measure_throughput
 

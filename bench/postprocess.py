@@ -99,7 +99,9 @@ class PostprocessTime:
         return vars(self) | {"peers": [vars(peer) for peer in self.peers]}
 
 
-def measure(sets: Mapping[str, Sequence[Map]], advance: Callable[[], object], turns: int = TURNS) -> list[PostprocessTime]:
+def measure(
+    sets: Mapping[str, Sequence[Map]], advance: Callable[[], object], turns: int = TURNS
+) -> list[PostprocessTime]:
     """Measure each set in both forms; `advance` is called after each of 2 * len(sets).
 
     Raises

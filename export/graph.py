@@ -1,6 +1,6 @@
-"""From a checkpoint to an ONNX model: one graph, uint8 image in, uint8 probability out.
+"""Convert a checkpoint to an ONNX model: one graph, uint8 image in, uint8 probability out.
 
-trace -> float32, with notes on where each node comes from -> simplify -> half.py or int8.py -> finish
+trace -> float32 graph with the exporter's notes on each node -> simplify -> half.py or int8.py -> finish
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 
 import onnx
 import torch
 
 from cloudrt.errors import DataError
 from cloudrt.model.artifact import Artifact, write_metadata
-from cloudrt.system.versions import VERSION
+from cloudrt.system.versions import VERSION, package_versions
 
 from .ensemble import Ensemble
 from .layers import copy_notes, strip_notes
@@ -29,17 +28,17 @@ VERSIONED = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "onnx
 
 
 def trace(ensemble: Ensemble) -> onnx.ModelProto:
-    """Return the float32 graph of an ensemble, of one checkpoint mostly, with the exporter's notes on every node.
+    """Return the float32 graph of an ensemble, with the exporter's notes on every node.
 
-    The batch dimension is free and named N.
+    The batch dimension is dynamic and named N.
 
     Raises
     ------
     DataError
-        PyTorch's exporter cannot express the network at this input size.
+        PyTorch's exporter cannot convert the network at this input size.
     """
     graph = ensemble.graph()
-    logger.info("tracing the network: some seconds, up to a minute for a deep one")
+    logger.info("tracing the network: takes seconds, up to a minute for a deep one")
     height, width = ensemble.config.input_size
     example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
     with quiet(), torch.no_grad():
@@ -70,7 +69,7 @@ def trace(ensemble: Ensemble) -> onnx.ModelProto:
 
 
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return what onnxslim makes of a traced model, or the model itself where it finds nothing to leave out."""
+    """Return a traced model simplified by onnxslim, or the model itself if onnxslim removes no node or fails."""
     import onnxslim
 
     copy = onnx.ModelProto()
@@ -78,9 +77,9 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         with quiet():
             slim = onnxslim.slim(copy)
-    except Exception as error:  # noqa: BLE001 - whatever ails it, the graph is sound without
+    except Exception as error:  # noqa: BLE001 - simplification is optional
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        logger.warning("onnxslim failed, the graph stays as traced: %s", reason)
+        logger.warning("onnxslim failed, using the graph as traced: %s", reason)
         return model
     if not isinstance(slim, onnx.ModelProto) or len(slim.graph.node) >= len(model.graph.node):
         return model
@@ -90,7 +89,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def finish(model: onnx.ModelProto, artifact: Artifact) -> onnx.ModelProto:
-    """Return a copy without the exporter's notes and with the artifact's metadata; onnx's full checker looks at it."""
+    """Return a checked copy without the exporter's notes and with the artifact's metadata."""
     finished = onnx.ModelProto()
     finished.CopyFrom(model)
     strip_notes(finished)
@@ -127,34 +126,16 @@ def describe(
         parity=dict(parity or {}),
         kept_fp32=kept_fp32,
         int8_target=int8_target,
-        versions=_versions(),
+        versions={"cloudrt": VERSION} | package_versions(*VERSIONED),
         weights_license="; ".join(licenses),
         tta=ensemble.tta,
         members=ensemble.describe(),
     )
 
 
-def _versions() -> dict[str, str]:
-    found = {"cloudrt": VERSION}
-    for name in (
-        "torch",
-        "onnx",
-        "onnxscript",
-        "onnxruntime-gpu",
-        "onnxruntime",
-        "onnxslim",
-        "segmentation-models-pytorch",
-    ):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what exporters and quantisers say of their own internals: the checker and the gate judge the result."""
+    """Silence warnings of exporters and quantisers about their internals; the checker and the gate judge the result."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable

@@ -25,6 +25,7 @@ from cloudrt.data.folder import DataFolder
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.image import load_image
 from cloudrt.labels import Grid
+from cloudrt.system.cache import cache_folder, mark_used, prune
 
 CACHE_FORMAT = 1
 
@@ -73,6 +74,7 @@ def open_cache(
     folder = root / _fingerprint(data, input_size, names)
     if not (folder / "index.json").is_file():
         _build(data, {name: rows[name] for name in names}, input_size, folder, advance)
+    mark_used(folder)
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     images = np.load(folder / "images.npy", mmap_mode="r")
     truth = np.load(folder / "truth.npy", mmap_mode="r")
@@ -104,6 +106,8 @@ def _build(
     bits = (len(data.labels.classes), (grid[0] * grid[1] + 7) // 8)
     wanted = len(rows) * (input_size[0] * input_size[1] * 3 + bits[0] * bits[1])
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.parent == cache_folder("datasets"):  # a folder that the user gave is never pruned
+        prune("datasets", reserve=wanted)
     free = shutil.disk_usage(folder.parent).free
     if wanted > free:
         raise DataError(

@@ -1,75 +1,89 @@
-"""The one place that says how cloudrt's loops are compiled: without Python objects, without the GIL, cached on disk.
+"""How the kernels are compiled: without Python objects, without the GIL, machine code cached on disk.
 
-The machine code is kept in the user's cache folder, in one folder a version of the kernels: numba's own cache would not
-notice that a kernel's callee in another file has changed, and would want to write into the installed package.
+All machine code of one version of the kernels lies in one folder of the user's cache, or of NUMBA_CACHE_DIR where that
+is set. Numba's default, a cache beside each source file, would miss changes of functions that a kernel calls in other
+files, and would write into the installed package.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import llvmlite
 import numba
 import numba.extending
-from platformdirs import user_cache_path
+import numpy as np
+
+from cloudrt.system.cache import open_entry, remove_damaged, seal
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def kernel(function: F) -> F:
-    """Compile `function` on first call; later processes load what was compiled.
+    """Compile `function` in nopython mode on its first call; later processes load the machine code from the cache.
 
-    NUMBA_CACHE_DIR, where it is set, takes the place of the user's cache folder. Where nothing can be written numba
-    refuses to cache; then every process compiles anew, in a few seconds.
+    Where the cache cannot be written, each process compiles for itself, which takes a few seconds.
     """
+    folder = _cache_folder()
+    if folder is None:
+        return cast(F, numba.njit(nogil=True)(function))
     config: Any = numba.config
-    theirs = config.CACHE_DIR
-    config.CACHE_DIR = str(Path(theirs or user_cache_path("cloudrt")) / f"kernels-{_fingerprint()}")
+    users = config.CACHE_DIR
+    config.CACHE_DIR = str(folder)
     try:
         compiled = numba.njit(nogil=True, cache=True)(function)
-        _forgive(compiled)
-        return cast(F, compiled)
-    except RuntimeError:  # what numba raises where no folder can be written
-        return cast(F, numba.njit(nogil=True)(function))
     finally:
-        config.CACHE_DIR = theirs
+        config.CACHE_DIR = users
+    _seal_what_is_saved(compiled, function)
+    return cast(F, compiled)
 
 
-def _forgive(compiled: Any) -> None:
-    """Compile anew where cached machine code is damaged, by a power cut, say, or cannot be kept: numba would raise."""
-    cache = compiled._cache
-    load = cache.load_overload
+def _seal_what_is_saved(compiled: Any, function: Callable[..., Any]) -> None:
+    """Write a checksum for each file that numba caches for a function, and tolerate a full disk.
 
-    def load_overload(signature: Any, context: Any) -> Any:
-        try:
-            return load(signature, context)
-        except (EOFError, ValueError, TypeError, AttributeError, IndexError, pickle.UnpicklingError):
-            cache.flush()
-            return None
+    Numba has no public hook for this: `Dispatcher._cache` is private. Written against numba 0.68, whose
+    `Dispatcher.compile` calls `_cache.save_overload(signature, result)` and lets OSError pass.
+    """
+    folder, code = Path(compiled.stats.cache_path), function.__code__
+    files = f"{Path(code.co_filename).stem}.{function.__qualname__}-{code.co_firstlineno}.py*.nb[ci]"
+    save = compiled._cache.save_overload
 
-    save = cache.save_overload
+    def save_and_seal(signature: Any, result: Any) -> None:
+        with suppress(OSError):
+            save(signature, result)
+            seal(folder.glob(files))
 
-    def save_overload(signature: Any, data: Any) -> None:
-        with suppress(OSError):  # a full disk: the next process compiles anew
-            save(signature, data)
+    compiled._cache.save_overload = save_and_seal
 
-    cache.load_overload, cache.save_overload = load_overload, save_overload
+
+@cache
+def _cache_folder() -> Path | None:
+    """Return the folder for the machine code of these kernels, damaged files removed; None where it is unwritable."""
+    users = numba.config.CACHE_DIR
+    folder = open_entry("kernels", _fingerprint(), Path(users, "cloudrt-kernels").absolute() if users else None)
+    if folder is None:
+        return None
+    try:
+        remove_damaged(folder.rglob("*.nb[ci]"))
+    except OSError:
+        return None
+    return folder
+
+
+def _fingerprint() -> str:
+    """Return a name that changes with the kernels' source and with the versions that machine code depends on."""
+    digest = hashlib.sha256(f"{sys.version} {numba.__version__} {llvmlite.__version__} {np.__version__}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
     """Make a function of the kernels from LLVM instructions; see `numba.extending.intrinsic`."""
     return numba.extending.intrinsic(function)
-
-
-@cache
-def _fingerprint() -> str:
-    """Return a name that changes with any of the kernels' source."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

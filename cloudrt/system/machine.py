@@ -1,4 +1,4 @@
-"""The computer, as far as this process may use it: processor, cores, memory and GPUs."""
+"""The hardware that this process may use: processor, cores, memory and GPUs, limits of a container included."""
 
 from __future__ import annotations
 
@@ -17,7 +17,23 @@ CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True)
 class Machine:
-    """The computer, as far as this process may use it; memory in GiB."""
+    """The hardware that this process may use.
+
+    Parameters
+    ----------
+    system
+        Kernel name, release and architecture.
+    cpu
+        Model name of the processor.
+    features
+        Those of its instruction sets that inference engines choose kernels by.
+    cores
+        See `usable_cpus`.
+    memory
+        GiB; 0 where unknown.
+    gpus
+        Name and memory of each NVIDIA GPU.
+    """
 
     system: str
     cpu: str
@@ -28,7 +44,7 @@ class Machine:
 
 
 def describe_machine() -> Machine:
-    """Return the computer, as far as this process may use it."""
+    """Return the hardware that this process may use."""
     driver = nvidia_driver()
     cpu, features = _read_cpuinfo(Path("/proc/cpuinfo"))
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
@@ -36,7 +52,7 @@ def describe_machine() -> Machine:
 
 
 def _read_cpuinfo(path: Path) -> tuple[str, tuple[str, ...]]:
-    """Return the processor's name and those of its features that matter here."""
+    """Return the processor's model name and which of `_FEATURES` it has."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -48,19 +64,24 @@ def _read_cpuinfo(path: Path) -> tuple[str, tuple[str, ...]]:
 
 
 def _memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
-    """Return GiB of memory: the machine's, or the container's where it is less; 0 where that cannot be told."""
+    """Return the smaller of the machine's memory and the container's limit, in GiB; 0 where unknown."""
     if not hasattr(os, "sysconf"):  # Windows
         return 0.0
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # no control group, or "max"
         size = min(size, int(limit.read_text(encoding="ascii")))
-    return round(size / 2**30, 1)
+    return round(size / 2**30, 3)
 
 
 def usable_cpus(cpu_max: Path = CPU_MAX) -> int:
-    """Return the smaller of the CPU set and the container's quota, at least 1.
+    """Return the number of CPUs that this process may use: the smaller of its CPU set and its container's quota.
 
-    `os.cpu_count` counts the machine's cores; a container that may use two of its 64 would run 64 threads on them.
+    `os.cpu_count` counts the CPUs of the machine: a container limited to 2 of 64 would run 64 threads on them.
+
+    Parameters
+    ----------
+    cpu_max
+        The quota, in the format of control groups version 2.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -68,5 +89,5 @@ def usable_cpus(cpu_max: Path = CPU_MAX) -> int:
         if quota != "max":
             cpus = min(cpus, -(-int(quota) // int(period)))
     except (OSError, ValueError):
-        pass  # no control group of the second version: the CPU set alone counts
+        pass  # no control groups of version 2: the CPU set alone counts
     return max(1, cpus)

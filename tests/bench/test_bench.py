@@ -20,7 +20,7 @@ from cloudrt.bench.figures import Options
 from cloudrt.bench.measure import bench as run_bench
 from cloudrt.bench.measure import infer
 from cloudrt.bench.pictures import silent
-from cloudrt.bench.stages import Measured, Stage, Timing, measure, passes
+from cloudrt.bench.stages import Stage, StageTime, Timing, measure, passes
 from numpy.typing import NDArray
 from support.tiny import tiny_artifact, write_jpeg
 
@@ -72,7 +72,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*words: str | Path) -> Result:
+def run(*words: str | Path | int) -> Result:
     result = CliRunner().invoke(bench, [str(word) for word in words])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
@@ -324,7 +324,7 @@ def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, model: Path,
 def test_the_notebooks_network_answers_as_ours(model: Path, images: Path) -> None:
     files = sorted(images.iterdir())
     peer = networks.OnnxNetwork(model, threads=1)
-    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
         loaded = [load_image(path, (64, 96)) for path in files]
         for image, (levels, presence) in zip(loaded, infer(segmenter, loaded), strict=True):
             theirs, their_presence = peer(image)
@@ -359,7 +359,7 @@ def test_ways_take_turns_and_the_warm_up_does_not_count() -> None:
 
 
 def test_ratio_and_spread_are_of_medians() -> None:
-    measured = Measured("x", Timing((1.0, 2.0, 100.0)), Timing((4.0, 6.0, 8.0)))
+    measured = StageTime("x", Timing((1.0, 2.0, 100.0)), Timing((4.0, 6.0, 8.0)))
     assert measured.ratio == 3
     assert measured.notebook.iqr == 2
     assert not Timing((1.0, 1.01, 1.02)).noisy

@@ -10,7 +10,7 @@ from support.tiny import SMALL_GRIDS, tiny_model
 
 from cloudrt.engines.base import EngineOptions
 from cloudrt.engines.choice import open_engine
-from cloudrt.engines.compiled import KEPT, SUFFIX, open_folder
+from cloudrt.system.cache import SEAL
 
 pytest.importorskip("openvino")
 KEEP = EngineOptions(keep_compiled=True)
@@ -30,7 +30,7 @@ def answer(options: EngineOptions = KEEP) -> np.ndarray:
 
 
 def blobs(cache: Path) -> list[Path]:
-    return [path for path in cache.glob("*/*") if path.suffix != SUFFIX]
+    return [path for path in cache.glob("*/*") if path.suffix != SEAL]
 
 
 def test_the_second_start_reads_what_the_first_one_compiled(cache: Path) -> None:
@@ -55,7 +55,7 @@ def test_what_is_damaged_is_compiled_anew(cache: Path, damage: str) -> None:
             content[place] ^= 0xFF
         blob.write_bytes(content)
     elif damage == "unsealed":
-        blob.with_name(blob.name + SUFFIX).unlink()
+        blob.with_name(blob.name + SEAL).unlink()
     else:
         blob.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     assert (answer() == plain).all()
@@ -69,9 +69,3 @@ def test_a_cache_that_cannot_be_written_is_done_without(cache: Path) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_text("in the way")
     assert (answer() == answer(EngineOptions())).all()
-
-
-def test_old_ones_go(cache: Path) -> None:
-    folders = [open_folder(bytes([number])) for number in range(KEPT + 3)]
-    assert sum(folder is not None and folder.exists() for folder in folders) == KEPT
-    assert folders[-1] is not None and folders[-1].exists()

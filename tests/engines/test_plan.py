@@ -192,7 +192,7 @@ def test_what_was_measured_is_kept_by_everything_that_it_hangs_on(
     assert "rate" not in Known("cd", 2, False)
     assert "rate" not in Known("ab", 3, False)
     assert "rate" not in Known("ab", 2, True)
-    monkeypatch.setattr("cloudrt.engines.measurements._version", lambda name: "99")
+    monkeypatch.setattr("cloudrt.engines.measurements.package_version", lambda name: "99")
     assert "rate" not in Known("ab", 2, False)
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))

@@ -9,7 +9,6 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-import cloudrt.engines.onnxruntime
 from cloudrt.engines import tensorrt
 from cloudrt.engines.base import EngineOptions
 from cloudrt.engines.onnxruntime import provider_options, tensorrt_engine_exists
@@ -58,7 +57,7 @@ def test_each_part_of_the_key_asks_for_another_engine(change: dict[str, object])
 
 def test_the_key_is_made_of_the_bytes_and_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     versions = {"onnxruntime-gpu": "1.31.1", "tensorrt-cu13": "10.9.0"}
-    monkeypatch.setattr(tensorrt, "_version", lambda *names: versions[names[0]])
+    monkeypatch.setattr(tensorrt, "package_version", lambda *names: versions[names[0]])
     monkeypatch.setattr(tensorrt, "nvidia_driver", lambda: Driver((13, 0), ("NVIDIA H200, 139 GiB",)))
     build = build_options(ARTIFACT, 8)
     key = EngineKey(
@@ -76,9 +75,9 @@ def test_the_key_is_made_of_the_bytes_and_this_machine(monkeypatch: pytest.Monke
 
 
 def test_an_engine_is_found_where_onnxruntime_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cloudrt.engines.onnxruntime, "_cache_folder", lambda: tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options = provider_options("tensorrt", ARTIFACT, 8, b"model", EngineOptions(cuda_graph=True, device=1))
-    folder = engine_folder(ARTIFACT, 8, b"model", tmp_path, 1)
+    folder = engine_folder(ARTIFACT, 8, b"model", tmp_path / "cloudrt" / "tensorrt", 1)
     assert options == {
         "device_id": "1",
         "trt_cuda_graph_enable": "1",
@@ -89,7 +88,6 @@ def test_an_engine_is_found_where_onnxruntime_keeps_it(monkeypatch: pytest.Monke
     assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "1"
     assert all(isinstance(value, str) for value in options.values())
     assert not tensorrt_engine_exists(ARTIFACT, 8, b"model", 1)
-    folder.mkdir()
     (folder / "cloudrt_TensorrtExecutionProvider_TRTKernel_graph_0_sm90.engine").touch()
     assert tensorrt_engine_exists(ARTIFACT, 8, b"model", 1)
     assert not tensorrt_engine_exists(ARTIFACT, 8, b"another", 1)

@@ -1,4 +1,4 @@
-"""Where the kernels' machine code is kept: apart for each version of them, and nowhere where nothing can be written."""
+"""Where the kernels' machine code is cached: apart for each version of them, sealed, and nowhere if unwritable."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ print(sum(runs.rows_to_text.stats.cache_hits.values()), file=sys.stderr)
 """
 ANSWER = "1 1 72 1 143 1"
 
-NOWHERE = """
-import os
+FULL_DISK = """
 from numba.core import caching
-def refuse(self):
-    raise OSError("read-only")
-caching._CacheLocator.ensure_cache_path = refuse
+def refuse(self, *_):
+    raise OSError(28, "No space left on device")
+caching.IndexDataCacheFile.save = refuse
 """
-
 
 FROM = """
 import sys
@@ -47,15 +45,19 @@ def run(script: str, cache: Path) -> tuple[str, str]:
 def test_the_second_process_loads_what_the_first_compiled(tmp_path: Path) -> None:
     assert run(SCRIPT, tmp_path) == (ANSWER, "0")
     (folder,) = tmp_path.iterdir()
-    assert folder.name.startswith("kernels-")
+    assert folder.name == "cloudrt-kernels"
+    files = sorted(folder.rglob("*"))
     assert run(SCRIPT, tmp_path) == (ANSWER, "1")
+    assert sorted(folder.rglob("*")) == files
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_damaged_machine_code_is_compiled_anew(tmp_path: Path) -> None:
+def test_damaged_machine_code_is_compiled_again(tmp_path: Path) -> None:
     run(SCRIPT, tmp_path)
-    for path in tmp_path.rglob("*.nbc"):
-        path.write_bytes(path.read_bytes()[:100])
+    for path in tmp_path.rglob("*.nbc"):  # numba would run the flipped byte
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
     assert run(SCRIPT, tmp_path) == (ANSWER, "0")
     for path in tmp_path.rglob("*.nbi"):
         path.write_bytes(b"")
@@ -63,15 +65,22 @@ def test_damaged_machine_code_is_compiled_anew(tmp_path: Path) -> None:
     assert run(SCRIPT, tmp_path) == (ANSWER, "1")
 
 
-def test_nothing_is_written_where_nothing_can_be(tmp_path: Path) -> None:
-    assert run(NOWHERE + SCRIPT, tmp_path / "none")[0] == ANSWER
-    assert not (tmp_path / "none").exists()
+def test_nothing_is_cached_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert run(SCRIPT, tmp_path / "file" / "cache") == (ANSWER, "0")
+    package = Path(cloudrt.__file__).parent
+    assert not list(package.rglob("*.nbc"))  # numba's own fallback
 
 
-def test_a_changed_kernel_is_compiled_anew(tmp_path: Path) -> None:
+def test_a_full_disk_is_tolerated(tmp_path: Path) -> None:
+    assert run(FULL_DISK + SCRIPT, tmp_path) == (ANSWER, "0")
+    assert not list(tmp_path.rglob("*.nbc"))
+
+
+def test_a_changed_kernel_is_compiled_again(tmp_path: Path) -> None:
     """One that is called from another file: numba's own cache looks at the caller's file alone."""
     source = tmp_path / "source" / "cloudrt"
-    shutil.copytree(Path(cloudrt.__file__).parent, source, ignore=shutil.ignore_patterns("__pycache__", "models"))
+    shutil.copytree(Path(cloudrt.__file__).parent, source, ignore=shutil.ignore_patterns("__pycache__", "shipped"))
     script = FROM.format(path=str(source.parent)) + SCRIPT
     assert run(script, tmp_path / "cache")[0] == ANSWER
     digits = source / "kernels" / "digits.py"

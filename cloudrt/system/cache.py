@@ -1,0 +1,150 @@
+"""The user's cache folder: where entries of each kind lie, how much space they take, and whether they are intact.
+
+    USER_CACHE/cloudrt/KIND/ENTRY
+
+An entry is a file or a folder that can be made again. Nothing depends on the cache: where it cannot be written,
+`open_entry` returns None and the caller works without it. A kind keeps its most recently used entries, up to a number
+of bytes. Files that a third-party runtime would execute without checking are sealed: a checksum lies beside each.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from cloudrt.system.files import replacing, sha256
+
+logger = logging.getLogger(__name__)
+
+LIMITS = {
+    "kernels": 256 * 2**20,
+    "openvino": 4 * 2**30,
+    "tensorrt": 8 * 2**30,
+    "plans": 4 * 2**20,
+    "artifacts": 4 * 2**30,
+    "datasets": 64 * 2**30,
+}
+"""Bytes that the entries of each kind may take together."""
+
+SEAL = ".sha256"
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the folder of all entries of a kind, one of `LIMITS`; it may not exist."""
+    from platformdirs import user_cache_path
+
+    return Path(user_cache_path("cloudrt"), kind)
+
+
+def open_entry(kind: str, name: str, folder: Path | None = None) -> Path | None:
+    """Return the folder of one entry, created where it is missing and marked as used now.
+
+    Creating an entry removes the least recently used ones beyond the limit of the kind.
+
+    Parameters
+    ----------
+    kind
+        One of `LIMITS`.
+    name
+        Of the entry: a digest of everything that it depends on.
+    folder
+        Where the entries of this kind lie, if not in `cache_folder`.
+
+    Returns
+    -------
+    pathlib.Path or None
+        None where the folder cannot be written.
+    """
+    entry = (folder or cache_folder(kind)) / name
+    try:
+        if not entry.is_absolute():  # a user without a home
+            raise OSError(f"{entry} is not an absolute path")
+        new = not entry.exists()
+        entry.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=entry).close()
+    except OSError as error:
+        logger.debug("nothing is cached in %s: %s", entry, error)
+        return None
+    mark_used(entry)
+    if new:
+        prune(kind, folder, keep=entry)
+    return entry
+
+
+def mark_used(entry: Path) -> None:
+    """Make an entry the most recently used one."""
+    with suppress(OSError):
+        os.utime(entry)
+
+
+def prune(kind: str, folder: Path | None = None, reserve: int = 0, keep: Path | None = None) -> None:
+    """Remove the least recently used entries of a kind beyond its limit.
+
+    Parameters
+    ----------
+    kind
+        One of `LIMITS`.
+    folder
+        Where the entries lie, if not in `cache_folder`.
+    reserve
+        Bytes to leave free for an entry that is about to be written.
+    keep
+        An entry that stays even if it is larger than the limit.
+    """
+    used: dict[Path, tuple[float, int]] = {}
+    with suppress(OSError):
+        for entry in (folder or cache_folder(kind)).iterdir():
+            if not entry.name.startswith("."):  # hidden: being written or removed
+                with suppress(OSError):  # removed by another process meanwhile
+                    used[entry] = entry.stat().st_mtime, _size(entry)
+    free = LIMITS[kind] - reserve
+    if keep in used:
+        free -= used.pop(keep)[1]
+    for entry, (_, size) in sorted(used.items(), key=lambda item: item[1][0], reverse=True):
+        free -= size
+        if free < 0:
+            _remove(entry)
+
+
+def _size(entry: Path) -> int:
+    files = entry.rglob("*") if entry.is_dir() else [entry]
+    return sum(file.lstat().st_size for file in files if not file.is_dir())
+
+
+def _remove(entry: Path) -> None:
+    """Remove an entry; renamed first, so that no other process finds half of it."""
+    doomed = entry.with_name(f".{entry.name}.{os.getpid()}.removed")
+    with suppress(OSError):
+        entry.rename(doomed)
+        if doomed.is_dir():
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            doomed.unlink()
+
+
+def seal(files: Iterable[Path]) -> None:
+    """Write the checksum of each file beside it, as NAME.sha256; best effort."""
+    for file in files:
+        with suppress(OSError), replacing(file.with_name(file.name + SEAL), sync=False) as partial:
+            partial.write_text(sha256(file), encoding="ascii")
+
+
+def remove_damaged(files: Iterable[Path]) -> None:
+    """Remove the files that have no seal or differ from it.
+
+    Raises
+    ------
+    OSError
+        A file cannot be read or removed.
+    """
+    for file in files:
+        checksum = file.with_name(file.name + SEAL)
+        if not checksum.is_file() or checksum.read_bytes() != sha256(file).encode("ascii"):
+            logger.debug("%s is damaged or incomplete, and made again", file)
+            file.unlink(missing_ok=True)
+            checksum.unlink(missing_ok=True)
