@@ -1,7 +1,10 @@
-# make demo   the whole flow on made-up scenes, ending with a submission, its score and a report
-# make test   the tests; make test-all adds the slow ones; make lint checks style and types;
-#             make docs builds the documentation into build/site; make figures fills README and docs from bench/results
-# Both need python3 (3.11 or later), make and git alone; the first run makes .venv and installs what is needed.
+# make demo      run every step on synthetic images, from training to a scored submission and a report
+# make test      run the tests; make test-all also runs the slow ones
+# make lint      check style, import order and types
+# make docs      build the documentation in build/site
+# make wheel     build the package in dist/
+# make figures   render the figures in README and docs from bench/results
+# All need Python 3.11 or later, make and git; the first one creates .venv and installs the dependencies.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,9 +12,9 @@ READY := .venv/ready
 DEMO := demo
 
 export NO_ALBUMENTATIONS_UPDATE := 1
-unexport PYTHONDONTWRITEBYTECODE  # torch and its kin, compiled anew, cost each process ten seconds
+unexport PYTHONDONTWRITEBYTECODE  # without byte code, importing torch takes each process ten seconds longer
 
-.PHONY: demo test test-all lint docs figures setup clean
+.PHONY: demo test test-all lint docs wheel figures setup clean
 
 demo: $(READY)
 	rm -rf $(DEMO)
@@ -20,7 +23,7 @@ demo: $(READY)
 	  --encoder-weights none --encoder resnet18 --set decoder_pyramid_channels=64 --set decoder_segmentation_channels=64 \
 	  --input-size 192x128 --epochs 5 --batch-size 8 --accumulate 1 --schedule one-cycle --encoder-lr 2e-3 --decoder-lr 2e-3 \
 	  --validation-share 0.15
-	$(BIN)/cloudrt-export $(DEMO)/runs/demo/best.pth --calibration $(DEMO)/data/train_images --images 16
+	$(BIN)/cloudrt-export $(DEMO)/runs/demo/best.pth --data $(DEMO)/data/train_images --max-images 16
 	$(BIN)/cloudrt-infer $(DEMO)/data/test_images --model $(DEMO)/runs/demo/model.onnx \
 	  --sample $(DEMO)/data/sample_submission.csv --output $(DEMO)/submission.csv --report
 	$(BIN)/cloudrt score $(DEMO)/submission.csv $(DEMO)/data/test_truth.csv
@@ -32,7 +35,7 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile
 
-# The layout as installed, where train, export and bench are parts of cloudrt: what mypy and import-linter look at.
+# mypy and import-linter check the layout as installed, where train, export and bench are parts of cloudrt.
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,8 +47,11 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
+wheel: $(READY)
+	$(BIN)/python -m build --wheel
+
 figures: $(READY)
-	$(BIN)/python -m cloudrt.bench.studies.render README.md docs/how-to/cluster.md
+	$(BIN)/python -m cloudrt.bench.studies.render README.md docs/benchmarks.md docs/explanation/decoding.md docs/how-to/cluster.md
 
 setup: $(READY)
 

@@ -17,6 +17,7 @@ from support.snippets import PAGES, blocks, check, commands, run, run_python
 from support.tiny import tiny_artifact
 
 from cloudrt.cli import COMMANDS, main
+from cloudrt.model.parity import TOLERANCES
 
 WITH_BLOCKS = [page for page in PAGES if any(block.language in ("sh", "bash", "python") for block in blocks(page))]
 
@@ -136,3 +137,26 @@ def test_bench_fields_are_all_in_the_reference() -> None:
     stored = json.loads((ROOT / "bench" / "results" / "cpu-full-originals.json").read_text())
     assert f"`schema` is {stored['schema']}" in text
     assert [field for field in stored if f"`{field}`" not in text] == []
+
+
+def test_limits_of_the_gate_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "explanation" / "gate.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    for column, precisions in ((1, ["fp32"]), (2, ["fp16"]), (3, ["int8", "bf16"])):
+        assert rows[0][column].split(", ") == precisions
+        mean, dice, empty = (row[column].removeprefix("at most ").removeprefix("at least ") for row in rows[2:])
+        for name in precisions:
+            limits = TOLERANCES[name]
+            assert (float(mean), float(dice), float(empty.rstrip("%")) / 100) == pytest.approx(
+                (limits.mean_difference, limits.dice, limits.empty_mismatch)
+            )
+
+
+def test_model_card_is_a_page_of_the_site() -> None:
+    page = (ROOT / "docs" / "model-card.md").read_text(encoding="utf-8")
+    card = ROOT / re.findall('--8<-- "([^"]+)"', page)[0]
+    assert card.read_text(encoding="utf-8").startswith("# Model card")
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

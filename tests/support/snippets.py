@@ -24,7 +24,10 @@ from click.testing import CliRunner
 from support.paths import ROOT
 
 from cloudrt.cli import main
+from cloudrt.system.versions import VERSION
 
+WHEEL = f"dist/cloudrt-{VERSION}-py3-none-any.whl"
+"""What `make wheel` builds."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(
     r"(?:^ *<!-- (?:not run here: (?P<excuse>[^>]+?)|exit status (?P<status>\d+)) -->\n)?"
@@ -34,7 +37,7 @@ _BLOCK = re.compile(
 _SAID = re.compile(r"^print\(.*?\)  # -> (.*)$", re.MULTILINE)
 SHELL = ("cat", "cp", "echo", "head", "split")
 """Programs that every machine has."""
-ELSEWHERE = ("bench/tensorrt.sh", "docker", "export", "kaggle", "ray", "sbatch")
+ELSEWHERE = ("bench/tensorrt.sh", "docker", "eval", "export", "kaggle", "ray", "sbatch")
 """What pages may name but nothing here runs: such a block says why."""
 
 _SMALL = [
@@ -57,11 +60,11 @@ _SMALL = [
     "--validation-share",
     "0.3",
 ]
-_BENCH = ["--only", "search", "--images", "1", "--repeat", "1", "--provider", "cpu", "--batch-size", "1"]
+_BENCH = ["--only", "search", "--max-images", "1", "--repeat", "1", "--provider", "cpu", "--batch-size", "1"]
 SHRINK: dict[str, list[str]] = {
     "train": [*_SMALL, "--folds", "0"],
     "train --folds": [*_SMALL, "--folds", "2", "--limit", "6"],
-    "export": ["--images", "2", "--precision", "fp32"],
+    "export": ["--max-images", "2", "--precision", "fp32"],
     "bench": _BENCH,
     "bench --compare": [*_BENCH, "--tolerance", "1"],
     "bench --truth": [*_BENCH, "--only", "accuracy"],
@@ -112,7 +115,7 @@ def check(words: list[str]) -> None:
         known.read(ROOT / "setup.cfg")
         for package in words[2:]:
             distribution, _, extras = package.rstrip("]").partition("[")
-            assert distribution == "cloudrt"
+            assert distribution in (".", WHEEL)
             assert all(known.has_option("options.extras_require", extra) for extra in extras.split(",") if extra)
     elif program == "make":
         makefile = (ROOT / "Makefile").read_text()
