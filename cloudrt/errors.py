@@ -1,6 +1,6 @@
-"""The errors that cloudrt raises on purpose: each is one line that says what was found and what to do.
+"""Exceptions that cloudrt raises for its users: each message states what was found, what was expected and what to do.
 
-The command line prints them without a traceback and exits with status 2.
+The command line prints them as one line, without a traceback, and exits with status 2.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from typing import Any
 
 
 class CloudrtError(Exception):
-    """Base of every error raised on purpose."""
+    """Base class of cloudrt's exceptions."""
 
 
 class RleError(CloudrtError, ValueError):
-    """A run-length text that is malformed; names the token and its position."""
+    """Malformed run-length text; names the token and its position."""
 
 
 class DataError(CloudrtError, ValueError):
-    """A table, folder or description of data that does not hold what it should."""
+    """A table, a folder or an argument with unexpected content."""
 
 
 class ImageError(CloudrtError):
-    """An image that cannot be decoded faithfully: truncated, corrupt, empty, oversized, or no image."""
+    """An image that cannot be decoded faithfully: truncated, corrupt, empty, oversized, or not an image."""
 
 
 class ArtifactError(CloudrtError):
@@ -30,22 +30,22 @@ class ArtifactError(CloudrtError):
 
 
 class ProviderError(CloudrtError):
-    """An execution provider that was asked for and cannot run here; says what to install."""
+    """An execution provider that cannot run here; says what to install."""
 
 
 class MemoryExhausted(ProviderError):
-    """A batch for which the device or the machine has no memory; a smaller one may fit."""
+    """A batch that does not fit into the memory of the device; a smaller one may."""
 
 
 class ParityError(CloudrtError):
-    """An exported model that would not give the same submission as the one it came from.
+    """An exported model whose submission would differ from the checkpoint's.
 
     Parameters
     ----------
     message
         One line.
     verdicts
-        Every figure beside what is allowed; see `cloudrt.model.parity.Verdict`.
+        Every figure and its limit; see `cloudrt.model.parity.Verdict`.
     """
 
     def __init__(self, message: str, verdicts: Sequence[Any] = ()) -> None:

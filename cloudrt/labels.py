@@ -1,8 +1,7 @@
-"""The classes that are segmented and the pixel grids that their masks live on.
+"""The classes that are segmented and the pixel grids of their masks.
 
-Everything that counts classes or pixels takes a `Labels`: the data set names it, training writes it into the
-checkpoint, export into the artifact, inference reads it there. `CLOUDS`, the four cloud organisations of
-"Understanding Clouds from Satellite Images", is the default.
+The data set defines its `Labels`; training writes them into the checkpoint, export into the artifact, and inference
+reads them there. The default, `CLOUDS`, is that of "Understanding Clouds from Satellite Images".
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import colorsys
 from dataclasses import dataclass
 from typing import Any, Self
+from unicodedata import category
 
 from cloudrt.errors import DataError
 
@@ -21,33 +21,51 @@ LABEL_GRID: Grid = (1400, 2100)
 SUBMIT_GRID: Grid = (350, 525)
 KEY_COLUMN = "Image_Label"
 FIELDS = ("classes", "label_grid", "submit_grid", "key_column")
-"""Of data.json and of an artifact's metadata."""
+"""Keys in data.json and in an artifact's metadata."""
+MAX_NAME_BYTES = 100
+"""Length of a class name in UTF-8; file systems allow 255 bytes."""
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories: control characters, surrogates, line and paragraph separators."""
 
 
-# Okabe and Ito's colours (2008), told apart by all forms of colour vision; green and vermilion a little lighter, since
-# the ocean beneath is dark.
+# The palette of Okabe and Ito (2008), distinguishable with every kind of colour vision; green and vermilion are a
+# little lighter here, because the ocean below is dark.
 COLOURS = ("#e69f00", "#56b4e9", "#ee7abf", "#2bd4a0", "#f0e442", "#ff7a45", "#a58bff", "#c9c9c9")
+
+
+def _check_class_name(name: Any) -> None:
+    """Refuse a class name that could not be a column of a key, a CSV field, or the name of a folder."""
+    if not isinstance(name, str) or not name:
+        raise DataError(f"a class name is a text that is not empty, found {name!r}")
+    if any(character in ',_"' for character in name):
+        raise DataError(f"class name {name!r}: use a name without commas, underscores or quotes")
+    if name in (".", "..") or any(character in "/\\" or category(character) in _CONTROLS for character in name):
+        raise DataError(f"class name {name!r}: use a name without path separators or control characters")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise DataError(f"class name {name[:20]!r}...: use a name of at most {MAX_NAME_BYTES} bytes")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names and grids of one data set.
+    """Class names and grids of a data set.
 
     Parameters
     ----------
     classes
-        Names in the order of the network's output channels.
+        Names in the order of the network's output channels. Folders of masks are named after them, so a name is a
+        valid file name.
     label_grid
         Height and width of the masks in train.csv.
     submit_grid
         Height and width of the masks in a submission; divides `label_grid`.
     key_column
-        What the tables call their first column, of NAME_CLASS: "ImageId_ClassId" in other competitions.
+        Name of the first column of tables, which holds NAME_CLASS; some competitions use "ImageId_ClassId".
 
     Raises
     ------
     DataError
-        Names empty, repeated or with a comma; a grid that does not divide the other.
+        A name that is empty, repeated, too long, or contains a comma, underscore, quote, path separator or control
+        character; grids that do not divide.
     """
 
     classes: tuple[str, ...] = CLASSES
@@ -59,8 +77,7 @@ class Labels:
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise DataError(f"classes must be distinct names, found {list(self.classes)}")
         for name in self.classes:
-            if not name or any(character in name for character in ',_\n\r"'):
-                raise DataError(f"class name {name!r}: use a name without commas, underscores, quotes or line breaks")
+            _check_class_name(name)
         for grid in (self.label_grid, self.submit_grid):
             if len(grid) != 2 or not all(type(side) is int and side >= 1 for side in grid):
                 raise DataError(f"a grid is (height, width) in whole pixels, both at least 1, found {grid}")
@@ -71,23 +88,29 @@ class Labels:
 
     @property
     def header(self) -> tuple[str, str]:
-        """The columns of train.csv and of a submission."""
+        """Columns of train.csv and of a submission."""
         return self.key_column, "EncodedPixels"
 
     @property
     def block(self) -> tuple[int, int]:
-        """Height and width of the block of label pixels behind one submission pixel; (4, 4) for the clouds."""
+        """Height and width of the block of label pixels that one submission pixel covers; (4, 4) for the clouds."""
         return self.label_grid[0] // self.submit_grid[0], self.label_grid[1] // self.submit_grid[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; the column's name only where it is not the clouds'."""
+        """Return plain values, for JSON; `key_column` is left out where it is the default."""
         grids = {"classes": self.classes, "label_grid": self.label_grid, "submit_grid": self.submit_grid}
         values: dict[str, Any] = {name: list(value) for name, value in grids.items()}
         return values if self.key_column == KEY_COLUMN else values | {"key_column": self.key_column}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`; missing keys take the clouds' values."""
+        """Return the labels that `to_dict` described; missing keys take the default.
+
+        Raises
+        ------
+        DataError
+            An unknown key, or a value that is refused.
+        """
         unknown = set(values) - set(FIELDS)
         if unknown:
             raise DataError(f"unknown keys {sorted(unknown)}; expected {', '.join(FIELDS)}")
@@ -105,7 +128,7 @@ CLOUDS = Labels()
 
 
 def class_colours(count: int) -> list[str]:
-    """Return a colour for each class, #rrggbb: those for all forms of colour vision first, then hues of the wheel."""
+    """Return `count` distinct colours as #rrggbb: `COLOURS` first, then hues at the golden angle."""
     wheel = (colorsys.hls_to_rgb(index * 0.618034 % 1, 0.66, 0.7) for index in range(count - len(COLOURS)))
     more = ["#" + "".join(f"{round(255 * level):02x}" for level in rgb) for rgb in wheel]
     return [*COLOURS[:count], *more]

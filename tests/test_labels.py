@@ -1,0 +1,46 @@
+"""Class names, grids and colours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.tiny import tiny_model
+
+from cloudrt.data.folder import read_labels
+from cloudrt.errors import ArtifactError, DataError
+from cloudrt.labels import CLOUDS, MAX_NAME_BYTES, Labels, class_colours
+from cloudrt.model.artifact import read_artifact
+
+UNSAFE = ["/tmp/x", "../../x", "..", ".", "a\\b", "a\x1b[31m", "a\nb", "a\0", "\ud800", "\u2028", "☁" * 34]
+
+
+@pytest.mark.parametrize("name", [*UNSAFE, "", "a,b", "a_b", 'a"b', "x" * (MAX_NAME_BYTES + 1), 3])
+def test_a_class_name_that_is_no_safe_file_name_is_refused(name: object) -> None:
+    with pytest.raises(DataError, match="class name"):
+        Labels(("Fish", name))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["Dog ☁", "<b>&", "dog's", "x" * MAX_NAME_BYTES, ".hidden", "a\u200db"])
+def test_other_names_are_accepted(name: str) -> None:
+    labels = Labels((name,))
+    assert Labels.from_dict(json.loads(json.dumps(labels.to_dict()))) == labels
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_names_are_checked_where_data_and_artifacts_are_read(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps({"classes": [name]}))
+    with pytest.raises(DataError, match="class name"):
+        read_labels(tmp_path)
+    model = tiny_model()
+    next(entry for entry in model.metadata_props if entry.key == "cloudrt.classes").value = json.dumps([name])
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="class name"):
+        read_artifact(tmp_path / "model.onnx")
+
+
+def test_colours_are_distinct() -> None:
+    assert class_colours(4) == ["#e69f00", "#56b4e9", "#ee7abf", "#2bd4a0"]
+    assert len(set(class_colours(40))) == 40
+    assert CLOUDS.block == (4, 4)
