@@ -81,7 +81,7 @@ def test_wrong_answer_and_wrong_place_are_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor_module, "_run_onnxruntime", lambda name, levels: np.zeros_like(levels[:, :1]))
     assert "wrong answer" in str(try_provider("cpu"))
     monkeypatch.undo()
-    monkeypatch.setitem(doctor_module.ORT_NAMES, "cpu", "NoSuchProvider")
+    monkeypatch.setitem(availability.ORT_NAMES, "cpu", "NoSuchProvider")
     assert str(try_provider("cpu")).endswith("the convolution ran in CPUExecutionProvider")
 
 
@@ -201,21 +201,9 @@ def test_double_installs() -> None:
     assert "cloudrt" in installed_distributions()
 
 
-def test_cpuinfo_and_memory_limit(tmp_path: Path) -> None:
-    (tmp_path / "cpuinfo").write_text(
-        "processor\t: 0\nmodel name\t: Fast CPU @ 3 GHz\nflags\t\t: fpu avx2 amx_int8\n\n"
-    )
-    assert doctor_module._read_cpuinfo(tmp_path / "cpuinfo") == ("Fast CPU @ 3 GHz", ("avx2", "amx_int8"))
-    assert doctor_module._read_cpuinfo(tmp_path / "none")[1] == ()
-    (tmp_path / "memory.max").write_text(f"{2**30}\n")
-    assert doctor_module._memory(tmp_path / "memory.max") == 1.0
-    (tmp_path / "memory.max").write_text("max\n")
-    assert doctor_module._memory(tmp_path / "memory.max") == doctor_module._memory(tmp_path / "none") > 1.0
-
-
 def test_machine_with_an_idle_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_module, "nvidia_driver", lambda: GPU)
-    monkeypatch.setattr(doctor_module.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr("cloudrt.system.machine.nvidia_driver", lambda: GPU)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     states = (
         ProviderState("tensorrt", False, "no", "a"),
         ProviderState("cuda", False, "libcudnn.so.9 not found", "pip install 'cloudrt[cuda]'"),

@@ -25,7 +25,7 @@ from cloudrt.bench.measure import infer
 from cloudrt.bench.stages import Timing
 from cloudrt.bench.throughput import Point, measure_throughput
 from cloudrt.export.ensemble import Ensemble
-from cloudrt.export.export import Source
+from cloudrt.export.source import ExportSource
 from support.html import Page
 from support.networks import make_checkpoint
 from support.paths import ROOT
@@ -58,13 +58,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[ImageFile]:
     return find_images(folder)
 
 
-def run(*words: str | Path) -> Result:
+def run(*words: str | Path | int) -> Result:
     result = CliRunner().invoke(bench, [str(word) for word in words])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
 
-def test_operations_are_those_that_torch_counts(source: Source, checkpoint: Path) -> None:
+def test_operations_are_those_that_torch_counts(source: ExportSource, checkpoint: Path) -> None:
     loaded = Checkpoint.load(checkpoint)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         loaded.network()(torch.zeros(1, 3, *loaded.config.input_size))
@@ -72,7 +72,7 @@ def test_operations_are_those_that_torch_counts(source: Source, checkpoint: Path
 
 
 def test_operations_of_other_products() -> None:
-    def graph(kind: str, left: list[int], right: list[int], made: list[int], **attributes: int) -> onnx.ModelProto:
+    def graph(kind: str, left: list[int], right: list[int], made: list[int], **attributes: Any) -> onnx.ModelProto:
         make = onnx.helper.make_tensor_value_info
         node = onnx.helper.make_node(kind, ["image", "b"], ["c"], **attributes)
         float_ = onnx.TensorProto.FLOAT
@@ -89,7 +89,7 @@ def test_operations_of_other_products() -> None:
 def test_a_curve_ends_where_it_saturates(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {1: 10.0, 2: 18.0, 4: 19.0, 8: 19.1, 16: 19.2, 32: 90.0}
     monkeypatch.setattr(throughput, "_measure", lambda _, __, size, threads: Point(size, threads, rates[size], 0.1))
-    with Segmenter(model, "cpu", batch_size=2, threads=1) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=2, threads=1) as segmenter:
         curves = measure_throughput(segmenter, [], lambda: None)
     assert [point.batch_size for point in curves["batch size"]] == [1, 2, 4, 8, 16]
     assert "threads" not in curves  # there is but one
@@ -97,7 +97,7 @@ def test_a_curve_ends_where_it_saturates(model: Path, monkeypatch: pytest.Monkey
 
 def test_rates_are_measured_at_each_batch_and_thread(model: Path, files: list[ImageFile]) -> None:
     loaded = [load_image(file.path, (64, 96)) for file in files]
-    with Segmenter(model, "cpu", batch_size=2, threads=2) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=2, threads=2) as segmenter:
         curves = measure_throughput(segmenter, loaded, lambda: None)
     assert [point.threads for point in curves["threads"]] == [1, 2]
     assert {point.batch_size for point in curves["threads"]} == {2}
@@ -128,7 +128,7 @@ def test_accuracy_is_the_competitions_dice(
     truth, expected = tmp_path / "truth.csv", tmp_path / "ours.csv"
     random = np.random.default_rng(0)
     lines, ours = [], []
-    with Segmenter(model, "cpu") as segmenter:
+    with Segmenter(model, provider="cpu") as segmenter:
         for result in segmenter.predict(files):
             for label in segmenter.labels.classes:
                 mask = np.zeros(SMALL_GRIDS.label_grid, np.uint8)
@@ -193,7 +193,7 @@ def test_peers_are_checked_and_named(model: Path, files: list[ImageFile], monkey
         )
         return network
 
-    with Segmenter(model, "cpu", batch_size=2, threads=1) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=2, threads=1) as segmenter:
         loaded = [load_image(file.path, (64, 96)) for file in files]
         maps = infer(segmenter, loaded)
         openers: dict[str, Callable[[], Any]] = {
@@ -210,7 +210,7 @@ def test_peers_are_checked_and_named(model: Path, files: list[ImageFile], monkey
 
 def test_an_image_costs_the_same_in_longer_runs(model: Path, files: list[ImageFile], tmp_path: Path) -> None:
     steps: list[None] = []
-    with Segmenter(model, "cpu", batch_size=2, threads=1) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=2, threads=1) as segmenter:
         found = scaling.measure_scaling(segmenter, files, tmp_path, lambda: steps.append(None), (3, 7))
     assert [one.images for one in found.runs] == [3, 7]
     assert len(steps) == 3 + 3 + 7

@@ -49,7 +49,7 @@ def test_ratios_are_taken_turn_by_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine three times as slow in every other turn leaves the ratio as it is."""
     now = [0.0]
     turn = [0.0]
-    monkeypatch.setattr(postprocess.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
     def spend(seconds: float) -> None:
         now[0] += seconds * (3 if int(turn[0]) % 2 else 1)

@@ -69,7 +69,7 @@ def test_the_plain_way_gives_our_rows_from_the_same_pictures(model: Path, tmp_pa
     for seed in range(5):
         cv2.imwrite(str(tmp_path / f"{seed}.png"), draw_scene(seed, (64, 96)).image[:, :, ::-1])
     files = find_images(tmp_path)
-    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
         rows = {(r.image, label): text for r in segmenter.predict(files) for label, text in r.rle.items()}
         rules = segmenter.artifact.rules
     write_plain(tmp_path / "plain.csv", files, (64, 96), networks.OnnxNetwork(model), SMALL_GRIDS, rules)
@@ -79,7 +79,7 @@ def test_the_plain_way_gives_our_rows_from_the_same_pictures(model: Path, tmp_pa
 
 def test_memory_is_watched(model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "EVERY", 10)
-    with Segmenter(model, "cpu", batch_size=4) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=4) as segmenter:
         found = memory.watch(segmenter, find_images(images), 25)
     assert list(found["resident_mb"]) == ["10", "20"]
     assert (found["images"], found["distinct_images"]) == (25, 6)
@@ -89,7 +89,7 @@ def test_two_decodes_are_compared(model: Path, images: Path, tmp_path: Path) -> 
     """Truth is what the full decode gives: it scores 1, and the scaled one what the two have in common."""
     files = find_images(images)
     small = (120, 180)
-    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
         size = segmenter.artifact.input_size
         full = [resize(decode(file.path.read_bytes()), size) for file in files]
         scaled = [load_image(file.path, size).astype(int) for file in files]
@@ -105,6 +105,6 @@ def test_two_decodes_are_compared(model: Path, images: Path, tmp_path: Path) -> 
     assert found["dice_scaled"] == pytest.approx(found["dice_between"])
     assert found["mean_pixel_difference"] == pytest.approx(difference)
     assert (found["images"], found["image_size"], found["input_size"]) == (6, [280, 420], [64, 96])
-    result = CliRunner().invoke(scaled_decode.main, [str(model), str(images), "-o", str(tmp_path / "d.json")])
-    assert result.exit_code == 0, result.output
+    done = CliRunner().invoke(scaled_decode.main, [str(model), str(images), "-o", str(tmp_path / "d.json")])
+    assert done.exit_code == 0, done.output
     assert "dice_scaled" not in json.loads((tmp_path / "d.json").read_text())

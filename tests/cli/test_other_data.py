@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
 from cloudrt.cli.explore import explore
 from cloudrt.cli.export import export
@@ -25,15 +27,20 @@ from cloudrt.masks.table import read_table
 from cloudrt.model.artifact import read_artifact
 
 GRID = (256, 1600)
-STEEL = {"classes": ["1", "2", "3", "4"], "label_grid": GRID, "submit_grid": GRID, "key_column": "ImageId_ClassId"}
+STEEL: dict[str, Any] = {
+    "classes": ["1", "2", "3", "4"],
+    "label_grid": GRID,
+    "submit_grid": GRID,
+    "key_column": "ImageId_ClassId",
+}
 
 
-def draw_strip(seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def draw_strip(seed: int) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.uint8]]]:
     """A grey strip with defects, a form for each class, and their masks."""
     random = np.random.default_rng(seed)
     image = cv2.GaussianBlur(random.integers(60, 140, (*GRID, 1), np.uint8), (0, 0), 3)
-    image = np.repeat(image[..., None] if image.ndim == 2 else image, 3, axis=2)
-    masks = {}
+    image = np.repeat(image.reshape(*GRID, 1), 3, axis=2)
+    masks: dict[str, NDArray[np.uint8]] = {}
     for number, label in enumerate(STEEL["classes"]):
         mask = np.zeros(GRID, np.uint8)
         if random.random() < 0.6:
@@ -42,7 +49,7 @@ def draw_strip(seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
             cv2.ellipse(mask, (x, y), size, 0, 0, 360, 1, -1)
             image[mask > 0] = [(250, 250, 250), (10, 10, 10), (250, 250, 250), (0, 0, 0)][number]
         masks[label] = mask
-    return image, masks
+    return np.asarray(image, np.uint8), masks
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +103,7 @@ def test_steel_trains_exports_runs_and_scores(steel: Path, tmp_path: Path) -> No
     ]
     run(train, steel, "--runs", tmp_path, "--name", "run", "--cache", tmp_path / "cache", "--epochs", 3, *settings)
     model = tmp_path / "run" / "model.onnx"
-    run(export, tmp_path / "run" / "best.pth", "--calibration", steel / "train_images", "--images", 4)
+    run(export, tmp_path / "run" / "best.pth", "--data", steel / "train_images", "--max-images", 4)
     labels = Labels(tuple(STEEL["classes"]), GRID, GRID, "ImageId_ClassId")
     assert read_artifact(model).labels == labels
     assert [d.dim_value for d in onnx.load(model).graph.output[0].type.tensor_type.shape.dim][1:] == [4, 1600, 256]

@@ -19,7 +19,7 @@ from support.stores import s3_server, upload
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
-from cloudrt.cluster import driver
+from cloudrt.cluster.nodes import connected
 
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
@@ -219,7 +219,6 @@ def test_a_bucket_gives_the_bytes_of_a_folder_and_what_vanishes_fails_alone(
     cluster: Cluster, images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = single(images, model, tmp_path / "one" / "s.csv").decode().splitlines()
-    real = driver.connected
 
     with s3_server() as (url, client):
         upload(client, images, "pictures", "clouds/")
@@ -227,10 +226,10 @@ def test_a_bucket_gives_the_bytes_of_a_folder_and_what_vanishes_fails_alone(
         @contextmanager
         def lose_one(address: str) -> Iterator[None]:
             client.delete_object(Bucket="pictures", Key="clouds/part,2/05.jpg")
-            with real(address):
+            with connected(address):
                 yield
 
-        monkeypatch.setattr(driver, "connected", lose_one)
+        monkeypatch.setattr("cloudrt.cluster.driver.connected", lose_one)
         output = tmp_path / "many" / "s.csv"
         place = ["--partitions", "s3://pictures/rows", "--partition-size", "16", "--endpoint", url]
         done = spread("s3://pictures/clouds", model, output, cluster.address, *place)

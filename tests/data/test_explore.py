@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from support.html import Page
+from support.pictures import imread
 
 from cloudrt.cli.explore import explore as command
 from cloudrt.data.duplicates import similar_groups
@@ -53,7 +54,7 @@ def test_figures_are_those_of_a_plain_count(scenes: Path, explored: Exploration)
     for scene in explored.scenes:
         for share, label in zip(scene.shares, CLOUDS.classes, strict=True):
             assert abs(share - masks[scene.name][label].mean()) < 2e-3  # 16 label pixels are one of the grid's
-        image = cv2.imread(str(scenes / "train_images" / scene.name))
+        image = imread(scenes / "train_images" / scene.name)
         assert scene.size == image.shape[:2]
         assert abs(scene.no_data - (image.max(axis=2) <= 8).mean()) < 0.02
     for index, label in enumerate(CLOUDS.classes):
@@ -101,14 +102,14 @@ def spoil(scenes: Path, data: Path) -> list[str]:
     del rows[f"{names[3]}_Fish"]
     lines = ["Image_Label,EncodedPixels", *(f"{key},{text}" for key, text in rows.items()), f"{names[4]}_Fish,1 4"]
     table.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    image = cv2.imread(str(images / names[2]))
+    image = imread(images / names[2])
     image[: len(image) // 2] = 0
     cv2.imwrite(str(images / names[2]), image, [cv2.IMWRITE_JPEG_QUALITY, 95])
     shutil.copy(images / names[5], images / names[6])
     (images / names[7]).write_bytes((images / names[7]).read_bytes()[:3000])
-    brighter = cv2.convertScaleAbs(cv2.imread(str(images / names[8])), alpha=1.03)
+    brighter = cv2.convertScaleAbs(imread(images / names[8]), alpha=1.03)
     cv2.imwrite(str(images / names[9]), brighter, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    cv2.imwrite(str(images / names[10]), cv2.imread(str(images / names[10]))[:100])
+    cv2.imwrite(str(images / names[10]), imread(images / names[10])[:100])
     shutil.copy(images / names[0], images / "extra.jpg")
     return names
 

@@ -102,8 +102,8 @@ def test_one_seed_gives_one_scene_at_every_size() -> None:
     large, small = draw_scene(11, (700, 1050)), draw_scene(11, (140, 210))
     assert np.array_equal(large.masks, small.masks)
     shrunk = cv2.resize(large.image, (210, 140), interpolation=cv2.INTER_AREA)
-    blurred = [cv2.GaussianBlur(image, (0, 0), 3).astype(float).ravel() for image in (shrunk, small.image)]
-    assert np.corrcoef(*blurred)[0, 1] > 0.9
+    one, other = (cv2.GaussianBlur(image, (0, 0), 3).ravel().astype(np.float64) for image in (shrunk, small.image))
+    assert np.corrcoef(one, other)[0, 1] > 0.9
 
 
 def test_classes_come_as_often_as_in_the_competition() -> None:

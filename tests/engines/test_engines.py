@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,7 +43,8 @@ def batch() -> NDArray[np.uint8]:
 def plain(model: onnx.ModelProto, batch: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """The outputs, as ONNX Runtime's documentation shows."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"image": batch})
+    found: list[NDArray[np.uint8]] = session.run(None, {"image": batch})
+    return found
 
 
 @pytest.mark.parametrize("provider", LOCAL)
@@ -84,7 +86,8 @@ def test_no_presence_is_none(provider: str, batch: NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize("provider", LOCAL)
 def test_other_batches_are_refused(model: Path, batch: NDArray[np.uint8], provider: str) -> None:
     with open_engine(model, provider, 3) as engine:
-        for wrong in (batch[:2], batch[:, :32], batch.astype(np.float32), batch[0]):
+        wrongs: list[Any] = [batch[:2], batch[:, :32], batch.astype(np.float32), batch[0]]
+        for wrong in wrongs:
             with pytest.raises(DataError, match=r"\(3, 64, 96, 3\)"):
                 engine.run(wrong)
 

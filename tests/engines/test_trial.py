@@ -11,8 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from support.tiny import SMALL_GRIDS, tiny_model
 
-from cloudrt.engines import trial
-from cloudrt.engines.trial import Bench, Rung, best_rung, measure_rate
+from cloudrt.engines.trial import Ladder, ProviderTrial, Rung, best_rung, measure_rate
 from cloudrt.errors import MemoryExhausted
 from cloudrt.model.artifact import parse_artifact
 
@@ -39,16 +38,16 @@ class Simulated:
 @pytest.fixture
 def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Rung]]:
     clock = [0.0]
-    monkeypatch.setattr(trial.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
 
     def climb(provider: str, fixed: float, each: float, threads: int = 4, most: int = 1000, asked: int = 0) -> Any:
-        def open_one(self: Bench, provider: str, compute: str, rung: Rung) -> Simulated:
+        def open_one(self: ProviderTrial, provider: str, precision: str, rung: Rung) -> Simulated:
             if rung.batch_size > most:
                 raise MemoryExhausted("no memory")
             return Simulated(rung, clock, fixed, each)
 
-        monkeypatch.setattr(Bench, "open", open_one)
-        return Bench(MODEL, ARTIFACT, threads).climb(provider, "f32", asked)
+        monkeypatch.setattr(ProviderTrial, "open", open_one)
+        return ProviderTrial(MODEL, ARTIFACT, threads).climb(provider, "fp32", Ladder(batch_size=asked))
 
     return climb
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from support.pictures import FILES, encoded
+from support.pictures import FILES, encoded, imread
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 import cloudrt.images.gpu_decode
@@ -20,7 +20,7 @@ from cloudrt.images.decoding import Decoding, open_decoder
 from cloudrt.images.gpu_decode import GpuJpegDecoder
 from cloudrt.images.headers import MAX_PIXELS, has_end
 from cloudrt.images.image import ImageFile, decode, load_image, resize
-from cloudrt.system.nvidia import Driver
+from cloudrt.system.nvidia import Driver, nvidia_driver
 from cloudrt.system.statistics import StageStats
 
 INSTALLED = find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None
@@ -38,7 +38,7 @@ def test_a_batch_of_jpegs_is_what_opencv_reads(decoder: GpuJpegDecoder, tmp_path
     files = [write_jpeg(tmp_path / f"{seed}.jpg", seed, (100 + seed, 151)).path for seed in range(5)]
     images = decoder.decode([file.read_bytes() for file in files])
     for file, image in zip(files, images, strict=True):
-        wanted = cv2.cvtColor(cv2.imread(str(file)), cv2.COLOR_BGR2RGB).astype(int)
+        wanted = cv2.cvtColor(imread(file), cv2.COLOR_BGR2RGB).astype(int)
         assert image is not None and image.shape == wanted.shape
         # Decoders differ in how they enlarge the colours; brightness is the same.
         assert abs(image.astype(int) - wanted).mean() < 2
@@ -112,7 +112,7 @@ def test_the_command_runs_with_it(decoder: GpuJpegDecoder, tmp_path: Path, monke
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(cloudrt.images.gpu_decode.nvidia_driver() is None or not INSTALLED, reason="needs an NVIDIA GPU")
+@pytest.mark.skipif(nvidia_driver() is None or not INSTALLED, reason="needs an NVIDIA GPU")
 def test_the_gpu_decodes_as_the_cpu_does(tmp_path: Path) -> None:
     file = write_jpeg(tmp_path / "0.jpg", 0, (1400, 2100)).path
     (image,) = GpuJpegDecoder().decode([file.read_bytes()])

@@ -10,24 +10,18 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.pictures import FILES, HEIGHT, JPEGS, OTHERS, WIDTH, picture, png, refusal
+from support.pictures import FILES, HEIGHT, JPEGS, OTHERS, WIDTH, imread, picture, png, refusal
 
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.headers import stated_size
 from cloudrt.images.image import decode, find_images, load_image
 
 
-def imread(path: Path, data: bytes) -> NDArray[np.uint8]:
-    path.write_bytes(data)
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    assert image is not None
-    return np.asarray(image[:, :, ::-1], np.uint8)
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_sound_files_are_what_opencv_reads(tmp_path: Path, name: str) -> None:
     data = FILES[name]()
-    expected = imread(tmp_path / "image", data)
+    (tmp_path / "image").write_bytes(data)
+    expected = imread(tmp_path / "image")[:, :, ::-1]
     found = decode(data)
     assert found.dtype == np.uint8 and found.shape == expected.shape
     assert expected.shape == ((WIDTH, HEIGHT, 3) if expected.shape[0] == WIDTH else (HEIGHT, WIDTH, 3))

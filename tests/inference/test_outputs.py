@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from support.pictures import imread
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
@@ -136,11 +137,12 @@ def test_masks_and_overlays(images: Path, model: Path, rows: dict[tuple[str, str
     assert set(masks) == set(rows)  # of the failed image too: empty
     for key, path in masks.items():
         mask = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert mask is not None
         assert set(np.unique(mask)) <= {0, 255}
         assert np.array_equal(mask > 0, rle_decode(rows[key], GRID) > 0), key
     overlays = {path.relative_to(tmp_path / "overlays").as_posix() for path in (tmp_path / "overlays").rglob("*.jpg")}
     assert overlays == {"a.jpg.jpg", "sub/a.jpg.jpg", "Wölkchen 1.jpg.jpg", "z.jpg.jpg"}
-    picture = cv2.imread(str(tmp_path / "overlays" / "a.jpg.jpg"))
+    picture = imread(tmp_path / "overlays" / "a.jpg.jpg")
     assert picture.shape == (*GRID, 3)
     assert picture.std() > 10
     assert not list(tmp_path.rglob("*.part"))
@@ -163,7 +165,7 @@ def test_kept_probabilities_are_those_of_the_artifact(images: Path, model: Path,
 
     kept = tmp_path / "kept.npz"
     assert run(images, model, "-o", tmp_path / "s.csv", "--save-probabilities", kept).exit_code == 1
-    with Probabilities(kept) as probabilities, Segmenter(model, "cpu") as segmenter:
+    with Probabilities(kept) as probabilities, Segmenter(model, provider="cpu") as segmenter:
         assert sorted(probabilities.keys) == ["Wölkchen 1.jpg", "a.jpg", "sub/a.jpg", "z.jpg"]
         files = [images / key for key in probabilities.keys]
         for key, item in zip(probabilities.keys, segmenter.infer(files), strict=True):

@@ -16,6 +16,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 from cloudrt.data.scenes import draw_scene
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.errors import ArtifactError, DataError, ProviderError
+from cloudrt.images.decoding import Input
 from cloudrt.images.image import ImageFile, load_image
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.results import Result
@@ -39,7 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[ImageFile]:
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 16])
 def test_answers_are_those_of_a_plain_loop(model: Path, files: list[ImageFile], batch_size: int) -> None:
     """At every batch size, so that the padded tail answers as batch 1 does."""
-    with Segmenter(model, "cpu", batch_size=batch_size, threads=2) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=batch_size, threads=2) as segmenter:
         results = list(segmenter.predict(files))
         rules = segmenter.artifact.rules
     assert [result.image for result in results] == [file.key for file in files]
@@ -52,8 +53,8 @@ def test_answers_are_those_of_a_plain_loop(model: Path, files: list[ImageFile], 
 def test_paths_bytes_and_arrays_are_inputs(model: Path, files: list[ImageFile]) -> None:
     path = files[0].path
     image = load_image(path, SIZE)
-    inputs = [path, str(path), path.read_bytes(), image, image[..., ::-1][..., ::-1], files[0]]
-    with Segmenter(model, "cpu") as segmenter:
+    inputs: list[Input] = [path, str(path), path.read_bytes(), image, image[..., ::-1][..., ::-1], files[0]]
+    with Segmenter(model, provider="cpu") as segmenter:
         results = list(segmenter.predict(inputs))
         assert list(segmenter.predict([])) == []
     assert [result.image for result in results] == [str(path), str(path), "image-2", "image-3", "image-4", "0.jpg"]
@@ -62,7 +63,7 @@ def test_paths_bytes_and_arrays_are_inputs(model: Path, files: list[ImageFile]) 
 
 def test_presence_and_gates_decide(tmp_path: Path) -> None:
     rules = (Rule(127, 0, presence=255), Rule(127, 0, gate_threshold=200, gate_pixels=60 * 90), Rule(127, 0))
-    with Segmenter(tiny_artifact(tmp_path / "m.onnx", SIZE, LABELS, presence=True, rules=rules), "cpu") as segmenter:
+    with Segmenter(tiny_artifact(tmp_path / "m.onnx", SIZE, LABELS, presence=True, rules=rules), provider="cpu") as segmenter:
         bright, dark = segmenter.predict([picture(255), picture(100)])
     assert bright.rle["Fish"]
     assert bright.rle["Flower"] == ""
@@ -71,7 +72,7 @@ def test_presence_and_gates_decide(tmp_path: Path) -> None:
 
 
 def test_a_result_gives_its_masks(model: Path) -> None:
-    with Segmenter(model, "cpu") as segmenter:
+    with Segmenter(model, provider="cpu") as segmenter:
         (result,) = segmenter.predict([picture(200)])
     mask = result.mask("Fish")
     assert mask.shape == LABELS.submit_grid
@@ -92,8 +93,8 @@ def test_failures_stay_alone(model: Path, files: list[ImageFile], tmp_path: Path
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
     failing = [ImageFile(name, tmp_path / name) for name in [*bad, "missing.jpg"]]
-    inputs = [files[0], failing[0], files[1], *failing[1:], files[2], np.zeros((3, 3), np.uint8), files[3]]
-    with Segmenter(model, "cpu", batch_size=batch_size) as segmenter:
+    inputs: list[Input] = [files[0], failing[0], files[1], *failing[1:], files[2], np.zeros((3, 3), np.uint8), files[3]]
+    with Segmenter(model, provider="cpu", batch_size=batch_size) as segmenter:
         results = list(segmenter.predict(inputs))
         alone = {result.image: result.rle for result in segmenter.predict(files)}
     assert len(results) == len(inputs)
@@ -112,7 +113,7 @@ def test_failures_stay_alone(model: Path, files: list[ImageFile], tmp_path: Path
 
 
 def test_nothing_but_failures(model: Path) -> None:
-    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
         results = list(segmenter.predict([b""] * 11))
     assert [result.image for result in results] == [f"image-{number}" for number in range(11)]
     assert all(result.error for result in results)
@@ -120,7 +121,7 @@ def test_nothing_but_failures(model: Path) -> None:
 
 def test_oversized_images_are_failures(model: Path) -> None:
     bytes_of_30_kilopixels = cv2.imencode(".jpg", draw_scene(0, (140, 210)).image)[1].tobytes()
-    with Segmenter(model, "cpu", max_pixels=20_000) as segmenter:
+    with Segmenter(model, provider="cpu", max_pixels=20_000) as segmenter:
         (result,) = segmenter.predict([bytes_of_30_kilopixels])
     assert "oversized" in str(result.error)
 
@@ -136,7 +137,7 @@ def test_inputs_are_read_lazily_and_memory_stays_flat(model: Path) -> None:
             read += 1
             yield image
 
-    with Segmenter(model, "cpu", batch_size=8, threads=2) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=8, threads=2) as segmenter:
         for _ in segmenter.predict(inputs()):
             handed += 1
             most = max(most, read - handed)
@@ -155,7 +156,7 @@ def test_failures_do_not_widen_the_windows(model: Path) -> None:
             read += 1
             yield b""
 
-    with Segmenter(model, "cpu", batch_size=8, threads=2) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=8, threads=2) as segmenter:
         for _ in segmenter.predict(inputs()):
             handed += 1
             most = max(most, read - handed)
@@ -175,7 +176,7 @@ def test_an_early_close_ends_the_threads(model: Path) -> None:
         finally:
             closed = True
 
-    with Segmenter(model, "cpu", threads=2) as segmenter:
+    with Segmenter(model, provider="cpu", threads=2) as segmenter:
         results = segmenter.predict(inputs())
         assert next(results).error is None
         assert isinstance(results, Iterator)
@@ -201,7 +202,7 @@ def test_a_close_does_not_wait_for_what_has_not_begun(model: Path, monkeypatch: 
         return real(self, batch)
 
     monkeypatch.setattr(OrtEngine, "run", held)
-    with Segmenter(model, "cpu", batch_size=1, threads=1) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=1, threads=1) as segmenter:
         results = segmenter.predict(picture(1) for _ in range(1_000))
         next(results)
         threading.Timer(0.3, gate.set).start()
@@ -216,7 +217,7 @@ def test_an_error_of_the_inputs_or_the_engine_reaches_the_caller(model: Path, mo
         yield from [picture(1)] * 30
         raise LookupError("the caller's own")
 
-    with Segmenter(model, "cpu") as segmenter:
+    with Segmenter(model, provider="cpu") as segmenter:
         with pytest.raises(LookupError, match="the caller's own"):
             list(segmenter.predict(inputs()))
 
@@ -248,13 +249,13 @@ def test_stages_overlap(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(OrtEngine, "run", run)
     monkeypatch.setattr("cloudrt.images.decoding.load_image", load)
-    with Segmenter(model, "cpu", batch_size=2, threads=2) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=2, threads=2) as segmenter:
         assert len(list(segmenter.predict(str(number).encode() for number in range(20)))) == 20
     assert all(met)
 
 
 def test_times_of_the_stages_are_kept(model: Path) -> None:
-    with Segmenter(model, "cpu") as segmenter:
+    with Segmenter(model, provider="cpu") as segmenter:
         assert segmenter.stats["infer"].seconds == 0
         list(segmenter.predict([picture(1)]))
         assert min(stage.seconds for stage in segmenter.stats.stages.values()) > 0
@@ -262,13 +263,13 @@ def test_times_of_the_stages_are_kept(model: Path) -> None:
 
 def test_bad_options_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least 1"):
-        Segmenter(model, "cpu", batch_size=-1)
+        Segmenter(model, provider="cpu", batch_size=-1)
     with pytest.raises(ProviderError, match="gpu"):
-        Segmenter(model, "gpu")
+        Segmenter(model, provider="gpu")
 
 
 def test_an_artifact_without_rules_infers_but_does_not_predict(tmp_path: Path) -> None:
-    with Segmenter(tiny_artifact(tmp_path / "m.onnx", SIZE, LABELS, rules=()), "cpu") as segmenter:
+    with Segmenter(tiny_artifact(tmp_path / "m.onnx", SIZE, LABELS, rules=()), provider="cpu") as segmenter:
         with pytest.raises(ArtifactError, match="no rules"):
             next(segmenter.predict([picture(1)]))
         (inferred,) = segmenter.infer([picture(1)])
@@ -276,8 +277,8 @@ def test_an_artifact_without_rules_infers_but_does_not_predict(tmp_path: Path) -
 
 
 def test_what_the_network_says_is_what_results_are_made_of(model: Path) -> None:
-    pictures = [picture(1), b"no image", picture(2)]
-    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+    pictures: list[Input] = [picture(1), b"no image", picture(2)]
+    with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
         results = list(segmenter.predict(pictures))
         for inferred, result in zip(segmenter.infer(pictures), results, strict=True):
             assert (inferred.image, inferred.error) == (result.image, result.error)
@@ -288,7 +289,7 @@ def test_what_the_network_says_is_what_results_are_made_of(model: Path) -> None:
 
 
 def test_closing_twice_is_fine(model: Path) -> None:
-    with Segmenter(model, "cpu") as segmenter:
+    with Segmenter(model, provider="cpu") as segmenter:
         segmenter.close()
 
 

@@ -68,8 +68,8 @@ def test_whole_grids() -> None:
         assert np.array_equal(rle_decode(text, shape), mask)
 
 
-@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint16, np.int32, np.int64])
-def test_masks_of_other_types_and_layouts(dtype: type) -> None:
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.uint16, np.int32, np.int64])
+def test_masks_of_other_types_and_layouts(dtype: type[np.generic]) -> None:
     mask = MASKS["spiral"].astype(dtype)
     expected = reference.rle_encode(mask)
     wide = np.zeros((46, 46), dtype)

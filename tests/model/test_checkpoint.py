@@ -88,7 +88,11 @@ def test_weights_that_do_not_fit_are_named(checkpoint: Path, tmp_path: Path) -> 
     refused(lambda weights: weights.update(extra=torch.zeros(1)), "extra is not one of its own")
     refused(lambda weights: weights.update({name: torch.zeros(2, 3)}), rf"{name} is \(2, 3\), expected \(64, 3, 7, 7\)")
     for bad in (float("nan"), float("inf")):
-        refused(lambda weights, bad=bad: weights[name].view(-1)[5:6].fill_(bad), f"{name} holds NaN or infinity")
+
+        def spoil(weights: dict[str, torch.Tensor], bad: float = bad) -> None:
+            weights[name].view(-1)[5] = bad
+
+        refused(spoil, f"{name} holds NaN or infinity")
 
 
 def test_the_command_refuses_in_one_line_and_leaves_the_older_artifact(checkpoint: Path, tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ def tables_by_hand(
 def assert_sweep_is_exact(
     levels: NDArray[np.uint8], truth: NDArray[np.uint8], thresholds: list[int], areas: list[int]
 ) -> None:
-    sweeper = Sweeper(*levels.shape, np.array(thresholds), np.array(areas))
+    height, width = levels.shape
+    sweeper = Sweeper(height, width, np.array(thresholds), np.array(areas))
     for _ in range(2):  # the second time in used buffers
         sweeper.sweep(np.ascontiguousarray(levels), np.ascontiguousarray(truth))
         pixels, overlaps = tables_by_hand(levels, truth, thresholds, areas)

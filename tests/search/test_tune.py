@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     (root / "data.json").write_text(json.dumps(SMALL_GRIDS.to_dict()))
     files = [write_jpeg(root / "train_images" / f"{seed}.jpg", seed, (120, 180)) for seed in range(IMAGES)]
     rows = ["Image_Label,EncodedPixels"]
-    with Segmenter(model, "cpu") as segmenter:
+    with Segmenter(model, provider="cpu") as segmenter:
         for n, inferred in enumerate(segmenter.infer(files)):
             assert inferred.probability is not None
             for label, text in zip(SMALL_GRIDS.classes, apply_rules(inferred.probability, GOOD), strict=True):
@@ -65,7 +65,7 @@ def run(*words: str | Path, status: int = 0) -> Result:
 
 def scored(model: Path, data: Path, folder: Path) -> float:
     files = [ImageFile(path.name, path) for path in sorted((data / "train_images").iterdir())]
-    with Segmenter(model, "cpu") as segmenter, open_submission(folder / "s.csv", SMALL_GRIDS) as submission:
+    with Segmenter(model, provider="cpu") as segmenter, open_submission(folder / "s.csv", SMALL_GRIDS) as submission:
         for result in segmenter.predict(files):
             submission.add(result.image, result.rle, result.error)
     return score(folder / "s.csv", data / "train.csv", SMALL_GRIDS).mean
@@ -86,7 +86,7 @@ def test_what_is_reported_is_what_inference_then_scores(model: Path, data: Path,
     assert read_artifact(model).rules == (Rule(10, 0),) * 3  # the model itself is left alone
     for label in SMALL_GRIDS.classes:
         assert label in result.stdout
-    assert "--images" in result.stderr  # all images: a word of caution
+    assert "--image-list" in result.stderr  # all images: a word of caution
     page = output.with_suffix(".html").read_text()
     for word in (*SMALL_GRIDS.classes, f"{after:.4f}", f"{before:.4f}", "data:image/png;base64,"):
         assert word in page
@@ -103,7 +103,7 @@ def test_kept_probabilities_give_the_same_bytes(model: Path, data: Path, tmp_pat
     run(kept, data, "-o", tmp_path / "rules.json")
     names = tmp_path / "names.txt"
     names.write_text("3.jpg\n5.jpg\n")
-    run(model, data, "--images", names, "-o", tmp_path / "c.onnx", "--save-probabilities", tmp_path / "two.npz")
+    run(model, data, "--image-list", names, "-o", tmp_path / "c.onnx", "--save-probabilities", tmp_path / "two.npz")
     result = run(tmp_path / "two.npz", data, "-o", tmp_path / "two.json")  # those of the file, not all of train.csv
     assert "Mean Dice of 2 images" in " ".join(result.stdout.split())
     rules = json.loads((tmp_path / "rules.json").read_text())
@@ -118,9 +118,9 @@ def test_kept_probabilities_give_the_same_bytes(model: Path, data: Path, tmp_pat
 def test_images_are_chosen_and_failures_listed(model: Path, data: Path, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("1.jpg\r\n\n 4.jpg \n1.jpg\n7.jpg\n")
-    result = run(model, data, "-o", tmp_path / "t.onnx", "--images", names, "--provider", "cpu")
+    result = run(model, data, "-o", tmp_path / "t.onnx", "--image-list", names, "--provider", "cpu")
     assert "Mean Dice of 3 images" in " ".join(result.stdout.split())
-    assert "--images" not in result.stderr
+    assert "--image-list" not in result.stderr
 
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -168,11 +168,11 @@ def test_given_thresholds_and_areas_alone_are_searched(model: Path, data: Path, 
         (["text.npz", "DATA"], "not a file of probabilities"),
         (["zip.npz", "DATA"], "not a file of probabilities"),
         (["cut.npz", "DATA"], "cut.npz"),
-        (["MODEL", "DATA", "--images", "nowhere.txt"], "nowhere.txt"),
-        (["MODEL", "DATA", "--images", "blank.txt"], "names no image"),
-        (["MODEL", "DATA", "--images", "binary.txt"], "not a text file"),
-        (["MODEL", "DATA", "--images", "unknown.txt"], "no row of unknown.jpg"),
-        (["MODEL", "DATA", "--images", "one.txt"], "two images"),
+        (["MODEL", "DATA", "--image-list", "nowhere.txt"], "nowhere.txt"),
+        (["MODEL", "DATA", "--image-list", "blank.txt"], "names no image"),
+        (["MODEL", "DATA", "--image-list", "binary.txt"], "not a text file"),
+        (["MODEL", "DATA", "--image-list", "unknown.txt"], "no row of unknown.jpg"),
+        (["MODEL", "DATA", "--image-list", "one.txt"], "two images"),
         (["MODEL", "OTHER"], "the data"),
         (["MODEL", "WRONG"], "1.jpg_Fish: RLE token 1"),
         (["MODEL", "DATA", "--thresholds", "256"], "256"),
@@ -220,7 +220,7 @@ def test_what_cannot_run_is_status_2_and_one_line(
     for name in ("train.csv", "data.json"):
         Path("noimages", name).write_bytes((data / name).read_bytes())
     before = sorted(path.name for path in tmp_path.iterdir())
-    known = {
+    known: dict[str, str | Path] = {
         "LABELS": data / "train.csv",
         "NOIMAGES": "noimages",
         "MODEL": model,

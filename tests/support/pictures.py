@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -24,7 +25,7 @@ HEIGHT, WIDTH = 90, 133
 def picture(height: int = HEIGHT, width: int = WIDTH, channels: int = 3, sigma: float = 3) -> NDArray[np.uint8]:
     """A smooth (H, W, channels) uint8 picture that fills the range."""
     noise = cv2.GaussianBlur(np.random.default_rng(0).random((height, width, channels)), (0, 0), sigma)
-    return np.asarray(cv2.normalize(noise, None, 0, 255, cv2.NORM_MINMAX), np.uint8).reshape(height, width, channels)
+    return np.asarray(cv2.normalize(noise, noise, 0, 255, cv2.NORM_MINMAX), np.uint8).reshape(height, width, channels)
 
 
 def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
@@ -45,6 +46,13 @@ def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def imread(path: Path) -> NDArray[np.uint8]:
+    """The (H, W, 3) BGR pixels of a file as OpenCV reads it, which it must."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    assert image is not None, path
+    return np.asarray(image, np.uint8)
 
 
 def opencv(kind: str, pixels: NDArray[Any], *options: int) -> bytes:

@@ -36,7 +36,7 @@ def checkerboard(height: int, width: int) -> NDArray[np.uint8]:
 def smooth_map(rng: np.random.Generator, height: int, width: int, sigma: float = 4) -> NDArray[np.uint8]:
     """Levels 0..255 in blobs, as a network gives them."""
     noise = cv2.GaussianBlur(rng.random((height, width)), (0, 0), sigma)
-    return np.asarray(cv2.normalize(noise, None, 0, 255, cv2.NORM_MINMAX).round(), np.uint8)
+    return np.asarray(cv2.normalize(noise, noise, 0, 255, cv2.NORM_MINMAX).round(), np.uint8)
 
 
 def _one(height: int, width: int, *pixels: tuple[int, int]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""How many cores: the smaller of the CPU set and the container's quota."""
+"""The hardware that a process may use: the smaller of what the machine has and what the container allows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cloudrt.system import machine
 from cloudrt.system.machine import usable_cpus
 
 
@@ -58,3 +59,15 @@ def test_systems_without_cpu_sets(
 
 def test_this_machine() -> None:
     assert 1 <= usable_cpus() <= (os.cpu_count() or 1)
+
+
+def test_cpuinfo_and_memory_limit(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(
+        "processor\t: 0\nmodel name\t: Fast CPU @ 3 GHz\nflags\t\t: fpu avx2 amx_int8\n\n"
+    )
+    assert machine._read_cpuinfo(tmp_path / "cpuinfo") == ("Fast CPU @ 3 GHz", ("avx2", "amx_int8"))
+    assert machine._read_cpuinfo(tmp_path / "none")[1] == ()
+    (tmp_path / "memory.max").write_text(f"{2**30}\n")
+    assert machine._memory(tmp_path / "memory.max") == 1.0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine._memory(tmp_path / "memory.max") == machine._memory(tmp_path / "none") > 1.0
