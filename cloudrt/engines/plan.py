@@ -62,10 +62,13 @@ class Plan:
 
     def satisfies(self, options: RunOptions) -> bool:
         """Whether it is what `options` ask for."""
+        streams, graph = _fixed(options, self.provider)
         return (
             options.provider in ("auto", self.provider)
             and options.batch_size in (0, self.batch_size)
             and options.compute_precision in ("auto", self.compute_precision)
+            and streams in (0, self.streams)
+            and graph in (None, self.cuda_graph)
         )
 
     def options(self, device: int = 0, allow_cpu: bool = False) -> EngineOptions:
@@ -119,6 +122,16 @@ def make_plan(
     if options.provider != "auto":
         return measurements.plan(options.provider, measurements.precision(options.provider), alone=True)
     return _take_the_fastest(measurements, artifact)
+
+
+def _fixed(options: RunOptions, provider: str) -> tuple[int, bool | None]:
+    """Return the streams and the CUDA graph that the options fix for a provider; 0 and None where they are free."""
+    if provider == "cpu":
+        return 1, False
+    if provider == "openvino":
+        return options.openvino.streams, False
+    chosen = options.tensorrt if provider == "tensorrt" else options.cuda
+    return (1 if chosen.graph else chosen.streams), chosen.graph
 
 
 def _check_precision(precision: str) -> None:
@@ -236,7 +249,7 @@ class _Measurements:
         asked = self._options.batch_size or (BATCH_SIZES["tensorrt"] if provider == "tensorrt" else 0)
         if asked and provider == "cpu" and alone:
             return Plan(provider, asked)
-        streams, graph = self._given(provider)
+        streams, graph = _fixed(self._options, provider)
         key = f"rate of {provider} {precision}, batch {asked or 'free'}, streams {streams or 'free'}, graph {graph}"
         rungs = Rung.read(self._known.get(key))
         if not rungs:
@@ -248,15 +261,6 @@ class _Measurements:
             raise MemoryExhausted(f"{provider} has no memory for {asked or 1} images: use a smaller --batch-size")
         fastest = max(rung.images_per_s for rung in rungs)
         return Plan(provider, best.batch_size, best.streams, precision, best.cuda_graph, fastest)
-
-    def _given(self, provider: str) -> tuple[int, bool | None]:
-        """Return the streams and the CUDA graph that the options fix; 0 and None where they are free."""
-        if provider == "cpu":
-            return 1, False
-        if provider == "openvino":
-            return self._options.openvino.streams, False
-        chosen = self._options.tensorrt if provider == "tensorrt" else self._options.cuda
-        return (1 if chosen.graph else chosen.streams), chosen.graph
 
     def _open_trial(self) -> ProviderTrial:
         if self._trial is None:

@@ -18,11 +18,12 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
 import cloudrt.engines.plan
 from cloudrt.engines.measurements import Known
 from cloudrt.engines.onnxruntime import OrtEngine
-from cloudrt.engines.plan import Plan, Request, make_plan
-from cloudrt.engines.trial import Bench, Rung
+from cloudrt.engines.plan import Plan, make_plan
+from cloudrt.engines.trial import ANY, Ladder, ProviderTrial, Rung
 from cloudrt.errors import MemoryExhausted, ProviderError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.model.artifact import Artifact, parse_artifact, write_metadata
+from cloudrt.options import CudaOptions, OpenvinoOptions, RunOptions, TensorrtOptions
 from cloudrt.system.nvidia import Driver
 
 MODEL = tiny_model(labels=SMALL_GRIDS)
@@ -43,20 +44,21 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     found: dict[str, float] = {"looks": 0, "climbs": 0}
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name in found else f"no {name}")
 
-    def agree(self: Bench, provider: str, compute: str) -> None:
+    def agree(self: ProviderTrial, provider: str, precision: str) -> None:
         found["looks"] += 1
 
-    def climb(self: Bench, provider: str, compute: str, batch_size: int = 0) -> list[Rung]:
+    def climb(self: ProviderTrial, provider: str, precision: str, given: Ladder = ANY) -> list[Rung]:
         found["climbs"] += 1
-        return [Rung(batch_size or 4, 2 if provider == "openvino" else 1, False, found[provider])]
+        streams = given.streams or (2 if provider == "openvino" else 1)
+        return [Rung(given.batch_size or 4, streams, bool(given.cuda_graph), found[provider])]
 
-    monkeypatch.setattr(Bench, "disagreement", agree)
-    monkeypatch.setattr(Bench, "climb", climb)
+    monkeypatch.setattr(ProviderTrial, "disagreement", agree)
+    monkeypatch.setattr(ProviderTrial, "climb", climb)
     return found
 
 
-def plan(request: Request, artifact: Artifact = ARTIFACT, sha256: str = "ab") -> Plan:
-    return make_plan(MODEL, artifact, sha256, request)
+def plan(options: RunOptions, artifact: Artifact = ARTIFACT, sha256: str = "ab") -> Plan:
+    return make_plan(MODEL, artifact, sha256, options)
 
 
 @needs_openvino
@@ -65,7 +67,7 @@ def test_the_fastest_on_a_cpu_is_taken_and_the_other_is_named(
     rates: dict[str, float], openvino: float, cpu: float, taken: str
 ) -> None:
     rates |= {"openvino": openvino, "cpu": cpu}
-    chosen = plan(Request())
+    chosen = plan(RunOptions())
     assert (chosen.provider, chosen.images_per_s) == (taken, 20.0)
     other = "cpu" if taken == "openvino" else "openvino"
     assert chosen.passed_over == {
@@ -74,21 +76,21 @@ def test_the_fastest_on_a_cpu_is_taken_and_the_other_is_named(
         other: "10.0 images/s beside 20.0, as measured here",
     }
     measured = rates["looks"], rates["climbs"]
-    assert plan(Request()) == chosen
+    assert plan(RunOptions()) == chosen
     assert (rates["looks"], rates["climbs"]) == measured  # remembered
-    plan(Request(), sha256="another")
+    plan(RunOptions(), sha256="another")
     assert rates["climbs"] == measured[1] + 2
 
 
 def test_a_gpu_is_taken_before_any_cpu(rates: dict[str, float]) -> None:
     rates |= {"cuda": 5.0, "openvino": 20.0, "cpu": 10.0}
-    assert plan(Request()).provider == "cuda"
+    assert plan(RunOptions()).provider == "cuda"
     assert rates["climbs"] == 1
 
 
 def test_tensorrt_is_taken_where_its_engine_exists(rates: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     rates |= {"tensorrt": 9.0, "cuda": 5.0, "cpu": 1.0}
-    chosen = plan(Request())
+    chosen = plan(RunOptions())
     assert chosen.provider == "cuda"
     assert "--provider tensorrt" in chosen.passed_over["tensorrt"]
     asked: list[int | None] = []
@@ -98,7 +100,7 @@ def test_tensorrt_is_taken_where_its_engine_exists(rates: dict[str, float], monk
         return True
 
     monkeypatch.setattr("cloudrt.engines.onnxruntime.tensorrt_engine_exists", exists)
-    chosen = plan(Request())
+    chosen = plan(RunOptions())
     assert (chosen.provider, chosen.batch_size) == ("tensorrt", 32)
     assert asked == [32]  # of the batch that it would run
     assert "5.0 images/s beside 9.0" in chosen.passed_over["cuda"]
@@ -106,8 +108,8 @@ def test_tensorrt_is_taken_where_its_engine_exists(rates: dict[str, float], monk
 
 def test_nothing_is_measured_where_nothing_is_left_open(rates: dict[str, float], cache: Path) -> None:
     rates |= {"cpu": 1.0}
-    assert plan(Request("cpu", 8)) == Plan("cpu", 8)
-    assert plan(Request("auto", 8)).batch_size == 8
+    assert plan(RunOptions(provider="cpu", batch_size=8)) == Plan("cpu", 8)
+    assert plan(RunOptions(provider="auto", batch_size=8)).batch_size == 8
     assert rates["climbs"] == rates["looks"] == 0
     assert not cache.exists()
 
@@ -122,19 +124,19 @@ def test_who_disagrees_is_passed_over_and_runs_when_asked_for(monkeypatch: pytes
         return np.minimum(probability, 246) + 9, presence
 
     monkeypatch.setattr(openvino.OpenvinoEngine, "run", too_high)
-    chosen = plan(Request())
+    chosen = plan(RunOptions())
     assert chosen.provider == "cpu"
     assert "differ from ONNX Runtime's CPU provider in fp32: mean difference" in chosen.passed_over["openvino"]
-    assert plan(Request("openvino", 4)).provider == "openvino"
+    assert plan(RunOptions(provider="openvino", batch_size=4)).provider == "openvino"
 
 
 @needs_openvino
 def test_local_providers_agree_on_every_precision() -> None:
     for precision in ("fp32", "fp16"):
         model = tiny_model(labels=SMALL_GRIDS, precision=precision)
-        bench = Bench(model, parse_artifact(model, "m"), 2)
-        assert bench.disagreement("openvino", "f32") is None
-        assert bench.disagreement("cpu", "f32") is None
+        trial = ProviderTrial(model, parse_artifact(model, "m"), 2)
+        assert trial.disagreement("openvino", "fp32") is None
+        assert trial.disagreement("cpu", "fp32") is None
 
 
 def test_an_engine_that_cannot_open_is_passed_over(rates: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +146,8 @@ def test_an_engine_that_cannot_open_is_passed_over(rates: dict[str, float], monk
     def refuse(*_: object) -> None:
         raise ProviderError("OpenVINO is in a bad mood")
 
-    monkeypatch.setattr(Bench, "open", refuse)
-    assert Bench(MODEL, ARTIFACT, 1).disagreement("openvino", "f32") == "OpenVINO is in a bad mood"
+    monkeypatch.setattr(ProviderTrial, "open", refuse)
+    assert ProviderTrial(MODEL, ARTIFACT, 1).disagreement("openvino", "fp32") == "OpenVINO is in a bad mood"
 
 
 @needs_openvino
@@ -154,12 +156,13 @@ def test_low_precision_is_computed_in_where_the_cpu_can_and_agrees(
 ) -> None:
     rates |= {"openvino": 2.0, "cpu": 1.0}
     fp16 = replace(ARTIFACT, precision="fp16")
-    monkeypatch.setattr("cloudrt.engines.openvino.fast_computes", lambda: ("f32", "bf16"))
-    assert plan(Request("openvino"), fp16).compute == "bf16"
-    assert plan(Request("openvino"), ARTIFACT).compute == "f32"  # an fp32 artifact is computed in fp32
-    assert plan(Request("openvino", compute="f32"), fp16).compute == "f32"
-    monkeypatch.setattr(Bench, "disagreement", lambda self, provider, compute: "no" if compute == "bf16" else None)
-    assert plan(Request("openvino"), fp16, "another").compute == "f32"
+    monkeypatch.setattr("cloudrt.engines.openvino.native_precisions", lambda: ("fp32", "bf16"))
+    openvino = RunOptions(provider="openvino")
+    assert plan(openvino, fp16).compute_precision == "bf16"
+    assert plan(openvino, ARTIFACT).compute_precision == "fp32"  # an fp32 artifact is computed in fp32
+    assert plan(openvino.changed(compute_precision="fp32"), fp16).compute_precision == "fp32"
+    monkeypatch.setattr(ProviderTrial, "disagreement", lambda self, _, precision: "no" if precision == "bf16" else None)
+    assert plan(openvino, fp16, "another").compute_precision == "fp32"
 
 
 @needs_openvino
@@ -167,11 +170,13 @@ def test_instructions_that_are_missing_are_refused(monkeypatch: pytest.MonkeyPat
     from cloudrt.engines.base import EngineOptions
     from cloudrt.engines.choice import open_engine
 
-    monkeypatch.setattr("cloudrt.engines.openvino.fast_computes", lambda: ("f32",))
-    with pytest.raises(ProviderError, match="no instructions for bf16: f32"):
-        open_engine(MODEL, "openvino", 1, 1, EngineOptions(compute="bf16"))
-    with pytest.raises(ProviderError, match="--compute bf16 needs --provider openvino"):
-        plan(Request("cpu", compute="bf16"))
+    monkeypatch.setattr("cloudrt.engines.openvino.native_precisions", lambda: ("fp32",))
+    with pytest.raises(ProviderError, match="no instructions for bf16, only for fp32"):
+        open_engine(MODEL, "openvino", 1, 1, EngineOptions(compute_precision="bf16"))
+    with pytest.raises(ProviderError, match="no instructions for bf16, only for fp32"):
+        plan(RunOptions(provider="openvino", compute_precision="bf16"))
+    with pytest.raises(ProviderError, match="--compute-precision bf16 needs --provider openvino"):
+        plan(RunOptions(compute_precision="bf16"))
 
 
 def test_devices_are_gpus_that_are_there_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +184,9 @@ def test_devices_are_gpus_that_are_there_and_alike(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cloudrt.engines.plan, "nvidia_driver", lambda: Driver((13, 0), gpus))
     for devices, words in (((0, 3), "no GPU 3 here: this process may use 3"), ((0, 2), "of several kinds")):
         with pytest.raises(ProviderError, match=words):
-            plan(Request("auto", 4, devices=devices))
+            plan(RunOptions(provider="auto", batch_size=4, devices=devices))
     with pytest.raises(ProviderError, match="--provider cpu runs on none"):
-        plan(Request("cpu", 4, devices=(0, 1)))
+        plan(RunOptions(provider="cpu", batch_size=4, devices=(0, 1)))
 
 
 def test_what_was_measured_is_kept_by_everything_that_it_hangs_on(
@@ -209,16 +214,48 @@ def test_what_was_measured_is_kept_by_everything_that_it_hangs_on(
     assert "cannot be kept" in caplog.text
 
 
-def test_a_plan_is_recorded_and_read() -> None:
+def test_a_plan_satisfies_the_options_that_it_was_made_for() -> None:
     one = Plan("openvino", 8, 2, "bf16")
-    assert Plan.recorded(one.identity()) == one
     assert one.describe() == "provider openvino, batch 8, 2 streams, computing in bf16"
-    with pytest.raises(ProviderError, match="of another version"):
-        Plan.recorded({"provider": "cpu"})
-    assert one.serves(Request()) and one.serves(Request("openvino", 8, compute="bf16"))
-    assert not one.serves(Request("cpu"))
-    assert not one.serves(Request(batch_size=4))
-    assert not one.serves(Request("openvino", compute="f32"))
+    openvino = RunOptions(provider="openvino")
+    fixed = openvino.changed(batch_size=8, compute_precision="bf16", openvino=OpenvinoOptions(streams=2))
+    assert one.satisfies(RunOptions()) and one.satisfies(fixed)
+    assert not one.satisfies(RunOptions(provider="cpu"))
+    assert not one.satisfies(RunOptions(batch_size=4))
+    assert not one.satisfies(openvino.changed(compute_precision="fp32"))
+    assert not one.satisfies(openvino.changed(openvino=OpenvinoOptions(streams=4)))
+    cuda = Plan("cuda", 8, 1, "fp32", cuda_graph=True)
+    assert cuda.satisfies(RunOptions(cuda=CudaOptions(graph=True))) and cuda.satisfies(RunOptions(provider="cuda"))
+    assert not cuda.satisfies(RunOptions(cuda=CudaOptions(graph=False)))
+    assert not cuda.satisfies(RunOptions(cuda=CudaOptions(streams=2)))
+    assert Plan("cpu", 4).satisfies(RunOptions(provider="cpu", openvino=OpenvinoOptions(streams=4)))
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        (RunOptions(provider="openvino", openvino=OpenvinoOptions(streams=3)), Ladder(0, 3, False)),
+        (RunOptions(provider="cuda", batch_size=8, cuda=CudaOptions(streams=2)), Ladder(8, 2, None)),
+        (RunOptions(provider="cuda", cuda=CudaOptions(graph=True)), Ladder(0, 1, True)),
+        (RunOptions(provider="cuda", tensorrt=TensorrtOptions(graph=True)), Ladder(0, 0, None)),
+        (RunOptions(provider="tensorrt", tensorrt=TensorrtOptions(graph=True)), Ladder(32, 1, True)),
+    ],
+)
+def test_settings_of_a_provider_are_fixed_by_its_own_options(
+    rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, options: RunOptions, given: Ladder
+) -> None:
+    rates |= {"cpu": 1.0, "openvino": 2.0, "cuda": 3.0, "tensorrt": 4.0}
+    asked: list[Ladder] = []
+    real = ProviderTrial.climb
+
+    def climb(self: ProviderTrial, provider: str, precision: str, ladder: Ladder = ANY) -> list[Rung]:
+        asked.append(ladder)
+        return real(self, provider, precision, ladder)
+
+    monkeypatch.setattr(ProviderTrial, "climb", climb)
+    chosen = plan(options)
+    assert asked == [given]
+    assert chosen.satisfies(options)
 
 
 def test_int8_is_compared_with_its_own_layers_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +270,7 @@ def test_int8_is_compared_with_its_own_layers_in_float(monkeypatch: pytest.Monke
     model = onnx.ModelProto.FromString(MODEL.SerializeToString())
     artifact = replace(ARTIFACT, precision="int8", int8_target="cpu")
     write_metadata(model, artifact)
-    assert Bench(model, artifact, 1).disagreement("cpu", "f32") is None
+    assert ProviderTrial(model, artifact, 1).disagreement("cpu", "fp32") is None
     assert opened == [True, False]
 
 
@@ -246,11 +283,11 @@ def test_a_segmenter_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def never(*_: object) -> Iterator[Rung]:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(Bench, "climb", never)
-    monkeypatch.setattr(Bench, "disagreement", never)
+    monkeypatch.setattr(ProviderTrial, "climb", never)
+    monkeypatch.setattr(ProviderTrial, "disagreement", never)
     with Segmenter(model, threads=1) as second:
         assert second.plan == plan
-        assert (second.batch_size, second.identity()["streams"]) == (plan.batch_size, plan.streams)
+        assert (second.batch_size, second.identity().streams) == (plan.batch_size, plan.streams)
 
 
 @needs_openvino
@@ -260,9 +297,9 @@ def test_memory_that_lacks_today_is_not_remembered(
 ) -> None:
     """The other provider is taken meanwhile."""
     rates |= {"openvino": 20.0, "cpu": 10.0}
-    real = getattr(Bench, where)
+    real = getattr(ProviderTrial, where)
 
-    def lacking(self: Bench, provider: str, *words: Any) -> Any:
+    def lacking(self: ProviderTrial, provider: str, *words: Any) -> Any:
         if provider != "openvino":
             return real(self, provider, *words)
         if where == "climb":
@@ -270,11 +307,11 @@ def test_memory_that_lacks_today_is_not_remembered(
         raise MemoryExhausted("no memory for openvino")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bench, where, lacking)
-        chosen = plan(Request())
+        patch.setattr(ProviderTrial, where, lacking)
+        chosen = plan(RunOptions())
         assert chosen.provider == "cpu"
         assert "no memory" in chosen.passed_over["openvino"]
-    assert plan(Request()).provider == "openvino"
+    assert plan(RunOptions()).provider == "openvino"
 
 
 @pytest.mark.parametrize(
@@ -295,20 +332,20 @@ def test_memory_that_lacks_today_is_not_remembered(
 )
 def test_what_was_kept_wrongly_is_measured_anew(rates: dict[str, float], cache: Path, kept: object) -> None:
     rates |= {"cpu": 10.0}
-    first = plan(Request())
+    first = plan(RunOptions())
     (file,) = (cache / "cloudrt" / "plans").iterdir()
     values = json.loads(file.read_text())
     file.write_text(json.dumps(dict.fromkeys(values, kept)))
     climbs = rates["climbs"]
-    assert plan(Request()) == first
+    assert plan(RunOptions()) == first
     assert rates["climbs"] == climbs + 1
 
 
 def test_a_plan_of_an_earlier_run_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     settled = Plan("cpu", 4)
-    assert make_plan(MODEL, ARTIFACT, "ab", Request(), settled) == settled
+    assert make_plan(MODEL, ARTIFACT, "ab", RunOptions(), settled) == settled
     with pytest.raises(ProviderError, match="--provider cpu runs on none"):
-        make_plan(MODEL, ARTIFACT, "ab", Request(devices=(0, 1)), settled)
+        make_plan(MODEL, ARTIFACT, "ab", RunOptions(devices=(0, 1)), settled)
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: "it was uninstalled")
     with pytest.raises(ProviderError, match="it was uninstalled"):
-        make_plan(MODEL, ARTIFACT, "ab", Request(), settled)
+        make_plan(MODEL, ARTIFACT, "ab", RunOptions(), settled)

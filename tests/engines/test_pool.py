@@ -52,10 +52,10 @@ def test_no_image_is_lost_when_memory_runs_out(
     tried = fits(2, monkeypatch)
     pictures: list[Any] = [picture(number) for number in range(20)]
     pictures[5:5] = [b"no image", b"nor this"]
-    with Segmenter(model, "cpu", batch_size=size) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=size) as segmenter:
         results = list(segmenter.predict(pictures))
         assert segmenter.batch_size <= 2
-        assert segmenter.identity()["batch size"] == size  # what the run began with
+        assert segmenter.identity().batch_size == size  # what the run began with
         rules = segmenter.artifact.rules
     assert [result.image for result in results] == [f"image-{number}" for number in range(22)]
     for result, image in zip(results, pictures, strict=True):
@@ -71,7 +71,10 @@ def test_no_image_is_lost_when_memory_runs_out(
 def test_a_single_image_that_does_not_fit_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits(0, monkeypatch)
     before = threading.active_count()
-    with Segmenter(model, "cpu", batch_size=4) as segmenter, pytest.raises(MemoryExhausted, match="no memory for this"):
+    with (
+        Segmenter(model, provider="cpu", batch_size=4) as segmenter,
+        pytest.raises(MemoryExhausted, match="no memory for this"),
+    ):
         list(segmenter.predict([picture(1)] * 9))
     assert threading.active_count() == before
 
@@ -187,7 +190,7 @@ def test_engines_that_cannot_be_opened_again_end_the_run(streams: int) -> None:
 def test_a_closed_segmenter_says_so(model: Path, provider: str) -> None:
     if provider == "openvino":
         pytest.importorskip("openvino")
-    segmenter = Segmenter(model, provider, batch_size=2)
+    segmenter = Segmenter(model, provider=provider, batch_size=2)
     running = segmenter.predict([picture(number) for number in range(40)])
     next(running)
     segmenter.close()
