@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from cloudrt.cli.run_options import run_options, take_run_options
 from cloudrt.cli.types import Numbers
+from cloudrt.system.paths import check_outputs
 from cloudrt.system.terminal import Failure, progress_bar, reports_errors
 
 if TYPE_CHECKING:
     from cloudrt.masks.postprocess import Rule
     from cloudrt.model.artifact import Artifact
+    from cloudrt.options import RunOptions
     from cloudrt.search.choose import Score
     from cloudrt.search.tune import Source, Tuned
 
@@ -23,9 +26,9 @@ if TYPE_CHECKING:
 @click.argument("source", type=click.Path(path_type=Path), metavar="MODEL_OR_PROBABILITIES")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
-    "--images",
+    "--image-list",
     type=click.Path(path_type=Path),
-    help="Text file of image names, one a line; all of train.csv, or of PROBABILITIES, otherwise.",
+    help="Text file of image names, one per line. Default: all of train.csv, or of PROBABILITIES.",
 )
 @click.option(
     "-o",
@@ -39,16 +42,12 @@ if TYPE_CHECKING:
 @click.option("--thresholds", type=Numbers(255), help="Levels to try, such as 100:200:5; all from 0 to 255 otherwise.")
 @click.option("--min-areas", type=Numbers(2**31 - 1), help="Pixels to try, such as 0,500,9000:25000:1000.")
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Of the cross-validation.")
-@click.option(
-    "--provider", type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]), default="auto", show_default=True
-)
-@click.option("--batch-size", type=click.IntRange(1), help="Images a batch; the provider's default otherwise.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads of each stage; all that may be used by default.")
+@run_options
 @reports_errors
 def tune(
     source: Path,
     data: Path,
-    images: Path | None,
+    image_list: Path | None,
     output: Path | None,
     overwrite: bool,
     model: Path | None,
@@ -56,9 +55,7 @@ def tune(
     thresholds: tuple[int, ...] | None,
     min_areas: tuple[int, ...] | None,
     folds: int,
-    provider: str,
-    batch_size: int | None,
-    threads: int | None,
+    **given: Any,
 ) -> None:
     """Search the best rule of each class on the labelled images of DATA, exactly, and write them into the artifact.
 
@@ -67,8 +64,9 @@ def tune(
     Beside the output lie a plot (.png) and a page (.html) of the Dice surfaces.
     """
     from cloudrt.data.folder import open_data
-    from cloudrt.search.tune import FromFile
-    from cloudrt.search.tune import tune as run
+    from cloudrt.search.tables import THRESHOLDS
+    from cloudrt.search.tune import FromFile, TuneOptions
+    from cloudrt.search.tune import tune as search_rules
     from cloudrt.system.machine import usable_cpus
 
     from_file = source.suffix == ".npz"
@@ -76,29 +74,28 @@ def tune(
     if save_probabilities:
         _check_kept(save_probabilities, from_file, overwrite)
     folder = open_data(data)
-    given = _read_names(images) if images else []
+    run = take_run_options(given)
+    listed = _read_names(image_list) if image_list else []
     with ExitStack() as stack:
-        opened, artifact = _open(source, model, provider, batch_size or 0, threads or 0, stack)
-        names = given or (opened.keys if isinstance(opened, FromFile) else list(folder.read_train()))
-        tuned = run(
-            opened,
-            folder,
-            names,
+        opened, artifact = _open(source, model, run, stack)
+        names = listed or (opened.keys if isinstance(opened, FromFile) else list(folder.read_train()))
+        options = TuneOptions(
             before=artifact.rules if artifact else (),
-            folds=folds,
-            threads=threads or usable_cpus(),
+            thresholds=thresholds or THRESHOLDS,
             min_areas=min_areas,
-            save=save_probabilities,
-            bar=progress_bar,
-            **({"thresholds": thresholds} if thresholds else {}),
+            folds=folds,
+            threads=run.threads or usable_cpus(),
         )
+        tuned = search_rules(opened, folder, names, options, save=save_probabilities, bar=progress_bar)
     _write(tuned, artifact, model or source, target, data)
     _show(tuned)
     click.echo(f"{target}: the new rules; {target.with_suffix('.html')}: open it in a browser")
     if target.suffix == ".onnx":
         click.echo(f"Next: cloudrt-infer test_images/ --model {target}")
-    if images is None and not from_file:
-        click.echo("Tuned on every image of DATA: if the network was trained on some of them, use --images", err=True)
+    if image_list is None and not from_file:
+        click.echo(
+            "Tuned on every image of DATA: if the network was trained on some of them, use --image-list", err=True
+        )
     for name, reason in list(tuned.failures.items())[:10]:
         click.echo(f"Left out: {name} {reason}", err=True)
     if tuned.failures:
@@ -116,14 +113,12 @@ def _target(source: Path, output: Path | None, overwrite: bool, model: Path | No
         raise Failure(f"{target}: the output is an .onnx, or a .json of the rules alone")
     if target.suffix == ".onnx" and not has_model:
         raise Failure(f"{target}: give the artifact that gets the rules with --model, or a .json as --output")
-    for path in (source, model):
-        if path is not None and path.exists() and target.exists() and path.samefile(target) and not overwrite:
-            raise Failure(f"{target} is the model itself: give another --output, or --overwrite to change it in place")
-    for path in (target, target.with_suffix(".png"), target.with_suffix(".html")):
-        if path.exists() and not path.is_file():
-            raise Failure(f"{path} is not a regular file: give the name of a file to write")
-        if path.exists() and not overwrite:
-            raise Failure(f"{path} exists: give another --output, or --overwrite")
+    beside = {f"the {kind} of --output": target.with_suffix(f".{kind}") for kind in ("png", "html")}
+    in_place = overwrite and any(
+        path and path.exists() and target.exists() and path.samefile(target) for path in (source, model)
+    )
+    reads = {} if in_place else {"the model": source, "--model": model}
+    check_outputs({"--output": target} | beside, reads, overwrite=overwrite)
     return target
 
 
@@ -133,8 +128,7 @@ def _check_kept(path: Path, from_file: bool, overwrite: bool) -> None:
         raise Failure("--save-probabilities needs a MODEL to run: these are kept already")
     if path.suffix != ".npz":
         raise Failure(f"{path}: probabilities are kept in an .npz")
-    if path.exists() and not overwrite:
-        raise Failure(f"{path} exists: give another --save-probabilities, or --overwrite")
+    check_outputs({"--save-probabilities": path}, overwrite=overwrite)
 
 
 def _read_names(images: Path) -> list[str]:
@@ -148,9 +142,7 @@ def _read_names(images: Path) -> list[str]:
     return found
 
 
-def _open(
-    source: Path, model: Path | None, provider: str, batch_size: int, threads: int, stack: ExitStack
-) -> tuple[Source, Artifact | None]:
+def _open(source: Path, model: Path | None, run: RunOptions, stack: ExitStack) -> tuple[Source, Artifact | None]:
     from cloudrt.inference.pipeline import Segmenter
     from cloudrt.model.artifact import read_artifact
     from cloudrt.search.probabilities import Probabilities
@@ -162,7 +154,7 @@ def _open(
         if artifact and artifact.labels != kept.labels:
             raise Failure(f"{model} and {source} have other classes or grids")
         return FromFile(kept), artifact
-    segmenter = stack.enter_context(Segmenter(source, provider, batch_size=batch_size, threads=threads))
+    segmenter = stack.enter_context(Segmenter(source, run))
     click.echo(
         f"{source}: provider {segmenter.plan.provider}, batch {segmenter.batch_size}, {segmenter.threads} threads",
         err=True,

@@ -101,20 +101,41 @@ class Tuned:
         return sum(choice.out_of_fold for choice in self.choices) / len(self.choices)
 
 
+@dataclass(frozen=True)
+class TuneOptions:
+    """What to search.
+
+    Parameters
+    ----------
+    before
+        The present rules, one per class; their thresholds and min areas are searched too.
+    thresholds
+        Levels to try.
+    min_areas
+        Pixels to try; `min_areas_for` the grid where it is None.
+    folds
+        Folds of the cross-validation.
+    threads
+        Threads of the search.
+    """
+
+    before: Sequence[Rule] = ()
+    thresholds: Sequence[int] = THRESHOLDS
+    min_areas: Sequence[int] | None = None
+    folds: int = FOLDS
+    threads: int = 1
+
+
 def tune(
     source: Source,
     data: DataFolder,
     names: Sequence[str],
+    options: TuneOptions,
     *,
-    before: Sequence[Rule] = (),
-    thresholds: Sequence[int] = THRESHOLDS,
-    min_areas: Sequence[int] | None = None,
-    folds: int = FOLDS,
-    threads: int = 1,
     save: Path | None = None,
     bar: Bar,
 ) -> Tuned:
-    """Search and choose the rules on the images of `data` that `names` says.
+    """Search and choose the rules on labelled images.
 
     Parameters
     ----------
@@ -124,14 +145,8 @@ def tune(
         The labelled images.
     names
         Which of its images.
-    before
-        The rules until now; their thresholds and min areas are searched too.
-    thresholds, min_areas
-        What to try; all 256 levels, and `min_areas_for` the grid, unless given.
-    folds
-        Of the cross-validation.
-    threads
-        Of the search.
+    options
+        What to search.
     save
         Keep the probabilities in this file.
     bar
@@ -148,7 +163,8 @@ def tune(
     lacking = [name for name in names if name not in rows]
     if lacking:
         raise DataError(f"{data.train_csv} has no row of {lacking[0]} ({len(lacking)} of {len(names)} images)")
-    areas = min_areas if min_areas is not None else min_areas_for(data.labels.submit_grid)
+    before, threads = options.before, options.threads
+    areas = options.min_areas if options.min_areas is not None else min_areas_for(data.labels.submit_grid)
     files = [ImageFile(name, data.train_images / name) for name in dict.fromkeys(names)]
     failures: dict[str, str] = {}
 
@@ -181,7 +197,7 @@ def tune(
         tables = measure(
             _some(maps(), too_few),
             len(files),
-            [*thresholds, *(rule.threshold for rule in before)],
+            [*options.thresholds, *(rule.threshold for rule in before)],
             [*areas, *(rule.min_area for rule in before)],
             threads,
             advance,
@@ -189,7 +205,7 @@ def tune(
         if tables.dice.shape[1] < 2:
             raise too_few(1)
     began = time.perf_counter()
-    choices = choose_rules(tables, folds)
+    choices = choose_rules(tables, options.folds)
     seconds = time.perf_counter() - began
     scored = [(rule, score_rule(tables, c, rule)) for c, rule in enumerate(before)]
     return Tuned(data.labels, tables, choices, scored, len(files) - len(failures), failures, seconds)
