@@ -1,8 +1,8 @@
-"""Several models, several views of the image, one graph: the mean of their probabilities.
+"""Average several networks and several flips of the image in one graph.
 
-    image -> each flip of it -> each network -> probability, flipped back -> mean -> levels
+    image -> each flip -> each network -> probability, flipped back -> mean -> uint8 levels
 
-A flip and a network more multiply the work: an ensemble of two with all four flips runs eight networks an image.
+The cost is one network run per member and flip: two members with all four flips run eight networks per image.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from cloudrt.model.network_config import VIEWS
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What one artifact is made of.
+    """The checkpoints and the test-time augmentation of one artifact.
 
     Parameters
     ----------
     checkpoints
-        One or more, of the same classes, grids and input size.
+        One or more checkpoints with the same classes, grids and input size.
     digests
-        SHA-256 of each.
+        SHA-256 of each checkpoint file.
     tta
-        Of `VIEWS`.
+        Test-time augmentation, a key of `VIEWS`.
 
     Raises
     ------
     DataError
-        Checkpoints that do not go together; an unknown `tta`.
+        The checkpoints do not match, or `tta` is unknown.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -46,47 +46,51 @@ class Ensemble:
         if self.tta not in VIEWS:
             raise DataError(f"tta is one of {', '.join(VIEWS)}, found {self.tta!r}")
         if not self.checkpoints:
-            raise DataError("an artifact is made of one checkpoint at least")
+            raise DataError("an artifact needs at least one checkpoint")
         if len(set(self.digests)) < len(self.digests):
-            raise DataError("an ensemble holds the same checkpoint twice: the mean would be that of fewer")
+            raise DataError("an ensemble holds the same checkpoint twice: give each once")
         for member in self.checkpoints[1:]:
-            if member.config.labels != self.config.labels:
-                raise DataError(f"an ensemble has one labels, found {self.config.labels} and {member.config.labels}")
-            ours, theirs = (
-                (one.config.presence, one.config.top_k if one.config.presence == "top-k" else 0)
-                for one in (self.checkpoints[0], member)
+            self._check_member(member.config)
+
+    def _check_member(self, other: NetworkConfig) -> None:
+        ours = self.config
+        if other.labels != ours.labels:
+            raise DataError(f"the members of an ensemble need the same labels, found {ours.labels} and {other.labels}")
+        presence = [(one.presence, one.top_k if one.presence == "top-k" else 0) for one in (ours, other)]
+        if presence[0] != presence[1]:
+            raise DataError(
+                "the members of an ensemble need the same presence output and top_k, "
+                f"found {presence[0]} and {presence[1]}"
             )
-            if ours != theirs:
-                raise DataError(f"an ensemble has one presence, found {ours[0]} and {theirs[0]}, or another top_k")
-            (height, width), (other_height, other_width) = self.config.input_size, member.config.input_size
-            if (height, width) != (other_height, other_width):
-                raise DataError(
-                    f"an ensemble has one input size, found {width}x{height} and {other_width}x{other_height}: "
-                    f"give one with --input-size"
-                )
+        (height, width), (other_height, other_width) = ours.input_size, other.input_size
+        if (height, width) != (other_height, other_width):
+            raise DataError(
+                f"the members of an ensemble need the same input size, found {width}x{height} and "
+                f"{other_width}x{other_height}: set one with --input-size"
+            )
 
     @property
     def config(self) -> NetworkConfig:
-        """The first member's configuration; classes, grids and input size are every member's."""
+        """Configuration of the first member; all members share classes, grids and input size."""
         return self.checkpoints[0].config
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The first member's rules: nobody has tuned any on the mean yet."""
+        """Rules of the first member. They were not tuned on the averaged probability."""
         return self.checkpoints[0].rules
 
     @property
     def networks_per_image(self) -> int:
-        """How often a network runs for one image."""
+        """Number of network runs per image."""
         return len(self.checkpoints) * len(VIEWS[self.tta])
 
     def graph(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """Return (N, H, W, 3) uint8 image -> (N, C, W_out, H_out) uint8 levels; the networks compute in `dtype`."""
+        """Return the module (N, H, W, 3) uint8 -> (N, C, W_out, H_out) uint8; the networks compute in `dtype`."""
         members = [InferenceGraph(one.network().to(dtype), one.config, dtype) for one in self.checkpoints]
         return Mean(members, VIEWS[self.tta]).eval()
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return what the metadata say of the members; nothing where there is but one."""
+        """Return the metadata of each member, or an empty list for a single checkpoint."""
         return [
             {"architecture": one.config.architecture, "encoder": one.config.encoder, "dice": one.dice, "sha256": digest}
             for one, digest in zip(self.checkpoints, self.digests, strict=True)
@@ -95,7 +99,7 @@ class Ensemble:
 
 
 class Mean(nn.Module):
-    """The mean of several graphs' probabilities over several views of the image."""
+    """Mean probability of several graphs over several views of the image."""
 
     def __init__(self, members: list[InferenceGraph], views: tuple[tuple[int, ...], ...]) -> None:
         super().__init__()
@@ -103,7 +107,7 @@ class Mean(nn.Module):
         self.views = views
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return the levels 0..255 of each class on the transposed submission grid; with presence, those too."""
+        """Return levels 0..255 on the transposed submission grid, and the presence levels if there are any."""
         levels = image.to(torch.float32).permute(0, 3, 1, 2)
         graphs = [member for member in self.members if isinstance(member, InferenceGraph)]
         answers = [graph.answers(levels, self.views) for graph in graphs]

@@ -1,4 +1,4 @@
-"""The gate: an exported model runs beside PyTorch, in the provider that will run it, before anything is written."""
+"""The parity gate: compare an exported model with PyTorch, in the provider that will run it, before writing it."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from .parity import Reference
 logger = logging.getLogger(__name__)
 
 ADVICE = {
-    "fp32": "other versions of torch and onnxscript (the conversion itself is wrong, whatever the precision), or wider "
+    "fp32": "other versions of torch and onnxscript (the conversion itself is wrong, at any precision), or wider "
     "tolerances",
     "fp16": "--precision fp32, or wider tolerances",
-    "int8": "--precision fp16, more images like yours with --calibration DIR, or wider tolerances",
+    "int8": "--precision fp16, more images like yours with --data FOLDER, or wider tolerances",
 }
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Where and by what a conversion to one precision is judged.
+    """How a conversion to one precision is judged.
 
     Parameters
     ----------
     reference
         PyTorch's answers.
     tolerances
-        What the precision may change.
+        The limits.
     artifact
-        What the model says of itself: precision and int8 target among it.
+        The metadata of the model, with its precision and int8 target.
     provider
-        Of `cloudrt.engines.PROVIDERS`, never "auto".
+        Provider that runs the model; never "auto".
     """
 
     reference: Reference
@@ -53,7 +53,7 @@ class Gate:
 
     @property
     def emulates(self) -> str:
-        """What the provider does not do itself here: a phrase for the record, or empty."""
+        """What is emulated because the provider lacks it, as a phrase for the record, or empty."""
         if self.provider != "cpu":
             return ""
         if self.artifact.precision == "fp16":
@@ -63,7 +63,7 @@ class Gate:
         return ""
 
     def open(self, model: onnx.ModelProto) -> Engine:
-        """Load a model, finished or with its notes, as it is judged."""
+        """Open a model in the engine of the comparison."""
         finished = finish(model, self.artifact)
         if self.emulates and self.artifact.precision == "fp16":
             emulated = emulate_half(finished)
@@ -73,18 +73,18 @@ class Gate:
     def measure(
         self, model: onnx.ModelProto, advance: Callable[[int], object] | None = None, *, give_up: bool = False
     ) -> Parity | None:
-        """Return the figures of a model; with `give_up`, None as soon as it is sure to fail."""
+        """Return the differences of a model; with `give_up`, None as soon as it is certain to fail."""
         said = f"{self.provider}, {self.emulates}" if self.emulates else self.provider
         with self.open(model) as engine:
             return self.reference.measure(engine.run, said, self.tolerances if give_up else None, advance)
 
     def check(self, model: onnx.ModelProto, advance: Callable[[int], object] | None = None) -> Parity:
-        """Return the figures of a model that passes.
+        """Return the differences of a model that passes.
 
         Raises
         ------
         ParityError
-            It does not pass.
+            The model exceeds the tolerances.
         """
         parity = self.measure(model, advance)
         assert parity is not None
@@ -93,18 +93,18 @@ class Gate:
         return parity
 
     def damage(self, model: onnx.ModelProto) -> float:
-        """Return the mean difference on a few images, in levels of 1/255."""
+        """Return the mean absolute difference on one batch, in levels of 1/255."""
         with self.open(model) as engine:
             return self.reference.damage(engine.run)
 
 
 def choose_gate_provider(artifact: Artifact, wanted: str = "auto") -> str:
-    """Return the provider that judges an artifact: the one that will run it, where it works here.
+    """Return the provider that runs the comparison: the one that will run the artifact, if it works here.
 
     Raises
     ------
     ProviderError
-        The one asked for cannot run here, or would only emulate the artifact's int8 layers.
+        The provider cannot run here, or would only emulate the artifact's int8 layers.
     """
     if artifact.precision != "int8":
         return choose_provider(wanted).provider
@@ -112,7 +112,7 @@ def choose_gate_provider(artifact: Artifact, wanted: str = "auto") -> str:
         if wanted == "auto":
             reason = problem("tensorrt")
             if reason:
-                logger.warning("TensorRT's int8 is judged by emulation on the CPU: %s", reason)
+                logger.warning("TensorRT's int8 is compared by emulation on the CPU: %s", reason)
             return "cpu" if reason else "tensorrt"
         if wanted == "cpu":
             return "cpu"
@@ -130,27 +130,27 @@ def lower(
     convert: Callable[[Collection[str]], onnx.ModelProto],
     advance: Callable[[int], object] | None = None,
 ) -> tuple[onnx.ModelProto, Parity, tuple[str, ...]]:
-    """Convert a model to a lower precision so that it passes; as few layers as possible stay in fp32.
+    """Convert a model to a lower precision, keeping as few layers as possible in fp32 so that it passes.
 
     Parameters
     ----------
     gate
-        The judge.
+        The comparison and its limits.
     layers
-        Those that can be lowered; none in fp32.
+        Layers that can be lowered; empty in fp32.
     convert
-        Layers that stay in fp32 -> the model.
+        Layers kept in fp32 -> model.
     advance
-        Called with the number of images compared since the last call, in the first run of the gate.
+        Called with the number of images compared since the last call, during the first comparison.
 
     Returns
     -------
-    The model, its figures, and the layers that stayed in fp32.
+    The model, its differences, and the layers kept in fp32.
 
     Raises
     ------
     ParityError
-        It does not pass, whatever stays in fp32.
+        The model does not pass, whichever layers are kept in fp32.
     """
     model = convert(())
     parity = gate.measure(model, advance)
@@ -159,7 +159,7 @@ def lower(
         return model, parity, ()
     if not layers or gate.measure(convert(layers), give_up=True) is None:
         raise refusal(gate, parity)
-    logger.info("%s alone does not pass: looking for the layers to keep in fp32", gate.artifact.precision)
+    logger.info("%s does not pass: searching for the layers to keep in fp32", gate.artifact.precision)
 
     def damage(lowered: Sequence[str]) -> float:
         chosen = set(lowered)
@@ -169,7 +169,7 @@ def lower(
         found = gate.measure(convert(kept), give_up=True)
         passed = found is not None and not found.faults(gate.tolerances)
         if passed:
-            logger.info("it passes with %d of %d layers in fp32; trying fewer", len(kept), len(layers))
+            logger.info("passes with %d of %d layers in fp32; trying fewer", len(kept), len(layers))
         return passed
 
     kept = set(smallest_kept(order_by_damage(layers, damage), passes))
@@ -181,7 +181,7 @@ def lower(
 
 
 def refusal(gate: Gate, parity: Parity) -> ParityError:
-    """Return the error that says what failed and what to try."""
+    """Return the error that names the limits exceeded and what to try."""
     precision = gate.artifact.precision
     worst = f"; worst images: {', '.join(parity.worst)}" if parity.worst else ""
     return ParityError(

@@ -1,7 +1,7 @@
-"""Lower a float32 graph to fp16, layer by layer; other layers, and all that is outside the network, stay float32.
+"""Lower the layers of a float32 graph to fp16; kept layers and everything outside the network stay float32.
 
-ONNX Runtime's own converter shares constants between nodes that need different types; here every constant is copied
-where two types of it are needed, and each crossing between the two types gets one cast.
+ONNX Runtime's converter shares constants between nodes that need different types. Here a constant that is needed in
+both types is copied, and a value gets at most one cast to each type.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from .layers import layer_of
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 STAY_FLOAT = {"Resize": (1, 2)}
-"""Inputs, by number, that an operator takes in float32 whatever its data are: Resize's region and scales."""
+"""Operator -> inputs that are always float32: Resize's region of interest and scales."""
 
 
 def to_half(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto:
-    """Return a copy of a traced float32 model whose layers compute in fp16, all but those `kept`.
+    """Return a copy of a traced float32 model whose layers compute in fp16, except those `kept`.
 
     Parameters
     ----------
     model
-        As `trace` gives it, with the exporter's notes.
+        Output of `trace`, with the exporter's notes.
     kept
-        Names of layers, as `layers_of` gives them.
+        Names of layers, see `layers_of`.
     """
     lowered = onnx.ModelProto()
     lowered.CopyFrom(model)
@@ -39,21 +39,21 @@ def to_half(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelPro
 
 
 def _float_values(model: onnx.ModelProto) -> set[str]:
-    """Names of the float32 values of the graph, constants included."""
+    """Return the names of the float32 values of the graph, constants included."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     values = {v.name for v in [*graph.value_info, *graph.input, *graph.output] if v.type.tensor_type.elem_type == FLOAT}
     return values | {tensor.name for tensor in graph.initializer if tensor.data_type == FLOAT}
 
 
 class _Lowering:
-    """One graph on its way to fp16: rewires each node to values of the type that it computes in."""
+    """Rewires each node of a graph to inputs of the type that it computes in."""
 
     def __init__(self, graph: onnx.GraphProto, floats: set[str], kept: frozenset[str]) -> None:
         self.graph = graph
         self.floats = floats
         self.kept = kept
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.halves: set[str] = set()  # values that are fp16 in the lowered graph
+        self.halves: set[str] = set()  # fp16 values of the lowered graph
         self.casts: dict[tuple[str, int], str] = {}
         self.nodes: list[onnx.NodeProto] = []
 
@@ -69,7 +69,7 @@ class _Lowering:
                 self.halves |= {name for name in node.output if name in self.floats}
             self.nodes.append(node)
         for value in self.graph.output:
-            assert value.name not in self.halves, "the graph's outputs come from outside the network"
+            assert value.name not in self.halves, "the graph's outputs are computed outside the network"
         used = {name for node in self.nodes for name in node.input}
         constants = [tensor for tensor in self.constants.values() if tensor.name in used]
         del self.graph.node[:], self.graph.initializer[:]
@@ -82,13 +82,13 @@ class _Lowering:
         return layer is not None and layer not in self.kept and not has_body
 
     def _as(self, name: str, kind: int) -> str:
-        """Return the name of the value `name` in another type, made where it is not there yet."""
+        """Return the name of value `name` in type `kind`, adding a cast or a copy of the constant if needed."""
         if (HALF if name in self.halves else FLOAT) == kind:
             return name
         if (name, kind) not in self.casts:
             other = f"{name}_{'fp16' if kind == HALF else 'fp32'}"
             if name in self.constants:
-                with np.errstate(over="ignore"):  # infinity then: the gate sees what that does
+                with np.errstate(over="ignore"):  # becomes infinity; the gate judges the effect
                     half = numpy_helper.to_array(self.constants[name]).astype(np.float16)
                 self.constants[other] = numpy_helper.from_array(half, other)
             else:
@@ -107,10 +107,10 @@ def _lower_attributes(node: onnx.NodeProto) -> None:
 
 
 def emulate_half(half: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a float32 model that rounds, and overflows, wherever a device with fp16 would.
+    """Return a float32 model that rounds and overflows wherever a device with fp16 would.
 
-    ONNX Runtime's CPU provider computes chains of fp16 nodes in float32 and so hides what fp16 does to them. Here every
-    fp16 value is cast to fp16 and back: what a device gives that sums in float32 and stores in fp16.
+    ONNX Runtime's CPU provider computes chains of fp16 nodes in float32, which hides rounding and overflow. Here every
+    fp16 value is cast to fp16 and back, as on a device that accumulates in float32 and stores fp16.
     """
     inferred = onnx.shape_inference.infer_shapes(half).graph
     halves = {value.name for value in inferred.value_info if value.type.tensor_type.elem_type == HALF}

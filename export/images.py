@@ -1,4 +1,4 @@
-"""The images that an export looks at: some to compare on, and for int8 others to calibrate with."""
+"""The images of an export: some to compare on and, for int8, others to calibrate with."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from cloudrt.labels import Grid
 
 logger = logging.getLogger(__name__)
 
-SCENES = 16
+GIVEN, SCENES = "given images", "synthetic scenes"
+"""Values of `ImageSet.source`."""
+SCENE_COUNT = 16
 CALIBRATION_SEEDS = 1000
-"""Scenes that calibrate have seeds from here on; those that are compared have seeds from 0."""
+"""First seed of the scenes for calibration; those for comparison start at 0."""
 
 
 @dataclass(frozen=True)
-class Compared:
+class ImageSet:
     """Images at the network's input size.
 
     Parameters
     ----------
     source
-        What they are, for the record.
+        `GIVEN`, `SCENES` or "none".
     names
-        One an image.
+        One per image.
     images
         (N, H, W, 3) uint8 RGB.
     """
@@ -40,11 +42,24 @@ class Compared:
     images: NDArray[np.uint8]
 
 
-def open_images(folder: Path | None, size: Grid, most: int, *, calibrate: bool = False) -> tuple[Compared, Compared]:
-    """Load the images to compare and those to calibrate with; the latter are none unless `calibrate`.
+def open_images(
+    folder: Path | None, size: Grid, max_images: int, *, calibrate: bool = False
+) -> tuple[ImageSet, ImageSet]:
+    """Load the images to compare on and those to calibrate with.
 
-    Two sets that share no image, evenly spaced over the folder, `most` in each at most; where the folder holds too few
-    for two sets, comparison comes first. Made-up scenes where the folder is None.
+    The two sets are disjoint and evenly spaced over the folder, with at most `max_images` each. Where the folder holds
+    too few images for both, the comparison gets the larger share.
+
+    Parameters
+    ----------
+    folder
+        Folder of images; None uses synthetic scenes.
+    size
+        Height and width of the network's input.
+    max_images
+        Maximum number of images in each set.
+    calibrate
+        Whether images for calibration are needed; the second set is empty otherwise.
 
     Raises
     ------
@@ -52,9 +67,9 @@ def open_images(folder: Path | None, size: Grid, most: int, *, calibrate: bool =
         None of the chosen images can be read.
     """
     if folder is None:
-        return _scenes(0, size), _scenes(CALIBRATION_SEEDS, size if calibrate else None)
+        return _scenes(0, size), _scenes(CALIBRATION_SEEDS, size) if calibrate else _empty()
     files = find_images(folder)
-    wanted = min(len(files), most * (2 if calibrate else 1))
+    wanted = min(len(files), max_images * (2 if calibrate else 1))
     chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, wanted).astype(int))]
     names, loaded = [], []
     for file in chosen:
@@ -62,23 +77,24 @@ def open_images(folder: Path | None, size: Grid, most: int, *, calibrate: bool =
             loaded.append(load_image(file.path, size))
             names.append(file.key)
         except ImageError as error:
-            logger.warning("%s %s: left out", file.key, error)
+            logger.warning("%s %s: skipped", file.key, error)
     if not loaded:
         raise ImageError(f"{folder}: none of {len(chosen)} images can be read")
-    step = 2 if calibrate else 1
-    compared = Compared("given images", tuple(names[::step]), np.stack(loaded[::step]))
     if not calibrate:
-        return compared, _scenes(0, None)
+        return ImageSet(GIVEN, tuple(names), np.stack(loaded)), _empty()
+    compared = ImageSet(GIVEN, tuple(names[::2]), np.stack(loaded[::2]))
     if len(loaded) == 1:
-        logger.warning("one image both calibrates and is compared: give more for a judgement that counts")
+        logger.warning("the same image is used for calibration and for the comparison: give more images")
         return compared, compared
-    return compared, Compared("given images", tuple(names[1::2]), np.stack(loaded[1::2]))
+    return compared, ImageSet(GIVEN, tuple(names[1::2]), np.stack(loaded[1::2]))
 
 
-def _scenes(seed: int, size: Grid | None) -> Compared:
-    if size is None:
-        return Compared("none", (), np.zeros((0, 1, 1, 3), np.uint8))
+def _scenes(first_seed: int, size: Grid) -> ImageSet:
     shape = (max(64, size[0]), max(64, size[1]))
-    seeds = range(seed, seed + SCENES)
-    images = np.stack([load_image(draw_scene(one, shape).image, size) for one in seeds])
-    return Compared("made-up scenes", tuple(f"scene {one}" for one in seeds), images)
+    seeds = range(first_seed, first_seed + SCENE_COUNT)
+    images = np.stack([load_image(draw_scene(seed, shape).image, size) for seed in seeds])
+    return ImageSet(SCENES, tuple(f"scene {seed}" for seed in seeds), images)
+
+
+def _empty() -> ImageSet:
+    return ImageSet("none", (), np.zeros((0, 1, 1, 3), np.uint8))

@@ -1,15 +1,17 @@
-"""Static int8: the ranges of activations are measured on images, weights are quantised per channel, by ONNX Runtime's
-quantiser; the graph holds pairs of QuantizeLinear and DequantizeLinear (QDQ), which runtimes turn into int8 kernels.
+"""Static int8 quantisation with ONNX Runtime's quantiser.
 
-For CPUs: unsigned asymmetric activations, and weights of 7 bits, because the int8 product of processors without VNNI
-saturates at 8 and would give another answer than processors with it. For TensorRT: signed symmetric activations,
-weights of 8 bits as QDQ pairs, biases in float, as it asks for.
+Activation ranges are measured on images and weights are quantised per channel. The graph holds pairs of QuantizeLinear
+and DequantizeLinear (QDQ), which runtimes replace by int8 kernels.
+
+    cpu        unsigned asymmetric activations, 7-bit weights: with 8 bits the int8 product of CPUs without VNNI
+               saturates, and the result would differ from that of CPUs with VNNI
+    tensorrt   signed symmetric activations, 8-bit weights as QDQ pairs, float biases, as TensorRT requires
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from .layers import layer_of, strip_notes
 TARGETS = ("cpu", "tensorrt")
 _COMPUTE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 OPERATORS = {
-    # Everything between two convolutions that has an int8 kernel, so that values stay int8 on their way.
+    # Every operator between two convolutions that has an int8 kernel, so that values stay int8 in between.
     "cpu": (*_COMPUTE, "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"),
     "tensorrt": (*_COMPUTE, "Add"),
 }
@@ -33,27 +35,19 @@ BATCH = 4
 
 
 class Quantiser:
-    """A traced float32 model and the ranges of its activations; makes int8 models of it.
+    """Converts a traced float32 model to int8; the activation ranges are measured once.
 
     Parameters
     ----------
     model
-        As `trace` gives it, with the exporter's notes.
+        Output of `trace`, with the exporter's notes.
     images
-        (N, H, W, 3) uint8 RGB to measure the ranges on.
+        (N, H, W, 3) uint8 RGB, to measure the ranges on.
     target
-        Of `TARGETS`.
-    advance
-        Called with the number of images done since the last call.
+        One of `TARGETS`.
     """
 
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        images: NDArray[np.uint8],
-        target: str,
-        advance: Callable[[int], object] | None = None,
-    ) -> None:
+    def __init__(self, model: onnx.ModelProto, images: NDArray[np.uint8], target: str) -> None:
         if target not in TARGETS:
             raise DataError(f"the int8 target is one of {', '.join(TARGETS)}, found {target!r}")
         self.target = target
@@ -68,10 +62,10 @@ class Quantiser:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         strip_notes(self.model)
-        self._ranges = _measure_ranges(self.model, images, OPERATORS[target], advance or (lambda _: None))
+        self._ranges = _measure_ranges(self.model, images, OPERATORS[target])
 
     def quantise(self, kept: Collection[str] = ()) -> onnx.ModelProto:
-        """Return the model with int8 layers, all but those `kept` and what lies outside the network."""
+        """Return the model with int8 layers, except those `kept` and everything outside the network."""
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
@@ -103,9 +97,7 @@ class Quantiser:
         return model
 
 
-def _measure_ranges(
-    model: onnx.ModelProto, images: NDArray[np.uint8], operators: tuple[str, ...], advance: Callable[[int], object]
-) -> Any:
+def _measure_ranges(model: onnx.ModelProto, images: NDArray[np.uint8], operators: tuple[str, ...]) -> Any:
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
@@ -115,7 +107,6 @@ def _measure_ranges(
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
             batch = images[self.begin : self.begin + BATCH]
             self.begin += len(batch)
-            advance(len(batch))
             return {"image": batch} if len(batch) else None
 
     with tempfile.TemporaryDirectory() as folder, quiet():

@@ -1,9 +1,9 @@
-"""Which layers must stay in fp32? A bisection over the network's layers, whatever the lower precision is.
+"""Find the layers that must stay in fp32, by bisection over the layers of the network.
 
-First the layers are put in order of the damage that lowering them does: groups are split in halves, the most damaging
-first, until the few that matter stand alone. Then layers are lowered from the harmless end, halves at a time, as long
-as the gate passes. What is left cannot be lowered: none of it could be taken out alone and the gate still pass, given
-that lowering more never repairs what lowering less broke.
+First the layers are ordered by the error that lowering them causes: groups are split in halves, the one with the
+largest error first, until the few important layers are isolated. Then layers are lowered in order of increasing error,
+in halves, as long as the gate passes. The result is minimal (no remaining layer could be lowered as well) if lowering
+more layers never makes a failing model pass.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 SPLITS = 12
-"""Groups that are split at most to order the layers; each costs two looks at a few images."""
+"""Maximum number of splits to order the layers; each costs two runs over one batch of images."""
 TRIALS = 80
-"""Runs of the whole gate at most; layers not decided by then stay in fp32."""
+"""Maximum number of runs of the gate; layers not decided by then stay in fp32."""
 
 
 def order_by_damage(layers: Sequence[str], damage: Callable[[Sequence[str]], float], splits: int = SPLITS) -> list[str]:
-    """Return the layers, those that do the least damage when lowered first; those of one group share its damage.
+    """Return the layers in order of increasing damage; layers of one group share the damage equally.
 
     Parameters
     ----------
     layers
-        In the order in which they run.
+        In execution order.
     damage
-        Layers that are lowered, all others not -> how wrong the result is.
+        Lowered layers, all others in fp32 -> error of the result.
     splits
-        Groups that are split at most.
+        Maximum number of splits.
     """
     number = count()
     groups: list[tuple[float, int, Sequence[str]]] = [(-float("inf"), next(number), layers)]
@@ -52,17 +52,17 @@ def smallest_kept(ordered: Sequence[str], passes: Callable[[Sequence[str]], bool
     Parameters
     ----------
     ordered
-        Layers, the most harmless first. Known: the gate passes with all of them kept, and fails with none.
+        Layers in order of increasing damage. The gate is known to pass with all of them kept, and to fail with none.
     passes
-        Layers that are kept -> whether the gate passes.
+        Kept layers -> whether the gate passes.
     trials
-        Calls of `passes` at most.
+        Maximum number of calls of `passes`.
     """
     lowered: set[str] = set()
     left = trials
 
     def lower(candidates: Sequence[str], fails: bool) -> bool:
-        """Lower as many candidates as can be; return whether all could. `fails`: known that all cannot."""
+        """Lower as many candidates as possible; return whether all were. `fails`: all together are known to fail."""
         nonlocal lowered, left
         if not fails:
             if left == 0:
@@ -76,7 +76,7 @@ def smallest_kept(ordered: Sequence[str], passes: Callable[[Sequence[str]], bool
             return False
         middle = len(candidates) // 2
         first = lower(candidates[:middle], False)
-        lower(candidates[middle:], first)  # the first half lowered, the second cannot be: the whole failed
+        lower(candidates[middle:], first)  # if the first half was lowered, the second must fail
         return False
 
     lower(ordered, True)

@@ -1,7 +1,7 @@
-"""Which layer of the network each node of the graph comes from, by the names that PyTorch gives its modules.
+"""Map each node of the graph to the PyTorch module that it comes from.
 
-The exporter notes on every node the modules that it was called in. From that follow the layers that a conversion may
-lower to fp16 or int8, or must keep in fp32, and the nodes around the network, which always stay in float32.
+The exporter stores on every node the names of the modules that called it. They give the layers that a conversion can
+lower to fp16 or int8 or keep in fp32, and the nodes around the network, which always stay in float32.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ NETWORK = ".network"
 def layer_of(node: onnx.NodeProto) -> str | None:
     """Return the layer of a node, such as "encoder.layer1.0.conv1", or None for a node outside every network.
 
-    In an ensemble the member's number comes first: "1.encoder.conv1" is of the second; the first has no number. A
-    convolution goes by the name of its weights: the exporter calls one that it folded a BatchNorm into by the latter's.
+    In an ensemble, layers of the second member on begin with the member's number: "1.encoder.conv1" is the second
+    member's. A convolution is named after its weights, because the exporter names one with a folded BatchNorm after
+    the BatchNorm.
     """
     if node.op_type in ("Conv", "ConvTranspose") and node.input[1].endswith(".weight"):
         return _name(node.input[1].removesuffix(".weight"))
@@ -28,12 +29,12 @@ def layer_of(node: onnx.NodeProto) -> str | None:
 
 
 def layers_of(model: onnx.ModelProto) -> list[str]:
-    """Return the layers of every network in the graph, in the order in which they first run."""
+    """Return the layers of every network in the graph, in execution order."""
     return list(dict.fromkeys(layer for node in model.graph.node if (layer := layer_of(node)) is not None))
 
 
 def copy_notes(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
-    """Give the nodes of `target` the notes of the nodes of the same name, or failing that first output, in `source`."""
+    """Copy the exporter's notes from `source` to the nodes of `target` of the same name, else the same first output."""
     by_name = {node.name: node for node in source.graph.node}
     by_output = {node.output[0]: node for node in source.graph.node}
     for node in target.graph.node:
@@ -43,7 +44,7 @@ def copy_notes(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
 
 
 def strip_notes(model: onnx.ModelProto) -> None:
-    """Drop what the exporter notes about its own source lines: it is large, and names folders of this machine."""
+    """Remove the exporter's notes, which are large and name source files of this machine."""
     graph = model.graph
     for item in [*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output]:
         del item.metadata_props[:]

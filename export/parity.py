@@ -1,4 +1,4 @@
-"""Does the exported model give the same submission as PyTorch? Measured on images, before anything is written."""
+"""Run PyTorch and an exported model over the same images and measure how far the submissions differ."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 from cloudrt.model.parity import Answers, Parity, Tally, Tolerances, half_of_the_levels
 
 from .ensemble import Ensemble
-from .images import Compared
+from .images import ImageSet
 
 logger = logging.getLogger(__name__)
 
 BATCH = 4
-Run = Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
+Runner = Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
+"""(N, H, W, 3) uint8 RGB -> (N, C, W_out, H_out) uint8 probability, and (N, C) uint8 presence or None."""
 FEW = 16
-"""With fewer images a single row decides."""
+"""Below this number of images, a single row can decide the result."""
 
 
 class Reference:
-    """What PyTorch in fp32 says of a set of images, computed once.
+    """PyTorch's answers in fp32 for a set of images.
 
     Parameters
     ----------
@@ -32,10 +33,10 @@ class Reference:
     compared
         The images.
     advance
-        Called with the number of images done since the last call.
+        Called with the number of images processed since the last call.
     """
 
-    def __init__(self, ensemble: Ensemble, compared: Compared, advance: Callable[[int], object] | None = None) -> None:
+    def __init__(self, ensemble: Ensemble, compared: ImageSet, advance: Callable[[int], object] | None = None) -> None:
         self.images = compared.images
         labels = ensemble.config.labels
         graph = ensemble.graph()
@@ -51,24 +52,24 @@ class Reference:
             if advance:
                 advance(len(levels[-1]))
         self.answers = Answers(
-            compared.names,
-            np.concatenate(levels),
-            ensemble.rules or half_of_the_levels(len(labels.classes)),
-            bool(ensemble.rules),
-            labels.submit_grid,
-            compared.source,
-            np.concatenate(heads) if heads else None,
+            names=compared.names,
+            levels=np.concatenate(levels),
+            rules=ensemble.rules or half_of_the_levels(len(labels.classes)),
+            has_rules=bool(ensemble.rules),
+            grid=labels.submit_grid,
+            source=compared.source,
+            presence=np.concatenate(heads) if heads else None,
         )
         rows = self.answers.rows
         if ensemble.rules and not any(any(texts) for texts in rows):
-            logger.warning("PyTorch finds nothing on any of these images: Dice and empty rows cannot show a difference")
+            logger.warning("PyTorch predicts no mask on any of these images: Dice and empty rows cannot differ")
         if len(rows) < FEW:
             share = 1 / (len(rows) * len(labels.classes))
-            logger.warning("only %d images are compared: a single row is %.1f%% of all", len(rows), 100 * share)
+            logger.warning("only %d images are compared: one row is %.1f%% of the total", len(rows), 100 * share)
 
     def measure(
         self,
-        run: Run,
+        run: Runner,
         provider: str = "cpu",
         give_up: Tolerances | None = None,
         advance: Callable[[int], object] | None = None,
@@ -78,11 +79,11 @@ class Reference:
         Parameters
         ----------
         run
-            The exported model: (N, H, W, 3) uint8 -> (N, C, W_out, H_out) uint8 and presence (N, C) uint8, or None.
+            Runs the exported model on a batch.
         provider
-            What runs it, for the record.
+            Provider that runs it, for the record.
         give_up
-            Return None as soon as these tolerances are out of reach, whatever the images that are left give.
+            Return None as soon as the model exceeds these tolerances whatever the remaining images give.
         advance
             Called with the number of images compared since the last call.
         """
@@ -98,6 +99,6 @@ class Reference:
                 advance(len(found))
         return tally.at_best(provider)
 
-    def damage(self, run: Run) -> float:
-        """Return the mean difference on the first few images alone, in levels of 1/255."""
+    def damage(self, run: Runner) -> float:
+        """Return the mean absolute difference on the first batch, in levels of 1/255."""
         return float(np.abs(run(self.images[:BATCH])[0].astype(np.int16) - self.answers.levels[:BATCH]).mean())

@@ -1,4 +1,4 @@
-"""How fast an exported model is beside its own fp32 form, in the same provider, in turns."""
+"""Speed of an exported model relative to its fp32 version in the same provider."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ ROUNDS = 7
 def measure_speed(
     model: onnx.ModelProto, baseline: onnx.ModelProto, provider: str, images: NDArray[np.uint8], rounds: int = ROUNDS
 ) -> float:
-    """Return how many times as fast as `baseline` a model runs: the median of ratios of batches that take turns.
+    """Return the speed of `model` relative to `baseline`: the median ratio over alternating batches.
 
     Parameters
     ----------
     model, baseline
-        Finished artifacts of one input size.
+        Finished artifacts with the same input size.
     provider
         Runs both.
     images
-        (N, H, W, 3) uint8 RGB; a batch is made of the first few, repeated where there are fewer.
+        (N, H, W, 3) uint8 RGB. The first ones form a batch, repeated if there are fewer.
     rounds
-        Pairs of batches that are timed, after one of each that is not.
+        Number of timed pairs of batches, after one warm-up pair.
     """
     batch = images[np.arange(BATCH) % len(images)]
     with open_engine(model, provider, BATCH) as ours, open_engine(baseline, provider, BATCH) as theirs:

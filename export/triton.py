@@ -1,8 +1,8 @@
-"""A model repository for NVIDIA's Triton Inference Server: the artifact, its configuration, its labels.
+"""Write a model repository for NVIDIA's Triton Inference Server: the artifact, its configuration and its labels.
 
     DIR/cloudrt/config.pbtxt    DIR/cloudrt/labels.txt    DIR/cloudrt/1/model.onnx
 
-The schema is Triton's own: model_config.proto of github.com/triton-inference-server/common.
+The schema of config.pbtxt is model_config.proto of github.com/triton-inference-server/common.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from cloudrt.model.artifact import Artifact
 from cloudrt.system.files import replacing
 
 QUEUE_MICROSECONDS = 5000
-"""How long the first request of a batch waits for others."""
+"""How long the first request of a batch waits for more."""
 
 
 def write_repository(
     folder: Path, model: Path, artifact: Artifact, *, name: str = "cloudrt", largest_batch: int = 32
 ) -> Path:
-    """Write an artifact as a model of a Triton repository; return its folder.
+    """Add an artifact to a Triton model repository; return the folder of the model.
 
     Parameters
     ----------
     folder
-        The repository; other models in it stay.
+        The repository; other models in it are kept.
     model
-        The artifact's file.
+        Path of the artifact.
     artifact
-        What it says of itself.
+        Its metadata.
     name
-        The model's in the repository: letters, digits, - and _.
+        Name of the model in the repository: letters, digits, - and _.
     largest_batch
-        Requests are gathered into batches of so many images at most.
+        Maximum number of images that requests are gathered into.
 
     Raises
     ------
     DataError
-        A name that Triton does not take.
+        The name is not accepted by Triton.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise DataError(f"a Triton model's name has letters, digits, - and _ alone, found {name!r}")
+        raise DataError(f"the name of a Triton model can only have letters, digits, - and _, found {name!r}")
     root = folder / name
     (root / "1").mkdir(parents=True, exist_ok=True)
     with replacing(root / "1" / "model.onnx") as partial:
@@ -60,7 +60,7 @@ def write_repository(
 def triton_config(artifact: Artifact, name: str, largest_batch: int) -> str:
     """Return the text of config.pbtxt.
 
-    The rules are among the parameters: a client that post-processes finds there what `cloudrt.masks.postprocess` takes.
+    The parameters include the rules, for clients that post-process with `cloudrt.masks.postprocess`.
     """
     height, width = artifact.input_size
     preferred = sorted({max(1, largest_batch // 4), largest_batch})
@@ -91,7 +91,7 @@ def triton_config(artifact: Artifact, name: str, largest_batch: int) -> str:
 
 def _accelerator(artifact: Artifact, largest_batch: int) -> list[str]:
     if artifact.int8_target == "cpu":
-        return []  # asymmetric int8 is not TensorRT's
+        return []  # TensorRT has no asymmetric int8
     options = triton_options(artifact, largest_batch)
     return [
         "optimization { execution_accelerators { gpu_execution_accelerator [ {",
@@ -114,5 +114,5 @@ def _warm_up(artifact: Artifact, batch: int) -> list[str]:
 
 
 def _text(value: str) -> str:
-    """Quote for protobuf's text format, whose escapes are those of JSON in ASCII but for \\u."""
+    """Quote for protobuf's text format. Its escapes are those of JSON, except for \\u."""
     return json.dumps(value, ensure_ascii=False)

@@ -13,7 +13,7 @@ from platformdirs import user_cache_path
 from cloudrt.system.machine import usable_cpus
 
 if TYPE_CHECKING:
-    from cloudrt.export.export import Source
+    from cloudrt.export.source import ExportSource
 
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # torch's threads of all of them share the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // workers)))
@@ -57,10 +57,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def source(checkpoint: Path) -> Source:
+def source(checkpoint: Path) -> ExportSource:
     """What is exported of it."""
-    from cloudrt.export.export import Source
+    from cloudrt.export.source import ExportSource, SourceOptions
 
-    made = Source(checkpoint, int8=True)
+    made = ExportSource(checkpoint, SourceOptions(calibrate=True))
     made.run_pytorch()
     return made

@@ -8,7 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 from click.testing import CliRunner
-from cloudrt.export.export import Source, export
+from cloudrt.export.export import Target, export
+from cloudrt.export.source import ExportSource, SourceOptions
 from support.networks import make_checkpoint, probability
 
 from cloudrt.cli.export import export as command
@@ -39,7 +40,7 @@ def test_flips_and_members_are_averaged_in_the_graph(
     checkpoint: Path, second: Path, tmp_path: Path, tta: str, members: int
 ) -> None:
     paths = [checkpoint, second][:members]
-    done = export(Source(paths, tta=tta), tmp_path / "m.onnx", "fp32")
+    done = export(ExportSource(paths, SourceOptions(tta=tta)), tmp_path / "m.onnx", Target("fp32"))
     images = np.stack([draw_scene(seed, (64, 96)).image for seed in range(3)])
     views = []
     for path in paths:
@@ -56,24 +57,24 @@ def test_flips_and_members_are_averaged_in_the_graph(
     assert [member["encoder"] for member in said.members] == (["resnet18", "tu-regnety_002"] if members == 2 else [])
 
 
-def test_a_flip_that_is_not_flipped_back_is_refused(checkpoint: Path, source: Source, tmp_path: Path) -> None:
-    flipped = Source(checkpoint, tta="hv")
+def test_a_flip_that_is_not_flipped_back_is_refused(checkpoint: Path, source: ExportSource, tmp_path: Path) -> None:
+    flipped = ExportSource(checkpoint, SourceOptions(tta="hv"))
     flipped.run_pytorch()
     flipped.model = source.model
     with pytest.raises(ParityError, match="would change the submission"):
-        export(flipped, tmp_path / "m.onnx", "fp32")
+        export(flipped, tmp_path / "m.onnx", Target("fp32"))
     assert not list(tmp_path.iterdir())
 
 
 def test_members_must_go_together(checkpoint: Path, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "large.pth", input_size=(96, 96))
     with pytest.raises(DataError, match="one input size"):
-        Source([checkpoint, tmp_path / "large.pth"])
+        ExportSource([checkpoint, tmp_path / "large.pth"])
     make_checkpoint(tmp_path / "other.pth", rules=False, labels=Labels(("A", "B")))
     with pytest.raises(DataError, match="one labels"):
-        Source([checkpoint, tmp_path / "other.pth"])
+        ExportSource([checkpoint, tmp_path / "other.pth"])
     with pytest.raises(DataError, match="tta is one of"):
-        Source(checkpoint, tta="diagonal")
+        ExportSource(checkpoint, SourceOptions(tta="diagonal"))
 
 
 def test_command_of_an_ensemble(checkpoint: Path, second: Path, tmp_path: Path) -> None:

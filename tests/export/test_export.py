@@ -14,8 +14,10 @@ import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
-from cloudrt.export.export import Source, export
+from cloudrt.export.export import Target, export
 from cloudrt.export.images import open_images
+from cloudrt.export.run import limited
+from cloudrt.export.source import ExportSource, SourceOptions
 from support.networks import OPTIONS, make_checkpoint
 
 from cloudrt.cli.export import export as command
@@ -29,11 +31,11 @@ from cloudrt.model.parity import TOLERANCES, Parity, Tolerances
 
 
 @pytest.fixture(scope="module")
-def artifact(source: Source, checkpoint: Path) -> Path:
+def artifact(source: ExportSource, checkpoint: Path) -> Path:
     return export(source, checkpoint.with_name("model.onnx")).path
 
 
-def with_model(source: Source, change: Callable[[onnx.ModelProto], None]) -> Source:
+def with_model(source: ExportSource, change: Callable[[onnx.ModelProto], None]) -> ExportSource:
     """The same source, its graph changed behind PyTorch's back."""
     wrong = copy.copy(source)
     wrong.model = onnx.ModelProto()
@@ -94,10 +96,10 @@ def test_metadata(artifact: Path, checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_equals_torch_at_any_batch(source: Source, checkpoint: Path, tmp_path: Path, precision: str) -> None:
+def test_equals_torch_at_any_batch(source: ExportSource, checkpoint: Path, tmp_path: Path, precision: str) -> None:
     loaded = Checkpoint.load(checkpoint)
     graph = InferenceGraph(loaded.network(), loaded.config).eval()
-    path = export(source, tmp_path / "m.onnx", precision).path
+    path = export(source, tmp_path / "m.onnx", Target(precision)).path
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     images = np.stack([draw_scene(seed, (64, 96)).image for seed in range(5)])
     for batch in (1, 3, 5):
@@ -145,25 +147,25 @@ MISTAKES: dict[str, Callable[[onnx.ModelProto], None]] = {
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_refused(source: Source, tmp_path: Path, mistake: str, precision: str) -> None:
+def test_mistakes_are_refused(source: ExportSource, tmp_path: Path, mistake: str, precision: str) -> None:
     wrong = with_model(source, MISTAKES[mistake])
     (tmp_path / "old.onnx").write_bytes(b"an older artifact")
     with pytest.raises(ParityError, match=r"fp32 would change the submission.*Nothing was written; try"):
-        export(wrong, tmp_path / "old.onnx", precision)
+        export(wrong, tmp_path / "old.onnx", Target(precision))
     assert [path.name for path in tmp_path.iterdir()] == ["old.onnx"]
     assert (tmp_path / "old.onnx").read_bytes() == b"an older artifact"
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def raw(tmp_path_factory: pytest.TempPathFactory) -> ExportSource:
     """Of a checkpoint that was never validated."""
     path = tmp_path_factory.mktemp("raw") / "raw.pth"
     make_checkpoint(path, rules=False)
-    return Source(path)
+    return ExportSource(path)
 
 
-def test_without_rules_the_probabilities_alone_are_judged(raw: Source, tmp_path: Path) -> None:
-    done = export(raw, tmp_path / "raw.onnx", "fp32")
+def test_without_rules_the_probabilities_alone_are_judged(raw: ExportSource, tmp_path: Path) -> None:
+    done = export(raw, tmp_path / "raw.onnx", Target("fp32"))
     assert done.artifact.rules == ()
     assert not done.parity.has_rules
     judged = {verdict.figure: verdict.passed for verdict in done.parity.verdicts(Tolerances(0.1, 1.1, -1.0))}
@@ -173,10 +175,10 @@ def test_without_rules_the_probabilities_alone_are_judged(raw: Source, tmp_path:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_refused_without_rules(raw: Source, tmp_path: Path, mistake: str) -> None:
+def test_mistakes_are_refused_without_rules(raw: ExportSource, tmp_path: Path, mistake: str) -> None:
     wrong = with_model(raw, MISTAKES[mistake])
     with pytest.raises(ParityError, match="mean difference"):
-        export(wrong, tmp_path / "raw.onnx", "fp32")
+        export(wrong, tmp_path / "raw.onnx", Target("fp32"))
     assert not list(tmp_path.iterdir())
 
 
@@ -191,10 +193,10 @@ def test_calibration_folder(checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     with pytest.raises(DataError, match="holds no images"):
-        Source(checkpoint, calibration=folder)
+        ExportSource(checkpoint, SourceOptions(data=folder))
     (folder / "a.jpg").write_bytes(b"no image")
     with pytest.raises(ImageError, match="none of 1"):
-        Source(checkpoint, calibration=folder)
+        ExportSource(checkpoint, SourceOptions(data=folder))
 
 
 def test_calibration_and_comparison_share_no_image(tmp_path: Path) -> None:
@@ -238,15 +240,15 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
         (["BEST", "--provider", "tensorrt"], "--provider tensorrt cannot run here"),
         (["BEST", "--input-size", "320000x320000"], "more than 16 megapixels"),
         (["BEST", "--input-size", "0x0"], "such as 32x32\n"),
-        (["BEST", "--max-mean-difference", "nan"], "nan is no limit"),
+        (["BEST", "--max-mean-difference", "nan"], "nan is not a limit"),
         (["BEST", "BEST"], "the same checkpoint twice"),
-        (["BEST", "-o", "BEST"], "best.pth would replace"),
-        (["BEST", "--json", "BEST"], "best.pth would replace"),
-        (["BEST", "-o", "m.onnx", "--json", "m.onnx"], "m.onnx would replace m.onnx"),
-        (["BEST", "--precision", "all", "--json", "m.int8.onnx", "-o", "m.onnx"], "would replace m.int8.onnx"),
+        (["BEST", "-o", "BEST"], "best.pth would be replaced"),
+        (["BEST", "--json", "BEST"], "best.pth would be replaced"),
+        (["BEST", "-o", "m.onnx", "--json", "m.onnx"], "m.onnx would be replaced"),
+        (["BEST", "--precision", "all", "--json", "m.int8.onnx", "-o", "m.onnx"], "m.int8.onnx would be replaced"),
         (["BEST", "-o", "/dev/null"], "is not a regular file"),
-        (["BEST", "-o", "BEST/m.onnx"], "is no folder"),
-        (["BEST", "--triton", "BEST"], "is no folder"),
+        (["BEST", "-o", "BEST/m.onnx"], "is not a folder"),
+        (["BEST", "--triton", "BEST"], "would be replaced"),
     ],
 )
 def test_wrong_words_are_one_line_before_anything_slow(
@@ -255,7 +257,7 @@ def test_wrong_words_are_one_line_before_anything_slow(
     def slow(*_: object) -> None:
         raise AssertionError("traced")
 
-    monkeypatch.setattr("cloudrt.export.export.trace", slow)
+    monkeypatch.setattr("cloudrt.export.source.trace", slow)
     monkeypatch.setattr("cloudrt.engines.availability.nvidia_driver", lambda: None)
     monkeypatch.chdir(tmp_path)
     before = checkpoint.read_bytes()
@@ -266,7 +268,7 @@ def test_wrong_words_are_one_line_before_anything_slow(
     assert checkpoint.read_bytes() == before
 
 
-def test_python_does_not_replace_the_checkpoint_either(source: Source, checkpoint: Path) -> None:
+def test_python_does_not_replace_the_checkpoint_either(source: ExportSource, checkpoint: Path) -> None:
     with pytest.raises(DataError, match="is the checkpoint itself"):
         export(source, checkpoint)
     assert Checkpoint.load(checkpoint).epoch == 1
@@ -278,23 +280,30 @@ def test_images_that_prove_nothing_are_announced(
     made = Checkpoint.load(checkpoint)
     replace(made, rules=(Rule(255, 0),) * 4).save(tmp_path / "blind.pth")
     cv2.imwrite(str(tmp_path / "one.png"), np.zeros((64, 96, 3), np.uint8))
-    Source(tmp_path / "blind.pth", calibration=tmp_path).run_pytorch()
-    assert "PyTorch finds nothing on any of these images" in caplog.text
-    assert "only 1 images are compared: a single row is 25.0% of all" in caplog.text
+    ExportSource(tmp_path / "blind.pth", SourceOptions(data=tmp_path)).run_pytorch()
+    assert "PyTorch predicts no mask on any of these images" in caplog.text
+    assert "only 1 images are compared: one row is 25.0% of the total" in caplog.text
 
 
 def test_limits_never_loosen_higher_precisions() -> None:
-    from cloudrt.cli.export import _tolerances
-
     wide = {"mean_difference": 5.0, "dice": 0.9, "empty_mismatch": 0.1}
-    assert _tolerances("fp16", wide, tighten=True) == TOLERANCES["fp16"]
-    assert _tolerances("int8", wide) == Tolerances(5.0, 0.9, 0.1)
+    assert limited(TOLERANCES["fp16"], wide, tighten=True) == TOLERANCES["fp16"]
+    assert limited(TOLERANCES["int8"], wide) == Tolerances(5.0, 0.9, 0.1)
     strict = {"mean_difference": 0.01, "dice": 0.9999}
-    assert _tolerances("fp32", strict, tighten=True) == Tolerances(0.01, 0.9999)
+    assert limited(TOLERANCES["fp32"], strict, tighten=True) == Tolerances(0.01, 0.9999)
+
+
+def test_the_help_shows_the_limits_of_each_precision() -> None:
+    shown = {option.name: getattr(option, "help", "") for option in command.params}
+    for precision in ("fp32", "fp16", "int8"):
+        limits = TOLERANCES[precision]
+        assert f"{limits.mean_difference:g} {precision}" in shown["max_mean_difference"]
+        assert f"{limits.dice:g} {precision}" in shown["min_dice"]
+        assert f"[default: {limits.empty_mismatch:g}]" in shown["max_empty_mismatch"]
 
 
 def test_another_input_size_than_the_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
-    done = export(Source(checkpoint, input_size=(96, 64)), tmp_path / "m.onnx", "fp32")
+    done = export(ExportSource(checkpoint, SourceOptions(input_size=(96, 64))), tmp_path / "m.onnx", Target("fp32"))
     assert done.artifact.input_size == read_artifact(tmp_path / "m.onnx").input_size == (96, 64)
 
 
@@ -309,8 +318,8 @@ def test_an_onnx_file_of_others_is_refused(tmp_path: Path, artifact: Path) -> No
 @pytest.mark.cuda
 @pytest.mark.skipif(problem("cuda") is not None, reason="needs an NVIDIA GPU with CUDA")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_gate_runs_in_cuda(source: Source, tmp_path: Path, precision: str) -> None:
+def test_the_gate_runs_in_cuda(source: ExportSource, tmp_path: Path, precision: str) -> None:
     """Opening the engine also fails where a Conv, Resize or normalisation node is not on the GPU."""
-    done = export(source, tmp_path / "m.onnx", precision, provider="cuda")
+    done = export(source, tmp_path / "m.onnx", Target(precision, provider="cuda"))
     assert done.parity.provider == "cuda"
     assert (done.speed is None) == (precision == "fp32")

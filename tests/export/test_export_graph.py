@@ -12,9 +12,10 @@ from typing import Any
 import onnx
 import onnxslim
 import pytest
-from cloudrt.export.export import Source, export
+from cloudrt.export.export import Target, export
 from cloudrt.export.graph import simplify, trace
 from cloudrt.export.layers import layers_of
+from cloudrt.export.source import ExportSource
 from onnx import helper
 from support.networks import make_checkpoint
 
@@ -29,8 +30,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(checkpoint: Path) -> Source:
-    made = Source(checkpoint)
+def source(checkpoint: Path) -> ExportSource:
+    made = ExportSource(checkpoint)
     made.run_pytorch()
     return made
 
@@ -59,44 +60,44 @@ def with_detour(model: onnx.ModelProto) -> onnx.ModelProto:
     return longer
 
 
-def test_a_graph_with_superfluous_nodes_is_simplified(source: Source, tmp_path: Path) -> None:
+def test_a_graph_with_superfluous_nodes_is_simplified(source: ExportSource, tmp_path: Path) -> None:
     longer = copy.copy(source)
     longer.model = with_detour(source.model)
     nodes = len(longer.model.graph.node)
     longer.run_pytorch()
     assert len(longer.model.graph.node) < nodes
     assert set(layers_of(longer.model)) == set(layers_of(source.model))
-    done = export(longer, tmp_path / "model.onnx", "fp16")
+    done = export(longer, tmp_path / "model.onnx", Target("fp16"))
     assert "Identity" not in {node.op_type for node in onnx.load(done.path).graph.node}
     assert done.artifact.versions["onnxslim"]
 
 
-def test_nothing_to_leave_out_leaves_the_graph_alone(source: Source) -> None:
+def test_nothing_to_leave_out_leaves_the_graph_alone(source: ExportSource) -> None:
     assert simplify(source.model) is source.model
 
 
 def test_a_simplification_that_changes_the_answer_is_dropped(
-    source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    source: ExportSource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(onnxslim, "slim", lambda model: bypass(model, "Relu"))
     wrong = copy.copy(source)
     wrong.run_pytorch()
     assert wrong.model is source.model
-    assert "does not pass the gate: it stays as traced" in caplog.text
+    assert "does not pass the gate: using the graph as traced" in caplog.text
 
 
 def test_a_simplifier_that_fails_is_no_error(
-    source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    source: ExportSource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(_: object) -> None:
         raise ZeroDivisionError("inside")
 
     monkeypatch.setattr(onnxslim, "slim", fails)
     assert simplify(source.model) is source.model
-    assert "onnxslim failed, the graph stays as traced: inside" in caplog.text
+    assert "onnxslim failed, using the graph as traced: inside" in caplog.text
 
 
-def test_a_network_that_cannot_be_exported_is_one_line(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_be_exported_is_one_line(source: ExportSource, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("shape mismatch\nand a hundred lines more")
 
@@ -132,7 +133,7 @@ def test_a_full_disk_leaves_the_older_artifact(checkpoint: Path, tmp_path: Path)
 
 
 def test_no_space_left_is_one_line(
-    checkpoint: Path, tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, source: ExportSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from click.testing import CliRunner
 
@@ -141,7 +142,7 @@ def test_no_space_left_is_one_line(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "model.onnx"))
 
-    monkeypatch.setattr("cloudrt.export.export.Source", lambda *_, **__: source)
+    monkeypatch.setattr("cloudrt.export.run.ExportSource", lambda *_: source)
     monkeypatch.setattr(Path, "write_bytes", full)
     done = CliRunner().invoke(command, [str(checkpoint), "-o", str(tmp_path / "model.onnx")])
     assert done.exit_code == 2

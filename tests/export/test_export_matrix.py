@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cloudrt.export.export import Source, export
+from cloudrt.export.export import Target, export
 from cloudrt.export.layers import layers_of
+from cloudrt.export.source import ExportSource
 
 from cloudrt.engines.choice import open_engine
 from cloudrt.labels import Labels
@@ -50,7 +51,7 @@ def make(path: Path, architecture: str, encoder: str) -> Checkpoint:
 @pytest.mark.parametrize(("architecture", "encoder"), CASES)
 def test_export_and_every_runtime(tmp_path: Path, architecture: str, encoder: str) -> None:
     made = make(tmp_path / "best.pth", architecture, encoder)
-    source = Source(tmp_path / "best.pth")
+    source = ExportSource(tmp_path / "best.pth")
     assert len(layers_of(source.model)) > 20
     random = np.random.default_rng(0)
     batch = random.integers(0, 256, (3, 64, 96, 3), np.uint8)
@@ -59,7 +60,7 @@ def test_export_and_every_runtime(tmp_path: Path, architecture: str, encoder: st
         wanted = graph(torch.from_numpy(batch)).numpy().astype(int)
     assert wanted.std() > 1  # a constant answer would make every comparison pass
     for precision, largest in (("fp32", 1), ("fp16", 12)):
-        done = export(source, tmp_path / f"{precision}.onnx", precision)
+        done = export(source, tmp_path / f"{precision}.onnx", Target(precision))
         assert done.artifact.kept_fp32 == ()
         model = onnx.load(done.path)
         onnx.checker.check_model(model, full_check=True)

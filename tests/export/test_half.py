@@ -10,9 +10,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from cloudrt.export.export import Source, export
+from cloudrt.export.export import Target, export
 from cloudrt.export.half import emulate_half, to_half
 from cloudrt.export.layers import SCOPES, layers_of, strip_notes
+from cloudrt.export.source import ExportSource
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from support.networks import make_checkpoint
@@ -38,8 +39,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(checkpoint: Path) -> Source:
-    return Source(checkpoint)
+def source(checkpoint: Path) -> ExportSource:
+    return ExportSource(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +51,10 @@ def images() -> NDArray[np.uint8]:
 def run(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.int64]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": images})
-    return found.astype(np.int64)
+    return np.asarray(found, np.int64)
 
 
-def test_layers_have_the_names_of_pytorchs_modules(source: Source, checkpoint: Path) -> None:
+def test_layers_have_the_names_of_pytorchs_modules(source: ExportSource, checkpoint: Path) -> None:
     layers = layers_of(source.model)
     modules = dict(Checkpoint.load(checkpoint).network().named_modules())
     assert len(layers) > 60
@@ -64,7 +65,7 @@ def test_layers_have_the_names_of_pytorchs_modules(source: Source, checkpoint: P
     assert len(convolutions & set(layers)) >= 10
 
 
-def test_overflow_that_the_cpu_hides_is_seen_when_emulated(source: Source, images: NDArray[np.uint8]) -> None:
+def test_overflow_that_the_cpu_hides_is_seen_when_emulated(source: ExportSource, images: NDArray[np.uint8]) -> None:
     exact = run(source.model, images)
     half = to_half(source.model)
     strip_notes(half)
@@ -73,8 +74,8 @@ def test_overflow_that_the_cpu_hides_is_seen_when_emulated(source: Source, image
     assert seen.mean() > 5
 
 
-def test_the_layers_that_overflow_are_found_kept_and_stored(source: Source, tmp_path: Path) -> None:
-    done = export(source, tmp_path / "model.onnx", "fp16")
+def test_the_layers_that_overflow_are_found_kept_and_stored(source: ExportSource, tmp_path: Path) -> None:
+    done = export(source, tmp_path / "model.onnx", Target("fp16"))
     assert set(done.artifact.kept_fp32) == {OVERFLOWING, NORMALISING}
     assert read_artifact(tmp_path / "model.onnx").kept_fp32 == done.artifact.kept_fp32
     assert done.parity.mean_difference < 0.5
@@ -85,7 +86,7 @@ def test_the_layers_that_overflow_are_found_kept_and_stored(source: Source, tmp_
 
 def test_half_equals_pytorchs_half(tmp_path: Path, images: NDArray[np.uint8]) -> None:
     made = make_checkpoint(tmp_path / "best.pth")
-    done = export(Source(tmp_path / "best.pth"), tmp_path / "model.onnx", "fp16")
+    done = export(ExportSource(tmp_path / "best.pth"), tmp_path / "model.onnx", Target("fp16"))
     assert done.artifact.kept_fp32 == ()
     assert "fp16 rounding emulated" in done.parity.provider
     network = made.network().half()
@@ -109,11 +110,10 @@ def small_model(scales: NDArray[np.float32]) -> onnx.ModelProto:
     ]
     for node, scope in zip(nodes[1:4], ("first", "first", "second"), strict=True):
         node.metadata_props.add(key=SCOPES, value=str(["", "members.0.network", f"members.0.network.{scope}", "op"]))
-    shape = ["N", 1, 4, 4]
     graph = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 1, 4, 4])],
         [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 1, 8, 8])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )

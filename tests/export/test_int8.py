@@ -11,10 +11,11 @@ import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
-from cloudrt.export.export import Source, export, judge_of
+from cloudrt.export.export import Target, export
 from cloudrt.export.half import to_half
 from cloudrt.export.int8 import Quantiser
 from cloudrt.export.layers import strip_notes
+from cloudrt.export.source import ExportSource, SourceOptions
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from support.networks import make_checkpoint
@@ -37,18 +38,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(checkpoint: Path) -> Source:
-    return Source(checkpoint, int8=True)
+def source(checkpoint: Path) -> ExportSource:
+    return ExportSource(checkpoint, SourceOptions(calibrate=True))
 
 
 @pytest.fixture(scope="module", params=["cpu", "tensorrt"])
-def quantised(request: pytest.FixtureRequest, source: Source) -> tuple[str, onnx.ModelProto]:
+def quantised(request: pytest.FixtureRequest, source: ExportSource) -> tuple[str, onnx.ModelProto]:
     model = Quantiser(source.model, source.calibration.images, request.param).quantise()
     onnx.checker.check_model(model, full_check=True)
     return request.param, model
 
 
-def constants(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
+def constants(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
@@ -72,7 +73,9 @@ def test_activations_are_as_the_target_asks(quantised: tuple[str, onnx.ModelProt
         assert {(zero.dtype, int(zero)) for zero in zeros} == {(np.dtype(np.int8), 0)}
 
 
-def test_weights_are_per_channel_symmetric_and_close(quantised: tuple[str, onnx.ModelProto], source: Source) -> None:
+def test_weights_are_per_channel_symmetric_and_close(
+    quantised: tuple[str, onnx.ModelProto], source: ExportSource
+) -> None:
     target, model = quantised
     values, originals = constants(model), constants(source.model)
     for node in dequantised_inputs(model, "Conv", 1):
@@ -95,7 +98,7 @@ def test_weights_are_per_channel_symmetric_and_close(quantised: tuple[str, onnx.
         assert (error <= scale[:, None, None, None] * 0.501 + 1e-9).all()
 
 
-def test_what_is_outside_the_network_or_kept_stays_float(source: Source) -> None:
+def test_what_is_outside_the_network_or_kept_stays_float(source: ExportSource) -> None:
     quantiser = Quantiser(source.model, source.calibration.images, "cpu")
     kept = quantiser.layers[:2] + quantiser.layers[-3:]
     model = quantiser.quantise(kept)
@@ -113,9 +116,9 @@ def test_what_is_outside_the_network_or_kept_stays_float(source: Source) -> None
     assert checked > 20
 
 
-def test_convolutions_run_in_int8_on_the_cpu(source: Source, tmp_path: Path) -> None:
+def test_convolutions_run_in_int8_on_the_cpu(source: ExportSource, tmp_path: Path) -> None:
     """The runtime's own optimised graph says what it computes with."""
-    done = export(source, tmp_path / "model.onnx", "int8", tolerances=WIDE)
+    done = export(source, tmp_path / "model.onnx", Target("int8", tolerances=WIDE))
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -125,21 +128,23 @@ def test_convolutions_run_in_int8_on_the_cpu(source: Source, tmp_path: Path) -> 
     assert kinds["Conv"] + kinds["FusedConv"] <= len(done.artifact.kept_fp32)
     said = read_artifact(done.path)
     assert (said.precision, said.int8_target) == ("int8", "cpu")
-    assert done.bytes < 0.4 * export(source, tmp_path / "fp32.onnx", "fp32").bytes
+    assert done.bytes < 0.4 * export(source, tmp_path / "fp32.onnx", Target("fp32")).bytes
     assert done.speed is not None
     assert done.speed > 0
 
 
-def test_the_gate_of_int8_runs_the_kernels_that_inference_runs(source: Source, tmp_path: Path) -> None:
-    done = export(source, tmp_path / "model.onnx", "int8", tolerances=WIDE)
+def test_the_gate_of_int8_runs_the_kernels_that_inference_runs(source: ExportSource, tmp_path: Path) -> None:
+    done = export(source, tmp_path / "model.onnx", Target("int8", tolerances=WIDE))
     assert done.parity.provider == "cpu"
     with open_engine(done.path, "cpu", None) as engine:
         parity = source.reference.measure(engine.run)
     assert parity == done.parity
 
 
-def test_int8_for_tensorrt_is_judged_as_exact_arithmetic_gives_it(source: Source, tmp_path: Path) -> None:
-    done = export(source, tmp_path / "model.onnx", "int8", int8_target="tensorrt", tolerances=WIDE, provider="cpu")
+def test_int8_for_tensorrt_is_judged_as_exact_arithmetic_gives_it(source: ExportSource, tmp_path: Path) -> None:
+    done = export(
+        source, tmp_path / "model.onnx", Target("int8", int8_target="tensorrt", tolerances=WIDE, provider="cpu")
+    )
     assert done.parity.provider == "cpu, TensorRT's int8 emulated"
     assert done.speed is None
     # Without any fusion, each QuantizeLinear and DequantizeLinear is computed as it is written.
@@ -151,11 +156,11 @@ def test_int8_for_tensorrt_is_judged_as_exact_arithmetic_gives_it(source: Source
     assert plain.mean_difference == pytest.approx(done.parity.mean_difference, abs=0.05)
 
 
-def test_layers_that_hurt_are_kept_in_fp32(source: Source, tmp_path: Path) -> None:
+def test_layers_that_hurt_are_kept_in_fp32(source: ExportSource, tmp_path: Path) -> None:
     """Tolerances between those of all int8 and of all fp32: some layers must stay, and the gate then passes."""
-    everything = export(source, tmp_path / "all.onnx", "int8", tolerances=WIDE).parity.mean_difference
+    everything = export(source, tmp_path / "all.onnx", Target("int8", tolerances=WIDE)).parity.mean_difference
     some = Tolerances(everything / 2, 0.0, 1.0)
-    done = export(source, tmp_path / "some.onnx", "int8", tolerances=some)
+    done = export(source, tmp_path / "some.onnx", Target("int8", tolerances=some))
     assert 0 < len(done.artifact.kept_fp32) < done.layers
     assert done.parity.mean_difference <= some.mean_difference
     assert read_artifact(done.path).kept_fp32 == done.artifact.kept_fp32
@@ -189,19 +194,19 @@ def test_auto_passes_over_what_would_emulate(monkeypatch: pytest.MonkeyPatch) ->
         choose_provider("auto", Artifact(precision="int8", int8_target="tensorrt"))
 
 
-def test_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_provider_that_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloudrt.export.gate.problem", lambda name: f"no {name}")
-    assert judge_of("int8") == "cpu"
-    assert judge_of("int8", "tensorrt") == "cpu"
-    assert judge_of("int8", "tensorrt", "cpu") == "cpu"
+    assert Target("int8").gate_provider() == "cpu"
+    assert Target("int8", "tensorrt").gate_provider() == "cpu"
+    assert Target("int8", "tensorrt", "cpu").gate_provider() == "cpu"
     with pytest.raises(ProviderError, match="refused for int8"):
-        judge_of("int8", "cpu", "cuda")
+        Target("int8", "cpu", "cuda").gate_provider()
     with pytest.raises(ProviderError, match="refused for int8"):
-        judge_of("int8", "tensorrt", "openvino")
+        Target("int8", "tensorrt", "openvino").gate_provider()
     with pytest.raises(DataError, match="target"):
-        judge_of("int8", "tpu")
+        Target("int8", "tpu")
     with pytest.raises(DataError, match="precision"):
-        judge_of("int4")
+        Target("int4")
 
 
 def test_the_default_tolerances_are_stricter_the_higher_the_precision() -> None:
@@ -226,7 +231,7 @@ def test_all_precisions_in_one_table(checkpoint: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {f"m.{name}.onnx" for name in ("fp32", "fp16", "int8")}
     for name in ("fp32", "fp16", "int8"):
         assert read_artifact(tmp_path / f"m.{name}.onnx").precision == name
-    assert "speed in turns with the fp32 artifact" in done.output
+    assert "speed relative to the fp32 artifact" in done.output
     assert "as fp32" in done.output
 
 
@@ -249,7 +254,7 @@ def test_the_precisions_that_pass_are_written_beside_one_that_does_not(
     assert {path.name for path in tmp_path.iterdir()} == {"m.fp32.onnx", "m.int8.onnx"}
 
 
-def test_the_network_is_left_as_it_was(source: Source) -> None:
+def test_the_network_is_left_as_it_was(source: ExportSource) -> None:
     before = source.model.SerializeToString()
     quantiser = Quantiser(source.model, source.calibration.images[:4], "cpu")
     first, again = quantiser.quantise(), quantiser.quantise()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from cloudrt.export.ensemble import Ensemble
-from cloudrt.export.export import Source, export
+from cloudrt.export.export import Target, export
+from cloudrt.export.source import ExportSource, SourceOptions
 from numpy.typing import NDArray
 
 from cloudrt.data.scenes import draw_scene
@@ -46,7 +47,7 @@ def by_hand(checkpoint: Checkpoint, batch: NDArray[np.uint8]) -> tuple[NDArray[n
     """The levels, and the presence by numpy from the network's own outputs."""
     config = checkpoint.config
     network = checkpoint.network()
-    pixels = (batch.astype(np.float32) - np.float32(config.mean)) / np.float32(config.std)
+    pixels = (batch.astype(np.float32) - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
     with torch.inference_mode():
         found = network(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
         graph = InferenceGraph(network, config).eval()
@@ -69,8 +70,8 @@ def test_the_artifact_says_what_the_network_says(
     levels, wanted = by_hand(checkpoint, batch)
     assert wanted.std() > 0
     wide = Tolerances(64, 0.0, 1.0) if precision == "int8" else None  # random weights: no search for layers to keep
-    source = Source(tmp_path / "best.pth", int8=precision == "int8")
-    done = export(source, tmp_path / "model.onnx", precision, tolerances=wide)
+    source = ExportSource(tmp_path / "best.pth", SourceOptions(calibrate=precision == "int8"))
+    done = export(source, tmp_path / "model.onnx", Target(precision, tolerances=wide))
     assert done.parity.presence_difference is not None
     largest = {"fp32": 1, "fp16": 3, "int8": 40}[precision]
     for provider in ("cpu", "openvino"):
@@ -87,8 +88,8 @@ def test_rules_use_it(tmp_path: Path, batch: NDArray[np.uint8]) -> None:
     cut = int(np.sort(presence[:, 0])[2])
     rules = (Rule(0, 0, presence=cut), Rule(0, 0), Rule(0, 0))
     make(tmp_path / "best.pth", "head", rules)
-    export(Source(tmp_path / "best.pth"), tmp_path / "model.onnx", "fp32")
-    with Segmenter(tmp_path / "model.onnx", "cpu", batch_size=2) as segmenter:
+    export(ExportSource(tmp_path / "best.pth"), tmp_path / "model.onnx", Target("fp32"))
+    with Segmenter(tmp_path / "model.onnx", provider="cpu", batch_size=2) as segmenter:
         for result, said in zip(segmenter.predict(list(batch)), presence, strict=True):
             assert bool(result.rle["Fish"]) == (said[0] >= cut)
             assert result.rle["Flower"]
@@ -132,8 +133,8 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
 def test_the_gate_sees_a_wrong_head(tmp_path: Path) -> None:
     """Other weights in the head give the same masks: presence alone tells."""
     make(tmp_path / "best.pth", "head")
-    source = Source(tmp_path / "best.pth")
+    source = ExportSource(tmp_path / "best.pth")
     (weight,) = [one for one in source.model.graph.initializer if "classification_head" in one.name]
     weight.raw_data = (-np.frombuffer(weight.raw_data, np.float32)).tobytes()
     with pytest.raises(ParityError, match="mean difference of presence"):
-        export(source, tmp_path / "model.onnx", "fp32")
+        export(source, tmp_path / "model.onnx", Target("fp32"))
