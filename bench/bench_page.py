@@ -11,6 +11,7 @@ from cloudrt.labels import CLOUDS
 from cloudrt.reports.page import write_page
 
 from .figures import three_digits
+from .stages import NOISY
 
 
 def write_bench_page(values: dict[str, Any], path: Path) -> None:
@@ -23,6 +24,11 @@ def write_bench_page(values: dict[str, Any], path: Path) -> None:
         bench=values,
         front=plot_front(accuracy) if accuracy else None,
         curves=plot_throughput(throughput) if throughput else None,
+        noisy=[
+            stage["name"]
+            for stage in values["stages"]
+            if any(stage[way]["iqr_s"] > NOISY * stage[way]["median_s"] for way in ("ours", "notebook"))
+        ],
         three=three_digits,
     )
 

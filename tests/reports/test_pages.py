@@ -46,7 +46,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> dict[str, P
         "--provider",
         "cpu",
         "--output",
-        folder / "submission.csv",
+        folder / "report.csv",
         "--report",
         status=1,
     )

@@ -100,7 +100,7 @@ def test_no_images_all_failed_and_no_masks(tmp_path: Path) -> None:
     for number in range(LISTED_FAILURES + 100):
         failed.add(f"{number}.jpg", None, None, "is empty")
     page = written(failed, tmp_path)
-    assert "Every image failed" in page.text and "see failures.csv for all" in page.text
+    assert "Every image failed" in page.text and "report.failures.csv lists all" in page.text
     assert page.text.count("is empty") == LISTED_FAILURES
     empty = Report(CLOUDS)
     empty.add("a.jpg", None, NOTHING, None)
@@ -108,7 +108,7 @@ def test_no_images_all_failed_and_no_masks(tmp_path: Path) -> None:
     assert "No image failed" in page.text and "no class" in page.text and not page.find("path")
     none = Report(CLOUDS, shown=0)
     none.add("a.jpg", None, NOTHING, None)
-    assert "None was asked for" in written(none, tmp_path).text
+    assert "No images were requested" in written(none, tmp_path).text
 
 
 @pytest.mark.parametrize(

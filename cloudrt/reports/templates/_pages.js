@@ -1,10 +1,10 @@
-// Long lists come in pages: the first is in place, each of the others lies inert in a <template class="page"> after it,
-// so that its images are neither decoded nor laid out before somebody looks.
+// Long lists are divided into pages. The first page is in the document; each of the others is in a <template class="page">
+// after it, so that its images are only decoded and laid out when it is shown.
 for (const list of document.querySelectorAll(":has(> template.page)")) {
   const later = [...list.querySelectorAll(":scope > template.page")];
   for (const page of later) page.remove();
   const pages = [[...list.childNodes], ...later];
-  const outside = list.closest(".scroll") || list;
+  const container = list.closest(".scroll") || list;
   const make = (tag, text, values) => {
     const element = Object.assign(document.createElement(tag), values);
     element.append(text);
@@ -19,7 +19,7 @@ for (const list of document.querySelectorAll(":has(> template.page)")) {
     number.value = "";
     back.disabled = current === 0;
     next.disabled = current === pages.length - 1;
-    outside.scrollIntoView({ block: "start" });
+    container.scrollIntoView({ block: "start" });
   };
   const back = make("button", "Previous", { type: "button", disabled: true, onclick: () => show(current - 1) });
   const next = make("button", "Next", { type: "button", onclick: () => show(current + 1) });
@@ -31,5 +31,5 @@ for (const list of document.querySelectorAll(":has(> template.page)")) {
   const bar = make("nav", back, { className: "pages" });
   bar.setAttribute("aria-label", `Pages of ${list.dataset.pages}`);
   bar.append(place, next, go);
-  outside.after(bar);
+  container.after(bar);
 }
