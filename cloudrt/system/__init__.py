@@ -1,1 +1,1 @@
-"""Files, caches, the machine and its cores, statistics, bounded overlap, spelling suggestions, the terminal."""
+"""Operating-system services: files, caches, hardware, statistics, bounded concurrency, spelling, the terminal."""

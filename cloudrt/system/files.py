@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what they are known by."""
+"""Atomic writes, locks and checksums of files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,30 @@ from cloudrt.errors import DataError
 
 @contextmanager
 def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; rename it onto `path` at the end, drop it on any error.
+    """Replace a file atomically: yield a temporary path beside `path`, renamed to `path` at the end.
 
-    The file and the folder's entry are flushed to disk, so that after a power cut there is the old file or the new one.
-    Without `sync` that waits for the system's own time: for many small files. A symbolic link stays: the file that it
-    names is replaced.
+    On any error the temporary file is removed and `path` stays as it was. Where `path` is a symbolic link, its target
+    is replaced.
+
+    Parameters
+    ----------
+    path
+        The file to write; missing folders are created.
+    sync
+        Flush the file and its folder to disk, so that a power cut leaves the old file or the new one. False leaves
+        that to the operating system, for many small files.
+
+    Yields
+    ------
+    pathlib.Path
+        Where to write.
 
     Raises
     ------
     DataError
-        `path` exists and is no regular file: a device, a pipe or a folder is never replaced by a file. Or what
-        should be its folder is a file.
+        `path` exists and is not a regular file, or its parent is not a folder.
+    OSError
+        The disk is full or not writable; `filename` is `path`.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -40,7 +53,7 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        if error.filename == str(partial):  # the user knows the file by its own name
+        if error.filename == str(partial):  # the user knows only the final name
             error.filename = str(path)
         raise
     finally:
@@ -50,8 +63,8 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that a file that was made or renamed in it is there after a power cut."""
-    if hasattr(os, "O_DIRECTORY"):  # not on Windows, where folders cannot be opened
+    """Flush a folder's entries to disk, so that files created or renamed in it survive a power cut."""
+    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
         opened = os.open(folder, os.O_DIRECTORY)
         try:
             os.fsync(opened)
@@ -61,12 +74,12 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, advice: str) -> Iterator[None]:
-    """Hold a lock on the file `path`, which is made where it is missing, as long as the block runs.
+    """Hold an exclusive lock on the file `path`, created where it is missing, for the duration of the block.
 
     Raises
     ------
     DataError
-        Another process holds it; ends in `advice`.
+        Another process holds the lock; the message ends with `advice`.
     """
     try:
         import fcntl
@@ -83,6 +96,6 @@ def locked(path: Path, advice: str) -> Iterator[None]:
 
 
 def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

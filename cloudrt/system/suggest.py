@@ -1,4 +1,4 @@
-"""Names that users mistype: the error suggests what they may have meant."""
+"""Errors for mistyped names, with suggestions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from cloudrt.errors import DataError
 
 
 def check_name(what: str, name: str, known: Sequence[str]) -> None:
-    """Refuse a name that is not known.
+    """Check that a name is one of `known`.
+
+    Parameters
+    ----------
+    what
+        What the name is of, for the message: "encoder".
 
     Raises
     ------
     DataError
-        Suggests the nearest names, or lists all where none is near.
+        Suggests similar names, or lists all where none is similar.
     """
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""What every command shares: progress on terminals and elsewhere, and errors as one line with exit status 2."""
+"""Parts shared by all commands: progress display, signals, and errors as one line with exit status 2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -22,14 +22,18 @@ R = TypeVar("R")
 
 
 class Advance(Protocol):
-    """Tell the bar that `n` more are done; `fields` show beside it, such as `dice=0.61`."""
+    """Report that `n` more steps are done; `fields`, such as `dice=0.61`, are shown beside the bar."""
 
     def __call__(self, n: int = 1, **fields: Any) -> None: ...
 
 
+ProgressBar = Callable[[str, int], AbstractContextManager[Advance]]
+"""Opens a bar with a description and a total; it yields the function that reports steps done."""
+
+
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Advance]:
-    """Show work under way: a live bar with rate and ETA on a terminal, a plain line every ten seconds elsewhere."""
+    """Show progress with rate and ETA: a live bar on a terminal, a plain line every ten seconds elsewhere."""
     bar = _live_bar if sys.stderr.isatty() else _plain_lines
     with bar(description, total) as advance:
         yield advance
@@ -95,12 +99,16 @@ def _words(fields: dict[str, Any]) -> list[str]:
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a `CloudrtError` into one line on stderr and exit status 2; a missing stage into the line to install it."""
+    """Decorate a command: errors become one line on stderr and exit status 2, without a traceback.
+
+    A missing optional package becomes the command that installs it. SIGINT and SIGTERM clean up and exit with 130 and
+    143; a closed output pipe exits with 141.
+    """
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows ? for a sign it lacks
+            if isinstance(stream, io.TextIOWrapper):  # print ? for characters that the terminal cannot encode
                 stream.reconfigure(errors="replace")
         try:
             with _stops_on_sigterm():
@@ -113,38 +121,38 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
                 raise
             raise Failure(f"{error.name} is not installed: pip install 'cloudrt[{extra}]'") from error
         except KeyboardInterrupt as interrupt:
-            click.echo("Interrupted: no output is left half-written", err=True)
+            click.echo("Interrupted: no output was left incomplete", err=True)
             raise SystemExit(128 + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)) from None
         except BrokenPipeError:
             with suppress(OSError):
-                click.echo("Stopped: nobody reads the output any more", err=True)
-            for stream in (sys.stdout, sys.stderr):  # what is buffered would fail once more at exit
+                click.echo("Stopped: the reader of the output closed it", err=True)
+            for stream in (sys.stdout, sys.stderr):  # flushing the buffers at exit would fail again
                 with suppress(OSError, ValueError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             raise SystemExit(_CLOSED_PIPE) from None
         except OSError as error:
-            # Full disks, unwritable folders: what the system says is what the user can act on.
+            # Full disks and missing permissions: the operating system's message is the most helpful one.
             raise Failure(f"{error.filename or 'cloudrt'}: {error.strerror or error}") from error
 
     return wrapped
 
 
 _CLOSED_PIPE = 141
-"""As a shell reports a program that SIGPIPE ended."""
+"""The exit status that a shell reports for a program ended by SIGPIPE."""
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM: what a scheduler or a shutdown sends."""
+    """Raised on SIGTERM, which schedulers and shutdowns send."""
 
 
 @contextmanager
 def _stops_on_sigterm() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that everything is put in order."""
+    """Handle SIGTERM like Ctrl-C, so that clean-up runs."""
 
     def stop(*_: object) -> None:
         raise _Terminated
 
-    if threading.current_thread() is not threading.main_thread():  # no signals there
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
@@ -167,13 +175,13 @@ _EXTRAS = {
 
 
 class Failure(click.ClickException):
-    """One line on stderr, exit status 2: the command could not run."""
+    """The command could not run: one line on stderr, exit status 2."""
 
     exit_code = 2
 
 
 def say_logs(name: str, level: int) -> None:
-    """Show what the library logs under `name`, a plain line each, on stderr."""
+    """Print the library's log records of `name` and below to stderr, one line each."""
     import logging
 
     class Echo(logging.Handler):

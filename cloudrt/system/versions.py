@@ -1,4 +1,4 @@
-"""The version of cloudrt, and those of the packages that are installed."""
+"""The version of cloudrt and of installed packages."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def package_version(*names: str) -> str:
 
 
 def package_versions(*names: str) -> dict[str, str]:
-    """Return distribution -> version of those that are installed."""
+    """Return name -> version of those of these distributions that are installed."""
     found = {name: package_version(name) for name in names}
     return {name: one for name, one in found.items() if one}
 
 
 def installed_distributions() -> dict[str, str]:
-    """Return distribution -> version, names in lower case with dashes, of all that is installed."""
+    """Return name -> version of all installed distributions; names are normalised, such as "onnxruntime-gpu"."""
     found: dict[str, str] = {}
     for distribution in distributions():
         name = distribution.metadata["Name"]
-        if name:  # a half-removed package has none
+        if name:  # a package that was removed incompletely has none
             found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
     return found

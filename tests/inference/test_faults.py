@@ -86,7 +86,7 @@ def test_a_closed_pipe_leaves_no_half_file(images: Path, model: Path, tmp_path: 
     assert done.returncode == 141
     assert "Traceback" not in said and "Exception ignored" not in said
     if stream == "stdout":
-        assert said.splitlines()[-1] == "Stopped: nobody reads the output any more"
+        assert said.splitlines()[-1] == "Stopped: the reader of the output closed it"
     left = {path.name for path in output.parent.iterdir()} if output.parent.exists() else set()
     assert left in ({"s.csv"}, {"s.csv.journal"}, set())
     if "s.csv" in left:
@@ -157,7 +157,7 @@ def test_outputs_that_would_replace_something_are_refused(
 
 
 def test_a_single_input_is_refused_and_another_kind_is_a_failure(model: Path) -> None:
-    with Segmenter(model, "cpu", batch_size=2) as segmenter:
+    with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
         for one in ("a.jpg", b"bytes", Path("a.jpg"), np.zeros((4, 4, 3), np.uint8), 5):
             with pytest.raises(DataError, match="give a list"):
                 next(segmenter.predict(one))  # type: ignore[arg-type]
@@ -167,4 +167,4 @@ def test_a_single_input_is_refused_and_another_kind_is_a_failure(model: Path) ->
         ]
     for wrong in ({"batch_size": 2.5}, {"threads": "2"}, {"max_pixels": 0}, {"batch_size": 10**9}, {"devices": ()}):
         with pytest.raises(DataError):
-            Segmenter(model, "cpu", **wrong)  # type: ignore[arg-type]
+            Segmenter(model, provider="cpu", **wrong)  # type: ignore[arg-type]
