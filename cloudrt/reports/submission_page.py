@@ -115,6 +115,7 @@ class Report:
             pixels=height * width,
             cards=(make_card(self.labels, one.key, one.path, one.rle, self.max_pixels, side) for one in sample),
             sampled=len(sample),
+            failures_file=f"{path.stem}.failures.csv",
         )
 
     @property
