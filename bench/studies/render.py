@@ -108,19 +108,19 @@ def front() -> str:
             f"{way['precision']}{', as shipped' if way['model'] == 'clouds.onnx' else ''}",
             {"cpu": "ONNX Runtime", "openvino": "OpenVINO"}[way["provider"]],
             f"{way['dice']:.4f}",
-            f"{_beside(way, plain):.2f}x",
+            f"{_relative_speed(way, plain):.2f}x",
         )
         for way in ways
     ]
     table = _table(
-        ("artifact", "provider", "mean Dice", "speed beside fp32 in ONNX Runtime"),
+        ("artifact", "provider", "mean Dice", "speed relative to fp32 in ONNX Runtime"),
         [*rows, _empty(accuracy["all_empty"])],
     )
     return f"{table}\n\n{_machine('cpu-validation')}"
 
 
 def stages() -> str:
-    """Each stage, and the whole pipeline, beside the notebook and the other peers."""
+    """Each stage and the whole pipeline, compared with the notebook and the other peers."""
     bench = _load("cpu-full-originals")
     notebook = f"notebook ({bench['notebook']})"
     rows = [
@@ -136,7 +136,7 @@ def stages() -> str:
 
 
 def postprocess() -> str:
-    """Post-processing alone beside its peers."""
+    """Post-processing alone, compared with its peers."""
     measured = [one for one in _load("cpu-full-originals")["postprocess"] if one["form"].startswith("uint8")]
     heads = [f"{MAPS[one['kind']]}: {one['runs']:,.0f} runs, {one['components']:.1f} components" for one in measured]
     rows = [
@@ -165,7 +165,12 @@ def pipeline() -> str:
                 f"{_two(notebook[1]['ratio'])}x{_spread(whole, notebook[1])} (network in {network})",
             )
         )
-    heads = ("model and images", "share of the ceiling", "beside plain ONNX Runtime fp32", "beside the notebook")
+    heads = (
+        "model and images",
+        "share of the ceiling",
+        "compared with plain ONNX Runtime fp32",
+        "compared with the notebook",
+    )
     return _table(heads, rows)
 
 
@@ -224,7 +229,7 @@ def cluster() -> str:
 
 
 def loader() -> str:
-    """The cached loader beside the notebook's."""
+    """The cached loader compared with the notebook's."""
     originals, copies = _load("cpu-loader-originals")["ratio"], _load("cpu-loader-copies")["ratio"]
     return (
         f"On one core, the cached loader delivers {_two(originals)} times as many samples per second as the notebook's "
@@ -301,7 +306,7 @@ def export() -> str:
         "Dice between the submissions",
         "rows empty in one only",
         "layers kept in fp32",
-        "speed beside fp32",
+        "speed relative to fp32",
     )
     return f"{_table(heads, rows)}\n\n{_machine('cpu-export')}"
 
@@ -360,7 +365,7 @@ def _empty(score: float) -> tuple[str, ...]:
     return "all rows empty", "", f"{score:.4f}", ""
 
 
-def _beside(way: dict[str, Any], plain: dict[str, Any]) -> float:
+def _relative_speed(way: dict[str, Any], plain: dict[str, Any]) -> float:
     """Return how many times as fast a way is as another that alternated with it: the median over the rounds."""
     pairs = zip(plain["timing"]["repetitions_s"], way["timing"]["repetitions_s"], strict=True)
     ratios = sorted(theirs / ours for theirs, ours in pairs)
