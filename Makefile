@@ -2,7 +2,7 @@
 # make test      run the tests; make test-all also runs the slow ones
 # make lint      check style, import order and types
 # make docs      build the documentation in build/site
-# make wheel     build the package in dist/
+# make wheel     build the source archive and the wheel in dist/
 # make figures   render the figures in README and docs from bench/results
 # All need Python 3.11 or later, make and git; the first one creates .venv and installs the dependencies.
 
@@ -27,7 +27,7 @@ demo: $(READY)
 	$(BIN)/cloudrt-infer $(DEMO)/data/test_images --model $(DEMO)/runs/demo/model.onnx \
 	  --sample $(DEMO)/data/sample_submission.csv --output $(DEMO)/submission.csv --report
 	$(BIN)/cloudrt score $(DEMO)/submission.csv $(DEMO)/data/test_truth.csv
-	@echo "Look at $(DEMO)/report.html and $(DEMO)/runs/demo/curves.png"
+	@echo "Open $(DEMO)/submission.html and $(DEMO)/runs/demo/curves.png"
 
 test: $(READY)
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
@@ -48,7 +48,7 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 wheel: $(READY)
-	$(BIN)/python -m build --wheel
+	$(BIN)/python -m build
 
 figures: $(READY)
 	$(BIN)/python -m cloudrt.bench.studies.render README.md docs/benchmarks.md docs/explanation/decoding.md docs/how-to/cluster.md
