@@ -1,4 +1,4 @@
-"""Numba loops alone: no validation, no I/O, contiguous arrays of fixed dtypes.
+"""Numba kernels: bare loops over contiguous arrays of fixed dtypes, without validation or I/O.
 
-The modules above them validate and allocate.
+Their callers in `cloudrt.masks` and `cloudrt.search` validate arguments and allocate outputs and work space.
 """

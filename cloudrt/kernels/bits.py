@@ -1,9 +1,9 @@
-"""From levels to bits, 64 at a time: the one part that touches every pixel, at the speed at which memory is read.
+"""Thresholding of levels to bits, 64 pixels at a time, at the speed of reading memory.
 
-`at_least` compares 64 pixels that lie one after the other with a few vector instructions (SSE, AVX2, AVX-512 or NEON,
-whatever LLVM finds here), and gives one word for them, the first pixel lowest. Where a map lies column by column, runs
-are found in these words as they come. Where it lies row by row (C order), `pack` keeps the words and `transpose` turns
-them: the bits, 1/8 or 1/32 of the map, and not the map.
+`at_least` compares 64 consecutive pixels with a few vector instructions (SSE, AVX2, AVX-512 or NEON, whichever LLVM
+finds) and returns one 64-bit word, the first pixel in the lowest bit. For a map in RLE order, runs are found in these
+words directly. For a map in C order, `pack` stores the words and `transpose` transposes the bits, which take 1/8
+(uint8) or 1/32 (float32) of the memory of the map.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BITS = 64
 ONE = np.uint64(1)
 
 index = np.uint64
-"""Of a signed index, numba asks at each access whether it counts from the end; an unsigned one it takes as it is."""
+"""Type of array indices: for signed ones, numba tests at each access whether they count from the end."""
 
 
 def _data(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -33,8 +33,8 @@ def _data(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
 
 @intrinsic
 def at_least(_context: Any, array: Any, _index: Any, _least: Any) -> Any:
-    """`at_least(array, i, least)`: a word whose bit k says whether `array.flat[i + k] >= least`; reads 64 elements."""
-    whole = isinstance(array.dtype, types.Integer)
+    """`at_least(array, i, least)`: a word whose bit k is `array.flat[i + k] >= least`; reads 64 elements."""
+    integer = isinstance(array.dtype, types.Integer)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = _data(context, builder, signature, arguments)
@@ -44,7 +44,7 @@ def at_least(_context: Any, array: Any, _index: Any, _least: Any) -> Any:
         first = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[2], ir.IntType(32)(0))
         spread = ir.Constant(ir.VectorType(ir.IntType(32), BITS), [0] * BITS)
         least = builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), spread)
-        compare = builder.icmp_unsigned if whole else builder.fcmp_ordered  # ordered: NaN is never on
+        compare = builder.icmp_unsigned if integer else builder.fcmp_ordered  # ordered: NaN is never on
         return builder.bitcast(compare(">=", values, least), ir.IntType(BITS))
 
     return types.uint64(array, types.intp, array.dtype), generate
@@ -52,7 +52,7 @@ def at_least(_context: Any, array: Any, _index: Any, _least: Any) -> Any:
 
 @intrinsic
 def trailing_zeros(_context: Any, _word: Any) -> Any:
-    """`trailing_zeros(word)`: the position of the lowest bit that is set; of a word that is not zero."""
+    """`trailing_zeros(word)`: the position of the lowest set bit of a word that is not zero."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.IntType(1)(1))
@@ -62,7 +62,7 @@ def trailing_zeros(_context: Any, _word: Any) -> Any:
 
 @intrinsic
 def leading_zeros(_context: Any, _word: Any) -> Any:
-    """`leading_zeros(word)`: 63 less the position of the highest bit that is set; of a word that is not zero."""
+    """`leading_zeros(word)`: 63 minus the position of the highest set bit of a word that is not zero."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.ctlz(arguments[0], ir.IntType(1)(1))
@@ -72,7 +72,7 @@ def leading_zeros(_context: Any, _word: Any) -> Any:
 
 @intrinsic
 def bit_count(_context: Any, _word: Any) -> Any:
-    """`bit_count(word)`: how many bits are set."""
+    """`bit_count(word)`: the number of set bits."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
@@ -82,7 +82,7 @@ def bit_count(_context: Any, _word: Any) -> Any:
 
 @intrinsic
 def store_word(_context: Any, text: Any, _at: Any, _word: Any) -> Any:
-    """`store_word(text, at, word)`: write the 8 bytes of `word` to `text[at : at + 8]`, lowest first."""
+    """`store_word(text, at, word)`: write the 8 bytes of `word` to `text[at : at + 8]`, lowest byte first."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = _data(context, builder, signature, arguments)
@@ -95,7 +95,7 @@ def store_word(_context: Any, text: Any, _at: Any, _word: Any) -> Any:
 
 @kernel
 def word_at(flat: NDArray[Any], begin: int, count: int, least: Any) -> np.uint64:
-    """Return the bits of `flat[begin : begin + count]`, of which there are at most 64; reads nothing past the end."""
+    """Return the bits of `flat[begin : begin + count]`, at most 64; does not read past the end of `flat`."""
     if begin + BITS <= flat.size:
         word: np.uint64 = at_least(flat, begin, least)
         return word if count == BITS else word & ((ONE << np.uint64(count)) - ONE)
@@ -108,7 +108,7 @@ def word_at(flat: NDArray[Any], begin: int, count: int, least: Any) -> np.uint64
 
 @kernel
 def pack(lines: NDArray[Any], least: Any, words: NDArray[np.uint64]) -> None:
-    """Write which pixels are at least `least`: `words` (lines, ceil(length / 64)), bits past the length being zero."""
+    """Threshold `lines`, (lines, length), at `least`; `words` is (lines, ceil(length / 64)), padded with zero bits."""
     count, length = lines.shape
     flat = lines.reshape(lines.size)
     last = words.shape[1] - 1
@@ -121,9 +121,10 @@ def pack(lines: NDArray[Any], least: Any, words: NDArray[np.uint64]) -> None:
 
 @kernel
 def transpose(rows: NDArray[np.uint64], height: int, width: int, columns: NDArray[np.uint64]) -> None:
-    """Turn the bits of (height, ceil(width / 64)) words into those of (width, ceil(height / 64)).
+    """Transpose the bits of `rows`, (height, ceil(width / 64)), to `columns`, (width, ceil(height / 64)).
 
-    64 x 64 bits at a time, by swapping ever smaller quarters (Warren, Hacker's Delight, 2nd edition, section 7-3).
+    Blocks of 64x64 bits are transposed by swapping quarters recursively (Warren, Hacker's Delight, 2nd edition,
+    section 7-3).
     """
     block = np.empty(BITS, np.uint64)
     for tall in range(columns.shape[1]):

@@ -1,8 +1,8 @@
-"""From bits to runs, from runs to components, from components to text.
+"""From bits to runs, from runs to components, from components to RLE text.
 
-A run is a stretch `[start, stop)` of one column, in pixels of the whole mask counted in RLE order; `edges` holds start,
-stop, start, stop, ...; the runs of column x are those numbered `first[x] ... first[x + 1] - 1`. A smooth mask of
-184,000 pixels has some 500 runs: whatever follows the comparison of pixels is cheap because it works on runs.
+A run is a range `[start, stop)` of pixels of one column, numbered over the whole mask in RLE order. `edges` holds
+start, stop, start, stop, ...; the runs of column x have the numbers `first[x]` to `first[x + 1] - 1`. A smooth mask of
+184,000 pixels has about 500 runs, so everything after the comparison of pixels is cheap.
 """
 
 from __future__ import annotations
@@ -17,12 +17,24 @@ from cloudrt.kernels.bits import BITS, ONE, at_least, bit_count, index, trailing
 from cloudrt.kernels.digits import write_runs
 from cloudrt.kernels.jit import kernel
 
+Ints = NDArray[np.int32]
+
+
+def most_runs(width: int, height: int) -> int:
+    """Return the largest number of runs that a mask can have: every second pixel of each column."""
+    return width * ((height + 1) // 2)
+
+
+def work_size(width: int, height: int) -> int:
+    """Return the number of int32 entries in the work space of `columns_to_text`: edges, roots, areas and first runs."""
+    return 4 * most_runs(width, height) + width + 1
+
 
 @kernel
-def _mark_changes(word: np.uint64, carry: np.uint64, begin: int, edges: NDArray[np.int32], count: int) -> int:
-    """Write where the pixels of a word differ from the one before; return how many edges there are then.
+def _mark_changes(word: np.uint64, carry: np.uint64, begin: int, edges: Ints, count: int) -> int:
+    """Write the positions where a pixel differs from its predecessor; return the new number of edges.
 
-    The bits of the word and of the word shifted by one, exclusive or; `carry` is the pixel before the first.
+    They are the bits of the word xor the word shifted by one; `carry` is the pixel before the first.
     """
     changes = word ^ ((word << ONE) | carry)
     while changes:
@@ -47,12 +59,22 @@ def _count_at_least(flat: NDArray[Any], begin: int, length: int, least: Any) -> 
 
 @kernel
 def find_runs_in_levels(
-    columns: NDArray[Any], least: Any, gate: Any, gate_pixels: int, edges: NDArray[np.int32], first: NDArray[np.int32]
+    columns: NDArray[Any], least: Any, gate: Any, gate_pixels: int, edges: Ints, first: Ints
 ) -> int:
-    """Write the runs of pixels of at least `least`; return how many there are: the one reading of every pixel.
+    """Find the runs of pixels that are at least `least`; return their number, or 0 if the gate stays closed.
 
-    `columns` is (W, H); `edges` holds at least 2 * W * ceil(H / 2) entries, `first` W + 1. There are no runs where
-    fewer than `gate_pixels` pixels are at least `gate`.
+    Parameters
+    ----------
+    columns
+        (W, H), C-contiguous; each pixel is read once.
+    least
+        The smallest value that is on, of the dtype of `columns`.
+    gate, gate_pixels
+        There are no runs where fewer than `gate_pixels` pixels are at least `gate`.
+    edges
+        Output, at least 2 * W * ceil(H / 2) entries.
+    first
+        Output, W + 1 entries.
     """
     width, height = columns.shape
     flat = columns.reshape(columns.size)
@@ -62,7 +84,7 @@ def find_runs_in_levels(
     count = 0
     begin = 0
     for x in range(width):
-        if gate_pixels > 0:  # before the runs of the same column, whose pixels then lie in the nearest cache
+        if gate_pixels > 0:  # before the runs of the same column, so that its pixels are in the L1 cache
             above += _count_at_least(flat, begin, height, gate)
         first[x] = count >> 1
         carry = np.uint64(0)
@@ -83,10 +105,8 @@ def find_runs_in_levels(
 
 
 @kernel
-def find_runs_in_words(
-    words: NDArray[np.uint64], height: int, edges: NDArray[np.int32], first: NDArray[np.int32]
-) -> int:
-    """Do the same from bits, (W, ceil(H / 64)), those past the height being zero."""
+def find_runs_in_words(words: NDArray[np.uint64], height: int, edges: Ints, first: Ints) -> int:
+    """Find the runs of set bits in `words`, (W, ceil(H / 64)), with zeros beyond the height; return their number."""
     width, per_column = words.shape
     count = 0
     for x in range(width):
@@ -103,8 +123,8 @@ def find_runs_in_words(
 
 
 @kernel
-def _root(parent: NDArray[np.int32], run: int) -> int:
-    """Return the root of `run`, halving the path on the way (Tarjan & van Leeuwen, J. ACM 31(2), 1984)."""
+def _root(parent: Ints, run: int) -> int:
+    """Return the root of `run` with path halving (Tarjan & van Leeuwen, J. ACM 31(2), 1984)."""
     while parent[index(run)] != run:
         parent[index(run)] = parent[index(parent[index(run)])]
         run = parent[index(run)]
@@ -112,18 +132,11 @@ def _root(parent: NDArray[np.int32], run: int) -> int:
 
 
 @kernel
-def join_runs(
-    edges: NDArray[np.int32],
-    first: NDArray[np.int32],
-    width: int,
-    height: int,
-    parent: NDArray[np.int32],
-    area: NDArray[np.int32],
-) -> None:
+def join_runs(edges: Ints, first: Ints, width: int, height: int, parent: Ints, area: Ints) -> None:
     """Join runs into 8-connected components: `parent[i]` becomes the root of run i, `area[root]` the pixel count.
 
-    Runs of neighbouring columns touch, diagonals included, where neither ends before the other begins. The root is the
-    component's first run, so that one pass from the first run to the last finds every root made.
+    Runs of neighbouring columns touch, diagonals included, if neither ends before the other begins. The root is the
+    first run of a component, so one pass in order resolves all parents.
     """
     count = first[width]
     for run in range(count):
@@ -133,11 +146,11 @@ def join_runs(
         left, left_end = first[x - 1], first[x]
         right, right_end = left_end, first[x + 1]
         while left < left_end and right < right_end:
-            left_stop = edges[index(2 * left + 1)] + height  # in the pixels of the column to its right
+            left_stop = edges[index(2 * left + 1)] + height  # as pixel numbers of the column to its right
             right_stop = edges[index(2 * right + 1)]
             if edges[index(2 * left)] + height <= right_stop and edges[index(2 * right)] <= left_stop:
                 a = _root(parent, left)
-                if parent[index(right)] == right:  # touched for the first time, as most runs are touched but once
+                if parent[index(right)] == right:  # the first contact of this run; most have only one
                     parent[index(right)] = a
                 else:
                     b = _root(parent, right)
@@ -153,10 +166,8 @@ def join_runs(
 
 
 @kernel
-def keep_runs(
-    edges: NDArray[np.int32], count: int, parent: NDArray[np.int32], area: NDArray[np.int32], min_area: int
-) -> int:
-    """Move the runs of components larger than `min_area` to the front of `edges`; return how many there are."""
+def keep_runs(edges: Ints, count: int, parent: Ints, area: Ints, min_area: int) -> int:
+    """Move the runs of components larger than `min_area` to the front of `edges`; return their number."""
     kept = 0
     for run in range(count):
         edges[index(2 * kept)] = edges[index(2 * run)]
@@ -166,17 +177,15 @@ def keep_runs(
 
 
 @kernel
-def _runs_to_text(
-    count: int,
-    min_area: int,
-    width: int,
-    height: int,
-    edges: NDArray[np.int32],
-    first: NDArray[np.int32],
-    parent: NDArray[np.int32],
-    area: NDArray[np.int32],
-    text: NDArray[np.uint8],
-) -> int:
+def _split(work: Ints, width: int, height: int) -> tuple[Ints, Ints, Ints, Ints]:
+    """Return edges, first, parent and area as views of a work space of `work_size` entries."""
+    most = width * ((height + 1) // 2)
+    return work[: 2 * most], work[4 * most :], work[2 * most : 3 * most], work[3 * most : 4 * most]
+
+
+@kernel
+def _runs_to_text(count: int, min_area: int, width: int, height: int, work: Ints, text: NDArray[np.uint8]) -> int:
+    edges, first, parent, area = _split(work, width, height)
     if min_area > 0 and count > 0:
         join_runs(edges, first, width, height, parent, area)
         count = keep_runs(edges, count, parent, area, min_area)
@@ -185,24 +194,29 @@ def _runs_to_text(
 
 @kernel
 def columns_to_text(
-    columns: NDArray[Any],
-    least: Any,
-    min_area: int,
-    gate: Any,
-    gate_pixels: int,
-    edges: NDArray[np.int32],
-    first: NDArray[np.int32],
-    parent: NDArray[np.int32],
-    area: NDArray[np.int32],
-    text: NDArray[np.uint8],
+    columns: NDArray[Any], least: Any, min_area: int, gate: Any, gate_pixels: int, work: Ints, text: NDArray[np.uint8]
 ) -> int:
-    """Write the RLE text of a map that lies in RLE order, (W, H); return its length in bytes.
+    """Write the RLE text of a map in RLE order; return its length in bytes.
 
-    A pixel is on where it is at least `least`; the map is empty where fewer than `gate_pixels` are at least `gate`.
+    Parameters
+    ----------
+    columns
+        (W, H), C-contiguous.
+    least
+        A pixel is on where it is at least this.
+    min_area
+        Components of at most this many pixels are dropped.
+    gate, gate_pixels
+        The text is empty where fewer than `gate_pixels` pixels are at least `gate`.
+    work
+        Work space of `work_size(W, H)` entries.
+    text
+        Output.
     """
     width, height = columns.shape
+    edges, first, _, _ = _split(work, width, height)
     count = find_runs_in_levels(columns, least, gate, gate_pixels, edges, first)
-    return _runs_to_text(count, min_area, width, height, edges, first, parent, area, text)
+    return _runs_to_text(count, min_area, width, height, work, text)
 
 
 @kernel
@@ -212,21 +226,19 @@ def rows_to_text(
     min_area: int,
     row_words: NDArray[np.uint64],
     words: NDArray[np.uint64],
-    edges: NDArray[np.int32],
-    first: NDArray[np.int32],
-    parent: NDArray[np.int32],
-    area: NDArray[np.int32],
+    work: Ints,
     text: NDArray[np.uint8],
 ) -> int:
-    """Do the same from a map that lies row by row, (H, W).
+    """Write the RLE text of a map in C order, (H, W); return its length in bytes.
 
-    `row_words` (H, ceil(W / 64)) and `words` (W, ceil(H / 64)) are for its bits.
+    See `columns_to_text`; `row_words` (H, ceil(W / 64)) and `words` (W, ceil(H / 64)) are work space for the bits.
     """
     height, width = rows.shape
     bits.pack(rows, least, row_words)
     bits.transpose(row_words, height, width, words)
+    edges, first, _, _ = _split(work, width, height)
     count = find_runs_in_words(words, height, edges, first)
-    return _runs_to_text(count, min_area, width, height, edges, first, parent, area, text)
+    return _runs_to_text(count, min_area, width, height, work, text)
 
 
 @kernel
@@ -235,31 +247,30 @@ def maps_to_texts(
     rules: NDArray[np.int64],
     presence: NDArray[np.uint8],
     ends: NDArray[np.int64],
-    edges: NDArray[np.int32],
-    first: NDArray[np.int32],
-    parent: NDArray[np.int32],
-    area: NDArray[np.int32],
+    work: Ints,
     text: NDArray[np.uint8],
 ) -> None:
-    """Write the RLE texts of maps, (M, W, H), one after the other; `ends[m]` is where each ends.
+    """Write the RLE texts of several maps, one after the other.
 
-    `rules` is (C, 5): threshold, min area, gate threshold, gate pixels, presence; map m is of class m % C, and
-    `presence` (M,) is its presence level.
+    Parameters
+    ----------
+    levels
+        (M, W, H); map m is of class m % C.
+    rules
+        (C, 5): threshold, min area, gate threshold, gate pixels, presence.
+    presence
+        (M,): presence level of each map.
+    ends
+        Output, (M,): where each text ends in `text`.
+    work
+        Work space of `work_size(W, H)` entries.
+    text
+        Output.
     """
     end = 0
     for m in range(levels.shape[0]):
         threshold, min_area, gate_threshold, gate_pixels, least_presence = rules[m % rules.shape[0]]
         if threshold < 255 and presence[m] >= least_presence and (gate_pixels == 0 or gate_threshold < 255):
-            end += columns_to_text(
-                levels[m],
-                np.uint8(threshold + 1),
-                min_area,
-                np.uint8(gate_threshold + 1),
-                gate_pixels,
-                edges,
-                first,
-                parent,
-                area,
-                text[end:],
-            )
+            least, gate = np.uint8(threshold + 1), np.uint8(gate_threshold + 1)
+            end += columns_to_text(levels[m], least, min_area, gate, gate_pixels, work, text[end:])
         ends[m] = end

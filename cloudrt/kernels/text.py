@@ -1,4 +1,4 @@
-"""Reading RLE text: digits to runs, every rule checked on the way, nothing ever read or written out of bounds."""
+"""Parsing RLE text with validation, and painting or counting its runs; no access out of bounds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from cloudrt.kernels.jit import kernel
 
+# Results of `parse_runs`.
 OK = 0
 NOT_A_NUMBER = 1
 ODD_COUNT = 2
@@ -16,13 +17,25 @@ OUT_OF_BOUNDS = 5
 
 
 @kernel
-def parse_runs(  # noqa: PLR0911 - a return for each rule
+def parse_runs(  # noqa: PLR0911 - one return per rule
     text: NDArray[np.uint8], size: int, edges: NDArray[np.int64]
 ) -> tuple[int, int, int]:
-    """Write start, stop, start, stop, ... of the runs of `text`; return (how many, what is wrong, at which token).
+    """Parse the runs of an RLE text.
 
-    Pixels and tokens count from 0; a run is `[start, stop)` of a mask of `size` pixels in RLE order. `edges` holds an
-    entry for each two bytes of text, and one more.
+    Parameters
+    ----------
+    text
+        The bytes of the text.
+    size
+        Number of pixels of the mask.
+    edges
+        Output: start, stop, start, stop, ... with pixels counted from 0 and `stop` exclusive; at least
+        `text.size // 2 + 1` entries.
+
+    Returns
+    -------
+    tuple of int
+        Number of runs; `OK` or the rule that is violated; the token that violates it, counted from 0.
     """
     token = -1
     value = 0
@@ -56,7 +69,7 @@ def parse_runs(  # noqa: PLR0911 - a return for each rule
             inside = True
         if byte < 48 or byte > 57:
             return 0, NOT_A_NUMBER, token
-        value = min(value * 10 + (byte - 48), size + 1)  # past the end is past the end: no overflow
+        value = min(value * 10 + (byte - 48), size + 1)  # saturates instead of overflowing
     if token % 2 == 0:
         return 0, ODD_COUNT, token
     return (token + 1) // 2, OK, token
@@ -64,7 +77,7 @@ def parse_runs(  # noqa: PLR0911 - a return for each rule
 
 @kernel
 def paint_runs(edges: NDArray[np.int64], count: int, flat: NDArray[np.uint8]) -> None:
-    """Set the runs to 1 in `flat`, a mask in RLE order."""
+    """Set the pixels of the runs to 1 in `flat`, (W * H,), a mask in RLE order."""
     for run in range(count):
         for pixel in range(edges[2 * run], edges[2 * run + 1]):
             flat[pixel] = 1
@@ -74,9 +87,18 @@ def paint_runs(edges: NDArray[np.int64], count: int, flat: NDArray[np.uint8]) ->
 def count_blocks(
     edges: NDArray[np.int64], count: int, height: int, block_height: int, block_width: int, counts: NDArray[np.int32]
 ) -> None:
-    """Add to `counts`, (W / block_width, H / block_height), how many pixels of each block the runs hold.
+    """Count the pixels that the runs cover in each block of the mask.
 
-    The runs are those of an (H, W) mask, of which `height` is H.
+    Parameters
+    ----------
+    edges, count
+        The runs; see `parse_runs`.
+    height
+        Height of the mask.
+    block_height, block_width
+        Size of a block; divides the mask.
+    counts
+        Output, added to: (W / block_width, H / block_height).
     """
     for run in range(count):
         at = edges[2 * run]

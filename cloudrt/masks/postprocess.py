@@ -136,9 +136,10 @@ def _encode(array: NDArray[Any], least: np.uint8 | np.float32, min_area: int) ->
         lines = lines.copy()
     buffers = _buffers(*array.shape)
     if by_columns:
-        length = _kernels().columns_to_text(lines, least, min_area, least, 0, *buffers.work)
+        length = _kernels().columns_to_text(lines, least, min_area, least, 0, buffers.work, buffers.text)
     else:
-        length = _kernels().rows_to_text(lines, least, min_area, buffers.rows, buffers.columns, *buffers.work)
+        words = buffers.row_words, buffers.words
+        length = _kernels().rows_to_text(lines, least, min_area, *words, buffers.work, buffers.text)
     return str(buffers.characters[:length], "ascii")
 
 
@@ -155,18 +156,14 @@ class _Buffers:
     def __init__(self, height: int, width: int, maps: int) -> None:
         if height * width > MAX_PIXELS:
             raise DataError(f"a map has at most {MAX_PIXELS} pixels, found {height}x{width}")
-        most = width * ((height + 1) // 2)
         self.shape = height, width
         self.maps = maps
-        self.rows = np.empty((height, -(-width // 64)), np.uint64)
-        self.columns = np.empty((width, -(-height // 64)), np.uint64)
-        self.edges = np.empty(2 * most, np.int32)
-        self.first = np.empty(width + 1, np.int32)
-        self.parent = np.empty(most, np.int32)
-        self.area = np.empty(most, np.int32)
-        self.text = np.empty(maps * 2 * most * (len(str(height * width)) + 1) + 8, np.uint8)
+        self.row_words = np.empty((height, -(-width // 64)), np.uint64)
+        self.words = np.empty((width, -(-height // 64)), np.uint64)
+        self.work = np.empty(_kernels().work_size(width, height), np.int32)
+        numbers = maps * 2 * _kernels().most_runs(width, height)
+        self.text = np.empty(numbers * (len(str(height * width)) + 1) + 8, np.uint8)
         self.characters = self.text.data
-        self.work: tuple[Any, ...] = self.edges, self.first, self.parent, self.area, self.text
 
 
 _local = threading.local()
@@ -288,6 +285,6 @@ def _map_texts(levels: NDArray[np.uint8], table: NDArray[np.int64], presence: ND
     certain = np.full(count, 255, np.uint8) if presence is None else np.array(presence)
     buffers = _buffers(height, width, count)
     ends = np.empty(count, np.int64)
-    _kernels().maps_to_texts(maps, table, certain, ends, *buffers.work)
+    _kernels().maps_to_texts(maps, table, certain, ends, buffers.work, buffers.text)
     whole = str(buffers.characters[: ends[-1]], "ascii")
     return [whole[begin:end] for begin, end in pairwise([0, *ends.tolist()])]

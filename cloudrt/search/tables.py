@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
+from cloudrt.kernels.sweep import PIXEL, sweep
 from cloudrt.labels import SUBMIT_GRID, Grid
 from cloudrt.masks.postprocess import MAX_PIXELS, Rule
 from cloudrt.masks.rle import unpack_mask
@@ -121,19 +122,15 @@ class Sweeper:
             raise DataError(f"a map has at most {MAX_PIXELS} pixels, found {height}x{width}")
         self._ranks = np.searchsorted(thresholds, np.arange(256)).astype(np.int16)
         self._min_areas = min_areas
-        dtypes = np.int16, np.uint8, np.uint8, np.int32
-        self._work: tuple[Any, ...] = tuple(np.empty(framed, dtype) for dtype in dtypes)
-        self.area = np.empty((len(thresholds), len(min_areas)), np.int64)
-        self.overlap = np.empty_like(self.area)
+        self._pixels = np.empty(framed, PIXEL)
+        self.area, self.overlap = self._tables = np.empty((2, len(thresholds), len(min_areas)), np.int64)
 
     def sweep(self, levels: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
         """Fill `area` and `overlap`, (T, A): pixels, and true ones, that each threshold and min area keeps.
 
         `levels` and `truth`, 0 or 1, are (W, H) uint8, C-contiguous.
         """
-        from cloudrt.kernels.sweep import sweep
-
-        sweep(levels, truth, self._ranks, self._min_areas, self.area, self.overlap, *self._work)
+        sweep(levels, truth, self._ranks, self._min_areas, self._pixels, self._tables)
 
     def sweep_image(self, image: LabelledMaps) -> tuple[NDArray[Any], ...]:
         """Return what `DiceTables` holds of one image: dice (C, T, A), true pixels (C,), above (C, 256)."""
