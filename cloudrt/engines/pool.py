@@ -39,6 +39,7 @@ class EnginePool:
         self.batch_size = batch_size
         self.engines: list[Engine] = []
         self.slots = 0  # how many threads may run a batch at once
+        self.artifact: Artifact  # what the engines run
         self._free: list[Engine] = []  # an engine is in it as often as it has streams that are not at work
         self._turn = Condition()  # guards what is free, claimed and gone
         self._lent = 0  # streams that are at work
@@ -47,15 +48,15 @@ class EnginePool:
         self._change = Lock()  # one step down at a time
         self._open()
 
-    @property
-    def artifact(self) -> Artifact:
-        """What the engines run."""
-        return self.engines[0].artifact
+    def empty(self, batches: int) -> NDArray[np.uint8]:
+        """Return an array for the images of some batches, (n, H, W, 3), not initialised."""
+        return np.empty((batches * self.batch_size, *self.artifact.input_size, 3), np.uint8)
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return probability (n, C, W_out, H_out) and presence (n, C), or None, of n images (H, W, 3) uint8 RGB.
 
-        The batch is filled up with black images to the fixed N.
+        A whole batch in one array, (N, H, W, 3), is run as it lies; another number of images is copied to a batch that
+        is filled up with black.
 
         Raises
         ------
@@ -69,8 +70,11 @@ class EnginePool:
             size = engine.batch_size or len(images)
             if len(images) > size:
                 raise MemoryExhausted(f"{len(images)} images for batches of {size}")
-            batch = np.zeros((size, *images[0].shape), np.uint8)
-            batch[: len(images)] = images
+            if isinstance(images, np.ndarray) and len(images) == size:
+                batch = images
+            else:
+                batch = np.zeros((size, *images[0].shape), np.uint8)
+                batch[: len(images)] = images
             probability, presence = engine.run(batch)
         except MemoryError as error:
             raise MemoryExhausted(f"no memory for a batch of {engine.batch_size}: {error}") from error
@@ -149,3 +153,4 @@ class EnginePool:
             raise
         self._free = [engine for engine in self.engines for _ in range(engine.streams)]
         self.slots = len(self._free)
+        self.artifact = self.engines[0].artifact

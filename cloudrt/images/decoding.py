@@ -3,64 +3,83 @@
     cpu   inputs --threads: read, decode at a small scale, resize--> images
     gpu   inputs --threads: read--> JPEGs --a thread: decode in groups on the GPU--> --threads: resize--> images
 
-Either way the last step is the one resize of training.
+Either way the last step is the one resize of training. Inputs are handed over in groups of one or several batches;
+threads take parts of a group, and write images to their rows of its array.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.gpu_decode import GpuJpegDecoder
 from cloudrt.images.image import Image, ImageFile, StoredImage, is_plain_jpeg, load_image, read_file, resize
 from cloudrt.labels import Grid
-from cloudrt.system.overlap import overlap
+from cloudrt.system.overlap import overlap, overlap_parts
 from cloudrt.system.statistics import StageStats
 
 DECODERS = ("cpu", "gpu")
-GROUP = 16
-"""JPEGs that the GPU decodes at once."""
+LARGEST_PART = 16
+"""Images that a thread takes at once: a run that is closed waits for them."""
 
 Input = str | Path | bytes | ImageFile | StoredImage | Image
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One input: an image of the network's size, or why there is none.
+    """Consecutive inputs, decoded: one or several batches of the network.
 
     Parameters
     ----------
     number
-        Its position among the inputs.
-    key
-        Of its rows.
-    image
-        (H, W, 3) uint8 RGB.
-    error
-        Why it failed.
+        Position of the first among the inputs.
+    keys
+        Keys of their rows.
+    images
+        (n, H, W, 3) uint8 RGB; failed inputs are black.
+    errors
+        Row -> reason, of the inputs that failed.
     """
 
     number: int
-    key: str
-    image: Image | None
-    error: str | None
+    keys: list[str]
+    images: NDArray[np.uint8]
+    errors: dict[int, str]
 
 
-@dataclass(frozen=True)
-class _Read:
-    """The bytes of a JPEG that the GPU is to decode, or what came of another input."""
+@dataclass
+class _Part:
+    """The inputs that one thread decodes: rows `begin` and up of a group.
 
-    number: int
-    key: str
-    data: bytes
-    done: Decoded | None = None
+    Parameters
+    ----------
+    group
+        (n, H, W, 3): the images of the whole group.
+    begin
+        Row of the first.
+    numbered
+        The inputs, each with its position among all inputs.
+    keys, errors
+        See `Decoded`.
+    jpegs, images
+        Row -> bytes, of the inputs that the GPU is to decode; row -> image, or None where it could not.
+    """
+
+    group: NDArray[np.uint8]
+    begin: int
+    numbered: list[tuple[int, Input]]
+    keys: list[str] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
+    jpegs: dict[int, bytes] = field(default_factory=dict)
+    images: dict[int, Image | None] = field(default_factory=dict)
 
 
 class Decoding:
@@ -80,67 +99,128 @@ class Decoding:
 
     def __init__(self, size: Grid, max_pixels: int, stats: StageStats, decoder: GpuJpegDecoder | None = None) -> None:
         self.size, self.max_pixels, self.stats, self.decoder = size, max_pixels, stats, decoder
+        self._share = 0.0  # seconds of the GPU per image
 
     def run(
-        self, inputs: Iterable[Input], threads: ThreadPoolExecutor, ahead: int, gpu: ThreadPoolExecutor | None = None
+        self,
+        inputs: Iterable[Input],
+        threads: ThreadPoolExecutor,
+        empty: Callable[[], NDArray[np.uint8]],
+        ahead: int,
+        gpu: ThreadPoolExecutor | None = None,
     ) -> Iterator[Decoded]:
-        """Yield an answer for each input, in order, with up to `ahead` under way."""
+        """Yield the inputs in groups, in order.
+
+        Parameters
+        ----------
+        inputs
+            Read lazily.
+        threads
+            Run the decoding.
+        empty
+            Returns the array, (n, H, W, 3), that the next group of up to n images is written to.
+        ahead
+            Largest number of groups in flight.
+        gpu
+            One thread, where a GPU decodes.
+        """
+        groups = self._split(inputs, empty)
         if self.decoder is None or gpu is None:
-            return overlap(threads, self._decode, enumerate(inputs), ahead, self.stats.pulled)
-        read = overlap(threads, self._read, enumerate(inputs), ahead + GROUP)
-        groups = overlap(gpu, self._decode_group, _groups(read, GROUP), 2)
-        return overlap(threads, self._resize, (one for group in groups for one in group), ahead, self.stats.pulled)
+            done = overlap_parts(threads, self._decode, groups, ahead)
+        else:
+            read = overlap_parts(threads, self._read, groups, ahead)
+            decoded = overlap(gpu, self._decode_group, read, 2)
+            done = overlap_parts(threads, self._resize, decoded, ahead)
+        for parts in done:
+            group = _join(parts)
+            self.stats.pulled(len(group.keys))
+            yield group
 
-    def _decode(self, numbered: tuple[int, Input]) -> Decoded:
-        return self._load(numbered[0], *_key(*numbered))
+    def _split(self, inputs: Iterable[Input], empty: Callable[[], NDArray[np.uint8]]) -> Iterator[Iterator[_Part]]:
+        """Yield the parts of each group; the inputs of a part are read when its turn comes."""
+        numbered = enumerate(inputs)
+        while True:
+            parts = self._parts(numbered, empty())
+            first = next(parts, None)
+            if first is None:
+                return
+            yield chain((first,), parts)
 
-    def _read(self, numbered: tuple[int, Input]) -> _Read:
-        number, (key, source) = numbered[0], _key(*numbered)
-        if not isinstance(source, str | Path | bytes | StoredImage):
-            return _Read(number, key, b"", self._decode(numbered))
+    def _parts(self, numbered: Iterator[tuple[int, Input]], group: NDArray[np.uint8]) -> Iterator[_Part]:
+        step = min(-(-len(group) // self.stats.threads), LARGEST_PART)
+        for begin in range(0, len(group), step):
+            some = list(islice(numbered, min(step, len(group) - begin)))
+            if not some:
+                return
+            yield _Part(group, begin, some)
+
+    def _decode(self, part: _Part) -> _Part:
+        times = []
+        for row, (number, source) in enumerate(part.numbered, part.begin):
+            began = time.perf_counter()
+            key, where = _key(number, source)
+            part.keys.append(key)
+            self._load(part, row, where)
+            times.append(time.perf_counter() - began)
+        self.stats.add_all(times)
+        return part
+
+    def _load(self, part: _Part, row: int, source: object) -> None:
+        """Decode one input to its row; a failure is noted, and the row is black."""
         try:
             if isinstance(source, StoredImage):
                 source = source.read()
-                if not isinstance(source, bytes):
-                    return _Read(number, key, b"", self._load(number, key, source))
-            data = source if isinstance(source, bytes) else read_file(source)
-            if is_plain_jpeg(data, self.max_pixels):
-                return _Read(number, key, data)
-            return _Read(number, key, b"", self._load(number, key, data))
+            if not isinstance(source, str | Path | bytes | np.ndarray):
+                raise ImageError(f"is no path, bytes or array but {type(source).__name__}")
+            load_image(source, self.size, self.max_pixels, part.group[row])
         except ImageError as error:
-            return _Read(number, key, b"", Decoded(number, key, None, str(error)))
+            part.group[row] = 0
+            part.errors[row] = str(error)
 
-    def _decode_group(self, group: list[_Read]) -> list[tuple[_Read, Image | None, float]]:
-        """Return each item, its image where the GPU could decode it, and its share of the seconds."""
+    def _read(self, part: _Part) -> _Part:
+        """Collect the JPEGs that the GPU is to decode; decode what it cannot."""
+        for row, (number, source) in enumerate(part.numbered, part.begin):
+            began = time.perf_counter()
+            key, where = _key(number, source)
+            part.keys.append(key)
+            try:
+                if isinstance(where, StoredImage):
+                    where = where.read()
+                if isinstance(where, str | Path):
+                    where = read_file(where)
+                if isinstance(where, bytes) and is_plain_jpeg(where, self.max_pixels):
+                    part.jpegs[row] = where
+                    continue
+                self._load(part, row, where)
+            except ImageError as error:
+                part.group[row] = 0
+                part.errors[row] = str(error)
+            self.stats.add(time.perf_counter() - began)
+        return part
+
+    def _decode_group(self, parts: list[_Part]) -> list[_Part]:
+        """Decode the JPEGs of a group on the GPU."""
         if self.decoder is None:
             raise DataError("no GPU decoder was opened")
-        jpegs = [item.data for item in group if item.done is None]
+        jpegs = [data for part in parts for data in part.jpegs.values()]
+        if not jpegs:
+            return parts
         began = time.perf_counter()
-        images = iter(self.decoder.decode(jpegs) if jpegs else [])
-        share = (time.perf_counter() - began) / max(1, len(jpegs))
-        return [(item, next(images) if item.done is None else None, share) for item in group]
+        images = iter(self.decoder.decode(jpegs))
+        self._share = (time.perf_counter() - began) / len(jpegs)
+        for part in parts:
+            part.images = {row: next(images) for row in part.jpegs}
+        return parts
 
-    def _resize(self, decoded: tuple[_Read, Image | None, float]) -> Decoded:
-        item, image, seconds = decoded
-        if item.done:
-            return item.done
-        if image is None:  # the CPU's decoder knows more kinds, and says what is wrong
-            return self._load(item.number, item.key, item.data)
-        began = time.perf_counter()
-        resized = resize(image, self.size)
-        self.stats.add(seconds + time.perf_counter() - began)
-        return Decoded(item.number, item.key, resized, None)
-
-    def _load(self, number: int, key: str, source: str | Path | bytes | StoredImage | Image) -> Decoded:
-        with self.stats.timed():
-            try:
-                if isinstance(source, StoredImage):
-                    source = source.read()
-                if not isinstance(source, str | Path | bytes | np.ndarray):
-                    raise ImageError(f"is no path, bytes or array but {type(source).__name__}")
-                return Decoded(number, key, load_image(source, self.size, self.max_pixels), None)
-            except ImageError as error:
-                return Decoded(number, key, None, str(error))
+    def _resize(self, part: _Part) -> _Part:
+        for row, image in part.images.items():
+            began = time.perf_counter()
+            if image is None:  # the CPU's decoder knows more kinds, and says what is wrong
+                self._load(part, row, part.jpegs[row])
+            else:
+                resize(image, self.size, part.group[row])
+            self.stats.add(self._share + time.perf_counter() - began)
+        return part
 
 
 def open_decoder(decoder: str, threads: int, device: int) -> GpuJpegDecoder | None:
@@ -156,7 +236,8 @@ def open_decoder(decoder: str, threads: int, device: int) -> GpuJpegDecoder | No
     return GpuJpegDecoder(device, threads) if decoder == "gpu" else None
 
 
-def _key(number: int, source: Input) -> tuple[str, str | Path | bytes | StoredImage | Image]:
+def _key(number: int, source: Input) -> tuple[str, object]:
+    """Return the key of an input's rows, and where its image is."""
     if isinstance(source, ImageFile):
         return source.key, source.path
     if isinstance(source, StoredImage):
@@ -164,6 +245,7 @@ def _key(number: int, source: Input) -> tuple[str, str | Path | bytes | StoredIm
     return (str(source) if isinstance(source, str | Path) else f"image-{number}"), source
 
 
-def _groups(items: Iterator[_Read], size: int) -> Iterator[list[_Read]]:
-    while group := list(islice(items, size)):
-        yield group
+def _join(parts: list[_Part]) -> Decoded:
+    keys = [key for part in parts for key in part.keys]
+    errors = {row: error for part in parts for row, error in part.errors.items()}
+    return Decoded(parts[0].numbered[0][0], keys, parts[0].group[: len(keys)], errors)

@@ -89,7 +89,9 @@ def key_of(path: Path, folder: Path) -> str:
     return os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
 
 
-def load_image(source: str | Path | bytes | Image, size: Grid, max_pixels: int = MAX_PIXELS) -> Image:
+def load_image(
+    source: str | Path | bytes | Image, size: Grid, max_pixels: int = MAX_PIXELS, out: Image | None = None
+) -> Image:
     """Read one image and bring it to `size`.
 
     Parameters
@@ -100,6 +102,8 @@ def load_image(source: str | Path | bytes | Image, size: Grid, max_pixels: int =
         Height and width of the result.
     max_pixels
         Larger images are refused before they are decoded.
+    out
+        Where to write the result: of `size`, C-contiguous. A new array where it is None.
 
     Returns
     -------
@@ -114,8 +118,8 @@ def load_image(source: str | Path | bytes | Image, size: Grid, max_pixels: int =
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
             raise ImageError(f"an image array is (H, W, 3) uint8 RGB, found {source.shape} {source.dtype}")
-        return resize(source, size)
-    return resize(decode(source if isinstance(source, bytes) else read_file(source), size, max_pixels), size)
+        return resize(source, size, out)
+    return resize(decode(source if isinstance(source, bytes) else read_file(source), size, max_pixels), size, out)
 
 
 def read_file(path: str | Path) -> bytes:
@@ -137,16 +141,23 @@ def read_file(path: str | Path) -> bytes:
         raise ImageError(f"cannot be read: {error}") from error
 
 
-def resize(image: Image, size: Grid) -> Image:
-    """Bring an image to `size` (height, width): averaged over areas where it shrinks, bilinear where it grows."""
+def resize(image: Image, size: Grid, out: Image | None = None) -> Image:
+    """Bring an image to `size` (height, width): averaged over areas where it shrinks, bilinear where it grows.
+
+    The result is written to `out` where it is given.
+    """
     height, width = size
     image = np.ascontiguousarray(image)
     # Two steps where one side shrinks and the other grows: OpenCV averages over areas only if neither grows.
     smaller = min(height, image.shape[0]), min(width, image.shape[1])
     for (rows, columns), method in ((smaller, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)):
         if image.shape[:2] != (rows, columns):
-            image = np.asarray(cv2.resize(image, (columns, rows), interpolation=method), np.uint8)
-    return image
+            target = out if (rows, columns) == size else None
+            image = np.asarray(cv2.resize(image, (columns, rows), dst=target, interpolation=method), np.uint8)
+    if out is None or image is out:
+        return image
+    out[...] = image
+    return out
 
 
 def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS) -> Image:

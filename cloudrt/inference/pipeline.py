@@ -1,25 +1,31 @@
 """Images in, RLE rows out: decode -> batch -> engine -> post-process, overlapped, in order, in bounded memory.
 
-`Segmenter.predict` is a chain of four lazy stages, each of which keeps a few items in flight on threads of its own:
+`Segmenter.predict` is a chain of lazy stages, each of which keeps a few groups in flight on threads of its own:
 
-    inputs --decode threads--> images --batch--> engine thread --> probabilities --post-process threads--> results
+    inputs --decode threads--> images --engine threads--> probabilities --post-process threads--> results
 
-Pulling a result refills the windows behind it, so that every stage works while the caller handles a result, and
-nothing piles up: memory is that of the windows. Decoding, the engines and the kernels all release the GIL.
+A group is one batch of the engine, or several where batches take less than some milliseconds: work is handed over by
+the group, and threads share the images of a group. Pulling a result refills the stages before it, so that every stage
+works while the caller handles a result, and memory is that of the groups in flight. Decoding, the engines and the
+kernels all release the GIL.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cloudrt.engines import tensorrt_rtx
 from cloudrt.engines.choice import open_engine
-from cloudrt.engines.plan import Plan, make_plan
+from cloudrt.engines.plan import Plan, Samples, make_plan
 from cloudrt.engines.pool import EnginePool
 from cloudrt.errors import ArtifactError, DataError, MemoryExhausted
 from cloudrt.images.decoding import Decoded, Decoding, Input, open_decoder
@@ -27,13 +33,13 @@ from cloudrt.images.image import ImageFile, StoredImage
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
-from cloudrt.masks.postprocess import apply_rules
+from cloudrt.masks.postprocess import postprocess_batch
 from cloudrt.model.artifact import default_model, load_model, parse_artifact
 from cloudrt.model.inferred import Inferred
 from cloudrt.options import RunOptions, RunSettings
 from cloudrt.system.files import sha256
 from cloudrt.system.machine import describe_machine, usable_cpus
-from cloudrt.system.overlap import overlap
+from cloudrt.system.overlap import Pace, overlap, overlap_parts
 from cloudrt.system.statistics import PipelineStats
 from cloudrt.system.versions import package_versions
 
@@ -49,6 +55,8 @@ class Segmenter:
         How to run it.
     plan
         How to run it, settled by an earlier run: nothing is measured. See `cloudrt.engines.plan`.
+    samples
+        Gives images (N, H, W, 3), on which "auto" compares providers; without it, made-up scenes are compared.
     **settings
         Fields of `RunOptions`, which replace those of `options`: ``Segmenter("model.onnx", provider="cuda")``.
 
@@ -77,6 +85,7 @@ class Segmenter:
         options: RunOptions | None = None,
         *,
         plan: Plan | None = None,
+        samples: Samples | None = None,
         **settings: Unpack[RunSettings],
     ) -> None:
         if options is not None and not isinstance(options, RunOptions):
@@ -88,7 +97,7 @@ class Segmenter:
         self.threads = options.threads or usable_cpus()
         self._sha256 = sha256(self.model)
         gpu = open_decoder(options.decoder, self.threads, options.devices[0])
-        self.plan = make_plan(loaded, artifact, self._sha256, options, plan)
+        self.plan = make_plan(loaded, artifact, options, plan, samples)
         self.stats = PipelineStats(self.threads)
         self._decoding = Decoding(artifact.input_size, options.max_pixels, self.stats["decode"], gpu)
         self.pool = EnginePool(
@@ -127,36 +136,56 @@ class Segmenter:
             raise ArtifactError(
                 f"{self.model} holds no rules: its network was never validated; find them with cloudrt tune"
             )
-        ahead = self._ahead()
-        with ThreadPoolExecutor(self.threads, "postprocess") as finishers, closing(self.infer(inputs)) as inferred:
+        pace, stats = Pace(), self.stats["postprocess"]
+        with (
+            ThreadPoolExecutor(self.threads, "postprocess") as finishers,
+            closing(self._run(inputs, pace)) as groups,
+        ):
             try:
-                yield from overlap(
-                    finishers, self._finish, _seen(inferred, look), ahead, self.stats["postprocess"].pulled
-                )
+                shares = self._shares(groups, look)
+                for done in overlap_parts(finishers, self._finish, shares, 2):
+                    results = [result for share in done for result in share]
+                    stats.pulled(sum(result.error is None for result in results))
+                    pace.arrived(len(results))
+                    yield from results
             finally:  # closed early, or failed: wait for what runs, not for what has not begun
                 finishers.shutdown(wait=False, cancel_futures=True)
+                self.stats.drop()
 
     def infer(self, inputs: Iterable[Input]) -> Generator[Inferred, None, None]:
         """Yield what the network says of each input, before any rule: what tuning looks at. In order, lazily."""
         _refuse_one(inputs)
+        pace = Pace()
+        with closing(self._run(inputs, pace)) as groups:
+            try:
+                for group in groups:
+                    pace.arrived(len(group.decoded.keys))
+                    yield from group.each()
+            finally:
+                self.stats.drop()
+
+    def _run(self, inputs: Iterable[Input], pace: Pace) -> Generator[_Group, None, None]:
+        """Yield groups of inputs with the network's outputs, in order; `pace` says how many batches a group holds."""
+        slots = self.pool.slots
+        # Enough for every engine's next group, and an image for every thread.
+        ahead = slots + 1 + -(-self.threads // self.batch_size)
+
+        def empty() -> NDArray[np.uint8]:
+            return self.pool.empty(pace.batches(self.batch_size))
+
         with (
             ThreadPoolExecutor(self.threads, "decode") as decoders,
             ThreadPoolExecutor(1, "gpu-decode") as gpu,
-            ThreadPoolExecutor(self.pool.slots, "engine") as engine,
+            ThreadPoolExecutor(slots, "engine") as engines,
         ):
-            decoded = self._decoding.run(inputs, decoders, self._ahead(), gpu)
-            batches = _batches(decoded, lambda: self.batch_size)
-            inferred = overlap(engine, self._infer, batches, self.pool.slots + 2, self.stats["infer"].pulled)
             try:
-                for batch in inferred:
-                    yield from batch
+                decoded = self._decoding.run(inputs, decoders, empty, ahead, gpu)
+                for group in overlap(engines, self._infer, decoded, slots + 1):
+                    self.stats["infer"].pulled(len(group.batches))
+                    yield group
             finally:
-                for pool in (decoders, gpu, engine):
+                for pool in (decoders, gpu, engines):
                     pool.shutdown(wait=False, cancel_futures=True)
-
-    def _ahead(self) -> int:
-        """How many images each window holds: enough for every engine's next batch."""
-        return (self.pool.slots + 1) * self.batch_size + self.threads
 
     def identity(self) -> Identity:
         """Return what the answers depend on: the same values give the same bytes."""
@@ -165,6 +194,8 @@ class Segmenter:
             packages += ["nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"]
         if self.plan.provider == "tensorrt":
             packages += ["tensorrt", "tensorrt-cu12", "tensorrt-cu13"]
+        if self.plan.provider == "tensorrt-rtx":
+            packages += tensorrt_rtx.PACKAGES
         machine, plan = describe_machine(), self.plan
         on_cpu = plan.provider in ("cpu", "openvino")
         return Identity(
@@ -174,6 +205,7 @@ class Segmenter:
             streams=plan.streams,
             compute_precision=plan.compute_precision,
             cuda_graph=plan.cuda_graph,
+            channels_last=plan.channels_last,
             device=machine.cpu if on_cpu else machine.gpus[self.options.devices[0]],
             precision=self.artifact.precision,
             threads=self.threads,
@@ -197,52 +229,117 @@ class Segmenter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _infer(self, batch: list[Decoded]) -> list[Inferred]:
-        """Run one batch; in smaller ones where memory runs out, or ran out since the batch was put together."""
-        inferred: list[Inferred] = []
-        left = [batch]
-        while left:
-            part, size = left.pop(0), self.batch_size
-            parts = list(_batches(part, lambda size=size: size))  # type: ignore[misc]
-            if len(parts) > 1:
-                left = parts + left
-                continue
-            try:
-                inferred += self._run(part, size)
-            except MemoryExhausted as reason:
-                self.pool.step_down(size, reason)
-                left.insert(0, part)
-        return inferred
+    def _infer(self, decoded: Decoded) -> _Group:
+        """Run the batches of a group; smaller ones where memory runs out, or ran out since they were decoded."""
+        group = _Group(decoded)
+        begin, count, stats = 0, len(decoded.keys), self.stats["infer"]
+        while begin < count:
+            size = self.batch_size
+            rows = range(begin, min(begin + size, count))
+            if all(row in decoded.errors for row in rows):
+                group.batches.append(_Batch(rows, size))
+            else:
+                began = time.perf_counter()
+                try:
+                    probability, presence = self.pool.run(decoded.images[rows.start : rows.stop])
+                except MemoryExhausted as reason:
+                    self.pool.step_down(size, reason)
+                    continue
+                stats.add(time.perf_counter() - began)
+                group.batches.append(_Batch(rows, size, probability, presence))
+            begin = rows.stop
+        return group
 
-    def _run(self, batch: list[Decoded], size: int) -> list[Inferred]:
-        images = [item.image for item in batch if item.image is not None]
-        first = batch[0].number
-        if not images:
-            return [Inferred(item.key, None, None, item.error, first, size) for item in batch]
-        with self.stats["infer"].timed():
-            probability, presence = self.pool.run(images)
-        rows = iter(range(len(images)))
-        inferred = []
-        for item in batch:
-            if item.image is None:
-                inferred.append(Inferred(item.key, None, None, item.error, first, size))
-                continue
-            row = next(rows)
-            levels = None if presence is None else presence[row]
-            inferred.append(Inferred(item.key, probability[row], levels, None, first, size))
-        return inferred
+    def _shares(
+        self, groups: Iterable[_Group], look: Callable[[Inferred], object] | None
+    ) -> Iterator[Iterator[tuple[_Group, range]]]:
+        """Yield a share of the rows of each group for every post-processing thread."""
+        for group in groups:
+            if look:
+                for item in group.each():
+                    look(item)
+            count = len(group.decoded.keys)
+            size = -(-count // self.threads)
+            yield ((group, range(begin, min(begin + size, count))) for begin in range(0, count, size))
 
-    def _finish(self, item: Inferred) -> Result:
-        labels = self.labels
-        if item.probability is None:
-            return Result(
-                item.image, dict.fromkeys(labels.classes, ""), item.error, labels, item.batch, item.batch_size
-            )
-        with self.stats["postprocess"].timed():
-            texts = apply_rules(item.probability, self.artifact.rules, item.presence)
-        return Result(
-            item.image, dict(zip(labels.classes, texts, strict=True)), None, labels, item.batch, item.batch_size
-        )
+    def _finish(self, share: tuple[_Group, range]) -> list[Result]:
+        """Return the results of some rows of a group."""
+        group, wanted = share
+        decoded, labels = group.decoded, self.labels
+        results = []
+        for batch in group.batches:
+            rows = range(max(wanted.start, batch.rows.start), min(wanted.stop, batch.rows.stop))
+            texts = iter(self._texts(batch, [row for row in rows if row not in decoded.errors]))
+            for row in rows:
+                error = decoded.errors.get(row)
+                row_texts = next(texts) if error is None else [""] * len(labels.classes)
+                results.append(
+                    Result(
+                        image=decoded.keys[row],
+                        rle=dict(zip(labels.classes, row_texts, strict=True)),
+                        error=error,
+                        labels=labels,
+                        batch=decoded.number + batch.rows.start,
+                        batch_size=batch.size,
+                    )
+                )
+        return results
+
+    def _texts(self, batch: _Batch, rows: list[int]) -> list[list[str]]:
+        """Return the RLE texts of some rows of a group, which are of `batch`."""
+        if not rows or batch.probability is None:
+            return []
+        began, first = time.perf_counter(), batch.rows.start
+        whole = rows[-1] - rows[0] + 1 == len(rows)  # else a copy, without the rows of inputs that failed
+        some = slice(rows[0] - first, rows[-1] - first + 1) if whole else [row - first for row in rows]
+        presence = None if batch.presence is None else batch.presence[some]
+        texts = postprocess_batch(batch.probability[some], self.artifact.rules, presence)
+        self.stats["postprocess"].add((time.perf_counter() - began) / len(rows), len(rows))
+        return texts
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The network's outputs for one batch.
+
+    Parameters
+    ----------
+    rows
+        Its rows in the group.
+    size
+        N of the engine; the last batch of a run may have fewer rows.
+    probability, presence
+        (n, C, W, H) and (n, C) uint8; None where every input failed, and where the artifact has no such output.
+    """
+
+    rows: range
+    size: int
+    probability: NDArray[np.uint8] | None = None
+    presence: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Consecutive inputs, decoded, and the network's outputs for them, in order."""
+
+    decoded: Decoded
+    batches: list[_Batch] = field(default_factory=list)
+
+    def each(self) -> Iterator[Inferred]:
+        """Yield the outputs for each input."""
+        decoded = self.decoded
+        for batch in self.batches:
+            for position, row in enumerate(batch.rows):
+                error = decoded.errors.get(row)
+                sound = error is None and batch.probability is not None
+                yield Inferred(
+                    image=decoded.keys[row],
+                    probability=batch.probability[position] if sound and batch.probability is not None else None,
+                    presence=batch.presence[position] if sound and batch.presence is not None else None,
+                    error=error,
+                    batch=decoded.number + batch.rows.start,
+                    batch_size=batch.size,
+                )
 
 
 def _refuse_one(inputs: Iterable[Input]) -> None:
@@ -250,24 +347,3 @@ def _refuse_one(inputs: Iterable[Input]) -> None:
     one = str | bytes | bytearray | Path | ImageFile | StoredImage | np.ndarray
     if isinstance(inputs, one) or not isinstance(inputs, Iterable):
         raise DataError(f"inputs are several: give a list of paths, bytes or arrays, found {type(inputs).__name__}")
-
-
-def _seen(items: Iterable[Inferred], look: Callable[[Inferred], object] | None) -> Iterator[Inferred]:
-    for item in items:
-        if look:
-            look(item)
-        yield item
-
-
-def _batches(items: Iterable[Decoded], size: Callable[[], int]) -> Iterator[list[Decoded]]:
-    """Group items so that each group holds up to `size` sound images; failures ride along, at most `size` more."""
-    batch: list[Decoded] = []
-    sound, most = 0, size()
-    for item in items:
-        batch.append(item)
-        sound += item.image is not None
-        if sound == most or len(batch) == 2 * most:
-            yield batch
-            batch, sound, most = [], 0, size()
-    if batch:
-        yield batch

@@ -1,7 +1,8 @@
-"""Work on threads, answers in order, a bounded lead: the one building block of everything here that overlaps."""
+"""Bounded concurrent map: the building block of the pipeline, the search and the data-set tools."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,29 +11,90 @@ from typing import TypeVar
 A = TypeVar("A")
 B = TypeVar("B")
 
+HANDOVER_S = 0.005
+"""Seconds of work that are handed over at once: handing over costs about 0.1 ms."""
 
-def overlap(
-    pool: ThreadPoolExecutor,
-    work: Callable[[A], B],
-    items: Iterable[A],
-    ahead: int,
-    pulled: Callable[[int], object] | None = None,
-) -> Iterator[B]:
-    """Yield `work(item)` for each item in order, with up to `ahead` of them under way on the pool.
 
-    Items are read lazily. Where the caller stops early or a piece of work raises, what has not begun is cancelled.
-    `pulled` is called before each answer with how many lie ready.
+def overlap(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
+    """Yield `work(item)` for each item, in order, with up to `ahead` calls in flight on the pool.
+
+    Items are read lazily. Calls that have not started are cancelled if the consumer stops early or a call raises.
+
+    Parameters
+    ----------
+    pool
+        Runs the calls.
+    work
+        Called with one item.
+    items
+        Read by the consumer's thread.
+    ahead
+        Largest number of calls in flight, which bounds memory.
     """
     window: deque[Future[B]] = deque()
     try:
         for item in items:
             window.append(pool.submit(work, item))
             if len(window) >= ahead:
-                if pulled:
-                    pulled(sum(future.done() for future in window))
                 yield window.popleft().result()
         while window:
             yield window.popleft().result()
     finally:
         for future in window:
             future.cancel()
+
+
+def overlap_parts(
+    pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[Iterable[A]], ahead: int
+) -> Iterator[list[B]]:
+    """Do the same for items of several parts: one call per part; yields the list of an item's results.
+
+    `ahead` is the largest number of items in flight.
+    """
+    window: deque[list[Future[B]]] = deque()
+    try:
+        for parts in items:
+            window.append([])
+            for part in parts:
+                window[-1].append(pool.submit(work, part))
+            if len(window) >= ahead:
+                done = [future.result() for future in window[0]]
+                window.popleft()
+                yield done
+        while window:
+            done = [future.result() for future in window[0]]
+            window.popleft()
+            yield done
+    finally:
+        for futures in window:
+            for future in futures:
+                future.cancel()
+
+
+class Pace:
+    """How many batches to hand over at once: as many as take `HANDOVER_S`, so that the cost of handing over is small.
+
+    Parameters
+    ----------
+    most
+        Largest number of images.
+    """
+
+    def __init__(self, most: int = 256) -> None:
+        self.most = most
+        self.seconds_per_image = 0.0
+        self._last = time.perf_counter()
+
+    def arrived(self, images: int) -> None:
+        """Count images that left the pipeline."""
+        now = time.perf_counter()
+        found = (now - self._last) / max(1, images)
+        self._last = now
+        weight = 0.25 if self.seconds_per_image else 1.0
+        self.seconds_per_image += weight * (found - self.seconds_per_image)
+
+    def batches(self, size: int) -> int:
+        """Return the number of batches of `size` images; 1 as long as the rate is unknown."""
+        if not self.seconds_per_image:
+            return 1
+        return max(1, min(int(HANDOVER_S / (size * self.seconds_per_image)), self.most // size))

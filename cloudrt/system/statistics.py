@@ -1,27 +1,28 @@
-"""What a run was busy with: seconds, latencies and queues of each stage, in memory that does not grow."""
+"""Time, latency and queue statistics of each stage of a run, in constant memory; and the process's memory."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 _SHORTEST, _RATIO, _BUCKETS = 1e-6, 1.02, 1200
-"""Latencies are counted in buckets of 2% from a microsecond on, up to some six hours."""
+_LOG_RATIO = math.log(_RATIO)
+"""The histogram of latencies: buckets 2% wide, from 1 microsecond to about 6 hours."""
 
 
 class StageStats:
-    """One stage. Safe to use from its threads.
+    """Statistics of one stage; thread-safe.
 
     Parameters
     ----------
     threads
-        How many work at once.
+        Number of threads of the stage.
     """
 
     def __init__(self, threads: int) -> None:
@@ -30,35 +31,56 @@ class StageStats:
         self.seconds = 0.0
         self.longest = 0.0
         self._histogram = [0] * _BUCKETS
-        self._ready = [0, 0, 0]  # pulls, sum and maximum of what lay ready
+        self._ready = [0, 0, 0]  # number of pulls, sum and maximum of the results that were ready
+        self._waiting = 0  # results that are ready and were not taken
         self._lock = Lock()
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count the time within as one piece of work, whether it fails or not."""
+        """Count the duration of the block as one call, whether it fails or not."""
         began = time.perf_counter()
         try:
             yield
         finally:
             self.add(time.perf_counter() - began)
 
-    def add(self, seconds: float) -> None:
-        """Count one piece of work."""
-        bucket = math.ceil(math.log(max(seconds, _SHORTEST) / _SHORTEST, _RATIO))
+    def add(self, seconds: float, calls: int = 1) -> None:
+        """Count calls that took `seconds` each."""
+        bucket = _bucket(seconds)
         with self._lock:
-            self.count += 1
-            self.seconds += seconds
+            self.count += calls
+            self.seconds += calls * seconds
             self.longest = max(self.longest, seconds)
-            self._histogram[min(bucket, _BUCKETS - 1)] += 1
+            self._histogram[bucket] += calls
+            self._waiting += calls
 
-    def pulled(self, ready: int) -> None:
-        """Count how many answers lay ready when one was pulled."""
-        self._ready[0] += 1
-        self._ready[1] += ready
-        self._ready[2] = max(self._ready[2], ready)
+    def add_all(self, seconds: Sequence[float]) -> None:
+        """Count one call for each of `seconds`."""
+        buckets = [_bucket(one) for one in seconds]
+        with self._lock:
+            self.count += len(seconds)
+            self.seconds += sum(seconds)
+            self.longest = max(self.longest, *seconds)
+            for bucket in buckets:
+                self._histogram[bucket] += 1
+            self._waiting += len(seconds)
+
+    def pulled(self, results: int = 1) -> None:
+        """Count how many results were ready when the next stage took `results` of them."""
+        with self._lock:
+            ready = self._waiting
+            self._waiting = max(0, ready - results)
+            self._ready[0] += 1
+            self._ready[1] += ready
+            self._ready[2] = max(self._ready[2], ready)
+
+    def drop(self) -> None:
+        """Forget results that are ready and that nobody will take: the run was closed early."""
+        with self._lock:
+            self._waiting = 0
 
     def percentile(self, share: float) -> float:
-        """Return the seconds that this share of the pieces took at most, within 2%; 0 where there were none."""
+        """Return a quantile of the calls' duration in seconds, within 2%; 0 without calls. `share` is in 0..1."""
         wanted, seen = math.ceil(share * self.count), 0
         for bucket, number in enumerate(self._histogram):
             seen += number
@@ -67,11 +89,11 @@ class StageStats:
         return 0.0
 
     def load(self, elapsed: float) -> float:
-        """Return the share of its threads' time that the stage was busy."""
+        """Return the fraction of its threads' time, over `elapsed` seconds, in which the stage was busy."""
         return self.seconds / (self.threads * elapsed) if elapsed > 0 else 0.0
 
     def to_dict(self, elapsed: float) -> dict[str, Any]:
-        """Plain values, for JSON; milliseconds for a single piece of work, which for the engine is a batch."""
+        """Return plain values, for JSON; latencies are milliseconds per call, which for the engine is a batch."""
         pulls, ready, most = self._ready
         return {
             "threads": self.threads,
@@ -87,13 +109,18 @@ class StageStats:
         }
 
 
+def _bucket(seconds: float) -> int:
+    """Return the position in the histogram."""
+    return min(max(0, math.ceil(math.log(max(seconds, _SHORTEST) / _SHORTEST) / _LOG_RATIO)), _BUCKETS - 1)
+
+
 class PipelineStats:
-    """All stages of a pipeline.
+    """Statistics of the stages of a pipeline.
 
     Parameters
     ----------
     threads
-        Of decoding and of post-processing; the engine has one.
+        Number of threads for decoding, and for post-processing; the engine has one.
     """
 
     def __init__(self, threads: int) -> None:
@@ -103,13 +130,18 @@ class PipelineStats:
     def __getitem__(self, stage: str) -> StageStats:
         return self.stages[stage]
 
+    def drop(self) -> None:
+        """Forget results that are ready and that nobody will take."""
+        for stage in self.stages.values():
+            stage.drop()
+
     def limiting(self) -> str:
-        """Return the stage whose threads were busy the most: more of them, or faster work there, would help."""
+        """Return the stage with the highest load, the bottleneck."""
         elapsed = time.perf_counter() - self._began
         return max(self.stages, key=lambda name: self.stages[name].load(elapsed))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         elapsed = time.perf_counter() - self._began
         return {
             "elapsed_s": round(elapsed, 4),
@@ -124,9 +156,9 @@ _STATUS = Path("/proc/self/status")
 
 
 def peak_memory(status: Path = _STATUS) -> float | None:
-    """Return the most memory that this process ever held, MB; None where the system does not say.
+    """Return the peak resident memory of this process in MB; None where unknown.
 
-    Linux is asked for VmHWM: what getrusage says begins with the memory of the process that started this one.
+    Linux reports it as VmHWM; the maximum of `getrusage` would include the memory of the parent process at fork.
     """
     found = _from_status("VmHWM", status)
     if found is not None:
@@ -140,7 +172,7 @@ def peak_memory(status: Path = _STATUS) -> float | None:
 
 
 def memory(status: Path = _STATUS) -> float | None:
-    """Return the memory that this process holds now, MB; None where the system does not say."""
+    """Return the resident memory of this process in MB; None where unknown."""
     return _from_status("VmRSS", status)
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 from support.pictures import FILES, encoded, imread
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 import cloudrt.images.gpu_decode
 from cloudrt.cli.infer import infer
 from cloudrt.errors import DataError, ProviderError
-from cloudrt.images.decoding import Decoding, open_decoder
+from cloudrt.images.decoding import Decoded, Decoding, open_decoder
 from cloudrt.images.gpu_decode import GpuJpegDecoder
 from cloudrt.images.headers import MAX_PIXELS, has_end
 from cloudrt.images.image import ImageFile, decode, load_image, resize
@@ -31,6 +34,27 @@ SIZE = (64, 96)
 @pytest.fixture(scope="module")
 def decoder() -> GpuJpegDecoder:
     return GpuJpegDecoder(on_cpu=True)
+
+
+class One(NamedTuple):
+    """An input of a group."""
+
+    key: str
+    image: NDArray[np.uint8]
+    error: str | None
+
+
+def empty() -> NDArray[np.uint8]:
+    return np.full((9, *SIZE, 3), 77, np.uint8)
+
+
+def one_by_one(groups: Iterable[Decoded]) -> list[One]:
+    found: list[One] = []
+    for group in groups:
+        assert group.number == len(found)
+        assert len(group.keys) == len(group.images)
+        found += [One(key, group.images[row], group.errors.get(row)) for row, key in enumerate(group.keys)]
+    return found
 
 
 @needs_codec
@@ -55,17 +79,15 @@ def test_inputs_of_every_kind_as_the_cpus_decoder_has_them(decoder: GpuJpegDecod
         inputs.append(ImageFile(f"odd {name}.jpg", tmp_path / f"odd {name}.jpg"))
     inputs[7:7] = [jpeg[: len(jpeg) // 2], jpeg[:-2], b"", b"text", jpeg, np.zeros((30, 40, 3), np.uint8)]
     inputs[20:20] = [str(tmp_path / "gone.jpg"), np.zeros((3, 4), np.uint8), encoded("PNG"), tmp_path / "0.jpg"]
-    stats = StageStats(2)
     with ThreadPoolExecutor(2) as threads, ThreadPoolExecutor(1) as gpu:
-        ours = list(Decoding(SIZE, MAX_PIXELS, stats, decoder).run(inputs, threads, 9, gpu))  # type: ignore[arg-type]
-        theirs = list(Decoding(SIZE, MAX_PIXELS, StageStats(2)).run(inputs, threads, 9))  # type: ignore[arg-type]
-    assert [(one.number, one.key) for one in ours] == [(one.number, one.key) for one in theirs]
+        ours = one_by_one(Decoding(SIZE, MAX_PIXELS, StageStats(2), decoder).run(inputs, threads, empty, 3, gpu))  # type: ignore[arg-type]
+        theirs = one_by_one(Decoding(SIZE, MAX_PIXELS, StageStats(2)).run(inputs, threads, empty, 3))  # type: ignore[arg-type]
+    assert [one.key for one in ours] == [one.key for one in theirs]
     assert [one.error for one in ours] == [one.error for one in theirs]
     assert sum(one.error is not None for one in ours) >= 6
     for one, other in zip(ours, theirs, strict=True):
-        if one.image is not None and other.image is not None:
-            assert one.image.shape == (*SIZE, 3)
-            assert abs(one.image.astype(int) - other.image).mean() < 4, one.key
+        assert one.image.shape == (*SIZE, 3)
+        assert abs(one.image.astype(int) - other.image).mean() < 4, one.key
     for file in inputs[:7]:
         assert isinstance(file, ImageFile)
         full = resize(decode(file.path.read_bytes()), SIZE).astype(int)

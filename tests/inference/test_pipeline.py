@@ -22,8 +22,11 @@ from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.results import Result
 from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import rle_decode
+from cloudrt.options import RunOptions
 
 LABELS = SMALL_GRIDS
+IN_FLIGHT = 3 + 2 + 2 + 1
+"""Groups that a run with one engine holds: being decoded, inferred, post-processed, and handed out."""
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,8 @@ def test_paths_bytes_and_arrays_are_inputs(model: Path, files: list[ImageFile]) 
 
 def test_presence_and_gates_decide(tmp_path: Path) -> None:
     rules = (Rule(127, 0, presence=255), Rule(127, 0, gate_threshold=200, gate_pixels=60 * 90), Rule(127, 0))
-    with Segmenter(tiny_artifact(tmp_path / "m.onnx", SIZE, LABELS, presence=True, rules=rules), provider="cpu") as segmenter:
+    model = tiny_artifact(tmp_path / "m.onnx", SIZE, LABELS, presence=True, rules=rules)
+    with Segmenter(model, provider="cpu") as segmenter:
         bright, dark = segmenter.predict([picture(255), picture(100)])
     assert bright.rle["Fish"]
     assert bright.rle["Flower"] == ""
@@ -126,8 +130,9 @@ def test_oversized_images_are_failures(model: Path) -> None:
     assert "oversized" in str(result.error)
 
 
-def test_inputs_are_read_lazily_and_memory_stays_flat(model: Path) -> None:
-    """Of 10,000 inputs, never more than the windows hold are read ahead of what has been handed out."""
+def test_inputs_are_read_lazily_and_memory_stays_flat(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 10,000 inputs, never more than the groups in flight hold are read ahead of what has been handed out."""
+    monkeypatch.setattr("cloudrt.system.overlap.HANDOVER_S", 0)  # a group is one batch
     read = handed = most = 0
 
     def inputs() -> Iterator[NDArray[np.uint8]]:
@@ -143,11 +148,11 @@ def test_inputs_are_read_lazily_and_memory_stays_flat(model: Path) -> None:
             most = max(most, read - handed)
             if handed == 1_000:
                 break
-    # Two windows of 2 batches and the threads, and 3 batches between them.
-    assert most <= 2 * (2 * 8 + 2) + 3 * 8 + 8
+    assert most <= 8 * IN_FLIGHT
 
 
-def test_failures_do_not_widen_the_windows(model: Path) -> None:
+def test_failures_do_not_widen_the_windows(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudrt.system.overlap.HANDOVER_S", 0)
     read = handed = most = 0
 
     def inputs() -> Iterator[bytes]:
@@ -161,7 +166,7 @@ def test_failures_do_not_widen_the_windows(model: Path) -> None:
             handed += 1
             most = max(most, read - handed)
     assert handed == 1_000
-    assert most <= 2 * (2 * 8 + 2) + 3 * 2 * 8 + 2 * 8
+    assert most <= 8 * IN_FLIGHT
 
 
 def test_an_early_close_ends_the_threads(model: Path) -> None:
@@ -241,11 +246,11 @@ def test_stages_overlap(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         met.append(decoded.wait(5))
         return real(self, batch)
 
-    def load(source: bytes, size: object, most: object) -> NDArray[np.uint8]:
+    def load(source: bytes, size: object, most: object, out: NDArray[np.uint8]) -> None:
         if int(source) >= 2:
             met.append(began.wait(5))
             decoded.set()
-        return picture(1)
+        out[:] = picture(1)
 
     monkeypatch.setattr(OrtEngine, "run", run)
     monkeypatch.setattr("cloudrt.images.decoding.load_image", load)
@@ -262,10 +267,24 @@ def test_times_of_the_stages_are_kept(model: Path) -> None:
 
 
 def test_bad_options_are_refused(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="at least 1"):
+    with pytest.raises(DataError, match="batch_size is a whole number from 0 to 65,536, found -1"):
         Segmenter(model, provider="cpu", batch_size=-1)
-    with pytest.raises(ProviderError, match="gpu"):
+    with pytest.raises(DataError, match="no provider named 'gpu'"):
         Segmenter(model, provider="gpu")
+    with pytest.raises(DataError, match="use keywords such as provider='cpu'"):
+        Segmenter(model, "cpu")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"no option named 'batchsize'; did you mean batch_size\?"):
+        Segmenter(model, RunOptions(provider="cpu"), batchsize=4)  # type: ignore[call-arg]
+
+
+def test_keywords_replace_fields_of_the_options(model: Path) -> None:
+    options = RunOptions(provider="cpu", batch_size=3, threads=2, max_pixels=5000)
+    with Segmenter(model, options, batch_size=2) as segmenter:
+        assert segmenter.options == options.changed(batch_size=2)
+        assert (segmenter.batch_size, segmenter.threads, segmenter.plan.provider) == (2, 2, "cpu")
+        identity = segmenter.identity()
+        assert (identity.batch_size, identity.threads, identity.max_pixels) == (2, 2, 5000)
+        assert identity.plan() == segmenter.plan
 
 
 def test_an_artifact_without_rules_infers_but_does_not_predict(tmp_path: Path) -> None:

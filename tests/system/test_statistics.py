@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
-from cloudrt.system.overlap import overlap
 from cloudrt.system.statistics import PipelineStats, StageStats, memory, peak_memory
 
 
@@ -65,12 +64,19 @@ def test_the_stage_that_limits_is_the_busiest_for_its_threads() -> None:
     assert stats.limiting() == "postprocess"
 
 
-def test_queues_are_looked_at_when_something_is_pulled() -> None:
-    seen: list[int] = []
-    with ThreadPoolExecutor(1) as pool:
-        assert list(overlap(pool, abs, range(20), 5, seen.append)) == list(range(20))
-    assert len(seen) == 16
-    assert all(0 <= ready <= 5 for ready in seen)
+def test_results_are_ready_until_they_are_taken() -> None:
+    stage = StageStats(2)
+    stage.add_all([0.001, 0.002, 0.003])
+    stage.pulled()
+    stage.add(0.001, 4)
+    stage.pulled(6)
+    stage.pulled()
+    stage.add(0.001)
+    stage.drop()
+    stage.pulled()
+    assert stage.count == 8
+    assert stage.seconds == pytest.approx(0.011)
+    assert stage.to_dict(1.0)["ready_when_pulled"] == {"mean": (3 + 6 + 0 + 0) / 4, "max": 6}
 
 
 def test_memory_is_that_of_the_process() -> None:
