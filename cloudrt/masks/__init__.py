@@ -1,1 +1,1 @@
-"""Run-length encoding, rules and post-processing, Dice, and tables of RLE rows."""
+"""Run-length encoding, post-processing of probability maps, Dice, and tables of RLE rows."""

@@ -1,4 +1,4 @@
-"""The competition's Dice: the mean over every (image, class) of 2|A and B| / (|A| + |B|), 1 where both are empty."""
+"""The competition's score: the mean over all (image, class) pairs of Dice, 2|A and B| / (|A| + |B|)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ from cloudrt.masks.rle import rle_to_submit_grid
 
 @dataclass(frozen=True)
 class Score:
-    """Mean Dice of a submission, overall and per class, and what an all-empty submission would score."""
+    """Score of a submission.
+
+    Parameters
+    ----------
+    mean
+        Mean Dice over all (image, class) pairs.
+    per_class
+        Class -> mean Dice.
+    all_empty
+        Mean Dice of a submission without any mask.
+    images
+        Number of images.
+    """
 
     mean: float
     per_class: dict[str, float]
@@ -26,9 +38,15 @@ class Score:
 
 
 def dice(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Return the Dice of two (H, W) masks, in 0..1; both empty is 1.0."""
+    """Return the Dice coefficient of two (H, W) masks, 0..1; 1.0 if both are empty.
+
+    Raises
+    ------
+    DataError
+        Masks of different shapes.
+    """
     if a.shape != b.shape:
-        raise DataError(f"two masks of one shape are compared, found {a.shape} and {b.shape}")
+        raise DataError(f"the masks must have the same shape, found {a.shape} and {b.shape}")
     on_a, on_b = a != 0, b != 0
     total = int(on_a.sum()) + int(on_b.sum())
     return 1.0 if total == 0 else 2 * int((on_a & on_b).sum()) / total
@@ -42,16 +60,18 @@ def score(
     Parameters
     ----------
     submission_csv
-        `Image_Label,EncodedPixels` on the submission grid.
+        Table of `Image_Label,EncodedPixels` with masks on the submission grid.
     truth_csv
-        The same on `truth_grid`; each of its rows counts.
+        The same with masks on `truth_grid`; every row counts.
+    labels
+        Classes and grids.
     truth_grid
-        The label grid unless given; may be the submission grid.
+        The label grid (default) or the submission grid.
 
     Raises
     ------
     DataError
-        A table that is malformed, a truth row that the submission lacks, an RLE that is wrong (named by its row).
+        A malformed table, a row of the truth that is missing in the submission, or a malformed RLE; names the row.
     """
     from cloudrt.masks.table import read_table
 
@@ -82,7 +102,7 @@ def score(
 
 
 def _decode(text: str, labels: Labels, table: str | Path, name: str, label: str) -> NDArray[np.uint8]:
-    """Decode a text of `labels.label_grid` to the submission grid."""
+    """Decode a text on the label grid to the submission grid."""
     try:
         return rle_to_submit_grid(text, labels)
     except RleError as error:

@@ -1,16 +1,16 @@
-"""From a probability map to the RLE text of one class: threshold, 8-connected components, area filter, runs.
+"""From a probability map to the RLE text of a class: threshold, 8-connected components, area filter, runs.
 
     pixels --compare, 64 at a time--> bits --changes--> runs --union-find--> components --area--> kept runs --> text
 
-The network's output arrives as uint8 levels 0..255 in the transposed layout (W, H), so that memory order is RLE order
-and a run is a stretch of memory. `Rule` holds the few integers that decide a class; training and `cloudrt tune` find
-them, checkpoint and artifact carry them, `apply_rules` applies them.
+The network's output is uint8 levels 0..255 in the transposed layout (W, H): memory order is RLE order, and a run is a
+contiguous range of memory. A `Rule` holds the integers that decide a class; training and `cloudrt tune` find them,
+checkpoint and artifact store them, `apply_rules` applies them.
 
-How far from the floor: a map cannot be judged faster than it is read from memory once. On one AVX2 core, from uint8 in
-RLE order (bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times that, a third of it the call from
-Python and half of the rest finding the runs, which is the one reading of the pixels; a map of 2,300 runs takes 10 times
-that, a third finding runs, a third or more joining them into components, where branches cannot be foretold, a fifth
-writing digits. From float32 in C order, 4 times the bytes, it is 2 and 5 times the floor of that form.
+The lower bound of the run time is reading the map from memory once. On one AVX2 core, from uint8 in RLE order
+(bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times that: a third is the call from Python, and half
+of the rest is finding the runs, the only pass over the pixels. A map of 2,300 runs takes 10 times that: a third is
+finding runs, a third or more is joining them (unpredictable branches), a fifth is writing digits. From float32 in C
+order, which is 4 times as many bytes, the factors are 2 and 5.
 """
 
 from __future__ import annotations
@@ -32,11 +32,23 @@ from cloudrt.errors import DataError
 
 @dataclass(frozen=True)
 class Rule:
-    """What decides the mask of one class; levels are 0..255, areas are pixels of the submission grid.
+    """The post-processing parameters of one class.
 
-    The class is empty where its `presence` output is below `presence`, or where fewer than `gate_pixels` pixels
-    exceed `gate_threshold`. Otherwise a pixel is on when its level is greater than `threshold`, and an 8-connected
-    component stays when its area is greater than `min_area`.
+    The mask is empty if the `presence` output is below `presence`, or if fewer than `gate_pixels` pixels exceed
+    `gate_threshold`. Otherwise a pixel is on if its level is greater than `threshold`, and an 8-connected component
+    is kept if its area is greater than `min_area`.
+
+    Parameters
+    ----------
+    threshold, gate_threshold, presence
+        Levels, 0..255.
+    min_area, gate_pixels
+        Pixels of the submission grid.
+
+    Raises
+    ------
+    DataError
+        A value that is not an integer or out of range.
     """
 
     threshold: int
@@ -54,12 +66,12 @@ class Rule:
                 raise DataError(f"Rule.{name} is within 0..{limit}, found {value}")
 
     def to_dict(self) -> dict[str, int]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
+        """Return the rule that `to_dict` described; DataError if a name is missing or unknown."""
         try:
             return cls(**values)
         except TypeError as error:
@@ -75,12 +87,17 @@ def postprocess(probability: NDArray[Any], threshold: float, min_area: float) ->
     Parameters
     ----------
     probability
-        (H, W): float32 in 0..1, or uint8 with a threshold of 0..255. Read as it lies where it is C- or F-ordered: a
-        Fortran-ordered array, such as the transpose of the artifact's (W, H) output, is the fastest form.
+        (H, W) float32 in 0..1, or uint8 with a threshold of 0..255. C- and Fortran-ordered arrays are read without a
+        copy; Fortran order, such as the transpose of the artifact's (W, H) output, is the fastest.
     threshold
-        A pixel is on when its probability is greater; NaN never is. Compared in float32 where the map is float32.
+        A pixel is on if its probability is greater; NaN is never on. A float32 map is compared in float32.
     min_area
-        A component, 8-connected, stays when its area in pixels is greater.
+        An 8-connected component is kept if its area in pixels is greater.
+
+    Returns
+    -------
+    str
+        "" if no component is kept.
 
     Raises
     ------
@@ -96,24 +113,24 @@ def postprocess(probability: NDArray[Any], threshold: float, min_area: float) ->
 
 
 def encode_mask(mask: NDArray[np.uint8]) -> str:
-    """Return the RLE text of an (H, W) uint8 mask; a pixel is on where it is not zero."""
+    """Return the RLE text of an (H, W) uint8 mask; a pixel is on if it is not zero."""
     return _encode(mask, np.uint8(1), 0)
 
 
 @lru_cache(maxsize=1024)
 def _least(threshold: float, levels: bool) -> np.uint8 | np.float32 | None:
-    """Return the smallest level, or else float32, that is greater than `threshold`; None where there is none."""
+    """Return the smallest level, or the smallest float32, greater than `threshold`; None if there is none."""
     if math.isnan(threshold):
         raise DataError(f"threshold and min area are numbers, found {threshold}")
     if levels:
         return np.uint8(math.floor(max(threshold, -1)) + 1) if threshold < 255 else None
-    with np.errstate(over="ignore"):  # a threshold past float32 is infinite there, as numpy's comparison has it
+    with np.errstate(over="ignore"):  # a threshold beyond float32 becomes infinite, as in numpy's comparison
         single = np.float32(threshold)
     return None if single == np.inf else np.nextafter(single, np.float32(np.inf))
 
 
 def _whole(min_area: float) -> int:
-    """Return the whole number that decides the same areas: an area is greater than 2.5 where it is greater than 2."""
+    """Return the equivalent whole number: an area is greater than 2.5 if it is greater than 2."""
     if math.isnan(min_area):
         raise DataError(f"threshold and min area are numbers, found {min_area}")
     return int(min(max(min_area, 0), MAX_PIXELS))
@@ -121,7 +138,7 @@ def _whole(min_area: float) -> int:
 
 @cache
 def _kernels() -> Any:
-    """Return the kernels; loaded when they are first called, because `import cloudrt` must not wait for numba."""
+    """Return the kernels; imported on first use, because importing numba takes about a second."""
     from cloudrt.kernels import runs
 
     return runs
@@ -132,7 +149,7 @@ def _encode(array: NDArray[Any], least: np.uint8 | np.float32, min_area: int) ->
         return ""
     by_columns = array.flags.f_contiguous
     lines = np.ascontiguousarray(array.T if by_columns else array)
-    if not lines.flags.writeable:  # the kernels never write it, but are compiled for one kind of array
+    if not lines.flags.writeable:  # the kernels only read it, but are compiled for writable arrays alone
         lines = lines.copy()
     buffers = _buffers(*array.shape)
     if by_columns:
@@ -143,15 +160,15 @@ def _encode(array: NDArray[Any], least: np.uint8 | np.float32, min_area: int) ->
     return str(buffers.characters[:length], "ascii")
 
 
-_PIXELS_A_CALL = 2**23
-"""Of a batch: enough that threads seldom wait for the interpreter's lock, few enough for a small text buffer."""
+_PIXELS_PER_CALL = 2**23
+"""Pixels of a batch per kernel call: enough to amortise the GIL, few enough for a small text buffer."""
 
 MAX_PIXELS = 2**31 - 1
-"""Of one map: the kernels count pixels in 32 bits."""
+"""Largest number of pixels of a map: the kernels count in 32 bits."""
 
 
 class _Buffers:
-    """What the kernels write for maps of one size; used again for the next map of that size on the same thread."""
+    """Work space and output of the kernels for maps of one size; one per thread, reused for the next map."""
 
     def __init__(self, height: int, width: int, maps: int) -> None:
         if height * width > MAX_PIXELS:
@@ -170,7 +187,7 @@ _local = threading.local()
 
 
 def _buffers(height: int, width: int, maps: int = 1) -> _Buffers:
-    """Return this thread's buffers for maps of that size; the last size is kept."""
+    """Return this thread's buffers for maps of this size; those of the last size are kept."""
     kept: _Buffers | None = getattr(_local, "buffers", None)
     if kept is None or kept.shape != (height, width) or kept.maps < maps:
         kept = _local.buffers = _Buffers(height, width, maps)
@@ -180,21 +197,21 @@ def _buffers(height: int, width: int, maps: int = 1) -> _Buffers:
 def apply_rules(
     levels: NDArray[np.uint8], rules: Sequence[Rule], presence: NDArray[np.uint8] | None = None
 ) -> list[str]:
-    """Return one RLE text a class for one image.
+    """Return the RLE text of each class of one image.
 
     Parameters
     ----------
     levels
-        (C, W, H) uint8: one image of the artifact's `probability` output; read as it lies where it is C-contiguous.
+        (C, W, H) uint8: one image of the artifact's `probability` output; read without a copy if C-contiguous.
     rules
-        One a class.
+        One rule per class.
     presence
-        (C,) uint8: the artifact's `presence` output, where it has one.
+        (C,) uint8: the artifact's `presence` output, if it has one.
 
     Raises
     ------
     DataError
-        Maps, rules and presence that do not number the same; levels or presence that are not uint8.
+        Different numbers of maps, rules and presence levels; levels or presence that are not uint8.
     """
     _check(levels, 3, rules, presence, (len(rules),))
     return _map_texts(levels, _rule_table(rules), presence)
@@ -203,29 +220,28 @@ def apply_rules(
 def postprocess_batch(
     levels: NDArray[np.uint8], rules: Sequence[Rule], presence: NDArray[np.uint8] | None = None, threads: int = 1
 ) -> list[list[str]]:
-    """Return the RLE texts of a batch: for each image, one a class.
+    """Return the RLE texts of a batch: for each image, one per class.
 
     Parameters
     ----------
     levels
-        (N, C, W, H) uint8: the artifact's `probability` output; read as it lies where it is C-contiguous.
+        (N, C, W, H) uint8: the artifact's `probability` output; read without a copy if C-contiguous.
     rules
-        One a class.
+        One rule per class.
     presence
-        (N, C) uint8: the artifact's `presence` output, where it has one.
+        (N, C) uint8: the artifact's `presence` output, if it has one.
     threads
-        How many work at once, the GIL released.
+        Number of threads; the kernels release the GIL.
 
     Raises
     ------
     DataError
-        Maps, rules and presence that do not number the same; levels or presence that are not uint8; no thread.
+        Different numbers of maps, rules and presence levels; levels or presence that are not uint8; no thread.
     """
     _check(levels, 4, rules, presence, (len(levels), len(rules)))
     if threads < 1:
         raise DataError(f"threads are at least 1, found {threads}")
     table = _rule_table(rules)
-
     classes = len(rules)
     if not classes:
         return [[] for _ in levels]
@@ -233,9 +249,9 @@ def postprocess_batch(
     certain = None if presence is None else presence.reshape(-1)
 
     def share(images: range) -> list[list[str]]:
-        """A few images a call: while a thread is in the kernel, the others have the lock."""
+        """Process a range of images, several per kernel call."""
         texts: list[list[str]] = []
-        few = max(1, _PIXELS_A_CALL // max(1, math.prod(levels.shape[1:])))
+        few = max(1, _PIXELS_PER_CALL // max(1, math.prod(levels.shape[1:])))
         for begin in range(images.start, images.stop, few):
             part = slice(begin * classes, min(begin + few, images.stop) * classes)
             found = _map_texts(maps[part], table, None if certain is None else certain[part])
@@ -263,7 +279,7 @@ def _check(
         or (presence is not None and presence.shape != presence_shape)
     ):
         found = f"{levels.shape} maps, {len(rules)} rules, presence {None if presence is None else presence.shape}"
-        raise DataError(f"an image has one (W, H) map, one rule and one presence a class, found {found}")
+        raise DataError(f"an image has one (W, H) map, one rule and one presence level per class, found {found}")
     for array in (levels, presence):
         if array is not None and array.dtype != np.uint8:
             raise DataError(f"levels and presence are uint8, found {array.dtype}")
@@ -275,7 +291,7 @@ def _rule_table(rules: Sequence[Rule]) -> NDArray[np.int64]:
 
 
 def _map_texts(levels: NDArray[np.uint8], table: NDArray[np.int64], presence: NDArray[np.uint8] | None) -> list[str]:
-    """Return the RLE texts of (M, W, H) maps, which are of the classes of `table` in turn; `presence` is (M,)."""
+    """Return the RLE texts of (M, W, H) maps; map m belongs to class m % C of `table`. `presence` is (M,)."""
     count, width, height = levels.shape
     if not levels.size:
         return [""] * count

@@ -1,10 +1,11 @@
-"""Run-length text to masks and back, in the competition's format.
+"""Run-length encoding (RLE) of masks, in the competition's format.
 
-Pixels are numbered from 1, down each column, then the next column to its right; the text is `start length start
-length ...`, runs ascending, never touching, in bounds; an empty mask is the empty string. For example
+Pixels are numbered from 1 in column-major order: down the first column, then down the next one to its right. The text
+is `start length start length ...`; runs ascend, do not touch, and lie within the mask. An empty mask is the empty
+string. For example
 
     0 1 0
-    1 1 0    is "2 3": pixels 2 (row 2, column 1), 3 and 4 (column 2)
+    1 1 0    is "2 3": pixel 2 (row 2, column 1), pixels 3 and 4 (column 2)
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def rle_encode(mask: NDArray[Any]) -> str:
     Parameters
     ----------
     mask
-        (H, W) bool or integer; a pixel is on where it is not zero.
+        (H, W) bool or integer; a pixel is on if it is not zero.
 
     Raises
     ------
@@ -55,19 +56,25 @@ def rle_encode(mask: NDArray[Any]) -> str:
 
 
 def rle_decode(text: str, shape: Grid = SUBMIT_GRID) -> NDArray[np.uint8]:
-    """Return the (H, W) uint8 mask, 0 or 1, of an RLE text; Fortran-ordered, as the text lies.
+    """Return the mask of an RLE text.
 
     Parameters
     ----------
     text
-        The runs; numbers divided by spaces, tabs or line breaks. Runs that touch are read, though never written.
+        Runs as numbers separated by spaces, tabs or line breaks. Runs that touch are accepted.
     shape
         Height and width in pixels.
+
+    Returns
+    -------
+    numpy.ndarray
+        (H, W) uint8, 0 or 1, Fortran-ordered.
 
     Raises
     ------
     RleError
-        Odd count, zero or negative, overlap, descending, out of bounds, not a number; names the token and its position.
+        An odd count of numbers, a number that is zero, negative or not a whole number, runs that overlap, descend or
+        leave the mask; names the token and its position.
 
     Examples
     --------
@@ -82,15 +89,20 @@ def rle_decode(text: str, shape: Grid = SUBMIT_GRID) -> NDArray[np.uint8]:
 
 
 def rle_to_submit_grid(text: str, labels: Labels = CLOUDS) -> NDArray[np.uint8]:
-    """Return the mask of an RLE text of the label grid on the submission grid: (H, W) uint8, 0 or 1, Fortran-ordered.
+    """Return the mask of an RLE text on the label grid, reduced to the submission grid.
 
-    A pixel is on where at least half of its block of label pixels is. The runs are counted block by block: the label
-    grid, 16 times the pixels here, is never painted.
+    A pixel is on if at least half of its block of label pixels is on. Runs are counted per block, without painting
+    the label grid, which has 16 times as many pixels for the clouds.
+
+    Returns
+    -------
+    numpy.ndarray
+        (H, W) uint8, 0 or 1, Fortran-ordered.
 
     Raises
     ------
     RleError
-        As `rle_decode`.
+        See `rle_decode`.
     """
     (height, _), (rows, columns) = labels.label_grid, labels.submit_grid
     edges, count = _runs(text, labels.label_grid)
@@ -101,7 +113,7 @@ def rle_to_submit_grid(text: str, labels: Labels = CLOUDS) -> NDArray[np.uint8]:
 
 
 def _runs(text: str, shape: Grid) -> tuple[NDArray[np.int64], int]:
-    """Return the edges of the runs of a text, start, stop, start, stop, ..., in pixels from 0, and their number."""
+    """Return the edges of the runs, start, stop, start, stop, ..., as pixels from 0, and the number of runs."""
     if not isinstance(text, str):
         raise RleError(f"an RLE text is a string, found {type(text).__name__}")
     height, width = shape
@@ -109,7 +121,7 @@ def _runs(text: str, shape: Grid) -> tuple[NDArray[np.int64], int]:
     edges = np.empty(content.size // 2 + 1, np.int64)
     count, fault, token = kernels.parse_runs(content, width * height, edges)
     if fault:
-        number = re.findall(r"[^ \t\n\r]+", text)[token]  # str.split() knows more white space than the format
+        number = re.findall(r"[^ \t\n\r]+", text)[token]  # str.split() would split at other white space too
         shown = number if len(number) <= 24 else f"{number[:20]}..."
         reason = _FAULTS.get(fault, f"is out of bounds: the {height}x{width} grid has {height * width} pixels")
         raise RleError(f"RLE token {token + 1} ({shown!r}) {reason}")
@@ -122,6 +134,6 @@ def pack_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def unpack_mask(bits: NDArray[np.uint8], grid: Grid) -> NDArray[np.uint8]:
-    """The inverse of `pack_mask`: an (H, W) uint8 mask of 0 and 1, Fortran-ordered."""
+    """Return the (H, W) uint8 mask of 0 and 1, Fortran-ordered, that `pack_mask` packed."""
     height, width = grid
     return np.unpackbits(bits, count=width * height).reshape(width, height).T

@@ -1,4 +1,4 @@
-"""Tables of RLE rows: train.csv, a submission, a truth, or sample_submission.csv."""
+"""Reading CSV tables of RLE rows: train.csv, submissions and sample_submission.csv."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ Table = dict[tuple[str, str], str]
 
 
 def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
-    """Read a CSV of RLE rows: train.csv, a submission, a truth, or sample_submission.csv.
-
-    The RLE texts are not checked here: `rle_decode` does that where they are used.
+    """Read a table of RLE rows; the RLE texts are not checked, see `rle_decode`.
 
     Raises
     ------
     DataError
-        No such file, another header, an unknown class, a row without class, a row given twice; names the row.
+        No such file, not a CSV file, another header, an unknown class, a row without a class or a repeated row; names
+        the row.
     """
     table: Table = {}
     for line, key, text in read_rows(path, labels):
@@ -30,25 +29,25 @@ def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
                 f"{path}, line {line}: {key!r} does not end in _CLASS with a class of {', '.join(labels.classes)}"
             )
         if (name, label) in table:
-            raise DataError(f"{path}, line {line}: {key!r} is there twice")
+            raise DataError(f"{path}, line {line}: {key!r} occurs twice")
         table[name, label] = text
     return table
 
 
 def read_rows(path: str | Path, labels: Labels) -> Iterator[tuple[int, str, str]]:
-    """Yield line number, key and RLE text of each row that is not blank, as they stand.
+    """Yield line number, key and RLE text of each row that is not blank.
 
     Raises
     ------
     DataError
-        No such file, not a CSV table, another header.
+        No such file, not a CSV file, another header.
     """
     import pandas as pd
 
     header = list(labels.header)
 
     try:
-        with Path(path).open("rb") as file:  # opened here, because pandas would download a URL
+        with Path(path).open("rb") as file:  # given a path, pandas would download a URL
             frame = pd.read_csv(file, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None

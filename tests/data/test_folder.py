@@ -100,7 +100,7 @@ def test_an_unknown_class_is_named_by_its_line(csv: Path, key: str) -> None:
 def test_rows_that_stand_twice(csv: Path) -> None:
     csv.write_bytes(HEADER + b"a.jpg_Fish,1 1\nb.jpg_Fish,\na.jpg_Fish,\n")
     message = refusal(csv)
-    assert "line 4: 'a.jpg_Fish' is there twice" in message
+    assert "line 4: 'a.jpg_Fish' occurs twice" in message
 
 
 @pytest.mark.parametrize(
