@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cloudrt.system.telemetry import disable_telemetry
 from cloudrt.system.versions import VERSION
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from cloudrt.masks.rle import rle_encode as rle_encode
     from cloudrt.model.artifact import read_artifact as read_artifact
     from cloudrt.options import RunOptions as RunOptions
+
+disable_telemetry()
 
 __version__ = VERSION
 

@@ -1,0 +1,74 @@
+"""Nothing is sent: no library that cloudrt imports writes usage data or opens a socket."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.system.telemetry import SWITCHES
+
+SESSION = """
+import onnxruntime, sys
+onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+"""
+WAIT = """
+import os, time
+time.sleep(1)
+found = []
+for number in os.listdir("/proc/self/fd"):
+    try:
+        found.append(os.readlink(f"/proc/self/fd/{number}"))
+    except OSError:
+        continue
+print(sum(link.startswith("socket:") for link in found))
+"""
+
+
+def run(code: str, home: Path, *words: str, isolated: bool = False) -> str:
+    """Run Python in a home of its own, without any of the switches; return the last line that it prints."""
+    home.mkdir(exist_ok=True)
+    ours = {name: value for name, value in os.environ.items() if name not in {*SWITCHES, "XDG_CACHE_HOME"}}
+    command = [*(["unshare", "--net"] if isolated else []), sys.executable, "-c", code, *words]
+    done = subprocess.run(command, env=ours | {"HOME": str(home)}, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+def written(home: Path) -> list[str]:
+    return [str(path.relative_to(home)) for path in home.rglob("*") if path.is_file() and "cloudrt" not in path.parts]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_inference_writes_no_usage_data_and_opens_no_socket(tmp_path: Path) -> None:
+    model = tiny_artifact(tmp_path / "model.onnx", labels=SMALL_GRIDS)
+    image = write_jpeg(tmp_path / "a.jpg", 0).path
+    code = "import cloudrt, sys\nlist(cloudrt.Segmenter(sys.argv[1], provider='cpu').predict([sys.argv[2]]))" + WAIT
+    assert run(code, tmp_path / "home", str(model), str(image)) == "0"
+    assert written(tmp_path / "home") == []
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux"
+    or shutil.which("unshare") is None
+    or subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode != 0,
+    reason="needs a network namespace, so that nothing leaves the machine",
+)
+def test_the_test_above_would_notice(tmp_path: Path) -> None:
+    """Positive control: onnxruntime alone writes its events, in a namespace without a network."""
+    model = tiny_artifact(tmp_path / "model.onnx", labels=SMALL_GRIDS)
+    run(SESSION + WAIT, tmp_path / "home", str(model), isolated=True)
+    assert any("onnxruntime" in name for name in written(tmp_path / "home"))
+
+
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os, sys; import cloudrt; print(*(os.environ[name] for name in sys.argv[1:]))"
+    ours = {name: value for name, value in os.environ.items() if name not in SWITCHES}
+    command = [sys.executable, "-c", code, *SWITCHES]
+    for given in ({}, {"ORT_DISABLE_TELEMETRY": "0", "RAY_USAGE_STATS_ENABLED": "1"}):
+        done = subprocess.run(command, env=ours | given, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == list((SWITCHES | given).values())
