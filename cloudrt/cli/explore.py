@@ -1,4 +1,4 @@
-"""`cloudrt explore`: parse, look at the data, say what was found."""
+"""`cloudrt explore`: statistics and possible errors of a labelled data set."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cloudrt.system.paths import check_outputs
 from cloudrt.system.terminal import Failure, progress_bar, reports_errors
 
 
@@ -17,14 +18,14 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors
     type=click.Path(path_type=Path),
     default=Path("explore.html"),
     show_default=True,
-    help="The page.",
+    help="The HTML page.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--images", type=click.IntRange(0), default=12, show_default=True, help="Random images on the page.")
-@click.option("--seed", default=0, show_default=True, help="Of the random images.")
-@click.option("--show", multiple=True, metavar="NAME", help="An image to show besides, as train.csv names it.")
-@click.option("--findings", type=click.Path(path_type=Path), metavar="CSV", help="Write all findings here too.")
-@click.option("--threads", type=click.IntRange(1), help="That read images; all that may be used by default.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random images.")
+@click.option("--show", multiple=True, metavar="NAME", help="A further image to show, by its name in train.csv.")
+@click.option("--findings", type=click.Path(path_type=Path), metavar="CSV", help="Write all findings to this file.")
+@click.option("--threads", type=click.IntRange(1), help="Threads that read images. Default: all usable cores.")
 @reports_errors
 def explore(
     data: Path,
@@ -36,42 +37,39 @@ def explore(
     findings: Path | None,
     threads: int | None,
 ) -> None:
-    """Look at the labelled images of DATA: a page of figures, pictures and what is doubtful.
+    """Write an HTML page about the labelled images of DATA: statistics, examples and possible errors.
 
-    The page shows how often each class occurs, alone and together with the others, how large its masks are and where
-    they lie, images with their masks, and an audit: rows that are wrong, images that are missing, damaged or there
-    twice, masks that are suspicious.
+    The page shows how often the classes occur, alone and together, how large their masks are and where they lie,
+    images with their masks, and findings: invalid rows, missing, damaged and duplicate images, suspicious masks.
     """
     from cloudrt.data.folder import open_data
     from cloudrt.errors import DataError
     from cloudrt.system.machine import usable_cpus
 
     source = open_data(data)
-    outputs = [path for path in (output, findings) if path is not None]
-    for path in outputs:
-        if path.is_dir():
-            raise Failure(f"{path} is a folder: give the name of a file to write")
-        inputs = (source.train_csv, data / "data.json", source.train_images)
-        if any(path.resolve().is_relative_to(one.resolve()) for one in inputs):
-            raise Failure(f"{path} belongs to the data set: give another name")
-        if path.exists() and not overwrite:
-            raise Failure(f"{path} exists: --overwrite it, or name another")
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise Failure("--output and --findings name one file")
-    from cloudrt.data.explore import explore as run
-    from cloudrt.reports.explore_page import write_exploration, write_findings
-
     names = source.read_names()
     if not names:
         raise DataError(f"{source.train_csv} names no image")
+    check_outputs(
+        {"--output": output, "--findings": findings},
+        {"train.csv": source.train_csv, "data.json": data / "data.json"},
+        images=(source.train_images / name for name in names),
+        overwrite=overwrite,
+    )
+    for path in (output, findings):
+        if path is not None and path.resolve().is_relative_to(source.train_images.resolve()):
+            raise Failure(f"{path} belongs to the data set: give another name")
+    from cloudrt.data.explore import explore as run
+    from cloudrt.reports.explore_page import write_exploration, write_findings
+
     for name in show:
         if name not in names:
-            raise Failure(f"--show {name}: train.csv does not name it; its images have names such as {min(names)}")
-    with progress_bar("Looking at images", len(names)) as advance:
+            raise Failure(f"--show {name}: not in train.csv; its images have names such as {min(names)}")
+    with progress_bar("Reading images", len(names)) as advance:
         found = run(source, threads or usable_cpus(), advance)
     grid = "x".join(map(str, source.labels.label_grid[::-1]))
     facts = {"Folder": str(data), "Label grid": grid}
-    write_exploration(found, source.train_images, output, data.resolve().name, facts, images, show, seed)
+    write_exploration(found, output, facts, images, show, seed)
     if findings is not None:
         write_findings(found.findings, findings)
     for kind, some in found.kinds():
@@ -79,4 +77,4 @@ def explore(
     classes = ", ".join(
         f"{label} {count}" for label, count in zip(source.labels.classes, found.present.sum(axis=0), strict=True)
     )
-    click.echo(f"{len(found.scenes)} images: {classes}. Look at {output}")
+    click.echo(f"{len(found.images)} images: {classes}. Open {output} in a browser")

@@ -1,1 +1,1 @@
-"""A labelled data set: folder layout, exploration, audit, duplicates, and synthetic scenes."""
+"""Labelled data sets: the folder layout, exploration, audit, near-duplicates and synthetic scenes."""

@@ -1,4 +1,4 @@
-"""What is wrong or doubtful in the rows and masks of a labelled data set."""
+"""Checks of the rows and masks of a labelled data set."""
 
 from __future__ import annotations
 
@@ -17,16 +17,28 @@ from cloudrt.masks.rle import rle_to_submit_grid
 from cloudrt.masks.table import read_rows
 
 SMALL, LARGE = 0.02, 0.9
-"""Shares of the grid: masks below or above are rare among clouds, and often a slip of the mouse."""
+"""Fractions of the grid: smaller and larger masks are rare among clouds, and often labelling errors."""
 OUTSIDE = 0.5
-"""Share of a mask's pixels that may lie where the image has no data."""
-ALIKE = 0.9
-"""Intersection over union from which two classes of one image are the same mask."""
+"""Largest fraction of a mask that may lie where the image has no data."""
+SAME = 0.9
+"""Intersection over union at which two classes of one image count as the same mask."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something doubtful: its kind, the row or image, and why; `line` is train.csv's, 0 where it is an image."""
+    """A possible error in a data set.
+
+    Parameters
+    ----------
+    kind
+        Heading that it is listed under.
+    key
+        The image, or the row.
+    reason
+        A phrase that continues the key: "is not in train.csv".
+    line
+        Line of train.csv; 0 if it concerns an image.
+    """
 
     kind: str
     key: str
@@ -35,9 +47,14 @@ class Finding:
 
 
 def audit_rows(path: Path, labels: Labels) -> tuple[dict[str, dict[str, str]], list[Finding]]:
-    """Return image name -> class -> RLE text on the label grid, of the sound rows, and what is wrong with the others.
+    """Read train.csv and check its rows.
 
-    A wrong row leaves its class empty.
+    Returns
+    -------
+    texts
+        Image name -> class -> RLE text on the label grid, of the valid rows; an invalid row leaves its class empty.
+    findings
+        Errors in the others.
 
     Raises
     ------
@@ -51,22 +68,22 @@ def audit_rows(path: Path, labels: Labels) -> tuple[dict[str, dict[str, str]], l
         name, _, label = key.rpartition("_")
         if not name or label not in labels.classes:
             expected = ", ".join(labels.classes)
-            findings.append(Finding("Wrong row", key, f"does not end in _CLASS with a class of {expected}", line))
+            findings.append(Finding("Invalid row", key, f"does not end in _CLASS with a class of {expected}", line))
             continue
         first = lines.setdefault((name, label), line)
         if first != line:
-            findings.append(Finding("Wrong row", key, f"is there already in line {first}", line))
+            findings.append(Finding("Invalid row", key, f"repeats line {first}", line))
             continue
         image = texts.setdefault(name, {})
         try:
             mask = rle_to_submit_grid(text, labels)
         except RleError as error:
-            findings.append(Finding("Wrong row", key, str(error), line))
+            findings.append(Finding("Invalid row", key, str(error), line))
             continue
         image[label] = text
         if text and not mask.any():
             findings.append(
-                Finding("Doubtful mask", key, "is so small that nothing is left on the submission grid", line)
+                Finding("Suspicious mask", key, "is so small that it vanishes on the submission grid", line)
             )
     for name in texts:
         missing = [label for label in labels.classes if (name, label) not in lines]
@@ -82,47 +99,49 @@ def audit_masks(
     shares: tuple[float, ...],
     dark: NDArray[np.uint8] | None,
 ) -> Iterator[Finding]:
-    """Yield what is doubtful in the masks of one image.
+    """Yield suspicious masks of one image.
 
     Parameters
     ----------
     name
-        Of the image.
+        Name of the image.
     labels
         Classes and grids.
     masks
-        (C, H, W) uint8 of 0 and 1 on the submission grid.
+        (C, H, W) uint8, 0 or 1, on the submission grid.
     shares
-        Of the grid that each covers.
+        Fraction of the grid that each mask covers.
     dark
-        (h, w) uint8 of 0 and 1: where the image has no data, at any size; None where it cannot be read.
+        (h, w) uint8, 1 where the image has no data, of any size; None if the image cannot be read.
     """
-    kind = "Doubtful mask"
+    kind = "Suspicious mask"
     outside = None
     if dark is not None and dark.any():
         outside = cv2.resize(dark, labels.submit_grid[::-1], interpolation=cv2.INTER_NEAREST)
     for index, (label, share) in enumerate(zip(labels.classes, shares, strict=True)):
         key = f"{name}_{label}"
         if 0 < share < SMALL:
-            yield Finding(kind, key, f"covers {100 * share:.1f}% of the image only")
+            yield Finding(kind, key, f"covers only {100 * share:.1f}% of the image")
         if share > LARGE:
             yield Finding(kind, key, f"covers {100 * share:.0f}% of the image")
         if share and outside is not None:
             lost = float(outside[masks[index] > 0].mean())
             if lost > OUTSIDE:
-                yield Finding(kind, key, f"lies for {100 * lost:.0f}% where the image has no data")
+                yield Finding(kind, key, f"has {100 * lost:.0f}% of its area where the image has no data")
         for other in range(index):
             union = np.count_nonzero(masks[index] | masks[other])
             both = np.count_nonzero(masks[index] & masks[other])
-            if union and both / union >= ALIKE:
-                yield Finding(kind, key, f"is nearly the mask of {labels.classes[other]} (IoU {both / union:.2f})")
+            if union and both / union >= SAME:
+                yield Finding(
+                    kind, key, f"is almost identical to the mask of {labels.classes[other]} (IoU {both / union:.2f})"
+                )
 
 
 def audit_files(folder: Path, texts: dict[str, dict[str, str]]) -> Iterator[Finding]:
-    """Yield the images of a folder that no row names."""
+    """Yield the images of a folder without a row in train.csv."""
     try:
         files = find_images(folder)
-    except DataError:  # none at all: each is named as unreadable
+    except DataError:  # there are none: those in train.csv are reported as unreadable
         return
     for file in files:
         if file.key not in texts:

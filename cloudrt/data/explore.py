@@ -1,7 +1,9 @@
-"""What a labelled data set holds, and what is doubtful in it: the figures behind `cloudrt explore`.
+"""Statistics and possible errors of a labelled data set: the library behind `cloudrt explore`.
 
-Each image is read once, at a small size; each mask is counted on the submission grid and then dropped. What stays of an
-image is a few numbers, so that a hundred thousand images fit into memory.
+    train.csv --audit_rows--> valid rows, findings
+    each image --read once, at a small size--> ImageSummary, position maps, findings    --> Exploration
+
+A summary is a few numbers, so that 100,000 images fit into memory.
 """
 
 from __future__ import annotations
@@ -26,26 +28,28 @@ from cloudrt.masks.rle import rle_encode, rle_to_submit_grid
 from cloudrt.system.overlap import overlap
 
 BINS = 20
-_LOOK = 280  # pixels of an image's longer side, as it is looked at
-_MAP = 105  # pixels of the longer side of the maps of positions
+_THUMBNAIL = 280  # pixels of the longer side at which no data and similarity are measured
+_MAP = 105  # pixels of the longer side of the position maps
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What stays of an image.
+class ImageSummary:
+    """The figures of one image.
 
     Parameters
     ----------
     name
-        As train.csv has it.
+        Name in train.csv.
     size
-        Height and width in pixels; None where it cannot be read.
+        Height and width in pixels; None if it cannot be read.
     no_data
-        Share of its pixels that are black.
+        Fraction of its pixels that are black.
     shares
-        Share of the submission grid that each class covers, (C,); 0 where it is absent.
-    digest, hash
-        Of its bytes, and of its looks; see `difference_hash`.
+        Fraction of the submission grid that each class covers, (C,).
+    digest
+        SHA-256 of the file.
+    hash
+        See `difference_hash`.
     """
 
     name: str
@@ -57,48 +61,54 @@ class Scene:
 
     @property
     def present(self) -> tuple[bool, ...]:
-        """Which classes it has."""
+        """Whether each class is present."""
         return tuple(share > 0 for share in self.shares)
 
 
 @dataclass
 class Exploration:
-    """Everything that the page shows.
+    """Figures and findings of a data set.
 
     Parameters
     ----------
-    labels
-        Classes and grids.
-    scenes
-        Each image of train.csv, in its order.
+    data
+        The data set.
+    images
+        Summaries of the images in train.csv, in its order.
     positions
-        (C, h, w) float64: in how many images each cell of a coarse grid is covered by the class, in parts of one.
+        (C, h, w) float64: the sum of all masks of a class on a coarse grid; a cell of a mask is its covered fraction.
     findings
-        What is doubtful.
+        Possible errors.
     rle
-        Image name -> class -> RLE on the submission grid, of the sound rows.
+        Image name -> class -> RLE on the submission grid, of the valid rows.
     """
 
-    labels: Labels
-    scenes: list[Scene]
+    data: DataFolder
+    images: list[ImageSummary]
     positions: NDArray[np.float64]
     findings: list[Finding] = field(default_factory=list)
     rle: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
+    def labels(self) -> Labels:
+        """Classes and grids."""
+        return self.data.labels
+
+    @property
     def present(self) -> NDArray[np.bool_]:
-        """(N, C): which image has which class."""
-        return np.array([scene.present for scene in self.scenes], bool).reshape(-1, len(self.labels.classes))
+        """(N, C): whether each class is present in each image."""
+        return np.array([image.present for image in self.images], bool).reshape(-1, len(self.labels.classes))
 
     @property
     def classes_per_image(self) -> list[int]:
-        """How many images have 0, 1, ... C classes."""
+        """Number of images with 0, 1, ... C classes."""
         counts = np.bincount(self.present.sum(axis=1), minlength=len(self.labels.classes) + 1)
         return [int(count) for count in counts]
 
     def correlation(self) -> NDArray[np.float64]:
-        """Return Pearson's r between the presences of two classes over the images, (C, C): the phi coefficient; NaN
-        where a class is in all images or in none.
+        """Return the phi coefficient of each pair of classes, (C, C): Pearson's r of their presence over the images.
+
+        NaN if a class is present in all images or in none.
         """
         present = self.present.astype(np.float64)
         centred = present - present.mean(axis=0) if len(present) else present
@@ -107,16 +117,16 @@ class Exploration:
             return np.asarray(centred.T @ centred / np.outer(spread, spread))
 
     def area_histogram(self, index: int) -> list[int]:
-        """Return how many images have a class covering each twentieth of the grid."""
-        shares = [scene.shares[index] for scene in self.scenes if scene.shares[index] > 0]
+        """Return the number of images by the fraction of the grid that a class covers, in `BINS` equal bins."""
+        shares = [image.shares[index] for image in self.images if image.shares[index] > 0]
         return _histogram(shares)
 
     def no_data_histogram(self) -> list[int]:
-        """Return how many images lack data in each twentieth of their pixels."""
-        return _histogram([scene.no_data for scene in self.scenes if scene.size])
+        """Return the number of images by the fraction of pixels without data, in `BINS` equal bins."""
+        return _histogram([image.no_data for image in self.images if image.size])
 
     def kinds(self) -> list[tuple[str, list[Finding]]]:
-        """Return the findings by kind, in the order in which they were looked for."""
+        """Return the findings by kind, in order of first occurrence."""
         kinds: dict[str, list[Finding]] = {}
         for finding in self.findings:
             kinds.setdefault(finding.kind, []).append(finding)
@@ -124,58 +134,61 @@ class Exploration:
 
 
 def explore(data: DataFolder, threads: int = 1, advance: Callable[[int], object] | None = None) -> Exploration:
-    """Read every row and every image of a data set.
+    """Read all rows and images of a data set, and check them.
 
     Parameters
     ----------
     data
         The data set.
     threads
-        That read images.
+        Number of threads that read images.
     advance
-        Called with 1 for each image.
+        Called with 1 after each image.
 
     Raises
     ------
     DataError
-        train.csv is no table, or holds no row that names an image.
+        train.csv is not a table, or no row names an image.
     """
     labels = data.labels
     texts, findings = audit_rows(data.train_csv, labels)
     if not texts:
         raise DataError(f"{data.train_csv} names no image")
-    scale = _MAP / max(labels.submit_grid)
-    height, width = (max(1, round(side * scale)) for side in labels.submit_grid)
-    exploration = Exploration(labels, [], np.zeros((len(labels.classes), height, width)), findings)
-    kept: list[Finding] = []
+    exploration = Exploration(data, [], np.zeros((len(labels.classes), *_scaled(labels.submit_grid, _MAP))), findings)
+    of_images: list[Finding] = []
     with ThreadPoolExecutor(threads) as pool:
-        seen = overlap(pool, lambda one: _look(data, *one), texts.items(), 4 * threads)
-        for scene, rle, maps, found in seen:
-            exploration.scenes.append(scene)
-            exploration.rle[scene.name] = rle
+        for summary, rle, maps, found in overlap(pool, lambda one: _read(data, *one), texts.items(), 4 * threads):
+            exploration.images.append(summary)
+            exploration.rle[summary.name] = rle
             exploration.positions += maps
-            kept += found
+            of_images += found
             if advance:
                 advance(1)
-    findings += kept
+    findings += of_images
     findings += audit_files(data.train_images, texts)
-    findings += _sizes(exploration.scenes)
-    findings += _twins(exploration.scenes, labels)
+    findings += _other_sizes(exploration.images)
+    findings += _duplicates(exploration.images, labels)
     return exploration
 
 
-def _look(
+def _scaled(size: Grid, longer: int) -> Grid:
+    """Return height and width of the same shape whose longer side has `longer` pixels."""
+    scale = longer / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _read(
     data: DataFolder, name: str, texts: dict[str, str]
-) -> tuple[Scene, dict[str, str], NDArray[np.float64], list[Finding]]:
+) -> tuple[ImageSummary, dict[str, str], NDArray[np.float64], list[Finding]]:
+    """Return the summary, the RLE texts, the position maps and the findings of one image."""
     labels = data.labels
     masks = np.stack([rle_to_submit_grid(texts.get(label, ""), labels) for label in labels.classes])
-    scale = _MAP / max(labels.submit_grid)
-    height, width = (max(1, round(side * scale)) for side in labels.submit_grid)
+    height, width = _scaled(labels.submit_grid, _MAP)
     maps = np.stack(
         [cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) for mask in masks]
     )
     shares = tuple(float(mask.mean()) for mask in masks)
-    size, no_data, digest, looks = None, 0.0, "", 0
+    size, no_data, digest, similarity = None, 0.0, "", 0
     findings: list[Finding] = []
     dark = None
     try:
@@ -183,53 +196,48 @@ def _look(
         digest = hashlib.sha256(content).hexdigest()
         image = decode(content)
         size = (image.shape[0], image.shape[1])
-        small = _LOOK / max(size)
-        looked = resize(image, (max(1, round(size[0] * small)), max(1, round(size[1] * small))))
-        dark = (looked.max(axis=2) <= NO_DATA_LEVEL).astype(np.uint8)
-        no_data, looks = float(dark.mean()), difference_hash(looked)
+        thumbnail = resize(image, _scaled(size, _THUMBNAIL))
+        dark = (thumbnail.max(axis=2) <= NO_DATA_LEVEL).astype(np.uint8)
+        no_data, similarity = float(dark.mean()), difference_hash(thumbnail)
     except ImageError as error:
         findings.append(Finding("Unreadable image", name, str(error)))
     findings += audit_masks(name, labels, masks, shares, dark)
     rle = {label: rle_encode(mask) for label, mask in zip(labels.classes, masks, strict=True) if mask.any()}
-    return Scene(name, size, no_data, shares, digest, looks), rle, maps, findings
+    return ImageSummary(name, size, no_data, shares, digest, similarity), rle, maps, findings
 
 
-def _sizes(scenes: list[Scene]) -> Iterator[Finding]:
-    """Yield the images of another size than most."""
-    sizes = Counter(scene.size for scene in scenes if scene.size)
+def _other_sizes(images: list[ImageSummary]) -> Iterator[Finding]:
+    """Yield the images that differ in size from most."""
+    sizes = Counter(image.size for image in images if image.size)
     if len(sizes) < 2:
         return
     (height, width), _ = sizes.most_common(1)[0]
-    for scene in scenes:
-        if scene.size and scene.size != (height, width):
-            yield Finding(
-                "Other size", scene.name, f"is {scene.size[1]}x{scene.size[0]}, most images are {width}x{height}"
-            )
+    for image in images:
+        if image.size and image.size != (height, width):
+            reason = f"is {image.size[1]}x{image.size[0]}, most images are {width}x{height}"
+            yield Finding("Different size", image.name, reason)
 
 
-def _twins(scenes: list[Scene], labels: Labels) -> Iterator[Finding]:
-    """Yield the images that are the same file or look nearly alike, and those of them whose classes differ."""
-    sound = [scene for scene in scenes if scene.size and scene.hash]  # a flat image is like no other
-    groups: dict[int, list[Scene]] = defaultdict(list)
-    for scene, group in zip(sound, similar_groups([scene.hash for scene in sound]).tolist(), strict=True):
-        groups[group].append(scene)
+def _duplicates(images: list[ImageSummary], labels: Labels) -> Iterator[Finding]:
+    """Yield identical and near-duplicate images, and the groups of them whose classes differ."""
+    readable = [image for image in images if image.size and image.hash]  # a uniform image has no hash
+    groups: dict[int, list[ImageSummary]] = defaultdict(list)
+    for image, group in zip(readable, similar_groups([image.hash for image in readable]).tolist(), strict=True):
+        groups[group].append(image)
     for members in groups.values():
-        first = members[0]
-        for scene in members[1:]:
-            same = [one.name for one in members[: members.index(scene)] if one.digest == scene.digest]
-            if same:
-                yield Finding("Duplicate", scene.name, f"is the same file as {same[0]}")
-            else:
-                yield Finding("Duplicate", scene.name, f"looks nearly like {first.name}")
+        for position, image in enumerate(members[1:], 1):
+            same = next((other.name for other in members[:position] if other.digest == image.digest), None)
+            reason = f"is the same file as {same}" if same else f"looks almost like {members[0].name}"
+            yield Finding("Duplicate", image.name, reason)
     for members in groups.values():
-        sets = {scene.present for scene in members}
-        if len(sets) > 1:
-            words = "; ".join(f"{scene.name}: {_classes(scene, labels)}" for scene in members[:6])
-            yield Finding("Twins that disagree", members[0].name, f"{words}{'; ...' if len(members) > 6 else ''}")
+        if len({image.present for image in members}) > 1:
+            classes = "; ".join(f"{image.name}: {_classes(image, labels)}" for image in members[:6])
+            more = "; ..." if len(members) > 6 else ""
+            yield Finding("Duplicates with different classes", members[0].name, classes + more)
 
 
-def _classes(scene: Scene, labels: Labels) -> str:
-    return ", ".join(label for label, there in zip(labels.classes, scene.present, strict=True) if there) or "none"
+def _classes(image: ImageSummary, labels: Labels) -> str:
+    return ", ".join(label for label, present in zip(labels.classes, image.present, strict=True) if present) or "none"
 
 
 def _histogram(shares: list[float]) -> list[int]:

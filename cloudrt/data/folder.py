@@ -1,9 +1,9 @@
-"""The competition's folder layout and tables.
+"""A labelled data set in the competition's folder layout.
 
-DATA/train.csv         Image_Label,EncodedPixels: `NAME.jpg_Class` and its RLE on the label grid
-DATA/train_images/     the images that train.csv names
-DATA/data.json         for other data than the clouds: {"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]},
-                       and "key_column": "ImageId_ClassId" where the tables call Image_Label so
+DATA/train.csv       Image_Label,EncodedPixels: one row `NAME.jpg_Class` per image and class, RLE on the label grid
+DATA/train_images/   the images that train.csv names
+DATA/data.json       optional, for other data: {"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]}, and
+                     "key_column": "ImageId_ClassId" if the first column of the tables has that name
 """
 
 from __future__ import annotations
@@ -23,7 +23,19 @@ from cloudrt.masks.table import read_rows, read_table
 
 @dataclass(frozen=True)
 class DataFolder:
-    """A folder in the competition's layout, found sound."""
+    """A data set whose files exist; see `open_data`.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    labels
+        Classes and grids.
+    train_images
+        Folder of the labelled images.
+    train_csv
+        Table of the labels.
+    """
 
     root: Path
     labels: Labels
@@ -31,26 +43,42 @@ class DataFolder:
     train_csv: Path
 
     def read_train(self) -> dict[str, dict[str, str]]:
-        """Return image name -> class -> RLE text, classes without a row left out; see `read_table` for the errors."""
+        """Return image name -> class -> RLE text, without classes that have no row.
+
+        Raises
+        ------
+        DataError
+            See `read_table`.
+        """
         images: dict[str, dict[str, str]] = {}
         for (name, label), text in read_table(self.train_csv, self.labels).items():
             images.setdefault(name, {})[label] = text
         return images
 
     def read_names(self) -> list[str]:
-        """Return the images that train.csv names, each once; rows of no known class are left out."""
+        """Return the images that train.csv names, each once; rows of unknown classes are ignored."""
         keys = (key.rpartition("_") for _, key, _ in read_rows(self.train_csv, self.labels))
         return list(dict.fromkeys(name for name, _, label in keys if name and label in self.labels.classes))
 
     def truth_bits(self, name: str, texts: dict[str, str]) -> NDArray[np.uint8]:
-        """Return the masks of one image on the submission grid: (C, ceil(W * H / 8)) uint8, as `pack_mask` packs them.
+        """Return the masks of one image on the submission grid, packed by `pack_mask`.
 
-        `texts` is class -> RLE text on the label grid, as `read_train` gives them; a class that is not there is empty.
+        Parameters
+        ----------
+        name
+            Name of the image, for error messages.
+        texts
+            Class -> RLE text on the label grid; a missing class is empty.
+
+        Returns
+        -------
+        numpy.ndarray
+            (C, ceil(W * H / 8)) uint8.
 
         Raises
         ------
         DataError
-            An RLE that is wrong; names its row.
+            A malformed RLE; names its row.
         """
         packed = []
         for label in self.labels.classes:
@@ -63,29 +91,35 @@ class DataFolder:
 
 
 def open_data(root: str | Path) -> DataFolder:
-    """Check that `root` holds a data set in the competition's layout.
+    """Open a data set in the competition's layout.
 
     Raises
     ------
     DataError
-        The folder, train.csv or train_images is missing (says where to get them), or data.json is malformed.
+        The folder, train.csv or train_images is missing (says how to get them), or data.json is malformed.
     """
     root = Path(root)
     folder = DataFolder(root, read_labels(root), root / "train_images", root / "train.csv")
-    for path, there in (
+    for path, exists in (
         (folder.train_csv, folder.train_csv.is_file()),
         (folder.train_images, folder.train_images.is_dir()),
     ):
-        if not there:
+        if not exists:
             raise DataError(
                 f"{path} is missing: unpack the competition's data into {root} (kaggle competitions download -c "
-                f"understanding_cloud_organization), or make scenes with: cloudrt synth {root}"
+                f"understanding_cloud_organization), or write a synthetic data set with: cloudrt synth {root}"
             )
     return folder
 
 
 def read_labels(root: Path) -> Labels:
-    """Return the classes and grids that `root`/data.json describes, the clouds' where there is none."""
+    """Return the classes and grids in `root`/data.json, or `CLOUDS` without one.
+
+    Raises
+    ------
+    DataError
+        data.json is malformed.
+    """
     path = root / "data.json"
     if not path.is_file():
         return CLOUDS
@@ -94,7 +128,7 @@ def read_labels(root: Path) -> Labels:
         if not isinstance(values, dict):
             raise DataError("expected an object")
         return Labels.from_dict(values)
-    except (ValueError, RecursionError) as error:  # DataError and what json and the codec raise are ValueErrors
+    except (ValueError, RecursionError) as error:  # DataError, and what json and the decoder raise, are ValueErrors
         raise DataError(
             f'{path}: {error}; write {{"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]}}'
         ) from error

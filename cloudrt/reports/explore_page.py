@@ -1,4 +1,4 @@
-"""The page of `cloudrt explore`."""
+"""The HTML page and the CSV file of `cloudrt explore`."""
 
 from __future__ import annotations
 
@@ -19,73 +19,67 @@ from cloudrt.reports.page import Card, embed, make_card, picture_side, write_pag
 from cloudrt.system.files import replacing
 
 LISTED = 10_000
-"""Findings of a kind on the page."""
+"""Largest number of findings of a kind on the page."""
 DOUBTFUL = 12
-"""Images with findings that are shown."""
+"""Largest number of images with findings on the page."""
 MUCH = 0.2
-"""Share of an image without data that counts as much."""
+"""Fraction of an image without data above which it is counted separately."""
 _MAP_WIDTH = 525
 
 
 def write_exploration(
     exploration: Exploration,
-    folder: Path,
     path: Path,
-    name: str,
     facts: Mapping[str, str],
     shown: int = 12,
     chosen: Sequence[str] = (),
     seed: int = 0,
 ) -> None:
-    """Write the page to `path`, whole or not at all.
+    """Write the page atomically; the images on it are read again.
 
     Parameters
     ----------
     exploration
-        What is shown.
-    folder
-        Of the images, some of which are read again.
+        The figures and findings.
     path
         The HTML file.
-    name
-        Of the data set.
     facts
         Names and values for the top of the page.
     shown
-        Random images.
+        Number of random images.
     chosen
-        Names of images to show besides.
+        Names of further images to show.
     seed
-        Of the random ones.
+        Seed of the random choice.
 
     Raises
     ------
     DataError
         A chosen image that train.csv does not name.
     """
-    scenes = exploration.scenes
-    names = [scene.name for scene in scenes]
-    for one in chosen:
-        if one not in exploration.rle:
-            raise DataError(f"{one} is not in train.csv; its images have names such as {names[0]}")
-    readable = {scene.name for scene in scenes if scene.size}
+    folder, names = exploration.data.train_images, [image.name for image in exploration.images]
+    for name in chosen:
+        if name not in exploration.rle:
+            raise DataError(f"{name} is not in train.csv; its images have names such as {names[0]}")
+    readable = {image.name for image in exploration.images if image.size}
     random = sorted(Random(seed).sample(sorted(readable), min(shown, len(readable))))
     concerned = dict.fromkeys(_image_of(finding, exploration) for finding in exploration.findings)
-    doubtful = [one for one in concerned if one in readable][:DOUBTFUL]
+    doubtful = [name for name in concerned if name in readable][:DOUBTFUL]
 
     def cards(wanted: Sequence[str]) -> Iterator[Card]:
-        for one in wanted:
-            yield make_card(exploration.labels, one, folder / one, exploration.rle[one], side=picture_side(len(wanted)))
+        for name in wanted:
+            side = picture_side(len(wanted))
+            yield make_card(exploration.labels, name, folder / name, exploration.rle[name], side=side)
 
-    no_data = np.array([scene.no_data for scene in scenes if scene.size] or [0.0])
+    no_data = np.array([image.no_data for image in exploration.images if image.size] or [0.0])
     present = exploration.present
     write_page(
         path,
         "explore.html",
         exploration.labels,
-        name=name,
+        name=exploration.data.root.resolve().name,
         facts=facts,
-        images=len(scenes),
+        images=len(names),
         masks=int(present.sum()),
         rows=list(_class_rows(exploration)),
         per_image=exploration.classes_per_image,
@@ -112,7 +106,7 @@ def write_exploration(
 
 
 def write_findings(findings: Sequence[Finding], path: Path) -> None:
-    """Write all findings as a CSV of kind, key, line and reason, whole or not at all."""
+    """Write all findings atomically as a CSV of kind, key, line and reason."""
     with replacing(path) as partial, partial.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["kind", "key", "line", "reason"])
@@ -120,18 +114,18 @@ def write_findings(findings: Sequence[Finding], path: Path) -> None:
 
 
 def _named(finding: Finding) -> tuple[str, str]:
-    """Return what a finding is about, with its line, and the finding."""
+    """Return the row or image of a finding, with its line, and the reason."""
     return f"{finding.key}, line {finding.line:,}" if finding.line else finding.key, finding.reason
 
 
 def _image_of(finding: Finding, exploration: Exploration) -> str:
-    """Return the image that a finding is about: its key is the image's, or that of a row of it."""
+    """Return the image of a finding, whose key is an image or a row."""
     return finding.key if finding.key in exploration.rle else finding.key.rpartition("_")[0]
 
 
 def _class_rows(exploration: Exploration) -> Iterator[dict[str, Any]]:
     for index, label in enumerate(exploration.labels.classes):
-        shares = np.array([scene.shares[index] for scene in exploration.scenes])
+        shares = np.array([image.shares[index] for image in exploration.images])
         present = shares[shares > 0]
         yield {
             "label": label,
@@ -143,7 +137,7 @@ def _class_rows(exploration: Exploration) -> Iterator[dict[str, Any]]:
 
 
 def _maps(exploration: Exploration) -> Iterator[dict[str, Any]]:
-    """Yield for each class the map of where it lies, each spread over all colours, with its range."""
+    """Yield the position map of each class as a picture, scaled to the full range of colours, and its range."""
     counts = exploration.present.sum(axis=0)
     for label, number, map_ in zip(exploration.labels.classes, counts, exploration.positions, strict=True):
         if not number:
@@ -156,7 +150,7 @@ def _maps(exploration: Exploration) -> Iterator[dict[str, Any]]:
 
 
 def _coloured(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the RGB image of an (H, W) map of levels, in viridis."""
+    """Return the RGB image, (H, W, 3) uint8, of an (H, W) map of levels in the colour map viridis."""
     scale = _MAP_WIDTH / levels.shape[1]
     large = cv2.resize(levels, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(cv2.applyColorMap(large, cv2.COLORMAP_VIRIDIS)[..., ::-1], np.uint8)

@@ -45,18 +45,18 @@ def explored(scenes: Path) -> Exploration:
 def test_figures_are_those_of_a_plain_count(scenes: Path, explored: Exploration) -> None:
     masks = truth(scenes)
     present = np.array([[masks[name][label].any() for label in CLOUDS.classes] for name in masks])
-    assert [scene.name for scene in explored.scenes] == list(masks)
+    assert [image.name for image in explored.images] == list(masks)
     np.testing.assert_array_equal(explored.present, present)
     assert explored.classes_per_image == [int((present.sum(axis=1) == number).sum()) for number in range(5)]
     with np.errstate(invalid="ignore", divide="ignore"):
         wanted = np.corrcoef(present.T.astype(float))
     np.testing.assert_allclose(explored.correlation(), wanted, atol=1e-12, equal_nan=True)
-    for scene in explored.scenes:
-        for share, label in zip(scene.shares, CLOUDS.classes, strict=True):
-            assert abs(share - masks[scene.name][label].mean()) < 2e-3  # 16 label pixels are one of the grid's
-        image = imread(scenes / "train_images" / scene.name)
-        assert scene.size == image.shape[:2]
-        assert abs(scene.no_data - (image.max(axis=2) <= 8).mean()) < 0.02
+    for summary in explored.images:
+        for share, label in zip(summary.shares, CLOUDS.classes, strict=True):
+            assert abs(share - masks[summary.name][label].mean()) < 2e-3  # 16 label pixels are one of the grid's
+        image = imread(scenes / "train_images" / summary.name)
+        assert summary.size == image.shape[:2]
+        assert abs(summary.no_data - (image.max(axis=2) <= 8).mean()) < 0.02
     for index, label in enumerate(CLOUDS.classes):
         areas = [mask[label].mean() for mask in masks.values() if mask[label].any()]
         assert sum(explored.area_histogram(index)) == len(areas)
@@ -125,26 +125,26 @@ def test_everything_that_is_wrong_is_found(scenes: Path, tmp_path: Path) -> None
         return any(one[:2] == (kind, key) and re.search(reason, one[2]) for one in found)
 
     for label, reason in (("Fish", "overlaps"), ("Flower", "odd"), ("Gravel", "'x'"), ("Sugar", "out of bounds")):
-        assert has("Wrong row", f"{names[0]}_{label}", reason)
-    assert found["Wrong row", f"{names[0]}_Fish", next(r for k, n, r in found if n == f"{names[0]}_Fish")] == "2"
-    assert has("Wrong row", "odd.jpg_Cat", "does not end in _CLASS with a class of Fish, Flower, Gravel, Sugar")
-    assert has("Wrong row", "no-class", "does not end in _CLASS")
-    assert has("Wrong row", f"{names[4]}_Fish", r"is there already in line \d+")
+        assert has("Invalid row", f"{names[0]}_{label}", reason)
+    assert found["Invalid row", f"{names[0]}_Fish", next(r for k, n, r in found if n == f"{names[0]}_Fish")] == "2"
+    assert has("Invalid row", "odd.jpg_Cat", "does not end in _CLASS with a class of Fish, Flower, Gravel, Sugar")
+    assert has("Invalid row", "no-class", "does not end in _CLASS")
+    assert has("Invalid row", f"{names[4]}_Fish", r"repeats line \d+")
     assert has("Missing row", names[3], "has no row for Fish")
     assert has("Missing row", "gone.jpg", "has no row for Flower, Gravel, Sugar")
     assert has("Unreadable image", "gone.jpg", "No such file")
     assert has("Unreadable image", names[7], "truncated|damaged")
-    assert has("Doubtful mask", f"{names[1]}_Fish", "nothing is left")
-    assert has("Doubtful mask", f"{names[1]}_Sugar", "covers 100% of the image")
-    assert has("Doubtful mask", f"{names[2]}_Fish", r"lies for \d+% where the image has no data")
-    assert has("Doubtful mask", f"{names[2]}_Flower", r"is nearly the mask of Fish \(IoU 0\.9\d\)")
-    assert not has("Doubtful mask", f"{names[2]}_Sugar", "no data")
+    assert has("Suspicious mask", f"{names[1]}_Fish", "vanishes on the submission grid")
+    assert has("Suspicious mask", f"{names[1]}_Sugar", "covers 100% of the image")
+    assert has("Suspicious mask", f"{names[2]}_Fish", r"has \d+% of its area where the image has no data")
+    assert has("Suspicious mask", f"{names[2]}_Flower", r"is almost identical to the mask of Fish \(IoU 0\.9\d\)")
+    assert not has("Suspicious mask", f"{names[2]}_Sugar", "no data")
     assert has("Image without a row", "extra.jpg", "is not in train.csv")
     assert has("Duplicate", names[6], f"is the same file as {names[5]}")
-    assert has("Duplicate", names[9], f"looks nearly like {names[8]}")
-    assert has("Other size", names[10], "is 210x100, most images are 210x140")
+    assert has("Duplicate", names[9], f"looks almost like {names[8]}")
+    assert has("Different size", names[10], "is 210x100, most images are 210x140")
     page = Page(tmp_path / "page.html")
-    assert names[2] in page.text and "lies for" in page.text
+    assert names[2] in page.text and "of its area where" in page.text
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", page.source)
@@ -155,15 +155,15 @@ def test_a_sound_data_set_has_no_wrong_rows(scenes: Path, tmp_path: Path) -> Non
     done = run(scenes, tmp_path / "page.html", "--images", "3")
     assert done.exit_code == 0
     assert "12 images" in done.output
-    assert not re.search("Wrong|Missing|Unreadable|without a row", done.output)
+    assert not re.search("Invalid|Missing|Unreadable|without a row", done.output)
     assert Page(tmp_path / "page.html").text.count(".jpg") >= 3
 
 
 @pytest.mark.parametrize(
     ("change", "words", "said"),
     [
-        (lambda data: None, ["--show", "nothing.jpg"], "train.csv does not name it; its images have names such as"),
-        (lambda data: None, ["--findings", "{output}"], "name one file"),
+        (lambda data: None, ["--show", "nothing.jpg"], "not in train.csv; its images have names such as"),
+        (lambda data: None, ["--findings", "{output}"], "is both --output and --findings"),
         (lambda data: (data / "train.csv").write_text("Image_Label,EncodedPixels\n"), [], "names no image"),
         (lambda data: (data / "train.csv").write_text("a,b\n"), [], "the header is"),
         (lambda data: (data / "train.csv").unlink(), [], "train.csv is missing"),
@@ -181,7 +181,7 @@ def test_what_cannot_be_explored_is_one_line(scenes: Path, tmp_path: Path, chang
 def test_an_output_that_exists_is_kept(scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("mine")
     done = run(scenes, tmp_path / "page.html")
-    assert done.exit_code == 2 and "exists: --overwrite it" in done.output
+    assert done.exit_code == 2 and "exists: give another --output, or --overwrite" in done.output
     assert (tmp_path / "page.html").read_text() == "mine"
 
 

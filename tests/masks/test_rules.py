@@ -73,7 +73,7 @@ def test_each_class_has_its_own_rule() -> None:
     ("shape", "rules", "presence"), [((2, 5, 4), 3, None), ((3, 5, 4), 2, None), ((5, 4), 5, None), ((2, 5, 4), 2, 1)]
 )
 def test_maps_rules_and_presence_must_belong_together(shape: tuple[int, ...], rules: int, presence: int | None) -> None:
-    with pytest.raises(DataError, match="a class"):
+    with pytest.raises(DataError, match="per class"):
         apply_rules(
             np.zeros(shape, np.uint8), [Rule(1, 1)] * rules, None if presence is None else np.zeros(presence, np.uint8)
         )
@@ -156,7 +156,7 @@ def test_a_batch_is_read_however_it_lies() -> None:
 def test_a_batch_of_many_calls_and_one_without_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = batch(5, 7)
     expected = plain(levels, None)
-    monkeypatch.setattr(sys.modules["cloudrt.masks.postprocess"], "_PIXELS_A_CALL", 2 * 3 * 70 * 37)
+    monkeypatch.setattr(sys.modules["cloudrt.masks.postprocess"], "_PIXELS_PER_CALL", 2 * 3 * 70 * 37)
     assert postprocess_batch(levels, RULES, threads=2) == postprocess_batch(levels, RULES) == expected
     assert postprocess_batch(np.zeros((2, 0, 4, 5), np.uint8), []) == [[], []]
 
