@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cloudrt.engines.availability import NAMES, ORT_NAMES, load_libraries, obstacle, runtime_package
-from cloudrt.errors import ProviderError
+from cloudrt.engines.availability import NAMES, obstacle, runtime_package
+from cloudrt.engines.choice import open_engine
+from cloudrt.errors import CloudrtError
+from cloudrt.labels import Labels
+from cloudrt.model.artifact import Artifact, write_metadata
 from cloudrt.system.machine import Machine, describe_machine
 from cloudrt.system.versions import installed_distributions
 
@@ -151,22 +153,22 @@ def provider_state(name: str) -> ProviderState:
 
 
 def try_provider(name: str) -> str | None:
-    """Run a small graph in a provider, here; return what went wrong, or None.
+    """Run a small artifact in a provider, here, as `cloudrt-infer` does; return what went wrong, or None.
 
-    The graph takes uint8 to uint8 through a convolution whose sums are whole numbers below 256, so that the answer is
-    exact in every precision.
+    Its answer is exact in every precision: a convolution whose sums are whole numbers below 256.
     """
-    levels = np.arange(3 * 64, dtype=np.uint8).reshape(1, 3, 8, 8) % 80
-    expected = levels.sum(axis=1, keepdims=True, dtype=np.uint8)
+    levels = np.arange(3 * 64, dtype=np.uint8).reshape(1, 8, 8, 3) % 80
+    expected = levels.sum(axis=3, dtype=np.uint8)[:, None]
     try:
-        answer = _run_openvino(levels) if name == "openvino" else _run_onnxruntime(name, levels)
-    except (RuntimeError, ValueError, ImportError, ProviderError) as error:
+        with open_engine(build_graph(), name, 1, 1) as engine:
+            answer = engine.probability(levels)
+    except (CloudrtError, ImportError) as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return None if np.array_equal(answer, expected) else "gave a wrong answer for a convolution of 64 pixels"
 
 
 def build_graph() -> onnx.ModelProto:
-    """Return uint8 (1, 3, 8, 8) -> float32 -> the sum of the channels by a 3x3 convolution -> uint8 (1, 1, 8, 8)."""
+    """Return an artifact of one class: the sum of the channels, by a 3x3 convolution, on a grid of 8x8 pixels."""
     from onnx import TensorProto, helper, numpy_helper
 
     weight = np.zeros((1, 3, 3, 3), np.float32)
@@ -174,45 +176,18 @@ def build_graph() -> onnx.ModelProto:
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
-            helper.make_node("Conv", ["levels", "weight"], ["sums"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-            helper.make_node("Cast", ["sums"], ["answer"], to=TensorProto.UINT8),
+            helper.make_node("Transpose", ["levels"], ["planes"], perm=[0, 3, 1, 2]),
+            helper.make_node("Conv", ["planes", "weight"], ["sums"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+            helper.make_node("Cast", ["sums"], ["probability"], to=TensorProto.UINT8),
         ],
         "doctor",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, [1, 3, 8, 8])],
-        [helper.make_tensor_value_info("answer", TensorProto.UINT8, [1, 1, 8, 8])],
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 8, 8, 3])],
+        [helper.make_tensor_value_info("probability", TensorProto.UINT8, ["N", 1, 8, 8])],
         [numpy_helper.from_array(weight, "weight")],
     )
-    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-
-
-def _run_openvino(levels: NDArray[np.uint8]) -> NDArray[Any]:
-    from io import BytesIO
-
-    import openvino
-
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(BytesIO(build_graph().SerializeToString())), "CPU")
-    return np.asarray(compiled(levels)[0])
-
-
-def _run_onnxruntime(name: str, levels: NDArray[np.uint8]) -> NDArray[Any]:
-    import onnxruntime
-
-    load_libraries(name)
-    provider = ORT_NAMES.get(name, "CPUExecutionProvider")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = onnxruntime.InferenceSession(build_graph().SerializeToString(), options, providers=[provider])
-    homes = {
-        part.ep_name
-        for part in session.get_provider_graph_assignment_info()
-        if any(node.op_type == "Conv" for node in part.get_nodes())
-    }
-    if homes != {provider}:
-        raise ProviderError(f"loaded, but the convolution ran in {', '.join(sorted(homes)) or 'no known provider'}")
-    return np.asarray(session.run(None, {"image": levels})[0])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    write_metadata(model, Artifact(labels=Labels(("Cloud",), (8, 8), (8, 8)), input_size=(8, 8)))
+    return model
 
 
 def _reinstall(name: str) -> str:

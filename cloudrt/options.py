@@ -13,8 +13,10 @@ from cloudrt.errors import DataError
 from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.system.suggest import check_name
 
-PROVIDERS = ("auto", "tensorrt", "cuda", "openvino", "cpu")
+PROVIDERS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "openvino", "cpu")
 """Names of the providers; "auto" chooses one of the others."""
+GPU_PROVIDERS = ("tensorrt", "tensorrt-rtx", "cuda")
+"""Those that need an NVIDIA GPU."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """What OpenVINO computes in; the other providers follow the artifact's precision."""
 DECODERS = ("cpu", "gpu")
@@ -22,8 +24,8 @@ MAX_BATCH, MAX_THREADS, MAX_STREAMS = 65_536, 4_096, 64
 
 
 @dataclass(frozen=True)
-class CudaOptions:
-    """Options of ONNX Runtime's CUDA provider.
+class GpuOptions:
+    """Options that the GPU providers share.
 
     Parameters
     ----------
@@ -43,13 +45,49 @@ class CudaOptions:
 
     def __post_init__(self) -> None:
         _check_number("streams", self.streams, 0, MAX_STREAMS)
+        _check_switch("graph", self.graph)
         if self.graph and self.streams > 1:
             raise DataError("a CUDA graph runs one batch at a time: use one stream with it")
 
 
 @dataclass(frozen=True)
-class TensorrtOptions(CudaOptions):
-    """Options of ONNX Runtime's TensorRT provider; see `CudaOptions`."""
+class CudaOptions(GpuOptions):
+    """Options of ONNX Runtime's CUDA provider.
+
+    Parameters
+    ----------
+    streams, graph
+        See `GpuOptions`.
+    channels_last
+        Whether convolutions run in NHWC layout with their bias fused (`prefer_nhwc` with `fuse_conv_bias`); None
+        measures.
+
+    Raises
+    ------
+    DataError
+        See `GpuOptions`.
+    """
+
+    channels_last: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_switch("channels_last", self.channels_last)
+
+
+@dataclass(frozen=True)
+class TensorrtOptions(GpuOptions):
+    """Options of ONNX Runtime's TensorRT provider; see `GpuOptions`."""
+
+
+@dataclass(frozen=True)
+class TensorrtRtxOptions(GpuOptions):
+    """Options of the provider TensorRT for RTX, which runs one batch at a time; see `GpuOptions`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.streams > 1:
+            raise DataError(f"tensorrt-rtx runs one batch at a time: streams is 1, found {self.streams}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +134,7 @@ class RunOptions:
         One of `DECODERS`: "cpu", or "gpu" for nvImageCodec.
     max_pixels
         Images with more pixels fail.
-    cuda, tensorrt, openvino
+    cuda, tensorrt, tensorrt_rtx, openvino
         Options of one provider each; the others ignore them.
 
     Raises
@@ -115,6 +153,7 @@ class RunOptions:
     max_pixels: int = MAX_PIXELS
     cuda: CudaOptions = field(default_factory=CudaOptions)
     tensorrt: TensorrtOptions = field(default_factory=TensorrtOptions)
+    tensorrt_rtx: TensorrtRtxOptions = field(default_factory=TensorrtRtxOptions)
     openvino: OpenvinoOptions = field(default_factory=OpenvinoOptions)
 
     def __post_init__(self) -> None:
@@ -127,6 +166,11 @@ class RunOptions:
         _check_number("batch_size", self.batch_size, 0, MAX_BATCH)
         _check_number("threads", self.threads, 0, MAX_THREADS)
         _check_number("max_pixels", self.max_pixels, 1, 2**62)
+        if type(self.allow_cpu) is not bool:
+            raise DataError(f"allow_cpu is True or False, found {self.allow_cpu!r}")
+        for name, kind in _NESTED.items():
+            if not isinstance(getattr(self, name), kind):
+                raise DataError(f"{name} is a {kind.__name__}, found {getattr(self, name)!r}")
         devices = self.devices
         if not isinstance(devices, tuple) or not all(type(one) is int and one >= 0 for one in devices):
             raise DataError(f"devices are GPU numbers such as (0, 1), found {devices!r}")
@@ -167,12 +211,19 @@ class RunOptions:
         DataError
             An unknown key, or a value that is refused.
         """
-        nested = {"cuda": CudaOptions, "tensorrt": TensorrtOptions, "openvino": OpenvinoOptions}
         try:
-            made = {name: nested[name](**value) if name in nested else value for name, value in values.items()}
+            made = {name: _NESTED[name](**value) if name in _NESTED else value for name, value in values.items()}
         except TypeError as error:
             raise DataError(f"options of a provider: {error}") from error
         return cls().changed(**made)
+
+
+_NESTED = {
+    "cuda": CudaOptions,
+    "tensorrt": TensorrtOptions,
+    "tensorrt_rtx": TensorrtRtxOptions,
+    "openvino": OpenvinoOptions,
+}
 
 
 class RunSettings(TypedDict, total=False):
@@ -188,9 +239,15 @@ class RunSettings(TypedDict, total=False):
     max_pixels: int
     cuda: CudaOptions
     tensorrt: TensorrtOptions
+    tensorrt_rtx: TensorrtRtxOptions
     openvino: OpenvinoOptions
 
 
 def _check_number(name: str, value: object, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
         raise DataError(f"{name} is a whole number from {least} to {most:,}, found {value!r}")
+
+
+def _check_switch(name: str, value: object) -> None:
+    if value is not None and type(value) is not bool:
+        raise DataError(f"{name} is True, False or None, found {value!r}")

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,9 +30,12 @@ from cloudrt.doctor import (
     try_provider,
 )
 from cloudrt.engines import availability
-from cloudrt.engines.availability import NAMES, load_libraries, problem
+from cloudrt.engines.availability import NAMES, problem
+from cloudrt.engines.libraries import load_libraries
+from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.errors import ProviderError
-from cloudrt.model.artifact import Artifact, parse_artifact, write_metadata
+from cloudrt.inference import pipeline
+from cloudrt.model.artifact import Artifact, graph_bytes, parse_artifact, write_metadata
 from cloudrt.system.machine import Machine, describe_machine
 from cloudrt.system.nvidia import Driver, nvidia_driver
 from cloudrt.system.versions import installed_distributions
@@ -75,14 +79,35 @@ def test_graph_is_what_every_runtime_takes() -> None:
     assert model.ir_version == 10 and [entry.version for entry in model.opset_import] == [18]
 
 
-@pytest.mark.filterwarnings("ignore:Specified provider")
-def test_wrong_answer_and_wrong_place_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_answer_and_an_error_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     assert try_provider("cpu") is None
-    monkeypatch.setattr(doctor_module, "_run_onnxruntime", lambda name, levels: np.zeros_like(levels[:, :1]))
-    assert "wrong answer" in str(try_provider("cpu"))
-    monkeypatch.undo()
-    monkeypatch.setitem(availability.ORT_NAMES, "cpu", "NoSuchProvider")
-    assert str(try_provider("cpu")).endswith("the convolution ran in CPUExecutionProvider")
+    with monkeypatch.context() as patch:
+        patch.setattr(OrtEngine, "probability", lambda self, batch: np.zeros((1, 1, 8, 8), np.uint8))
+        assert "wrong answer" in str(try_provider("cpu"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : the driver is in a bad mood")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    assert str(try_provider("cpu")).endswith("the driver is in a bad mood")
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_the_trial_opens_what_infer_opens(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same function with the same options, so that an option that a provider refuses is found here."""
+    if problem(provider):
+        pytest.skip("not installed")
+    opened: list[object] = []
+    real = doctor_module.open_engine
+
+    def look(model: object, *words: Any) -> object:
+        opened.append(words)
+        return real(model, *words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(doctor_module, "open_engine", look)
+    assert doctor_module.open_engine is look and real is pipeline.open_engine
+    assert try_provider(provider) is None
+    assert opened == [(provider, 1, 1)]
 
 
 def test_trial_that_fails_crashes_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +125,7 @@ def test_trial_that_fails_crashes_or_hangs(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_unknown_provider() -> None:
-    with pytest.raises(ProviderError, match="no provider named 'rocm': tensorrt, cuda, openvino, cpu"):
+    with pytest.raises(ProviderError, match="no provider named 'rocm': tensorrt, tensorrt-rtx, cuda, openvino, cpu"):
         problem("rocm")
 
 
@@ -125,9 +150,9 @@ def test_gpu_without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     monkeypatch.setattr(onnxruntime, "cuda_version", "13.0", raising=False)
-    monkeypatch.setattr(availability, "_can_load", lambda library: "cudnn" not in library)
+    monkeypatch.setattr(availability, "is_present", lambda library: "cudnn" not in library)
     assert "cudnn" in str(problem("cuda")) and str(problem("cuda")).endswith("pip install 'cloudrt[cuda]'")
-    monkeypatch.setattr(availability, "_can_load", lambda library: "nvinfer" not in library)
+    monkeypatch.setattr(availability, "is_present", lambda library: "nvinfer" not in library)
     monkeypatch.setattr(availability, "_installed", lambda package: package != "tensorrt")
     assert problem("cuda") is None
     assert problem("tensorrt") == "TensorRT 10 is not installed: pip install 'cloudrt[cuda,tensorrt]'"
@@ -144,16 +169,6 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     # A folder that an uninstalled build left behind: a namespace, without a file of its own.
     monkeypatch.setattr(availability, "find_spec", lambda name: ModuleSpec(name, None))
     assert str(problem("cpu")).startswith("ONNX Runtime's files are missing in part: pip uninstall")
-
-
-def test_libraries_are_found_in_pip_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cu13" / "lib").mkdir(parents=True)
-    (tmp_path / "cu13" / "lib" / "libcudart.so.13").touch()
-    spec = ModuleSpec("nvidia", None, is_package=True)
-    spec.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(availability, "find_spec", lambda name: spec if name == "nvidia" else None)
-    assert availability._can_load("libcudart.so.13")
-    assert not availability._can_load("libcudnn.so.no-such-version")
 
 
 def test_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,10 +194,18 @@ def test_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
             size._obj.value = 16 * 2**30  # type: ignore[attr-defined]
             return 0
 
+        def cuDeviceGetAttribute(self, number: object, attribute: int, index: int) -> int:
+            number._obj.value = {75: 7, 76: 5}[attribute]  # type: ignore[attr-defined]
+            return 0
+
+        def cuGetErrorName(self, status: int, text: object) -> int:
+            text._obj.value = b"CUDA_ERROR_NO_DEVICE"  # type: ignore[attr-defined]
+            return 0
+
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
-    assert nvidia_driver() == Driver((13, 1), ("NVIDIA T4, 16 GiB",))
+    assert nvidia_driver() == Driver((13, 1), ("NVIDIA T4, 16 GiB",), ((7, 5),))
     monkeypatch.setattr(Library, "cuInit", lambda self, flags: 100)
-    assert nvidia_driver() == Driver((13, 1), ())
+    assert nvidia_driver() == Driver((13, 1), (), fault="CUDA_ERROR_NO_DEVICE")
 
 
 def test_cpu_and_openvino_need_no_libraries(capfd: pytest.CaptureFixture[str]) -> None:
@@ -251,7 +274,7 @@ def test_command_shows_an_artifact(told: Diagnosis, tmp_path: Path, monkeypatch:
 def test_command_refuses_what_is_no_artifact(tmp_path: Path) -> None:
     missing = CliRunner().invoke(command, [str(tmp_path / "none.onnx")])
     assert missing.exit_code == 2 and "none.onnx is missing" in missing.stderr
-    onnx.save(build_graph(), tmp_path / "plain.onnx")
+    (tmp_path / "plain.onnx").write_bytes(graph_bytes(build_graph()))
     plain = CliRunner().invoke(command, [str(tmp_path / "plain.onnx")])
     assert plain.exit_code == 2 and "no cloudrt metadata" in plain.stderr and len(plain.stderr.splitlines()) == 1
 

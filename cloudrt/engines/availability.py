@@ -2,27 +2,33 @@
 
 ONNX Runtime lists CUDA and TensorRT wherever its GPU build is installed, logs two loud lines when they cannot load, and
 then runs on the CPU: so check before asking. Checks run cheapest first and stop at the first obstacle: driver, GPU,
-ONNX Runtime's build, CUDA's libraries, TensorRT's.
+ONNX Runtime's build, CUDA's libraries, TensorRT's. No library of a provider is loaded.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import io
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from cloudrt.engines import tensorrt_rtx
+from cloudrt.engines.libraries import cuda_libraries, cuda_major, is_present, tensorrt_libraries
 from cloudrt.errors import ProviderError
 from cloudrt.options import PROVIDERS
 from cloudrt.system.nvidia import nvidia_driver
+from cloudrt.system.versions import package_versions
 
 NAMES = PROVIDERS[1:]
 """The providers, those that tend to be the fastest first."""
 
-ORT_NAMES = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+ORT_NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "tensorrt-rtx": tensorrt_rtx.EP_NAME,
+}
+"""ONNX Runtime's names of its providers."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +61,15 @@ def obstacle(provider: str) -> Obstacle | None:
         )
     if provider == "cpu":
         return _runtime_obstacle()
-    extras = "cuda" if provider == "cuda" else "cuda,tensorrt"
-    return _driver_obstacle(extras) or _runtime_obstacle() or _gpu_obstacle(provider, extras)
+    extras = _EXTRAS[provider]
+    found = _driver_obstacle(extras)
+    if provider == "tensorrt-rtx":
+        return found or _capability_obstacle() or _runtime_obstacle() or _plugin_obstacle()
+    return found or _runtime_obstacle() or _gpu_obstacle(provider, extras)
 
 
-def load_libraries(provider: str) -> None:
-    """Load the libraries of pip's CUDA and TensorRT packages, which ONNX Runtime does not find by itself.
-
-    To be called before the first session of "cuda" or "tensorrt"; does nothing for the others.
-    """
-    if provider not in ORT_NAMES:
-        return
-    import onnxruntime
-
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; `problem` has told
-        onnxruntime.preload_dlls()
-    if provider == "tensorrt" and _installed("tensorrt"):
-        import tensorrt  # noqa: F401 - importing it loads libnvinfer
+_EXTRAS = {"cuda": "cuda", "tensorrt": "cuda,tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
+"""GPU provider -> extras of the package that install it."""
 
 
 def _driver_obstacle(extras: str) -> Obstacle | None:
@@ -87,8 +85,13 @@ def _driver_obstacle(extras: str) -> Obstacle | None:
             f"install NVIDIA's driver, then pip install 'cloudrt[{extras}]'; or use --provider cpu",
         )
     if not driver.gpus:
+        fault = f" ({driver.fault})" if driver.fault else ""
+        if driver.fault not in ("", "CUDA_ERROR_NO_DEVICE"):
+            return Obstacle(
+                f"NVIDIA's driver cannot be used{fault}", "restart the machine, or install the driver again"
+            )
         return Obstacle(
-            "NVIDIA's driver shows this process no GPU",
+            f"NVIDIA's driver shows this process no GPU{fault}",
             "look at CUDA_VISIBLE_DEVICES, and start a container with --gpus all",
         )
     return None
@@ -118,51 +121,59 @@ def _gpu_obstacle(provider: str, extras: str) -> Obstacle | None:
     import onnxruntime
 
     if ORT_NAMES[provider] not in onnxruntime.get_available_providers():
+        double = len(package_versions("onnxruntime", "onnxruntime-gpu")) == 2
         return Obstacle(
-            "this ONNX Runtime was built without CUDA",
+            "onnxruntime and onnxruntime-gpu overwrite each other's files"
+            if double
+            else "this ONNX Runtime was built without CUDA",
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
         )
-    major = int(str(getattr(onnxruntime, "cuda_version", "") or "13").split(".")[0])
-    driver = nvidia_driver()
-    if driver is not None and driver.cuda[0] < major:
-        return Obstacle(
-            f"NVIDIA's driver serves CUDA {driver.cuda[0]}.{driver.cuda[1]} at most, ONNX Runtime needs CUDA {major}",
-            f"install a newer NVIDIA driver, one for CUDA {major}",
-        )
-    missing = [name for name in _cuda_libraries(major) if not _can_load(name)]
+    major = cuda_major()
+    old = _age_obstacle("ONNX Runtime", major)
+    if old:
+        return old
+    missing = [name for name in cuda_libraries(major) if not is_present(name)]
     if missing:
         return Obstacle(f"{', '.join(missing)} not found", f"pip install 'cloudrt[{extras}]'")
-    if provider == "tensorrt" and not _installed("tensorrt") and not _can_load(_tensorrt_library()):
+    if provider == "tensorrt" and not _installed("tensorrt") and not all(map(is_present, tensorrt_libraries())):
         return Obstacle("TensorRT 10 is not installed", f"pip install 'cloudrt[{extras}]'")
     return None
 
 
-def _cuda_libraries(major: int) -> tuple[str, ...]:
-    """File names of what ONNX Runtime's CUDA provider loads beside the driver."""
-    if sys.platform == "win32":
-        return f"cublasLt64_{major}.dll", f"cublas64_{major}.dll", f"cudart64_{major}.dll", "cudnn64_9.dll"
-    return f"libcudart.so.{major}", f"libcublas.so.{major}", f"libcublasLt.so.{major}", "libcudnn.so.9"
+def _capability_obstacle() -> Obstacle | None:
+    driver = nvidia_driver()
+    capabilities = driver.capabilities if driver else ()
+    if any(map(tensorrt_rtx.supports, capabilities)):
+        return None
+    found = ", ".join(
+        f"{gpu} has {major}.{minor}"
+        for gpu, (major, minor) in zip(driver.gpus if driver else (), capabilities, strict=False)
+    )
+    return Obstacle(
+        f"TensorRT for RTX needs compute capability {tensorrt_rtx.SUPPORTED}: {found}",
+        "use --provider cuda or tensorrt",
+    )
 
 
-def _tensorrt_library() -> str:
-    return "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"
+def _plugin_obstacle() -> Obstacle | None:
+    if not _installed(tensorrt_rtx.MODULE):
+        return Obstacle("TensorRT for RTX is not installed", tensorrt_rtx.INSTALL)
+    if sys.platform == "linux" and not is_present("libnvidia-ml.so.1"):
+        return Obstacle(
+            "libnvidia-ml.so.1, a part of NVIDIA's driver, is not found",
+            "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility",
+        )
+    return _age_obstacle("TensorRT for RTX", tensorrt_rtx.CUDA_MAJOR)
 
 
-def _can_load(library: str) -> bool:
-    """Whether pip's NVIDIA packages hold a library, torch for Windows does, or the system finds it."""
-    spec = find_spec("nvidia")
-    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
-    patterns = (f"*/lib/{library}", f"*/bin/{library}", f"*/bin/*/{library}")
-    if any(next(root.glob(pattern), None) for root in roots for pattern in patterns):
-        return True
-    torch = find_spec("torch")
-    if sys.platform == "win32" and torch and torch.origin and (Path(torch.origin).parent / "lib" / library).is_file():
-        return True
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
+def _age_obstacle(who: str, major: int) -> Obstacle | None:
+    driver = nvidia_driver()
+    if driver is None or driver.cuda[0] >= major:
+        return None
+    return Obstacle(
+        f"NVIDIA's driver serves CUDA {driver.cuda[0]}.{driver.cuda[1]} at most, {who} needs CUDA {major}",
+        f"install a newer NVIDIA driver, one for CUDA {major}",
+    )
 
 
 def _installed(package: str) -> bool:

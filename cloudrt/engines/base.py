@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -13,7 +14,7 @@ from cloudrt.model.artifact import Artifact
 from cloudrt.options import PRECISIONS
 from cloudrt.system.suggest import check_name
 
-BATCH_SIZES = {"tensorrt": 32, "cuda": 32, "openvino": 4, "cpu": 4}
+BATCH_SIZES = {"tensorrt": 32, "tensorrt-rtx": 32, "cuda": 32, "openvino": 4, "cpu": 4}
 """Images a batch where none is asked for and nothing was measured."""
 
 
@@ -28,7 +29,9 @@ class EngineOptions:
     compute_precision
         "fp32", "bf16" or "fp16": what OpenVINO computes in. The other providers follow the artifact's precision.
     cuda_graph
-        CUDA and TensorRT: capture the kernels of a batch once and launch them as one; needs a fixed batch.
+        GPU providers: capture the kernels of a batch once and launch them as one; needs a fixed batch.
+    channels_last
+        CUDA: convolutions in NHWC layout with their bias fused.
     device
         GPU number.
     allow_cpu
@@ -43,6 +46,7 @@ class EngineOptions:
     streams: int = 1
     compute_precision: str = "fp32"
     cuda_graph: bool = False
+    channels_last: bool = False
     device: int = 0
     allow_cpu: bool = False
     emulate: bool = False
@@ -115,6 +119,22 @@ _OUT_OF_MEMORY = (
     *("cudaerrormemoryallocation", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "outofmemory"),
 )
 """How CUDA, cuDNN, cuBLAS, TensorRT, ONNX Runtime's arena, OpenVINO and C++ say it."""
+
+
+def brief(error: Exception) -> str:
+    """Return one of ONNX Runtime's errors in a few words, without the places in its source."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    failure = _FAILURE.search(line)
+    if failure:
+        return failure[0].strip()
+    return _PLACE.sub("", _PLACE.sub("", line)) or line
+
+
+_FAILURE = re.compile(r"(?:CUDA|CUDNN|CUBLAS|CURAND|CUFFT) failure \d+: [^;]*")
+_PLACE = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : \w+ : |"  # the status
+    r"^\S+\.(?:cc|h|cpp):\d+ [^()]*\(.*?\)(?: const)?(?: \[with [^\]]*\])? "  # file, line and function
+)
 
 
 def check_batch(batch: NDArray[np.uint8], artifact: Artifact, batch_size: int | None) -> None:

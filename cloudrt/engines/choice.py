@@ -41,7 +41,8 @@ def choose_provider(wanted: str = "auto", artifact: Artifact | None = None) -> C
     if wanted != "auto":
         return Choice(wanted, {})
     passed_over = {
-        "tensorrt": problem("tensorrt") or "builds its engine for minutes; ask for it with --provider tensorrt"
+        "tensorrt": problem("tensorrt") or "builds its engine for minutes; ask for it with --provider tensorrt",
+        "tensorrt-rtx": problem("tensorrt-rtx") or "compiles when it opens; ask for it with --provider tensorrt-rtx",
     }
     reason = hindrance("cuda", artifact)
     if reason is None:
@@ -80,9 +81,10 @@ def emulation(provider: str, artifact: Artifact | None) -> str | None:
         return None
     if provider == "cuda":
         return "ONNX Runtime has no int8 convolutions on CUDA and would compute in float: use the fp16 artifact"
-    if artifact.int8_target == "tensorrt" and provider != "tensorrt":
+    on_tensorrt = provider in ("tensorrt", "tensorrt-rtx")
+    if artifact.int8_target == "tensorrt" and not on_tensorrt:
         return "its int8 layers are laid out for TensorRT: export one with --int8-target cpu"
-    if artifact.int8_target == "cpu" and provider == "tensorrt":
+    if artifact.int8_target == "cpu" and on_tensorrt:
         return "TensorRT takes no asymmetric int8: export one with --int8-target tensorrt"
     return None
 

@@ -1,6 +1,6 @@
 """What was measured of an artifact on this machine, in the user's cache folder.
 
-The file's name is a digest of all that the measurements hang on: the artifact's bytes, the processor, the GPUs, the
+The file's name is a digest of all that the measurements hang on: the artifact's graph, the processor, the GPUs, the
 threads and the versions of the runtimes. Another value of any of them measures anew.
 """
 
@@ -20,8 +20,11 @@ from cloudrt.system.versions import package_version
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-VERSIONED = ("cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt-cu13", "tensorrt")
+FORMAT = 2
+VERSIONED = (
+    *("cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt-cu13", "tensorrt"),
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+)
 
 
 class Known:
@@ -30,9 +33,9 @@ class Known:
     Parameters
     ----------
     sha256
-        Of the artifact.
+        Of the artifact's graph.
     threads, allow_cpu
-        See `cloudrt.engines.plan.Request`.
+        See `cloudrt.options.RunOptions`.
     """
 
     def __init__(self, sha256: str, threads: int, allow_cpu: bool) -> None:

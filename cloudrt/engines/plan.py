@@ -2,23 +2,30 @@
 
     providers that can run here -> those that agree with ONNX Runtime CPU fp32 -> the fastest, at its best batch
 
-Measurements are cached in the user's cache folder, keyed by the artifact's bytes, the machine and the versions.
+Measurements are cached in the user's cache folder, keyed by the artifact's graph, the machine and the versions: new
+rules, which `cloudrt tune` writes, change nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cloudrt.engines.availability import NAMES
 from cloudrt.engines.base import BATCH_SIZES, EngineOptions
 from cloudrt.engines.choice import hindrance, require
 from cloudrt.engines.measurements import Known
-from cloudrt.engines.trial import Ladder, ProviderTrial, Rung, best_rung
-from cloudrt.errors import MemoryExhausted, ProviderError
-from cloudrt.model.artifact import Artifact
-from cloudrt.options import RunOptions
+from cloudrt.engines.trial import Entrant, Ladder, ProviderTrial, Rung, best_rung
+from cloudrt.errors import ArtifactError, MemoryExhausted, ProviderError
+from cloudrt.model.artifact import Artifact, graph_bytes
+from cloudrt.options import GPU_PROVIDERS, RunOptions
 from cloudrt.system.machine import usable_cpus
 from cloudrt.system.nvidia import nvidia_driver
 
@@ -26,6 +33,13 @@ if TYPE_CHECKING:
     import onnx
 
 logger = logging.getLogger(__name__)
+
+MARGIN = 1.1
+"""How many times as fast as ONNX Runtime's own provider another one must be."""
+CLEAR = 1.5
+"""A ratio of two rates, measured apart, that noise does not explain; below it, the two are timed in turns."""
+Samples = Callable[[], NDArray[np.uint8]]
+"""Gives (N, H, W, 3) uint8 images of the user's to compare providers on."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,7 @@ class Plan:
     ----------
     provider
         One of `cloudrt.options.PROVIDERS`, never "auto".
-    batch_size, streams, compute_precision, cuda_graph
+    batch_size, streams, compute_precision, cuda_graph, channels_last
         See `EngineOptions`.
     images_per_s
         Of the network alone, the highest measured; 0 where nothing was measured.
@@ -51,24 +65,27 @@ class Plan:
     cuda_graph: bool = False
     images_per_s: float = 0.0
     passed_over: dict[str, str] = field(default_factory=dict)
+    channels_last: bool = False
 
     def describe(self) -> str:
         """Return the plan in words."""
         words = [f"provider {self.provider}", f"batch {self.batch_size}"]
         words += [f"{self.streams} streams"] if self.streams > 1 else []
         words += [f"computing in {self.compute_precision}"] if self.provider == "openvino" else []
+        words += ["channels last"] if self.channels_last else []
         words += ["CUDA graph"] if self.cuda_graph else []
         return ", ".join(words)
 
     def satisfies(self, options: RunOptions) -> bool:
         """Whether it is what `options` ask for."""
-        streams, graph = _fixed(options, self.provider)
+        fixed = _fixed(options, self.provider)
         return (
             options.provider in ("auto", self.provider)
             and options.batch_size in (0, self.batch_size)
             and options.compute_precision in ("auto", self.compute_precision)
-            and streams in (0, self.streams)
-            and graph in (None, self.cuda_graph)
+            and fixed.streams in (0, self.streams)
+            and fixed.cuda_graph in (None, self.cuda_graph)
+            and fixed.channels_last in (None, self.channels_last)
         )
 
     def options(self, device: int = 0, allow_cpu: bool = False) -> EngineOptions:
@@ -77,6 +94,7 @@ class Plan:
             streams=self.streams,
             compute_precision=self.compute_precision,
             cuda_graph=self.cuda_graph,
+            channels_last=self.channels_last,
             device=device,
             allow_cpu=allow_cpu,
             keep_compiled=True,
@@ -84,22 +102,28 @@ class Plan:
 
 
 def make_plan(
-    model: onnx.ModelProto, artifact: Artifact, sha256: str, options: RunOptions, settled: Plan | None = None
+    model: onnx.ModelProto,
+    artifact: Artifact,
+    options: RunOptions,
+    settled: Plan | None = None,
+    samples: Samples | None = None,
 ) -> Plan:
     """Return how to run an artifact; measures what was not measured before on this machine.
 
-    "auto" prefers TensorRT or CUDA to any CPU provider, and of the CPU providers takes the one that measured fastest,
-    provided that it agrees with ONNX Runtime's CPU provider in fp32. A TensorRT engine that exists is used; none is
-    built.
+    "auto" prefers GPU providers to CPU providers. Among either it takes ONNX Runtime's own, CUDA or CPU, unless another
+    one agrees with ONNX Runtime's CPU provider in fp32 and is at least `MARGIN` times as fast. A TensorRT engine that
+    exists is used; none is built.
 
     Parameters
     ----------
-    model, artifact, sha256
-        The model, its description, and the digest of its file.
+    model, artifact
+        The model and its description.
     options
         What the user asks for.
     settled
         The plan of a run that is resumed: it is checked, and nothing is measured.
+    samples
+        Gives images to compare providers on; without it, made-up scenes are compared.
 
     Raises
     ------
@@ -118,20 +142,25 @@ def make_plan(
     if settled:
         return settled
     threads = options.threads or usable_cpus()
-    measurements = _Measurements(model, artifact, options, Known(sha256, threads, options.allow_cpu))
+    digest = hashlib.sha256(graph_bytes(model)).hexdigest()
+    measurements = _Measurements(model, artifact, options, Known(digest, threads, options.allow_cpu), samples)
     if options.provider != "auto":
         return measurements.plan(options.provider, measurements.precision(options.provider), alone=True)
     return _take_the_fastest(measurements, artifact)
 
 
-def _fixed(options: RunOptions, provider: str) -> tuple[int, bool | None]:
-    """Return the streams and the CUDA graph that the options fix for a provider; 0 and None where they are free."""
+def _fixed(options: RunOptions, provider: str) -> Ladder:
+    """Return the settings that the options fix for a provider."""
+    size = options.batch_size or (BATCH_SIZES["tensorrt"] if provider == "tensorrt" else 0)
     if provider == "cpu":
-        return 1, False
+        return Ladder(size, 1, False)
     if provider == "openvino":
-        return options.openvino.streams, False
-    chosen = options.tensorrt if provider == "tensorrt" else options.cuda
-    return (1 if chosen.graph else chosen.streams), chosen.graph
+        return Ladder(size, options.openvino.streams, False)
+    if provider == "cuda":
+        chosen = options.cuda
+        return Ladder(size, 1 if chosen.graph else chosen.streams, chosen.graph, chosen.channels_last)
+    other = options.tensorrt if provider == "tensorrt" else options.tensorrt_rtx
+    return Ladder(size, 1 if other.graph else other.streams, other.graph)
 
 
 def _check_precision(precision: str) -> None:
@@ -147,7 +176,7 @@ def _check_devices(options: RunOptions, provider: str) -> None:
     """Refuse GPUs that do not exist, and GPUs of different models, whose last bits differ."""
     if options.devices == (0,):
         return
-    if provider in ("cpu", "openvino"):
+    if provider not in ("auto", *GPU_PROVIDERS):
         raise ProviderError(f"--devices are GPUs: --provider {provider} runs on none")
     driver = nvidia_driver()
     gpus = driver.gpus if driver else ()
@@ -165,16 +194,19 @@ def _take_the_fastest(measurements: _Measurements, artifact: Artifact) -> Plan:
     for provider, precision in precisions.items():
         try:
             plans.append(measurements.plan(provider, precision, alone=len(precisions) == 1))
-        except MemoryExhausted as error:
+        except (ArtifactError, ProviderError) as error:
             passed_over[provider] = str(error)
     if not plans:
         raise ProviderError(f"no provider here runs this artifact: {'; '.join(passed_over.values())}")
-    best = max(plans, key=lambda plan: plan.images_per_s)
-    for plan in plans:
-        if plan is not best:
-            passed_over[plan.provider] = (
-                f"{plan.images_per_s:.1f} images/s beside {best.images_per_s:.1f}, as measured here"
-            )
+    best = plans[-1]  # ONNX Runtime's own, unless it is hindered
+    for plan in plans[-2::-1]:
+        ratio = measurements.ratio(plan, best)
+        winner, loser = (plan, best) if ratio >= MARGIN else (best, plan)
+        words = f"{loser.images_per_s:.1f} images/s beside {winner.images_per_s:.1f}, as measured here"
+        if winner is best and ratio > 1:
+            words = f"{ratio:.2f} times as fast as {best.provider}, and less than {MARGIN} may be noise"
+        passed_over[loser.provider] = words
+        best = winner
     return replace(best, passed_over=passed_over)
 
 
@@ -183,7 +215,7 @@ def _find_candidates(measurements: _Measurements, artifact: Artifact) -> tuple[d
     precisions: dict[str, str] = {}
     passed_over: dict[str, str] = {}
     for provider in NAMES:
-        if provider in ("openvino", "cpu") and {"tensorrt", "cuda"} & set(precisions):
+        if provider not in GPU_PROVIDERS and precisions.keys() & set(GPU_PROVIDERS):
             break
         reason = hindrance(provider, artifact)
         if reason is None and provider == "tensorrt" and not measurements.has_tensorrt_engine():
@@ -192,7 +224,7 @@ def _find_candidates(measurements: _Measurements, artifact: Artifact) -> tuple[d
             try:
                 precision = measurements.precision(provider)
                 reason = measurements.disagreement(provider, precision)
-            except MemoryExhausted as error:
+            except (ArtifactError, ProviderError) as error:
                 reason = str(error)
         if reason:
             passed_over[provider] = reason
@@ -204,8 +236,11 @@ def _find_candidates(measurements: _Measurements, artifact: Artifact) -> tuple[d
 class _Measurements:
     """The measurements of one artifact, each taken once."""
 
-    def __init__(self, model: onnx.ModelProto, artifact: Artifact, options: RunOptions, known: Known) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, artifact: Artifact, options: RunOptions, known: Known, samples: Samples | None
+    ) -> None:
         self._model, self._artifact, self._options, self._known = model, artifact, options, known
+        self._samples = samples
         self._trial: ProviderTrial | None = None
 
     def precision(self, provider: str) -> str:
@@ -224,21 +259,26 @@ class _Measurements:
         return "fp32"
 
     def has_tensorrt_engine(self) -> bool:
-        from cloudrt.engines.onnxruntime import tensorrt_engine_exists
+        from cloudrt.engines.session import tensorrt_engine_exists
 
-        size = self._options.batch_size or BATCH_SIZES["tensorrt"]
-        content = self._model.SerializeToString()
+        size = _fixed(self._options, "tensorrt").batch_size
+        content = graph_bytes(self._model)
         return all(tensorrt_engine_exists(self._artifact, size, content, device) for device in self._options.devices)
 
     def disagreement(self, provider: str, precision: str) -> str | None:
-        """See `ProviderTrial.disagreement`; ONNX Runtime's CPU provider is the reference."""
+        """See `ProviderTrial.disagreement`; ONNX Runtime's CPU provider is the reference.
+
+        A result on images of the user's is preferred to one on made-up scenes, and either is kept.
+        """
         if provider == "cpu":
             return None
-        key = f"agreement of {provider} {precision}"
-        reason = self._known.get(key)
-        if key not in self._known or not (reason is None or isinstance(reason, str)):
-            reason = self._open_trial().disagreement(provider, precision)
-            self._known.put(key, reason)
+        keys = [f"agreement of {provider} {precision} on {source}" for source in ("images", "scenes")]
+        for key in keys[:1] if self._samples else keys:
+            reason = self._known.get(key)
+            if key in self._known and (reason is None or isinstance(reason, str)):
+                return reason
+        reason = self._open_trial().disagreement(provider, precision)
+        self._known.put(keys[0] if self._samples else keys[1], reason)
         return reason
 
     def plan(self, provider: str, precision: str, *, alone: bool) -> Plan:
@@ -246,27 +286,68 @@ class _Measurements:
 
         `alone` says that no other provider competes.
         """
-        asked = self._options.batch_size or (BATCH_SIZES["tensorrt"] if provider == "tensorrt" else 0)
+        fixed = _fixed(self._options, provider)
+        asked = fixed.batch_size
         if asked and provider == "cpu" and alone:
             return Plan(provider, asked)
-        streams, graph = _fixed(self._options, provider)
-        key = f"rate of {provider} {precision}, batch {asked or 'free'}, streams {streams or 'free'}, graph {graph}"
+        key = (
+            f"rate of {provider} {precision}, batch {asked or 'free'}, streams {fixed.streams or 'free'}, "
+            f"graph {fixed.cuda_graph}, channels last {fixed.channels_last}"
+        )
         rungs = Rung.read(self._known.get(key))
+        refusal = None
         if not rungs:
-            rungs = self._open_trial().climb(provider, precision, Ladder(asked, streams, graph))
+            trial = self._open_trial()
+            rungs, refusal = trial.climb(provider, precision, fixed), trial.refusal
             if rungs:  # memory that is short now may be free next time
                 self._known.put(key, [rung.to_dict() for rung in rungs])
         best = best_rung(rungs)
         if best is None:
-            raise MemoryExhausted(f"{provider} has no memory for {asked or 1} images: use a smaller --batch-size")
-        fastest = max(rung.images_per_s for rung in rungs)
-        return Plan(provider, best.batch_size, best.streams, precision, best.cuda_graph, fastest)
+            raise refusal or MemoryExhausted(
+                f"{provider} has no memory for {asked or 1} images: use a smaller --batch-size"
+            )
+        return Plan(
+            provider=provider,
+            batch_size=best.batch_size,
+            streams=best.streams,
+            compute_precision=precision,
+            cuda_graph=best.cuda_graph,
+            channels_last=best.channels_last,
+            images_per_s=max(rung.images_per_s for rung in rungs),
+        )
+
+    def ratio(self, plan: Plan, other: Plan) -> float:
+        """Return how many times as fast a plan is as another; timed in turns unless the rates are far apart."""
+        apart = plan.images_per_s / other.images_per_s if other.images_per_s else math.inf
+        if not 1 / CLEAR < apart < CLEAR:
+            return apart
+        key = f"ratio of {plan.describe()} to {other.describe()}"
+        ratio = self._known.get(key)
+        if not isinstance(ratio, float) or not 0 < ratio < math.inf:
+            try:
+                ratio = self._open_trial().compare(_entrant(plan), _entrant(other))
+            except (ArtifactError, ProviderError) as error:
+                logger.info("  %s and %s cannot be timed in turns: %s", plan.provider, other.provider, error)
+                return apart
+            self._known.put(key, ratio)
+        return ratio
 
     def _open_trial(self) -> ProviderTrial:
         if self._trial is None:
-            logger.info("Measuring how this model runs best here, once per model and machine: up to half a minute")
+            logger.info("Measuring how this model runs best here, once per model and machine: up to a minute")
             options = self._options
             self._trial = ProviderTrial(
-                self._model, self._artifact, options.threads or usable_cpus(), options.devices[0], options.allow_cpu
+                self._model,
+                self._artifact,
+                options.threads or usable_cpus(),
+                options.devices[0],
+                options.allow_cpu,
+                options.batch_size,
+                self._samples,
             )
         return self._trial
+
+
+def _entrant(plan: Plan) -> Entrant:
+    rung = Rung(plan.batch_size, plan.streams, plan.cuda_graph, channels_last=plan.channels_last)
+    return Entrant(plan.provider, plan.compute_precision, rung)

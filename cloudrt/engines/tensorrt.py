@@ -1,7 +1,10 @@
 """The options of ONNX Runtime's TensorRT provider, and where its engines are kept: the one place that knows them.
 
-Values alone are computed here, so that they can be tested where there is no TensorRT; `engines/onnxruntime.py` and the
+Values alone are computed here, so that they can be tested where there is no TensorRT; `engines/session.py` and the
 Triton repository of export take them from here.
+
+The switches of fp16, bf16 and int8 stay off: ONNX Runtime then builds a strongly typed network, in which every layer
+computes in the type that the artifact gives it. With them, TensorRT may lower layers that the artifact keeps in fp32.
 """
 
 from __future__ import annotations
@@ -53,59 +56,67 @@ class EngineKey:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+def profile_options(
+    prefix: str, artifact: Artifact, batch_size: int | None, largest_batch: int = LARGEST_FREE_BATCH
+) -> dict[str, str]:
+    """Return the shapes of the optimisation profile, as options whose names begin with `prefix`.
+
+    With a fixed batch the profile's minimum, optimum and maximum are one shape, for which TensorRT tunes best; a free
+    one spans 1 to `largest_batch`.
+    """
+    height, width = artifact.input_size
+    usual = batch_size or max(1, largest_batch // 4)
+    edges = (("min", batch_size or 1), ("opt", usual), ("max", batch_size or largest_batch))
+    return {f"{prefix}_profile_{edge}_shapes": f"image:{batch}x{height}x{width}x3" for edge, batch in edges}
+
+
 def build_options(
     artifact: Artifact, batch_size: int | None, largest_batch: int = LARGEST_FREE_BATCH
 ) -> dict[str, str]:
-    """Return the options that an engine is built with: what it may compute in, and the shapes that it takes.
-
-    With a fixed batch the profile's minimum, optimum and maximum are one shape, for which TensorRT tunes best; a free
-    one spans 1 to `largest_batch`. The int8 scales lie in the artifact; what is not int8 there may be fp16.
-    """
-    height, width = artifact.input_size
-    smallest, largest = batch_size or 1, batch_size or largest_batch
-    usual = batch_size or max(1, largest_batch // 4)
-    lowered = artifact.precision != "fp32"
-    options = {
-        "trt_fp16_enable": str(int(lowered)),
-        "trt_int8_enable": str(int(artifact.precision == "int8")),
-        # Sums over whole maps in normalisation overflow fp16.
-        "trt_layer_norm_fp32_fallback": str(int(lowered)),
-    }
-    for edge, batch in (("min", smallest), ("opt", usual), ("max", largest)):
-        options[f"trt_profile_{edge}_shapes"] = f"image:{batch}x{height}x{width}x3"
-    return options
+    """Return the options that an engine is built with: the shapes that it takes."""
+    return profile_options("trt", artifact, batch_size, largest_batch)
 
 
 def cache_options(folder: Path) -> dict[str, str]:
     """Return the options that keep engines and the timings of their kernels in `folder`."""
     return {
-        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_enable": "True",  # ONNX Runtime's Python binding accepts True and False alone
         "trt_engine_cache_path": str(folder),
         "trt_engine_cache_prefix": "cloudrt",
-        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_enable": "True",
         "trt_timing_cache_path": str(folder),
     }
 
 
-def engine_folder(artifact: Artifact, batch_size: int | None, content: bytes, cache: Path, device: int = 0) -> Path:
-    """Return the folder, in `cache`, of the engine for an artifact of these bytes on this machine's GPU `device`."""
+def engine_key(
+    artifact: Artifact, content: bytes, options: dict[str, str], device: int, packages: tuple[str, ...]
+) -> EngineKey:
+    """Return the key of the engine for an artifact of these bytes on this machine's GPU `device`.
+
+    `packages` are the distributions of TensorRT, one of which is installed.
+    """
     driver = nvidia_driver()
     gpus = driver.gpus if driver else ()
-    key = EngineKey(
-        hashlib.sha256(content).hexdigest(),
-        package_version("onnxruntime-gpu", "onnxruntime"),
-        package_version("tensorrt-cu13", "tensorrt"),
-        gpus[device] if device < len(gpus) else "",
-        artifact.precision,
-        tuple(build_options(artifact, batch_size).items()),
+    return EngineKey(
+        model_sha256=hashlib.sha256(content).hexdigest(),
+        onnxruntime=package_version("onnxruntime-gpu", "onnxruntime"),
+        tensorrt=package_version(*packages),
+        gpu=gpus[device] if device < len(gpus) else "",
+        precision=artifact.precision,
+        options=tuple(options.items()),
     )
-    return cache / key.folder()
+
+
+def engine_folder(artifact: Artifact, batch_size: int | None, content: bytes, cache: Path, device: int = 0) -> Path:
+    """Return the folder, in `cache`, of the engine for an artifact of these bytes on this machine's GPU `device`."""
+    options = build_options(artifact, batch_size)
+    return cache / engine_key(artifact, content, options, device, ("tensorrt-cu13", "tensorrt")).folder()
 
 
 def triton_options(artifact: Artifact, largest_batch: int) -> dict[str, str]:
     """Return the options of `build_options` in the names of Triton's ONNX Runtime backend, for batches of 1 to
-    `largest_batch`. The engines' folder is the server's business."""
-    build = build_options(artifact, None, largest_batch)
-    mode = {"fp32": "FP32", "int8": "INT8"}.get(artifact.precision, "FP16")
-    switches = ("trt_fp16_enable", "trt_int8_enable")
-    return {"precision_mode": mode} | {name: value for name, value in build.items() if name not in switches}
+    `largest_batch`. The engines' folder is the server's business.
+
+    FP32 turns no switch on: the network is strongly typed and follows the artifact.
+    """
+    return {"precision_mode": "FP32"} | build_options(artifact, None, largest_batch)

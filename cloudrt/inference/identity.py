@@ -20,7 +20,7 @@ class Identity:
     ----------
     artifact
         SHA-256 of its file.
-    provider, batch_size, streams, compute_precision, cuda_graph
+    provider, batch_size, streams, compute_precision, cuda_graph, channels_last
         See `cloudrt.engines.plan.Plan`.
     device
         Model of the processor or GPU.
@@ -44,6 +44,7 @@ class Identity:
     streams: int
     compute_precision: str
     cuda_graph: bool
+    channels_last: bool
     device: str
     precision: str
     threads: int
@@ -57,7 +58,14 @@ class Identity:
 
     def plan(self) -> Plan:
         """Return how the run was executed."""
-        return Plan(self.provider, self.batch_size, self.streams, self.compute_precision, self.cuda_graph)
+        return Plan(
+            provider=self.provider,
+            batch_size=self.batch_size,
+            streams=self.streams,
+            compute_precision=self.compute_precision,
+            cuda_graph=self.cuda_graph,
+            channels_last=self.channels_last,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""

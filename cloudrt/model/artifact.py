@@ -222,6 +222,16 @@ def _check_graph(model: onnx.ModelProto, artifact: Artifact, path: str | Path) -
         raise ArtifactError(f"{path}: an artifact has the input 'image' and the output 'probability'")
 
 
+def graph_bytes(model: onnx.ModelProto) -> bytes:
+    """Return a model without its metadata: what runs, whatever rules are stored beside it."""
+    from onnx import ModelProto
+
+    bare = ModelProto()
+    bare.CopyFrom(model)
+    del bare.metadata_props[:]
+    return bare.SerializeToString()
+
+
 def fix_batch(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
     """Return a copy whose input has a fixed N; reading that is quicker than reading it free and reshaping it."""
     from onnx import ModelProto

@@ -25,6 +25,7 @@ LIMITS = {
     "kernels": 256 * 2**20,
     "openvino": 4 * 2**30,
     "tensorrt": 8 * 2**30,
+    "tensorrt-rtx": 2 * 2**30,
     "plans": 4 * 2**20,
     "artifacts": 4 * 2**30,
     "datasets": 64 * 2**30,

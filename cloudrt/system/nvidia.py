@@ -1,4 +1,4 @@
-"""NVIDIA's driver, asked through its own library: no CUDA toolkit is needed, and nothing stays open."""
+"""Queries of NVIDIA's driver through its own library; no CUDA toolkit is needed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,33 @@ import ctypes
 import sys
 from dataclasses import dataclass
 
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+
 
 @dataclass(frozen=True)
 class Driver:
-    """NVIDIA's driver: the newest CUDA that it serves, and the GPUs that this process may use."""
+    """NVIDIA's driver.
+
+    Parameters
+    ----------
+    cuda
+        Major and minor number of the newest CUDA version that it supports.
+    gpus
+        Name and memory of each GPU that this process may use.
+    capabilities
+        Compute capability of each GPU, as major and minor number.
+    fault
+        Name of the driver's error, such as CUDA_ERROR_NO_DEVICE, where it cannot be used; else empty.
+    """
 
     cuda: tuple[int, int]
     gpus: tuple[str, ...]
+    capabilities: tuple[tuple[int, int], ...] = ()
+    fault: str = ""
 
 
 def nvidia_driver() -> Driver | None:
-    """Ask NVIDIA's driver what it serves; None where there is no driver."""
+    """Return what the driver supports, or None where none is installed."""
     try:
         library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -24,13 +40,33 @@ def nvidia_driver() -> Driver | None:
     version, count = ctypes.c_int(0), ctypes.c_int(0)
     library.cuDriverGetVersion(ctypes.byref(version))
     cuda = (version.value // 1000, version.value % 1000 // 10)
-    # cuInit fails where there is a driver and no GPU, or none that this process may see.
-    if library.cuInit(0) != 0 or library.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return Driver(cuda, ())
-    gpus = []
-    for index in range(count.value):
-        name, size = ctypes.create_string_buffer(256), ctypes.c_size_t(0)
-        library.cuDeviceGetName(name, 256, index)
-        library.cuDeviceTotalMem_v2(ctypes.byref(size), index)
-        gpus.append(f"{name.value.decode('utf-8', 'replace')}, {size.value / 2**30:.0f} GiB")
-    return Driver(cuda, tuple(gpus))
+    # cuInit fails where the driver is installed but no GPU is visible to this process.
+    status = library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count))
+    if status:
+        return Driver(cuda, (), fault=_error_name(library, status))
+    devices = range(count.value)
+    return Driver(
+        cuda, tuple(_describe(library, device) for device in devices), tuple(_capability(library, d) for d in devices)
+    )
+
+
+def _describe(library: ctypes.CDLL, device: int) -> str:
+    name, size = ctypes.create_string_buffer(256), ctypes.c_size_t(0)
+    library.cuDeviceGetName(name, 256, device)
+    library.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+    return f"{name.value.decode('utf-8', 'replace')}, {size.value / 2**30:.0f} GiB"
+
+
+def _capability(library: ctypes.CDLL, device: int) -> tuple[int, int]:
+    numbers = []
+    for attribute in (_MAJOR, _MINOR):
+        number = ctypes.c_int(0)
+        library.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+        numbers.append(number.value)
+    return numbers[0], numbers[1]
+
+
+def _error_name(library: ctypes.CDLL, status: int) -> str:
+    text = ctypes.c_char_p()
+    library.cuGetErrorName(status, ctypes.byref(text))
+    return text.value.decode() if text.value else f"error {status}"

@@ -56,7 +56,9 @@ SESSION = onnxruntime.InferenceSession
 class OnTheCpu:
     """A session that says it is CUDA's, and runs on the CPU; it keeps the threads that ran it."""
 
-    def __init__(self, content: bytes, options: object, providers: list[tuple[str, dict[str, str]]]) -> None:
+    def __init__(
+        self, content: bytes, options: object, providers: list[tuple[str, dict[str, str]]], enable_fallback: int
+    ) -> None:
         self.real = SESSION(content, options, providers=["CPUExecutionProvider"])
         self.asked, self.threads = providers, set[int]()
 
@@ -88,8 +90,8 @@ def test_buffers_on_a_device_give_a_plain_sessions_answers(
 
     proto = onnx.load(model)
     plain = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    monkeypatch.setattr("cloudrt.engines.onnxruntime.onnxruntime.InferenceSession", OnTheCpu)
-    monkeypatch.setattr("cloudrt.engines.onnxruntime.load_libraries", lambda provider: None)
+    monkeypatch.setattr("cloudrt.engines.session.onnxruntime.InferenceSession", OnTheCpu)
+    monkeypatch.setattr("cloudrt.engines.session.load_libraries", lambda provider: None)
     monkeypatch.setattr(
         "cloudrt.engines.onnxruntime.Binding",
         lambda session, artifact, size, kind, device: Binding(session, artifact, size, "cpu"),

@@ -18,7 +18,8 @@ from cloudrt.data.scenes import draw_scene
 from cloudrt.engines.availability import problem
 from cloudrt.engines.base import BATCH_SIZES, EngineOptions
 from cloudrt.engines.choice import Choice, choose_provider, open_engine
-from cloudrt.engines.onnxruntime import OrtEngine, provider_options, session_options
+from cloudrt.engines.onnxruntime import OrtEngine
+from cloudrt.engines.session import provider_options, session_options
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, DataError, ProviderError
 from cloudrt.model.artifact import Artifact, parse_artifact
@@ -142,11 +143,11 @@ def test_a_session_elsewhere_than_asked_for_is_refused(model: Path, monkeypatch:
     """ONNX Runtime takes the CPU without an error where CUDA does not load: the engine looks, and fails."""
     real = onnxruntime.InferenceSession
 
-    def on_the_cpu(content: bytes, options: object, providers: object) -> object:
+    def on_the_cpu(content: bytes, options: object, providers: object, enable_fallback: int) -> object:
         return real(content, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr("cloudrt.engines.session.load_libraries", lambda provider: None)
     proto = onnx.load(model)
     with pytest.raises(ProviderError, match="cuda was asked for, and ONNX Runtime took CPUExecutionProvider"):
         OrtEngine(proto, parse_artifact(proto, model), "cuda", 4, 1)
@@ -158,7 +159,7 @@ def test_heavy_nodes_on_the_cpu_are_refused(model: Path, monkeypatch: pytest.Mon
     class Strayed:
         """A session that says it is CUDA's, with its nodes on the CPU."""
 
-        def __init__(self, content: bytes, options: object, providers: object) -> None:
+        def __init__(self, content: bytes, options: object, providers: object, enable_fallback: int) -> None:
             self.session = real(content, options, providers=["CPUExecutionProvider"])
 
         def get_providers(self) -> list[str]:
@@ -168,7 +169,7 @@ def test_heavy_nodes_on_the_cpu_are_refused(model: Path, monkeypatch: pytest.Mon
             return self.session.get_provider_graph_assignment_info()
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Strayed)
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr("cloudrt.engines.session.load_libraries", lambda provider: None)
     proto = onnx.load(model)
     with pytest.raises(ProviderError, match=r"placed Conv, Resize on the CPU"):
         OrtEngine(proto, parse_artifact(proto, model), "cuda", 4, 1)
@@ -180,7 +181,7 @@ def test_options_of_cuda_and_tensorrt() -> None:
     assert cuda["cudnn_conv_algo_search"] == "HEURISTIC"
     assert provider_options("cpu", artifact, 8, b"model") == {}
     tensorrt = provider_options("tensorrt", artifact, 8, b"model")
-    assert tensorrt["trt_engine_cache_enable"] == "1"  # the others: test_tensorrt.py
+    assert tensorrt["trt_engine_cache_enable"] == "True"  # the others: test_tensorrt.py
     assert all(isinstance(value, str) for value in (cuda | tensorrt).values())
 
 

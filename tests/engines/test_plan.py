@@ -28,6 +28,7 @@ from cloudrt.system.nvidia import Driver
 
 MODEL = tiny_model(labels=SMALL_GRIDS)
 ARTIFACT = parse_artifact(MODEL, "model.onnx")
+OTHER = tiny_model((96, 64), SMALL_GRIDS)
 needs_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="OpenVINO is not installed")
 
 
@@ -57,8 +58,8 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     return found
 
 
-def plan(options: RunOptions, artifact: Artifact = ARTIFACT, sha256: str = "ab") -> Plan:
-    return make_plan(MODEL, artifact, sha256, options)
+def plan(options: RunOptions, artifact: Artifact = ARTIFACT, model: onnx.ModelProto = MODEL) -> Plan:
+    return make_plan(model, artifact, options)
 
 
 @needs_openvino
@@ -72,13 +73,14 @@ def test_the_fastest_on_a_cpu_is_taken_and_the_other_is_named(
     other = "cpu" if taken == "openvino" else "openvino"
     assert chosen.passed_over == {
         "tensorrt": "no tensorrt",
+        "tensorrt-rtx": "no tensorrt-rtx",
         "cuda": "no cuda",
         other: "10.0 images/s beside 20.0, as measured here",
     }
     measured = rates["looks"], rates["climbs"]
     assert plan(RunOptions()) == chosen
     assert (rates["looks"], rates["climbs"]) == measured  # remembered
-    plan(RunOptions(), sha256="another")
+    plan(RunOptions(), model=OTHER)
     assert rates["climbs"] == measured[1] + 2
 
 
@@ -99,7 +101,7 @@ def test_tensorrt_is_taken_where_its_engine_exists(rates: dict[str, float], monk
         asked.append(batch_size)
         return True
 
-    monkeypatch.setattr("cloudrt.engines.onnxruntime.tensorrt_engine_exists", exists)
+    monkeypatch.setattr("cloudrt.engines.session.tensorrt_engine_exists", exists)
     chosen = plan(RunOptions())
     assert (chosen.provider, chosen.batch_size) == ("tensorrt", 32)
     assert asked == [32]  # of the batch that it would run
@@ -115,7 +117,7 @@ def test_nothing_is_measured_where_nothing_is_left_open(rates: dict[str, float],
 
 
 def test_who_disagrees_is_passed_over_and_runs_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenVINO, made to answer 9 levels too high, on the two scenes for real."""
+    """OpenVINO, made to answer 9 levels too high, on the images for real."""
     openvino = pytest.importorskip("cloudrt.engines.openvino")
     real = openvino.OpenvinoEngine.run
 
@@ -162,7 +164,7 @@ def test_low_precision_is_computed_in_where_the_cpu_can_and_agrees(
     assert plan(openvino, ARTIFACT).compute_precision == "fp32"  # an fp32 artifact is computed in fp32
     assert plan(openvino.changed(compute_precision="fp32"), fp16).compute_precision == "fp32"
     monkeypatch.setattr(ProviderTrial, "disagreement", lambda self, _, precision: "no" if precision == "bf16" else None)
-    assert plan(openvino, fp16, "another").compute_precision == "fp32"
+    assert plan(openvino, fp16, OTHER).compute_precision == "fp32"
 
 
 @needs_openvino
@@ -343,9 +345,9 @@ def test_what_was_kept_wrongly_is_measured_anew(rates: dict[str, float], cache: 
 
 def test_a_plan_of_an_earlier_run_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     settled = Plan("cpu", 4)
-    assert make_plan(MODEL, ARTIFACT, "ab", RunOptions(), settled) == settled
+    assert make_plan(MODEL, ARTIFACT, RunOptions(), settled) == settled
     with pytest.raises(ProviderError, match="--provider cpu runs on none"):
-        make_plan(MODEL, ARTIFACT, "ab", RunOptions(devices=(0, 1)), settled)
+        make_plan(MODEL, ARTIFACT, RunOptions(devices=(0, 1)), settled)
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: "it was uninstalled")
     with pytest.raises(ProviderError, match="it was uninstalled"):
-        make_plan(MODEL, ARTIFACT, "ab", RunOptions(), settled)
+        make_plan(MODEL, ARTIFACT, RunOptions(), settled)

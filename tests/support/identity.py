@@ -17,6 +17,7 @@ def make_identity(**changes: Any) -> Identity:
         streams=1,
         compute_precision="fp32",
         cuda_graph=False,
+        channels_last=False,
         device="a processor",
         precision="fp32",
         threads=2,
