@@ -1,4 +1,4 @@
-"""`cloudrt score`: the competition's Dice of a submission."""
+"""`cloudrt score`: the competition's score of a submission."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from cloudrt.system.terminal import reports_errors
 @click.argument("submission", type=click.Path(path_type=Path))
 @click.argument("truth", type=click.Path(path_type=Path))
 @click.option(
-    "--truth-grid", type=Size(), help="Pixels of TRUTH's masks: the label grid (2100x1400) unless given, or 525x350."
+    "--truth-grid",
+    type=Size(),
+    help="Grid of TRUTH's masks, 2100x1400 or 525x350. Default: the label grid.",
 )
-@click.option("--data", type=click.Path(path_type=Path), help="A data set's folder, whose data.json names the classes.")
+@click.option("--data", type=click.Path(path_type=Path), help="Data set whose data.json defines the classes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reports_errors
 def score(submission: Path, truth: Path, truth_grid: tuple[int, int] | None, data: Path | None, as_json: bool) -> None:
-    """Compute the competition's Dice of SUBMISSION against TRUTH, both tables of Image_Label,EncodedPixels.
+    """Compute the mean Dice of SUBMISSION against TRUTH, both tables of Image_Label,EncodedPixels.
 
-    Every row of TRUTH counts; SUBMISSION's masks lie on the submission grid.
+    Every row of TRUTH counts. The masks of SUBMISSION are on the submission grid.
     """
     from cloudrt.data.folder import read_labels
     from cloudrt.errors import DataError

@@ -1,4 +1,4 @@
-"""`cloudrt synth`: write a data set of made-up scenes."""
+"""`cloudrt synth`: write a synthetic data set."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from cloudrt.system.terminal import progress_bar, reports_errors
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("-n", "--images", default=200, show_default=True, help="Training and test images together.")
-@click.option("--size", type=Size(), default="2100x1400", show_default=True, help="Pixels.")
+@click.option("--size", type=Size(), default="2100x1400", show_default=True, help="Size of the images.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same bytes.")
-@click.option("--test-share", default=0.25, show_default=True, help="Part of the images that is for the test.")
-@click.option("--jobs", default=0, help="Threads; by default one for each core, up to 8.")
+@click.option("--test-share", default=0.25, show_default=True, help="Fraction of the images for testing.")
+@click.option("--jobs", default=0, help="Threads. Default: all usable cores, up to 8.")
 @reports_errors
 def synth(out: Path, images: int, size: tuple[int, int], *, seed: int, test_share: float, jobs: int) -> None:
-    """Write made-up scenes to OUT, laid out as the competition's data.
+    """Write a data set of synthetic scenes to OUT, in the competition's layout.
 
-    The four organisations over dark ocean, with the truth of the training and of the test images. OUT must not exist
-    yet, or be empty.
+    The scenes show the four cloud organisations over dark ocean; the labels of training and test images are included.
+    OUT must not exist, or be empty.
     """
     from cloudrt.data.synth import write_dataset
 

@@ -1,4 +1,4 @@
-"""Option types that several commands share."""
+"""Types of command-line options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 
 class Size(click.ParamType[tuple[int, int]]):
-    """WIDTHxHEIGHT in pixels, as people say it; (height, width), as arrays have it."""
+    """WIDTHxHEIGHT in pixels, converted to (height, width)."""
 
     name = "WxH"
 
@@ -25,7 +25,7 @@ class Size(click.ParamType[tuple[int, int]]):
 
 
 class Numbers(click.ParamType[tuple[int, ...]]):
-    """Whole numbers and ranges FIRST:LAST:STEP, LAST included, divided by commas: "0,500,9000:25000:1000"."""
+    """Comma-separated whole numbers and ranges FIRST:LAST:STEP, LAST included: "0,500,9000:25000:1000"."""
 
     name = "numbers"
 
@@ -48,7 +48,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
             first = int(match[1])
             last = first if match[2] is None else int(match[2])
             if last < first or last > self.most:
-                self.fail(f"{part!r} is not within 0..{self.most}, or ends before it begins", param, ctx)
+                self.fail(f"{part!r} is not within 0..{self.most}, or LAST is less than FIRST", param, ctx)
             found = range(first, last + 1, int(match[3] or 1))
             if len(found) + len(numbers) > 10_000:
                 self.fail(f"{part!r} makes more than 10,000 numbers: give a larger STEP", param, ctx)
@@ -57,7 +57,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 
 
 class Duration(click.ParamType[float]):
-    """A time, in seconds: 90, 45s, 90m or 2.5h."""
+    """A duration in seconds; written as 90, 45s, 90m or 2.5h."""
 
     name = "TIME"
 
@@ -73,5 +73,5 @@ class Duration(click.ParamType[float]):
         except ValueError:
             seconds = -1.0
         if not 0 <= seconds < float("inf"):
-            self.fail(f"{value!r} is no time such as 90m, 2h or 300", param, ctx)
+            self.fail(f"{value!r} is not a duration such as 90m, 2h or 300", param, ctx)
         return seconds

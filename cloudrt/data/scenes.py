@@ -1,15 +1,13 @@
-"""One made-up satellite scene: trade-wind clouds over dark ocean, and the boxes that labellers would have drawn.
-
-A scene is laid out in fractions of its width and height, so that one seed gives one scene at every size: the frame is
-cut into cells, and some of them become patches, each of one organisation. Every patch sketches a *potential* on a
-small fixed grid, the plan: where its clouds want to be. The potential is enlarged to the image, one pyramid of noise
-that all patches share is added, each organisation weighing its octaves in its own way, and a soft threshold turns
-the sum into opacity. Ocean, haze, clouds, glint and the black bands between two swaths are then laid over each other.
-
-::
+"""A synthetic satellite scene: trade-wind clouds over dark ocean, with the boxes that human labellers would draw.
 
     cells -> patches -> potential (plan) + weighted octaves -> opacity -> over the ocean -> glint, drift -> bands
                  `-> jittered boxes, minus the bands -> masks (label grid)
+
+Positions are fractions of the width and height, so that a seed gives the same scene at every size. The frame is cut
+into cells, some of which become patches of one organisation. Each patch draws a potential, the local tendency to form
+clouds, on a small fixed grid (the plan). It is resized to the image; a pyramid of noise is added, whose octaves each
+organisation weights differently; a soft threshold turns the sum into opacity. Ocean, haze, clouds, sun glint and the
+black bands between two swaths are composed in this order.
 """
 
 from __future__ import annotations
@@ -27,18 +25,18 @@ from cloudrt.labels import CLASSES, LABEL_GRID
 MIN_SIDE = 64
 MAX_SIDE = 8192
 
-# Share of images with 1, 2, 3 and 4 organisations, and the pull of each class when they are drawn: with these the
-# classes come out as often as in the competition's train.csv (Fish 0.50, Flower 0.43, Gravel 0.53, Sugar 0.68).
+# Fraction of images with 1, 2, 3 and 4 organisations, and the probability of each class when they are drawn: the
+# classes become as frequent as in the competition's train.csv (Fish 0.50, Flower 0.43, Gravel 0.53, Sugar 0.68).
 _CLASS_COUNTS = (0.24, 0.43, 0.28, 0.05)
-_CLASS_PULL = {"Fish": 0.21, "Flower": 0.17, "Gravel": 0.24, "Sugar": 0.38}
+_CLASS_WEIGHTS = {"Fish": 0.21, "Flower": 0.17, "Gravel": 0.24, "Sugar": 0.38}
 
-# Cells across the width in each octave of the noise: its blobs are 1/cells of the width across.
+# Octaves of the noise, by the number of cells across the width.
 _CELLS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A drawn scene and its truth.
+class SyntheticScene:
+    """An image and its labels.
 
     Parameters
     ----------
@@ -46,9 +44,9 @@ class Scene:
         (H, W, 3) uint8, RGB; exactly 0 in the bands and nowhere else.
     masks
         (C, 1400, 2100) uint8, 0 or 1, in the order of `cloudrt.labels.CLASSES`: unions of boxes minus the bands, on
-        the label grid whatever the size of the image.
+        the label grid for every size of the image.
     bands
-        (H, W) bool, where the satellite saw nothing.
+        (H, W) bool: pixels without data.
     """
 
     image: NDArray[np.uint8]
@@ -62,28 +60,23 @@ def check_size(size: tuple[int, int]) -> None:
         raise DataError(f"a scene is {MIN_SIDE} to {MAX_SIDE} pixels wide and high, found {size[1]}x{size[0]}")
 
 
-def draw_scene(seed: int | np.random.SeedSequence, size: tuple[int, int] = LABEL_GRID) -> Scene:
-    """Draw one scene.
+def draw_scene(seed: int | np.random.SeedSequence, size: tuple[int, int] = LABEL_GRID) -> SyntheticScene:
+    """Draw a scene.
 
     Parameters
     ----------
     seed
-        The same seed gives the same pixels, and the same scene, only coarser, at another size.
+        The same seed gives the same pixels, and the same scene at a different resolution for another size.
     size
         Height and width of the image in pixels.
-
-    Returns
-    -------
-    Scene
-        Image, masks and bands.
 
     Raises
     ------
     DataError
-        A size out of bounds, or a negative seed.
+        A size out of range, or a negative seed.
     """
     check_size(size)
-    # A SeedSequence counts its children, so a fresh twin is what keeps a second call equal to the first.
+    # A SeedSequence counts the children that it spawned: a copy makes a second call equal to the first.
     if isinstance(seed, np.random.SeedSequence):
         seed = np.random.SeedSequence(seed.entropy, spawn_key=seed.spawn_key)
     elif seed < 0:
@@ -102,31 +95,31 @@ def draw_scene(seed: int | np.random.SeedSequence, size: tuple[int, int] = LABEL
     clear = np.ones(size, np.float32)
     wind = rng.uniform(-0.5, 0.5)
     for (name, box), patch_seed in zip(patches, sketch.spawn(len(patches)), strict=True):
-        wanted = potential(name, box, wind, np.random.default_rng(patch_seed))
-        _cover(clear, wanted, TEXTURES[name], octaves)
+        drawn = potential(name, box, wind, np.random.default_rng(patch_seed))
+        _cover(clear, drawn, TEXTURES[name], octaves)
     image = _light(np.random.default_rng(light), clear, octaves, polygons)
     image[bands] = 0
-    return Scene(image, masks, bands)
+    return SyntheticScene(image, masks, bands)
 
 
-# ---- layout: what lies where ----------------------------------------------------------------------------------------
+# ---- layout ---------------------------------------------------------------------------------------------------------
 
 
 def _lay_out(rng: np.random.Generator) -> list[tuple[str, Box]]:
-    """Choose the organisations, and a patch or two for each; what remains of the frame stays open ocean."""
+    """Choose the organisations and one or two patches for each; the rest of the frame is open ocean."""
     count = 1 + int(rng.choice(len(_CLASS_COUNTS), p=_CLASS_COUNTS))
-    pull = np.array([_CLASS_PULL[name] for name in CLASSES])
-    names = [CLASSES[index] for index in rng.choice(len(CLASSES), count, replace=False, p=pull / pull.sum())]
+    weights = np.array([_CLASS_WEIGHTS[name] for name in CLASSES])
+    names = [CLASSES[index] for index in rng.choice(len(CLASSES), count, replace=False, p=weights / weights.sum())]
     cells = _cut(rng, count + 1 if count < 4 else count)
     rng.shuffle(names)
-    # The cell beyond one for each class is ocean, unless the first class takes it too.
+    # The additional cell is ocean, or a second patch of the first class.
     if len(cells) > count and rng.random() < 0.35:
         names.append(names[0])
     return [(name, _shrink(rng, box)) for name, box in zip(names, cells, strict=False)]
 
 
 def _cut(rng: np.random.Generator, count: int) -> list[Box]:
-    """Cut the frame into `count` cells, always across the longer side of the largest; largest first."""
+    """Cut the frame into `count` cells by repeatedly cutting the largest across its longer side; largest first."""
     cells: list[Box] = [(0.0, 0.0, 1.0, 1.0)]
     while len(cells) < count:
         left, top, right, bottom = cells.pop(0)
@@ -142,7 +135,7 @@ def _cut(rng: np.random.Generator, count: int) -> list[Box]:
 
 
 def _shrink(rng: np.random.Generator, box: Box) -> Box:
-    """Move every side inwards by up to a fifth: a patch rarely fills its cell."""
+    """Move each side of a cell inwards by 1% to 12%: a patch rarely fills its cell."""
     left, top, right, bottom = box
     width, height = right - left, bottom - top
     a, b, c, d = rng.uniform(0.01, 0.12, 4)
@@ -150,7 +143,7 @@ def _shrink(rng: np.random.Generator, box: Box) -> Box:
 
 
 def _masks(rng: np.random.Generator, patches: list[tuple[str, Box]], bands: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """What one to three labellers would have boxed around each patch, minus the bands; (C, 1400, 2100) uint8."""
+    """Return the boxes of one to three labellers around each patch, minus the bands: (C, 1400, 2100) uint8."""
     masks = np.zeros((len(CLASSES), *LABEL_GRID), np.uint8)
     height, width = LABEL_GRID
     for name, box in patches:
@@ -164,9 +157,9 @@ def _masks(rng: np.random.Generator, patches: list[tuple[str, Box]], bands: NDAr
 
 
 def _band_polygons(rng: np.random.Generator) -> list[NDArray[np.float64]]:
-    """Outlines of the gaps between swaths: (points, 2) each, x and y in fractions of the frame.
+    """Return outlines of the gaps between swaths, (points, 2) each, as fractions of the frame (x, y).
 
-    A gap is a wedge that leans with the orbit; now and then the next orbit's data also ends before the frame does.
+    A gap is a wedge tilted like the orbit; sometimes the data of the next orbit also end within the frame.
     """
     polygons = []
     if rng.random() < 0.9:
@@ -186,18 +179,18 @@ def _band_polygons(rng: np.random.Generator) -> list[NDArray[np.float64]]:
 
 
 def _fill(polygons: list[NDArray[np.float64]], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Where the polygons are, `size` bool."""
+    """Return a mask of `size`, bool, of the area of the polygons."""
     canvas = np.zeros(size, np.uint8)
     for polygon in polygons:
         cv2.fillPoly(canvas, [np.rint(polygon * (size[1], size[0])).astype(np.int32)], 1)
     return canvas.astype(np.bool_)
 
 
-# ---- light: from potentials to pixels --------------------------------------------------------------------------------
+# ---- rendering: from potentials to pixels ---------------------------------------------------------------------------
 
 
 def _octaves(seed: np.random.SeedSequence, size: tuple[int, int]) -> dict[int, Floats]:
-    """The pyramid of noise by cells across the width; octaves that the image is too small to show are left out."""
+    """Return the noise pyramid, cells across the width -> octave; without octaves too fine for the image."""
     return {
         cells: noise(np.random.default_rng(child), cells, size)
         for cells, child in zip(_CELLS, seed.spawn(len(_CELLS)), strict=True)
@@ -205,16 +198,16 @@ def _octaves(seed: np.random.SeedSequence, size: tuple[int, int]) -> dict[int, F
     }
 
 
-def _cover(clear: Floats, wanted: Floats, texture: Texture, octaves: dict[int, Floats]) -> None:
-    """Lay the clouds of one potential over `clear`, the light that still passes, (H, W) float32, in place."""
+def _cover(clear: Floats, drawn: Floats, texture: Texture, octaves: dict[int, Floats]) -> None:
+    """Multiply `clear`, the transmitted light, (H, W) float32, by that of the clouds of one potential, in place."""
     height, width = clear.shape
-    reached = np.argwhere(wanted > -1.5)
+    reached = np.argwhere(drawn > -1.5)
     if not len(reached):
         return
     (top, left), (bottom, right) = reached.min(0), reached.max(0) + 1
     rows = slice(top * height // PLAN[0], -(-bottom * height // PLAN[0]))
     columns = slice(left * width // PLAN[1], -(-right * width // PLAN[1]))
-    total = resize(wanted, clear.shape)[rows, columns]
+    total = resize(drawn, clear.shape)[rows, columns]
     for cells, weight in texture.octaves.items():
         if cells in octaves:
             total += weight * octaves[cells][rows, columns]
@@ -228,17 +221,17 @@ def _cover(clear: Floats, wanted: Floats, texture: Texture, octaves: dict[int, F
 def _light(
     rng: np.random.Generator, clear: Floats, octaves: dict[int, Floats], polygons: list[NDArray[np.float64]]
 ) -> NDArray[np.uint8]:
-    """Shine on ocean, haze and clouds: (H, W, 3) uint8 RGB, nowhere 0."""
+    """Return the image of ocean, haze and clouds, (H, W, 3) uint8 RGB, without zeros."""
     height, width = clear.shape
     x = np.linspace(0.0, 1.0, width, dtype=np.float32)[None, :]
     y = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None]
 
-    # Haze and high veils are smooth: light without grain, which belongs to no organisation.
+    # Haze and cirrus are smooth and belong to no organisation.
     veil = 0.025 * octaves[8] + rng.uniform(0.01, 0.07)
     if rng.random() < 0.35:
         sheet = octaves[8] + 0.5 * octaves[16] + 0.3 * octaves[32] + 0.15 * octaves[64] + 0.08 * octaves[128]
         veil += rng.uniform(0.06, 0.18) * np.clip(sheet - rng.uniform(0.0, 0.6), 0.0, 2.0)
-    # The sun's glint stands upright beside the track of the satellite, and sometimes shows its core.
+    # Sun glint is a vertical stripe beside the ground track, sometimes with a bright core.
     if rng.random() < 0.45:
         at, breadth = rng.uniform(0.0, 1.0), rng.uniform(0.05, 0.10)
         glint = rng.uniform(0.08, 0.28) * np.exp(-(((x - at - 0.06 * (y - 0.5)) / breadth) ** 2))
@@ -248,7 +241,7 @@ def _light(
         veil += glint
     clear = clear * (1.0 - np.clip(veil, 0.0, 0.8))
 
-    # Brightness drifts across a swath, and jumps at the gap, where another orbit begins.
+    # Brightness varies slowly across a swath, and changes abruptly at the gap to the next orbit.
     drift = 1.0 + rng.uniform(-0.12, 0.12) * (x - 0.5) + rng.uniform(-0.06, 0.06) * (y - 0.5)
     for polygon in polygons[:1]:
         upper, lower = polygon[:2, 0].mean(), polygon[2:, 0].mean()

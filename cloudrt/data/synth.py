@@ -1,13 +1,11 @@
-"""A made-up data set in the competition's layout, for demos, tests and benchmarks where the real one may not go.
+"""A synthetic data set in the competition's layout, for demos, tests and benchmarks.
 
-::
+    OUT/train_images/0a1b2c3.jpg    OUT/train.csv                 Image_Label,EncodedPixels; four rows per image
+    OUT/test_images/4d5e6f7.jpg     OUT/sample_submission.csv     the rows of a submission
+                                    OUT/test_truth.csv            the labels of the test images
 
-    OUT/train_images/0a1b2c3.jpg    OUT/train.csv                 Image_Label,EncodedPixels; four rows an image
-    OUT/test_images/4d5e6f7.jpg     OUT/sample_submission.csv     the rows that a submission must have
-                                    OUT/test_truth.csv            the answer, which the competition kept to itself
-
-Threads draw and compress scenes; this thread alone writes the tables, in order. All of it goes to a folder beside OUT
-that takes OUT's name at the very end.
+Threads draw and compress scenes; the calling thread writes the tables, in order. Everything is written to a temporary
+folder beside OUT, which is renamed at the end.
 """
 
 from __future__ import annotations
@@ -34,19 +32,19 @@ from cloudrt.system.overlap import overlap
 HEADER = "Image_Label,EncodedPixels\n"
 JPEG_QUALITY = 92
 MAX_JOBS = 8
-"""The most threads unless told otherwise: each holds about 150 MB at 2100x1400."""
+"""Largest default number of threads; each needs about 150 MB at 2100x1400."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_dataset` wrote.
+    """The result of `write_dataset`.
 
     Parameters
     ----------
     path
         The folder.
     train, test
-        Images in train_images and in test_images.
+        Number of images in train_images and in test_images.
     """
 
     path: Path
@@ -64,36 +62,31 @@ def write_dataset(
     jobs: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Draw scenes and write them as the competition laid out its data.
+    """Draw scenes and write them in the competition's layout.
 
-    The same arguments give the same bytes, whatever `jobs` is. If anything goes wrong, Ctrl-C included, nothing stays.
+    The same arguments give the same bytes for every number of `jobs`. On any error, and on Ctrl-C, nothing is left.
 
     Parameters
     ----------
     out
-        A folder that does not exist yet, or is empty.
+        A folder that does not exist, or is empty.
     images
-        Training and test images together, at least 2.
+        Total number of training and test images, at least 2.
     size
-        Height and width of the images in pixels; the masks are on the 1400x2100 grid at every size.
+        Height and width of the images in pixels; the masks are on the 1400x2100 grid for every size.
     seed
-        0 or more. Scene k of a seed is the same however many are drawn.
+        0 or more. Scene k of a seed does not depend on `images`.
     test_share
-        Part of the images that is for the test, between 0 and 1; both parts get at least one.
+        Fraction of the images for testing, between 0 and 1; both parts get at least one.
     jobs
-        Threads; 0 takes as many as there are cores, up to 8.
+        Number of threads; 0 uses all usable cores, up to 8.
     progress
-        Called in this thread as ``progress(done, images)`` after each image.
-
-    Returns
-    -------
-    Written
-        The folder and the counts.
+        Called in the calling thread as ``progress(done, images)`` after each image.
 
     Raises
     ------
     DataError
-        Options out of bounds, `out` in use, or a disk that cannot be written.
+        Arguments out of range, `out` exists and is not empty, or the disk cannot be written.
     """
     if images < 2:
         raise DataError(f"a data set needs at least 2 images, one to train and one to test, found {images}")
@@ -105,7 +98,7 @@ def write_dataset(
     test = min(max(round(images * test_share), 1), images - 1)
     train = images - test
 
-    # One child per scene: what a scene looks like depends on its number alone, not on the thread that draws it.
+    # One child seed per scene: a scene depends on its number, not on the thread that draws it.
     naming, *seeds = np.random.SeedSequence(seed).spawn(images + 1)
     numbers = np.random.default_rng(naming).choice(16**7, images, replace=False)
     names = [f"{number:07x}.jpg" for number in numbers]
@@ -137,17 +130,17 @@ def write_dataset(
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
-    """A folder to write in that becomes `out` when the block ends well, and vanishes when it does not."""
+    """Yield a temporary folder that is renamed to `out` at the end of the block, or removed on an error."""
     out = Path(out).absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(f"{out} exists and is not an empty folder: remove it or name another")
+        raise DataError(f"{out} exists and is not an empty folder: remove it, or use another name")
     partial = out.parent / f".{out.name}.{os.getpid()}.partial"
     try:
         partial.mkdir(parents=True)
         try:
             yield partial
             if out.exists():
-                # An empty folder may be a mount point or where the user's shell stands: fill it, do not replace it.
+                # An empty folder may be a mount point or a working directory: fill it instead of replacing it.
                 for child in sorted(partial.iterdir()):
                     shutil.move(child, out)
             else:
@@ -159,24 +152,24 @@ def _folder(out: Path) -> Iterator[Path]:
 
 
 def _table(path: Path) -> TextIO:
-    """An open table with its header; line ends are those of the competition on every system."""
+    """Open a table and write its header; lines end in LF on every system, as in the competition's files."""
     table = path.open("w", encoding="utf-8", newline="\n")
     table.write(HEADER)
     return table
 
 
 def _rows(name: str, texts: list[str]) -> str:
-    """The rows of one image: a line for each class, its RLE empty where the class is absent."""
+    """Return the rows of one image, one per class, with an empty RLE for absent classes."""
     return "".join(f"{name}_{label},{text}\n" for label, text in zip(CLASSES, texts, strict=True))
 
 
 def _write_scene(path: Path, seed: np.random.SeedSequence, size: tuple[int, int]) -> list[str]:
-    """Draw one scene, write its JPEG, return the RLE text of each class."""
+    """Draw one scene, write its JPEG, and return the RLE text of each class."""
     scene = draw_scene(seed, size)
     bgr = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
     sound, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not sound:
         raise DataError(f"OpenCV could not encode {path.name} as JPEG")
-    # Not cv2.imwrite: Python's own writing names what is wrong with the disk, and takes any file name.
+    # cv2.imwrite gives no reason for a failure, and does not accept every file name.
     path.write_bytes(encoded.tobytes())
     return [rle_encode(mask) for mask in scene.masks]

@@ -1,8 +1,8 @@
-"""The four cloud organisations as potentials and textures, from which `cloudrt.data.scenes` draws its clouds.
+"""Potentials and textures of the four cloud organisations, which `cloudrt.data.scenes` renders.
 
-A potential says where the clouds of a patch want to be. It is sketched with ruler and compasses on a small grid, the
-plan, whatever the size of the image: skeletons with ribs for Fish, clumps for Flower, arcs for Gravel, veins for
-Sugar; then a smooth displacement bends the drawing. A texture says how noise and a soft threshold make cloud of it.
+A potential is the local tendency to form clouds. It is drawn from geometric shapes on a small grid of fixed size (the
+plan): skeletons with ribs for Fish, clumps for Flower, arcs for Gravel, veins for Sugar. A smooth displacement then
+distorts the shapes. A texture defines how noise and a soft threshold turn a potential into opacity.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in fractions of the frame's width and height."""
 
 PLAN = (400, 600)
-"""Height and width of the grid that potentials are sketched on, whatever the size of the image."""
+"""Height and width of the grid that potentials are drawn on."""
 
 ASPECT = LABEL_GRID[0] / LABEL_GRID[1]
 
 
 @dataclass(frozen=True)
 class Texture:
-    """How an organisation turns its potential into opacity.
+    """Conversion of a potential into opacity.
 
     Parameters
     ----------
     octaves
-        Weight of each octave of noise, by its cells across the width: where the organisation has its grain.
+        Cells across the width -> weight of this octave of noise.
     low, high
-        Potential plus noise at which cloud begins, and at which it is as opaque as it gets.
+        Potential plus noise at which opacity starts to rise, and at which it is largest.
     opacity
-        The most light that this cloud turns white, 0 to 1.
+        Largest opacity, 0 to 1.
     """
 
     octaves: dict[int, float]
@@ -55,36 +55,35 @@ TEXTURES = {
 
 
 def potential(name: str, box: Box, wind: float, rng: np.random.Generator) -> Floats:
-    """Sketch one patch on the plan.
+    """Draw the potential of one patch.
 
     Parameters
     ----------
     name
         The organisation.
     box
-        Where the patch lies.
+        Position of the patch.
     wind
-        Direction of the wind, radians from the horizontal; streaks and skeletons follow it.
+        Direction of the wind in radians from the horizontal; streaks and skeletons follow it.
     rng
-        The patch's own generator.
+        Random generator of this patch.
 
     Returns
     -------
-    ndarray
-        `PLAN` float32: about 1 in the heart of a cloud, 0 in its gaps, far below 0 outside the patch.
+    numpy.ndarray
+        `PLAN` float32: about 1 in the centre of a cloud, 0 in gaps, well below 0 outside the patch.
     """
-    sketch = {"Fish": _fish, "Flower": _flower, "Gravel": _gravel, "Sugar": _sugar}[name]
+    shapes = {"Fish": _fish, "Flower": _flower, "Gravel": _gravel, "Sugar": _sugar}[name]
     x, y = _plan_axes()
     bend = 0.012 * PLAN[1]
     warp_x, warp_y = (np.add(axis, bend * noise(rng, 10, PLAN), dtype=np.float32) for axis in (x, y))
-    drawn = sketch(box, wind, rng) + _inside(box)
-    # Warping by a smooth displacement takes the compasses and the ruler out of the drawing.
-    bent = cv2.remap(drawn, warp_x, warp_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(bent, np.float32)
+    drawn = shapes(box, wind, rng) + _inside(box)
+    distorted = cv2.remap(drawn, warp_x, warp_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(distorted, np.float32)
 
 
 def _fish(box: Box, wind: float, rng: np.random.Generator) -> Floats:
-    """Long skeletons: a thick spine with ribs that feather off to both sides, wide clear ocean between two."""
+    """Long skeletons: a thick spine with ribs on both sides, and wide gaps of clear ocean between them."""
     left, top, right, bottom = _plan_box(box)
     width, height = right - left, bottom - top
     spines = np.full(PLAN, 255, np.uint8)
@@ -108,7 +107,7 @@ def _fish(box: Box, wind: float, rng: np.random.Generator) -> Floats:
 
 
 def _flower(box: Box, wind: float, rng: np.random.Generator) -> Floats:
-    """Large stratiform clumps, spaced like cells, with clear air between them."""
+    """Large stratiform clumps on a jittered hexagonal grid, with clear air between them."""
     left, top, right, bottom = _plan_box(box)
     columns, rows = _plan_axes()
     wanted = np.full(PLAN, -0.6, np.float32)
@@ -117,7 +116,7 @@ def _flower(box: Box, wind: float, rng: np.random.Generator) -> Floats:
         for x in np.arange(left + pitch * (0.5 + 0.5 * (row % 2)), right, pitch):
             centre_x, centre_y = x + rng.uniform(-0.22, 0.22) * pitch, y + rng.uniform(-0.22, 0.22) * pitch
             radius, stretch = pitch * rng.uniform(0.28, 0.50), rng.uniform(0.85, 1.2)
-            # Beyond two and a half radii nothing of a clump is left: draw in that window alone.
+            # A clump is negligible beyond 2.5 radii: draw it in that window only.
             reach = 2.5 * radius
             window = (
                 slice(max(0, int(centre_y - reach)), int(centre_y + reach) + 1),
@@ -129,7 +128,7 @@ def _flower(box: Box, wind: float, rng: np.random.Generator) -> Floats:
 
 
 def _gravel(box: Box, wind: float, rng: np.random.Generator) -> Floats:
-    """Grains, many of them strung along the arcs of cold pools."""
+    """Grains along the arcs of cold pools."""
     left, top, right, bottom = _plan_box(box)
     arcs = np.full(PLAN, 255, np.uint8)
     for _ in range(int((right - left) * (bottom - top) / (0.05 * PLAN[1]) ** 2)):
@@ -143,12 +142,12 @@ def _gravel(box: Box, wind: float, rng: np.random.Generator) -> Floats:
 
 
 def _sugar(box: Box, wind: float, rng: np.random.Generator) -> Floats:
-    """A dust of specks that gathers in thin veins along the wind."""
+    """Fine specks, concentrated in thin veins along the wind."""
     columns, rows = _plan_axes()
     cosine, sine = math.cos(wind), math.sin(wind)
     along, across = columns * cosine + rows * sine, rows * cosine - columns * sine
     wanted = np.full(PLAN, 0.08, np.float32)
-    # Reading noise at coordinates squeezed along the wind draws it out in that direction; its zeros are the veins.
+    # Sampling noise at coordinates compressed along the wind stretches it in that direction; its zeros are the veins.
     for cells, weight in ((60, 0.35), (150, 0.75)):
         x, y = 0.2 * along + 0.3 * PLAN[1], 0.8 * across + 0.3 * PLAN[0]
         veins = cv2.remap(noise(rng, cells, PLAN), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
@@ -157,7 +156,7 @@ def _sugar(box: Box, wind: float, rng: np.random.Generator) -> Floats:
 
 
 def _inside(box: Box) -> Floats:
-    """How far inside the patch the plan's pixels are: 0 from a little within its edge, falling to -3 outside."""
+    """Return 0 for the pixels of the plan inside the patch, falling to -3 from just inside its edge outwards."""
     left, top, right, bottom = _plan_box(box)
     x, y = _plan_axes()
     depth = np.minimum(np.minimum(x - left, right - x), np.minimum(y - top, bottom - y))
@@ -170,23 +169,23 @@ def _plan_box(box: Box) -> Box:
 
 
 def _plan_axes() -> tuple[Floats, Floats]:
-    """x of the plan's columns, (1, W), and y of its rows, (H, 1); float32."""
+    """Return x of the plan's columns, (1, W), and y of its rows, (H, 1), float32."""
     return np.arange(PLAN[1], dtype=np.float32)[None, :], np.arange(PLAN[0], dtype=np.float32)[:, None]
 
 
 def _distance(drawn: NDArray[np.uint8]) -> Floats:
-    """Distance in plan pixels to the nearest pixel that is 0."""
+    """Return the distance of each pixel to the nearest zero, in pixels of the plan."""
     return np.asarray(cv2.distanceTransform(drawn, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
 
 
 def noise(rng: np.random.Generator, cells: int, size: tuple[int, int]) -> Floats:
-    """Smooth noise of mean 0 with blobs of 1/cells of the width, `size` float32; as many draws at every size."""
+    """Return smooth noise of mean 0, `size` float32; the number of random draws does not depend on `size`."""
     grid = rng.standard_normal((max(2, round(cells * ASPECT)), cells), np.float32)
     return resize(grid, size)
 
 
 def resize(field: Floats, size: tuple[int, int]) -> Floats:
-    """Smoothly where it grows, by the mean where it shrinks, so that nothing aliases; `size` float32."""
+    """Resize a field to `size`, float32: bicubic enlargement, or area averages, which avoid aliasing."""
     grows = field.shape[1] < size[1]
     interpolation = cv2.INTER_CUBIC if grows else cv2.INTER_AREA
     return np.asarray(cv2.resize(field, size[::-1], interpolation=interpolation), np.float32)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import cloudrt.data.scenes
-from cloudrt.data.scenes import Scene, draw_scene
+from cloudrt.data.scenes import SyntheticScene, draw_scene
 from cloudrt.data.synth import write_dataset
 from cloudrt.errors import DataError
 from cloudrt.labels import CLASSES, LABEL_GRID
@@ -128,7 +128,7 @@ def test_masks_are_as_large_as_in_the_competition() -> None:
     )
 
 
-def draw_alone(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> Scene:
+def draw_alone(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> SyntheticScene:
     """A scene that one organisation fills."""
     monkeypatch.setattr(cloudrt.data.scenes, "_lay_out", lambda rng: [(name, (0.02, 0.02, 0.98, 0.98))])
     monkeypatch.setattr(cloudrt.data.scenes, "_band_polygons", lambda rng: [])
