@@ -10,7 +10,7 @@ import cv2
 import pytest
 from click.testing import CliRunner
 from cloudrt.bench.bench_page import write_bench_page
-from support.browser import CHROMIUM, ask, photograph
+from support.browser import ask, needs_chromium, photograph
 from support.paths import ROOT
 from support.tiny import tiny_artifact
 
@@ -21,8 +21,6 @@ from cloudrt.reports.submission_page import Report
 STORED = ROOT / "bench" / "results" / "cpu-full-originals.json"
 PAGES = ("report", "explore", "tune", "bench")
 MANY = 10_000
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
 
+import pytest
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="Chromium is not installed")
+"""Skips a test of pages, except in CI, where it fails."""
 
 PROBE = """
 <script>
@@ -30,7 +35,7 @@ addEventListener("message", (said) => { document.getElementById("answer").textCo
 
 def browse(folder: Path, *words: str) -> str:
     """Run Chromium; fail where a script failed or anything was asked of the network. Returns its standard output."""
-    assert CHROMIUM
+    assert CHROMIUM, "Chromium is not installed"
     command = [
         CHROMIUM,
         "--headless",
