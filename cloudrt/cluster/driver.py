@@ -114,11 +114,14 @@ def infer_on_cluster(
     artifact = parse_artifact(load_model(model), model)
     if not artifact.rules:
         raise ArtifactError(f"{model} holds no rules: its network was never validated; find them with cloudrt tune")
-    images, stores, folders = list_images(task.inputs, task.sample, options.endpoint, artifact.labels)
-    task.check([ImageFile(image.key, Path(image.path)) for image in images if image.store < 0])
+    images, stores, folders = list_images(
+        [str(one) for one in task.inputs], task.sample, options.endpoint, artifact.labels
+    )
     out = open_place(options.partitions or f"{task.output}.parts", options.endpoint)
     partitions = Partitions(out, options.partition_format, artifact.labels)
     recorded = _recorded(partitions, task)
+    local = [ImageFile(image.key, Path(image.path)) for image in images if image.store < 0]
+    task.check(local, begun=recorded is not None)
     with _held(out):
         with connected(options.address), watched(lost):
             nodes = list_nodes()

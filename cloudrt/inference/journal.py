@@ -29,6 +29,7 @@ FORMAT = 3
 SYNC_SECONDS = 2.0
 """After a power cut, at most this much work is repeated."""
 
+_ADVICE = "the journal was changed; --overwrite starts over"
 _TORN = re.compile(rb"[0-9a-f]{0,8}(\Z|\x00)|[0-9a-f]{8} ")
 """How a journal begins that a power cut may have torn."""
 
@@ -180,6 +181,8 @@ class Journal:
                 break
             record = self._checked(values, position)
             if not starts or starts[-1][0] != record.batch:
+                if record.batch != position:
+                    raise DataError(f"{self.path} record {position}: no batch begins at {record.batch}; {_ADVICE}")
                 starts.append((record.batch, ends))
                 self.size = record.size
             ends += len(line)
@@ -200,12 +203,12 @@ class Journal:
                 ),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{self.path}, record {position}: malformed; remove it and run again") from error
+            raise DataError(f"{self.path} record {position}: malformed; {_ADVICE}") from error
         expected = self._keys[position] if self._keys is not None and position < len(self._keys) else None
         if found != position or (self._keys is not None and record.key != expected):
             raise DataError(
                 f"{self.path} record {position}: found image {found} ({record.key}), expected {position} ({expected}); "
-                "the journal was changed; --overwrite starts over"
+                f"{_ADVICE}"
             )
         return record
 

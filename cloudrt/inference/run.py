@@ -21,16 +21,17 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from cloudrt.engines.plan import Plan
-from cloudrt.errors import DataError
+from cloudrt.engines.trial import COMPARED
+from cloudrt.errors import CloudrtError, DataError
 from cloudrt.images.image import ImageFile
-from cloudrt.images.inputs import check_keys, digest_keys, list_inputs
+from cloudrt.images.inputs import check_keys, digest_keys, list_inputs, load_sample
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import read_identity
 from cloudrt.inference.outputs import FORMATS, SUFFIXES, write_masks, write_overlay
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.results import Result
 from cloudrt.inference.submission import RunPaths, Submission, open_submission, read_run_record
-from cloudrt.model.artifact import default_model, load_model, parse_artifact
+from cloudrt.model.artifact import default_model, read_artifact
 from cloudrt.model.inferred import Inferred
 from cloudrt.options import RunOptions, RunSettings
 from cloudrt.search.probabilities import ProbabilityWriter, write_probabilities
@@ -120,8 +121,15 @@ class InferTask:
         """The output and the files beside it."""
         return RunPaths(self.output)
 
-    def check(self, files: Sequence[ImageFile]) -> None:
+    def check(self, files: Sequence[ImageFile], *, begun: bool) -> None:
         """Refuse, before anything slow, outputs that would destroy something or cannot be written.
+
+        Parameters
+        ----------
+        files
+            The images.
+        begun
+            Whether there is an unfinished run, whose files `resume` replaces.
 
         Raises
         ------
@@ -138,7 +146,7 @@ class InferTask:
             "the record of the run": paths.record,
         }
         written = {"--stats": self.stats, "--save-probabilities": self.save_probabilities}
-        reads: dict[str, Path | None] = {"--model": self.model, "--sample": self.sample}
+        reads: dict[str, Path | None] = {"--model": self.model or default_model(), "--sample": self.sample}
         reads |= {f"input {one}": Path(one) for one in self.inputs if "://" not in str(one)}
         folders = {"--masks": self.masks, "--overlays": self.overlays}
         images = [file.path for file in files]
@@ -146,7 +154,7 @@ class InferTask:
             named | written | {"the journal": paths.journal}, reads, folders=folders, images=images, overwrite=True
         )
         check_outputs(written, overwrite=self.overwrite)
-        check_outputs(named, folders=folders, overwrite=self.overwrite or self.resume)
+        check_outputs(named, folders=folders, overwrite=self.overwrite or (self.resume and begun))
         if self.masks or self.overlays:
             check_keys(files)
 
@@ -237,13 +245,20 @@ def infer(
     --------
     >>> summary = cloudrt.infer("test_images", "submission.csv", provider="cpu", report=True)  # doctest: +SKIP
     """
+    for name in settings:
+        check_name("option", name, tuple(InferSettings.__annotations__))
     ours: dict[str, Any] = {name: value for name, value in settings.items() if name in _TASK_FIELDS}
     for name in ("sample", "stats", "masks", "overlays", "save_probabilities"):
         ours |= {name: Path(ours[name])} if ours.get(name) is not None else {}
     run: Any = {name: value for name, value in settings.items() if name not in ours}
-    several = (inputs,) if isinstance(inputs, str | Path) else tuple(inputs)
-    where = Path(model) if model is not None else None
-    return run_task(InferTask(several, Path(output), where, RunOptions().changed(**run), **ours), progress)
+    task = InferTask(
+        inputs=(inputs,) if isinstance(inputs, str | Path) else tuple(inputs),
+        output=Path(output),
+        model=Path(model) if model is not None else None,
+        run=RunOptions().changed(**run),
+        **ours,
+    )
+    return run_task(task, progress)
 
 
 _TASK_FIELDS = frozenset(InferSettings.__annotations__) - frozenset(RunSettings.__annotations__)
@@ -252,21 +267,29 @@ _TASK_FIELDS = frozenset(InferSettings.__annotations__) - frozenset(RunSettings.
 def run_task(task: InferTask, progress: Progress = no_progress) -> RunSummary:
     """Do what a task describes; see `infer`."""
     model = task.model or default_model()
-    files = list_inputs(task.inputs, task.sample, parse_artifact(load_model(model), model).labels)
-    task.check(files)
-    recorded = _recorded(task)
+    artifact = read_artifact(model)
+    files = list_inputs(task.inputs, task.sample, artifact.labels)
+    recorded, begun = _recorded(task), task.paths.journal.is_file()
+    if begun or not recorded:
+        task.check(files, begun=begun)
     plan = recorded.plan() if recorded else None
-    with Segmenter(model, task.run, plan=plan if plan and plan.satisfies(task.run) else None) as segmenter:
+    sample = partial(load_sample, files, artifact.input_size, COMPARED, task.run.max_pixels)
+    with Segmenter(
+        model,
+        task.run,
+        plan=plan if plan and plan.satisfies(task.run) else None,
+        samples=sample if len(files) >= COMPARED else None,
+    ) as segmenter:
         _announce(segmenter)
         identity = replace(segmenter.identity(), images=len(files), inputs=digest_keys(files))
-        if recorded and not task.paths.journal.exists():
+        if recorded and not begun:
             recorded.require_same(identity, str(task.output))
             logger.info("%s: already finished, nothing to do", task.output)
             return RunSummary(task.output, len(files), 0, 0, len(files), 0.0, segmenter.plan, already_finished=True)
         began = time.perf_counter()
         try:
             done = write_submission(segmenter, files, task, identity, progress)
-        except (KeyboardInterrupt, OSError):
+        except (KeyboardInterrupt, OSError, CloudrtError):
             if task.paths.journal.exists():
                 logger.warning("%s holds what is finished; --resume continues from there", task.paths.journal)
             raise
@@ -348,7 +371,7 @@ def _recorded(task: InferTask) -> Identity | None:
     """Return the identity of the run to resume: cut short, or finished; None where there is nothing to resume."""
     if not task.resume:
         return None
-    if task.paths.journal.exists():
+    if task.paths.journal.is_file():
         return read_identity(task.paths.journal)
     return read_run_record(task.paths) if task.output.exists() else None
 

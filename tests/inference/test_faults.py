@@ -88,7 +88,7 @@ def test_a_closed_pipe_leaves_no_half_file(images: Path, model: Path, tmp_path: 
     if stream == "stdout":
         assert said.splitlines()[-1] == "Stopped: the reader of the output closed it"
     left = {path.name for path in output.parent.iterdir()} if output.parent.exists() else set()
-    assert left in ({"s.csv"}, {"s.csv.journal"}, set())
+    assert left in ({"s.csv", "s.run.json"}, {"s.csv.journal"}, set())
     if "s.csv" in left:
         with output.open(newline="") as file:
             assert len(list(csv.reader(file))) == 1 + 3 * 16
@@ -116,7 +116,7 @@ def test_a_folder_that_changes_underfoot(
     command = [*words(images, model, output)[:-1], "1", "--threads", "1"]
     done = CliRunner().invoke(infer, command)
     assert done.exit_code == 1, done.output
-    with (tmp_path / "failures.csv").open(newline="", encoding="utf-8") as file:
+    with (tmp_path / "s.failures.csv").open(newline="", encoding="utf-8") as file:
         failures = dict(list(csv.reader(file))[1:])
     assert set(failures) == {"13.jpg", "14.jpg", "15.jpg"}
     assert "No such file" in failures["15.jpg"]
@@ -127,19 +127,29 @@ def test_a_folder_that_changes_underfoot(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["-o", "a.csv", "--stats", "a.csv"], "it is --output and --stats"),
+        (["-o", "a.csv", "--stats", "a.csv"], "it is both --output and --stats"),
         (["-o", "a.csv", "--save-probabilities", "a.csv"], "--save-probabilities"),
-        (["-o", "a.csv", "--stats", "a.csv.journal"], "the journal and --stats"),
-        (["-o", "a.csv", "--stats", "./failures.csv"], "the list of failures and --stats"),
-        (["-o", "report.html", "--report"], "--output and the report"),
-        (["-o", "model.onnx", "--overwrite"], "--model and --output"),
-        (["-o", "in/03.jpg", "--overwrite"], "is one of the images"),
-        (["-o", "a.csv", "--stats", "in/03.jpg"], "is one of the images"),
-        (["-o", "a.csv", "--stats", "in"], "is not a regular file"),
-        (["-o", "a.csv", "--save-probabilities", "in"], "is not a regular file"),
-        (["-o", "a.csv", "--masks", "model.onnx"], "is no folder"),
-        (["-o", "a.csv", "--devices", ""], "numbers of GPUs"),
-        (["-o", "a.csv", "--devices", "0,0"], "each once"),
+        (["-o", "a.csv", "--save-probabilities", "a.npz", "--stats", "a.npz"], "both --stats and --save-probabilities"),
+        (["-o", "a.csv", "--stats", "a.csv.journal"], "both --stats and the journal"),
+        (["-o", "a.csv", "--stats", "./a.failures.csv"], "both the list of failures and --stats"),
+        (["-o", "a.csv", "--stats", "a.html", "--report"], "both the report and --stats"),
+        (["-o", "a.csv", "--stats", "a.run.json"], "both the record of the run and --stats"),
+        (["-o", "a.csv", "--masks", "m", "--overlays", "m"], "both --masks and --overlays"),
+        (["-o", "a.csv", "--masks", "in"], "both input in and --masks"),
+        (["-o", "a.csv", "--overlays", ".", "--overwrite"], "holds input images"),
+        (["-o", "report.html", "--report"], "the suffix decides the format"),
+        (["-o", "model.onnx", "--overwrite"], "the suffix decides the format"),
+        (["-o", "to_model.csv", "--overwrite"], "both --model and --output"),
+        (["-o", "to_image.csv", "--overwrite"], "is one of the images"),
+        (["-o", "a.csv", "--stats", "model.onnx", "--overwrite"], "both --model and --stats"),
+        (["-o", "a.csv", "--stats", "in/03.jpg", "--overwrite"], "is one of the images"),
+        (["-o", "a.csv", "--stats", "in"], "both input in and --stats"),
+        (["-o", "a.csv", "--stats", "folder.npz"], "is not a regular file"),
+        (["-o", "a.csv", "--save-probabilities", "folder.npz"], "is not a regular file"),
+        (["-o", "a.csv", "--masks", "model.onnx"], "both --model and --masks"),
+        (["-o", "a.csv", "--masks", "in/03.jpg"], "is not a folder"),
+        (["-o", "a.csv", "--devices", ""], "GPU numbers such as 0,1"),
+        (["-o", "a.csv", "--devices", "0,0"], "each given once"),
         (["-o", "a.csv", "--batch-size", "99999999999999999999"], "--batch-size"),
     ],
 )
@@ -148,12 +158,26 @@ def test_outputs_that_would_replace_something_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").write_bytes(model.read_bytes())
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "to_model.csv").symlink_to("model.onnx")
+    (tmp_path / "to_image.csv").hardlink_to(images / "03.jpg")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     more = [] if "--batch-size" in words else ["--batch-size", "4"]
     done = CliRunner().invoke(infer, ["in", "-m", "model.onnx", "--provider", "cpu", *more, *words])
     assert done.exit_code == 2, done.output
     assert said in done.output
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_model_in_the_working_folder_is_not_replaced(
+    images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(model.read_bytes())
+    done = CliRunner().invoke(infer, [str(images), "--stats", "model.onnx", "--overwrite"])
+    assert done.exit_code == 2, done.output
+    assert "both --model and --stats" in done.output
+    assert (tmp_path / "model.onnx").read_bytes() == model.read_bytes()
 
 
 def test_a_single_input_is_refused_and_another_kind_is_a_failure(model: Path) -> None:

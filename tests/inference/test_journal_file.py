@@ -6,19 +6,18 @@ import os
 from pathlib import Path
 
 import pytest
+from support.identity import make_identity
 
 from cloudrt.errors import DataError
 from cloudrt.inference.journal import Journal, Record
-
-IDENTITY = {"artifact": "ab", "batch size": 4}
 
 
 def test_two_runs_do_not_write_one_journal(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     with pytest.raises(DataError, match="written by another run"):
-        first = Journal(tmp_path / "j", IDENTITY, resume=False)
+        first = Journal(tmp_path / "j", make_identity(), resume=False)
         try:
-            Journal(tmp_path / "j", IDENTITY, resume=True)
+            Journal(tmp_path / "j", make_identity(), resume=True)
         finally:
             first.close()
 
@@ -28,12 +27,12 @@ def test_keys_and_reasons_of_any_kind_come_back(tmp_path: Path) -> None:
         Record('line\nbreak, "quoted" Wölkchen.jpg', ("1 2", ""), None, 0),
         Record("b.jpg", ("", ""), "is no\r\nimage", 0),
     ]
-    journal = Journal(tmp_path / "j", IDENTITY, resume=False)
+    journal = Journal(tmp_path / "j", make_identity(), resume=False)
     for record in odd:
         journal.add(record)
     assert list(journal.records()) == odd
     journal.close()
-    again = Journal(tmp_path / "j", IDENTITY, resume=True)
+    again = Journal(tmp_path / "j", make_identity(), resume=True)
     assert again.done == 0  # the only batch may have been under way
     again.remove()
     assert not list(tmp_path.iterdir())
@@ -44,7 +43,7 @@ def test_records_reach_the_disk_at_intervals(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "fsync", synced.append)
     now = [0.0]
     monkeypatch.setattr("cloudrt.inference.journal.time.monotonic", lambda: now[0])
-    journal = Journal(tmp_path / "j", IDENTITY, resume=False)
+    journal = Journal(tmp_path / "j", make_identity(), resume=False)
     begun = len(synced)
     assert begun >= 2  # the file and its folder
     for second in range(10):
@@ -58,12 +57,12 @@ def test_records_reach_the_disk_at_intervals(tmp_path: Path, monkeypatch: pytest
 def test_another_file_of_that_name_is_kept(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "j").write_bytes(content)
     with pytest.raises(DataError, match="is not a journal"):
-        Journal(tmp_path / "j", IDENTITY, resume=True)
+        Journal(tmp_path / "j", make_identity(), resume=True)
     assert (tmp_path / "j").read_bytes() == content
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
 def test_a_pipe_is_no_journal(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "j")
-    with pytest.raises(DataError, match="no regular file"):
-        Journal(tmp_path / "j", IDENTITY, resume=True)
+    with pytest.raises(DataError, match="is not a regular file"):
+        Journal(tmp_path / "j", make_identity(), resume=True)

@@ -174,7 +174,7 @@ def test_kept_probabilities_are_those_of_the_artifact(images: Path, model: Path,
             assert np.abs(levels.astype(int) - item.probability).max() <= 1
     refused = run(images, model, "-o", tmp_path / "t.csv", "--save-probabilities", kept, "--resume")
     assert refused.exit_code == 2
-    assert "cannot --resume" in refused.output
+    assert "cannot be combined with --resume" in refused.output
 
 
 def test_a_format_that_needs_a_package_says_so_first(

@@ -42,7 +42,7 @@ def test_shipped_model_is_small_and_says_where_it_comes_from() -> None:
 
     from cloudrt.model.artifact import read_artifact
 
-    path = Path(str(files("cloudrt"))) / "models" / "clouds.onnx"
+    path = Path(str(files("cloudrt.model"))) / "shipped" / "clouds.onnx"
     assert path.stat().st_size < 16e6
     said = read_artifact(path)
     assert said.precision == "fp16"

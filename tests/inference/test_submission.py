@@ -9,7 +9,7 @@ import pytest
 
 from cloudrt.errors import DataError
 from cloudrt.images.inputs import list_inputs
-from cloudrt.inference.submission import open_submission
+from cloudrt.inference.submission import RunPaths, open_submission
 from cloudrt.labels import CLOUDS, Labels
 from cloudrt.masks.table import read_table
 
@@ -80,16 +80,16 @@ def test_rows_and_failures(tmp_path: Path) -> None:
         ("sub folder/ä, b.jpg", "Fish"),
         ("sub folder/ä, b.jpg", "Flower"),
     ]
-    with (path.parent / "failures.csv").open(newline="", encoding="utf-8") as file:
+    with (path.parent / "submission.failures.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [
             ["image", "reason"],
             ["sub folder/ä, b.jpg", 'is a "damaged" JPEG,\nreally'],
         ]
-    assert sorted(entry.name for entry in path.parent.iterdir()) == ["failures.csv", "submission.csv"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["submission.csv", "submission.failures.csv"]
 
 
 def test_old_failures_go_when_nothing_failed(tmp_path: Path) -> None:
-    (tmp_path / "failures.csv").write_text("of an earlier run")
+    (tmp_path / "submission.failures.csv").write_text("of an earlier run")
     with open_submission(tmp_path / "submission.csv", LABELS) as submission:
         submission.add("a.jpg", RLE, None)
     assert [entry.name for entry in tmp_path.iterdir()] == ["submission.csv"]
@@ -100,7 +100,7 @@ def test_nothing_half_written(tmp_path: Path, stop: BaseException | type[BaseExc
     """On any error, Ctrl-C included, what was there stays."""
     path = tmp_path / "submission.csv"
     path.write_text("old")
-    (tmp_path / "failures.csv").write_text("old failures")
+    (tmp_path / "submission.failures.csv").write_text("old failures")
 
     def run() -> None:
         with open_submission(path, LABELS) as submission:
@@ -110,14 +110,17 @@ def test_nothing_half_written(tmp_path: Path, stop: BaseException | type[BaseExc
     with pytest.raises(stop if isinstance(stop, type) else type(stop)):
         run()
     assert path.read_text() == "old"
-    assert (tmp_path / "failures.csv").read_text() == "old failures"
+    assert (tmp_path / "submission.failures.csv").read_text() == "old failures"
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_submission_is_not_its_own_list_of_failures(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"failures\.csv"), open_submission(tmp_path / "failures.csv", LABELS):
-        pass
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("name", ["submission.csv", "a.b.parquet", "failures.csv", "s.failures.csv", "s.run.json"])
+def test_the_files_of_a_run_are_five(tmp_path: Path, name: str) -> None:
+    """A submission is never its own list of failures, report, record or journal, whatever it is called."""
+    paths = RunPaths(tmp_path / name)
+    files = {paths.output, paths.failures, paths.report, paths.record, paths.journal}
+    assert len(files) == 5
+    assert {path.parent for path in files} == {tmp_path}
 
 
 def test_an_empty_submission_has_its_header(tmp_path: Path) -> None:

@@ -1,0 +1,266 @@
+"""What `--resume` refuses by name: changed journals and the outputs of other runs; and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.cli.infer import infer
+from cloudrt.inference.journal import FORMAT
+
+IMAGES = 14
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes, and one file that fails."""
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(IMAGES - 1):
+        write_jpeg(folder / f"{number:02}.jpg", number)
+    (folder / "05a.jpg").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unfinished(images: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """The lines of the journal of a run that was stopped before it wrote the CSV."""
+    return stopped(images, model, tmp_path_factory.mktemp("unfinished") / "s.csv").splitlines(keepends=True)
+
+
+def stopped(images: Path, model: Path, output: Path, *more: str) -> bytes:
+    """Run until the CSV is to be written; return the journal."""
+
+    def stop(*_: object) -> None:
+        raise RuntimeError("power")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cloudrt.inference.submission.Submission.write", stop)
+        assert run(images, model, output, *more).exit_code != 0
+    return output.with_name(f"{output.name}.journal").read_bytes()
+
+
+def run(images: Path, model: Path, output: Path, *more: str) -> Result:
+    settled = ["--provider", "cpu", "--batch-size", "4"]
+    return CliRunner().invoke(infer, [str(images), "-m", str(model), "-o", str(output), *settled, *more])
+
+
+def refused(done: Result) -> str:
+    """The last line of a run that could not start."""
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output
+    return str(done.output).splitlines()[-1]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file of a folder, hidden ones too: its content, and when it was written."""
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()}
+
+
+def drop(lines: list[bytes], place: int) -> list[bytes]:
+    return lines[:place] + lines[place + 1 :]
+
+
+def duplicate(lines: list[bytes], place: int) -> list[bytes]:
+    return lines[: place + 1] + lines[place:]
+
+
+def swap(lines: list[bytes], place: int) -> list[bytes]:
+    return [*lines[:place], lines[place + 1], lines[place], *lines[place + 2 :]]
+
+
+def rewritten(line: bytes, **values: object) -> bytes:
+    """A record with other values, and the checksum of those."""
+    text = json.dumps(json.loads(line[9:]) | values).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+@pytest.mark.parametrize("change", [drop, duplicate, swap])
+@pytest.mark.parametrize("place", [1, 4, 7, 9, IMAGES - 1])
+def test_records_out_of_order_are_refused_by_name(
+    images: Path,
+    model: Path,
+    unfinished: list[bytes],
+    tmp_path: Path,
+    change: Callable[[list[bytes], int], list[bytes]],
+    place: int,
+) -> None:
+    """Every line keeps its checksum. Line 0 is the header, line `place` the record of image `place` - 1."""
+    content = b"".join(change(unfinished, place))
+    (tmp_path / "s.csv.journal").write_bytes(content)
+    line = refused(run(images, model, tmp_path / "s.csv", "--resume"))
+    first = place if change is duplicate else place - 1
+    assert f"s.csv.journal record {first}: found image" in line
+    assert "--overwrite starts over" in line
+    assert {name: found for name, (found, _) in snapshot(tmp_path).items()} == {"s.csv.journal": content}
+    assert run(images, model, tmp_path / "s.csv", "--overwrite").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"key": "07.jpg"}, r"record 5: found image 5 (07.jpg), expected 5 (05.jpg)"),
+        ({"batch": 0}, "record 5"),
+        ({"batch": 3}, "record 5"),
+        ({"texts": None}, "record 5: malformed"),
+        ({"position": 6}, "record 5: found image 6"),
+    ],
+)
+def test_a_record_that_was_edited_never_gives_wrong_rows(
+    images: Path, model: Path, unfinished: list[bytes], tmp_path: Path, values: dict[str, object], named: str
+) -> None:
+    """The record of image 5, whose batch begins at 4, with its checksum made right again."""
+    lines = [*unfinished[:6], rewritten(unfinished[6], **values), *unfinished[7:]]
+    (tmp_path / "s.csv.journal").write_bytes(b"".join(lines))
+    assert named in refused(run(images, model, tmp_path / "s.csv", "--resume"))
+    assert set(snapshot(tmp_path)) == {"s.csv.journal"}
+
+
+def test_a_journal_with_more_images_than_the_run_is_refused(
+    images: Path, model: Path, unfinished: list[bytes], tmp_path: Path
+) -> None:
+    more = rewritten(unfinished[-1], position=IMAGES, key="99.jpg")
+    (tmp_path / "s.csv.journal").write_bytes(b"".join([*unfinished, more]))
+    line = refused(run(images, model, tmp_path / "s.csv", "--resume"))
+    assert f"record {IMAGES}: found image {IMAGES} (99.jpg), expected" in line
+
+
+def test_a_journal_of_another_format_is_refused_by_name(images: Path, model: Path, tmp_path: Path) -> None:
+    """As version 2 wrote it: an identity with words for keys, records without position and key of the image."""
+    text = b'{"format":2,"identity":{"artifact":"ab","batch size":4}}'
+    content = b"%08x %s\n" % (zlib.crc32(text), text)
+    (tmp_path / "s.csv.journal").write_bytes(content)
+    line = refused(run(images, model, tmp_path / "s.csv", "--resume"))
+    assert "s.csv.journal is a journal of format 2, written by another version of cloudrt" in line
+    assert f"(this one writes format {FORMAT})" in line
+    assert "--overwrite" in line
+    assert (tmp_path / "s.csv.journal").read_bytes() == content
+    assert run(images, model, tmp_path / "s.csv", "--overwrite").exit_code == 1
+
+
+@pytest.mark.parametrize("header", [{"identity": None}, {"identity": {"artifact": "ab"}}, {}])
+def test_a_journal_without_a_whole_identity_is_refused(
+    images: Path, model: Path, tmp_path: Path, header: dict[str, object]
+) -> None:
+    (tmp_path / "s.csv.journal").write_bytes(rewritten(b"00000000 {}", format=FORMAT, **header))
+    assert "--overwrite" in refused(run(images, model, tmp_path / "s.csv", "--resume"))
+    assert set(snapshot(tmp_path)) == {"s.csv.journal"}
+
+
+def test_a_finished_run_is_left_alone(images: Path, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "s.csv"
+    more = ["--report", "--stats", str(tmp_path / "stats.json"), "--masks", str(tmp_path / "masks")]
+    assert run(images, model, output, *more).exit_code == 1
+    before = snapshot(tmp_path)
+    assert set(before) == {"s.csv", "s.failures.csv", "s.html", "s.run.json", "stats.json"}
+    again = run(images, model, output, *more, "--resume")
+    assert again.exit_code == 0, again.output
+    assert "s.csv: already finished, nothing to do" in again.output
+    assert "Segmenting" not in again.output
+    # Neither batch size nor provider need be repeated: the record holds them.
+    assert CliRunner().invoke(infer, [str(images), "-m", str(model), "-o", str(output), "--resume"]).exit_code == 0
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--batch-size", "3"], "batch_size was 4, now 3"),
+        (["--threads", "1"], "threads was"),
+        (["--max-megapixels", "5"], "max_pixels was 100000000, now 5000000"),
+    ],
+)
+def test_the_output_of_another_run_is_refused(
+    images: Path, model: Path, tmp_path: Path, more: list[str], named: str
+) -> None:
+    output = tmp_path / "s.csv"
+    assert run(images, model, output).exit_code == 1
+    before = snapshot(tmp_path)
+    line = refused(run(images, model, output, "--resume", *more))
+    assert "s.csv belongs to another run: " in line
+    assert named in line
+    write_jpeg(tmp_path / "others" / "00.jpg", 40)
+    assert "images was" in refused(run(tmp_path / "others", model, output, "--resume"))
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("s.csv", "s.csv exists, and no run to resume is recorded beside it"),
+        ("s.failures.csv", "s.failures.csv exists"),
+        ("s.html", "s.html exists"),
+        ("s.run.json", "s.run.json exists"),
+    ],
+)
+def test_a_file_that_no_run_wrote_is_not_replaced_by_resume(
+    images: Path, model: Path, tmp_path: Path, name: str, said: str
+) -> None:
+    (tmp_path / name).write_text("somebody's own")
+    before = snapshot(tmp_path)
+    line = refused(run(images, model, tmp_path / "s.csv", "--resume", "--report"))
+    assert said in line and "--overwrite" in line
+    assert snapshot(tmp_path) == before
+
+
+def test_an_output_that_was_changed_since_is_not_the_runs(images: Path, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "s.csv"
+    assert run(images, model, output).exit_code == 1
+    output.write_bytes(output.read_bytes() + b"99.jpg_Fish,\n")
+    before = snapshot(tmp_path)
+    assert "s.csv was changed after the run that wrote it" in refused(run(images, model, output, "--resume"))
+    for damaged in ("", "{}", "[", '{"format": 1, "identity": {}, "output_sha256": ""}', '{"format": 99}'):
+        (tmp_path / "s.run.json").write_text(damaged)
+        line = refused(run(images, model, output, "--resume"))
+        assert "s.run.json" in line
+    assert snapshot(tmp_path)["s.csv"] == before["s.csv"]
+    assert run(images, model, output, "--overwrite").exit_code == 1
+
+
+def test_an_unfinished_run_replaces_what_it_was_allowed_to_overwrite(images: Path, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "s.csv"
+    assert run(images, model, tmp_path / "whole.csv").exit_code == 1
+    output.write_text("of long ago")
+    stopped(images, model, output, "--overwrite")
+    assert output.read_text() == "of long ago"
+    assert run(images, model, output, "--resume").exit_code == 1
+    assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_two_runs_in_one_folder_never_touch_each_others_files(images: Path, model: Path, tmp_path: Path) -> None:
+    """One has failures and a report; the other has none, is stopped, resumed, and run again."""
+    sound = tmp_path / "sound"
+    for number in range(6):
+        write_jpeg(sound / f"{number}.jpg", number)
+    folder = tmp_path / "out"
+    assert run(images, model, folder / "a.csv", "--report").exit_code == 1
+    first = snapshot(folder)
+    assert set(first) == {"a.csv", "a.failures.csv", "a.html", "a.run.json"}
+    stopped(sound, model, folder / "b.csv")
+    assert set(snapshot(folder)) == {*first, "b.csv.journal"}
+    assert run(sound, model, folder / "b.csv", "--resume", "--report").exit_code == 0
+    assert set(snapshot(folder)) == {*first, "b.csv", "b.html", "b.run.json"}
+    assert run(sound, model, folder / "b.csv", "--overwrite").exit_code == 0
+    assert {name: found for name, found in snapshot(folder).items() if name in first} == first
+    second = {name: found for name, found in snapshot(folder).items() if name not in first}
+    assert run(images, model, folder / "a.csv", "--overwrite").exit_code == 1
+    assert {name: found for name, found in snapshot(folder).items() if name in second} == second
+
+
+def test_a_resumed_run_refuses_other_streams_by_name(images: Path, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    output = tmp_path / "s.csv"
+    openvino = ["--provider", "openvino", "--streams"]
+    stopped(images, model, output, *openvino, "1")
+    assert "streams was 1, now 2" in refused(run(images, model, output, "--resume", *openvino, "2"))
+    assert run(images, model, output, "--resume", *openvino, "1").exit_code == 1
