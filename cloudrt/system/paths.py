@@ -46,13 +46,15 @@ def check_outputs(
     written = {name: path for name, path in files.items() if path is not None}
     filled = {name: path for name, path in (folders or {}).items() if path is not None}
     read = {name: path for name, path in (reads or {}).items() if path is not None}
-    taken: dict[str, tuple[str, str]] = {}
-    for name, path in [*read.items(), *written.items(), *filled.items()]:
+    inputs = {os.path.realpath(path): name for name, path in read.items()}
+    taken: dict[str, str] = {}
+    for name, path in (written | filled).items():
         place = os.path.realpath(path)
         key = place.casefold()  # one file where case does not count
-        if key in taken and name not in read and (taken[key][0] == place or taken[key][1] not in read):
-            raise DataError(f"{path} would be replaced: it is both {taken[key][1]} and {name}; use another name")
-        taken.setdefault(key, (place, name))
+        other = inputs.get(place) or taken.get(key)
+        if other:
+            raise DataError(f"{path} would be replaced: it is both {other} and {name}; use another name")
+        taken[key] = name
     for name, path in written.items():
         if path.exists() and not path.is_file():
             raise DataError(f"{path} ({name}) is not a regular file: give the name of a file to write")
