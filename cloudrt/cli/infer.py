@@ -72,8 +72,11 @@ def infer(
     with ExitStack() as stack:
         printed = output == Path("-")
         if printed:
-            if form not in (None, "csv") or given["resume"]:
-                raise Failure("--output - writes CSV to standard output, and cannot be resumed")
+            if form not in (None, "csv") or given["resume"] or given["report"] or cluster["cluster"] is not None:
+                raise Failure(
+                    "--output - writes CSV to standard output: leave out another --format, --resume, --report and "
+                    "--cluster"
+                )
             output = Path(stack.enter_context(TemporaryDirectory())) / "submission.csv"
         output = output or Path(f"submission{SUFFIXES[form or 'csv']}")
         task = InferTask(tuple(inputs), output, format=form or "", run=run, **given)
