@@ -1,7 +1,8 @@
-"""What speed costs: each model in each provider, its rate from files to CSV beside what its submission scores.
+"""Speed and accuracy: the rate of each model in each provider, from files to CSV, and the Dice of its submission.
 
-With a truth the score is the competition's Dice; without one, the Dice between the submission and that of the first
-model in ONNX Runtime's CPU provider, fp32 where one is. A point that no other beats in both is on the front.
+With a truth the score is the competition's Dice. Without one it is the Dice between the submission and that of a
+reference, the first model in ONNX Runtime's CPU provider (the first one in fp32, if any). A point is on the front
+(Pareto) if no other is better in both.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cloudrt.engines.choice import hindrance
 from cloudrt.errors import CloudrtError, DataError, RleError
 from cloudrt.images.image import ImageFile
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.inference.submission import open_submission
+from cloudrt.inference.run import InferTask, write_submission
 from cloudrt.labels import Labels
 from cloudrt.masks.metric import dice
 from cloudrt.masks.rle import rle_decode, rle_to_submit_grid
@@ -30,7 +31,7 @@ from cloudrt.model.artifact import read_artifact
 from .stages import Timing
 
 CHUNK = 64
-"""Images that a way runs before it is the next one's turn."""
+"""Number of images that a way runs before the next way's turn."""
 WARM_UP = 16
 
 PROVIDERS = ("cpu", "openvino", "cuda", "tensorrt")
@@ -43,15 +44,15 @@ class Way:
     Parameters
     ----------
     model, provider, precision
-        Which.
+        The artifact, where it runs, and its precision.
     timing
         Seconds per image from files to CSV.
     dice
-        Of its submission, against the truth or the reference.
+        Dice of its submission against the truth or the reference.
     empty_mismatch
-        Share of rows empty in it and not in the truth or reference, or the other way.
+        Share of rows empty in only one of the submission and the truth or reference.
     front
-        Whether no other way is both as fast and as good.
+        Whether no other way beats it in speed and Dice.
     """
 
     model: str
@@ -69,9 +70,18 @@ class Way:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """All ways, what they are judged against, and those that cannot run: name -> why.
+    """Figures of all ways.
 
-    `all_empty` is what a submission without a mask scores against the truth; None where there is no truth.
+    Parameters
+    ----------
+    against
+        What the submissions are compared with.
+    all_empty
+        Score of a submission without any mask; None without a truth.
+    ways
+        The models and providers measured.
+    skipped
+        Those that cannot run: name -> reason.
     """
 
     against: str
@@ -92,22 +102,22 @@ def measure_accuracy(
     repeat: int,
     advance: Callable[[], object],
 ) -> Accuracy:
-    """Run every way over the images, chunk by chunk in turns, after a few that do not count.
+    """Run every way over the images, alternating after each chunk, after a warm-up.
 
     Parameters
     ----------
     models
-        Artifacts of the same classes and grids.
+        Artifacts with the same classes and grids.
     files
         The images.
     truth
-        What `read_truth` gives, or None.
+        Output of `read_truth`, or None.
     folder
         For the submissions.
     repeat
-        How often the images are run where they make one chunk alone; more of them are run once.
+        Number of rounds if the images make a single chunk; more images run once.
     advance
-        Called after each of the `rounds(models, files, repeat)` turns, and for those of ways that cannot run.
+        Called `rounds(models, files, repeat)` times: after each turn, and for the turns of ways that cannot run.
     """
     labels = read_artifact(models[0]).labels
     chunks = _split(files, repeat)
@@ -122,9 +132,7 @@ def measure_accuracy(
             for way, segmenter in enumerate(segmenters.values()):
                 path = folder / f"way-{way}-{number}.csv"
                 began = time.perf_counter()
-                with open_submission(path, labels) as submission:
-                    for result in segmenter.predict(chunk):
-                        submission.add(result.image, result.rle, result.error)
+                write_submission(segmenter, chunk, InferTask((), path))
                 if number:
                     seconds[way].append((time.perf_counter() - began) / len(chunk))
                     tables[way] |= read_table(path, labels)
@@ -143,7 +151,7 @@ def measure_accuracy(
 
 
 def _open(models: Sequence[Path], stack: ExitStack) -> tuple[dict[tuple[str, str], Segmenter], dict[str, str]]:
-    """Open each model in each provider; return those that run, and why the others do not."""
+    """Open each model in each provider; return those that run, and the reasons why the others do not."""
     segmenters, skipped = {}, {}
     for model, name in zip(models, _tell_apart(models), strict=True):
         for provider in PROVIDERS:
@@ -159,7 +167,7 @@ def _open(models: Sequence[Path], stack: ExitStack) -> tuple[dict[tuple[str, str
 
 
 def _tell_apart(models: Sequence[Path]) -> list[str]:
-    """Return the names of files; with as much of their folders as tells them apart."""
+    """Return the names of files, with enough of their folders to be unique."""
     for parts in range(1, max(len(model.parts) for model in models) + 1):
         names = ["/".join(model.parts[-parts:]) for model in models]
         if len(set(names)) == len(names):
@@ -168,12 +176,12 @@ def _tell_apart(models: Sequence[Path]) -> list[str]:
 
 
 def rounds(models: Sequence[Path], files: Sequence[ImageFile], repeat: int) -> int:
-    """Return how many turns `measure_accuracy` takes or announces."""
+    """Return the number of turns in `measure_accuracy`, those of ways that cannot run included."""
     return len(models) * len(PROVIDERS) * (1 + len(_split(files, repeat)))
 
 
 def _split(files: Sequence[ImageFile], repeat: int) -> list[Sequence[ImageFile]]:
-    """Return the chunks in which the images are run: of about `CHUNK`, none much smaller."""
+    """Return chunks of about `CHUNK` images of equal size."""
     count = len(files) // CHUNK
     if count < 2:
         return [files] * repeat
@@ -182,7 +190,7 @@ def _split(files: Sequence[ImageFile], repeat: int) -> list[Sequence[ImageFile]]
 
 
 def mark_front(ways: Sequence[Way]) -> list[Way]:
-    """Return the ways, those marked that no other beats: Pareto's front of speed and Dice."""
+    """Return the ways, with `front` set on the Pareto front of speed and Dice."""
 
     def beaten(one: Way) -> bool:
         return any(
@@ -196,14 +204,14 @@ def mark_front(ways: Sequence[Way]) -> list[Way]:
 
 
 def check_models(models: Sequence[Path]) -> None:
-    """Read what each model says of itself.
+    """Check that all models can be read and have the same classes and grids.
 
     Raises
     ------
     ArtifactError
-        One cannot be read.
+        A model cannot be read.
     DataError
-        One has other classes or grids than the first.
+        A model has other classes or grids than the first.
     """
     labels = [read_artifact(model).labels for model in models]
     for model, other in zip(models[1:], labels[1:], strict=True):
@@ -212,12 +220,12 @@ def check_models(models: Sequence[Path]) -> None:
 
 
 def read_truth(path: Path, files: Sequence[ImageFile], labels: Labels) -> Table:
-    """Return the rows of the truth that the images have, each of them sound; it may hold more.
+    """Return the rows of a truth that belong to the images, which must all be valid; it may hold more rows.
 
     Raises
     ------
     DataError
-        It cannot be read, lacks an image, or a row is no RLE on the label grid.
+        The table cannot be read, lacks an image, or a row is not valid RLE on the label grid.
     """
     truth = read_table(path, labels)
     keys = [(file.key, label) for file in files for label in labels.classes]

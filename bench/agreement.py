@@ -1,47 +1,45 @@
-"""Whether two ways give the same answers: asked before any of their times counts."""
+"""Check that two ways give the same answers, before any of their times count."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cloudrt.errors import CloudrtError
-from cloudrt.images.image import ImageFile
-from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import Labels
 from cloudrt.masks.metric import dice
 from cloudrt.masks.postprocess import apply_rules
 from cloudrt.masks.rle import rle_decode
-from cloudrt.masks.table import Table, read_table
+from cloudrt.masks.table import read_table
 
 from . import notebook
+from .workload import Workload
 
-Maps = list[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
-"""Of each image, the artifact's probability (C, W, H) and its presence (C,) or None."""
+LEAST_DICE = 0.97
+"""Minimum Dice between a peer's masks and ours from the same images. Below it, the peer computes something else."""
 
 
 class AgreementError(CloudrtError):
-    """A peer that gives other answers than cloudrt: its time would mean nothing."""
+    """A peer gives other answers than cloudrt, so its time would mean nothing."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the two ways' answers compare.
+    """How the answers of cloudrt and of the notebook compare.
 
     Parameters
     ----------
     rows_identical
-        Rows of (image, class) for which both post-processings gave the same text on the same maps: all of them.
+        Number of rows (image, class) for which both post-processings gave the same text on the same maps: all of them.
     masks
-        How many of those rows are not empty.
+        Number of those rows that are not empty.
     dice
-        Mean Dice between the two submissions, end to end, over every (image, class).
+        Mean Dice between the two submissions, over every (image, class).
     empty_mismatch
-        Share of rows empty in one submission and not in the other.
+        Share of rows empty in one submission only.
     """
 
     rows_identical: int
@@ -50,26 +48,25 @@ class Agreement:
     empty_mismatch: float = 0.0
 
 
-def compare_rows(segmenter: Segmenter, files: Sequence[ImageFile], maps: Maps) -> Agreement:
-    """Require the notebook's post-processing to give our texts on our maps, in both forms that it is timed on.
+def compare_rows(work: Workload) -> Agreement:
+    """Check that the notebook's post-processing gives our texts on our maps, as uint8 and as float32.
 
     Raises
     ------
     AgreementError
         Names the first image and class that differ.
     """
-    rules = segmenter.artifact.rules
     identical = masks = 0
-    for file, (levels, presence) in zip(files, maps, strict=True):
-        ours = apply_rules(levels, rules, presence)
+    for file, (levels, presence) in zip(work.files, work.maps, strict=True):
+        ours = apply_rules(levels, work.rules, presence)
         view = levels.transpose(0, 2, 1)
         for form in (view, np.ascontiguousarray(view, np.float32) / np.float32(255)):
-            theirs = notebook.rle_rows(form, rules, presence)
-            for label, our_text, their_text in zip(segmenter.labels.classes, ours, theirs, strict=True):
+            theirs = notebook.rle_rows(form, work.rules, presence)
+            for label, our_text, their_text in zip(work.labels.classes, ours, theirs, strict=True):
                 if our_text != their_text:
                     raise AgreementError(
-                        f"{file.key}, {label}: the notebook's post-processing of a {form.dtype} map gives another "
-                        "RLE than ours, so that no time would count"
+                        f"{file.key}, {label}: the notebook's post-processing of a {form.dtype} map gives another RLE "
+                        "than cloudrt: the times cannot be compared"
                     )
         identical += len(ours)
         masks += sum(map(bool, ours))
@@ -77,7 +74,7 @@ def compare_rows(segmenter: Segmenter, files: Sequence[ImageFile], maps: Maps) -
 
 
 def compare_submissions(agreement: Agreement, labels: Labels, folder: Path) -> Agreement:
-    """Add how far the two submissions, which the last stage left in `folder`, are apart.
+    """Add the differences between ours.csv and notebook.csv in `folder`, as written by the last timed pass.
 
     Raises
     ------
@@ -87,11 +84,53 @@ def compare_submissions(agreement: Agreement, labels: Labels, folder: Path) -> A
     ours, theirs = (read_table(folder / name, labels) for name in ("ours.csv", "notebook.csv"))
     if list(ours) != list(theirs):
         raise AgreementError("the two submissions do not have the same rows in the same order")
-    values = list(_dices(ours, theirs, labels))
+    grid = labels.submit_grid
+    scores = [dice(rle_decode(text, grid), rle_decode(theirs[key], grid)) for key, text in ours.items()]
     mismatched = sum(bool(ours[key]) != bool(theirs[key]) for key in ours)
-    return replace(agreement, dice=float(np.mean(values)), empty_mismatch=mismatched / len(ours))
+    return replace(agreement, dice=float(np.mean(scores)), empty_mismatch=mismatched / len(ours))
 
 
-def _dices(ours: Table, theirs: Table, labels: Labels) -> Iterator[float]:
-    for key, text in ours.items():
-        yield dice(rle_decode(text, labels.submit_grid), rle_decode(theirs[key], labels.submit_grid))
+def open_networks(
+    openers: Mapping[str, Callable[[], notebook.Network]], work: Workload
+) -> tuple[dict[str, notebook.Network], dict[str, str]]:
+    """Open each network and compare its answers with ours.
+
+    Parameters
+    ----------
+    openers
+        Title -> function that opens the network.
+    work
+        Images, and our answers.
+
+    Returns
+    -------
+    The networks that agree, by their names, and title -> reason for those that are skipped.
+    """
+    opened, skipped = {}, {}
+    for title, opener in openers.items():
+        try:
+            network = opener()
+            worst = mean_dice(network, work)
+        except ModuleNotFoundError as error:
+            skipped[title] = f"{error.name} is not installed"
+            continue
+        except (CloudrtError, RuntimeError, OSError) as error:
+            skipped[title] = (str(error).splitlines() or [type(error).__name__])[0]
+            continue
+        if worst < LEAST_DICE:
+            skipped[title] = f"its masks differ from ours: Dice {worst:.3f} on the same images, less than {LEAST_DICE}"
+        else:
+            opened[network.name] = network
+    return opened, skipped
+
+
+def mean_dice(network: notebook.Network, work: Workload) -> float:
+    """Return the mean Dice between the masks of a network and ours, over every (image, class)."""
+    scores = []
+    for image, (levels, presence) in zip(work.loaded, work.maps, strict=True):
+        probability, their_presence = network(image)
+        grid = probability.shape[1:]
+        ours = apply_rules(levels, work.rules, presence)
+        theirs = notebook.rle_rows(probability, work.rules, their_presence)
+        scores += [dice(rle_decode(a, grid), rle_decode(b, grid)) for a, b in zip(ours, theirs, strict=True)]
+    return float(np.mean(scores))

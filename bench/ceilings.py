@@ -1,53 +1,51 @@
-"""Each stage alone, in units of its own work, beside what the machine could do at most.
+"""Each stage alone in units of its own work, and what the machine could do at most.
 
-decode          compressed bytes and decoded megapixels a second
-infer           operations an image, the rate achieved, its share of the device's measured peak of matrix products
-post-process    how many times as long as reading the map once
-write           rows of CSV a second, journal and all
+decode          compressed bytes and decoded megapixels per second
+infer           operations per image, the rate, and its share of the measured peak of matrix products
+post-process    time relative to reading the map once
+write           CSV rows per second, journal included
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cloudrt.images.image import ImageFile, decode, read_file
-from cloudrt.inference.pipeline import Segmenter
+from cloudrt.images.image import decode, read_file
 from cloudrt.inference.submission import open_submission
 from cloudrt.model.artifact import load_model
 
-from .agreement import Maps
 from .flops import count_flops
 from .pipeline import PipelineTime
+from .workload import Workload
 
 MATRIX = 2048
-"""Sides of the matrices whose product tells the peak."""
+"""Side of the square matrices whose product measures the peak."""
 SECONDS = 0.4
-"""How long the peak is sought."""
+"""Duration of the measurement of the peak."""
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What came of it; rates are per second, of all threads together.
+    """Rates per second, of all threads together.
 
     Parameters
     ----------
     decode_mb, decode_megapixels
-        Compressed megabytes, and megapixels of the whole images.
+        Compressed megabytes, and megapixels of the full images.
     gflop_per_image
-        Of the network; see `count_flops`.
+        Operations of the network; see `count_flops`.
     gflops, peak_gflops
-        Achieved by the engine, and by a product of two float32 matrices on the same cores; 0 where the engine is on a
-        GPU and no torch with CUDA is there to measure it.
+        Rate of the engine, and of a product of two float32 matrices on the same cores. The peak is 0 if the engine is
+        on a GPU and torch with CUDA is not installed.
     map_reads
-        Post-processing's time of one map, in times of reading it once.
+        Time to post-process a map, relative to reading it once.
     rows
-        Written.
+        CSV rows.
     """
 
     decode_mb: float
@@ -60,7 +58,7 @@ class Ceilings:
 
     @property
     def peak_share(self) -> float:
-        """Share of the peak that the engine achieves; above 1 where it computes in fewer bits than the peak did."""
+        """Share of the peak that the engine reaches; above 1 if it computes in a lower precision than the peak."""
         return self.gflops / self.peak_gflops if self.peak_gflops else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,41 +66,37 @@ class Ceilings:
         return asdict(self) | {"peak_share": self.peak_share}
 
 
-def measure_ceilings(
-    segmenter: Segmenter, files: Sequence[ImageFile], maps: Maps, alone: PipelineTime, folder: Path
-) -> Ceilings:
-    """Return the ceilings, from the stages' times `alone` and from what is measured here."""
-    contents = [file.path.stat().st_size for file in files]
-    pixels = [decode(read_file(file.path)).size / 3 for file in files]
-    flops = count_flops(load_model(segmenter.model))
+def measure_ceilings(work: Workload, alone: PipelineTime) -> Ceilings:
+    """Return the rates, from the times of the stages alone and from measurements of the machine."""
+    contents = [file.path.stat().st_size for file in work.files]
+    pixels = [decode(read_file(file.path)).size / 3 for file in work.files]
+    flops = count_flops(load_model(work.segmenter.model))
     decoding, inferring = alone.stages["decode"].median, alone.stages["infer"].median
-    on_gpu = segmenter.plan.provider in ("cuda", "tensorrt")
     post_process = alone.cpu_seconds["post-process"].median
     return Ceilings(
         decode_mb=float(np.mean(contents)) / decoding / 1e6,
         decode_megapixels=float(np.mean(pixels)) / decoding / 1e6,
         gflop_per_image=flops / 1e9,
         gflops=flops / inferring / 1e9,
-        peak_gflops=(_gpu_peak() if on_gpu else _cpu_peak()) / 1e9,
-        map_reads=post_process / _seconds(lambda: [levels.max() for levels, _ in maps]) * len(maps),
-        rows=_rows(segmenter, len(files), folder),
+        peak_gflops=(_gpu_peak() if work.on_gpu else _cpu_peak()) / 1e9,
+        map_reads=post_process / _seconds(lambda: [levels.max() for levels, _ in work.maps]) * len(work.maps),
+        rows=_rows(work),
     )
 
 
-def _rows(segmenter: Segmenter, images: int, folder: Path) -> float:
-    text = "1000 200 " * 150
-    labels = segmenter.labels
+def _rows(work: Workload) -> float:
+    rle = dict.fromkeys(work.labels.classes, ("1000 200 " * 150).strip())
 
     def write() -> None:
-        with open_submission(folder / "rows.csv", labels) as submission:
-            for number in range(images):
-                submission.add(f"{number}.jpg", dict.fromkeys(labels.classes, text.strip()), None)
+        with open_submission(work.folder / "rows.csv", work.labels) as submission:
+            for number in range(len(work.files)):
+                submission.add(f"{number}.jpg", rle, None)
 
-    return images * len(labels.classes) / _seconds(write)
+    return len(work.files) * len(rle) / _seconds(write)
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Return the median time of `work` over a few passes, after one that does not count."""
+    """Return the median time of `work` over five passes, after a warm-up."""
     work()
     taken = []
     for _ in range(5):
@@ -113,14 +107,14 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _cpu_peak() -> float:
-    """Return the operations a second of numpy's matrix product in float32, the best of several."""
+    """Return the best rate of NumPy's matrix product in float32, in operations per second."""
     random = np.random.default_rng(0)
     one, other = (random.random((MATRIX, MATRIX), np.float32) for _ in range(2))
     return _best(lambda: one @ other)
 
 
 def _gpu_peak() -> float:
-    """Return the same of torch's in fp16 on the first GPU; 0 without it."""
+    """Return the best rate of torch's matrix product in fp16 on the first GPU; 0 without torch or a GPU."""
     try:
         import torch
     except ModuleNotFoundError:

@@ -1,7 +1,7 @@
-"""What changed between two benches: ratios that moved beyond their noise, and which of them are regressions.
+"""Compare two benchmark files: which ratios changed by more than their noise, and which are regressions.
 
-Only ratios within one run are compared, since absolute times on another day or machine mean nothing: each stage beside
-the notebook's way, the whole beside its ceiling and its peers, post-processing and RLE beside theirs.
+Only ratios within a run are compared, because absolute times of another day or machine are not comparable: each stage
+beside the notebook's way, the pipeline beside its ceiling and its peers, post-processing beside its peers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,18 @@ from .figures import SCHEMA
 
 @dataclass(frozen=True)
 class Change:
-    """A ratio in both runs, higher is better; `noise` is the relative spread of the two together.
+    """A ratio in both runs; higher is better.
 
-    `verdict` is "same" within the noise or the tolerance, else "better" or "worse".
+    Parameters
+    ----------
+    name
+        What is compared with what.
+    before, after
+        The ratio in each run.
+    noise
+        Relative spread of both together.
+    verdict
+        "same" within the noise or the tolerance, else "better" or "worse".
     """
 
     name: str
@@ -34,8 +43,8 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """All that both runs measured, what only one did, and in what the runs themselves differ."""
+class BenchComparison:
+    """Ratios in both runs, names of ratios in only one, and differences of machine, versions, model and images."""
 
     changes: list[Change]
     only_before: list[str]
@@ -44,7 +53,7 @@ class Comparison:
 
     @property
     def regressions(self) -> list[Change]:
-        """What became worse."""
+        """The ratios that became worse."""
         return [change for change in self.changes if change.verdict == "worse"]
 
 
@@ -54,7 +63,7 @@ def read_bench(path: Path) -> dict[str, Any]:
     Raises
     ------
     DataError
-        No such file, not one, or of another schema.
+        The file is missing, is not a bench.json, or has another schema.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -63,27 +72,27 @@ def read_bench(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise DataError(f"{path} is no file of cloudrt-bench, or is damaged: {error}") from error
+        raise DataError(f"{path} is not a file of cloudrt-bench, or is damaged: {error}") from error
     if not isinstance(values, dict) or "schema" not in values:
-        raise DataError(f"{path} is no file of cloudrt-bench: it has no schema")
+        raise DataError(f"{path} is not a file of cloudrt-bench: it has no schema")
     if values["schema"] != SCHEMA:
-        raise DataError(f"{path} has schema {values['schema']}, this version compares {SCHEMA}: measure it again")
+        raise DataError(f"{path} has schema {values['schema']}, this version reads {SCHEMA}: run the benchmark again")
     try:
         dict(_ratios(values))
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise DataError(f"{path} is damaged, at {error}: measure it again") from error
+        raise DataError(f"{path} is damaged, at {error}: run the benchmark again") from error
     return values
 
 
-def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = 0.1) -> Comparison:
-    """Compare two contents of bench.json.
+def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = 0.1) -> BenchComparison:
+    """Compare two bench.json files.
 
     Parameters
     ----------
     before, after
-        See `read_bench`.
+        Output of `read_bench`.
     tolerance
-        Relative change that counts as the same, whatever the noise.
+        Relative change up to which a ratio counts as the same, whatever the noise.
     """
     ours, theirs = dict(_ratios(after)), dict(_ratios(before))
     changes = []
@@ -93,7 +102,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = 0.
         old, old_noise = theirs[name]
         noise = float(np.hypot(old_noise, new_noise))
         moved = new / old - 1
-        times = max(new / old, old / new) - 1  # as far for a half as for the double: a fall is never below -1
+        times = max(new / old, old / new) - 1  # symmetric: halving and doubling count alike
         same = abs(moved) <= tolerance or times <= 2 * noise
         changes.append(Change(name, old, new, noise, "same" if same else "better" if moved > 0 else "worse"))
     differences = [
@@ -102,7 +111,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = 0.
         for name in sorted({*before.get(part, {}), *after.get(part, {})})
         if before.get(part, {}).get(name) != after.get(part, {}).get(name)
     ]
-    return Comparison(
+    return BenchComparison(
         changes,
         [name for name in theirs if name not in ours],
         [name for name in ours if name not in theirs],
@@ -111,7 +120,7 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = 0.
 
 
 def _ratios(values: dict[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Yield name -> (ratio, its relative noise) of everything that is a ratio."""
+    """Yield name, (ratio, relative noise) for every ratio."""
     for stage in values["stages"]:
         noise = np.hypot(_noise(stage["ours"]), _noise(stage["notebook"]))
         yield f"{stage['name']}, beside the notebook's way", (stage["ratio"], float(noise))

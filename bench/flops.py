@@ -1,4 +1,4 @@
-"""Floating-point operations of a network, counted from its graph: what the engine's speed is measured against."""
+"""Count the floating-point operations of a network from its graph."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cloudrt.model.artifact import fix_batch
 
 
 def count_flops(model: onnx.ModelProto) -> float:
-    """Return the operations of one image: two for each multiply-add of convolutions and matrix products.
+    """Return the operations per image: two for each multiply-add of convolutions and matrix products.
 
-    Everything else, resizes and activations, is left out, as is customary; it is a few percent.
+    Resizes, activations and other operators are not counted, as is customary; they are a few percent.
 
     Parameters
     ----------

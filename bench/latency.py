@@ -1,25 +1,26 @@
-"""How long one image takes that comes alone: no batch is filled, nothing overlaps."""
+"""Latency of a single image: no batch to fill, and nothing overlaps."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cloudrt.images.image import ImageFile
 from cloudrt.inference.pipeline import Segmenter
 
+from .workload import Workload
+
 REQUESTS = 60
+WARM_UP = 3
 SHARES = (50, 95, 99)
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Percentiles, in milliseconds, from file to RLE text, in a process that is warm."""
+    """Percentiles, in milliseconds, from file to RLE text in a warm process."""
 
     requests: int
     percentiles: dict[int, float]
@@ -30,18 +31,18 @@ class Latency:
         return {"requests": self.requests, "milliseconds": values}
 
 
-def measure_latency(
-    model: Path, provider: str, threads: int, files: Sequence[ImageFile], advance: Callable[[], object]
-) -> Latency:
-    """Ask for one image after another at batch 1; `advance` is called after each of `REQUESTS`."""
+def measure_latency(work: Workload, advance: Callable[[], object]) -> Latency:
+    """Segment one image after another at batch size 1; `advance` is called after each of `REQUESTS`."""
     taken = []
-    with Segmenter(model, provider=provider, batch_size=1, threads=threads) as segmenter:
-        for number in range(REQUESTS + 3):  # the first ones warm up
-            file = files[number % len(files)]
+    ours = work.segmenter
+    options = ours.options.changed(provider=ours.plan.provider, batch_size=1, threads=ours.threads)
+    with Segmenter(ours.model, options) as segmenter:
+        for number in range(-WARM_UP, REQUESTS):
+            file = work.files[number % len(work.files)]
             began = time.perf_counter()
             list(segmenter.predict([file]))
-            taken.append(1000 * (time.perf_counter() - began))
-            if number >= 3:
+            if number >= 0:
+                taken.append(1000 * (time.perf_counter() - began))
                 advance()
-    values = np.percentile(taken[3:], SHARES)
+    values = np.percentile(taken, SHARES)
     return Latency(REQUESTS, {share: float(value) for share, value in zip(SHARES, values, strict=True)})

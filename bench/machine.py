@@ -1,4 +1,4 @@
-"""What a figure was measured on: without it a ratio cannot be judged. Names no host, user or path."""
+"""The machine and the library versions of a measurement, without names of hosts, users or folders."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def machine() -> dict[str, str | int | float | None]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of cloudrt, Python and the libraries that are installed."""
+    """Return the versions of cloudrt, Python and the installed libraries."""
     return {"cloudrt": VERSION, "python": platform.python_version()} | package_versions(*PACKAGES)

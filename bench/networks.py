@@ -1,11 +1,11 @@
-"""Networks of peers: the artifact or its checkpoint, run as the libraries' documentation shows it, image by image.
+"""Networks of the peers: the artifact or its checkpoint, run one image at a time as the libraries' documentation shows.
 
-None imports anything of cloudrt's engines; each names what it is.
+None of them uses cloudrt's engines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.engines.widen import widen
-from cloudrt.errors import ArtifactError, CloudrtError
+from cloudrt.errors import ArtifactError
 from cloudrt.images.image import Image
-from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.model.artifact import Artifact, load_model, parse_artifact
 from cloudrt.model.network_config import VIEWS
+from cloudrt.system.files import sha256
 
-from .agreement import Maps
-from .notebook import Network, Probability, has_data, rle_rows
+from .agreement import open_networks
+from .notebook import Network, Presence, Probability, has_data
+from .options import BenchOptions
+from .workload import Workload
 
 
 class OnnxNetwork:
     """The artifact in ONNX Runtime on the CPU at batch 1, opened as its documentation shows.
 
-    A fp16 artifact is widened to float32 first: emulating fp16 would punish the peer.
+    An fp16 artifact is widened to float32 first, because emulating fp16 would slow the peer down.
     """
 
     def __init__(self, model: Path, threads: int = 0) -> None:
@@ -44,7 +46,7 @@ class OnnxNetwork:
         self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self.outputs = [output.name for output in self.session.get_outputs()]
 
-    def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
+    def __call__(self, image: Image) -> tuple[Probability, Presence]:
         """See `Network`."""
         found = dict(zip(self.outputs, self.session.run(None, {"image": image[None]}), strict=True))
         presence = found.get("presence")
@@ -59,7 +61,7 @@ class TorchNetwork:
     ModuleNotFoundError
         PyTorch or segmentation_models_pytorch is not installed.
     ArtifactError
-        Not a checkpoint, or not the one that the artifact was exported from.
+        Not a checkpoint, or not the one the artifact was exported from.
     """
 
     name = "PyTorch eager fp32, batch 1"
@@ -75,7 +77,7 @@ class TorchNetwork:
         self.views = VIEWS[artifact.tta]
         self.network = loaded.network()
 
-    def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
+    def __call__(self, image: Image) -> tuple[Probability, Presence]:
         """See `Network`."""
         config = self.config
         normalised = (image - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
@@ -95,7 +97,7 @@ class TorchNetwork:
     def _answer(
         self, batch: NDArray[np.floating[Any]], view: tuple[int, ...]
     ) -> tuple[Probability, Probability | None]:
-        """Return the probability on the grid, (C, H, W), and the head's, (C,), of an image flipped as `view`."""
+        """Return (C, H, W) on the submission grid, and (C,) of the presence head, for an image flipped as `view`."""
         with self.torch.no_grad():
             found = self.network(self.torch.from_numpy(np.flip(batch, view).copy()))
         masks, head = found if isinstance(found, tuple) else (found, None)
@@ -126,7 +128,7 @@ class OpenvinoNetwork:
         core = openvino.Core()
         self.compiled = core.compile_model(core.read_model(loaded.SerializeToString()), "CPU", options)
 
-    def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
+    def __call__(self, image: Image) -> tuple[Probability, Presence]:
         """See `Network`."""
         found = {next(iter(key.names)): value for key, value in self.compiled(image[None]).items()}
         presence = found.get("presence")
@@ -134,23 +136,25 @@ class OpenvinoNetwork:
 
 
 class TorchGraph:
-    """The checkpoint in PyTorch with what speeds it up there: channels last and autocast, or torch.compile.
+    """The checkpoint in PyTorch with its usual speed-ups: channels last and autocast, or torch.compile.
 
     Parameters
     ----------
     checkpoint
-        The best.pth that the artifact was exported from.
+        The best.pth the artifact was exported from.
     artifact
-        The artifact.
+        Metadata of the artifact.
     device
-        "cpu", where autocast is to bf16, or "cuda", where it is to fp16.
+        "cpu", with autocast to bf16, or "cuda", with autocast to fp16.
     compiled
-        Whether torch.compile is used, in fp32 on a CPU.
+        Whether to use torch.compile, in fp32 on a CPU.
+    threads
+        CPU threads; 0 is PyTorch's default.
 
     Raises
     ------
     ModuleNotFoundError, ArtifactError
-        As `TorchNetwork`.
+        See `TorchNetwork`.
     """
 
     def __init__(
@@ -178,7 +182,7 @@ class TorchGraph:
 
         self.graph: Callable[[Any], Any] = torch.compile(answer) if compiled else answer
 
-    def __call__(self, image: Image) -> tuple[Probability, NDArray[np.uint8] | None]:
+    def __call__(self, image: Image) -> tuple[Probability, Presence]:
         """See `Network`."""
         torch = self.torch
         with torch.inference_mode(), torch.autocast(self.device, self.dtype, enabled=self.autocast):
@@ -191,69 +195,57 @@ class TorchGraph:
 
 
 def load_checkpoint(checkpoint: Path, artifact: Artifact) -> Any:
-    """Return the checkpoint that an artifact was exported from.
+    """Return the checkpoint an artifact was exported from.
 
     Raises
     ------
     ModuleNotFoundError, ArtifactError
-        As `TorchNetwork`.
+        See `TorchNetwork`.
     """
     from cloudrt.model.network import Checkpoint
-    from cloudrt.system.files import sha256
 
     loaded = Checkpoint.load(checkpoint)
     if sha256(checkpoint) != artifact.checkpoint_sha256:
-        raise ArtifactError(f"{checkpoint} is not the checkpoint that the artifact was exported from")
+        raise ArtifactError(f"{checkpoint} is not the checkpoint the artifact was exported from")
     if len(artifact.members) > 1:
-        raise ArtifactError(f"the artifact is the mean of {len(artifact.members)} networks: {checkpoint} is but one")
+        raise ArtifactError(f"the artifact averages {len(artifact.members)} networks: {checkpoint} is only one of them")
     return loaded
 
 
-LEAST_DICE = 0.97
-"""Between a peer's masks and ours from the same images: below it, the peer answers another question."""
+def open_peer(options: BenchOptions, work: Workload) -> tuple[Network, dict[str, str]]:
+    """Return the network of the notebook's way, and the peers that are skipped: name -> reason.
 
-
-def open_networks(
-    openers: dict[str, Callable[[], Network]], images: Sequence[Image], maps: Maps, rules: Sequence[Rule]
-) -> tuple[dict[str, Network], dict[str, str]]:
-    """Open each network and compare its answers with ours; return those that agree, and why the others are left out.
-
-    Parameters
-    ----------
-    openers
-        What a network is called until it is open -> how it is opened.
-    images, maps
-        Images of the input size, and what our engine says of them.
-    rules
-        One a class.
+    Raises
+    ------
+    ArtifactError
+        The checkpoint is not that of the artifact.
     """
-    opened, skipped = {}, {}
-    for title, opener in openers.items():
+    threads, title, reason = options.run.threads, TorchNetwork.name, "no --checkpoint was given"
+    if options.checkpoint:
         try:
-            network = opener()
-            worst = least_dice(network, images, maps, rules)
+            peer = TorchNetwork(options.checkpoint, work.artifact, threads)
         except ModuleNotFoundError as error:
-            skipped[title] = f"{error.name} is not installed"
-            continue
-        except (CloudrtError, RuntimeError, OSError) as error:
-            skipped[title] = (str(error).splitlines() or [type(error).__name__])[0]
-            continue
-        if worst < LEAST_DICE:
-            skipped[title] = f"its masks are not ours: Dice {worst:.3f} from the same images, less than {LEAST_DICE}"
+            reason = f"{error.name} is not installed: pip install 'cloudrt[train]'"
         else:
-            opened[network.name] = network
-    return opened, skipped
+            opened, skipped = open_networks({title: lambda: peer}, work)
+            if opened:
+                return peer, {}
+            reason = skipped[title]
+    return OnnxNetwork(work.segmenter.model, threads), {title: reason}
 
 
-def least_dice(network: Network, images: Sequence[Image], maps: Maps, rules: Sequence[Rule]) -> float:
-    """Return the mean Dice between the masks of a network and ours, over every (image, class)."""
-    from cloudrt.masks.metric import dice
-    from cloudrt.masks.rle import rle_decode
-
-    scores = []
-    for image, (levels, presence) in zip(images, maps, strict=True):
-        probability, said = network(image)
-        grid = probability.shape[1:]
-        ours, theirs = apply_rules(levels, rules, presence), rle_rows(probability, rules, said)
-        scores += [dice(rle_decode(a, grid), rle_decode(b, grid)) for a, b in zip(ours, theirs, strict=True)]
-    return float(np.mean(scores))
+def list_openers(options: BenchOptions, work: Workload) -> dict[str, Callable[[], Network]]:
+    """Return the peers of the pipeline: title -> function that opens the network."""
+    model, threads, artifact = options.baseline or work.segmenter.model, options.run.threads, work.artifact
+    openers: dict[str, Callable[[], Network]] = {
+        "ONNX Runtime": lambda: OnnxNetwork(model, threads),
+        "OpenVINO": lambda: OpenvinoNetwork(model, threads),
+    }
+    checkpoint = options.checkpoint
+    if checkpoint:
+        device = "cuda" if work.on_gpu else "cpu"
+        openers |= {
+            "PyTorch channels last": lambda: TorchGraph(checkpoint, artifact, device, threads=threads),
+            "PyTorch torch.compile": lambda: TorchGraph(checkpoint, artifact, device, compiled=True, threads=threads),
+        }
+    return openers

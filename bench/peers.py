@@ -1,12 +1,12 @@
-"""Post-processing as others do it: one function a peer, from a map to the RLE text, components of 8 neighbours.
+"""Post-processing with other libraries: one function per peer, from a map to the RLE text, 8-connected components.
 
-Each takes the map as it lies and says so by `by_columns`: True for (W, H), in RLE order, so that nobody pays for a
-transpose (components are the same on the transposed map); False for (H, W), row by row.
+Each takes the map in either memory layout: `by_columns` is True for (W, H), in RLE order, and False for (H, W). No peer
+has to transpose the map, because the components of the transposed map are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,25 +14,27 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .notebook import mask_to_rle, post_process
+from cloudrt.masks.postprocess import Rule
+
+from .notebook import Presence, Probability, is_empty, mask_to_rle, post_process
 
 Peer = Callable[[NDArray[Any], bool, float, int], str]
-"""`peer(lines, by_columns, threshold, min_area)` gives the RLE text."""
+"""`peer(lines, by_columns, threshold, min_area)` returns the RLE text."""
 
 
 def notebook(lines: NDArray[Any], by_columns: bool, threshold: float, min_area: int) -> str:
-    """A loop over the components, each compared with the whole label image; RLE by numpy differences."""
+    """The notebook's loop over the components, each compared with the whole label image; RLE by NumPy differences."""
     kept = post_process(lines, threshold, min_area)
     return mask_to_rle(kept.T if by_columns else kept)
 
 
 def opencv(lines: NDArray[Any], by_columns: bool, threshold: float, min_area: int) -> str:
-    """OpenCV and numpy as they are best used together: connectedComponentsWithStats, look-up, vectorised RLE."""
+    """The fastest use of OpenCV and NumPy: connectedComponentsWithStats, lookup table, vectorised RLE."""
     return _opencv(lines, by_columns, threshold, min_area, cv2.CV_32S)
 
 
 def opencv_16(lines: NDArray[Any], by_columns: bool, threshold: float, min_area: int) -> str:
-    """The same with labels of 16 bits, half the bytes to look up; wrong for 65,536 components or more."""
+    """The same with 16-bit labels, half the memory; wrong for 65,536 components or more."""
     return _opencv(lines, by_columns, threshold, min_area, cv2.CV_16U)
 
 
@@ -44,8 +46,19 @@ def _opencv(lines: NDArray[Any], by_columns: bool, threshold: float, min_area: i
     return _encode(keep.take(np.asarray(components)), by_columns)
 
 
+def opencv_rows(probability: Probability, rules: Sequence[Rule], presence: Presence) -> list[str]:
+    """Return the RLE text of each class of one image, from the artifact's uint8 levels, by `opencv`."""
+    texts = []
+    for index, rule in enumerate(rules):
+        levels = probability[index]
+        empty = is_empty(rule, levels, None if presence is None else int(presence[index]))
+        # `levels` is a transposed view of the artifact's map: .T gives the memory layout by columns.
+        texts.append("" if empty else opencv(levels.T, True, rule.threshold, rule.min_area))
+    return texts
+
+
 def scipy(lines: NDArray[Any], by_columns: bool, threshold: float, min_area: int) -> str:
-    """`scipy.ndimage.label`, areas by bincount, look-up, vectorised RLE."""
+    """`scipy.ndimage.label`, areas by bincount, lookup table, vectorised RLE."""
     from scipy import ndimage
 
     components, _ = ndimage.label(lines > threshold, structure=np.ones((3, 3)))
@@ -55,7 +68,7 @@ def scipy(lines: NDArray[Any], by_columns: bool, threshold: float, min_area: int
 
 
 def cc3d(lines: NDArray[Any], by_columns: bool, threshold: float, min_area: int) -> str:
-    """`cc3d.dust`, which drops small components, then vectorised RLE."""
+    """`cc3d.dust`, which removes small components, then vectorised RLE."""
     import cc3d as library
 
     mask = (lines > threshold).view(np.uint8)
@@ -71,7 +84,7 @@ def _encode(kept: NDArray[np.bool_], by_columns: bool) -> str:
 
 
 def rle_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The idiom of the competition's notebooks."""
+    """Decode RLE as the competition's notebooks do."""
     tokens = text.split()
     starts, lengths = (np.asarray(part, dtype=int) for part in (tokens[0::2], tokens[1::2]))
     starts = starts - 1
@@ -82,7 +95,7 @@ def rle_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def pycocotools_encode() -> Callable[[NDArray[np.uint8]], object]:
-    """Return pycocotools' encoder, in C, of a Fortran-ordered (H, W) mask."""
+    """Return pycocotools' encoder, written in C, for a Fortran-ordered (H, W) mask."""
     from pycocotools import mask
 
     encode: Callable[[NDArray[np.uint8]], object] = mask.encode
@@ -96,7 +109,7 @@ PEERS: dict[str, tuple[Peer, str]] = {
     "scipy": (scipy, "scipy"),
     "cc3d": (cc3d, "cc3d"),
 }
-"""Name -> the peer and the module that it needs."""
+"""Name -> peer, and the module that it needs."""
 
 
 def installed(module: str) -> bool:
@@ -105,6 +118,6 @@ def installed(module: str) -> bool:
 
 
 def missing() -> dict[str, str]:
-    """Return the peers of post-processing that cannot be measured here: name -> why."""
+    """Return the peers of post-processing that cannot be measured here: name -> reason."""
     needed = {name: module for name, (_, module) in PEERS.items()} | {"pycocotools encode": "pycocotools"}
     return {name: f"{module} is not installed" for name, module in needed.items() if not installed(module)}

@@ -1,41 +1,36 @@
-"""The whole pipeline beside what its stages allow, and beside peers that do the same work from files to CSV.
+"""The whole pipeline relative to what its stages allow, and to peers that do the same work from files to CSV.
 
-Each stage runs alone with all of its threads, then all of them together, in turns. On a CPU the stages share the
-cores, and the ceiling is what the cores could do if none ever waited; with a GPU, the slower of decoding and the engine
-is the limit.
+Each stage runs alone with all of its threads, then the whole pipeline, alternating with the peers. On a CPU the stages
+share the cores, and the ceiling is what the cores could do if they never waited. With a GPU the limit is the slower of
+decoding and the engine.
 
-    CPU   ceiling = cores / processor seconds per image of all stages alone
-    GPU   ceiling = the lesser of decode alone and engine alone
+    CPU   ceiling = cores / CPU seconds per image of all stages alone
+    GPU   ceiling = the lower of the rates of decoding alone and of the engine alone
 """
 
 from __future__ import annotations
 
-import csv
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cloudrt.images.image import Image, ImageFile, load_image
-from cloudrt.inference.pipeline import Segmenter
-from cloudrt.labels import Grid, Labels
-from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.images.image import load_image
+from cloudrt.masks.postprocess import apply_rules
 from cloudrt.system.machine import usable_cpus
 
-from . import notebook, peers
-from .agreement import Maps
 from .stages import REST, Timing
+from .workload import Workload
 
 STAGES = ("decode", "infer", "post-process")
 
 
 @dataclass(frozen=True)
 class PipelineTime:
-    """What a run of `measure_pipeline` found.
+    """Times of the stages, the whole pipeline and its peers.
 
     Parameters
     ----------
@@ -44,9 +39,9 @@ class PipelineTime:
     whole
         Seconds per image from files to CSV.
     cpu_seconds
-        Stage -> processor seconds per image, of all threads.
+        Stage or "whole" -> CPU seconds per image, of all threads.
     cores
-        How many the stages share; 0 where the engine has a GPU.
+        Number of cores that the stages share; 0 with an engine on a GPU.
     peers
         Peer -> seconds per image from files to CSV.
     """
@@ -59,7 +54,7 @@ class PipelineTime:
 
     @property
     def share(self) -> float:
-        """The part of the ceiling that the whole reaches: the median over the rounds."""
+        """Share of the ceiling that the whole pipeline reaches: the median over the rounds."""
         used = self.cpu_seconds if self.cores else self.stages
         pairs = zip(*(used[name].seconds for name in STAGES), self.whole.seconds, strict=True)
         shares = [(sum(alone) / self.cores if self.cores else max(alone[:2])) / whole for *alone, whole in pairs]
@@ -67,12 +62,12 @@ class PipelineTime:
 
     @property
     def bottleneck(self) -> str:
-        """The stage that takes most: of the processors' time, or, with a GPU, by the clock."""
+        """The stage that takes most CPU time or, with a GPU, most wall time."""
         used = self.cpu_seconds if self.cores else self.stages
         return max(STAGES, key=lambda name: used[name].median)
 
     def ratio(self, peer: str) -> float:
-        """How many times as fast as a peer the whole is: the median over the rounds."""
+        """Speed of the whole pipeline relative to a peer: the median over the rounds."""
         pairs = zip(self.peers[peer].seconds, self.whole.seconds, strict=True)
         return float(np.median([theirs / ours for theirs, ours in pairs]))
 
@@ -90,36 +85,36 @@ class PipelineTime:
 
 
 def measure_pipeline(
-    segmenter: Segmenter,
-    files: Sequence[ImageFile],
-    loaded: Sequence[Image],
-    maps: Maps,
+    work: Workload,
     whole: Callable[[], object],
     others: Mapping[str, Callable[[], object]],
     repeat: int,
     advance: Callable[[], object],
 ) -> PipelineTime:
-    """Time the stages alone, the whole and the peers in turns, `repeat` times after a round that does not count.
+    """Time the stages alone, the whole pipeline and the peers alternately, `repeat` times after a warm-up round.
 
     Parameters
     ----------
-    files, loaded, maps
-        The images, what decoding makes of them, and what the network says of them.
+    work
+        The model and the images.
     whole, others
-        Ours and the peers, from files to CSV.
+        cloudrt and the peers, from files to CSV.
+    repeat
+        Number of timed rounds.
     advance
         Called after each of the `rounds(others, repeat)` passes.
     """
-    size, rules = segmenter.artifact.input_size, segmenter.artifact.rules
-    batches = [loaded[begin : begin + segmenter.batch_size] for begin in range(0, len(loaded), segmenter.batch_size)]
+    size, rules, segmenter = work.artifact.input_size, work.rules, work.segmenter
+    step = segmenter.batch_size
+    batches = [work.loaded[begin : begin + step] for begin in range(0, len(work.loaded), step)]
     with (
         ThreadPoolExecutor(segmenter.threads) as threads,
         ThreadPoolExecutor(segmenter.pool.slots) as engines,
     ):
         ways: dict[str, Callable[[], object]] = {
-            "decode": lambda: list(threads.map(lambda file: load_image(file.path, size), files)),
+            "decode": lambda: list(threads.map(lambda file: load_image(file.path, size), work.files)),
             "infer": lambda: list(engines.map(segmenter.pool.run, batches)),
-            "post-process": lambda: list(threads.map(lambda pair: apply_rules(pair[0], rules, pair[1]), maps)),
+            "post-process": lambda: list(threads.map(lambda pair: apply_rules(pair[0], rules, pair[1]), work.maps)),
             "whole": whole,
             **others,
         }
@@ -130,43 +125,19 @@ def measure_pipeline(
                 time.sleep(REST)
                 began, busy = time.perf_counter(), time.process_time()
                 way()
-                seconds[name].append((time.perf_counter() - began) / len(files))
-                used[name].append((time.process_time() - busy) / len(files))
+                seconds[name].append((time.perf_counter() - began) / len(work.files))
+                used[name].append((time.process_time() - busy) / len(work.files))
                 advance()
     timings = {name: Timing(tuple(values[1:])) for name, values in seconds.items()}
     return PipelineTime(
-        {name: timings[name] for name in STAGES},
-        timings["whole"],
-        {name: Timing(tuple(used[name][1:])) for name in (*STAGES, "whole")},
-        usable_cpus() if segmenter.plan.provider in ("cpu", "openvino") else 0,
-        {name: timings[name] for name in others},
+        stages={name: timings[name] for name in STAGES},
+        whole=timings["whole"],
+        cpu_seconds={name: Timing(tuple(used[name][1:])) for name in (*STAGES, "whole")},
+        cores=0 if work.on_gpu else usable_cpus(),
+        peers={name: timings[name] for name in others},
     )
 
 
 def rounds(others: Mapping[str, Callable[[], object]], repeat: int) -> int:
-    """Return how many passes `measure_pipeline` makes."""
+    """Return the number of passes that `measure_pipeline` makes."""
     return (repeat + 1) * (len(STAGES) + 1 + len(others))
-
-
-def write_plain(
-    path: Path,
-    files: Sequence[ImageFile],
-    size: Grid,
-    network: notebook.Network,
-    labels: Labels,
-    rules: Sequence[Rule],
-) -> None:
-    """The plain way with ONNX Runtime: OpenCV decodes and resizes, a session as its documentation shows it, OpenCV's
-    component statistics and numpy's RLE, one image after another."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(labels.header)
-        for image in files:
-            probability, presence = network(notebook.read_image(image.path, size))
-            for index, (label, rule) in enumerate(zip(labels.classes, rules, strict=True)):
-                levels = probability[index]
-                absent = presence is not None and presence[index] < rule.presence
-                gated = (levels > rule.gate_threshold).sum() < rule.gate_pixels
-                # The artifact's map is transposed: .T gives it as it lies, by columns.
-                text = "" if absent or gated else peers.opencv(levels.T, True, rule.threshold, rule.min_area)
-                rows.writerow([f"{image.key}_{label}", text])

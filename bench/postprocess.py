@@ -1,14 +1,13 @@
-"""Post-processing on one thread, beside the peers and the floor: the time to read the map once from memory.
+"""Post-processing on one thread, beside the peers and the floor, the time to read the map once from memory.
 
-    dense      noise, smoothed: about 2,200 runs and 60 components a map
-    smooth     noise, smoothed more: about 500 runs and 4 components, as a trained network gives
-    network    the maps of this run's model on this run's images, at its rules
+    dense      smoothed noise: about 2,200 runs and 60 components per map
+    smooth     noise smoothed more: about 500 runs and 4 components, as from a trained network
+    network    maps of the measured model on the images of the run, with its rules
 
-Each set is measured in two forms: "uint8, RLE order", the artifact's own, and "float32, C order", as PyTorch gives it.
-A block is as many passes over a set as take some milliseconds; blocks of all ways take turns, and a ratio is the median
-of the ratios of the blocks of one turn, so that a machine that slows down slows both. Every peer's texts are compared
-with ours before any time counts. pycocotools only encodes, a mask that is ready; the floor only reads, the maximum of
-the map.
+Each set is measured in two forms: "uint8, RLE order", the artifact's output, and "float32, C order", PyTorch's output.
+A block is as many passes over a set as take a few milliseconds. The blocks of all ways alternate, and a ratio is the
+median of the ratios within a turn, so that slow periods of the machine cancel out. Every peer's texts are compared with
+ours before any time counts. pycocotools only encodes a finished mask; the floor only computes the maximum of the map.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from .notebook import mask_to_rle
 
 TURNS = 5
 BLOCK = 0.004
-"""Seconds that a block takes at least."""
+"""Minimum seconds per block."""
 
 KINDS = {"dense": (8.3, 0.73, 100), "smooth": (42.0, 0.76, 1000)}
 """Name -> sigma of the smoothing in pixels of the 350x525 grid, share of pixels that are off, min area."""
@@ -41,7 +40,7 @@ KINDS = {"dense": (8.3, 0.73, 100), "smooth": (42.0, 0.76, 1000)}
 
 @dataclass(frozen=True)
 class Map:
-    """A map in both forms: levels (W, H) uint8, probability (H, W) float32, and what is done with it."""
+    """A map in both forms, levels (W, H) uint8 and probability (H, W) float32, with its threshold and min area."""
 
     levels: NDArray[np.uint8]
     threshold: int
@@ -53,12 +52,12 @@ class Map:
 
     @property
     def cut(self) -> float:
-        """The threshold of `probability`."""
+        """Threshold of `probability`."""
         return (self.threshold + 0.5) / 255
 
 
 def draw_maps(kind: str, count: int = 8, grid: Grid = SUBMIT_GRID) -> list[Map]:
-    """Return made-up maps of a kind of `KINDS`, whose threshold is 127."""
+    """Return synthetic maps of a kind of `KINDS`, with threshold 127."""
     sigma, off, min_area = KINDS[kind]
     maps = []
     for seed in range(count):
@@ -72,7 +71,7 @@ def draw_maps(kind: str, count: int = 8, grid: Grid = SUBMIT_GRID) -> list[Map]:
 
 @dataclass(frozen=True)
 class PeerTime:
-    """One way against ours: the median of the ratios of their times, and of its own, in seconds a map."""
+    """Time of a peer in seconds per map, and its time relative to ours: median and quartiles over the turns."""
 
     name: str
     seconds: float
@@ -83,7 +82,21 @@ class PeerTime:
 
 @dataclass(frozen=True)
 class PostprocessTime:
-    """A set in a form: what its maps hold, our seconds a map, every peer, the floor, and where our time goes."""
+    """Times for one set of maps in one form.
+
+    Parameters
+    ----------
+    kind, form, maps
+        The set, its form and the number of maps.
+    runs, components
+        Mean number per map.
+    seconds
+        Our seconds per map.
+    peers
+        Every peer, and the floor.
+    parts
+        Our seconds per map by kernel.
+    """
 
     kind: str
     form: str
@@ -102,12 +115,12 @@ class PostprocessTime:
 def measure(
     sets: Mapping[str, Sequence[Map]], advance: Callable[[], object], turns: int = TURNS
 ) -> list[PostprocessTime]:
-    """Measure each set in both forms; `advance` is called after each of 2 * len(sets).
+    """Measure each set in both forms; `advance` is called 2 * len(sets) times.
 
     Raises
     ------
     AgreementError
-        A peer gave another text than ours; names it.
+        A peer gave another text than cloudrt.
     """
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
@@ -141,7 +154,9 @@ def _measure(kind: str, form: str, maps: Sequence[Map], turns: int) -> Postproce
         if peers.installed(module):
             way = ways[name] = theirs(peer)
             if way() != expected:
-                raise AgreementError(f"{name} gives another RLE than ours on the {kind} maps: no time would count")
+                raise AgreementError(
+                    f"{name} gives another RLE than cloudrt on the {kind} maps: the times cannot be compared"
+                )
     if peers.installed("pycocotools"):
         encode = peers.pycocotools_encode()
         masks = [np.asfortranarray((each.levels > each.threshold).astype(np.uint8).T) for each in maps]
@@ -157,7 +172,17 @@ def _measure(kind: str, form: str, maps: Sequence[Map], turns: int) -> Postproce
 def compare(
     ours: Callable[[], object], ways: dict[str, Callable[[], object]], per_pass: int, turns: int
 ) -> tuple[float, list[PeerTime]]:
-    """Time blocks of passes in turns; return our median seconds for one of `per_pass`, and each way beside it."""
+    """Time alternating blocks; return our median seconds per map and the times of the other ways.
+
+    Parameters
+    ----------
+    ours, ways
+        Functions that process `per_pass` maps.
+    per_pass
+        Maps per call.
+    turns
+        Number of timed blocks of each way.
+    """
     every = {"ours": ours, **ways}
     passes = {}
     for name, way in every.items():
@@ -168,7 +193,7 @@ def compare(
     times: dict[str, list[float]] = {name: [] for name in every}
     for _ in range(turns):
         for name, way in every.items():
-            way()  # its own data in the caches, as when maps come one after the other
+            way()  # warm caches, as when maps are processed one after another
             began = time.perf_counter()
             for _ in range(passes[name]):
                 way()
@@ -182,14 +207,14 @@ def compare(
 
 
 def _count(one: Map) -> tuple[int, int]:
-    """Return how many runs and components a map has."""
+    """Return the number of runs and of components of a map."""
     mask = (one.levels > one.threshold).astype(np.uint8)
     starts = np.diff(mask, axis=1, prepend=0) == 1
     return int(starts.sum()), cv2.connectedComponents(mask)[0] - 1
 
 
 def _parts(maps: Sequence[Map], by_columns: bool, turns: int) -> dict[str, float]:
-    """Return our seconds a map, kernel by kernel: runs (the one reading of the pixels), components, filter, text."""
+    """Return our seconds per map and kernel: runs (the only pass over the pixels), components, filter, text."""
     from cloudrt.kernels import bits, digits, runs
 
     width, height = maps[0].levels.shape
@@ -224,12 +249,12 @@ def _parts(maps: Sequence[Map], by_columns: bool, turns: int) -> dict[str, float
 
 
 def measure_rle(maps: Sequence[Map], turns: int = TURNS) -> dict[str, Any]:
-    """Return our seconds a mask of `rle_encode` and `rle_decode`, and the peers beside them.
+    """Return our seconds per mask of `rle_encode` and `rle_decode`, and the times of the peers.
 
     Raises
     ------
     AgreementError
-        A peer gave another answer than ours.
+        A peer gave another result than cloudrt.
     """
     masks = [np.asfortranarray((one.levels > one.threshold).astype(np.uint8).T) for one in maps]
     shape = masks[0].shape
@@ -237,9 +262,9 @@ def measure_rle(maps: Sequence[Map], turns: int = TURNS) -> dict[str, Any]:
     encoders: dict[str, Callable[[], object]] = {"numpy": lambda: [mask_to_rle(mask) for mask in masks]}
     decoders: dict[str, Callable[[], object]] = {"numpy": lambda: [peers.rle_decode(text, shape) for text in texts]}
     if encoders["numpy"]() != texts:
-        raise AgreementError("the numpy idiom encodes otherwise than rle_encode: no time would count")
+        raise AgreementError("NumPy's RLE differs from rle_encode: the times cannot be compared")
     if not all(np.array_equal(peers.rle_decode(text, shape), rle_decode(text, shape)) for text in texts):
-        raise AgreementError("the numpy idiom decodes otherwise than rle_decode: no time would count")
+        raise AgreementError("NumPy's decoder differs from rle_decode: the times cannot be compared")
     if peers.installed("pycocotools"):
         encode = peers.pycocotools_encode()
         encoders["pycocotools"] = lambda: [encode(mask) for mask in masks]

@@ -1,10 +1,10 @@
-"""The exact search beside the notebook's nested loops, over the notebook's whole grid: 140 thresholds x 17 min areas.
+"""The exact search of rules beside the notebook's nested loops, over its grid of 140 thresholds x 17 min areas.
 
-The loops would take hours, so they are measured on a part: pairs of threshold and min area drawn from the whole grid,
-each on a map of these images, by the notebook's post-processing and Dice; their mean time, times the number of calls
-that the loops make, is what they would take. Each drawn pair's Dice must be ours before the time counts.
+The loops would take hours, so their time is extrapolated from a sample: random pairs of threshold and min area, each
+post-processed and scored on a random map as in the notebook. The mean time is multiplied by the number of calls in the
+loops. The Dice of each sampled pair must equal that of the search.
 
-The time depends on the maps, not on what is true; so the truth is what this model itself would say, shifted a little.
+The time depends on the maps but not on the truth, so the truth is the model's own masks, slightly shifted.
 """
 
 from __future__ import annotations
@@ -33,20 +33,22 @@ SAMPLE = 60
 
 @dataclass(frozen=True)
 class SearchTime:
-    """What came of it; seconds are those of all images on `threads` threads, the loops' on one.
+    """Times of the search over all images on `threads` threads, and of the loops on one thread.
 
     Parameters
     ----------
     images, classes, thresholds, min_areas
-        How large the search was.
+        Size of the search.
+    threads
+        Number of threads of the search.
     seconds
-        Of every threshold and min area of the grid.
+        Time for every threshold and min area of the grid.
     all_seconds
-        Of all 256 thresholds with the same min areas.
+        Time for all 256 thresholds with the same min areas.
     choice_seconds
-        Of choosing from the tables of the grid: plateau, gates, cross-validation.
+        Time to choose the rules from the tables: plateau, gates, cross-validation.
     loop_calls, loop_seconds
-        How often the nested loops post-process a map, and how long they would take.
+        Number of maps that the nested loops post-process, and the time that they would take.
     """
 
     images: int
@@ -62,7 +64,7 @@ class SearchTime:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast ours is."""
+        """Speed relative to the nested loops."""
         return self.loop_seconds / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ class SearchTime:
 
 
 def label_maps(maps: Sequence[NDArray[np.uint8]], rules: Sequence[Rule]) -> list[LabelledMaps]:
-    """Return (C, W, H) maps with a made-up truth: each class's own mask, eight pixels to the right."""
+    """Return (C, W, H) maps with a synthetic truth: the mask of each class, shifted by eight pixels."""
     labelled = []
     for levels in maps:
         truth = np.stack(
@@ -85,15 +87,15 @@ def label_maps(maps: Sequence[NDArray[np.uint8]], rules: Sequence[Rule]) -> list
 
 
 def measure_search(images: Sequence[LabelledMaps], advance: Callable[[], object], sample: int = SAMPLE) -> SearchTime:
-    """Measure; `advance` is called after each of four steps.
+    """Time the search and the loops; `advance` is called after each of four steps.
 
     Raises
     ------
     AgreementError
-        The loops' Dice of a threshold, a min area and a map is not ours.
+        The loops give another Dice than the search for a threshold, a min area and a map.
     """
     threads = usable_cpus()
-    measure(images[:1], 1)  # compiled, or loaded
+    measure(images[:1], 1)  # compiles or loads the kernels
     began = time.perf_counter()
     tables = measure(images, len(images), THRESHOLDS, MIN_AREAS, threads)
     seconds = time.perf_counter() - began
@@ -120,17 +122,26 @@ def measure_search(images: Sequence[LabelledMaps], advance: Callable[[], object]
         if abs(dice - tables.dice[c, n, t, a]) > 1e-12:
             raise AgreementError(
                 f"the nested loops score threshold {tables.thresholds[t]} with min area {tables.min_areas[a]} as "
-                f"{dice}, the search as {tables.dice[c, n, t, a]}: no time would count"
+                f"{dice}, the search as {tables.dice[c, n, t, a]}: the times cannot be compared"
             )
     advance()
     calls = count * classes * rows * columns
     return SearchTime(
-        count, classes, rows, columns, threads, seconds, all_seconds, choice_seconds, calls, spent / sample * calls
+        images=count,
+        classes=classes,
+        thresholds=rows,
+        min_areas=columns,
+        threads=threads,
+        seconds=seconds,
+        all_seconds=all_seconds,
+        choice_seconds=choice_seconds,
+        loop_calls=calls,
+        loop_seconds=spent / sample * calls,
     )
 
 
 def loop_dice(levels: NDArray[np.uint8], truth: NDArray[np.uint8], threshold: int, min_area: int) -> float:
-    """Post-process a map and compare it with the truth, as the notebook's inner loop does."""
+    """Return the Dice of a post-processed map, computed as in the notebook's inner loop."""
     kept = post_process(levels, threshold, min_area)
     total = kept.sum() + truth.sum()
     return float(2 * (kept * truth).sum() / total) if total else 1.0

@@ -1,9 +1,9 @@
-"""Time two ways to do the same work: interleaved, warmed up, median and spread.
+"""Time two ways of doing the same work: alternating, after a warm-up, with median and spread.
 
-    warm-up: ours, theirs      then, `repeat` times: ours, theirs, ours, theirs, ...
+    warm-up: ours, theirs      then `repeat` times: ours, theirs
 
-Interleaving lets a slow spell of the machine fall on both. A pass works through all images, and its seconds are divided
-by their number, so that figures are per image whatever a way does at once.
+Alternating spreads slow periods of the machine over both. A pass processes all images and its time is divided by their
+number, so figures are per image however many a way processes at once.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 REST = 0.02
-"""Seconds between two passes: thread pools spin for a while after their work, and would slow the other way."""
+"""Seconds between two passes: thread pools spin for a while after their work, which would slow the next way."""
 
 NOISY = 0.25
-"""A spread, as a share of the median, past which a figure is called noisy."""
+"""Spread, as a share of the median, above which a figure is called noisy."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage, done in two ways; each call works through all images once. Nothing that they set up is timed."""
+    """A stage done in two ways; each call processes all images once, without set-up."""
 
     name: str
     ours: Callable[[], object]
@@ -39,18 +39,18 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """The median, in seconds per image."""
+        """Median, in seconds per image."""
         return float(np.median(self.seconds))
 
     @property
     def iqr(self) -> float:
-        """The interquartile range, in seconds per image."""
+        """Interquartile range, in seconds per image."""
         low, high = np.percentile(self.seconds, (25, 75))
         return float(high - low)
 
     @property
     def noisy(self) -> bool:
-        """Whether the repetitions are so far apart that something else must have used the machine."""
+        """Whether the repetitions differ so much that something else must have used the machine."""
         return self.iqr > NOISY * self.median
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class StageTime:
-    """The time of one stage, and of the notebook's."""
+    """Times of a stage."""
 
     name: str
     ours: Timing
@@ -73,7 +73,7 @@ class StageTime:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast ours is: median over median."""
+        """Speed relative to the notebook's way: median over median."""
         return self.notebook.median / self.ours.median
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,16 +87,16 @@ class StageTime:
 
 
 def measure(stages: Sequence[Stage], images: int, repeat: int, advance: Callable[[], object]) -> list[StageTime]:
-    """Time each stage `repeat` times, after one pass of each way that does not count.
+    """Time each stage `repeat` times, after one warm-up pass of each way.
 
     Parameters
     ----------
     stages
         What to time.
     images
-        How many images one pass works through.
+        Number of images that one pass processes.
     repeat
-        Passes of each way that count.
+        Number of timed passes of each way.
     advance
         Called after each of the `passes(stages, repeat)` passes.
     """
@@ -116,5 +116,5 @@ def measure(stages: Sequence[Stage], images: int, repeat: int, advance: Callable
 
 
 def passes(stages: Sequence[Stage], repeat: int) -> int:
-    """Return how many passes `measure` makes."""
+    """Return the number of passes that `measure` makes."""
     return 2 * (repeat + 1) * len(stages)

@@ -1,7 +1,7 @@
-"""What a new process waits for: `import cloudrt`, the first post-processing, and `cloudrt-infer` on one image.
+"""Start-up times of a new process: `import cloudrt`, the first post-processing, and `cloudrt-infer` on one image.
 
-The command is run with empty caches, where it compiles its kernels and measures the providers, and again with what that
-run left. Its peak memory is that of the second.
+The command runs with empty caches, where it compiles the kernels and measures the providers, and again with filled
+caches. The peak memory is that of the last run.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ print(json.dumps([time.perf_counter() - began, peak_memory()]))
 
 
 def measure_startup(model: Path, image: Path, folder: Path, runs: int = 2) -> dict[str, Any]:
-    """Return the medians over new processes, in seconds, and what the command takes in all, cold and warm.
+    """Return the medians over new processes in seconds, and the times of the command with empty and filled caches.
 
-    A first process, which is not counted, compiles the kernels where no earlier one has.
+    A first process, which is not timed, compiles the kernels if needed.
 
     Parameters
     ----------
     model
         The artifact.
     image
-        That the command segments.
+        The image to segment.
     folder
         For caches and output.
     runs
-        Of the imports; of the warm command, half as many.
+        Number of processes that time the imports; half as many time the command with filled caches.
 
     Raises
     ------
     CloudrtError
-        The command failed; says how.
+        The command failed.
     """
     done = []
     for _ in range(runs + 1):
@@ -66,7 +66,7 @@ def measure_startup(model: Path, image: Path, folder: Path, runs: int = 2) -> di
     numpy, package, call = np.median(done[1:], axis=0).tolist()
     caches = {"XDG_CACHE_HOME": str(folder / "cache"), "NUMBA_CACHE_DIR": str(folder / "kernels")}
     words = [str(image), "--model", str(model), "--output", str(folder / "one.csv"), "--overwrite"]
-    taken = [_run([*words], os.environ | caches) for _ in range(1 + max(1, runs // 2))]
+    taken = [_run(words, os.environ | caches) for _ in range(1 + max(1, runs // 2))]
     return {
         "runs": runs,
         "numpy_s": numpy,
@@ -83,6 +83,6 @@ def _run(words: list[str], environment: dict[str, str]) -> tuple[float, float | 
         [sys.executable, "-c", _COMMAND, *words], capture_output=True, text=True, check=False, env=environment
     )
     if done.returncode:
-        raise CloudrtError(f"cloudrt-infer failed when it was started anew: {done.stderr.strip().splitlines()[-1:]}")
+        raise CloudrtError(f"cloudrt-infer failed in a new process: {done.stderr.strip().splitlines()[-1:]}")
     seconds, peak = json.loads(done.stdout.splitlines()[-1])
     return seconds, peak

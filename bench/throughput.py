@@ -1,30 +1,30 @@
-"""The engine's rate against the size of its batches and against its threads, until it saturates."""
+"""Rate of the engine for increasing batch sizes and numbers of threads, until it saturates."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from cloudrt.engines.choice import open_engine
 from cloudrt.errors import MemoryExhausted
-from cloudrt.images.image import Image
-from cloudrt.inference.pipeline import Segmenter
 from cloudrt.model.artifact import load_model
 
+from .workload import Workload
+
 GAIN = 1.03
-"""A step that brings less than this, twice in a row, is the end."""
+"""The curve ends after two steps in a row with less gain."""
 BLOCK = 0.15
-"""Seconds that a point's block takes at least."""
+"""Minimum seconds per timed block of a point."""
 TURNS = 3
 LARGEST = 256
 
 
 @dataclass(frozen=True)
 class Point:
-    """A rate in images per second, with its spread over the turns, at a batch size and a number of threads."""
+    """Images per second, with the interquartile range over the turns, for a batch size and a number of threads."""
 
     batch_size: int
     threads: int
@@ -32,38 +32,32 @@ class Point:
     iqr: float
 
 
-def measure_throughput(
-    segmenter: Segmenter, images: Sequence[Image], advance: Callable[[], object]
-) -> dict[str, list[Point]]:
-    """Return the points of both curves: "batch size" with all threads, "threads" at the batch size of the run.
+def measure_throughput(work: Workload, advance: Callable[[], object]) -> dict[str, list[Point]]:
+    """Return two curves: "batch size" with all threads, and "threads" at the batch size of the run.
 
     Parameters
     ----------
-    segmenter
-        Whose provider and artifact are measured; one stream, whatever its plan has.
-    images
-        Of the input size; repeated as often as a batch needs.
+    work
+        The model, in its provider with a single stream, and the images, repeated to fill a batch.
     advance
         Called after each point.
     """
+    segmenter = work.segmenter
     sizes = [2**step for step in range(LARGEST.bit_length())]
     threads = sorted({*(2**step for step in range(segmenter.threads.bit_length())), segmenter.threads})
-    on_gpu = segmenter.plan.provider in ("cuda", "tensorrt")
-    curves = {"batch size": _climb(segmenter, images, ((size, segmenter.threads) for size in sizes), advance)}
-    if not on_gpu and len(threads) > 1:
+    curves = {"batch size": _climb(work, ((size, segmenter.threads) for size in sizes), advance)}
+    if not work.on_gpu and len(threads) > 1:
         steps = ((segmenter.batch_size, count) for count in threads if count <= segmenter.threads)
-        curves["threads"] = _climb(segmenter, images, steps, advance)
+        curves["threads"] = _climb(work, steps, advance)
     return curves
 
 
-def _climb(
-    segmenter: Segmenter, images: Sequence[Image], steps: Iterable[tuple[int, int]], advance: Callable[[], object]
-) -> list[Point]:
+def _climb(work: Workload, steps: Iterable[tuple[int, int]], advance: Callable[[], object]) -> list[Point]:
     points: list[Point] = []
     idle = 0
     for size, threads in steps:
         try:
-            points.append(_measure(segmenter, images, size, threads))
+            points.append(_measure(work, size, threads))
         except MemoryExhausted:
             break
         advance()
@@ -74,9 +68,9 @@ def _climb(
     return points
 
 
-def _measure(segmenter: Segmenter, images: Sequence[Image], size: int, threads: int) -> Point:
-    batch = np.stack([images[number % len(images)] for number in range(size)])
-    with open_engine(load_model(segmenter.model), segmenter.plan.provider, size, threads) as engine:
+def _measure(work: Workload, size: int, threads: int) -> Point:
+    batch = np.stack([work.loaded[number % len(work.loaded)] for number in range(size)])
+    with open_engine(load_model(work.segmenter.model), work.segmenter.plan.provider, size, threads) as engine:
 
         def block(times: int) -> float:
             began = time.perf_counter()

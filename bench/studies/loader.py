@@ -131,7 +131,9 @@ def compare(data: DataFolder, input_size: Grid, augment: str, samples: int, roun
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 @click.option("--samples", default=96, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--input-size", "size", nargs=2, type=int, default=(640, 320), show_default=True, help="Width and height.")
+@click.option(
+    "--input-size", "size", nargs=2, type=int, default=(640, 320), show_default=True, help="Width and height."
+)
 @click.option("--augment", default="notebook", show_default=True)
 def main(data: Path, output: Path | None, samples: int, rounds: int, size: Grid, augment: str) -> None:
     """Compare the two loaders on the first images of DATA."""

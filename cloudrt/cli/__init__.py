@@ -1,4 +1,4 @@
-"""The command group. A command's module is imported when it is called or its help is asked for, not before."""
+"""The command group. The module of a command is only imported to run it or to show its help."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from cloudrt.system.versions import VERSION
 
 COMMANDS = {
     "train": "Train a segmentation network and find the rule of each class.",
-    "export": "Turn a checkpoint into an ONNX artifact that gives the same submission.",
+    "export": "Convert a checkpoint to an ONNX artifact that gives the same submission.",
     "infer": "Write the submission of a folder of images.",
-    "bench": "Measure every stage and the whole, beside the notebook's way.",
-    "tune": "Search the rule of each class on labelled images, and write them into the artifact.",
-    "explore": "Show what a labelled data set holds, and what is doubtful in it.",
-    "synth": "Write a data set of made-up scenes.",
+    "bench": "Measure speed and accuracy beside other implementations.",
+    "tune": "Search the rule of each class on labelled images, and store the rules in the artifact.",
+    "explore": "Show the content of a labelled data set, and doubtful labels.",
+    "synth": "Write a data set of synthetic images.",
     "score": "Compute the competition's Dice of a submission.",
     "doctor": "Show versions, what works on this machine, and what to install.",
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are loaded by name from `cloudrt.cli.NAME`."""
+    """A group that loads its commands by name from `cloudrt.cli.NAME`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -40,7 +40,7 @@ class LazyGroup(click.Group):
 def main() -> None:
     """Cloud-organisation segmentation: train, export, infer, and measure each step.
 
-    Try it on made-up scenes: cloudrt synth scenes && cloudrt infer scenes/test_images --report
+    Try it on synthetic images: cloudrt synth scenes && cloudrt infer scenes/test_images --report
     """
 
 
@@ -51,21 +51,27 @@ def _command(name: str) -> click.Command:
     return command
 
 
+def _run(name: str) -> None:
+    """Run a command under its own name, `cloudrt-NAME`, with --version."""
+    program = f"cloudrt-{name}"
+    click.version_option(VERSION, prog_name=program)(_command(name))(prog_name=program)
+
+
 def train() -> None:
     """`cloudrt-train`."""
-    _command("train")(prog_name="cloudrt-train")
+    _run("train")
 
 
 def export() -> None:
     """`cloudrt-export`."""
-    _command("export")(prog_name="cloudrt-export")
+    _run("export")
 
 
 def infer() -> None:
     """`cloudrt-infer`."""
-    _command("infer")(prog_name="cloudrt-infer")
+    _run("infer")
 
 
 def bench() -> None:
     """`cloudrt-bench`."""
-    _command("bench")(prog_name="cloudrt-bench")
+    _run("bench")

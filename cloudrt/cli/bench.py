@@ -1,45 +1,50 @@
-"""`cloudrt-bench`: parse, measure, show the table."""
+"""`cloudrt-bench`: parse, measure, print the tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from cloudrt.cli.run_options import run_options, take_run_options
+from cloudrt.system.paths import check_outputs
 from cloudrt.system.terminal import Failure, progress_bar, reports_errors
 
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of images; made-up scenes by default.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of images. Default: synthetic images.")
 @click.option(
     "--truth",
     type=click.Path(path_type=Path),
     metavar="CSV",
-    help="The labels of DATA, as train.csv has them: accuracy is then the competition's Dice.",
+    help="Labels of the images in DATA, such as train.csv: accuracy is then the competition's Dice.",
 )
-@click.option("--images", type=click.IntRange(1), help="At most so many; by default 6, or more to fill whole batches.")
 @click.option(
-    "--provider",
-    type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]),
-    default="auto",
-    show_default=True,
-    help="Of cloudrt; the notebook's way runs on the CPU.",
+    "--max-images",
+    type=click.IntRange(1),
+    help="Maximum number of images. Default: 6, or more to fill whole batches.",
 )
-@click.option("--batch-size", type=click.IntRange(1), help="Images a batch; the provider's default otherwise.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads, of both ways; each way's default otherwise.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="MODEL's best.pth: the notebook's way in PyTorch.")
+@run_options
 @click.option(
-    "--baseline", type=click.Path(path_type=Path), help="MODEL's fp32 artifact, for plain ONNX Runtime; MODEL itself."
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="The best.pth of MODEL: the notebook's way then runs it in PyTorch.",
 )
-@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Passes of each way that count.")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    help="The fp32 artifact of MODEL, for plain ONNX Runtime. Default: MODEL.",
+)
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Timed passes of each way.")
 @click.option(
     "--only",
     multiple=True,
     type=click.Choice(
         ["stages", "pipeline", "throughput", "accuracy", "post-process", "search", "latency", "start-up", "scaling"]
     ),
-    help="Measure this part; may be given several times. Scaling, runs of up to 10,000 images, only if asked for.",
+    help="Part to measure; can be repeated. Default: all but scaling, which runs up to 10,000 images.",
 )
 @click.option(
     "-o",
@@ -47,31 +52,28 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors
     type=click.Path(path_type=Path),
     default=Path("bench.json"),
     show_default=True,
-    help="All figures; beside it a page of the same name in .html.",
+    help="JSON file for all figures; a page of the same name ends in .html. Both are replaced.",
 )
 @click.option(
     "--compare",
     "before",
     type=click.Path(path_type=Path),
     metavar="JSON",
-    help="An earlier output: show which ratios moved beyond their noise, and fail where one fell.",
+    help="An earlier output: show the ratios that changed by more than their noise, and fail if one became worse.",
 )
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Part by which a ratio may fall before --compare fails.",
+    help="Relative change of a ratio that --compare accepts.",
 )
 @reports_errors
 def bench(
     models: tuple[Path, ...],
     data: Path | None,
     truth: Path | None,
-    images: int | None,
-    provider: str,
-    batch_size: int | None,
-    threads: int | None,
+    max_images: int | None,
     checkpoint: Path | None,
     baseline: Path | None,
     repeat: int,
@@ -79,54 +81,48 @@ def bench(
     output: Path,
     before: Path | None,
     tolerance: float,
+    **run_settings: Any,
 ) -> None:
-    """Measure MODEL on this machine: each stage beside its ceiling, the whole from files to CSV, what limits it, and
-    the notebook's way and other peers in the same run.
+    """Measure MODEL on this machine, and peers in the same run: each stage, the pipeline from files to CSV, and what
+    limits it.
 
-    Then throughput against batch size and threads, the rate and the Dice of every MODEL in every provider,
-    post-processing alone beside OpenCV, scipy, cc3d and pycocotools, the search of rules beside nested loops, latency,
-    and what a new process waits for. Peers that are not installed are named and left out.
+    Further parts: throughput by batch size and threads; rate and Dice of every MODEL in every provider; post-processing
+    beside OpenCV, scipy, cc3d and pycocotools; the search of rules beside nested loops; latency; start-up. Peers that
+    are not installed are skipped and named.
 
-    MODEL is ./model.onnx, else the one that ships with the package; of several, the first is measured, and all are
-    compared. The answers of all ways are compared before any time counts. The output is replaced.
+    MODEL is ./model.onnx, else the model that ships with the package. Of several, the first is measured and all are
+    compared in accuracy. Times count only if all ways give the same answers. --threads also applies to the peers.
     """
-    for path in (*models, data, truth, checkpoint, baseline):
-        if path is not None and not path.exists():
-            raise Failure(f"{path} is missing")
-    page = output.with_suffix(".html")
-    for path in (output, page):
-        if path.exists() and not path.is_file():
-            raise Failure(f"{path} is not a regular file: give the name of a file to write")
-    if page == output:
-        raise Failure(f"{output} would be the page: give the JSON file another name, such as {output.stem}.json")
     from cloudrt.bench.bench_page import write_bench_page
     from cloudrt.bench.compare import compare, read_bench
-    from cloudrt.bench.figures import Options
     from cloudrt.bench.measure import bench as run
+    from cloudrt.bench.options import BenchOptions
     from cloudrt.cli.bench_tables import show, show_comparison
 
-    earlier = read_bench(before) if before else None
-    options = Options(
-        tuple(dict.fromkeys(models)),
-        data,
-        truth,
-        images or 0,
-        provider,
-        batch_size or 0,
-        threads or 0,
-        checkpoint,
-        baseline,
-        repeat,
-        only,
+    page = output.with_suffix(".html")
+    reads = {f"MODEL {number}": path for number, path in enumerate(models, 1)}
+    reads |= {"--truth": truth, "--checkpoint": checkpoint, "--baseline": baseline, "--compare": before}
+    check_outputs({"--output": output, "the page": page}, reads, overwrite=True)
+    options = BenchOptions(
+        models=tuple(dict.fromkeys(models)),
+        data=data,
+        truth=truth,
+        max_images=max_images or 0,
+        run=take_run_options(run_settings),
+        checkpoint=checkpoint,
+        baseline=baseline,
+        repeat=repeat,
+        only=only,
     )
+    earlier = read_bench(before) if before else None
     done = run(options, output, progress_bar)
     show(done)
     write_bench_page(done.to_dict(), page)
-    click.echo(f"{output}: all figures; {page}: to look at")
+    click.echo(f"{output}: all figures; {page}: the same as a page")
     if earlier is not None:
         comparison = compare(earlier, done.to_dict(), tolerance)
         show_comparison(comparison)
         if not comparison.changes:
-            raise Failure(f"{before} and this run have no ratio in common: measure the same parts, on the same peers")
+            raise Failure(f"{before} and this run have no ratio in common: measure the same parts with the same peers")
         if comparison.regressions:
             raise click.exceptions.Exit(1)

@@ -14,7 +14,7 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
 @click.command()
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL.PTH...")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The artifact.  [default: model.onnx beside MODEL.PTH]"
+    "-o", "--output", type=click.Path(path_type=Path), help="The artifact. Default: model.onnx beside MODEL.PTH."
 )
 @click.option(
     "--precision",
@@ -37,12 +37,12 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
     show_default=True,
     help="Test-time augmentation in the graph: mean over horizontal (h), vertical (v) or all four flips (hv, flip).",
 )
-@click.option("--input-size", type=Size(), help="Multiples of 32.  [default: the checkpoint's]")
+@click.option("--input-size", type=Size(), help="WIDTHxHEIGHT, multiples of 32. Default: the checkpoint's.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Images for the parity gate and for int8 calibration.  [default: synthetic scenes]",
+    help="Images for the parity gate and for int8 calibration. Default: synthetic images.",
 )
 @click.option(
     "--max-images",
@@ -61,20 +61,20 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
 @click.option(
     "--max-mean-difference",
     type=click.FloatRange(0),
-    help="Maximum mean difference of the probability, in levels of 1/255.  [default: 0.05 fp32, 0.5 fp16, 4 int8]",
+    help="Maximum mean difference of the probability, in levels of 1/255. Default: 0.05 fp32, 0.5 fp16, 4 int8.",
 )
 @click.option(
     "--min-dice",
     type=click.FloatRange(0, 1),
-    help="Minimum Dice between the two submissions.  [default: 0.999 fp32, 0.995 fp16, 0.98 int8]",
+    help="Minimum Dice between the two submissions. Default: 0.999 fp32, 0.995 fp16, 0.98 int8.",
 )
 @click.option(
     "--max-empty-mismatch",
     type=click.FloatRange(0, 1),
     help="Maximum share of rows empty in one submission only. With --precision all, limits never loosen fp32 and "
-    "fp16.  [default: 0.005]",
+    "fp16. Default: 0.005.",
 )
-@click.option("--weights-license", default="", help="Licence to store in the artifact.  [default: the checkpoint's]")
+@click.option("--weights-license", default="", help="Licence to store in the artifact. Default: the checkpoint's.")
 @click.option("--json", "figures", type=click.Path(path_type=Path), help="Write figures, machine and versions here.")
 @click.option("--triton", type=click.Path(path_type=Path), help="Also write a Triton model repository here.")
 @click.option("--build-engine", is_flag=True, help="Also build TensorRT's engine now, ahead of the first inference.")

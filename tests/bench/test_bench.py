@@ -14,13 +14,12 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from cloudrt.bench import networks, notebook
+from cloudrt.bench import agreement, networks, notebook
 from cloudrt.bench.agreement import AgreementError
-from cloudrt.bench.figures import Options
 from cloudrt.bench.measure import bench as run_bench
-from cloudrt.bench.measure import infer
-from cloudrt.bench.pictures import silent
+from cloudrt.bench.options import BenchOptions
 from cloudrt.bench.stages import Stage, StageTime, Timing, measure, passes
+from cloudrt.bench.workload import infer
 from numpy.typing import NDArray
 from support.tiny import tiny_artifact, write_jpeg
 
@@ -28,11 +27,14 @@ from cloudrt.cli.bench import bench
 from cloudrt.errors import ArtifactError
 from cloudrt.images.image import load_image
 from cloudrt.inference.pipeline import Segmenter
+from cloudrt.inference.run import no_progress
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import rle_encode
+from cloudrt.options import RunOptions
 
 STAGES_ALONE = ("--only", "stages")
+CPU = RunOptions("cpu")
 STAGES = ["decode", "infer", "post-process", "end to end"]
 FIELDS = {
     "schema",
@@ -81,7 +83,7 @@ def run(*words: str | Path | int) -> Result:
 def test_the_table_and_the_file(model: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     output.write_text("of an earlier run")
-    result = run(model, "--data", images, "--images", 2, "--repeat", 2, "--provider", "cpu", "--output", output)
+    result = run(model, "--data", images, "--max-images", 2, "--repeat", 2, "--provider", "cpu", "--output", output)
     assert result.exit_code == 0
     for word in (
         *STAGES,
@@ -95,10 +97,10 @@ def test_the_table_and_the_file(model: Path, images: Path, tmp_path: Path) -> No
         "Start-up: import cloudrt",
         "Peak memory",
         "megapixels/s",
-        "GFLOP an image",
+        "GFLOP per image",
         "Engine, images/s by batch size",
         "Speed and accuracy; Dice against model.onnx in ONNX Runtime CPU",
-        "One image alone, file to RLE: p50",
+        "Latency of one image, file to RLE: p50",
     ):
         assert word in result.stdout
     done = json.loads(output.read_text())
@@ -162,11 +164,11 @@ def _strings(value: Any) -> list[str]:
 
 def test_scenes_are_drawn_where_no_data_are_given(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
-    options = Options((model,), images=1, repeat=1, provider="cpu", batch_size=1, only=("stages",))
-    done = run_bench(options, output, silent)
+    options = BenchOptions((model,), max_images=1, repeat=1, run=RunOptions("cpu", 1), only=("stages",))
+    done = run_bench(options, output, no_progress)
     assert (done.postprocess, done.rle, done.search, done.startup) == ([], {}, None, None)
     assert done.options.command()[-2:] == ["--only", "stages"]
-    assert done.images == {"count": 1, "size": [1400, 2100], "source": "made-up scenes", "unreadable": 0}
+    assert done.images == {"count": 1, "size": [1400, 2100], "source": "synthetic images", "unreadable": 0}
     assert done.to_dict() | {"peak_rss_mb": 0} == json.loads(output.read_text()) | {"peak_rss_mb": 0}
 
 
@@ -178,7 +180,7 @@ def test_unreadable_images_are_left_out_and_counted(model: Path, images: Path, t
     (folder / "bad.jpg").write_text("no image")
     result = run(model, "--data", folder, "--repeat", 1, "--provider", "cpu", "-o", tmp_path / "b.json", *STAGES_ALONE)
     assert result.exit_code == 0
-    assert "Left out: 1 images" in result.stdout
+    assert "Skipped: 1 images" in result.stdout
     assert json.loads((tmp_path / "b.json").read_text())["images"]["count"] == 3
 
 
@@ -198,7 +200,7 @@ def test_other_answers_are_an_error_and_no_file(
         monkeypatch.setattr(notebook, "post_process", every_component)
     output = tmp_path / "bench.json"
     with pytest.raises(AgreementError, match=r"0\.jpg, Fish: .*another RLE"):
-        run_bench(Options((model,), images, provider="cpu", repeat=1), output, silent)
+        run_bench(BenchOptions((model,), images, run=CPU, repeat=1), output, no_progress)
     result = run(model, "--data", images, "--provider", "cpu", "--output", output)
     assert result.exit_code == 2
     assert "another RLE" in result.stderr
@@ -209,7 +211,7 @@ def test_other_answers_are_an_error_and_no_file(
     ("words", "said"),
     [
         (["nowhere.onnx"], "nowhere.onnx is missing"),
-        (["MODEL", "--images", "0"], "not in the range"),
+        (["MODEL", "--max-images", "0"], "not in the range"),
         (["MODEL", "--repeat", "0"], "not in the range"),
         (["MODEL", "--data", "nowhere"], "nowhere is missing"),
         (["MODEL", "--data", "empty"], "holds no images"),
@@ -217,7 +219,7 @@ def test_other_answers_are_an_error_and_no_file(
         (["MODEL", "--checkpoint", "nowhere.pth"], "nowhere.pth is missing"),
         (["MODEL", "--provider", "gpu"], "'gpu' is not one of"),
         (["MODEL", "--output", "empty"], "is not a regular file"),
-        (["MODEL", "--output", "bench.html"], "another name, such as bench.json"),
+        (["MODEL", "--output", "bench.html"], "both --output and the page"),
         (["MODEL", "--output", "bad/a.jpg/b.json"], "a.jpg is not a folder"),
         (["MODEL", "bad/a.jpg"], "a.jpg is not an ONNX model"),
         (["MODEL", "--baseline", "bad/a.jpg"], "a.jpg is not an ONNX model"),
@@ -233,7 +235,7 @@ def test_what_cannot_run_is_status_2_and_one_line(
         (tmp_path / name).mkdir()
     (tmp_path / "bad" / "a.jpg").write_text("no image")
     tiny_artifact(tmp_path / "other.onnx", (64, 96), Labels(("a", "b"), (64, 96), (32, 48)))
-    monkeypatch.setattr("cloudrt.bench.measure._measure_stages", lambda _: pytest.fail("it ran"))
+    monkeypatch.setattr("cloudrt.bench.measure._measure_pipeline_and_stages", lambda *_: pytest.fail("it ran"))
     result = run(*(str(model) if word == "MODEL" else word for word in words))
     assert result.exit_code == 2
     assert said in result.stderr
@@ -247,8 +249,8 @@ def test_without_torch_the_peer_is_skipped_by_name(
     monkeypatch.setitem(sys.modules, "torch", None)
     checkpoint = tmp_path / "best.pth"
     checkpoint.touch()
-    options = Options((model,), images, provider="cpu", repeat=1, checkpoint=checkpoint, only=("stages",))
-    done = run_bench(options, tmp_path / "b.json", silent)
+    options = BenchOptions((model,), images, run=CPU, repeat=1, checkpoint=checkpoint, only=("stages",))
+    done = run_bench(options, tmp_path / "b.json", no_progress)
     assert done.peer == "ONNX Runtime CPU fp32, batch 1"
     assert "torch is not installed: pip install 'cloudrt[train]'" in done.skipped[networks.TorchNetwork.name]
 
@@ -300,16 +302,17 @@ def test_a_checkpoint_makes_torch_the_peer(
     from cloudrt.system.files import sha256
 
     if alike:  # the artifact has another network than the checkpoint
-        monkeypatch.setattr(networks, "LEAST_DICE", 0)
+        monkeypatch.setattr(agreement, "LEAST_DICE", 0)
 
     model = tiny_artifact(tmp_path / "model.onnx", checkpoint_sha256=sha256(checkpoint))
-    options = Options(
-        (model,), images, images=1, provider="cpu", batch_size=1, repeat=1, checkpoint=checkpoint, only=("stages",)
+    run_one = RunOptions("cpu", 1)
+    options = BenchOptions(
+        (model,), images, max_images=1, run=run_one, repeat=1, checkpoint=checkpoint, only=("stages",)
     )
-    done = run_bench(options, tmp_path / "b.json", silent)
+    done = run_bench(options, tmp_path / "b.json", no_progress)
     if not alike:
         assert done.peer == networks.OnnxNetwork(model).name
-        assert "its masks are not ours" in done.skipped[networks.TorchNetwork.name]
+        assert "its masks differ from ours" in done.skipped[networks.TorchNetwork.name]
         return
     assert done.peer == networks.TorchNetwork.name
     assert done.skipped == {}
@@ -317,8 +320,8 @@ def test_a_checkpoint_makes_torch_the_peer(
 
 
 def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, model: Path, images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="not the checkpoint that the artifact was exported from"):
-        run_bench(Options((model,), images, provider="cpu", checkpoint=checkpoint), tmp_path / "b.json", silent)
+    with pytest.raises(ArtifactError, match="not the checkpoint the artifact was exported from"):
+        run_bench(BenchOptions((model,), images, run=CPU, checkpoint=checkpoint), tmp_path / "b.json", no_progress)
 
 
 def test_the_notebooks_network_answers_as_ours(model: Path, images: Path) -> None:

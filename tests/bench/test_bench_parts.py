@@ -15,15 +15,15 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from cloudrt.bench import accuracy, networks, peers, scaling, throughput
+from cloudrt.bench import accuracy, agreement, networks, peers, scaling, throughput
 from cloudrt.bench.accuracy import Way, mark_front, measure_accuracy, read_truth
 from cloudrt.bench.bench_page import write_bench_page
 from cloudrt.bench.compare import compare
 from cloudrt.bench.figures import SCHEMA
 from cloudrt.bench.flops import count_flops
-from cloudrt.bench.measure import infer
 from cloudrt.bench.stages import Timing
 from cloudrt.bench.throughput import Point, measure_throughput
+from cloudrt.bench.workload import Workload, make_workload
 from cloudrt.export.ensemble import Ensemble
 from cloudrt.export.source import ExportSource
 from support.html import Page
@@ -86,19 +86,18 @@ def test_operations_of_other_products() -> None:
     assert count_flops(graph("ConvTranspose", [1, 3, 4, 5], [3, 6, 2, 2], [1, 6, 5, 6])) == 2 * 4 * 5 * 3 * 6 * 2 * 2
 
 
-def test_a_curve_ends_where_it_saturates(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_curve_ends_where_it_saturates(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {1: 10.0, 2: 18.0, 4: 19.0, 8: 19.1, 16: 19.2, 32: 90.0}
-    monkeypatch.setattr(throughput, "_measure", lambda _, __, size, threads: Point(size, threads, rates[size], 0.1))
+    monkeypatch.setattr(throughput, "_measure", lambda _, size, threads: Point(size, threads, rates[size], 0.1))
     with Segmenter(model, provider="cpu", batch_size=2, threads=1) as segmenter:
-        curves = measure_throughput(segmenter, [], lambda: None)
+        curves = measure_throughput(Workload(segmenter, [], [], [], tmp_path), lambda: None)
     assert [point.batch_size for point in curves["batch size"]] == [1, 2, 4, 8, 16]
     assert "threads" not in curves  # there is but one
 
 
-def test_rates_are_measured_at_each_batch_and_thread(model: Path, files: list[ImageFile]) -> None:
-    loaded = [load_image(file.path, (64, 96)) for file in files]
+def test_rates_are_measured_at_each_batch_and_thread(model: Path, files: list[ImageFile], tmp_path: Path) -> None:
     with Segmenter(model, provider="cpu", batch_size=2, threads=2) as segmenter:
-        curves = measure_throughput(segmenter, loaded, lambda: None)
+        curves = measure_throughput(make_workload(segmenter, files, tmp_path), lambda: None)
     assert [point.threads for point in curves["threads"]] == [1, 2]
     assert {point.batch_size for point in curves["threads"]} == {2}
     assert all(point.images_per_second > 0 for points in curves.values() for point in points)
@@ -180,7 +179,9 @@ def test_torch_peers_answer_as_the_graph(files: list[ImageFile], tmp_path: Path,
                 assert np.abs(told.astype(int) - said[0].numpy().astype(int)).max() <= most + 1
 
 
-def test_peers_are_checked_and_named(model: Path, files: list[ImageFile], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_are_checked_and_named(
+    model: Path, files: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("openvino")
 
     def gone() -> Any:
@@ -194,24 +195,23 @@ def test_peers_are_checked_and_named(model: Path, files: list[ImageFile], monkey
         return network
 
     with Segmenter(model, provider="cpu", batch_size=2, threads=1) as segmenter:
-        loaded = [load_image(file.path, (64, 96)) for file in files]
-        maps = infer(segmenter, loaded)
+        work = make_workload(segmenter, files, tmp_path)
         openers: dict[str, Callable[[], Any]] = {
             "OpenVINO": lambda: networks.OpenvinoNetwork(model, 1),
             "Thing": gone,
             "Liar": wrong,
         }
-        rules = segmenter.artifact.rules
-        opened, skipped = networks.open_networks(openers, loaded, maps, rules)
+        opened, skipped = agreement.open_networks(openers, work)
     assert list(opened) == ["OpenVINO, batch 1"]
     assert skipped["Thing"] == "thing is not installed"
-    assert "its masks are not ours" in skipped["Liar"]
+    assert "its masks differ from ours" in skipped["Liar"]
 
 
 def test_an_image_costs_the_same_in_longer_runs(model: Path, files: list[ImageFile], tmp_path: Path) -> None:
     steps: list[None] = []
     with Segmenter(model, provider="cpu", batch_size=2, threads=1) as segmenter:
-        found = scaling.measure_scaling(segmenter, files, tmp_path, lambda: steps.append(None), (3, 7))
+        work = Workload(segmenter, files, [], [], tmp_path)
+        found = scaling.measure_scaling(work, lambda: steps.append(None), (3, 7))
     assert [one.images for one in found.runs] == [3, 7]
     assert len(steps) == 3 + 3 + 7
     assert found.cost == pytest.approx(found.runs[1].seconds / found.runs[0].seconds)
@@ -300,8 +300,8 @@ def test_a_regression_fails_the_command(model: Path, files: list[ImageFile], tmp
     worse = run(*words, "--only", "pipeline", "-o", tmp_path / "b.json", "--compare", tmp_path / "raised.json")
     assert worse.exit_code == 1 and "worse" in worse.output
     for content, said in (
-        ("{}", "no file of cloudrt-bench"),
-        ("[]", "no file of cloudrt-bench"),
+        ("{}", "not a file of cloudrt-bench"),
+        ("[]", "not a file of cloudrt-bench"),
         ("{", "or is damaged"),
         ('{"schema": 1}', "has schema 1"),
         (f'{{"schema": {SCHEMA}}}', "damaged, at 'stages'"),

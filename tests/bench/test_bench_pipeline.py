@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from cloudrt.bench import networks
-from cloudrt.bench.pipeline import STAGES, PipelineTime, write_plain
+from cloudrt.bench import networks, notebook, peers
+from cloudrt.bench.pipeline import STAGES, PipelineTime
 from cloudrt.bench.stages import Timing
 from cloudrt.bench.studies import memory, scaled_decode
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
@@ -71,8 +71,9 @@ def test_the_plain_way_gives_our_rows_from_the_same_pictures(model: Path, tmp_pa
     files = find_images(tmp_path)
     with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
         rows = {(r.image, label): text for r in segmenter.predict(files) for label, text in r.rle.items()}
-        rules = segmenter.artifact.rules
-    write_plain(tmp_path / "plain.csv", files, (64, 96), networks.OnnxNetwork(model), SMALL_GRIDS, rules)
+        artifact = segmenter.artifact
+    plain = networks.OnnxNetwork(model)
+    notebook.write_submission(tmp_path / "plain.csv", files, plain, artifact, peers.opencv_rows)
     assert read_table(tmp_path / "plain.csv", SMALL_GRIDS) == rows
     assert any(rows.values())
 

@@ -299,7 +299,7 @@ def test_the_help_shows_the_limits_of_each_precision() -> None:
         limits = TOLERANCES[precision]
         assert f"{limits.mean_difference:g} {precision}" in shown["max_mean_difference"]
         assert f"{limits.dice:g} {precision}" in shown["min_dice"]
-        assert f"[default: {limits.empty_mismatch:g}]" in shown["max_empty_mismatch"]
+        assert f"Default: {limits.empty_mismatch:g}" in shown["max_empty_mismatch"]
 
 
 def test_another_input_size_than_the_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
