@@ -19,7 +19,7 @@ from cloudrt.model.network import InferenceGraph, NetworkConfig
 from cloudrt.model.network_config import VIEWS
 from cloudrt.search.choose import choose_rules
 from cloudrt.search.probabilities import write_probabilities
-from cloudrt.search.tables import THRESHOLDS, Found, LabelledMaps, measure, min_areas_for, search_rules
+from cloudrt.search.tables import THRESHOLDS, BestRule, LabelledMaps, measure, min_areas_for, search_rules
 
 from .cache import DatasetCache
 
@@ -33,7 +33,7 @@ Autocast = Callable[[], AbstractContextManager[object]]
 class Validation:
     """The best rules on the held-out images, their mean Dice, the loss, and the Dice of predicting nothing."""
 
-    found: list[Found]
+    found: list[BestRule]
     dice: float
     loss: float
     all_empty: float
@@ -138,13 +138,13 @@ def _search(
     presence: NDArray[np.uint8] | None,
     min_areas: tuple[int, ...],
     final: bool,
-) -> list[Found]:
+) -> list[BestRule]:
     if not final or len(probability) < 2:
         return search_rules(probability, truth, COARSE, min_areas)
     heads = [None] * len(probability) if presence is None else list(presence)
     maps = (LabelledMaps(*one) for one in zip(probability, truth, heads, strict=True))
     tables = measure(maps, len(probability), THRESHOLDS, min_areas)
-    return [Found(choice.rule, choice.out_of_fold) for choice in choose_rules(tables)]
+    return [BestRule(choice.rule, choice.out_of_fold) for choice in choose_rules(tables)]
 
 
 def choose_no_data(

@@ -1,4 +1,4 @@
-"""`cloudrt tune`: parse, search, show what came of it."""
+"""`cloudrt tune`: search the rules of an artifact on labelled images."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from cloudrt.masks.postprocess import Rule
     from cloudrt.model.artifact import Artifact
     from cloudrt.options import RunOptions
-    from cloudrt.search.choose import Score
-    from cloudrt.search.tune import Source, Tuned
+    from cloudrt.search.choose import RuleScore
+    from cloudrt.search.tune import MapSource, Tuned
 
 
 @click.command()
@@ -34,14 +34,16 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="The artifact with the new rules, tuned.onnx by default, or a .json of the rules alone.",
+    help="The artifact with the new rules, or a .json with the rules alone. Default: tuned.onnx.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
-@click.option("--model", type=click.Path(path_type=Path), help="The artifact that gets the rules of PROBABILITIES.")
-@click.option("--save-probabilities", type=click.Path(path_type=Path), help="Keep what the network says in this .npz.")
-@click.option("--thresholds", type=Numbers(255), help="Levels to try, such as 100:200:5; all from 0 to 255 otherwise.")
-@click.option("--min-areas", type=Numbers(2**31 - 1), help="Pixels to try, such as 0,500,9000:25000:1000.")
-@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Of the cross-validation.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="The artifact that gets the rules found on PROBABILITIES."
+)
+@click.option("--save-probabilities", type=click.Path(path_type=Path), help="Store the network's outputs in this .npz.")
+@click.option("--thresholds", type=Numbers(255), help="Levels to try, such as 100:200:5. Default: 0 to 255.")
+@click.option("--min-areas", type=Numbers(2**31 - 1), help="Areas to try, in pixels, such as 0,500,9000:25000:1000.")
+@click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Folds of the cross-validation.")
 @run_options
 @reports_errors
 def tune(
@@ -57,28 +59,41 @@ def tune(
     folds: int,
     **given: Any,
 ) -> None:
-    """Search the best rule of each class on the labelled images of DATA, exactly, and write them into the artifact.
+    """Find the best rule of each class by exact search on the labelled images of DATA, and write an artifact with them.
 
-    MODEL is an .onnx of cloudrt-export; PROBABILITIES an .npz of an earlier --save-probabilities, which spares running
-    the network again. Give images that the network was not trained on: those that runs/NAME/held_out.txt lists, say.
-    Beside the output lie a plot (.png) and a page (.html) of the Dice surfaces.
+    MODEL is an .onnx of cloudrt-export. PROBABILITIES is an .npz of an earlier --save-probabilities; the network does
+    not run again. Use images that the network was not trained on, such as those in runs/NAME/held_out.txt. A plot
+    (.png) and a page (.html) of the Dice surfaces are written beside the output.
     """
     from cloudrt.data.folder import open_data
     from cloudrt.search.tables import THRESHOLDS
-    from cloudrt.search.tune import FromFile, TuneOptions
+    from cloudrt.search.tune import StoredMaps, TuneOptions
     from cloudrt.search.tune import tune as search_rules
     from cloudrt.system.machine import usable_cpus
 
     from_file = source.suffix == ".npz"
-    target = _target(source, output, overwrite, model, from_file)
-    if save_probabilities:
-        _check_kept(save_probabilities, from_file, overwrite)
+    target = _target(output, model, save_probabilities, from_file)
     folder = open_data(data)
+    in_place = overwrite and any(
+        path and target.exists() and path.exists() and path.samefile(target) for path in (source, model)
+    )
+    check_outputs(
+        {
+            "--output": target,
+            "the plot of --output": target.with_suffix(".png"),
+            "the page of --output": target.with_suffix(".html"),
+            "--save-probabilities": save_probabilities,
+        },
+        {"train.csv": folder.train_csv, "data.json": data / "data.json", "--image-list": image_list}
+        | ({} if in_place else {"the model": source, "--model": model}),
+        images=(folder.train_images / name for name in folder.read_names()),
+        overwrite=overwrite,
+    )
     run = take_run_options(given)
     listed = _read_names(image_list) if image_list else []
     with ExitStack() as stack:
         opened, artifact = _open(source, model, run, stack)
-        names = listed or (opened.keys if isinstance(opened, FromFile) else list(folder.read_train()))
+        names = listed or (opened.keys if isinstance(opened, StoredMaps) else list(folder.read_train()))
         options = TuneOptions(
             before=artifact.rules if artifact else (),
             thresholds=thresholds or THRESHOLDS,
@@ -94,7 +109,7 @@ def tune(
         click.echo(f"Next: cloudrt-infer test_images/ --model {target}")
     if image_list is None and not from_file:
         click.echo(
-            "Tuned on every image of DATA: if the network was trained on some of them, use --image-list", err=True
+            "All images of DATA were used: if the network was trained on some of them, use --image-list", err=True
         )
     for name, reason in list(tuned.failures.items())[:10]:
         click.echo(f"Left out: {name} {reason}", err=True)
@@ -103,32 +118,21 @@ def tune(
         raise SystemExit(1)
 
 
-def _target(source: Path, output: Path | None, overwrite: bool, model: Path | None, from_file: bool) -> Path:
-    """Return where the rules go, found fit to be written before the long work."""
+def _target(output: Path | None, model: Path | None, save_probabilities: Path | None, from_file: bool) -> Path:
+    """Check that the options match, and return the path of the output."""
     if model and not from_file:
-        raise Failure("--model goes with PROBABILITIES: a MODEL gets its own rules")
+        raise Failure("--model applies to PROBABILITIES: a MODEL gets its own rules")
     has_model = model is not None or not from_file
     target = output or Path("tuned.onnx" if has_model else "rules.json")
     if target.suffix not in (".onnx", ".json"):
-        raise Failure(f"{target}: the output is an .onnx, or a .json of the rules alone")
+        raise Failure(f"{target}: the output is an .onnx, or a .json with the rules alone")
     if target.suffix == ".onnx" and not has_model:
         raise Failure(f"{target}: give the artifact that gets the rules with --model, or a .json as --output")
-    beside = {f"the {kind} of --output": target.with_suffix(f".{kind}") for kind in ("png", "html")}
-    in_place = overwrite and any(
-        path and path.exists() and target.exists() and path.samefile(target) for path in (source, model)
-    )
-    reads = {} if in_place else {"the model": source, "--model": model}
-    check_outputs({"--output": target} | beside, reads, overwrite=overwrite)
+    if save_probabilities and from_file:
+        raise Failure("--save-probabilities applies to a MODEL: PROBABILITIES are stored already")
+    if save_probabilities and save_probabilities.suffix != ".npz":
+        raise Failure(f"--save-probabilities {save_probabilities}: the file name ends in .npz")
     return target
-
-
-def _check_kept(path: Path, from_file: bool, overwrite: bool) -> None:
-    """Refuse a place for the probabilities that is not theirs: no labels, model or older probabilities are lost."""
-    if from_file:
-        raise Failure("--save-probabilities needs a MODEL to run: these are kept already")
-    if path.suffix != ".npz":
-        raise Failure(f"{path}: probabilities are kept in an .npz")
-    check_outputs({"--save-probabilities": path}, overwrite=overwrite)
 
 
 def _read_names(images: Path) -> list[str]:
@@ -138,22 +142,22 @@ def _read_names(images: Path) -> list[str]:
         raise Failure(f"{images} is not a text file in UTF-8") from error
     found = [name for name in names if name]
     if not found:
-        raise Failure(f"{images} names no image: write one name a line")
+        raise Failure(f"{images} names no image: write one name per line")
     return found
 
 
-def _open(source: Path, model: Path | None, run: RunOptions, stack: ExitStack) -> tuple[Source, Artifact | None]:
+def _open(source: Path, model: Path | None, run: RunOptions, stack: ExitStack) -> tuple[MapSource, Artifact | None]:
     from cloudrt.inference.pipeline import Segmenter
     from cloudrt.model.artifact import read_artifact
     from cloudrt.search.probabilities import Probabilities
-    from cloudrt.search.tune import FromFile
+    from cloudrt.search.tune import StoredMaps
 
     if source.suffix == ".npz":
         artifact = read_artifact(model) if model else None
         kept = stack.enter_context(Probabilities(source))
         if artifact and artifact.labels != kept.labels:
-            raise Failure(f"{model} and {source} have other classes or grids")
-        return FromFile(kept), artifact
+            raise Failure(f"{model} and {source} have different classes or grids")
+        return StoredMaps(kept), artifact
     segmenter = stack.enter_context(Segmenter(source, run))
     click.echo(
         f"{source}: provider {segmenter.plan.provider}, batch {segmenter.batch_size}, {segmenter.threads} threads",
@@ -173,7 +177,7 @@ def _write(tuned: Tuned, artifact: Artifact | None, model: Path, target: Path, d
         "Dice": f"{_mean([choice.score.dice for choice in tuned.choices]):.4f}",
         "Before": f"{_mean([score.dice for _, score in tuned.before]):.4f}" if tuned.before else "–",
         "Out of fold": f"{tuned.out_of_fold:.4f}",
-        "Rules tried": f"{tuned.tables.dice[0, 0].size:,} a class",
+        "Rules tried": f"{tuned.tables.dice[0, 0].size:,} per class",
     }
     if target.suffix == ".onnx":
         assert artifact is not None
@@ -202,7 +206,7 @@ def _show(tuned: Tuned) -> None:
     for name in ("class", "level >", "area >", "Dice", "without", "with", "out of fold"):
         table.add_column(name, justify="left" if name == "class" else "right", no_wrap=True)
 
-    def row(label: str, rule: Rule, score: Score, last: str, style: str = "") -> None:
+    def row(label: str, rule: Rule, score: RuleScore, last: str, style: str = "") -> None:
         levels = f"{rule.threshold}", f"{rule.min_area:,}"
         table.add_row(
             Text(label), *levels, *map(dice, (score.dice, score.negatives, score.positives)), last, style=style
@@ -224,13 +228,13 @@ def _show(tuned: Tuned) -> None:
     table.add_row("" if tuned.before else "mean", "", "", *means, style="bold")
     Console().print(table)
     if tuned.before:
-        click.echo("Of each class, the rule until now and the new one")
+        click.echo("For each class: the previous rule, then the new one")
     for label, choice in zip(tuned.labels.classes, tuned.choices, strict=True):
         if choice.rule.gate_pixels:
             click.echo(f"{label} is empty unless {choice.rule.gate_pixels:,} pixels > {choice.rule.gate_threshold}")
         if choice.rule.presence:
             click.echo(f"{label} is empty unless its presence is at least {choice.rule.presence}")
         click.echo(
-            f"{label}: the folds chose {span(choice)}; the highest point alone, out of fold: "
+            f"{label}: the folds chose {span(choice)}; out-of-fold Dice of the maximum without averaging: "
             f"{dice(choice.spike_out_of_fold)}"
         )

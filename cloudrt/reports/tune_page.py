@@ -16,7 +16,7 @@ import numpy as np
 
 from cloudrt.masks.postprocess import Rule
 from cloudrt.reports.page import write_page as render
-from cloudrt.search.choose import Choice
+from cloudrt.search.choose import RuleChoice
 from cloudrt.search.tables import DiceTables
 from cloudrt.search.tune import Tuned
 
@@ -94,7 +94,7 @@ def words(rule: Rule) -> str:
     return ", ".join(parts)
 
 
-def span(choice: Choice) -> str:
+def span(choice: RuleChoice) -> str:
     """Return what the folds chose, from the least to the most: "118–131, 9,000–11,000"."""
     parts = []
     for values in ([r.threshold for r in choice.fold_rules], [r.min_area for r in choice.fold_rules]):

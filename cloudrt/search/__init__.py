@@ -1,1 +1,1 @@
-"""Exact search of rules, the choice of one, tuning, and stored probabilities."""
+"""Exact search of post-processing rules, the choice of a rule, tuning, and stored probabilities."""

@@ -1,14 +1,14 @@
-"""The rule of a class that should hold on unseen images, chosen from the exact tables of `search.py`.
+"""The choice of a rule that generalises, from the exact tables of `tables.py`.
 
-The highest point of a Dice surface is often a spike: one threshold and min area that suit these images by luck. The
-choice is the highest point of the surface averaged over its neighbourhood, a plateau; and what such a choice is worth
-is measured by cross-validation, on the images that it was not made on:
+The maximum of a Dice surface is often a spike: a threshold and min area that fit these images by chance. The chosen
+rule is instead the maximum of the surface averaged over a neighbourhood, a plateau. Cross-validation estimates the Dice
+of such a choice on unseen images:
 
-    folds --choose on the others--> a rule a fold --score on the fold--> out-of-fold Dice of every image
+    folds --choose on the others--> one rule per fold --score on the fold--> out-of-fold Dice of every image
 
-A gate (the triplet rule: the class is empty unless enough pixels exceed a high level) and the presence output are
-searched together with every threshold and min area. Each stays only where its out-of-fold Dice is higher than without
-by more than the standard error of the difference.
+A gate (the class is empty unless enough pixels exceed a high level) and the presence output are searched jointly with
+all thresholds and min areas. Each is used only if it raises the out-of-fold Dice by more than the standard error of the
+difference.
 """
 
 from __future__ import annotations
@@ -26,19 +26,27 @@ from cloudrt.search.tables import DiceTables
 FOLDS = 5
 GATE_THRESHOLDS = tuple(range(95, 256, 10))
 GATE_SHARES = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1)
-"""Of the grid's pixels: how many must exceed the gate's threshold."""
+"""Fraction of the grid's pixels that must exceed the threshold of the gate."""
 PRESENCES = tuple(range(0, 256, 4))
 
 TIE = 1e-9
-"""Sums of Dice that differ by less are equal; of equal rules the one in their middle is chosen."""
+"""Sums of Dice that differ by less count as equal; of equal rules, the one in the middle is chosen."""
 
 REACH = 1 / 32
-"""How far the neighbourhood of a rule reaches to either side, as a share of the values tried; one value at least."""
+"""Half-width of the neighbourhood, as a fraction of the values tried; at least one value."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """Mean Dice over images, and over those without and with the class; NaN where there are none of a kind."""
+class RuleScore:
+    """Mean Dice of a rule.
+
+    Parameters
+    ----------
+    dice
+        Over all images.
+    negatives, positives
+        Over the images without and with the class; NaN if there are none.
+    """
 
     dice: float
     negatives: float
@@ -46,81 +54,87 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The rule of one class, what it scores, and how far that can be trusted.
+class RuleChoice:
+    """The chosen rule of a class, its score and its reliability.
 
     Parameters
     ----------
     rule
-        The choice.
+        The chosen rule.
     score
-        On the images that it was chosen on.
+        Its score on the images that it was chosen on.
     out_of_fold, error
-        Mean Dice on images that a rule chosen in the same way had not seen, and its standard error.
+        Cross-validated mean Dice of this way of choosing, and its standard error.
     spike, spike_score, spike_out_of_fold
-        The same for the highest point of the surface, without the neighbourhood.
+        The same for the maximum of the surface, without averaging.
     fold_rules
-        What each fold's other images chose.
+        The rule chosen without the images of each fold.
     surface
-        (T, A): mean Dice of every threshold and min area, under the gate and presence of `rule`.
+        (T, A): mean Dice of every threshold and min area, with the gate and presence of `rule`.
     """
 
     rule: Rule
-    score: Score
+    score: RuleScore
     out_of_fold: float
     error: float
     spike: Rule
-    spike_score: Score
+    spike_score: RuleScore
     spike_out_of_fold: float
     fold_rules: tuple[Rule, ...]
     surface: NDArray[np.float64]
 
 
-def score_rule(tables: DiceTables, label: int, rule: Rule) -> Score:
-    """Return what a rule of the class numbered `label` scores; see `DiceTables.of_rule` for the errors."""
+def score_rule(tables: DiceTables, label: int, rule: Rule) -> RuleScore:
+    """Return the score of a rule for class number `label`; see `DiceTables.of_rule` for the errors."""
     return _score(tables.of_rule(label, rule), tables.true_pixels[label] > 0)
 
 
-def _score(dice: NDArray[np.float64], positive: NDArray[np.bool_]) -> Score:
+def _score(dice: NDArray[np.float64], positive: NDArray[np.bool_]) -> RuleScore:
     parts = (dice, dice[~positive], dice[positive])
-    return Score(*(float(part.mean()) if len(part) else float("nan") for part in parts))
+    return RuleScore(*(float(part.mean()) if len(part) else float("nan") for part in parts))
 
 
-def choose_rules(tables: DiceTables, folds: int = FOLDS, seed: int = 0) -> list[Choice]:
-    """Return the choice for each class.
+def choose_rules(tables: DiceTables, folds: int = FOLDS, seed: int = 0) -> list[RuleChoice]:
+    """Choose a rule for each class.
 
     Parameters
     ----------
     tables
         From `cloudrt.search.tables.measure`.
     folds
-        In how many parts the images are cut, after a seeded shuffle; at most one a image.
+        Number of folds; at most one per image is used.
+    seed
+        Seed of the shuffle that assigns images to folds.
 
     Raises
     ------
     DataError
-        Fewer than two folds or two images.
+        Fewer than two folds or images.
     """
     images = tables.dice.shape[1]
     if folds < 2 or images < 2:
-        raise DataError(f"cross-validation needs two folds and two images at least, found {folds} and {images}")
+        raise DataError(f"cross-validation needs at least two folds and two images, found {folds} and {images}")
     fold = np.random.default_rng(seed).permutation(images) % min(folds, images)
     return [_choose(tables, label, fold) for label in range(len(tables.dice))]
 
 
 @dataclass(frozen=True)
-class _Family:
-    """Rules that differ in threshold, in min area and in what else decides emptiness.
+class _RuleFamily:
+    """Rules that are searched together: all thresholds and min areas with each of several gates or presence levels.
 
-    `kinds` are the rules without threshold and min area, in the shape of the grid that they were made from; `shown`
-    (K, N) says on which images each leaves the class standing.
+    Parameters
+    ----------
+    kinds
+        The gates or presence levels, as rules without threshold and min area, in the shape of their grid.
+    shown
+        (K, N) bool: on which images each of them keeps the class.
     """
 
     kinds: NDArray[np.object_]
     shown: NDArray[np.bool_]
 
 
-def _families(tables: DiceTables, label: int) -> list[_Family]:
+def _families(tables: DiceTables, label: int) -> list[_RuleFamily]:
     kinds: list[list[list[Rule]]] = [[[Rule(0, 0)]]]
     counts = sorted({max(1, round(share * tables.pixels)) for share in GATE_SHARES})
     kinds.append([[Rule(0, 0, gate, count) for count in counts] for gate in GATE_THRESHOLDS])
@@ -129,13 +143,25 @@ def _families(tables: DiceTables, label: int) -> list[_Family]:
     families = []
     for kind in kinds:
         rules = np.array(kind, object)
-        families.append(_Family(rules, np.stack([tables.shown(label, rule) for rule in rules.ravel()])))
+        families.append(_RuleFamily(rules, np.stack([tables.shown(label, rule) for rule in rules.ravel()])))
     return families
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """What came of choosing from one family in one way: the rule, the folds' rules and the out-of-fold Dice, (N,)."""
+class _Selection:
+    """The rule chosen from a family.
+
+    Parameters
+    ----------
+    rule
+        Chosen on all images.
+    fold_rules
+        Chosen without the images of each fold.
+    out_of_fold
+        (N,): Dice of each image with the rule of its fold.
+    surface
+        (T, A): mean Dice, with the gate and presence of `rule`.
+    """
 
     rule: Rule
     fold_rules: tuple[Rule, ...]
@@ -143,16 +169,16 @@ class _Trial:
     surface: NDArray[np.float64]
 
 
-def _choose(tables: DiceTables, label: int, fold: NDArray[np.int_]) -> Choice:
+def _choose(tables: DiceTables, label: int, fold: NDArray[np.int_]) -> RuleChoice:
     families = _families(tables, label)
-    best = _try(tables, label, families[0], fold, smooth=True)
+    best = _select(tables, label, families[0], fold, smooth=True)
     for family in families[1:]:
-        trial = _try(tables, label, family, fold, smooth=True)
-        gain = trial.out_of_fold - best.out_of_fold
+        selection = _select(tables, label, family, fold, smooth=True)
+        gain = selection.out_of_fold - best.out_of_fold
         if gain.mean() > _error(gain):
-            best = trial
-    spike = _try(tables, label, families[0], fold, smooth=False)
-    return Choice(
+            best = selection
+    spike = _select(tables, label, families[0], fold, smooth=False)
+    return RuleChoice(
         best.rule,
         score_rule(tables, label, best.rule),
         float(best.out_of_fold.mean()),
@@ -170,8 +196,8 @@ def _error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
-def _try(tables: DiceTables, label: int, family: _Family, fold: NDArray[np.int_], smooth: bool) -> _Trial:
-    """Choose from a family on all images, and for each fold on the others."""
+def _select(tables: DiceTables, label: int, family: _RuleFamily, fold: NDArray[np.int_], smooth: bool) -> _Selection:
+    """Choose a rule from a family on all images, and one without each fold."""
     sums = np.stack([_sums(tables, label, family, fold == f) for f in range(fold.max() + 1)])
     total = sums.sum(axis=0)
     rule, place = _highest(tables, family, total, smooth)
@@ -181,11 +207,11 @@ def _try(tables: DiceTables, label: int, family: _Family, fold: NDArray[np.int_]
         chosen, _ = _highest(tables, family, total - one, smooth)
         fold_rules.append(chosen)
         out_of_fold[fold == f] = tables.of_rule(label, chosen)[fold == f]
-    return _Trial(rule, tuple(fold_rules), out_of_fold, total[place] / len(fold))
+    return _Selection(rule, tuple(fold_rules), out_of_fold, total[place] / len(fold))
 
 
-def _sums(tables: DiceTables, label: int, family: _Family, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the sum of Dice over the chosen images of every rule of a family: (*kinds, T, A)."""
+def _sums(tables: DiceTables, label: int, family: _RuleFamily, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the sum of Dice over the `chosen` images for every rule of a family, (*kinds.shape, T, A)."""
     dice = tables.dice[label, chosen]
     shown = family.shown[:, chosen].astype(np.float64)
     empty = (tables.true_pixels[label, chosen] == 0).astype(np.float64)
@@ -195,13 +221,13 @@ def _sums(tables: DiceTables, label: int, family: _Family, chosen: NDArray[np.bo
 
 
 def _highest(
-    tables: DiceTables, family: _Family, surface: NDArray[np.float64], smooth: bool
+    tables: DiceTables, family: _RuleFamily, surface: NDArray[np.float64], smooth: bool
 ) -> tuple[Rule, tuple[int, ...]]:
-    """Return the rule of the highest point, and where in `kinds` it lies."""
+    """Return the rule at the maximum of a surface, averaged first if `smooth`, and its position in `kinds`."""
     if smooth:
         for axis in range(surface.ndim):
             surface = _average(surface, axis)
-    ties = np.argwhere(surface >= surface.max() - TIE)  # sums in another order differ by rounding alone
+    ties = np.argwhere(surface >= surface.max() - TIE)  # sums in another order differ by rounding
     middle = ((ties - ties.mean(axis=0)) ** 2).sum(axis=1).argmin() if smooth else 0
     *place, t, a = (int(i) for i in ties[middle])
     kind = family.kinds[tuple(place)]
@@ -209,14 +235,14 @@ def _highest(
 
 
 def _average(surface: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Return the mean over `REACH` of the values to either side along an axis, fewer at the ends."""
+    """Return the moving average along an axis, over `REACH` of the values to either side, fewer at the ends."""
     count = surface.shape[axis]
     length = 2 * max(1, round(REACH * count)) + 1
     last = axis == surface.ndim - 1
     planes = surface.reshape(1, -1, count) if last else surface.reshape(int(np.prod(surface.shape[:axis])), count, -1)
 
     def window(plane: NDArray[np.float64]) -> NDArray[np.float64]:
-        size = (length, 1) if last else (1, length)  # width and height, as OpenCV has it
+        size = (length, 1) if last else (1, length)  # (width, height), as in OpenCV
         return np.asarray(cv2.boxFilter(plane, -1, size, normalize=False, borderType=cv2.BORDER_CONSTANT), np.float64)
 
     inside = window(np.ones((1, count) if last else (count, 1)))

@@ -1,8 +1,8 @@
-"""Probabilities kept in a file, to tune on without running the network again.
+"""Stored probabilities of a data set, for tuning without running the network again.
 
-A `.npz` that numpy reads too: `labels` is the JSON of classes and grids; then, for each image, `maps/KEY` is the
-(C, W, H) uint8 of the artifact's output and, where there is that output, `presence/KEY` its (C,) uint8. An image is
-written as it comes and read when it is asked for: memory holds one, however many there are.
+The file is an `.npz`, readable by numpy: `labels` is the JSON of classes and grids; for each image, `maps/KEY` is the
+(C, W, H) uint8 of the artifact's `probability` output and, if the artifact has one, `presence/KEY` its (C,) uint8
+`presence` output. Images are written and read one at a time, so that memory holds one.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _DAMAGE = (
     tokenize.TokenError,
     SyntaxError,
 )
-"""What zipfile and numpy raise for files that are damaged, encrypted or made up."""
+"""What zipfile and numpy raise for damaged, encrypted or forged files."""
 
 _LABELS, _MAPS, _PRESENCE = "labels.npy", "maps/", "presence/"
 
 
 class ProbabilityWriter:
-    """Adds one image after another; see `write_probabilities`."""
+    """Writes one image after another; see `write_probabilities`."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
 
     def add(self, key: str, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None = None) -> None:
-        """Write the (C, W, H) levels of an image and, where there are any, its (C,) presence levels."""
+        """Write the (C, W, H) levels of an image and, if there are any, its (C,) presence levels."""
         self._write(f"{_MAPS}{key}.npy", levels)
         if presence is not None:
             self._write(f"{_PRESENCE}{key}.npy", presence)
@@ -61,10 +61,10 @@ class ProbabilityWriter:
 
 @contextmanager
 def write_probabilities(path: str | Path, labels: Labels) -> Iterator[ProbabilityWriter]:
-    """Open a file of probabilities to write; it appears whole at the end, or not at all."""
+    """Open a file of probabilities for writing; it is created atomically at the end of the block."""
     with (
         replacing(path) as partial,
-        # Level 1 makes maps about five times smaller and costs a few milliseconds an image.
+        # Level 1 compresses maps about five times, and takes a few milliseconds per image.
         zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
     ):
         writer = ProbabilityWriter(archive)
@@ -73,17 +73,17 @@ def write_probabilities(path: str | Path, labels: Labels) -> Iterator[Probabilit
 
 
 class Probabilities:
-    """A file of probabilities, open to read; a context manager.
+    """A file of probabilities, open for reading; a context manager.
 
     Parameters
     ----------
     path
-        What `write_probabilities` wrote.
+        Written by `write_probabilities`.
 
     Raises
     ------
     DataError
-        No such file, or not one of probabilities.
+        No such file, or not a file of probabilities.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -111,12 +111,12 @@ class Probabilities:
             raise error if isinstance(error, DataError) else DataError(f"{path}: {error}") from error
 
     def read(self, key: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return the (C, W, H) levels of an image and its presence, (C,) or None.
+        """Return the (C, W, H) uint8 levels of an image, and its (C,) uint8 presence levels or None.
 
         Raises
         ------
         DataError
-            The file is damaged, or holds something else for this image.
+            The file is damaged, or has no such image.
         """
         height, width = self.labels.submit_grid
         classes = len(self.labels.classes)
@@ -132,7 +132,7 @@ class Probabilities:
         try:
             with self._archive.open(name) as file:
                 array: NDArray[np.uint8] = np.lib.format.read_array(file, allow_pickle=False)
-                file.read()  # to the end, where the checksum is
+                file.read()  # zipfile verifies the checksum at the end
         except _DAMAGE as error:
             raise DataError(f"{self.path}, {name}: {error}") from error
         return array

@@ -1,10 +1,10 @@
-"""Exact search of rules over a validation set: the Dice of every threshold and min area, of each image and class.
+"""Exact search of rules on a validation set: the Dice of every threshold and min area for each image and class.
 
-    levels, truth --one sweep a map (kernels/sweep.py)--> pixels and true pixels kept, (T, A) --> DiceTables --> rules
+    levels, truth --one sweep per map (kernels/sweep.py)--> pixels and true pixels kept, (T, A) --> DiceTables --> rules
 
-Trying 256 thresholds and 17 min areas one by one would threshold, label and filter each map 4,352 times. A sweep gives
-all of them at once, in whole numbers equal to what trying would find; Dice follows in float64. `choose.py` picks from
-the tables a rule that should hold on unseen images; `search_rules` picks the best on these.
+Trying 256 thresholds and 17 min areas separately would threshold, label and filter each map 4,352 times. A sweep
+computes all of them at once, with the same integer counts; Dice follows in float64. `search_rules` takes the best rule
+on these images; `choose.py` chooses one that generalises.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from cloudrt.system.overlap import overlap
 
 THRESHOLDS = tuple(range(256))
 MIN_AREAS = (0, 500, 1000, 2500, 5000, 7500, *range(9000, 25001, 1000), 27500, 30000, 35000, 40000, 50000)
-"""In pixels of the 350x525 grid; from 9,000 to 25,000, those of the notebook."""
+"""Pixels of the 350x525 grid; those from 9,000 to 25,000 are the notebook's."""
 
 
 def min_areas_for(grid: Grid) -> tuple[int, ...]:
-    """Return `MIN_AREAS` for a submission grid of another size: the same shares of its pixels."""
+    """Return `MIN_AREAS` scaled to another submission grid: the same fractions of its pixels."""
     share = grid[0] * grid[1] / (SUBMIT_GRID[0] * SUBMIT_GRID[1])
     return tuple(dict.fromkeys(round(area * share) for area in MIN_AREAS))
 
 
 @dataclass(frozen=True)
 class LabelledMaps:
-    """One image: what the network says and what is true.
+    """The network's output and the true masks of one image.
 
     Parameters
     ----------
     levels
-        (C, W, H) uint8: one image of the artifact's `probability` output.
+        (C, W, H) uint8: the artifact's `probability` output.
     truth
         (C, ceil(W * H / 8)) uint8: masks packed by `pack_mask`.
     presence
-        (C,) uint8: the artifact's `presence` output, where it has one.
+        (C,) uint8: the artifact's `presence` output, if it has one.
     """
 
     levels: NDArray[np.uint8]
@@ -58,22 +58,22 @@ class LabelledMaps:
 
 @dataclass(frozen=True)
 class DiceTables:
-    """What every rule scores on every image: all that choosing a rule needs to know of a validation set.
+    """The Dice of every rule on every image of a validation set.
 
     Parameters
     ----------
     pixels
-        Of one map: W * H.
+        Number of pixels of a map, W * H.
     thresholds, min_areas
-        Ascending, (T,) and (A,).
+        (T,) and (A,), ascending.
     dice
         (C, N, T, A) float64: Dice of class c on image n with threshold t and min area a.
     true_pixels
-        (C, N) int64.
+        (C, N) int64: area of the true mask.
     above
-        (C, N, 256) int64: pixels whose level is greater than each of 0..255; what gates look at.
+        (C, N, 256) int64: number of pixels above each level, for gates.
     presence
-        (C, N) uint8, or None where the network has no such output.
+        (C, N) uint8, or None if the network has no such output.
     """
 
     pixels: int
@@ -85,12 +85,12 @@ class DiceTables:
     presence: NDArray[np.uint8] | None
 
     def of_rule(self, label: int, rule: Rule) -> NDArray[np.float64]:
-        """Return the Dice of each image, (N,), under a rule of the class numbered `label`, gate and presence included.
+        """Return the Dice of each image, (N,), with a rule for class number `label`, including gate and presence.
 
         Raises
         ------
         DataError
-            Its threshold or its min area is not one of those searched.
+            The threshold or min area was not searched.
         """
         if rule.threshold not in self.thresholds or rule.min_area not in self.min_areas:
             raise DataError(f"threshold {rule.threshold} with min area {rule.min_area} was not searched")
@@ -98,7 +98,7 @@ class DiceTables:
         return np.where(self.shown(label, rule), self.dice[label, :, t, a], self.true_pixels[label] == 0)
 
     def shown(self, label: int, rule: Rule) -> NDArray[np.bool_]:
-        """Return whether the gate and the presence of a rule leave the class standing on each image, (N,)."""
+        """Return whether the gate and presence of a rule keep the class on each image, (N,) bool."""
         shown: NDArray[np.bool_] = self.above[label, :, rule.gate_threshold] >= rule.gate_pixels
         if self.presence is not None:
             shown &= self.presence[label] >= rule.presence
@@ -106,15 +106,28 @@ class DiceTables:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The best rule of one class and its mean Dice over the validation set."""
+class BestRule:
+    """The best rule of a class and its mean Dice on the validation set."""
 
     rule: Rule
     dice: float
 
 
 class Sweeper:
-    """Sweeps maps of one size, in buffers that are used again: one a thread."""
+    """Sweeps maps of one size, in work space that is reused; one instance per thread.
+
+    Parameters
+    ----------
+    width, height
+        Size of the maps.
+    thresholds, min_areas
+        (T,) and (A,) int64, ascending.
+
+    Raises
+    ------
+    DataError
+        Maps with too many pixels.
+    """
 
     def __init__(self, width: int, height: int, thresholds: NDArray[np.int64], min_areas: NDArray[np.int64]) -> None:
         framed = (width + 2) * (height + 2)
@@ -126,14 +139,14 @@ class Sweeper:
         self.area, self.overlap = self._tables = np.empty((2, len(thresholds), len(min_areas)), np.int64)
 
     def sweep(self, levels: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
-        """Fill `area` and `overlap`, (T, A): pixels, and true ones, that each threshold and min area keeps.
+        """Fill `area` and `overlap`, (T, A): the pixels, and true pixels, that each threshold and min area keeps.
 
-        `levels` and `truth`, 0 or 1, are (W, H) uint8, C-contiguous.
+        `levels` and `truth` (0 or 1) are (W, H) uint8, C-contiguous.
         """
         sweep(levels, truth, self._ranks, self._min_areas, self._pixels, self._tables)
 
     def sweep_image(self, image: LabelledMaps) -> tuple[NDArray[Any], ...]:
-        """Return what `DiceTables` holds of one image: dice (C, T, A), true pixels (C,), above (C, 256)."""
+        """Return the entries of `DiceTables` for one image: dice (C, T, A), true pixels (C,), above (C, 256)."""
         width, height = image.levels.shape[1:]
         dice, true_pixels, above = [], [], []
         for levels, bits in zip(image.levels, image.truth, strict=True):
@@ -146,7 +159,7 @@ class Sweeper:
         return np.stack(dice), np.array(true_pixels), np.stack(above)
 
     def dice(self, true_pixels: int) -> NDArray[np.float64]:
-        """Return the Dice of the last sweep, (T, A); 1 where nothing is kept and nothing true."""
+        """Return the Dice of the last sweep, (T, A) float64; 1 where both masks are empty."""
         both = self.area + true_pixels
         return np.where(both == 0, 1.0, 2 * self.overlap / np.maximum(both, 1))
 
@@ -161,27 +174,27 @@ def measure(
 ) -> DiceTables:
     """Return the Dice of every threshold and min area on every map.
 
-    Memory holds a few images at a time and the tables: 8 bytes for each image, class, threshold and min area.
+    Memory holds a few images at a time and the tables: 8 bytes per image, class, threshold and min area.
 
     Parameters
     ----------
     maps
-        The images, all of one shape; read lazily.
+        Images of one shape; read lazily.
     count
-        At most so many come.
+        Largest number of images.
     thresholds
         Levels 0..255 to try.
     min_areas
         Pixels to try.
     jobs
-        Threads; one a core unless given.
+        Number of threads; by default one per usable core.
     advance
         Called with 1 after each image.
 
     Raises
     ------
     DataError
-        Another shape or dtype, no images, nothing to try, a threshold that is no level, a negative area.
+        Maps of other shapes or dtypes, no images, nothing to try, a threshold or area out of range.
     """
     levels, areas = (np.unique(np.asarray(values, np.int64)) for values in (thresholds, min_areas))
     if not len(levels) or not len(areas):
@@ -216,14 +229,14 @@ def measure(
             if not tables:
                 tables = tuple(np.empty((len(part), count, *part.shape[1:]), part.dtype) for part in parts)
             if done == count:
-                raise DataError(f"more images came than the {count} that were announced")
+                raise DataError(f"there are more images than the announced {count}")
             for table, part in zip(tables, parts, strict=True):
                 table[:, done] = part
             done += 1
             if advance:
                 advance(1)
     if not done:
-        raise DataError("nothing to search: no image")
+        raise DataError("nothing to search: no images")
     dice, true_pixels, above = (table[:, :done] for table in tables)
     pixels = first[0].levels[0].size
     return DiceTables(
@@ -237,13 +250,13 @@ def _check_maps(image: LabelledMaps, first: LabelledMaps) -> None:
         raise DataError(f"levels are (C, W, H) uint8, found {levels.shape} {levels.dtype}")
     classes, width, height = levels.shape
     if truth.shape != (classes, (width * height + 7) // 8) or truth.dtype != np.uint8:
-        raise DataError(f"levels {levels.shape} and packed truth {truth.shape} {truth.dtype} do not belong together")
+        raise DataError(f"levels {levels.shape} and packed truth {truth.shape} {truth.dtype} do not match")
     if presence is not None and (presence.shape != (classes,) or presence.dtype != np.uint8):
         raise DataError(f"presence is ({classes},) uint8, found {presence.shape} {presence.dtype}")
     if (presence is None) != (first.presence is None):
-        raise DataError("the images of a search are alike: some have presence levels, others have none")
+        raise DataError("all images of a search have presence levels, or none; these are mixed")
     if levels.shape != first.levels.shape:
-        raise DataError(f"the images of a search are alike: {first.levels.shape} came first, then {levels.shape}")
+        raise DataError(f"all maps of a search have one shape, found {first.levels.shape} and {levels.shape}")
 
 
 def search_rules(
@@ -253,22 +266,22 @@ def search_rules(
     min_areas: Sequence[int] = MIN_AREAS,
     jobs: int | None = None,
     advance: Callable[[int], object] | None = None,
-) -> list[Found]:
-    """Return the best rule of each class on these images; of equal ones, the lowest threshold, then min area.
+) -> list[BestRule]:
+    """Return the best rule of each class on these images; of equal rules, the lowest threshold, then min area.
 
-    `probability` is (N, C, W, H) uint8 and `truth` (N, C, ceil(W * H / 8)); see `measure` for the rest.
+    `probability` is (N, C, W, H) uint8 and `truth` (N, C, ceil(W * H / 8)) uint8; see `measure` for the others.
     """
     if probability.ndim != 4 or len(truth) != len(probability):
-        raise DataError(f"probability {probability.shape} and packed truth {truth.shape} do not belong together")
+        raise DataError(f"probability {probability.shape} and packed truth {truth.shape} do not match")
     maps = (LabelledMaps(one, bits) for one, bits in zip(probability, truth, strict=True))
     return best_rules(measure(maps, len(probability), thresholds, min_areas, jobs, advance))
 
 
-def best_rules(tables: DiceTables) -> list[Found]:
-    """Return the threshold and min area of the highest mean Dice of each class; see `search_rules`."""
+def best_rules(tables: DiceTables) -> list[BestRule]:
+    """Return the threshold and min area with the highest mean Dice of each class; see `search_rules`."""
     best = []
     for dice in tables.dice:
-        mean = dice.sum(axis=0) / len(dice)  # adds image after image: the same on any number of threads
+        mean = dice.sum(axis=0) / len(dice)  # summed in order of the images: independent of the number of threads
         t, a = np.unravel_index(int(mean.argmax()), mean.shape)
-        best.append(Found(Rule(int(tables.thresholds[t]), int(tables.min_areas[a])), float(mean[t, a])))
+        best.append(BestRule(Rule(int(tables.thresholds[t]), int(tables.min_areas[a])), float(mean[t, a])))
     return best

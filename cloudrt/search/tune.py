@@ -1,8 +1,8 @@
-"""Find the rules of an artifact again, on labelled images: what `cloudrt tune` does.
+"""Search of the rules of an artifact on labelled images: the library behind `cloudrt tune`.
 
-    artifact + images, or probabilities kept in a file -> maps -> exact tables -> choice -> the artifact with new rules
+    artifact and images, or stored probabilities -> maps -> exact tables -> choice -> the artifact with new rules
 
-The images must be ones that the network was not trained on: on those it is surer of itself than it will ever be again.
+The network must not have been trained on the images: predictions on training images are overconfident.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import Artifact, load_model, write_metadata
 from cloudrt.model.inferred import Inferred
-from cloudrt.search.choose import FOLDS, Choice, Score, choose_rules, score_rule
+from cloudrt.search.choose import FOLDS, RuleChoice, RuleScore, choose_rules, score_rule
 from cloudrt.search.probabilities import Probabilities, write_probabilities
 from cloudrt.search.tables import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for
 from cloudrt.system.files import replacing
@@ -31,8 +31,8 @@ from cloudrt.system.overlap import overlap
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
-class Source(Protocol):
-    """Where maps come from: a Segmenter that runs the network, or a file of probabilities."""
+class MapSource(Protocol):
+    """A source of probability maps: a `Segmenter`, which runs the network, or `StoredMaps`."""
 
     @property
     def labels(self) -> Labels:
@@ -40,83 +40,85 @@ class Source(Protocol):
         ...
 
     def infer(self, files: Sequence[ImageFile]) -> Iterator[Inferred]:
-        """Yield what the network says of each image, in order."""
+        """Yield the network's output for each image, in order."""
         ...
 
 
-class FromFile:
-    """The maps of a file of probabilities."""
+class StoredMaps:
+    """The maps in a file of probabilities."""
 
-    def __init__(self, kept: Probabilities) -> None:
-        self._kept = kept
-        self.labels = kept.labels
-        self.keys = kept.keys
+    def __init__(self, stored: Probabilities) -> None:
+        self._stored = stored
+        self.labels = stored.labels
+        self.keys = stored.keys
 
     def infer(self, files: Sequence[ImageFile]) -> Iterator[Inferred]:
-        """See `Source`."""
+        """See `MapSource`."""
         known = set(self.keys)
         for file in files:
             if file.key not in known:
-                yield Inferred(file.key, None, None, f"is not in {self._kept.path}")
+                yield Inferred(file.key, None, None, f"is not in {self._stored.path}")
             else:
-                yield Inferred(file.key, *self._kept.read(file.key), None)
+                yield Inferred(file.key, *self._stored.read(file.key), None)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What came of tuning.
+    """The result of tuning.
 
     Parameters
     ----------
     labels
         Classes and grids.
     tables
-        What every rule scores on every image.
+        Dice of every rule on every image.
     choices
-        One a class.
+        The new rules, one per class.
     before
-        The rules until now and what they score, one a class; empty where there were none.
-    images, failures
-        How many images count, and those that do not: name -> why.
+        The previous rules and their scores, one per class; empty if there were none.
+    images
+        Number of images used.
+    failures
+        Name -> reason, of the images that were not used.
     seconds
-        Of the search and the choice alone, without the network.
+        Duration of choosing the rules from the tables.
     """
 
     labels: Labels
     tables: DiceTables
-    choices: list[Choice]
-    before: list[tuple[Rule, Score]]
+    choices: list[RuleChoice]
+    before: list[tuple[Rule, RuleScore]]
     images: int
     failures: dict[str, str]
     seconds: float
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The new rules, one a class."""
+        """The new rules, one per class."""
         return tuple(choice.rule for choice in self.choices)
 
     @property
     def out_of_fold(self) -> float:
-        """Mean Dice, over the classes, on images that a rule chosen in the same way had not seen."""
+        """Cross-validated Dice, the mean over the classes."""
         return sum(choice.out_of_fold for choice in self.choices) / len(self.choices)
 
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """What to search.
+    """Options of the search.
 
     Parameters
     ----------
     before
-        The present rules, one per class; their thresholds and min areas are searched too.
+        The previous rules, one per class; their thresholds and min areas are searched too.
     thresholds
         Levels to try.
     min_areas
-        Pixels to try; `min_areas_for` the grid where it is None.
+        Pixels to try; None takes `min_areas_for` the grid.
     folds
-        Folds of the cross-validation.
+        Number of folds of the cross-validation.
     threads
-        Threads of the search.
+        Number of threads of the search.
     """
 
     before: Sequence[Rule] = ()
@@ -127,7 +129,7 @@ class TuneOptions:
 
 
 def tune(
-    source: Source,
+    source: MapSource,
     data: DataFolder,
     names: Sequence[str],
     options: TuneOptions,
@@ -140,25 +142,26 @@ def tune(
     Parameters
     ----------
     source
-        Gives the maps.
+        The probability maps.
     data
         The labelled images.
     names
-        Which of its images.
+        The images to use.
     options
         What to search.
     save
-        Keep the probabilities in this file.
+        Store the probabilities in this file.
     bar
-        Shows progress: `bar(description, total)` gives `advance(n)`.
+        Shows progress: `bar(description, total)` is a context manager that yields `advance(n)`.
 
     Raises
     ------
     DataError
-        Other classes or grids than the data's, a name that train.csv lacks, a wrong RLE, fewer than two sound images.
+        Different classes or grids of source and data, a name that is not in train.csv, a malformed RLE, fewer than two
+        images that can be used.
     """
     if source.labels != data.labels:
-        raise DataError(f"the network knows {source.labels.to_dict()}, the data {data.labels.to_dict()}")
+        raise DataError(f"the network has {source.labels.to_dict()}, the data {data.labels.to_dict()}")
     rows = data.read_train()
     lacking = [name for name in names if name not in rows]
     if lacking:
@@ -192,7 +195,7 @@ def tune(
         def too_few(found: int) -> DataError:
             first = next(iter(failures.items()), ("", ""))
             left = f"; {len(failures)} were left out, first {first[0]} {first[1]}" if failures else ""
-            return DataError(f"tuning needs two images at least, found {found}{left}")
+            return DataError(f"tuning needs at least two images, found {found}{left}")
 
         tables = measure(
             _some(maps(), too_few),
@@ -212,7 +215,7 @@ def tune(
 
 
 def _some(maps: Iterator[LabelledMaps], too_few: Callable[[int], DataError]) -> Iterator[LabelledMaps]:
-    """Yield the maps; raise where there are none."""
+    """Yield the maps; raise if there are none."""
     found = 0
     for one in maps:
         found += 1
@@ -222,7 +225,7 @@ def _some(maps: Iterator[LabelledMaps], too_few: Callable[[int], DataError]) -> 
 
 
 def tuned_artifact(artifact: Artifact, tuned: Tuned) -> Artifact:
-    """Return what the artifact says of itself with the new rules."""
+    """Return the metadata of the artifact with the new rules."""
     return replace(
         artifact,
         rules=tuned.rules,
@@ -237,7 +240,19 @@ def tuned_artifact(artifact: Artifact, tuned: Tuned) -> Artifact:
 
 
 def write_tuned(model: Path, artifact: Artifact, tuned: Tuned, output: Path) -> None:
-    """Write `model`, whose metadata are `artifact`, to `output` with the new rules; the graph stays as it is."""
+    """Write an artifact with the new rules and the same graph.
+
+    Parameters
+    ----------
+    model
+        The artifact to copy.
+    artifact
+        Its metadata.
+    tuned
+        The new rules.
+    output
+        Path of the copy; replaced atomically.
+    """
     content = load_model(model)
     write_metadata(content, tuned_artifact(artifact, tuned))
     with replacing(output) as partial:

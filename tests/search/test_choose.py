@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
 from cloudrt.masks.postprocess import Rule
-from cloudrt.search.choose import FOLDS, Choice, choose_rules, score_rule
+from cloudrt.search.choose import FOLDS, RuleChoice, choose_rules, score_rule
 from cloudrt.search.tables import DiceTables
 
 THRESHOLDS = np.arange(0, 256, 8)
@@ -150,7 +150,7 @@ def test_folds_are_bounded_by_the_images() -> None:
 def test_the_choice_is_the_same_every_time() -> None:
     dice = noisy(surface(lambda t, a: 0.5), noise=0.2)
 
-    def facts(choice: Choice) -> tuple[object, ...]:
+    def facts(choice: RuleChoice) -> tuple[object, ...]:
         return choice.rule, choice.out_of_fold, choice.fold_rules
 
     assert facts(choose_rules(make_tables(dice))[0]) == facts(choose_rules(make_tables(dice))[0])

@@ -19,7 +19,7 @@ from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import pack_mask, unpack_mask
 from cloudrt.search.tables import (
     MIN_AREAS,
-    Found,
+    BestRule,
     LabelledMaps,
     Sweeper,
     best_rules,
@@ -54,7 +54,7 @@ def search(
     thresholds: tuple[int, ...] = THRESHOLDS,
     areas: tuple[int, ...] = AREAS,
     jobs: int | None = None,
-) -> list[Found]:
+) -> list[BestRule]:
     packed = np.stack([[pack_mask(mask) for mask in image] for image in truth])
     return search_rules(np.ascontiguousarray(levels.transpose(0, 1, 3, 2)), packed, thresholds, areas, jobs)
 
@@ -88,13 +88,13 @@ def test_of_equal_rules_the_lowest_is_taken() -> None:
     levels = np.zeros((2, 1, 6, 8), np.uint8)
     levels[:, :, 1:4, 1:5] = 200
     truth = (levels > 0).astype(np.uint8)
-    assert search(levels, truth, (150, 100, 50), (7, 3, 5)) == [Found(Rule(50, 3), 1.0)]
+    assert search(levels, truth, (150, 100, 50), (7, 3, 5)) == [BestRule(Rule(50, 3), 1.0)]
 
 
 def test_nothing_true_is_best_predicted_by_nothing() -> None:
     levels, truth = case(4)
     (found, _) = search(levels, np.zeros_like(truth), (10, 255), (0,))
-    assert found == Found(Rule(255, 0), 1.0)
+    assert found == BestRule(Rule(255, 0), 1.0)
 
 
 def test_the_answer_does_not_depend_on_jobs() -> None:
@@ -287,13 +287,13 @@ def test_maps_are_read_lazily_and_few_are_held() -> None:
 def test_images_that_differ_are_refused() -> None:
     maps = labelled(14, images=3)
     other = labelled(14, images=1, classes=1)
-    with pytest.raises(DataError, match="alike"):
+    with pytest.raises(DataError, match="have one shape"):
         measure([*maps, *other], 4)
     with pytest.raises(DataError, match="more images"):
         measure(maps, 2)
     with pytest.raises(DataError, match="no image"):
         measure([], 2)
-    with pytest.raises(DataError, match="alike"):
+    with pytest.raises(DataError, match="these are mixed"):
         measure([maps[0], labelled(14, presence=True)[1]], 2)
     assert measure(maps, 50).dice.shape == (2, 3, 256, len(MIN_AREAS))  # fewer than announced: some could not be read
 
