@@ -165,17 +165,23 @@ class Decoding:
         self.stats.add_all(times)
         return part
 
-    def _load(self, part: _Part, row: int, source: object) -> None:
-        """Decode one input to its row; a failure is noted, and the row is black."""
+    def load(self, source: object, out: Image) -> str | None:
+        """Decode one input to `out`, (H, W, 3); return the reason where that fails, and leave it black."""
         try:
             if isinstance(source, StoredImage):
                 source = source.read()
             if not isinstance(source, str | Path | bytes | np.ndarray):
                 raise ImageError(f"is no path, bytes or array but {type(source).__name__}")
-            load_image(source, self.size, self.max_pixels, part.group[row])
+            load_image(source, self.size, self.max_pixels, out)
         except ImageError as error:
-            part.group[row] = 0
-            part.errors[row] = str(error)
+            out[...] = 0
+            return str(error)
+        return None
+
+    def _load(self, part: _Part, row: int, source: object) -> None:
+        error = self.load(source, part.group[row])
+        if error is not None:
+            part.errors[row] = error
 
     def _read(self, part: _Part) -> _Part:
         """Collect the JPEGs that the GPU is to decode; decode what it cannot."""

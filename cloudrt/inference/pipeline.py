@@ -99,7 +99,7 @@ class Segmenter:
         gpu = open_decoder(options.decoder, self.threads, options.devices[0])
         self.plan = make_plan(loaded, artifact, options, plan, samples)
         self.stats = PipelineStats(self.threads)
-        self._decoding = Decoding(artifact.input_size, options.max_pixels, self.stats["decode"], gpu)
+        self.decoding = Decoding(artifact.input_size, options.max_pixels, self.stats["decode"], gpu)
         self.pool = EnginePool(
             lambda device, size: open_engine(
                 loaded, self.plan.provider, size, self.threads, self.plan.options(device, options.allow_cpu)
@@ -164,6 +164,10 @@ class Segmenter:
             finally:
                 self.stats.drop()
 
+    def texts(self, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> list[list[str]]:
+        """Return the RLE texts, one a class, of images: (n, C, W, H) levels, and (n, C) presence or None."""
+        return postprocess_batch(levels, self.artifact.rules, presence)
+
     def _run(self, inputs: Iterable[Input], pace: Pace) -> Generator[_Group, None, None]:
         """Yield groups of inputs with the network's outputs, in order; `pace` says how many batches a group holds."""
         slots = self.pool.slots
@@ -179,7 +183,7 @@ class Segmenter:
             ThreadPoolExecutor(slots, "engine") as engines,
         ):
             try:
-                decoded = self._decoding.run(inputs, decoders, empty, ahead, gpu)
+                decoded = self.decoding.run(inputs, decoders, empty, ahead, gpu)
                 for group in overlap(engines, self._infer, decoded, slots + 1):
                     self.stats["infer"].pulled(len(group.batches))
                     yield group
@@ -269,7 +273,7 @@ class Segmenter:
         results = []
         for batch in group.batches:
             rows = range(max(wanted.start, batch.rows.start), min(wanted.stop, batch.rows.stop))
-            texts = iter(self._texts(batch, [row for row in rows if row not in decoded.errors]))
+            texts = iter(self._some_texts(batch, [row for row in rows if row not in decoded.errors]))
             for row in rows:
                 error = decoded.errors.get(row)
                 row_texts = next(texts) if error is None else [""] * len(labels.classes)
@@ -285,15 +289,14 @@ class Segmenter:
                 )
         return results
 
-    def _texts(self, batch: _Batch, rows: list[int]) -> list[list[str]]:
+    def _some_texts(self, batch: _Batch, rows: list[int]) -> list[list[str]]:
         """Return the RLE texts of some rows of a group, which are of `batch`."""
         if not rows or batch.probability is None:
             return []
         began, first = time.perf_counter(), batch.rows.start
         whole = rows[-1] - rows[0] + 1 == len(rows)  # else a copy, without the rows of inputs that failed
         some = slice(rows[0] - first, rows[-1] - first + 1) if whole else [row - first for row in rows]
-        presence = None if batch.presence is None else batch.presence[some]
-        texts = postprocess_batch(batch.probability[some], self.artifact.rules, presence)
+        texts = self.texts(batch.probability[some], None if batch.presence is None else batch.presence[some])
         self.stats["postprocess"].add((time.perf_counter() - began) / len(rows), len(rows))
         return texts
 

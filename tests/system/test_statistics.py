@@ -101,7 +101,7 @@ def test_command_writes_them(tmp_path: Path) -> None:
     done = CliRunner().invoke(infer, [str(word) for word in [*words, "--batch-size", "4"]])
     assert done.exit_code == 1, done.output
     values = json.loads((tmp_path / "stats.json").read_text())
-    assert (values["images"], values["failed"], values["batch size"]) == (10, 1, 4)
+    assert (values["images"], values["failed"], values["identity"]["batch_size"]) == (10, 1, 4)
     assert [values["stages"][name]["count"] for name in ("decode", "infer", "postprocess")] == [10, 3, 9]
     assert values["limiting_stage"] in values["stages"]
     for stage in values["stages"].values():
