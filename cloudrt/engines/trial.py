@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IMAGES = 64
+COMPARED = 64
 """How many images a provider must agree on: enough rows to measure a share of 0.5%."""
 SCENES = 16
 """How many different scenes `make_samples` draws."""
@@ -117,7 +117,7 @@ class ProviderTrial:
     batch_size
         The one to run, for which TensorRT's engine exists; 0 takes the provider's default.
     samples
-        Gives (N, H, W, 3) uint8 images to compare on; fewer than `IMAGES` are filled up with made-up scenes.
+        Gives (N, H, W, 3) uint8 images to compare on; fewer than `COMPARED` are filled up with made-up scenes.
     """
 
     model: onnx.ModelProto
@@ -135,11 +135,11 @@ class ProviderTrial:
 
     @property
     def images(self) -> NDArray[np.uint8]:
-        """(`IMAGES`, H, W, 3) uint8."""
+        """(`COMPARED`, H, W, 3) uint8."""
         if self._images is None:
             size = self.artifact.input_size
-            given = self.samples()[:IMAGES] if self.samples else np.empty((0, *size, 3), np.uint8)
-            scenes = [make_samples(IMAGES - len(given), size, self.threads)] if len(given) < IMAGES else []
+            given = self.samples()[:COMPARED] if self.samples else np.empty((0, *size, 3), np.uint8)
+            scenes = [make_samples(COMPARED - len(given), size, self.threads)] if len(given) < COMPARED else []
             self._images = np.concatenate([given, *scenes])
         return self._images
 
@@ -158,7 +158,7 @@ class ProviderTrial:
     def disagreement(self, provider: str, precision: str) -> str | None:
         """Return what is past the gate's tolerances between a provider and ONNX Runtime CPU fp32; None where it agrees.
 
-        `IMAGES` images are compared, level by level and by the submissions that the artifact's rules give, until the
+        `COMPARED` images are compared, level by level and by the submissions that the artifact's rules give, until the
         result is certain. An artifact's int8 layers round in the reference too, in float.
         """
         answers = self._reference()

@@ -6,12 +6,17 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from cloudrt.errors import DataError
-from cloudrt.images.image import SUFFIXES, ImageFile, find_images, key_of
-from cloudrt.labels import Labels
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError, ImageError
+from cloudrt.images.headers import MAX_PIXELS
+from cloudrt.images.image import SUFFIXES, ImageFile, find_images, key_of, load_image
+from cloudrt.labels import Grid, Labels
 from cloudrt.masks.table import read_table
 
 LIST_SUFFIX = ".txt"
@@ -102,6 +107,15 @@ def check_keys(files: Iterable[ImageFile]) -> None:
     for file in files:
         if PurePosixPath(file.key).is_absolute() or ".." in PurePosixPath(file.key).parts:
             raise DataError(f"{file.key!r} leads out of the folder of --masks and --overlays: list it by a path within")
+
+
+def load_sample(files: Sequence[ImageFile], size: Grid, count: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Return up to `count` of the images, evenly spaced, (N, H, W, 3) uint8 RGB, without those that cannot be read."""
+    images = []
+    for number in np.unique(np.linspace(0, max(0, len(files) - 1), min(len(files), count)).astype(int)):
+        with suppress(ImageError):
+            images.append(load_image(files[number].path, size, max_pixels))
+    return np.stack(images) if images else np.empty((0, *size, 3), np.uint8)
 
 
 def _size(path: Path) -> int:

@@ -1,0 +1,274 @@
+"""GPUs that are missing, unsupported, out of memory or lost: one line with a remedy, and never the CPU instead.
+
+Stand-ins raise what ONNX Runtime raises, or make ONNX Runtime itself raise it; see `support.gpu_stub`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.gpu_stub import CAPI, build_stubs, python_with_stubs
+from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
+
+from cloudrt.engines.availability import problem
+from cloudrt.engines.base import EngineOptions, brief
+from cloudrt.engines.binding import Binding
+from cloudrt.engines.choice import open_engine
+from cloudrt.engines.libraries import cuda_libraries, cuda_major, is_present
+from cloudrt.engines.plan import Plan
+from cloudrt.engines.trial import Ladder, ProviderTrial, Rung
+from cloudrt.errors import MemoryExhausted, ProviderError
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.inference.run import infer
+from cloudrt.model.artifact import parse_artifact
+from cloudrt.system.nvidia import Driver
+
+MODEL = tiny_model(labels=SMALL_GRIDS)
+ARTIFACT = parse_artifact(MODEL, "model.onnx")
+SESSION = onnxruntime.InferenceSession
+WHERE = (
+    "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 void onnxruntime::CudaCall(int, const char*) "
+)
+OUT_OF_MEMORY = f"{WHERE}CUDA failure 2: out of memory ; GPU=0 ; hostname=box ; expr=cudaMalloc((void**)&p, size); "
+LOST = f"{WHERE}CUDA failure 719: unspecified launch failure ; GPU=0 ; hostname=box ; expr=cudaStreamSynchronize(s); "
+
+
+class Gpu:
+    """Opens sessions that claim to be CUDA's and run on the CPU; `fault(images)` gives the error of a batch."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fault: Any = lambda images: None
+        monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None)
+        monkeypatch.setattr("cloudrt.engines.session.load_libraries", lambda provider: None)
+        monkeypatch.setattr("cloudrt.engines.session.onnxruntime.InferenceSession", self.open)
+        monkeypatch.setattr(
+            "cloudrt.engines.onnxruntime.Binding",
+            lambda session, artifact, size, kind, device: Binding(session, artifact, size, "cpu"),
+        )
+        driver = Driver((13, 0), ("NVIDIA H200, 140 GiB",), ((9, 0),))
+        for module in ("system.machine", "engines.plan"):
+            monkeypatch.setattr(f"cloudrt.{module}.nvidia_driver", lambda: driver)
+
+    def open(self, content: bytes, options: Any, **_: Any) -> Any:
+        session = SESSION(content, options, providers=["CPUExecutionProvider"])
+        run = session.run_with_iobinding
+        batch = session.get_inputs()[0].shape[0]
+
+        def run_with_iobinding(binding: Any) -> None:
+            error = self.fault(batch)
+            if error:
+                raise error
+            run(binding)
+
+        session.run_with_iobinding = run_with_iobinding
+        session.get_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        session.get_provider_graph_assignment_info = list
+        return session
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gpu:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Gpu(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", labels=SMALL_GRIDS)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(20):
+        write_jpeg(folder / f"{number:02}.jpg", number)
+    return folder
+
+
+def test_memory_that_runs_out_halves_the_batch(gpu: Gpu, model: Path) -> None:
+    """IO binding raises a plain RuntimeError for everything."""
+    pictures = [np.full((64, 96, 3), 10 * number, np.uint8) for number in range(20)]
+    with Segmenter(model, provider="cpu", batch_size=4) as segmenter:
+        wanted = [result.rle for result in segmenter.predict(pictures)]
+    runs: list[int] = []
+
+    def fault(size: int) -> Exception | None:
+        runs.append(size)
+        return RuntimeError(OUT_OF_MEMORY) if size > 2 and runs.count(size) > 2 else None  # two of them warm up
+
+    gpu.fault = fault
+    with Segmenter(model, provider="cuda", plan=Plan("cuda", 8)) as segmenter:
+        assert [result.rle for result in segmenter.predict(pictures)] == wanted
+        assert segmenter.batch_size == 2
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError(LOST), state.EPFail("[ONNXRuntimeError] : 11 : EP_FAIL : the GPU is lost")], ids=repr
+)
+def test_a_gpu_that_is_lost_ends_the_run_and_resume_finishes_it(
+    gpu: Gpu, model: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    wanted = tmp_path / "wanted.csv"
+    infer(images, wanted, model, provider="cuda", batch_size=4)
+    runs: list[int] = []
+
+    def fault(size: int) -> Exception | None:
+        runs.append(size)
+        return error if len(runs) > 4 else None
+
+    gpu.fault = fault
+    output = tmp_path / "submission.csv"
+    with pytest.raises(ProviderError, match=r"cuda failed on a batch of 4: .*: cloudrt doctor") as caught:
+        infer(images, output, model, provider="cuda", batch_size=4)
+    assert "\n" not in str(caught.value) and "onnxruntime_src" not in str(caught.value)
+    assert not output.exists() and output.with_name("submission.csv.journal").exists()
+    assert "--resume continues from there" in caplog.text
+    gpu.fault = lambda images: None
+    assert infer(images, output, model, provider="cuda", batch_size=4, resume=True).images == 20
+    assert output.read_bytes() == wanted.read_bytes()
+
+
+def test_onnxruntime_does_not_fall_back_to_the_cpu_by_itself(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`InferenceSession.run` would open the model again on the CPU after the failure of a provider."""
+    moved: list[object] = []
+    monkeypatch.setattr(SESSION, "set_providers", lambda self, *words: moved.append(words))
+    with open_engine(model, "cpu", 2) as engine:
+
+        class Failing:
+            def is_webgpu_graph_capture_enabled(self) -> bool:
+                return False
+
+            def run(self, *_: object) -> None:
+                raise state.EPFail("[ONNXRuntimeError] : 11 : EP_FAIL : the provider failed")
+
+        monkeypatch.setattr(engine._session, "_sess", Failing())  # type: ignore[attr-defined]
+        with pytest.raises(ProviderError, match="the provider failed"):
+            engine.run(np.zeros((2, 64, 96, 3), np.uint8))
+    assert not moved
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (OUT_OF_MEMORY, "CUDA failure 2: out of memory"),
+        ("[ONNXRuntimeError] : 11 : EP_FAIL : the GPU is lost", "the GPU is lost"),
+        (
+            "/onnxruntime_src/onnxruntime/python/onnxruntime_pybind_state.cc:1010 std::shared_ptr<F> "
+            "python::Create(const O&, std::string&) [ERROR] [TensorRT] The value for the key 'k' should be 'True'",
+            "[ERROR] [TensorRT] The value for the key 'k' should be 'True'",
+        ),
+        ("", "RuntimeError"),
+    ],
+)
+def test_errors_are_brief(text: str, wanted: str) -> None:
+    assert brief(RuntimeError(text)) == wanted
+
+
+@pytest.mark.parametrize("refused", ["cuda_graph", "channels_last", "streams"])
+def test_a_setting_that_is_refused_ends_neither_trial_nor_command(
+    monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    def open_one(self: ProviderTrial, provider: str, precision: str, rung: Rung) -> Any:
+        if getattr(rung, refused) > 1 or getattr(rung, refused) is True:
+            raise ProviderError(f"{refused} is refused")
+        options = EngineOptions(streams=rung.streams)
+        return open_engine(MODEL, "cpu", rung.batch_size, 1, options)
+
+    monkeypatch.setattr(ProviderTrial, "open", open_one)
+    monkeypatch.setattr("cloudrt.engines.trial.SHORTEST", 1e-6)
+    trial = ProviderTrial(MODEL, ARTIFACT, 1)
+    rungs = trial.climb("cuda", "fp32", Ladder(batch_size=2))
+    assert rungs and not any(getattr(rung, refused) > 1 or getattr(rung, refused) is True for rung in rungs)
+
+
+def test_a_provider_that_runs_nothing_says_why(gpu: Gpu, model: Path) -> None:
+    gpu.fault = lambda images: RuntimeError(LOST)
+    with pytest.raises(ProviderError, match="CUDA failure 719") as caught:
+        Segmenter(model, provider="cuda")
+    assert not isinstance(caught.value, MemoryExhausted)
+    with Segmenter(model, provider="auto") as segmenter:
+        assert segmenter.plan.provider != "cuda"
+        assert "CUDA failure 719" in segmenter.plan.passed_over["cuda"]
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = CAPI / "libonnxruntime_providers_cuda.so"
+    if not library.is_file():
+        pytest.skip("this ONNX Runtime was built without CUDA")
+    return build_stubs(tmp_path_factory.mktemp("stubs"), library)
+
+
+def _infer(images: Path, model: Path, output: Path, provider: str) -> str:
+    words = ["cloudrt-infer", str(images), "-m", str(model), "-o", str(output), "--provider", provider]
+    return f"import sys; sys.argv = {words!r}; from cloudrt.cli import infer; infer()"
+
+
+DRIVERS: list[tuple[dict[str, str], str, str]] = [
+    ({}, "cuda", "shows this process no GPU (CUDA_ERROR_NO_DEVICE): look at CUDA_VISIBLE_DEVICES"),
+    ({"STUB_FAULT": "803"}, "cuda", "cannot be used (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH): restart the machine"),
+    ({"STUB_GPUS": "9.0", "STUB_CUDA": "12080"}, "cuda", "serves CUDA 12.8 at most, ONNX Runtime needs CUDA 13"),
+    ({"STUB_GPUS": "9.0"}, "tensorrt-rtx", "NVIDIA Stub, 8 GiB has 9.0: use --provider cuda or tensorrt"),
+    ({"STUB_GPUS": "8.0 7.5"}, "tensorrt-rtx", "needs compute capability 8.6, 8.9, and 12.0 or later"),
+    ({"STUB_GPUS": "8.9", "STUB_CUDA": "12080"}, "tensorrt-rtx", "TensorRT for RTX needs CUDA 13"),
+    ({"STUB_GPUS": "9.0 8.9"}, "tensorrt-rtx", "None"),  # one of them is supported
+]
+
+
+def test_what_the_driver_says_is_one_line(stubs: Path) -> None:
+    pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx")
+    code = f"""
+import os
+from cloudrt.engines.availability import problem
+for variables, provider, _ in {DRIVERS!r}:
+    for name in ("STUB_FAULT", "STUB_GPUS", "STUB_CUDA"):
+        os.environ.pop(name, None)
+    os.environ.update(variables)
+    print(problem(provider))
+"""
+    done = python_with_stubs(stubs, code)
+    assert not done.stderr
+    for line, (_, _, words) in zip(done.stdout.splitlines(), DRIVERS, strict=True):
+        assert words in line
+
+
+def test_a_gpu_that_the_plugin_does_not_support_is_refused(
+    stubs: Path, model: Path, images: Path, tmp_path: Path
+) -> None:
+    done = python_with_stubs(stubs, _infer(images, model, tmp_path / "s.csv", "tensorrt-rtx"), STUB_GPUS="9.0")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "--provider tensorrt-rtx cannot run here: TensorRT for RTX needs compute capability 8.6" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_driver_that_fails_when_cuda_opens_is_one_line(
+    stubs: Path, model: Path, images: Path, tmp_path: Path
+) -> None:
+    """ONNX Runtime's CUDA provider itself, with a GPU that the driver lists and cannot use."""
+    if not all(map(is_present, set(cuda_libraries(cuda_major())) - {"libcurand.so.10"})):
+        pytest.skip("needs the CUDA libraries that torch brings")
+    code = _infer(images, model, tmp_path / "s.csv", "cuda")
+    done = python_with_stubs(stubs, code, STUB_GPUS="8.9", XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "cuda cannot open the model: CUDA failure" in last and last.endswith("the driver and the libraries")
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_two_builds_of_onnxruntime_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "cloudrt.engines.availability.nvidia_driver", lambda: Driver((13, 0), ("NVIDIA H200, 140 GiB",), ((9, 0),))
+    )
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    both = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr("cloudrt.engines.availability.package_versions", lambda *names: both)
+    assert problem("cuda") == (
+        "onnxruntime and onnxruntime-gpu overwrite each other's files: pip uninstall -y onnxruntime onnxruntime-gpu && "
+        "pip install onnxruntime-gpu"
+    )
