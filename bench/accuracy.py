@@ -21,7 +21,8 @@ from cloudrt.engines.choice import hindrance
 from cloudrt.errors import CloudrtError, DataError, RleError
 from cloudrt.images.image import ImageFile
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.inference.run import InferTask, write_submission
+from cloudrt.inference.run import write_submission
+from cloudrt.inference.task import InferTask
 from cloudrt.labels import Labels
 from cloudrt.masks.metric import dice
 from cloudrt.masks.rle import rle_decode, rle_to_submit_grid

@@ -17,7 +17,8 @@ from typing import Any
 
 from cloudrt.images.image import load_image
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.inference.run import InferTask, Progress, write_submission
+from cloudrt.inference.run import Progress, write_submission
+from cloudrt.inference.task import InferTask
 from cloudrt.masks.postprocess import apply_rules
 from cloudrt.system.files import replacing, sha256
 from cloudrt.system.statistics import peak_memory

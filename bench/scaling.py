@@ -10,7 +10,8 @@ from itertools import cycle, islice
 from typing import Any
 
 from cloudrt.images.image import ImageFile
-from cloudrt.inference.run import InferTask, write_submission
+from cloudrt.inference.run import write_submission
+from cloudrt.inference.task import InferTask
 from cloudrt.system.statistics import memory
 
 from .workload import Workload

@@ -17,7 +17,7 @@ from cloudrt.cli.run_options import run_options, take_run_options
 from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
 
 if TYPE_CHECKING:
-    from cloudrt.inference.run import RunSummary
+    from cloudrt.inference.task import RunSummary
 
 PATH = click.Path(path_type=Path)
 
@@ -61,7 +61,8 @@ def infer(
     --resume continues from there, and ends with the same bytes as a run that was never interrupted.
     """
     from cloudrt.inference.outputs import SUFFIXES
-    from cloudrt.inference.run import InferTask, run_task
+    from cloudrt.inference.run import run_task
+    from cloudrt.inference.task import InferTask
 
     refuse_options(given, given["cluster"] is not None)
     if form == "parquet" or (output and output.suffix == ".parquet"):

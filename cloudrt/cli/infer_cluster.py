@@ -16,7 +16,7 @@ from cloudrt.system.terminal import Failure, progress_bar
 if TYPE_CHECKING:
     from cloudrt.cluster.nodes import Share
     from cloudrt.engines.plan import Plan
-    from cloudrt.inference.run import InferTask
+    from cloudrt.inference.task import InferTask
 
 SINGLE_MACHINE = ("report", "stats", "masks", "overlays", "save_probabilities", "devices")
 """Options that do not apply with --cluster."""

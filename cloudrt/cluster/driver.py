@@ -1,11 +1,11 @@
-"""The whole run on a cluster: images listed, shared out as partitions, segmented by Ray Data, merged.
+"""The whole run on a cluster: list the images, divide them into partitions, segment them with Ray Data, and merge.
 
-    inputs --list--> partitions --Ray Data: an actor a GPU or group of cores--> files of rows --merge--> submission
+    inputs --list--> partitions --Ray Data: one actor per GPU or group of cores--> files of rows --merge--> submission
 
-What the answers hang on is settled once: provider, batch shape, threads, streams. One worker measures where that is
-left to it, and every other must come to the same identity; so the submission has the bytes of a single machine's of
-that identity. Ray Data hands each worker its next partition when it is ready for it, replaces workers that die and
-gives their partitions to others.
+Everything that results depend on is decided once: provider, batch shape, threads, streams. One worker measures what is
+left open, and every other worker must have the same identity, so the submission is byte-identical to that of a single
+machine with this identity. Ray Data gives each worker its next partition when it is ready, replaces workers that die
+and runs their partitions again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cloudrt.cluster.checks import check_nodes
 from cloudrt.cluster.isolation import Ledger
 from cloudrt.cluster.listing import list_images
 from cloudrt.cluster.nodes import Share, connected, list_nodes, share_out, unwrapped
-from cloudrt.cluster.partitions import Counted, Image, Partitions, cut, pack
+from cloudrt.cluster.partitions import Counted, ListedImage, Partitions, cut, pack
 from cloudrt.cluster.storage import Place, open_place
 from cloudrt.cluster.watch import watched
 from cloudrt.cluster.worker import Job, Worker
@@ -30,25 +30,37 @@ from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_sizes
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.outputs import FORMATS, write_failures
-from cloudrt.inference.run import InferTask
 from cloudrt.inference.submission import write_run_record
+from cloudrt.inference.task import InferTask
 from cloudrt.model.artifact import default_model, load_model, parse_artifact
 from cloudrt.system.files import locked, sha256
 
 logger = logging.getLogger(__name__)
 
 PARTITION = 1024
-"""Images a partition at most, unless asked otherwise."""
+"""Default maximum number of images per partition."""
 ROUNDS = 4
-"""Partitions a worker at least, where there are images for that: so that none waits long for the last."""
+"""Default minimum number of partitions per worker, to balance load."""
 
 Done = Callable[[Mapping[str, int]], object]
-"""Called with the counts of each partition as it is finished: number, images, failed."""
+"""Called with the counts of each finished partition: number, images, failed."""
 
 
 @dataclass(frozen=True)
 class ClusterRun:
-    """What came of a run: counts, how many images an earlier run had finished, how many workers, how they ran."""
+    """Result of a run on a cluster.
+
+    Parameters
+    ----------
+    images, failed, rows_with_mask
+        Counts of the whole submission.
+    resumed
+        Images that an earlier run had finished.
+    share
+        The workers.
+    plan
+        How they ran.
+    """
 
     images: int
     failed: int
@@ -107,8 +119,8 @@ def infer_on_cluster(
     Raises
     ------
     CloudrtError
-        The cluster, the images, the artifact or the outputs cannot be used; or workers would give other answers. What
-        was finished stays, for `resume`.
+        The cluster, the images, the artifact or the outputs cannot be used, or workers would give different results.
+        Finished partitions are kept for `resume`.
     """
     model = task.model or default_model()
     artifact = parse_artifact(load_model(model), model)
@@ -153,7 +165,7 @@ def infer_on_cluster(
                 job, plan=plan, identity=identity, stores=tuple(stores), out=out, form=options.partition_format
             )
             run_partitions(job, parts, todo, share, done)
-        # Held until all is merged: another run would put its own rows in their place.
+        # The folder stays locked until all is merged: another run would replace the rows.
         counted = Counted(partitions.records(parts, whole), merging(len(images)))
         FORMATS[task.format](task.output, counted.records, artifact.labels)
         write_failures(task.paths.failures, lambda: counted.failures)
@@ -161,13 +173,13 @@ def infer_on_cluster(
     return ClusterRun(len(images), len(counted.failures), counted.rows_with_mask, resumed, share, plan)
 
 
-def run_partitions(job: Job, parts: Sequence[Sequence[Image]], todo: Sequence[int], share: Share, done: Done) -> None:
-    """Run the partitions of numbers `todo` on as many workers as there are, or fewer where there is less to do.
+def run_partitions(job: Job, parts: Sequence[Sequence[ListedImage]], todo: Sequence[int], share: Share, done: Done) -> None:
+    """Run the partitions with the numbers `todo` on all workers, or fewer if there are fewer partitions.
 
     Raises
     ------
     CloudrtError
-        What a worker raises.
+        Raised by a worker.
     """
     if not todo:
         return
@@ -177,7 +189,7 @@ def run_partitions(job: Job, parts: Sequence[Sequence[Image]], todo: Sequence[in
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger)  # killed, it forgets whom to blame
+    ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger)  # a restarted one begins empty
     ledger = ledger.options(scheduling_strategy=here).remote(job.model.read_bytes())
     rows = [{"number": number, "images": pack(parts[number])} for number in todo]
     workers = min(share.workers, len(todo))
@@ -192,7 +204,7 @@ def run_partitions(job: Job, parts: Sequence[Sequence[Image]], todo: Sequence[in
             concurrency=workers,
         )
         try:
-            # With a lead, each partition would be told of when the next one is finished.
+            # With prefetching, a partition would be reported only when the next one is finished.
             for found in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
                 for values in zip(*found.values(), strict=True):
                     done({name: int(value) for name, value in zip(found, values, strict=True)})
@@ -204,7 +216,7 @@ def run_partitions(job: Job, parts: Sequence[Sequence[Image]], todo: Sequence[in
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let Ray Data draw no bars and tell no plans: the caller has a bar of its own."""
+    """Silence Ray's progress bars and plans: the caller shows its own progress."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
@@ -223,7 +235,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _held(out: Place) -> Iterator[None]:
-    """Hold a folder of partitions against other runs; a folder that stays empty goes again."""
+    """Lock a folder of partitions against other runs; remove it if it stays empty."""
     if not out.local:
         yield
         return
@@ -240,7 +252,7 @@ def _held(out: Place) -> Iterator[None]:
 
 
 def _recorded(partitions: Partitions, task: InferTask) -> Identity | None:
-    """Return the identity of the run to resume, if any; refuse early what `Partitions.begin` would."""
+    """Return the identity of the run to resume, if any; fail early where `Partitions.begin` would."""
     names = partitions.place.names()
     if names and not (task.resume or task.overwrite) and any(name.startswith(("part-", "run.")) for name in names):
         raise DataError(f"{partitions.place.uri} holds partitions already: --resume continues them, or --overwrite")
@@ -248,13 +260,13 @@ def _recorded(partitions: Partitions, task: InferTask) -> Identity | None:
 
 
 def _settle(job: Job, share: Share) -> tuple[Plan, Identity]:
-    """Let one worker open the artifact, and return how it runs, and what the answers hang on."""
+    """Open the artifact on one worker; return its plan and its identity."""
     import ray
     from ray.exceptions import RayError
 
     pending = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(_open_once).remote(job)
     if not ray.wait([pending], timeout=30)[0]:
-        logger.info("Waiting for the cluster: a worker needs %d CPUs and %d GPUs that are free", share.cpus, share.gpus)
+        logger.info("Waiting for the cluster: a worker needs %d free CPUs and %d free GPUs", share.cpus, share.gpus)
     try:
         settled: tuple[Plan, Identity] = ray.get(pending)
     except RayError as error:
@@ -274,7 +286,7 @@ def _open_once(job: Job) -> tuple[Plan, Identity]:
 
 
 def _partition_size(options: ClusterOptions, images: int, share: Share, batch: int, recorded: Identity | None) -> int:
-    """Return the images a partition: whole batches, unless asked for otherwise."""
+    """Return the number of images per partition: whole batches, unless given."""
     if options.partition_size:
         return options.partition_size
     if recorded and recorded.partition_size:

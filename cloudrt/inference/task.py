@@ -1,0 +1,177 @@
+"""What a run reads and writes, as one object, and the summary that it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cloudrt.engines.plan import Plan
+from cloudrt.errors import DataError
+from cloudrt.images.image import ImageFile
+from cloudrt.images.inputs import check_keys
+from cloudrt.inference.outputs import FORMATS, SUFFIXES
+from cloudrt.inference.submission import RunPaths
+from cloudrt.model.artifact import default_model
+from cloudrt.options import RunOptions, RunSettings
+from cloudrt.system.paths import check_outputs
+from cloudrt.system.suggest import check_name
+
+
+@dataclass(frozen=True)
+class InferTask:
+    """What a run reads, how it runs and what it writes.
+
+    Parameters
+    ----------
+    inputs
+        Folders, images, patterns and lists; see `cloudrt.images.inputs.list_inputs`.
+    output
+        The submission; its suffix decides the format unless `format` is given. See `RunPaths` for the files beside it.
+    model
+        Path of the artifact; None takes ./model.onnx, else the model that ships.
+    run
+        How to run it.
+    sample
+        A sample_submission.csv: its images alone, in its order.
+    format
+        "csv", "parquet" or "coco"; "" follows the suffix.
+    resume, overwrite
+        Continue a run that was cut short; replace outputs that exist.
+    report, report_images
+        Whether to write an HTML report, and how many images it shows.
+    stats, masks, overlays, save_probabilities
+        Where to write statistics (JSON), masks (a folder of PNG), overlays (a folder of JPEG) and probabilities (.npz).
+
+    Raises
+    ------
+    DataError
+        Options that contradict each other.
+    """
+
+    inputs: tuple[str | Path, ...]
+    output: Path = Path("submission.csv")
+    model: Path | None = None
+    run: RunOptions = field(default_factory=RunOptions)
+    sample: Path | None = None
+    format: str = ""
+    resume: bool = False
+    overwrite: bool = False
+    report: bool = False
+    report_images: int = 24
+    stats: Path | None = None
+    masks: Path | None = None
+    overlays: Path | None = None
+    save_probabilities: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.format:
+            check_name("format", self.format, tuple(FORMATS))
+        by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}.get(self.output.suffix.lower())
+        if by_suffix is None or (self.format and self.format != by_suffix):
+            known = ", ".join(f"{suffix} ({name})" for name, suffix in SUFFIXES.items())
+            asked = f" and --format {self.format}" if self.format else ""
+            raise DataError(f"--output {self.output}{asked}: the suffix decides the format: {known}")
+        object.__setattr__(self, "format", by_suffix)
+        if self.resume and self.overwrite:
+            raise DataError("--resume continues a run, --overwrite starts over: give one of them")
+        if self.resume and self.save_probabilities:
+            raise DataError("--save-probabilities stores those of a whole run: it cannot be combined with --resume")
+        if self.save_probabilities and self.save_probabilities.suffix != ".npz":
+            raise DataError(f"--save-probabilities {self.save_probabilities}: the file name ends in .npz")
+
+    @property
+    def paths(self) -> RunPaths:
+        """The output and the files beside it."""
+        return RunPaths(self.output)
+
+    def check(self, files: Sequence[ImageFile], *, begun: bool) -> None:
+        """Refuse, before anything slow, outputs that would destroy something or cannot be written.
+
+        Parameters
+        ----------
+        files
+            The images.
+        begun
+            Whether there is an unfinished run, whose files `resume` replaces.
+
+        Raises
+        ------
+        DataError
+            See `check_outputs`; or a run that was cut short and is neither resumed nor overwritten.
+        """
+        paths = self.paths
+        if paths.journal.is_file() and not (self.resume or self.overwrite):
+            raise DataError(f"{paths.journal} belongs to a run that was cut short: --resume it, or --overwrite")
+        named = {
+            "--output": self.output,
+            "the list of failures": paths.failures,
+            "the report": paths.report if self.report else None,
+            "the record of the run": paths.record,
+        }
+        written = {"--stats": self.stats, "--save-probabilities": self.save_probabilities}
+        reads: dict[str, Path | None] = {"--model": self.model or default_model(), "--sample": self.sample}
+        reads |= {f"input {one}": Path(one) for one in self.inputs if "://" not in str(one)}
+        folders = {"--masks": self.masks, "--overlays": self.overlays}
+        images = [file.path for file in files]
+        check_outputs(
+            named | written | {"the journal": paths.journal}, reads, folders=folders, images=images, overwrite=True
+        )
+        check_outputs(written, overwrite=self.overwrite)
+        check_outputs(named, folders=folders, overwrite=self.overwrite or (self.resume and begun))
+        if self.masks or self.overlays:
+            check_keys(files)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did.
+
+    Parameters
+    ----------
+    output
+        The submission.
+    images, failed, rows_with_mask
+        Counts, those of an earlier run that was resumed included.
+    resumed
+        Images that an earlier run had finished.
+    seconds
+        Duration of this run, without opening the model.
+    plan
+        How it ran.
+    failures, report
+        Paths of the files that were written; None where there is none.
+    already_finished
+        Whether the output was complete, and nothing was touched.
+    """
+
+    output: Path
+    images: int
+    failed: int
+    rows_with_mask: int
+    resumed: int
+    seconds: float
+    plan: Plan
+    failures: Path | None = None
+    report: Path | None = None
+    already_finished: bool = False
+
+    @property
+    def images_per_second(self) -> float:
+        """Rate of this run."""
+        return (self.images - self.resumed) / self.seconds if self.seconds > 0 else 0.0
+
+
+class InferSettings(RunSettings, total=False):
+    """Keyword arguments of `infer`: the fields of `RunOptions` and of `InferTask`."""
+
+    sample: Path | None
+    format: str
+    resume: bool
+    overwrite: bool
+    report: bool
+    report_images: int
+    stats: Path | None
+    masks: Path | None
+    overlays: Path | None
+    save_probabilities: Path | None
