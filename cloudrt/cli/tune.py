@@ -167,7 +167,7 @@ def _open(source: Path, model: Path | None, run: RunOptions, stack: ExitStack) -
 
 
 def _write(tuned: Tuned, artifact: Artifact | None, model: Path, target: Path, data: Path) -> None:
-    from cloudrt.reports.tune_page import plot_surfaces, write_page
+    from cloudrt.reports.tune_page import plot_surfaces, write_tune_page
     from cloudrt.search.tune import write_tuned
     from cloudrt.system.files import replacing
 
@@ -188,7 +188,7 @@ def _write(tuned: Tuned, artifact: Artifact | None, model: Path, target: Path, d
             partial.write_text(json.dumps(rules, indent=2) + "\n", encoding="utf-8")
     with replacing(target.with_suffix(".png")) as partial:
         partial.write_bytes(plot)
-    write_page(tuned, plot, facts, target.with_suffix(".html"))
+    write_tune_page(tuned, plot, facts, target.with_suffix(".html"))
 
 
 def _mean(values: list[float]) -> float:

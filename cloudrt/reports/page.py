@@ -1,6 +1,6 @@
-"""What the HTML pages of cloudrt share: one style, the classes' colours, images with their masks outlined.
+"""Parts shared by all HTML pages: rendering of templates, class colours, images with outlined masks.
 
-Every page is one file that asks the network for nothing.
+Each page is a single file without external resources.
 """
 
 from __future__ import annotations
@@ -16,24 +16,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import ImageError
-from cloudrt.images.image import MAX_PIXELS, load_image
+from cloudrt.images.headers import MAX_PIXELS
+from cloudrt.images.image import load_image
 from cloudrt.labels import Grid, Labels, class_colours
 from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import replacing
 from cloudrt.system.versions import VERSION
 
-# Pixels of the longer side of an image on the page, for so many images at most: all of them are in one file.
+# Number of images on a page, pixels of their longer side: fewer pixels for more images, because all are in one file.
 _SIDES = ((100, 700), (1_000, 400))
 _SMALLEST_SIDE = 256
 _JPEG_QUALITY = 82
 
-# Outlines differ in more than colour.
+# Dash patterns, so that outlines differ in more than colour.
 DASHES = ("none", "9 4", "2.5 3.5", "10 3 2.5 3")
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A mask on an image: its class by number, its share of the grid, the SVG path around it, where its name goes."""
+    """The outline of a mask.
+
+    Parameters
+    ----------
+    index
+        Number of the class.
+    share
+        Fraction of the grid.
+    path
+        SVG path.
+    label
+        Position of the class name, (x, y).
+    """
 
     index: int
     share: float
@@ -43,7 +56,19 @@ class Outline:
 
 @dataclass(frozen=True)
 class Card:
-    """An image of the sample, ready to be rendered; `picture` is a data URI, or None with a note that says why."""
+    """An image with outlines, ready for the template.
+
+    Parameters
+    ----------
+    key
+        Caption.
+    picture
+        Data URI, or None.
+    note
+        Why there is no picture.
+    outlines
+        Masks of the image.
+    """
 
     key: str
     picture: str | None
@@ -52,9 +77,9 @@ class Card:
 
 
 def write_page(path: Path, template: str, labels: Labels, **values: Any) -> None:
-    """Render a template of `cloudrt/templates` to `path`, whole or not at all.
+    """Render a template of `cloudrt/reports/templates` to `path` atomically.
 
-    Besides `values` it gets what the gallery and the style need: the classes with their colours, and the grid.
+    Besides `values`, the template gets the classes with their colours, and the grid.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -77,7 +102,7 @@ def write_page(path: Path, template: str, labels: Labels, **values: Any) -> None
         version=VERSION,
         **values,
     )
-    # File names may hold bytes that are no text; they arrive as lone surrogates, which UTF-8 cannot write.
+    # File names may contain bytes that are not UTF-8; they are lone surrogates, which cannot be encoded.
     with replacing(path) as partial, partial.open("w", encoding="utf-8", errors="replace") as file:
         file.writelines(chunks)
 
@@ -90,24 +115,24 @@ def make_card(
     max_pixels: int = MAX_PIXELS,
     side: int = _SIDES[0][1],
 ) -> Card:
-    """Read an image again and outline its masks.
+    """Read an image and trace the outlines of its masks.
 
     Parameters
     ----------
     labels
         Classes and grids.
     key
-        Shown below the image.
+        Caption of the image.
     path
-        None where the image is not a file.
+        The image; None if it is not a file.
     rle
-        Class name -> RLE text on the submission grid; empty where there is none.
+        Class name -> RLE text on the submission grid.
     max_pixels
-        Larger images are not read.
+        Larger images are not decoded.
     side
-        Pixels of the picture's longer side.
+        Pixels of the longer side of the picture.
     """
-    picture, note = None, "Not a file: the outlines alone."
+    picture, note = None, "Not a file: only the outlines are shown."
     if path is not None:
         try:
             picture = embed(load_image(path, display_size(labels.submit_grid, side), max_pixels))
@@ -123,14 +148,14 @@ def make_card(
 
 
 def trace(index: int, mask: NDArray[np.uint8]) -> Outline:
-    """Return the outline of a mask that is not empty, in pixels of its grid.
+    """Return the outline of a mask, in pixels of its grid.
 
     Parameters
     ----------
     index
-        Of its class.
+        Number of its class.
     mask
-        (H, W) uint8, 0 or 1.
+        (H, W) uint8, 0 or 1; not empty.
     """
     contours, _ = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     tolerance = max(mask.shape) / 1000
@@ -138,7 +163,7 @@ def trace(index: int, mask: NDArray[np.uint8]) -> Outline:
     for contour in contours:
         corners = cv2.approxPolyDP(contour, tolerance, True).reshape(-1, 2)
         parts.append("M" + "L".join(f"{x} {y}" for x, y in corners.tolist()) + "Z")
-    # The name goes to the middle of the largest part, where there is the most room within it.
+    # The class name is placed at the point of the largest part that is farthest from its edge.
     largest = max(contours, key=cv2.contourArea)
     left, top, width, height = cv2.boundingRect(largest)
     inside = np.zeros((height + 2, width + 2), np.uint8)
@@ -148,24 +173,24 @@ def trace(index: int, mask: NDArray[np.uint8]) -> Outline:
 
 
 def picture_side(count: int) -> int:
-    """Return the pixels of an image's longer side on a page of `count` images: fewer where there are many."""
+    """Return the number of pixels of the longer side of each picture on a page of `count` images."""
     return next((side for most, side in _SIDES if count <= most), _SMALLEST_SIDE)
 
 
 def display_size(grid: Grid, side: int) -> Grid:
-    """Return height and width at which an image is shown: the grid's shape, its longer side of `side` pixels."""
+    """Return height and width of a picture with the shape of the grid and `side` pixels on its longer side."""
     scale = side / max(grid)
     return max(1, round(grid[0] * scale)), max(1, round(grid[1] * scale))
 
 
 def percent(share: float) -> str:
-    """Return a share of 1 as a percentage that never rounds something to nothing: "12.3%", "<0.1%", "0%"."""
+    """Return a fraction as a percentage, never rounding to zero: "12.3%", "<0.1%", "0%"."""
     if 0 < share < 0.001:
         return "<0.1%"
     return f"{100 * share:.1f}%" if share else "0%"
 
 
 def embed(image: NDArray[np.uint8]) -> str:
-    """Return an RGB image as a data URI."""
+    """Return an (H, W, 3) uint8 RGB image as the data URI of a JPEG."""
     _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return "data:image/jpeg;base64," + b64encode(data.tobytes()).decode("ascii")

@@ -1,8 +1,8 @@
-"""One HTML page about a submission: totals, a sample of images with their classes outlined, and what failed.
+"""The HTML page about a submission: totals, a sample of images with outlined masks, and failures.
 
-`Report.add` takes every image in turn and keeps sums, a random sample of the images' keys and RLE texts, and the first
-failures, so that a million images need no more memory than a thousand. `Report.write` decodes the sample again, traces
-the outlines of its masks, and renders `templates/report.html`. The page is one file: it asks the network for nothing.
+`Report.add` is called for each image and keeps sums, a random sample of keys and RLE texts, and the first failures:
+memory does not grow with the number of images. `Report.write` decodes the images of the sample again, traces the
+outlines of their masks, and renders `templates/report.html`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cloudrt.images.image import MAX_PIXELS
+from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.labels import Labels
 from cloudrt.reports.page import make_card, picture_side, write_page
 
@@ -24,7 +24,17 @@ _SEED = 0
 
 @dataclass
 class ClassTotals:
-    """Sums of one class over the images; areas in pixels of the submission grid."""
+    """Totals of a class.
+
+    Parameters
+    ----------
+    images
+        Number of images with the class.
+    area
+        Pixels of the submission grid.
+    histogram
+        Number of images by the fraction of the grid that is covered.
+    """
 
     images: int = 0
     area: int = 0
@@ -40,16 +50,16 @@ class _Sampled:
 
 
 class Report:
-    """Collects what a page shows.
+    """Collects the content of a page.
 
     Parameters
     ----------
     labels
         Classes and grids.
     shown
-        Images in the sample.
+        Number of images in the sample.
     max_pixels
-        Larger images are not read again; to be the limit that they were predicted under.
+        Larger images are not decoded again; the limit of the prediction.
     """
 
     def __init__(self, labels: Labels, shown: int = 24, max_pixels: int = MAX_PIXELS) -> None:
@@ -65,18 +75,18 @@ class Report:
         self._random = random.Random(_SEED)
 
     def add(self, key: str, path: Path | None, rle: dict[str, str] | None, error: str | None) -> None:
-        """Count one image; call it once for each, in order.
+        """Count one image; images are added in order.
 
         Parameters
         ----------
         key
-            Of the image's rows.
+            Key of its rows.
         path
-            Where the image lies, to be read again by `write`; None where it is not a file.
+            Where `write` reads the image again; None if it is not a file.
         rle
-            Class name -> RLE text on the submission grid; a class that is left out is empty.
+            Class name -> RLE text on the submission grid; a missing class is empty.
         error
-            Why the image failed, or None.
+            Reason of the failure, or None.
         """
         self.images += 1
         if error is not None:
@@ -86,14 +96,14 @@ class Report:
             return
         texts = {name: (rle or {}).get(name, "") for name in self.labels.classes}
         self._count(texts)
-        # Algorithm R (Vitter, 1985, ACM TOMS 11, page 37): each sound image ends up in the sample with equal chance.
+        # Reservoir sampling, algorithm R (Vitter, 1985, ACM TOMS 11, page 37): all valid images are equally likely.
         sound = self.images - self.failed
         place = len(self._sample) if sound <= self.shown else self._random.randrange(sound)
         if place < self.shown:
             self._sample[place : place + 1] = [_Sampled(sound, key, path, texts)]
 
     def write(self, path: Path, facts: dict[str, str]) -> None:
-        """Render the page to `path`, whole or not at all.
+        """Write the page atomically.
 
         Parameters
         ----------
@@ -120,7 +130,7 @@ class Report:
 
     @property
     def rows_with_mask(self) -> int:
-        """Rows of the submission that are not empty."""
+        """Number of rows of the submission that are not empty."""
         return sum(totals.images for totals in self.totals.values())
 
     def _count(self, texts: dict[str, str]) -> None:

@@ -1,6 +1,6 @@
-"""What `cloudrt tune` found, to look at: the Dice surface of each class as a plot, and an HTML page around it.
+"""The plot of the Dice surfaces and the HTML page of `cloudrt tune`.
 
-matplotlib is imported when a plot is drawn, and not before. The page is one file: it asks the network for nothing.
+matplotlib is imported only when a plot is drawn.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 
 from cloudrt.masks.postprocess import Rule
-from cloudrt.reports.page import write_page as render
+from cloudrt.reports.page import write_page
 from cloudrt.search.choose import RuleChoice
 from cloudrt.search.tables import DiceTables
 from cloudrt.search.tune import Tuned
 
 
 def plot_surfaces(tuned: Tuned) -> bytes:
-    """Return a PNG with the mean Dice of every threshold and min area, a panel a class.
+    """Return a PNG with the mean Dice of every threshold and min area, one panel per class.
 
-    The colours span the best tenth of a Dice below the top, so that the plateau can be told from its slopes; what is
-    lower has the darkest colour.
+    The colours span the range of 0.1 below the maximum; lower values have the darkest colour.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -67,11 +66,11 @@ def _draw_panel(panel: Any, figure: Any, tuned: Tuned, index: int) -> None:
     shown = rows[:: max(1, math.ceil(len(rows) / 14))]
     panel.set_yticks(shown, [f"{areas[tick]:,}" for tick in shown])
     marks = [
-        (choice.fold_rules, "o", "white", "a fold's choice", 5),
-        ((choice.spike,), "^", "#ff7a45", "highest point", 8),
+        (choice.fold_rules, "o", "white", "folds", 5),
+        ((choice.spike,), "^", "#ff7a45", "maximum", 8),
     ]
     if tuned.before:
-        marks.append(((tuned.before[index][0],), "s", "#56b4e9", "until now", 7))
+        marks.append(((tuned.before[index][0],), "s", "#56b4e9", "before", 7))
     marks.append(((choice.rule,), "*", "#ff3b6b", "chosen", 14))
     for rules, marker, colour, name, size in marks:
         x, y = zip(*(_place(tables, rule) for rule in rules), strict=True)
@@ -85,7 +84,7 @@ def _place(tables: DiceTables, rule: Rule) -> tuple[int, int]:
 
 
 def words(rule: Rule) -> str:
-    """Return a rule in words: "> 128, area > 9,000, empty unless 200 pixels > 200"."""
+    """Describe a rule: "> 128, area > 9,000, empty unless 200 pixels > 200"."""
     parts = [f"> {rule.threshold}", f"area > {rule.min_area:,}"]
     if rule.gate_pixels:
         parts.append(f"empty unless {rule.gate_pixels:,} pixels > {rule.gate_threshold}")
@@ -95,7 +94,7 @@ def words(rule: Rule) -> str:
 
 
 def span(choice: RuleChoice) -> str:
-    """Return what the folds chose, from the least to the most: "118–131, 9,000–11,000"."""
+    """Return the ranges of the thresholds and min areas that the folds chose: "118–131, 9,000–11,000"."""
     parts = []
     for values in ([r.threshold for r in choice.fold_rules], [r.min_area for r in choice.fold_rules]):
         low, high = min(values), max(values)
@@ -103,9 +102,21 @@ def span(choice: RuleChoice) -> str:
     return ", ".join(parts)
 
 
-def write_page(tuned: Tuned, plot: bytes, facts: Mapping[str, str], path: Path) -> None:
-    """Write the HTML page to `path`, whole or not at all; `facts` are shown at its top."""
-    render(
+def write_tune_page(tuned: Tuned, plot: bytes, facts: Mapping[str, str], path: Path) -> None:
+    """Write the HTML page atomically.
+
+    Parameters
+    ----------
+    tuned
+        The result of tuning.
+    plot
+        From `plot_surfaces`.
+    facts
+        Names and values for the top of the page.
+    path
+        The HTML file.
+    """
+    write_page(
         path,
         "tune.html",
         tuned.labels,
@@ -119,5 +130,5 @@ def write_page(tuned: Tuned, plot: bytes, facts: Mapping[str, str], path: Path) 
 
 
 def dice(value: float) -> str:
-    """Return a Dice with four decimals, a dash where there is none."""
+    """Return a Dice with four decimals; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.4f}"
