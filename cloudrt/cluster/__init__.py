@@ -1,13 +1,16 @@
-"""Inference on a cluster: the single machine's functions, run by Ray Data where the images are many.
+"""Inference on a Ray cluster, with the same functions as on a single machine.
 
-    storage.py     local folders, S3-compatible stores and whatever else pyarrow opens: list, read, write whole
+    storage.py     local folders, S3-compatible stores and other file systems of pyarrow: list, read, write
     listing.py     which images, in which order
-    nodes.py       the cluster: connect, how many workers of how many cores; checks.py: what its machines must have
-    worker.py      one actor a GPU or group of cores: a partition in, a file of rows out; care.py: images that do harm
-    partitions.py  the files of rows: what is finished, and the submission that they are merged to
-    run.py         the whole: list -> partitions -> Ray Data -> files of rows -> submission
+    nodes.py       connect, and divide the cluster into workers
+    checks.py      what every machine must have
+    worker.py      one actor per GPU or group of cores: a partition in, a file of rows out
+    isolation.py   isolate images that crash workers
+    partitions.py  the files of rows, and merging them into the submission
+    watch.py       notice that the cluster is lost
+    driver.py      the whole run: list -> partitions -> Ray Data -> files of rows -> submission
 
-Ray and pyarrow are imported where they are used, because nothing else of cloudrt needs them.
+Ray and pyarrow are only imported where they are used; the rest of cloudrt does not need them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What every machine of a cluster is asked before any work, so that a run fails at its beginning, by name.
+"""Check every machine of a cluster before any work, so that a run fails at its start and names the machine.
 
-Whether it has cloudrt and the libraries that the answers hang on in the driver's versions, sees the same folders, may
-read the stores, can keep the artifact; and what its processor or GPU is.
+Each machine must have cloudrt and the libraries that results depend on, in the driver's versions; see the same folders;
+have read access to the stores; and be able to store the artifact. All must have the same CPU or GPU model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PACKAGES = (
     "numba",
     "pyarrow",
 )
-"""What answers and files hang on."""
+"""Distributions that results and files depend on."""
 
 
 def check_nodes(
@@ -40,17 +40,20 @@ def check_nodes(
     keep: Callable[[bytes], object],
     model: bytes,
 ) -> None:
-    """Refuse a cluster whose machines would give other answers, or do not see what they should; leave the artifact
-    on each.
+    """Refuse a cluster whose machines would give different results or lack files; store the artifact on each.
 
     Parameters
     ----------
+    nodes, share
+        The machines, and the division into workers.
     folders
-        Local paths that all must see.
+        Local paths that all machines must see.
     firsts
-        A path in each store, that all must be able to read: what the driver may read, a worker may not.
+        One path in each store that all machines must be able to read.
     keep
-        Keeps the artifact, whose bytes are `model`, on the machine that it is called on.
+        Stores the artifact on the machine that it is called on.
+    model
+        Bytes of the artifact.
 
     Raises
     ------
@@ -61,7 +64,7 @@ def check_nodes(
     working = [node for node in nodes if (node.gpus if share.gpus else node.cpus)]
     packed = pickle.dumps((list(folders), bool(share.gpus), list(firsts), keep, model))
     kinds: dict[str, list[str]] = defaultdict(list)
-    # By value: a machine without cloudrt could not load it by name.
+    # The function is sent by value: a machine without cloudrt could not import it.
     for node, (theirs, found) in zip(working, ask(working, _make_inspection(), PACKAGES, ours, packed), strict=True):
         if found is None:
             _refuse_versions(node, ours, theirs)
@@ -72,7 +75,7 @@ def check_nodes(
         kinds[kind].append(node.address)
     if len(kinds) > 1:
         named = "; ".join(f"{kind} ({', '.join(addresses[:3])})" for kind, addresses in sorted(kinds.items()))
-        raise ClusterError(f"machines of several kinds give answers that differ: {named}; give each kind a cluster")
+        raise ClusterError(f"machines of different kinds give different results: {named}; use a cluster of one kind")
 
 
 def _refuse_versions(node: Node, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
@@ -85,12 +88,12 @@ def _refuse_versions(node: Node, ours: Mapping[str, str], theirs: Mapping[str, s
         for name in PACKAGES
         if ours.get(name) != theirs.get(name)
     ]
-    raise ClusterError(f"machine {node.address}: {'; '.join(differences)}; install the same versions on all")
+    raise ClusterError(f"machine {node.address}: {'; '.join(differences)}; install the same versions on all machines")
 
 
 def _make_inspection() -> Callable[[Sequence[str], Mapping[str, str], bytes], Any]:
     def inspect(names: Sequence[str], expected: Mapping[str, str], packed: bytes) -> Any:
-        """Return the versions here, and, where they are those expected, what `look` finds."""
+        """Return the versions here and, if they are as expected, the result of `look`."""
         import pickle
 
         try:
@@ -114,7 +117,7 @@ def look(
     keep: Callable[[bytes], object],
     model: bytes,
 ) -> tuple[str, str]:
-    """Return what is wrong with this machine, or nothing, and what the answers are computed on; see `check_nodes`."""
+    """Return what is wrong with this machine (or ""), and its CPU or GPU model; see `check_nodes`."""
     machine = describe_machine()
     kind = ", ".join(sorted(set(machine.gpus))) if gpu else machine.cpu
     missing = next((folder for folder in folders if not os.path.lexists(folder)), None)

@@ -25,7 +25,7 @@ from cloudrt.cluster.storage import Place, open_place
 from cloudrt.cluster.watch import watched
 from cloudrt.cluster.worker import Job, Worker
 from cloudrt.engines.plan import Plan
-from cloudrt.errors import ArtifactError, DataError
+from cloudrt.errors import ArtifactError
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_sizes
 from cloudrt.inference.identity import Identity
@@ -173,7 +173,9 @@ def infer_on_cluster(
     return ClusterRun(len(images), len(counted.failures), counted.rows_with_mask, resumed, share, plan)
 
 
-def run_partitions(job: Job, parts: Sequence[Sequence[ListedImage]], todo: Sequence[int], share: Share, done: Done) -> None:
+def run_partitions(
+    job: Job, parts: Sequence[Sequence[ListedImage]], todo: Sequence[int], share: Share, done: Done
+) -> None:
     """Run the partitions with the numbers `todo` on all workers, or fewer if there are fewer partitions.
 
     Raises
@@ -253,9 +255,7 @@ def _held(out: Place) -> Iterator[None]:
 
 def _recorded(partitions: Partitions, task: InferTask) -> Identity | None:
     """Return the identity of the run to resume, if any; fail early where `Partitions.begin` would."""
-    names = partitions.place.names()
-    if names and not (task.resume or task.overwrite) and any(name.startswith(("part-", "run.")) for name in names):
-        raise DataError(f"{partitions.place.uri} holds partitions already: --resume continues them, or --overwrite")
+    partitions.check(resume=task.resume, overwrite=task.overwrite)
     return partitions.recorded() if task.resume else None
 
 

@@ -1,9 +1,9 @@
-"""Images that do harm: found without losing the others of their partition.
+"""Isolate images that crash workers, so that the other images of their partition are not lost.
 
-An image that makes decoding or segmenting raise, or ends the whole process, fails alone. The `Ledger`, an actor that
-outlives the workers, knows what each was at when it died; the next one goes more carefully:
+An image that makes decoding or segmenting raise an error, or that crashes the process, fails alone. The `Ledger`, an
+actor that outlives the workers, records what each worker was running when it died, and the next worker narrows it down:
 
-    whole partition --died--> batch after batch --died--> the images of that batch alone --died--> that image failed
+    whole partition --died--> batch by batch --died--> the images of that batch one by one --died--> that image failed
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from cloudrt.cluster.partitions import Image
+from cloudrt.cluster.partitions import ListedImage
 from cloudrt.cluster.storage import StorageError
 from cloudrt.errors import CloudrtError
 from cloudrt.images.decoding import Input
@@ -40,15 +40,15 @@ FAULTS = (
     OSError,
     AssertionError,
 )
-"""What decoding, engine and post-processing may raise of an image."""
+"""Errors that decoding, engine and post-processing can raise for an image."""
 
 
 class Predictor(Protocol):
-    """What a worker needs of a `Segmenter`."""
+    """The part of `Segmenter` that a worker uses."""
 
     @property
     def batch_size(self) -> int:
-        """Images a batch."""
+        """Images per batch."""
         ...
 
     @property
@@ -61,105 +61,115 @@ class Predictor(Protocol):
         ...
 
     def identity(self) -> Identity:
-        """What the answers hang on."""
+        """Everything that results depend on."""
         ...
 
 
 @dataclass(frozen=True)
-class Care:
-    """How carefully a partition is to be gone through.
+class PartitionState:
+    """What is known of a partition, and how to run it.
 
     Parameters
     ----------
-    careful
-        Batch after batch, with a note before each.
-    alone
-        Positions to be run one after another.
-    blamed
-        Positions of images that ended a worker.
+    by_batch
+        Whether to run batch by batch, and to record each batch before it runs, because a worker died on the partition.
+    one_by_one
+        Positions of images to run one by one, because a worker died on their batch.
+    crashed
+        Positions of images that crashed a worker.
     done
-        What came of the partition, where it is finished already.
+        Counts of the partition if it is finished.
     """
 
-    careful: bool = False
-    alone: frozenset[int] = frozenset()
-    blamed: frozenset[int] = frozenset()
+    by_batch: bool = False
+    one_by_one: frozenset[int] = frozenset()
+    crashed: frozenset[int] = frozenset()
     done: Mapping[str, Any] | None = None
 
 
 class Ledger:
-    """What each worker is at, kept where it outlives them; one for a run.
+    """Records what each worker is running; one actor per run, which outlives the workers.
 
     Parameters
     ----------
     model
-        The artifact's bytes, for machines that join the cluster late.
+        Bytes of the artifact, for machines that join the cluster late.
     """
 
     def __init__(self, model: bytes = b"") -> None:
         self._model = model
-        self._care: dict[int, Care] = {}
-        self._at: dict[int, frozenset[int]] = {}
+        self._states: dict[int, PartitionState] = {}
+        self._running: dict[int, frozenset[int]] = {}
 
     def model(self) -> bytes:
         """Return the artifact."""
         return self._model
 
-    def begin(self, partition: int) -> Care:
-        """A worker takes up a partition; one that was begun and not finished has ended its worker."""
-        care = self._care.get(partition)
-        if care is None:
-            care = Care()
-        elif care.done is None:
-            at = self._at.pop(partition, frozenset())
-            blame = care.blamed | at if len(at) == 1 else care.blamed
-            care = Care(True, care.alone | (at if len(at) > 1 else frozenset()), blame)
-        self._care[partition] = care
-        return care
+    def begin(self, partition: int) -> PartitionState:
+        """Record that a worker starts a partition. If it was started before and not finished, its worker died."""
+        state = self._states.get(partition)
+        if state is None:
+            state = PartitionState()
+        elif state.done is None:
+            running = self._running.pop(partition, frozenset())
+            one = len(running) == 1
+            state = PartitionState(
+                by_batch=True,
+                one_by_one=state.one_by_one if one else state.one_by_one | running,
+                crashed=state.crashed | running if one else state.crashed,
+            )
+        self._states[partition] = state
+        return state
 
     def note(self, partition: int, positions: Sequence[int]) -> None:
-        """A worker turns to these images."""
-        self._at[partition] = frozenset(positions)
+        """Record that a worker starts these images."""
+        self._running[partition] = frozenset(positions)
 
     def finish(self, partition: int, done: Mapping[str, Any]) -> None:
-        """A partition is written."""
-        self._care[partition] = Care(done=done)
-        self._at.pop(partition, None)
+        """Record that a partition is written."""
+        self._states[partition] = PartitionState(done=done)
+        self._running.pop(partition, None)
 
 
 def segment(
     predictor: Predictor,
-    images: Sequence[Image],
+    images: Sequence[ListedImage],
     inputs: Sequence[Input],
-    care: Care,
+    state: PartitionState,
     note: Callable[[Sequence[int]], object],
 ) -> list[Record]:
-    """Return the rows of images; one that raises, or that is blamed, fails alone.
+    """Return the rows of a partition; an image that raises or that crashed a worker fails alone.
 
     Parameters
     ----------
+    predictor
+        Segments the images.
+    images, inputs
+        The images, and the same as inputs of the predictor.
+    state
+        How to run the partition.
     note
-        Called with the positions of the images that are run next, where care is asked for.
+        Called with the positions of the images that run next, unless the whole partition runs at once.
 
     Raises
     ------
     StorageError
         The store does not answer.
     CloudrtError
-        The engine itself does not work any more.
+        The engine has stopped working.
     """
-    if not care.careful:
+    if not state.by_batch:
         try:
             return _records(images, predictor.predict(inputs))
         except StorageError:
             raise
         except FAULTS as error:
-            logger.warning("a partition is run again, batch after batch: %s", error)
+            logger.warning("running a partition again, batch by batch: %s", error)
     done: dict[int, Record] = {}
     for begin in range(0, len(images), predictor.batch_size):
         group = range(begin, min(begin + predictor.batch_size, len(images)))
-        sound = [position for position in group if position not in care.blamed]
-        if not care.alone.intersection(sound):
+        sound = [position for position in group if position not in state.crashed]
+        if not state.one_by_one.intersection(sound):
             try:
                 note(sound)
                 found = _records([images[i] for i in sound], predictor.predict([inputs[i] for i in sound]))
@@ -168,28 +178,28 @@ def segment(
             except StorageError:
                 raise
             except FAULTS as error:
-                logger.warning("a batch is run again, image after image: %s", error)
+                logger.warning("running a batch again, one image at a time: %s", error)
         for position in sound:
             note([position])
             done[position] = _alone(predictor, images[position], inputs[position])
     empty = ("",) * len(predictor.labels.classes)
-    ended = "ends the process that decodes or segments it"
+    ended = "crashes the process that decodes or segments it"
     return [done.get(i) or Record(image.key, empty, ended, 0) for i, image in enumerate(images)]
 
 
-def _alone(predictor: Predictor, image: Image, source: Input) -> Record:
+def _alone(predictor: Predictor, image: ListedImage, source: Input) -> Record:
     try:
         return _records([image], predictor.predict([source]))[0]
     except StorageError:
         raise
     except FAULTS as error:
         black = np.zeros((*predictor.labels.submit_grid, 3), np.uint8)
-        list(predictor.predict([black]))  # raises where it is not the image that is at fault
+        list(predictor.predict([black]))  # raises if the engine is at fault, not the image
         reason = (str(error).splitlines() or [""])[0]
         return Record(image.key, ("",) * len(predictor.labels.classes), f"cannot be segmented: {reason}", 0)
 
 
-def _records(images: Sequence[Image], results: Iterable[Result]) -> list[Record]:
+def _records(images: Sequence[ListedImage], results: Iterable[Result]) -> list[Record]:
     return [
         Record(image.key, tuple(result.rle.values()), result.error, 0)
         for image, result in zip(images, results, strict=True)

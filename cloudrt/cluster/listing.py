@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloudrt.cluster.partitions import Image
+from cloudrt.cluster.partitions import ListedImage
 from cloudrt.cluster.storage import Place, is_uri, open_place
 from cloudrt.images.inputs import join, list_inputs, read_sample
 from cloudrt.labels import Labels
@@ -13,8 +13,8 @@ from cloudrt.labels import Labels
 
 def list_images(
     inputs: Sequence[str], sample: Path | None, endpoint: str | None, labels: Labels
-) -> tuple[list[Image], list[Place], list[str]]:
-    """Return the images, the stores that they lie in, and the local folders that every machine must see.
+) -> tuple[list[ListedImage], list[Place], list[str]]:
+    """Return the images, the stores that hold them, and the local folders that every machine must see.
 
     Raises
     ------
@@ -23,27 +23,26 @@ def list_images(
     """
     stores: list[Place] = []
     local = [str(Path(one).absolute()) for one in inputs if not is_uri(one)]
-    found: list[tuple[str, str, Image]] = []
+    found: list[tuple[str, str, ListedImage]] = []
     for one in inputs:
         if is_uri(one):
             place = open_place(one, endpoint)
-            listed = place.images()
-            found += [
-                (item.key, f"{one}: {item.key}", Image(item.key, len(stores), item.path, item.size)) for item in listed
-            ]
+            for item in place.images():
+                image = ListedImage(item.key, len(stores), item.path, item.size)
+                found.append((item.key, f"{one}: {item.key}", image))
             stores.append(place)
         else:
             for file in list_inputs([one], None, labels):
                 path = str(file.path.absolute())
                 size = file.path.stat().st_size if file.path.is_file() else -1
-                found.append((file.key, path, Image(file.key, -1, path, size)))
+                found.append((file.key, path, ListedImage(file.key, -1, path, size)))
     images = join(found)
     folders = [next(str(path) for path in (Path(one), *Path(one).parents) if path.exists()) for one in local]
     if sample is None:
         return list(images.values()), stores, folders
-    # As on a single machine, one that is not there is listed with the path where it should be.
+    # As on a single machine, a missing image is listed with the path where it should be.
     home = next((Path(one) for one in local if Path(one).is_dir()), Path(local[0]).parent if local else None)
     number = -1 if home else 0
     base = str(home) if home else stores[0].path
     wanted = read_sample(sample, labels)
-    return [images.get(name, Image(name, number, f"{base}/{name}", -1)) for name in wanted], stores, folders
+    return [images.get(name, ListedImage(name, number, f"{base}/{name}", -1)) for name in wanted], stores, folders

@@ -1,4 +1,4 @@
-"""The cluster: connect to it, ask its machines, share it out among workers, and say in one line what went wrong."""
+"""Connect to a cluster, run functions on its machines, divide it into workers, and report errors in one line."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5
 PATIENCE = 120
-"""Seconds that a machine has to answer; its first process takes a while to start."""
+"""Seconds that a machine has to answer; starting its first process takes a while."""
 
 
 class ClusterError(CloudrtError):
-    """A cluster that is not there, or whose machines are not what they must be."""
+    """A cluster cannot be reached, or its machines do not meet the requirements."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster: its id and address, and the CPUs and GPUs that Ray may give away."""
+    """A machine of the cluster: its id and address, and the CPUs and GPUs that Ray may assign."""
 
     id: str
     address: str
@@ -38,7 +38,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Share:
-    """How the cluster is shared out: so many workers, each of so many CPUs and GPUs."""
+    """Division of the cluster: number of workers, and CPUs and GPUs of each."""
 
     workers: int
     cpus: int
@@ -47,14 +47,14 @@ class Share:
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Connect to the cluster at `address`, or start Ray on this machine where it is "local"; leave it at the end.
+    """Connect to the cluster at `address`, or start Ray on this machine if it is "local"; disconnect at the end.
 
-    A connection that is there already is used, and kept.
+    An existing connection is used and kept.
 
     Raises
     ------
     ClusterError
-        No cluster answers, or one of another version of Ray or Python.
+        No cluster answers, or it has another version of Ray or Python.
     """
     import ray
 
@@ -74,7 +74,7 @@ def connected(address: str) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
         raise ClusterError(_refused(address, error)) from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminated)  # Ray's own prints a stack and exits with another status
+        signal.signal(signal.SIGTERM, terminated)  # Ray's handler prints a stack trace and exits with another status
     try:
         yield
     finally:
@@ -82,17 +82,17 @@ def connected(address: str) -> Iterator[None]:
 
 
 def prepare() -> None:
-    """Set what Ray reads from the environment, unless the user did."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors come as exceptions
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default, said aloud otherwise
-    os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: all else on the machine would come first
+    """Set the environment variables that Ray reads, unless the user has set them."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors are raised as exceptions
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; avoids a warning
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray lowers the priority of workers otherwise
 
 
 def _reach(address: str) -> None:
     match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", address)
     if not match:
-        raise ClusterError(f"--cluster {address}: an address is HOST:PORT, such as 10.0.0.1:6379, or local, or auto")
+        raise ClusterError(f"--cluster {address}: the address is HOST:PORT, such as 10.0.0.1:6379, or local, or auto")
     try:
         socket.create_connection((match[1].strip("[]"), int(match[2])), ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -112,14 +112,14 @@ def _refused(address: str, error: BaseException) -> str:
         return "no cluster runs on this machine: start one with ray start --head, or give --cluster without an address"
     if "ailed to connect" in text or "uthenticat" in text:
         return (
-            f"the cluster at {address} lets nobody in without its token, or is no Ray: give this machine the token "
-            "that ray get-auth-token prints on the head, and set RAY_AUTH_MODE=token here"
+            f"the cluster at {address} requires a token, or is not a Ray cluster: give this machine the token that ray "
+            "get-auth-token prints on the head node, and set RAY_AUTH_MODE=token here"
         )
     return f"the cluster at {address} cannot be used: {text[:200]}"
 
 
 def list_nodes() -> list[Node]:
-    """Return the machines that are there."""
+    """Return the machines of the cluster that are alive."""
     import ray
 
     return [
@@ -135,13 +135,15 @@ def list_nodes() -> list[Node]:
 
 
 def share_out(nodes: Sequence[Node], provider: str, threads: int) -> Share:
-    """Return how many workers of how many cores: one a GPU where there are any and none of the CPU's providers is
-    asked for, else one a group of `threads` cores, all of the smallest machine's by default.
+    """Divide the cluster into workers.
+
+    There is one worker per GPU if there are any and no CPU provider is asked for, else one per `threads` cores. By
+    default a CPU worker has as many cores as the smallest machine.
 
     Raises
     ------
     ClusterError
-        No machine has what a worker needs.
+        No machine has the CPUs or GPUs that a worker needs.
     """
     with_gpu = [node for node in nodes if node.gpus]
     if with_gpu and provider not in ("cpu", "openvino"):
@@ -154,7 +156,7 @@ def share_out(nodes: Sequence[Node], provider: str, threads: int) -> Share:
         raise ClusterError(f"--provider {provider}: no machine of the cluster has a GPU that Ray knows of")
     sizes = [node.cpus for node in nodes if node.cpus]
     if not sizes:
-        raise ClusterError("no machine of the cluster has CPUs to give away: start some with ray start --num-cpus")
+        raise ClusterError("no machine of the cluster offers CPUs: start one with ray start --num-cpus")
     cpus = threads or min(sizes)
     workers = sum(size // cpus for size in sizes)
     if not workers:
@@ -163,14 +165,14 @@ def share_out(nodes: Sequence[Node], provider: str, threads: int) -> Share:
 
 
 def ask(nodes: Sequence[Node], question: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Return each machine's answer to a function that is run there.
+    """Run a function on each machine and return the results.
 
     Raises
     ------
     ClusterError
         A machine does not answer in time, or lacks what the function imports.
     CloudrtError
-        What the function raises, its machine named.
+        Raised by the function; names the machine.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
@@ -180,7 +182,7 @@ def ask(nodes: Sequence[Node], question: Callable[..., Any], *arguments: Any) ->
         return question(*values)
 
     task = ray.remote(num_cpus=0, max_retries=1)(put)
-    sent = [ray.put(one) for one in arguments]  # once, however many machines there are
+    sent = [ray.put(one) for one in arguments]  # once for all machines
     pending = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*sent)
         for node in nodes
@@ -197,7 +199,7 @@ def ask(nodes: Sequence[Node], question: Callable[..., Any], *arguments: Any) ->
 
 
 def unwrapped(error: BaseException, where: str = "") -> CloudrtError:
-    """Return what cloudrt raised inside of what Ray makes of it; else one line of the latter."""
+    """Return the cloudrt error inside an error of Ray, else one line of the latter."""
     seen: BaseException | None = error
     while seen is not None:
         inner = getattr(seen, "cause", None)
@@ -211,11 +213,11 @@ def unwrapped(error: BaseException, where: str = "") -> CloudrtError:
 
 
 def _last_line(text: str) -> str:
-    """Return what cloudrt raised in a traceback as text, else what that ends with; without the name of the error."""
+    """Return the message of the cloudrt error in a traceback, else the last line, without the name of the error."""
     ours = re.findall(r"^\s*(?:[\w.]+\()?cloudrt\.[\w.]*Error: (.+?)\s*$", text, re.MULTILINE)
-    if ours:  # Ray Data puts advice of its own behind it
+    if ours:  # Ray Data appends advice
         return str(ours[-1])
-    text = re.split(r"^[\w.]*UserCodeException: ", text, flags=re.MULTILINE)[0]  # there too
+    text = re.split(r"^[\w.]*UserCodeException: ", text, flags=re.MULTILINE)[0]  # and here
     raised = re.findall(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception)(?:\([\w.]+\))?: (.+?)\s*$", text, re.MULTILINE)
     if raised:
         return str(raised[-1])

@@ -1,10 +1,10 @@
-"""Partitions: a fixed number of images each, in the order of the submission, and the files of rows that they become.
+"""Partitions: a fixed number of images each, in the order of the submission, and their files of rows.
 
     images --cut--> partitions --workers--> part-00000.parquet, part-00001.parquet ... --merge--> submission.csv
 
-run.json beside them holds the run's identity. A file that is there is finished: it was written whole. Parquet has the
-columns of `cloudrt.inference.outputs.write_parquet`; part-00000.csv is a piece of the submission as it is, and
-part-00000.failures.csv, written before it, lists what failed in it.
+run.json beside them holds the identity of the run. Files are written atomically, so a file that exists is finished.
+Parquet files have the columns of `cloudrt.inference.outputs.write_parquet`. part-00000.csv is a piece of the
+submission, and part-00000.failures.csv, written before it, lists its failed images.
 """
 
 from __future__ import annotations
@@ -33,14 +33,26 @@ FORMS = ("parquet", "csv")
 MANIFEST = "run.json"
 FORMAT = 2
 READERS = 8
-"""Partitions that are read at once, to be merged."""
+"""Number of partitions read concurrently while merging."""
 
 _OURS = re.compile(r"part-\d{5,}(\.failures)?\.(parquet|csv)|run\.json")
 
 
 @dataclass(frozen=True)
-class Image:
-    """An image to predict: the key of its rows, which store it lies in (-1: a local path), where, and its bytes."""
+class ListedImage:
+    """An image to predict.
+
+    Parameters
+    ----------
+    key
+        Key of its rows.
+    store
+        Number of the store that holds it; -1 for a local path.
+    path
+        Path in the store, or local path.
+    size
+        Size of the file in bytes.
+    """
 
     key: str
     store: int
@@ -48,25 +60,25 @@ class Image:
     size: int
 
     def source(self, stores: Sequence[Place]) -> ImageFile | StoredImage:
-        """Return it as the pipeline takes it."""
+        """Return the image as an input of `Segmenter`."""
         if self.store < 0:
             return ImageFile(self.key, Path(self.path))
         place, path = stores[self.store], self.path
         return StoredImage(self.key, lambda: place.read_image(path))
 
 
-def pack(images: Sequence[Image]) -> bytes:
-    """Return images as bytes, to travel."""
+def pack(images: Sequence[ListedImage]) -> bytes:
+    """Serialise images."""
     return json.dumps([[one.key, one.store, one.path, one.size] for one in images]).encode()
 
 
-def unpack(data: bytes) -> list[Image]:
-    """The inverse of `pack`."""
-    return [Image(*values) for values in json.loads(data)]
+def unpack(data: bytes) -> list[ListedImage]:
+    """Return the images that `pack` serialised."""
+    return [ListedImage(*values) for values in json.loads(data)]
 
 
-def cut(images: Sequence[Image], size: int) -> list[Sequence[Image]]:
-    """Return partitions of `size` images, the last one smaller."""
+def cut(images: Sequence[ListedImage], size: int) -> list[Sequence[ListedImage]]:
+    """Return partitions of `size` images; the last one may be smaller."""
     return [images[begin : begin + size] for begin in range(0, len(images), size)]
 
 
@@ -78,7 +90,7 @@ class Partitions:
     place
         The folder.
     form
-        Of `FORMS`.
+        One of `FORMS`.
     labels
         The classes of the rows.
     """
@@ -89,30 +101,41 @@ class Partitions:
         self.place, self.form, self.labels = place, form, labels
 
     def name(self, number: int) -> str:
-        """Return the name of a partition's file."""
+        """Return the file name of a partition."""
         return f"part-{number:05}.{self.form}"
 
-    def begin(self, identity: Identity, *, resume: bool, overwrite: bool) -> set[str]:
-        """Record the run, and return the names of the files that an earlier run of its identity finished.
+    def check(self, *, resume: bool, overwrite: bool) -> set[str]:
+        """Return the names of the files of an earlier run.
 
         Raises
         ------
         DataError
-            Files are there and are neither to be resumed nor overwritten, or are of another run; names differences.
+            There are some, and neither `resume` nor `overwrite` is set.
         """
         there = {name for name in self.place.names() if _OURS.fullmatch(name)}
         if there and not (resume or overwrite):
-            raise DataError(f"{self.place.uri} holds partitions already: --resume goes on with them, or --overwrite")
+            raise DataError(f"{self.place.uri} holds partitions already: --resume continues them, or --overwrite")
+        return there
+
+    def begin(self, identity: Identity, *, resume: bool, overwrite: bool) -> set[str]:
+        """Record the run, and return the names of the files that an earlier run of the same identity finished.
+
+        Raises
+        ------
+        DataError
+            The folder has files and neither `resume` nor `overwrite` is set, or they belong to another run; names the
+            differences.
+        """
+        there = self.check(resume=resume, overwrite=overwrite)
         if overwrite:
-            for name in sorted(there, reverse=True):  # run.json first: what is left behind has no run
+            for name in sorted(there, reverse=True):  # run.json first: files left by an interruption belong to no run
                 self.place.remove(name)
             there = set()
         if MANIFEST in there:
             self._identity().require_same(identity, f"{self.place.uri}/{MANIFEST}")
         elif there:
             raise DataError(
-                f"{self.place.uri} holds partitions without {MANIFEST}: --overwrite them, or give another "
-                "folder of --partitions"
+                f"{self.place.uri} holds partitions without {MANIFEST}: --overwrite them, or use other --partitions"
             )
         else:
             self.place.write(
@@ -121,11 +144,11 @@ class Partitions:
         return there - {MANIFEST}
 
     def recorded(self) -> Identity | None:
-        """Return the identity of the run that the folder holds, if any."""
+        """Return the identity of the run in the folder, if any."""
         return self._identity() if MANIFEST in self.place.names() else None
 
     def write(self, number: int, records: Sequence[Record]) -> None:
-        """Write the rows of one partition, whole or not at all."""
+        """Write the rows of one partition atomically."""
         with TemporaryDirectory() as folder:
             path, failures = Path(folder, self.name(number)), Path(folder, "failures.csv")
             FORMATS[self.form](path, lambda: records, self.labels)
@@ -140,7 +163,7 @@ class Partitions:
         Raises
         ------
         DataError
-            The file is damaged, or gone.
+            The file is damaged or missing.
         """
         data = self.place.read(self.name(number))
         try:
@@ -153,21 +176,21 @@ class Partitions:
             ) from error
 
     def records(
-        self, parts: Sequence[Sequence[Image]], identity: Identity | None = None
+        self, parts: Sequence[Sequence[ListedImage]], identity: Identity | None = None
     ) -> Callable[[], Iterator[Record]]:
-        """Return what `cloudrt.inference.outputs` takes: the rows of all partitions, in order.
+        """Return a function that yields the rows of all partitions in order.
 
         Parameters
         ----------
         parts
-            The images of each.
+            Images of each partition.
         identity
-            Of the run, which the folder must still be of when the last row is read; None asks nothing.
+            Identity of the run, which is checked again after the last row; None checks nothing.
 
         Raises
         ------
         DataError
-            While they are read: a partition holds other images than it should; another run has begun there.
+            During iteration: a partition holds other images than expected, or another run has begun in the folder.
         """
 
         def read(number: int) -> list[Record]:
@@ -182,8 +205,8 @@ class Partitions:
                     yield from rows
             if identity is not None and self.recorded() != identity:  # a bucket cannot be locked
                 raise DataError(
-                    f"another run has begun in {self.place.uri}, and rows may be its own: run again with "
-                    "other --partitions"
+                    f"another run has begun in {self.place.uri} and may have replaced rows: run again with other "
+                    "--partitions"
                 )
 
         return records
@@ -194,7 +217,7 @@ class Partitions:
             values = json.loads(self.place.read(MANIFEST))
             version, identity = values["format"], values["identity"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{where} is damaged: --overwrite, or give another folder of --partitions") from error
+            raise DataError(f"{where} is damaged: --overwrite, or use other --partitions") from error
         if version != FORMAT:
             raise DataError(
                 f"{where} has format {version}, written by another version of cloudrt (this one writes {FORMAT}): "
@@ -236,17 +259,17 @@ class Partitions:
 
 
 class Counted:
-    """The rows of a run as they are merged, counted and their failures kept, the first time that they are read."""
+    """Yields the rows of a run; the first time, counts masks and collects failures."""
 
     def __init__(self, records: Callable[[], Iterator[Record]], advance: Callable[[], object]) -> None:
         self._records, self._advance = records, advance
         self.rows_with_mask = 0
         self.failures: list[Record] = []
-        self._told = False
+        self._counted = False
 
     def records(self) -> Iterator[Record]:
-        """Yield the rows, from the first."""
-        first, self._told = not self._told, True
+        """Yield all rows."""
+        first, self._counted = not self._counted, True
         for record in self._records():
             if first:
                 self.rows_with_mask += sum(bool(text) for text in record.texts)

@@ -1,11 +1,11 @@
-"""Where images lie and rows go: a local folder, a bucket of an S3-compatible store, or what else pyarrow opens.
+"""Places that hold images and rows: local folders, S3-compatible stores, and other file systems of pyarrow.
 
-    s3://bucket/prefix   endpoint from --endpoint or AWS_ENDPOINT_URL; keys from AWS_*, else the machine's own role
-    gs://bucket/prefix   hdfs://, abfs://, file://: as pyarrow's FileSystem.from_uri has it
+    s3://bucket/prefix   endpoint from --endpoint or AWS_ENDPOINT_URL; keys from AWS_*, else the role of the machine
+    gs://bucket/prefix   and hdfs://, abfs://, file://: see pyarrow's FileSystem.from_uri
     folder               a local path
 
-A `Place` is sent to the workers with the credentials that the driver's environment names. Objects are written in one
-go, from memory: a store has the whole or nothing.
+A `Place` is sent to the workers together with the credentials in the driver's environment. Objects are written from
+memory in one request, so a store never holds a partial object.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ ATTEMPTS = 3
 
 
 class StorageError(DataError):
-    """A store that does not answer, or refuses: no fault of one image."""
+    """A store does not answer or denies access; not an error of a single image."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An object that was listed: its path relative to the place, its path in the file system, its bytes."""
+    """A listed object: its path relative to the place, its path in the file system, its size in bytes."""
 
     key: str
     path: str
@@ -46,13 +46,13 @@ class Place:
     Parameters
     ----------
     uri
-        As the user gave it: what errors say.
+        As given by the user; used in errors.
     path
-        Of the folder, inside the file system.
+        Path of the folder in the file system.
     files
         pyarrow's file system.
     local
-        Whether it is a folder of this machine.
+        Whether it is a local folder.
     """
 
     uri: str
@@ -61,14 +61,14 @@ class Place:
     local: bool
 
     def images(self) -> list[Stored]:
-        """List the images below, subfolders included, in the order of their keys; what begins with a dot is hidden.
+        """List the images below, subfolders included, in the order of their keys; hidden files are skipped.
 
         Raises
         ------
         DataError
-            No such place, or no image in it.
+            The place does not exist or holds no image.
         StorageError
-            The store does not answer, or refuses.
+            The store does not answer or denies access.
         """
         from pyarrow.fs import FileSelector, FileType
 
@@ -76,7 +76,7 @@ class Place:
             itself = self.files.get_file_info(self.path)
             if itself.type == FileType.File:
                 return [Stored(PurePosixPath(self.path).name, self.path, itself.size)]
-            # A prefix of a bucket has no entry of its own: listing it says whether it is there.
+            # A prefix of a bucket has no entry: only listing it shows whether it exists.
             found = self.files.get_file_info(FileSelector(self.path, recursive=True))
         images = []
         for info in found:
@@ -98,7 +98,7 @@ class Place:
         Raises
         ------
         ImageError
-            It is gone, or may not be read: the others may be.
+            The image is missing or cannot be read; other images may be readable.
         StorageError
             The store does not answer.
         """
@@ -106,32 +106,32 @@ class Place:
             with self.files.open_input_file(path) as file:
                 data: bytes = file.read()
         except FileNotFoundError:
-            raise ImageError("cannot be read: it has vanished since it was listed") from None
+            raise ImageError("cannot be read: it was removed after it was listed") from None
         except OSError as error:
             kind = _kind(error)
             if kind == "gone":
-                raise ImageError("cannot be read: it has vanished since it was listed") from error
+                raise ImageError("cannot be read: it was removed after it was listed") from error
             if kind == "refused":
-                raise ImageError("cannot be read: the store refuses access to it") from error
+                raise ImageError("cannot be read: the store denies access") from error
             raise StorageError(_sentence(self.uri, "read", error)) from error
         return data
 
     def try_one(self, path: str) -> None:
-        """Read an image, and forget it; one that is gone is no matter here.
+        """Check that an image can be read; a missing one is ignored.
 
         Raises
         ------
         StorageError
-            The store refuses, or does not answer.
+            The store denies access or does not answer.
         """
         try:
             self.read_image(path)
         except ImageError as error:
-            if "refuses" in str(error):
+            if "denies" in str(error):
                 raise StorageError(_sentence(self.uri, "read", PermissionError("access denied"))) from error
 
     def names(self) -> set[str]:
-        """Return the names of the files right in the folder; none where there is no folder."""
+        """Return the names of the files in the folder, without subfolders; empty if there is no folder."""
         from pyarrow.fs import FileSelector, FileType
 
         with explained(self.uri, "read"):
@@ -139,13 +139,13 @@ class Place:
         return {info.base_name for info in found if info.type == FileType.File}
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a file right in the folder; see `explained` for the errors."""
+        """Return the content of a file in the folder; see `explained` for the errors."""
         with explained(self.uri, "read"), self.files.open_input_file(f"{self.path}/{name}") as file:
             data: bytes = file.read()
             return data
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file right in the folder, whole or not at all; see `explained` for the errors."""
+        """Write a file in the folder atomically; see `explained` for the errors."""
         if self.local:
             with explained(self.uri, "write"), replacing(Path(self.path, name)) as partial:
                 partial.write_bytes(data)
@@ -154,30 +154,32 @@ class Place:
             file.write(data)
 
     def remove(self, name: str) -> None:
-        """Remove a file right in the folder."""
+        """Remove a file in the folder."""
         with explained(self.uri, "write"):
             self.files.delete_file(f"{self.path}/{name}")
 
 
 def is_uri(text: str) -> bool:
-    """Whether a text names a file system too."""
+    """Return whether a text is a URI and not a local path."""
     return "://" in text
 
 
 def open_place(uri: str, endpoint: str | None = None, environment: Mapping[str, str] = os.environ) -> Place:
-    """Return the place that a URI or a local path names; nothing is asked of it yet.
+    """Return the place of a URI or a local path, without connecting to it.
 
     Parameters
     ----------
+    uri
+        See the module.
     endpoint
         URL of an S3-compatible store; AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL otherwise.
     environment
-        Of the driver: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, if set, go to the workers.
+        Environment of the driver: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, if set, are sent to the workers.
 
     Raises
     ------
     DataError
-        A scheme that pyarrow has no file system for; no bucket.
+        pyarrow has no file system for the scheme, or the bucket is missing.
     """
     from pyarrow import ArrowException
     from pyarrow.fs import FileSystem, LocalFileSystem
@@ -187,7 +189,7 @@ def open_place(uri: str, endpoint: str | None = None, environment: Mapping[str, 
     parts = urlsplit(uri)
     if parts.scheme == "s3":
         if not parts.netloc or "@" in parts.netloc or parts.query:
-            raise DataError(f"{_public(uri)} is not s3://BUCKET/PREFIX: endpoint and keys are given apart from it")
+            raise DataError(f"{_public(uri)} is not s3://BUCKET/PREFIX: give endpoint and keys separately")
         key = f"{parts.path}#{parts.fragment}" if "#" in uri else parts.path
         return Place(uri, f"{parts.netloc}{key}".rstrip("/"), _s3(uri, endpoint, environment), False)
     patient = f"{uri}{'&' if parts.query else '?'}retry_limit_seconds=60" if parts.scheme in ("gs", "gcs") else uri
@@ -200,19 +202,19 @@ def open_place(uri: str, endpoint: str | None = None, environment: Mapping[str, 
 
 @contextmanager
 def explained(uri: str, what: str) -> Iterator[None]:
-    """Turn what a file system raises into one line; `what` was tried: "read" or "write".
+    """Turn errors of a file system into one line; `what` is the operation, "read" or "write".
 
     Raises
     ------
     DataError
-        There is no such place.
+        The place does not exist.
     StorageError
-        The store does not answer, or refuses.
+        The store does not answer or denies access.
     """
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{uri} is missing: give a bucket and prefix, or a folder, that is there") from error
+        raise DataError(f"{uri} is missing: give an existing bucket and prefix, or folder") from error
     except OSError as error:
         raise StorageError(_sentence(uri, what, error)) from error
 
@@ -254,7 +256,7 @@ _SIGNS = {
         *("slow_down", "service_unavailable", "status 503"),
     ),
 }
-"""What the file systems' errors say, in lower case."""
+"""Parts of the file systems' error messages, in lower case."""
 
 
 def _kind(error: OSError) -> str:
@@ -264,21 +266,21 @@ def _kind(error: OSError) -> str:
 
 def _sentence(uri: str, what: str, error: OSError) -> str:
     reason = {
-        "gone": "is missing: give a bucket and prefix that are there",
-        "refused": f"may not be {'read' if what == 'read' else 'written'} with these credentials: set "
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store takes, or give the machine a role that may",
-        "silent": "does not answer: look at the network, and at --endpoint or AWS_ENDPOINT_URL",
+        "gone": "is missing: give an existing bucket and prefix",
+        "refused": f"cannot be {'read' if what == 'read' else 'written'} with these credentials: set AWS_ACCESS_KEY_ID "
+        "and AWS_SECRET_ACCESS_KEY, or the credentials of your store, or give the machine a role with access",
+        "silent": "does not answer: check the network, and --endpoint or AWS_ENDPOINT_URL",
     }.get(_kind(error), "failed")
     return f"{uri} {reason} ({_first_line(error)})"
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the beginning of what was raised, on one line."""
+    """Return the beginning of an error message on one line."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
     return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _public(uri: str) -> str:
-    """Return a URI without the credentials that it may hold."""
+    """Return a URI without credentials."""
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

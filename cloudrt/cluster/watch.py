@@ -1,7 +1,7 @@
-"""A cluster that is lost altogether: noticed before Ray ends the process without a word.
+"""Notice that the cluster is lost, before Ray ends the process without a message.
 
-Ray ends a driver whose own node is gone, or whose head has not answered for a minute, at once and with status 1: no
-exception, no handler. So a thread looks whether they are there, and has the word first.
+Ray ends a driver at once, with status 1 and without an exception, when its own node is gone or the head node has not
+answered for a minute. A thread therefore polls both and reports the loss first.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from contextlib import contextmanager
 
 LOOK_SECONDS = 0.5
 GRACE = {"this machine's part of the cluster": 1.0, "the head of the cluster": 45.0}
-"""Seconds without an answer after which each is lost: Ray gives up its own node at once, the head after 60."""
+"""Seconds without an answer until each counts as lost. Ray's own limits are 0 for its node and 60 for the head."""
 
 Address = tuple[str, int]
 
 
 @contextmanager
 def watched(lost: Callable[[str], object]) -> Iterator[None]:
-    """Call `lost` with one line, from another thread, if the cluster that is connected goes away in between.
+    """Call `lost` with one line, from another thread, if the connected cluster is lost inside the block.
 
-    Nothing of Ray returns after that: `lost` is best to end the process.
+    No call of Ray returns after that, so `lost` should end the process.
     """
     import ray
 
@@ -40,14 +40,14 @@ def watched(lost: Callable[[str], object]) -> Iterator[None]:
 
 
 def look(places: Mapping[str, Address], lost: Callable[[str], object], over: threading.Event) -> None:
-    """Call `lost` once one of the places has not answered for its `GRACE`; return then, or when it is `over`."""
+    """Poll the addresses until `over` is set; call `lost` and return if one has not answered for its `GRACE`."""
     answered = dict.fromkeys(places, time.monotonic())
     while not over.wait(LOOK_SECONDS):
         for name, address in places.items():
             if _answers(address):
                 answered[name] = time.monotonic()
             elif time.monotonic() - answered[name] > GRACE[name] and not over.is_set():
-                lost(f"{name}, {address[0]}:{address[1]}, is gone: start it again, and --resume goes on")
+                lost(f"{name}, {address[0]}:{address[1]}, does not answer: start it again, then continue with --resume")
                 return
 
 

@@ -1,4 +1,4 @@
-"""One worker: an actor with an engine of its own, on a GPU or a group of cores. A partition in, a file of rows out.
+"""One worker: an actor with its own engine, on a GPU or a group of cores. A partition in, a file of rows out.
 
     keys and places --Segmenter.predict: decode threads -> engine -> post-process threads--> rows --> part-00000.parquet
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloudrt.cluster.isolation import Care, Predictor, segment
+from cloudrt.cluster.isolation import PartitionState, Predictor, segment
 from cloudrt.cluster.partitions import Partitions, unpack
 from cloudrt.cluster.storage import Place
 from cloudrt.engines.plan import Plan
@@ -27,20 +27,20 @@ from cloudrt.system.files import replacing, sha256
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker is told.
+    """The work of all workers.
 
     Parameters
     ----------
     name, sha256
-        Of the artifact, which every machine keeps; see `keep_model`.
+        File name and digest of the artifact, which every machine stores; see `keep_model`.
     options
         How to run it.
     plan
-        How to run it, settled; None measures.
+        Plan of an earlier measurement; None measures.
     stores
-        Where the images lie.
+        Places of the images.
     out, form
-        Where the rows go, and in which format.
+        Place and format of the rows.
     identity
         The identity that every worker must have; None accepts any.
     """
@@ -55,12 +55,12 @@ class Job:
     identity: Identity | None = field(default=None, repr=False)
 
     def open(self) -> Predictor:
-        """Return a `Segmenter` of it on this machine.
+        """Open the artifact on this machine.
 
         Raises
         ------
         CloudrtError
-            The artifact cannot be kept here; the provider cannot run; another identity than that of the run.
+            The provider cannot run here, or the identity differs from that of the run.
         """
         from cloudrt.inference.pipeline import Segmenter
 
@@ -69,21 +69,23 @@ class Job:
             differences = self.identity.differences(segmenter.identity())
             if differences:
                 segmenter.close()
-                raise DataError(f"a worker would give other answers: {'; '.join(differences)}; make all machines alike")
+                raise DataError(
+                    f"a worker would give different results: {'; '.join(differences)}; use identical machines"
+                )
         return segmenter
 
     @property
     def model(self) -> Path:
-        """Where a machine keeps the artifact."""
+        """Path of the artifact on every machine."""
         return cache_folder("artifacts") / f"{self.sha256}.onnx"
 
     def keep_model(self, data: bytes) -> None:
-        """Write the artifact into this machine's cache, unless it is there.
+        """Write the artifact to this machine's cache, unless it is there.
 
         Raises
         ------
         ArtifactError
-            It cannot be written.
+            The cache cannot be written.
         """
         try:
             if not self.model.is_file() or sha256(self.model) != self.sha256:
@@ -93,20 +95,20 @@ class Job:
             mark_used(self.model)
         except OSError as error:
             raise ArtifactError(
-                f"cannot keep {self.name} in {self.model.parent}: {error.strerror or error}; give its user a home that "
-                "can be written, or set XDG_CACHE_HOME there"
+                f"cannot store {self.name} in {self.model.parent}: {error.strerror or error}; give the user a writable "
+                "home there, or set XDG_CACHE_HOME"
             ) from error
 
 
 class Worker:
-    """An actor of Ray Data: called with one partition a time.
+    """An actor of Ray Data, called with one partition at a time.
 
     Parameters
     ----------
     job
-        What it is told.
+        The work of all workers.
     ledger
-        A handle of the `Ledger`.
+        Handle of the `Ledger`.
     """
 
     def __init__(self, job: Job, ledger: Any) -> None:
@@ -119,30 +121,30 @@ class Worker:
         self._job, self._ledger = job, ledger
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        """Segment the partition of `batch`, and write its rows; return counts."""
+        """Segment the partition in `batch`, write its rows, and return the counts."""
         import ray
 
         number = int(batch["number"][0])
-        care: Care = ray.get(self._ledger.begin.remote(number))
-        if care.done is None:
+        state: PartitionState = ray.get(self._ledger.begin.remote(number))
+        if state.done is None:
             images = unpack(bytes(batch["images"][0]))
             inputs = [image.source(self._job.stores) for image in images]
 
             def note(positions: Sequence[int]) -> None:
                 ray.get(self._ledger.note.remote(number, list(positions)))
 
-            records = segment(self.predictor, images, inputs, care, note)
+            records = segment(self.predictor, images, inputs, state, note)
             if self.predictor.batch_size != self.batch_size:
                 raise ProviderError(
-                    f"a worker has no memory for batches of {self.batch_size}, and all must have one size: "
-                    "give a smaller --batch-size"
+                    f"a worker ran out of memory with batches of {self.batch_size}, and all workers need one batch "
+                    "size: give a smaller --batch-size"
                 )
             self._write(number, records)
             failed = sum(record.error is not None for record in records)
             done = {"number": number, "images": len(records), "failed": failed}
             ray.get(self._ledger.finish.remote(number, done))
         else:
-            done = dict(care.done)
+            done = dict(state.done)
         return {name: [value] for name, value in done.items()}
 
     def _write(self, number: int, records: Sequence[Record]) -> None:

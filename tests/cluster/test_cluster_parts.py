@@ -1,7 +1,8 @@
-"""What a cluster run is made of, without a cluster: stores, partitions, the ledger, sharing out, careful workers."""
+"""Parts of a cluster run, without a cluster: stores, partitions, the ledger, division into workers, isolation."""
 
 from __future__ import annotations
 
+import json
 import queue
 import socket
 import threading
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.identity import make_identity
 from support.stores import enforce, s3_server, upload
 from support.tiny import SMALL_GRIDS, write_jpeg
 
 from cloudrt.cluster import watch
-from cloudrt.cluster.isolation import Care, Ledger, segment
+from cloudrt.cluster.isolation import Ledger, PartitionState, segment
 from cloudrt.cluster.nodes import ClusterError, Node, Share, share_out, unwrapped
-from cloudrt.cluster.partitions import Image, Partitions, cut, pack, unpack
+from cloudrt.cluster.partitions import FORMAT, ListedImage, Partitions, cut, pack, unpack
 from cloudrt.cluster.storage import Place, StorageError, open_place
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.image import ImageFile, find_images
@@ -27,6 +29,8 @@ from cloudrt.inference.results import Result
 
 pytest.importorskip("pyarrow")
 LABELS = SMALL_GRIDS
+FIRST = make_identity(batch_size=2, partition_size=8, partition_format="csv")
+SECOND = make_identity(batch_size=4, partition_size=8, partition_format="csv")
 RECORDS = [
     Record("a,b/é_1.jpg", ("1 2 5 1", "", "3 1"), None, 0),
     Record("broken.jpg", ("", "", ""), 'is "empty", or so', 0),
@@ -68,18 +72,18 @@ def test_a_bucket_lists_what_a_folder_does(server: tuple[str, Any], folder: Path
     by_uri = open_place(folder.as_uri()).images()
     assert [one.key for one in by_uri] == [file.key for file in files]
     client.delete_object(Bucket="pictures", Key="deep/er/b.jpg")
-    with pytest.raises(ImageError, match="vanished since it was listed"):
+    with pytest.raises(ImageError, match="removed after it was listed"):
         place.read_image("pictures/deep/er/b.jpg")
 
 
 def test_a_store_that_cannot_be_used_is_one_line(server: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     url, client = server
     client.create_bucket(Bucket="closed")
-    with pytest.raises(DataError, match="s3://nowhere is missing: give a bucket"):
+    with pytest.raises(DataError, match="s3://nowhere is missing: give an existing bucket"):
         open_place("s3://nowhere", url).images()
     with pytest.raises(DataError, match="s3://closed/empty"):
         open_place("s3://closed/empty", url).images()
-    with pytest.raises(StorageError, match="does not answer: look at the network, and at --endpoint"):
+    with pytest.raises(StorageError, match="does not answer: check the network, and --endpoint"):
         open_place("s3://closed", "http://127.0.0.1:9").images()
     for uri, endpoint, named in (
         ("s3://", url, "is not s3://BUCKET/PREFIX"),
@@ -107,43 +111,51 @@ def test_partitions_are_read_as_they_were_written(
     url, client = server
     client.create_bucket(Bucket=f"rows-{form}")
     partitions = Partitions(open_place(f"s3://rows-{form}/x" if remote else str(tmp_path / "x"), url), form, LABELS)
-    assert partitions.begin({"a": 1}, resume=True, overwrite=False) == set()
+    assert partitions.begin(FIRST, resume=True, overwrite=False) == set()
     partitions.write(0, RECORDS[:2])
     partitions.write(1, RECORDS[2:])
-    images = [Image(record.key, -1, "", 0) for record in RECORDS]
+    images = [ListedImage(record.key, -1, "", 0) for record in RECORDS]
     assert list(partitions.records(cut(images, 2))()) == RECORDS
-    assert partitions.name(1) in partitions.begin({"a": 1}, resume=True, overwrite=False)
-    for how, named in (({"resume": False}, "holds partitions already"), ({"resume": True}, "a was 1, now 2")):
+    assert partitions.name(1) in partitions.begin(FIRST, resume=True, overwrite=False)
+    for how, named in (({"resume": False}, "holds partitions already"), ({"resume": True}, "batch_size was 2, now 4")):
         with pytest.raises(DataError, match=named):
-            partitions.begin({"a": 2}, overwrite=False, **how)
+            partitions.begin(SECOND, overwrite=False, **how)
     with pytest.raises(DataError, match="holds other images"):
         list(partitions.records(cut(images[::-1], 2))())
-    assert partitions.begin({"a": 2}, resume=False, overwrite=True) == set()
+    assert partitions.begin(SECOND, resume=False, overwrite=True) == set()
     assert partitions.place.names() == {"run.json"}
 
 
 def test_another_run_in_the_same_place_is_noticed_before_the_output(tmp_path: Path) -> None:
     partitions = Partitions(open_place(str(tmp_path)), "csv", LABELS)
-    images = [Image(record.key, -1, "", 0) for record in RECORDS]
-    partitions.begin({"batch size": 2}, resume=False, overwrite=False)
+    images = [ListedImage(record.key, -1, "", 0) for record in RECORDS]
+    partitions.begin(FIRST, resume=False, overwrite=False)
     partitions.write(0, RECORDS)
-    records = partitions.records([images], {"batch size": 2})
+    records = partitions.records([images], FIRST)
     assert list(records()) == RECORDS
-    (tmp_path / "run.json").write_text('{"format": 1, "identity": {"batch size": 4}}')
+    (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT, "identity": SECOND.to_dict()}))
     with pytest.raises(DataError, match="another run has begun"):
         list(records())
 
 
 def test_a_record_of_the_run_that_is_damaged_is_one_line(tmp_path: Path) -> None:
     partitions = Partitions(open_place(str(tmp_path)), "csv", LABELS)
-    for identity in ('{"partitions of": 0}', '{"partitions of": "8"}', "[]", "null"):
-        (tmp_path / "run.json").write_text(f'{{"format": 1, "identity": {identity}}}')
+    sound = FIRST.to_dict()
+    for identity in (sound | {"partition_size": 0}, sound | {"partition_size": "8"}, {}, [], None):
+        (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT, "identity": identity}))
+        with pytest.raises(DataError, match=r"run\.json is damaged \(.*--overwrite"):
+            partitions.recorded()
+    for text in ("", "[]", "{}"):
+        (tmp_path / "run.json").write_text(text)
         with pytest.raises(DataError, match=r"run\.json is damaged: --overwrite"):
             partitions.recorded()
+    (tmp_path / "run.json").write_text(json.dumps({"format": 1, "identity": {}}))
+    with pytest.raises(DataError, match=r"run\.json has format 1, written by another version"):
+        partitions.recorded()
 
 
 def test_images_travel_as_bytes() -> None:
-    images = [Image("a/é.jpg", 0, "bucket/a/é.jpg", 5), Image('"', -1, "/x/y", -1)]
+    images = [ListedImage("a/é.jpg", 0, "bucket/a/é.jpg", 5), ListedImage('"', -1, "/x/y", -1)]
     assert unpack(pack(images)) == images
     assert images[1].source([]) == ImageFile('"', Path("/x/y"))
 
@@ -158,7 +170,7 @@ def test_sharing_out() -> None:
         ([small], "cuda", 0, "no machine of the cluster has a GPU"),
         ([small], "cpu", 5, "has 5 CPUs, the largest 4"),
         ([gpu], "auto", 64, "no machine with a GPU has 64 CPUs"),
-        ([head], "auto", 0, "CPUs to give away"),
+        ([head], "auto", 0, "offers CPUs"),
     ):
         with pytest.raises(ClusterError, match=named):
             share_out(nodes, provider, threads)
@@ -191,7 +203,10 @@ def test_only_a_long_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     time.sleep(0.8)
     assert said.empty()
     server.close()
-    assert said.get(timeout=5) == f"the head, 127.0.0.1:{address[1]}, is gone: start it again, and --resume goes on"
+    assert (
+        said.get(timeout=5)
+        == f"the head, 127.0.0.1:{address[1]}, does not answer: start it again, then continue with --resume"
+    )
     looking.join(5)
     assert not looking.is_alive()
 
@@ -223,7 +238,7 @@ class Fragile:
 
 def run(keys: list[str]) -> tuple[list[Record], int]:
     """Run a partition as often as its workers die."""
-    images = [Image(key, -1, key, 0) for key in keys]
+    images = [ListedImage(key, -1, key, 0) for key in keys]
     ledger, deaths = Ledger(), 0
     while True:
         care = ledger.begin(7)
@@ -255,7 +270,7 @@ def test_images_that_raise_or_kill_fail_alone(bad: list[str], deaths: int) -> No
         if record.key in bad:
             assert record.texts == ("",) * 3
             reason = (
-                "ends the process" if record.key.startswith("kill") else f"cannot be segmented: {record.key} is odd"
+                "crashes the process" if record.key.startswith("kill") else f"cannot be segmented: {record.key} is odd"
             )
             assert reason in str(record.error)
         else:
@@ -263,6 +278,6 @@ def test_images_that_raise_or_kill_fail_alone(bad: list[str], deaths: int) -> No
 
 
 def test_an_engine_that_is_broken_blames_no_image() -> None:
-    images = [Image("a", -1, "a", 0)]
+    images = [ListedImage("a", -1, "a", 0)]
     with pytest.raises(RuntimeError, match="no engine"):
-        segment(Fragile(broken=True), images, [ImageFile("a", Path("a"))], Care(), lambda _: None)
+        segment(Fragile(broken=True), images, [ImageFile("a", Path("a"))], PartitionState(), lambda _: None)
