@@ -177,6 +177,6 @@ def _conversion(source: ExportSource, target: Target) -> tuple[list[str], Callab
     if target.precision == "fp16":
         return layers_of(source.model), lambda kept: to_half(source.model, kept)
     if source.calibration.source == SCENES:
-        logger.warning("int8 is calibrated on synthetic scenes: give --data FOLDER with images like yours")
+        logger.warning("int8 is calibrated on synthetic images: give --data FOLDER with images like yours")
     quantiser = Quantiser(source.model, source.calibration.images, target.layout)
     return quantiser.layers, quantiser.quantise

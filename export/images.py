@@ -16,7 +16,7 @@ from cloudrt.labels import Grid
 
 logger = logging.getLogger(__name__)
 
-GIVEN, SCENES = "given images", "synthetic scenes"
+GIVEN, SCENES = "given images", "synthetic images"
 """Values of `ImageSet.source`."""
 SCENE_COUNT = 16
 CALIBRATION_SEEDS = 1000
@@ -53,7 +53,7 @@ def open_images(
     Parameters
     ----------
     folder
-        Folder of images; None uses synthetic scenes.
+        Folder of images; None uses synthetic images.
     size
         Height and width of the network's input.
     max_images

@@ -39,7 +39,7 @@ class SourceOptions:
     input_size
         Height and width of the input images, multiples of 32. None takes the checkpoint's.
     data
-        Folder of images for the parity gate and for int8 calibration. None uses synthetic scenes.
+        Folder of images for the parity gate and for int8 calibration. None uses synthetic images.
     max_images
         Maximum number of images to compare, evenly spaced over the folder, and of others to calibrate with.
     calibrate
