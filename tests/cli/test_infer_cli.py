@@ -66,10 +66,10 @@ def test_a_sound_run(images: Path, model: Path, tmp_path: Path) -> None:
     assert "submission.csv: 3 images" in result.stdout
     assert "0 failed" in result.stdout
     assert "provider cpu" in result.stderr
-    assert left(tmp_path) == ["submission.csv"]
+    assert left(tmp_path) == ["submission.csv", "submission.run.json"]
     assert names(tmp_path / "submission.csv") == ["a.jpg", "b.jpg", "c.jpg"]
     table = read_table(tmp_path / "submission.csv", LABELS)
-    with Segmenter(model, "cpu") as segmenter:
+    with Segmenter(model, provider="cpu") as segmenter:
         for name in ("a.jpg", "b.jpg", "c.jpg"):
             (wanted,) = segmenter.predict([images / name])
             assert {label: table[name, label] for label in LABELS.classes} == wanted.rle
@@ -87,10 +87,11 @@ def test_auto_names_its_provider_and_why_no_faster_one(
     images: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name == "cpu" else f"{name} is not here")
-    result = run(images, "--model", model)
+    result = run(images, "--model", model, "-v")
     assert result.exit_code == 0
     assert "provider cpu" in result.stderr
     assert "not cuda: cuda is not here" in result.stderr
+    assert "not cuda" not in run(images, "--model", model, "--overwrite").stderr  # measured before
 
 
 def test_failed_images_have_empty_rows_a_reason_and_status_1(images: Path, model: Path, tmp_path: Path) -> None:
@@ -100,11 +101,11 @@ def test_failed_images_have_empty_rows_a_reason_and_status_1(images: Path, model
     assert result.exit_code == 1
     assert "5 images" in result.stdout
     assert "2 failed" in result.stdout
-    assert "failures.csv" in result.stderr
+    assert "submission.failures.csv" in result.stderr
     table = read_table(tmp_path / "submission.csv", LABELS)
     assert names(tmp_path / "submission.csv") == ["a.jpg", "a2.jpg", "b.jpg", "c.jpg", "z.jpg"]
     assert not any(text for (name, _), text in table.items() if name in ("a2.jpg", "z.jpg"))
-    with (tmp_path / "failures.csv").open(newline="") as file:
+    with (tmp_path / "submission.failures.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["image", "reason"]
     assert [name for name, _ in rows] == ["a2.jpg", "z.jpg"]
@@ -115,7 +116,7 @@ def test_failed_images_have_empty_rows_a_reason_and_status_1(images: Path, model
     assert run(images, "--model", model, "--overwrite").exit_code == 0
     again = read_table(tmp_path / "submission.csv", LABELS)
     assert all(table[key] == text for key, text in again.items())
-    assert left(tmp_path) == ["submission.csv"], "the failures of the run before are gone"
+    assert left(tmp_path) == ["submission.csv", "submission.run.json"], "the failures of the run before are gone"
 
 
 def test_a_sample_decides_order_and_names_what_is_missing(images: Path, model: Path, tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_a_sample_decides_order_and_names_what_is_missing(images: Path, model: P
     result = run(images, "--model", model, "--sample", sample)
     assert result.exit_code == 1
     assert names(tmp_path / "submission.csv") == ["c.jpg", "x.jpg", "a.jpg"]
-    assert "x.jpg" in (tmp_path / "failures.csv").read_text()
+    assert "x.jpg" in (tmp_path / "submission.failures.csv").read_text()
     assert list(read_table(tmp_path / "submission.csv", LABELS)) == list(read_table(sample, LABELS))
 
 
@@ -157,7 +158,7 @@ def test_an_existing_output_is_refused_and_kept(images: Path, model: Path, tmp_p
 
 def test_an_output_in_a_new_folder(images: Path, model: Path, tmp_path: Path) -> None:
     assert run(images, "--model", model, "--output", "new/folder/s.csv").exit_code == 0
-    assert left(tmp_path / "new" / "folder") == ["s.csv"]
+    assert left(tmp_path / "new" / "folder") == ["s.csv", "s.run.json"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -207,9 +208,8 @@ def test_an_artifact_without_metadata_is_status_2(images: Path, tmp_path: Path) 
         (["images", "--provider", "gpu"], "'gpu' is not one of"),
         (["images", "--batch-size", "0"], "not in the range"),
         (["images", "--sample", "nowhere.csv"], "nowhere.csv is missing"),
-        (["images", "--output", "failures.csv"], "failures.csv"),
-        (["images", "--output", "images", "--overwrite"], "regular file"),
-        (["images", "--output", "report.html", "--report"], "report.html"),
+        (["images", "--output", "images.csv", "--overwrite"], "regular file"),
+        (["images", "--output", "report.html", "--report"], "the suffix decides the format"),
         (["images", "--max-megapixels", "inf"], "not in the range"),
         (["empty"], "holds no images"),
         (["images", "images"], "share the key"),
@@ -220,26 +220,27 @@ def test_what_cannot_run_is_status_2_and_one_line(
     images: Path, model: Path, tmp_path: Path, words: list[str], said: str
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "images.csv").mkdir()
     (tmp_path / "model.onnx").write_bytes(model.read_bytes())
     result = run(*words)
     assert result.exit_code == 2
     assert said in result.stderr
     assert "Traceback" not in result.stderr
-    assert left(tmp_path) == ["empty", "model.onnx"]
+    assert left(tmp_path) == ["empty", "images.csv", "model.onnx"]
 
 
 def test_oversized_images_are_failures(images: Path, model: Path, tmp_path: Path) -> None:
     result = run(images, "--model", model, "--max-megapixels", "0.01")
     assert result.exit_code == 1
-    assert "oversized" in (tmp_path / "failures.csv").read_text()
+    assert "oversized" in (tmp_path / "submission.failures.csv").read_text()
 
 
 def test_a_report_lies_beside_the_submission(images: Path, model: Path, tmp_path: Path) -> None:
     (images / "z.jpg").write_text("not an image")
     result = run(images, "--model", model, "--output", "out/s.csv", "--report")
     assert result.exit_code == 1
-    assert left(tmp_path / "out") == ["failures.csv", "report.html", "s.csv"]
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert left(tmp_path / "out") == ["s.csv", "s.failures.csv", "s.html", "s.run.json"]
+    page = (tmp_path / "out" / "s.html").read_text(encoding="utf-8")
     assert "a.jpg" in page
     assert "z.jpg" in page
 
