@@ -1,0 +1,129 @@
+"""`RunOptions`: checked by name, round trips through JSON, and the same keys wherever keywords stand for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import pytest
+
+import cloudrt
+from cloudrt import options as module
+from cloudrt.errors import DataError
+from cloudrt.inference.task import InferSettings, InferTask
+from cloudrt.options import CudaOptions, OpenvinoOptions, RunOptions, RunSettings, TensorrtOptions
+
+EVERYTHING = RunOptions(
+    provider="openvino",
+    batch_size=7,
+    compute_precision="bf16",
+    threads=3,
+    devices=(2, 0),
+    allow_cpu=True,
+    decoder="gpu",
+    max_pixels=123,
+    cuda=CudaOptions(streams=1, graph=True),
+    tensorrt=TensorrtOptions(streams=2, graph=False),
+    openvino=OpenvinoOptions(streams=5),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"provider": "cudda"}, "no provider named 'cudda'; did you mean cuda"),
+        ({"compute_precision": "f32"}, "no compute precision named 'f32'; did you mean fp32"),
+        ({"decoder": "tpu"}, "no decoder named 'tpu'; did you mean"),
+        ({"batch_size": -1}, "batch_size is a whole number from 0"),
+        ({"batch_size": 2.5}, "batch_size is a whole number from 0 to 65,536, found 2.5"),
+        ({"batch_size": 10**9}, "batch_size is a whole number from 0"),
+        ({"batch_size": True}, "batch_size is a whole number from 0"),
+        ({"threads": "2"}, "threads is a whole number from 0 to 4,096, found '2'"),
+        ({"threads": 5000}, "threads is a whole number"),
+        ({"max_pixels": 0}, "max_pixels is a whole number from 1"),
+        ({"devices": ()}, "devices are GPU numbers, each given once"),
+        ({"devices": (0, 0)}, "devices are GPU numbers, each given once"),
+        ({"devices": (-1,)}, "devices are GPU numbers such as"),
+        ({"devices": "0,1"}, "devices are GPU numbers such as"),
+        ({"devices": 0}, "devices are GPU numbers such as"),
+        ({"allow_cpu": "no"}, "allow_cpu is True or False, found 'no'"),
+        ({"cuda": {"streams": 2}}, "cuda is a CudaOptions"),
+        ({"openvino": CudaOptions()}, "openvino is a OpenvinoOptions"),
+        ({"provider": "cpu", "compute_precision": "bf16"}, "--compute-precision bf16 applies to --provider openvino"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    for make in (lambda: RunOptions(**changes), lambda: RunOptions().changed(**changes)):
+        with pytest.raises(DataError) as caught:
+            make()
+        assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [CudaOptions, TensorrtOptions, OpenvinoOptions])
+@pytest.mark.parametrize("streams", [-1, 65, 1.0, True, "2"])
+def test_streams_are_whole_numbers_in_range(kind: type, streams: object) -> None:
+    with pytest.raises(DataError, match="streams is a whole number from 0 to 64"):
+        kind(streams=streams)
+
+
+@pytest.mark.parametrize("kind", [CudaOptions, TensorrtOptions])
+def test_a_cuda_graph_runs_one_batch_at_a_time(kind: type) -> None:
+    with pytest.raises(DataError, match="use one stream with it"):
+        kind(streams=2, graph=True)
+    with pytest.raises(DataError, match="graph is True, False or None, found 'yes'"):
+        kind(graph="yes")
+    assert kind(streams=1, graph=True).graph and kind(streams=2, graph=False).streams == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("batchsize", "batch_size"), ("thread", "threads"), ("compute", "compute_precision")]
+)
+def test_an_unknown_option_suggests_the_one_that_was_meant(name: str, near: str) -> None:
+    with pytest.raises(DataError) as caught:
+        RunOptions().changed(**{name: 1})
+    assert f"no option named {name!r}; did you mean " in str(caught.value)
+    assert near in str(caught.value)
+    with pytest.raises(DataError, match="no option named 'zzz'; known: allow_cpu, batch_size, "):
+        RunOptions().changed(zzz=1)
+
+
+def test_changes_make_a_copy() -> None:
+    one = RunOptions(provider="cpu", threads=2)
+    assert one.changed(threads=3, devices=[1, 0]) == RunOptions(provider="cpu", threads=3, devices=(1, 0))
+    assert one == RunOptions(provider="cpu", threads=2)
+    with pytest.raises(AttributeError):
+        one.threads = 5  # type: ignore[misc]
+    assert cloudrt.RunOptions is RunOptions
+
+
+@pytest.mark.parametrize("options", [RunOptions(), EVERYTHING])
+def test_options_round_trip_through_json(options: RunOptions) -> None:
+    assert RunOptions.from_dict(json.loads(json.dumps(options.to_dict()))) == options
+
+
+def test_options_from_json_are_checked() -> None:
+    assert RunOptions.from_dict({}) == RunOptions()
+    assert RunOptions.from_dict({"threads": 2, "cuda": {"streams": 3}}) == RunOptions(
+        threads=2, cuda=CudaOptions(streams=3)
+    )
+    for values, named in (
+        ({"treads": 2}, "did you mean threads"),
+        ({"threads": -2}, "threads is a whole number"),
+        ({"cuda": {"steams": 3}}, "options of a provider"),
+        ({"cuda": 5}, "options of a provider"),
+        ({"cuda": {"streams": 3, "graph": True}}, "use one stream with it"),
+    ):
+        with pytest.raises(DataError, match=named):
+            RunOptions.from_dict(values)
+
+
+def test_keywords_are_the_fields() -> None:
+    """A field without its keyword could not be given to `Segmenter` or `infer`; a wrong type would mislead mypy."""
+    options = {one.name for one in fields(RunOptions)}
+    assert RunSettings.__annotations__.keys() == options
+    hints = get_type_hints(RunOptions, vars(module))
+    assert get_type_hints(RunSettings, vars(module)) == hints
+    task = {one.name for one in fields(InferTask)} - {"inputs", "output", "model", "run"}
+    assert InferSettings.__annotations__.keys() == options | task
+    assert not options & task
