@@ -25,14 +25,14 @@ from cloudrt.cluster.storage import Place, open_place
 from cloudrt.cluster.watch import watched
 from cloudrt.cluster.worker import Job, Worker
 from cloudrt.engines.plan import Plan
-from cloudrt.errors import ArtifactError
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_sizes
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.outputs import FORMATS, write_failures
+from cloudrt.inference.pipeline import require_rules
 from cloudrt.inference.submission import write_run_record
 from cloudrt.inference.task import InferTask
-from cloudrt.model.artifact import default_model, load_model, parse_artifact
+from cloudrt.model.artifact import default_model, read_artifact
 from cloudrt.system.files import locked, sha256
 
 logger = logging.getLogger(__name__)
@@ -123,9 +123,8 @@ def infer_on_cluster(
         Finished partitions are kept for `resume`.
     """
     model = task.model or default_model()
-    artifact = parse_artifact(load_model(model), model)
-    if not artifact.rules:
-        raise ArtifactError(f"{model} holds no rules: its network was never validated; find them with cloudrt tune")
+    artifact = read_artifact(model)
+    require_rules(artifact, model)
     images, stores, folders = list_images(
         [str(one) for one in task.inputs], task.sample, options.endpoint, artifact.labels
     )

@@ -34,7 +34,7 @@ from cloudrt.inference.identity import Identity
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import postprocess_batch
-from cloudrt.model.artifact import default_model, load_model, parse_artifact
+from cloudrt.model.artifact import Artifact, default_model, load_model, parse_artifact
 from cloudrt.model.inferred import Inferred
 from cloudrt.options import RunOptions, RunSettings
 from cloudrt.system.files import sha256
@@ -132,10 +132,7 @@ class Segmenter:
             The artifact holds no rules.
         """
         _refuse_one(inputs)
-        if not self.artifact.rules:
-            raise ArtifactError(
-                f"{self.model} holds no rules: its network was never validated; find them with cloudrt tune"
-            )
+        require_rules(self.artifact, self.model)
         pace, stats = Pace(), self.stats["postprocess"]
         with (
             ThreadPoolExecutor(self.threads, "postprocess") as finishers,
@@ -343,6 +340,18 @@ class _Group:
                     batch=decoded.number + batch.rows.start,
                     batch_size=batch.size,
                 )
+
+
+def require_rules(artifact: Artifact, model: Path) -> None:
+    """Refuse an artifact without rules, which gives probabilities but no masks.
+
+    Raises
+    ------
+    ArtifactError
+        Says how to find rules.
+    """
+    if not artifact.rules:
+        raise ArtifactError(f"{model} holds no rules: its network was never validated; find them with cloudrt tune")
 
 
 def _refuse_one(inputs: Iterable[Input]) -> None:

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from cloudrt.engines.trial import COMPARED
-from cloudrt.errors import CloudrtError
+from cloudrt.errors import ProviderError
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_keys, list_inputs, load_sample
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import read_identity
 from cloudrt.inference.outputs import write_masks, write_overlay
-from cloudrt.inference.pipeline import Segmenter
+from cloudrt.inference.pipeline import Segmenter, require_rules
 from cloudrt.inference.results import Result
 from cloudrt.inference.submission import Submission, open_submission, read_run_record
 from cloudrt.inference.task import InferSettings, InferTask, RunSummary
@@ -108,6 +108,7 @@ def run_task(task: InferTask, progress: Progress = no_progress) -> RunSummary:
     """Do what a task describes; see `infer`."""
     model = task.model or default_model()
     artifact = read_artifact(model)
+    require_rules(artifact, model)
     files = list_inputs(task.inputs, task.sample, artifact.labels)
     recorded, begun = _recorded(task), task.paths.journal.is_file()
     if begun or not recorded:
@@ -129,7 +130,7 @@ def run_task(task: InferTask, progress: Progress = no_progress) -> RunSummary:
         began = time.perf_counter()
         try:
             done = write_submission(segmenter, files, task, identity, progress)
-        except (KeyboardInterrupt, OSError, CloudrtError):
+        except (KeyboardInterrupt, OSError, ProviderError):
             if task.paths.journal.exists():
                 logger.warning("%s holds what is finished; --resume continues from there", task.paths.journal)
             raise
