@@ -61,7 +61,7 @@ def infer(
     --resume continues from there, and ends with the same bytes as a run that was never interrupted.
     """
     from cloudrt.inference.outputs import SUFFIXES
-    from cloudrt.inference.run import run_task
+    from cloudrt.inference.run import no_progress, run_task
     from cloudrt.inference.task import InferTask
 
     refuse_options(given, given["cluster"] is not None)
@@ -84,7 +84,7 @@ def infer(
         if cluster["cluster"] is not None:
             infer_on(task, cluster)
             return
-        done = run_task(task, progress_bar)
+        done = run_task(task, no_progress if quiet else progress_bar)
         if printed:
             with output.open(encoding="utf-8", newline="") as rows:
                 shutil.copyfileobj(rows, sys.stdout)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
@@ -210,6 +211,21 @@ def test_an_artifact_without_metadata_is_status_2(images: Path, tmp_path: Path) 
         (["images", "--sample", "nowhere.csv"], "nowhere.csv is missing"),
         (["images", "--output", "images.csv", "--overwrite"], "regular file"),
         (["images", "--output", "report.html", "--report"], "the suffix decides the format"),
+        (["images", "--output", "s.csv", "--format", "parquet"], "--format parquet: the suffix decides the format"),
+        (["images", "--output", "s.parquet", "--format", "csv"], "--format csv: the suffix decides the format"),
+        (["images", "--output", "s.JSON", "--format", "csv"], "--format csv: the suffix decides the format"),
+        (["images", "--output", "-", "--format", "coco"], "--output - writes CSV"),
+        (["images", "--output", "-", "--resume"], "--output - writes CSV"),
+        (["images", "--output", "-", "--report"], "--output - writes CSV"),
+        (["images", "--output", "-", "--cluster"], "--output - writes CSV"),
+        (["images", "--resume", "--overwrite"], "give one of them"),
+        (["images", "--streams", "2"], "--streams and --cuda-graph need a --provider"),
+        (["images", "--provider", "cpu", "--cuda-graph"], "--streams and --cuda-graph need a --provider"),
+        (["images", "--provider", "openvino", "--cuda-graph"], "--cuda-graph needs --provider"),
+        (["images", "--provider", "cpu", "--compute-precision", "bf16"], "--compute-precision bf16"),
+        (["images", "--compute-precision", "f32"], "'f32' is not one of"),
+        (["images", "--max-megapixels", "nan"], "nan"),
+        (["images", "--model", "unruly.onnx"], "holds no rules: its network was never validated"),
         (["images", "--max-megapixels", "inf"], "not in the range"),
         (["empty"], "holds no images"),
         (["images", "images"], "share the key"),
@@ -221,12 +237,13 @@ def test_what_cannot_run_is_status_2_and_one_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "images.csv").mkdir()
+    tiny_artifact(tmp_path / "unruly.onnx", (64, 96), LABELS, rules=())
     (tmp_path / "model.onnx").write_bytes(model.read_bytes())
     result = run(*words)
     assert result.exit_code == 2
     assert said in result.stderr
     assert "Traceback" not in result.stderr
-    assert left(tmp_path) == ["empty", "images.csv", "model.onnx"]
+    assert left(tmp_path) == ["empty", "images.csv", "model.onnx", "unruly.onnx"]
 
 
 def test_oversized_images_are_failures(images: Path, model: Path, tmp_path: Path) -> None:
@@ -243,6 +260,44 @@ def test_a_report_lies_beside_the_submission(images: Path, model: Path, tmp_path
     page = (tmp_path / "out" / "s.html").read_text(encoding="utf-8")
     assert "a.jpg" in page
     assert "z.jpg" in page
+
+
+@pytest.mark.parametrize(
+    "words", [["-o", "x.parquet"], ["-o", "x.Parquet"], ["-o", "x.parquet", "--format", "parquet"]]
+)
+def test_the_suffix_decides_the_format(images: Path, model: Path, tmp_path: Path, words: list[str]) -> None:
+    pytest.importorskip("pyarrow")
+    assert run(images, "--model", model, "-o", "s.csv").exit_code == 0
+    assert run(images, "--model", model, *words).exit_code == 0
+    assert (tmp_path / words[1]).read_bytes()[:4] == b"PAR1"
+    table = pd.read_parquet(tmp_path / words[1])
+    rows = {(row.image, row.label): row.rle for row in table.itertuples()}
+    assert rows == read_table(tmp_path / "s.csv", LABELS)
+
+
+def test_standard_output_is_the_csv_and_nothing_else(images: Path, model: Path, tmp_path: Path) -> None:
+    (images / "wölk, chen.jpg").write_bytes((images / "a.jpg").read_bytes())
+    (images / "z.jpg").write_text("not an image")
+    assert run(images, "--model", model, "-o", "s.csv").exit_code == 1
+    before = left(tmp_path)
+    result = run(images, "--model", model, "-o", "-", "--format", "csv")
+    assert result.exit_code == 1
+    assert result.stdout_bytes == (tmp_path / "s.csv").read_bytes()
+    assert "standard output: 5 images" in result.stderr
+    assert [line for line in result.stderr.splitlines() if line.startswith("z.jpg,")]  # why it failed
+    assert left(tmp_path) == before
+
+
+def test_quiet_prints_errors_alone(images: Path, model: Path) -> None:
+    result = run(images, "--model", model, "--quiet", "-o", "-")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(HEADER)
+    assert result.stderr == ""
+    (images / "z.jpg").write_text("not an image")
+    result = run(images, "--model", model, "--quiet")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "submission.failures.csv lists what failed and why" in result.stderr
 
 
 def test_the_command_loads_nothing_heavy_before_it_runs() -> None:
