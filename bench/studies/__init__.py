@@ -1,1 +1,1 @@
-"""One-off measurements: run from a checkout, not part of the wheel."""
+"""One-off measurements, run from a checkout; not part of the wheel."""

@@ -1,11 +1,11 @@
-"""What each option of training is worth: networks trained alike but for one option, by folds of the training images.
+"""Effect of each training option: networks trained with one option changed, on folds of the training images.
 
     python -m cloudrt.bench.studies.ablation DATA -o FILE.json [--seeds 2] [--epochs 3] [--input-size 160 96]
 
-Seed k holds out fold k, so that split, weights and order all differ between seeds. The `base` network is also judged
-with the options that need no training of their own. Every Dice is that of rules chosen out of fold, as `cloudrt tune`
-chooses them; an option's gain is its Dice less that of `base` with the same seed. FILE grows run by run, and what it
-holds already is not trained again.
+Seed k holds out fold k, so the split, the weights and the order of samples all differ between seeds. Options that need
+no separate training are evaluated with the `base` network. Every Dice is that of rules chosen out of fold, as in
+`cloudrt tune`; the gain of an option is its Dice minus that of `base` with the same seed. FILE is written after each
+run, and runs in it are not repeated.
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ BASE = TrainConfig(
     ema=0.99,
     options={"decoder_pyramid_channels": 128, "decoder_segmentation_channels": 64},
 )
-"""The weights of `base` itself are judged, not their average."""
+"""`base` is evaluated with its own weights, not with their moving average."""
 TRAINED: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "base": lambda config: config,
     "constant rates": lambda config: replace(config, schedule="constant"),
     "presence head": lambda config: replace(config, presence="head"),
     "brightness first": lambda config: replace(config, pretrain_epochs=1, epochs=config.epochs - 1),
 }
-"""Networks of their own; all see the same number of images, pre-training included."""
+"""Options with a separate training; all see the same number of images, pre-training included."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run's Dice by way of judging it, and its speed."""
+    """Dice of a run for each evaluation, and training speed."""
 
     dice: dict[str, float]
     images_per_second: float
 
 
 def run(name: str, config: TrainConfig, cache: DatasetCache, network_config: NetworkConfig, scratch: Path) -> Outcome:
-    """Train one network and judge it on the fold that it has not seen."""
+    """Train one network and evaluate it on the held-out fold."""
     device = find_device(config.device)
     seed_all(config.seed)
     network_config = replace(network_config, presence=config.presence)
@@ -100,9 +100,9 @@ def run(name: str, config: TrainConfig, cache: DatasetCache, network_config: Net
 
 
 def summarise(runs: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """Return each option's gain over `base`: a mean, the standard error over seeds, and each seed's.
+    """Return the gain of each option over `base`: mean, standard error over seeds, and gain of each seed.
 
-    `runs` is the Dice by option and seed.
+    `runs` maps option -> seed -> Dice.
     """
     table: dict[str, dict[str, Any]] = {}
     for option, dices in runs.items():
@@ -122,7 +122,7 @@ def summarise(runs: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
 @click.option("--seeds", type=click.IntRange(1, FOLDS), default=2, show_default=True)
 @click.option("--epochs", type=click.IntRange(2), default=3, show_default=True)
 @click.option("--input-size", "size", nargs=2, type=int, default=(160, 96), show_default=True, help="Width and height.")
-@click.option("--limit", default=0, help="Use the first so many images only.")
+@click.option("--limit", default=0, help="Use only the first N images; 0 uses all.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder for decoded data sets.")
 def main(data: Path, output: Path, seeds: int, epochs: int, size: Grid, limit: int, cache: Path | None) -> None:
     """Train every option with every seed and write the gains."""
@@ -137,7 +137,7 @@ def main(data: Path, output: Path, seeds: int, epochs: int, size: Grid, limit: i
     settings = {"images": len(images.names), "training": base.to_dict()}
     known = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
     if known and known["settings"] != settings:
-        raise click.ClickException(f"{output} holds runs of other settings: give another file")
+        raise click.ClickException(f"{output} has runs with other settings: give another file")
     runs: dict[str, dict[str, float]] = known.get("runs", {})
     for seed in range(seeds):
         for name, change in TRAINED.items():

@@ -1,18 +1,18 @@
-"""What a cluster costs and gains: overhead per image beside the plain pipeline, and throughput from 1 to 16 workers.
+"""Overhead of a cluster per image, and throughput with 1 to 16 workers.
 
     python -m cloudrt.bench.studies.cluster overhead IMAGES -o cpu-cluster-overhead.json
     python -m cloudrt.bench.studies.cluster scaling -o cpu-cluster-scaling.json
 
-Overhead: the same images, model, provider, batch and cores, in turns, from files to the merged CSV; both must give the
-same bytes. The clock begins when the engine is open and has run a few images; what starting takes is told apart.
+Overhead: plain runs and runs on a cluster of one worker alternate, with the same images, model, provider, batch and
+cores, from files to the merged CSV; both must give the same bytes. The clock starts when the engine is open and has
+processed a few images; the time to start the worker is reported separately.
 
-Scaling: engines that sleep, so that many fit on few cores: each batch takes a fixed time. The clock begins when all
-workers are there. What is measured is what Ray, the ledger, the files of rows and the driver cost, not a network.
+Scaling: the engines sleep for a fixed time per batch, so that many fit on few cores. The clock starts when all workers
+are ready. This measures the cost of Ray, the ledger, the files of rows and the driver, not of a network.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,32 +23,34 @@ from typing import Any
 
 import click
 import numpy as np
-from cloudrt.bench.machine import machine, versions
 
 from cloudrt.cluster.driver import run_partitions
 from cloudrt.cluster.nodes import Share, connected, prepare
-from cloudrt.cluster.partitions import Image, Partitions, cut
+from cloudrt.cluster.partitions import ListedImage, Partitions, cut
 from cloudrt.cluster.storage import open_place
 from cloudrt.cluster.worker import Job
 from cloudrt.images.decoding import Input
-from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.images.image import ImageFile, find_images
+from cloudrt.inference.identity import Identity
 from cloudrt.inference.outputs import write_csv
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.results import Result
-from cloudrt.inference.submission import open_submission
+from cloudrt.inference.run import write_submission
+from cloudrt.inference.task import InferTask
 from cloudrt.labels import CLOUDS, Labels
+from cloudrt.options import RunOptions
 from cloudrt.system.files import sha256
-from cloudrt.system.versions import package_versions
+
+from .results import save
 
 WORKERS = (1, 2, 4, 8, 16)
 WARM = 8
-"""Images before the clock begins."""
+"""Number of images before the clock starts."""
 
 
 @dataclass(frozen=True)
-class Simulated:
-    """A predictor that sleeps `seconds` a batch, and finds nothing."""
+class SleepingPredictor:
+    """A predictor that sleeps `seconds` per batch and returns empty results."""
 
     batch_size: int
     seconds: float
@@ -62,103 +64,111 @@ class Simulated:
             key = one.key if isinstance(one, ImageFile) else str(number)
             yield Result(key, dict.fromkeys(self.labels.classes, ""), None, self.labels)
 
-    def identity(self) -> dict[str, str | int]:
-        """Nothing hangs on it."""
-        return {}
+    def identity(self) -> Identity:
+        """Not used: a job without an identity accepts any worker."""
+        raise NotImplementedError
 
 
-class StartBarrier:
-    """An actor that counts the workers in, and knows when the last of them came."""
+class Barrier:
+    """An actor that counts the workers, and records when the last one was ready."""
 
     def __init__(self, expected: int) -> None:
-        self._expected, self._here, self._opened = expected, 0, 0.0
+        self._expected, self._ready, self._opened = expected, 0, 0.0
 
     def enter(self) -> None:
-        """One more is here."""
-        self._here += 1
-        if self._here == self._expected:
+        """Count one worker."""
+        self._ready += 1
+        if self._ready == self._expected:
             self._opened = time.time()
 
     def opened(self) -> float:
-        """Return when all were here; 0 before."""
+        """Return when the last worker was ready; 0 before."""
         return self._opened
 
 
 @dataclass(frozen=True)
-class SimulatedJob(Job):
-    """A job of simulated engines, which begin together."""
+class SleepingJob(Job):
+    """A job of sleeping engines that start together."""
 
     seconds: float = 0.0
-    gate: Any = None
+    barrier: Any = None
 
     @property
     def model(self) -> Path:
-        """It has none: any file that is there."""
+        """Any existing file: there is no artifact."""
         return Path(__file__)
 
-    def open(self) -> Simulated:
-        """Return the predictor once all workers are there."""
+    def open(self) -> SleepingPredictor:
+        """Return the predictor once all workers are ready."""
         import ray
 
-        ray.get(self.gate.enter.remote())
-        while not ray.get(self.gate.opened.remote()):
+        ray.get(self.barrier.enter.remote())
+        while not ray.get(self.barrier.opened.remote()):
             time.sleep(0.05)
-        return Simulated(self.batch_size, self.seconds)
+        return SleepingPredictor(self.options.batch_size, self.seconds)
 
 
-def measure_scaling(
-    counts: Sequence[int], batch: int, seconds: float, batches: int, rounds: int, tell: Callable[[str], object]
-) -> dict[str, Any]:
-    """Return images per second of each number of workers, and how it compares with as many times one worker's.
+@dataclass(frozen=True)
+class SleepingLoad:
+    """Images per batch, seconds per batch, batches per partition, and partitions per worker."""
 
-    Parameters
-    ----------
-    batch, seconds, batches, rounds
-        Images a batch, seconds that it takes, batches a partition, partitions a worker.
-    """
+    batch: int
+    seconds: float
+    batches: int
+    rounds: int
+
+
+def measure_scaling(counts: Sequence[int], load: SleepingLoad, tell: Callable[[str], object]) -> dict[str, Any]:
+    """Return images per second for each number of workers, relative to linear scaling and to the engines alone."""
     import ray
 
     rates: dict[int, float] = {}
     for workers in counts:
         parts = [
-            [Image(f"{number}-{i}.jpg", -1, "", 0) for i in range(batch * batches)]
-            for number in range(workers * rounds)
+            [ListedImage(f"{number}-{i}.jpg", -1, "", 0) for i in range(load.batch * load.batches)]
+            for number in range(workers * load.rounds)
         ]
         with TemporaryDirectory() as folder:
-            gate = ray.remote(num_cpus=0)(StartBarrier).remote(workers)
-            job = SimulatedJob(
-                "simulated", "", 1, MAX_PIXELS, batch_size=batch, seconds=seconds, gate=gate, out=open_place(folder)
-            )
+            barrier = ray.remote(num_cpus=0)(Barrier).remote(workers)
+            options = RunOptions(batch_size=load.batch, threads=1)
+            job = SleepingJob("sleeping", "", options, out=open_place(folder), seconds=load.seconds, barrier=barrier)
             run_partitions(job, parts, range(len(parts)), Share(workers, 1, 0), lambda _: None)
-            rates[workers] = sum(map(len, parts)) / (time.time() - ray.get(gate.opened.remote()))
-            ray.kill(gate)
+            rates[workers] = sum(map(len, parts)) / (time.time() - ray.get(barrier.opened.remote()))
+            ray.kill(barrier)
         tell(f"{workers} workers: {rates[workers]:.1f} images/s")
     first = rates[counts[0]] / counts[0]
     return {
-        "batch": batch,
-        "seconds_per_batch": seconds,
-        "images_per_partition": batch * batches,
+        "batch": load.batch,
+        "seconds_per_batch": load.seconds,
+        "images_per_partition": load.batch * load.batches,
         "images_per_s": rates,
         "share_of_linear": {n: rate / (n * first) for n, rate in rates.items()},
-        "share_of_the_engines": {n: rate / (n * batch / seconds) for n, rate in rates.items()},
+        "share_of_the_engines": {n: rate / (n * load.batch / load.seconds) for n, rate in rates.items()},
     }
 
 
 def measure_overhead(
-    images: Sequence[Image],
-    model: Path,
-    provider: str,
-    batch: int,
-    threads: int,
-    rounds: int,
-    tell: Callable[[str], object],
+    images: Sequence[ListedImage], model: Path, options: RunOptions, rounds: int, tell: Callable[[str], object]
 ) -> dict[str, Any]:
-    """Return seconds per image of the plain pipeline and of one worker of the same cores, in turns.
+    """Return seconds per image of plain runs and of one worker with the same cores, alternating.
+
+    Parameters
+    ----------
+    images
+        Local images.
+    model
+        The artifact.
+    options
+        Provider, batch size and threads of both.
+    rounds
+        Number of pairs of runs.
+    tell
+        Called with one line per run.
 
     Raises
     ------
     AssertionError
-        Their submissions differ.
+        The submissions differ.
     """
     seconds: dict[str, list[float]] = {"plain": [], "cluster": []}
     starts: list[float] = []
@@ -167,9 +177,9 @@ def measure_overhead(
             plain, spread = Path(folder, f"{number}.csv"), Path(folder, f"{number}-cluster.csv")
             for name in ("plain", "cluster") if number % 2 == 0 else ("cluster", "plain"):
                 if name == "plain":
-                    found = _plain(images, model, provider, batch, threads, plain)
+                    found = _run_plain(images, model, options, plain)
                 else:
-                    found, start = _spread(images, model, provider, batch, threads, spread)
+                    found, start = _run_cluster(images, model, options, spread)
                     starts.append(start)
                 seconds[name].append(found / len(images))
                 tell(f"{name}: {len(images) / found:.2f} images/s")
@@ -178,9 +188,9 @@ def measure_overhead(
     return {
         "images": len(images),
         "distinct_images": len({image.path for image in images}),
-        "provider": provider,
-        "batch": batch,
-        "threads": threads,
+        "provider": options.provider,
+        "batch": options.batch_size,
+        "threads": options.threads,
         "seconds_per_image": seconds,
         "overhead_of_each_round": pairs,
         "overhead": float(np.median(pairs)),
@@ -189,33 +199,30 @@ def measure_overhead(
     }
 
 
-def _plain(images: Sequence[Image], model: Path, provider: str, batch: int, threads: int, output: Path) -> float:
+def _run_plain(images: Sequence[ListedImage], model: Path, options: RunOptions, output: Path) -> float:
     files = [ImageFile(image.key, Path(image.path)) for image in images]
-    with Segmenter(model, provider=provider, batch_size=batch, threads=threads) as segmenter:
+    with Segmenter(model, options) as segmenter:
         list(segmenter.predict(files[:WARM]))
         began = time.perf_counter()
-        with open_submission(output, segmenter.labels) as submission:
-            for result in segmenter.predict(files):
-                submission.add(result.image, result.rle, result.error, result.batch, result.batch_size)
+        write_submission(segmenter, files, InferTask((), output))
         return time.perf_counter() - began
 
 
-def _spread(
-    images: Sequence[Image], model: Path, provider: str, batch: int, threads: int, output: Path
-) -> tuple[float, float]:
-    """Return seconds from the first partition, which warms up, to the CSV; and those before."""
-    job = Job(model.name, sha256(model), threads, MAX_PIXELS, provider, batch)
+def _run_cluster(images: Sequence[ListedImage], model: Path, options: RunOptions, output: Path) -> tuple[float, float]:
+    """Return the seconds from the end of the first partition, the warm-up, to the CSV; and the seconds before."""
+    place = open_place(f"{output}.parts")
+    job = Job(model.name, sha256(model), options, out=place)
     job.keep_model(model.read_bytes())
     warm = [replace(image, key=f"warm-{number}") for number, image in enumerate(images[:WARM])]
+    batch = options.batch_size
     parts = [warm, *cut(images, -(-len(images) // 4 // batch) * batch)]
-    place = open_place(f"{output}.parts")
     times: list[float] = []
 
     def done(_: Mapping[str, int]) -> None:
         times.append(time.perf_counter())
 
     began = time.perf_counter()
-    run_partitions(replace(job, out=place), parts, range(len(parts)), Share(1, threads, 0), done)
+    run_partitions(job, parts, range(len(parts)), Share(1, options.threads, 0), done)
     records = Partitions(place, "parquet", CLOUDS).records(parts)
     write_csv(output, lambda: islice(records(), WARM, None), CLOUDS)
     return time.perf_counter() - times[0], times[0] - began
@@ -223,12 +230,12 @@ def _spread(
 
 @click.group()
 def main() -> None:
-    """Measure what `cloudrt-infer --cluster` costs and gains."""
+    """Measure overhead and scaling of `cloudrt-infer --cluster`."""
 
 
 @main.command()
 @click.argument("folder", metavar="IMAGES", type=click.Path(path_type=Path, exists=True))
-@click.option("--model", type=click.Path(path_type=Path, exists=True), help="The shipped one by default.")
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="Default: the model that ships.")
 @click.option("--count", type=click.IntRange(2 * WARM), default=2000, show_default=True)
 @click.option("--provider", default="cpu", show_default=True)
 @click.option("--batch-size", default=4, show_default=True)
@@ -237,47 +244,38 @@ def main() -> None:
 def overhead(
     folder: Path, model: Path | None, count: int, provider: str, batch_size: int, rounds: int, output: Path | None
 ) -> None:
-    """Time COUNT of IMAGES, repeated as often as it takes, in the plain pipeline and in one worker, in turns."""
+    """Time COUNT images, IMAGES repeated as needed, in plain runs and with one worker, alternating."""
     from cloudrt.model.artifact import default_model
     from cloudrt.system.machine import usable_cpus
 
-    files = islice(cycle(find_images(folder)), count)
-    images = [Image(f"{number:06}-{file.key}", -1, str(file.path.absolute()), 0) for number, file in enumerate(files)]
-    with _ray(usable_cpus()):
-        found = measure_overhead(
-            images, model or default_model(), provider, batch_size, usable_cpus(), rounds, click.echo
-        )
-    _tell(found, output)
+    files = enumerate(islice(cycle(find_images(folder)), count))
+    images = [ListedImage(f"{number:06}-{file.key}", -1, str(file.path.absolute()), 0) for number, file in files]
+    options = RunOptions(provider=provider, batch_size=batch_size, threads=usable_cpus())
+    with _ray(options.threads):
+        found = measure_overhead(images, model or default_model(), options, rounds, click.echo)
+    save(found, output, "ray", "pyarrow")
 
 
 @main.command()
 @click.option("--batch-size", default=4, show_default=True)
-@click.option("--seconds", default=0.1, show_default=True, help="That a batch takes.")
-@click.option("--batches", default=20, show_default=True, help="In a partition.")
-@click.option("--rounds", default=6, show_default=True, help="Partitions a worker.")
+@click.option("--seconds", default=0.1, show_default=True, help="Seconds per batch.")
+@click.option("--batches", default=20, show_default=True, help="Batches per partition.")
+@click.option("--rounds", default=6, show_default=True, help="Partitions per worker.")
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 def scaling(batch_size: int, seconds: float, batches: int, rounds: int, output: Path | None) -> None:
     """Time 1 to 16 workers whose engines sleep."""
     with _ray(max(WORKERS)):
-        found = measure_scaling(WORKERS, batch_size, seconds, batches, rounds, click.echo)
-    _tell(found, output)
+        found = measure_scaling(WORKERS, SleepingLoad(batch_size, seconds, batches, rounds), click.echo)
+    save(found, output, "ray", "pyarrow")
 
 
 def _ray(cpus: int) -> Any:
-    """Start Ray on this machine, with as many CPUs to give away as is said."""
+    """Start Ray on this machine with the given number of CPUs."""
     import ray
 
     prepare()
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     return connected("local")
-
-
-def _tell(found: dict[str, Any], output: Path | None) -> None:
-    libraries = versions() | package_versions("ray", "pyarrow")
-    text = json.dumps({"machine": machine(), "versions": libraries, **found}, indent=2)
-    click.echo(text)
-    if output:
-        output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Samples per second of the cached loader and of the notebook's, on the same images with the same augmentation.
+"""Samples per second of the cached loader and of the notebook's loader, with the same images and augmentation.
 
     python -m cloudrt.bench.studies.loader DATA -o FILE.json [--samples 96] [--input-size 640 320]
 
-The notebook reads each image in full, decodes each mask to float32 at the label grid, and lets albumentations resize
-both, for every sample anew. One thread each; `cpu_time_ratio` compares CPU seconds, which others on the machine do not
-change. Without augmentation the two are compared sample by sample first.
+For every sample, the notebook reads the whole image, decodes each mask to float32 on the label grid, and resizes both
+with albumentations. Both loaders use one thread; `cpu_time_ratio` compares CPU seconds, which other processes on the
+machine do not affect. Before timing, the samples without augmentation are compared.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -21,7 +20,6 @@ import click
 import cv2
 import numpy as np
 import torch
-from cloudrt.bench.machine import machine, versions
 from cloudrt.train.augment import build_augmentation
 from cloudrt.train.cache import open_cache
 from cloudrt.train.dataset import CloudDataset, Feed
@@ -32,12 +30,14 @@ from cloudrt.images.image import decode, read_file
 from cloudrt.labels import Grid
 from cloudrt.model.network_config import NetworkConfig
 
+from .results import save
+
 BATCH = 6
-"""The notebook's."""
+"""Batch size of the notebook."""
 
 
 class NotebookDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Every sample from its file and its rows; image (3, H, W) float32 normalised, mask (C, H, W) float32."""
+    """Samples from files and rows: normalised image (3, H, W) float32, mask (C, H, W) float32."""
 
     def __init__(self, data: DataFolder, names: list[str], config: NetworkConfig, augment: str) -> None:
         import albumentations
@@ -74,7 +74,7 @@ class NotebookDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 def compare(data: DataFolder, input_size: Grid, augment: str, samples: int, rounds: int) -> dict[str, Any]:
-    """Return how both loaders differ without augmentation, and their samples per second with it, in turns."""
+    """Return the differences without augmentation, and samples per second with augmentation, alternating."""
     config = NetworkConfig(input_size=input_size, labels=data.labels)
     feed = Feed(config, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
@@ -140,10 +140,7 @@ def main(data: Path, output: Path | None, samples: int, rounds: int, size: Grid,
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     found = compare(open_data(data), size[::-1], augment, samples, rounds)
-    text = json.dumps({"machine": machine(), "versions": versions(), **found}, indent=2)
-    click.echo(text)
-    if output:
-        output.write_text(text + "\n", encoding="utf-8")
+    save(found, output)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,45 @@
-"""Whether memory stays flat: the resident memory of a run after so many images.
+"""Resident memory over a long run.
 
     python -m cloudrt.bench.studies.memory IMAGES --model MODEL --count 5000 -o FILE.json
 
-The images are read again and again, in order, until there were `count`; rows go to a journalled submission.
+The images are repeated in order up to `count`; the rows go to a submission with its journal.
 """
 
 from __future__ import annotations
 
-import json
-from itertools import cycle, islice
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-from cloudrt.bench.machine import machine, versions
+from cloudrt.bench.scaling import repeated
 
 from cloudrt.images.image import ImageFile, find_images
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.inference.submission import open_submission
+from cloudrt.inference.run import write_submission
+from cloudrt.inference.task import InferTask
 from cloudrt.system.statistics import memory, peak_memory
+
+from .results import save
 
 EVERY = 500
 
 
 def watch(segmenter: Segmenter, files: list[ImageFile], count: int) -> dict[str, Any]:
-    """Return MB after each `EVERY` images, and the peak."""
+    """Return the resident memory in MB after each `EVERY` images, and the peak."""
     resident: dict[str, float | None] = {}
-    with TemporaryDirectory() as folder, open_submission(Path(folder) / "s.csv", segmenter.labels) as submission:
-        for number, result in enumerate(segmenter.predict(islice(cycle(files), count)), 1):
-            submission.add(result.image, result.rle, result.error, result.batch, result.batch_size)
-            if number % EVERY == 0:
-                resident[str(number)] = memory()
+    done = 0
+
+    def advance(**_: Any) -> None:
+        nonlocal done
+        done += 1
+        if done % EVERY == 0:
+            resident[str(done)] = memory()
+
+    with TemporaryDirectory() as folder:
+        task = InferTask((), Path(folder) / "s.csv")
+        write_submission(segmenter, repeated(files, count), task, progress=lambda *_: nullcontext(advance))
     return {"images": count, "distinct_images": len(files), "resident_mb": resident, "peak_mb": peak_memory()}
 
 
@@ -41,14 +49,11 @@ def watch(segmenter: Segmenter, files: list[ImageFile], count: int) -> dict[str,
 @click.option("--count", type=click.IntRange(EVERY), default=5000, show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 def main(images: Path, model: Path | None, count: int, output: Path | None) -> None:
-    """Segment IMAGES until there were COUNT, and say what memory was held on the way."""
+    """Segment COUNT images, IMAGES repeated as needed, and report the memory in use."""
     with Segmenter(model) as segmenter:
-        how = segmenter.plan.describe()
+        plan = segmenter.plan.describe()
         found = watch(segmenter, find_images(images), count)
-    text = json.dumps({"machine": machine(), "versions": versions(), "plan": how, **found}, indent=2)
-    click.echo(text)
-    if output:
-        output.write_text(text + "\n", encoding="utf-8")
+    save({"plan": plan, **found}, output)
 
 
 if __name__ == "__main__":

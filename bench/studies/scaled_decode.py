@@ -1,21 +1,19 @@
-"""What decoding at a small scale costs: the same network and rules on both decodes, scored against truth.
+"""How decoding at a reduced scale changes the Dice: the same network and rules with both decodes.
 
     python -m cloudrt.bench.studies.scaled_decode MODEL IMAGES [TRUTH.csv] -o FILE.json
 
-`full` decodes every pixel and resizes; `scaled` is what cloudrt does: the smallest of libjpeg-turbo's DCT scales that
-still covers the network's input, then the same resize.
+`full` decodes every pixel and resizes. `scaled` is what cloudrt does: decode at the smallest DCT scale of libjpeg-turbo
+that is at least as large as the network's input, then the same resize.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from cloudrt.bench.machine import machine, versions
 
 from cloudrt.images.image import Image, ImageFile, decode, find_images, load_image, resize
 from cloudrt.inference.pipeline import Segmenter
@@ -24,14 +22,16 @@ from cloudrt.masks.metric import dice
 from cloudrt.masks.rle import rle_to_submit_grid
 from cloudrt.masks.table import Table, read_table
 
+from .results import save
+
 
 def compare(segmenter: Segmenter, files: Sequence[ImageFile], truth: Table | None) -> dict[str, Any]:
-    """Return the figures of both decodes, over every (image, class).
+    """Compare both decodes over every (image, class).
 
     Parameters
     ----------
     segmenter
-        Runs both.
+        The model.
     files
         The images.
     truth
@@ -78,14 +78,11 @@ def decode_full(file: ImageFile, size: Grid) -> Image:
 @click.argument("truth", required=False, type=click.Path(path_type=Path, exists=True))
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 def main(model: Path, images: Path, truth: Path | None, output: Path | None) -> None:
-    """Compare the two decodes on IMAGES, and with TRUTH on what they score."""
+    """Compare the two decodes on IMAGES and, with TRUTH, their scores."""
     with Segmenter(model) as segmenter:
         table = read_table(truth, segmenter.labels) if truth else None
         found = compare(segmenter, find_images(images), table)
-    text = json.dumps({"machine": machine(), "versions": versions(), "model": model.name, **found}, indent=2)
-    click.echo(text)
-    if output:
-        output.write_text(text + "\n", encoding="utf-8")
+    save({"model": model.name, **found}, output)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from cloudrt.bench.studies.render import BLOCKS, RESULTS, fill, render
+from cloudrt.bench.studies.blocks import BLOCKS
+from cloudrt.bench.studies.render import fill, render
+from cloudrt.bench.studies.results import RESULTS
 from support.paths import ROOT
 
 from cloudrt.errors import DataError
