@@ -28,6 +28,7 @@ from cloudrt.masks.metric import dice
 from cloudrt.masks.rle import rle_decode, rle_to_submit_grid
 from cloudrt.masks.table import Table, read_table
 from cloudrt.model.artifact import read_artifact
+from cloudrt.options import PROVIDERS
 
 from .stages import Timing
 
@@ -35,7 +36,8 @@ CHUNK = 64
 """Number of images that a way runs before the next way's turn."""
 WARM_UP = 16
 
-PROVIDERS = ("cpu", "openvino", "cuda", "tensorrt")
+WAYS = tuple(reversed(PROVIDERS[1:]))
+"""The providers, CPU first."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _open(models: Sequence[Path], stack: ExitStack) -> tuple[dict[tuple[str, str
     """Open each model in each provider; return those that run, and the reasons why the others do not."""
     segmenters, skipped = {}, {}
     for model, name in zip(models, _tell_apart(models), strict=True):
-        for provider in PROVIDERS:
+        for provider in WAYS:
             reason = hindrance(provider, read_artifact(model))
             if reason is None:
                 try:
@@ -178,7 +180,7 @@ def _tell_apart(models: Sequence[Path]) -> list[str]:
 
 def rounds(models: Sequence[Path], files: Sequence[ImageFile], repeat: int) -> int:
     """Return the number of turns in `measure_accuracy`, those of ways that cannot run included."""
-    return len(models) * len(PROVIDERS) * (1 + len(_split(files, repeat)))
+    return len(models) * len(WAYS) * (1 + len(_split(files, repeat)))
 
 
 def _split(files: Sequence[ImageFile], repeat: int) -> list[Sequence[ImageFile]]:

@@ -90,7 +90,7 @@ class BenchOptions:
 
 def _run_words(run: RunOptions) -> list[str]:
     """Return the command-line options that differ from the defaults, without the provider."""
-    default, engine = RunOptions(), getattr(run, run.provider, None)
+    default, engine = RunOptions(), getattr(run, run.provider.replace("-", "_"), None)
     streams, graph = getattr(engine, "streams", 0), getattr(engine, "graph", None)
     words = ["--batch-size", str(run.batch_size)] if run.batch_size else []
     words += ["--threads", str(run.threads)] if run.threads else []

@@ -23,6 +23,7 @@ from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import LABEL_GRID, Labels
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import Artifact
+from cloudrt.options import GPU_PROVIDERS
 from cloudrt.system.machine import usable_cpus
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Workload:
     @property
     def on_gpu(self) -> bool:
         """Whether the engine runs on a GPU."""
-        return self.segmenter.plan.provider in ("cuda", "tensorrt")
+        return self.segmenter.plan.provider in GPU_PROVIDERS
 
 
 def make_workload(segmenter: Segmenter, files: Sequence[ImageFile], folder: Path) -> Workload:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cloudrt.cli.types import Size
+from cloudrt.options import PROVIDERS
 from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
 
 
@@ -53,7 +54,7 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
 )
 @click.option(
     "--provider",
-    type=click.Choice(["auto", "tensorrt", "cuda", "openvino", "cpu"]),
+    type=click.Choice(PROVIDERS),
     default="auto",
     show_default=True,
     help="Provider that runs the comparison. auto: CUDA if it works here, else the CPU; the CPU for int8.",
@@ -66,7 +67,7 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
 @click.option(
     "--min-dice",
     type=click.FloatRange(0, 1),
-    help="Minimum Dice between the two submissions. Default: 0.999 fp32, 0.995 fp16, 0.98 int8.",
+    help="Minimum Dice between the two submissions. Default: 0.995 fp32, 0.995 fp16, 0.98 int8.",
 )
 @click.option(
     "--max-empty-mismatch",

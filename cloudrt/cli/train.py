@@ -130,7 +130,7 @@ def train(
     fold: int | None,
     **settings: Any,
 ) -> None:
-    """Train on DATA, a folder in the competition's layout, and find the rule of each class.
+    """Train on DATA (default: data/), a folder in the competition's layout, and find the rule of each class.
 
     Writes best.pth, last.pth, config.json, history.csv and curves.png into runs/NAME. With --folds, each fold has a
     folder of its own there, all share the rules that are chosen on the images that each had held out, and oof.npz

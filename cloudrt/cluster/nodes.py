@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloudrt.errors import CloudrtError
+from cloudrt.options import GPU_PROVIDERS
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def share_out(nodes: Sequence[Node], provider: str, threads: int) -> Share:
         if not workers:
             raise ClusterError(f"no machine with a GPU has {cpus} CPUs for it: give a smaller --threads")
         return Share(workers, cpus, 1)
-    if provider in ("cuda", "tensorrt"):
+    if provider in GPU_PROVIDERS:
         raise ClusterError(f"--provider {provider}: no machine of the cluster has a GPU that Ray knows of")
     sizes = [node.cpus for node in nodes if node.cpus]
     if not sizes:

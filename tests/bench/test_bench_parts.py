@@ -136,7 +136,7 @@ def test_accuracy_is_the_competitions_dice(
                 ours.append(f"{result.image}_{label},{result.rle[label]}")
     for path, rows in ((truth, lines), (expected, ours)):
         path.write_text("Image_Label,EncodedPixels\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    monkeypatch.setattr("cloudrt.bench.accuracy.PROVIDERS", ("cpu", "cuda"))
+    monkeypatch.setattr("cloudrt.bench.accuracy.WAYS", ("cpu", "cuda"))
     known = read_truth(truth, files, SMALL_GRIDS)
     found = measure_accuracy([model, half], files, known, tmp_path, 1, lambda: None)
     assert [(way.model, way.precision) for way in found.ways] == [("model.onnx", "fp32"), ("half.onnx", "fp16")]
