@@ -99,7 +99,7 @@ def test_every_file_is_a_failure_or_decoded_as_opencv_decodes_it(folder: Path, t
     keys = list(dict.fromkeys(key for key, _ in rows))
     assert len(keys) >= 250
     assert len(rows) == 3 * len(keys)
-    with (tmp_path / "failures.csv").open(newline="", encoding="utf-8") as file:
+    with (tmp_path / "s.failures.csv").open(newline="", encoding="utf-8") as file:
         failures = dict(list(csv.reader(file))[1:])
     assert set(failures) <= set(keys)
     assert all(failures.values())
@@ -121,7 +121,7 @@ def test_what_must_fail_fails(folder: Path, tmp_path: Path) -> None:
     model = tiny_artifact(tmp_path / "model.onnx", SIZE, SMALL_GRIDS)
     words = [folder, "-m", model, "-o", tmp_path / "s.csv", "--provider", "cpu"]
     CliRunner().invoke(infer, [str(word) for word in words])
-    with (tmp_path / "failures.csv").open(newline="", encoding="utf-8") as file:
+    with (tmp_path / "s.failures.csv").open(newline="", encoding="utf-8") as file:
         failures = dict(list(csv.reader(file))[1:])
     names = {path.name for path in folder.iterdir() if not path.is_dir() or path.is_symlink()}
     cut = {name for name in names if name.startswith("cut at")}
