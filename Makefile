@@ -12,6 +12,7 @@ READY := .venv/ready
 DEMO := demo
 
 export NO_ALBUMENTATIONS_UPDATE := 1
+export ORT_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE  # without byte code, importing torch takes each process ten seconds longer
 
 .PHONY: demo test test-all lint docs wheel figures setup clean

@@ -1,4 +1,4 @@
-"""What every test has: a cache folder of its own run, so that nothing measured before decides."""
+"""Fixtures that several packages share, and caches: tests neither read nor write those of the user."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from platformdirs import user_cache_path
 
 from cloudrt.system.machine import usable_cpus
 
 if TYPE_CHECKING:
     from cloudrt.export.source import ExportSource
 
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # torch's threads of all of them share the cores
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // workers)))
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the environment before test modules import what reads it."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    assert config.cache
+    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):  # compiled kernels and font lists, for later runs too
+        os.environ.setdefault(name, str(config.cache.mkdir(name.lower())))
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # the processes share the cores
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // workers)))
 
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what `auto` measures in a folder that is dropped; numba's compiled kernels have their own."""
-    kernels = os.environ.get("NUMBA_CACHE_DIR") or str(user_cache_path("cloudrt"))
-    folder: Path = tmp_path_factory.mktemp("cache")
+    """An empty cache folder for each run, so that no earlier measurement decides."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        patch.setenv("NUMBA_CACHE_DIR", kernels)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
