@@ -32,6 +32,8 @@ class EngineOptions:
         GPU providers: capture the kernels of a batch once and launch them as one; needs a fixed batch.
     channels_last
         CUDA: convolutions in NHWC layout with their bias fused.
+    pinned
+        CUDA and TensorRT: copy batches from and to page-locked memory, beside computing; else ONNX Runtime copies them.
     device
         GPU number.
     allow_cpu
@@ -47,6 +49,7 @@ class EngineOptions:
     compute_precision: str = "fp32"
     cuda_graph: bool = False
     channels_last: bool = False
+    pinned: bool = True
     device: int = 0
     allow_cpu: bool = False
     emulate: bool = False
@@ -58,6 +61,8 @@ class EngineOptions:
         check_name("compute precision", self.compute_precision, PRECISIONS[1:])
         if self.cuda_graph and self.streams > 1:
             raise DataError("a CUDA graph runs one batch at a time: use one stream with it")
+        if self.cuda_graph and not self.pinned:
+            raise DataError("a CUDA graph needs buffers that stay: use pinned copies with it")
 
 
 class Engine(Protocol):
@@ -72,7 +77,7 @@ class Engine(Protocol):
     batch_size
         The fixed N of the input, or None where any N is accepted.
     streams
-        See `EngineOptions`.
+        How many threads may run a batch at once: as many as are computed at once, and on a GPU one that is copied.
     """
 
     provider: str
@@ -94,6 +99,10 @@ class Engine(Protocol):
 
     def probability(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the probability alone."""
+        ...
+
+    def empty(self, batches: int) -> NDArray[np.uint8]:
+        """Return an array for the images of some batches, (n, H, W, 3), not initialised: the best form for `run`."""
         ...
 
     def close(self) -> None:

@@ -1,55 +1,102 @@
-"""Buffers that stay on the device: a batch is copied in, run, and copied out, without an allocation."""
+"""Buffers on a GPU and the copies to and from them: a batch is copied in, run, and copied out, without an allocation.
+
+    host, page-locked --copy--> device: image --session--> device: probability, presence --copy--> host, page-locked
+
+No step holds the GIL. While one binding's batch is computed, another's is copied.
+"""
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from cloudrt.engines.libraries import cuda_libraries, cuda_major, find_library
 from cloudrt.model.artifact import Artifact
+from cloudrt.system.cuda import Arena, CudaDevice, Device
+
+Compute = Callable[[Callable[[], None]], None]
+"""Runs a function that computes a batch, when and where it may run."""
 
 
 class Binding:
-    """One stream's buffers in a session of ONNX Runtime. One thread at a time may use it.
+    """The buffers of one batch in flight in a session of ONNX Runtime. One thread at a time may use it.
 
     Parameters
     ----------
     session
-        The `onnxruntime.InferenceSession`; several bindings may run in one at once.
+        The `onnxruntime.InferenceSession`; several bindings may share one.
     artifact
         Gives the shapes.
     batch_size
         The fixed N.
-    kind, device
-        Where the buffers lie: "cuda" and the number of the GPU; "cpu" for tests.
+    device
+        Where the buffers lie; makes the copies.
+    arena
+        Host memory that `device` copies directly.
+    graph
+        Number of the CUDA graph that runs these buffers; None without one. A graph keeps the addresses that it was
+        captured with, so that every binding has one of its own.
     """
 
-    def __init__(self, session: Any, artifact: Artifact, batch_size: int, kind: str, device: int = 0) -> None:
-        self._session = session
+    def __init__(
+        self,
+        session: Any,
+        artifact: Artifact,
+        batch_size: int,
+        device: Device,
+        arena: Arena,
+        graph: int | None = None,
+    ) -> None:
+        self._session, self._device, self._arena = session, device, arena
+        self._stream = device.open_stream()
         self._binding = session.io_binding()
+        self._options = onnxruntime.RunOptions()
+        if graph is not None:
+            self._options.add_run_config_entry("gpu_graph_id", str(graph))
         shapes = {"probability": artifact.output_shape, "presence": (len(artifact.labels.classes),)}
-        self._image = self._allocate((batch_size, *artifact.input_size, 3), kind, device)
+
+        def allocate(*shape: int) -> Any:
+            return onnxruntime.OrtValue.ortvalue_from_shape_and_type((batch_size, *shape), np.uint8, *device.place)
+
+        self._image = allocate(*artifact.input_size, 3)
         self._binding.bind_ortvalue_input("image", self._image)
         self._outputs = {}
         for output in session.get_outputs():
-            value = self._allocate((batch_size, *shapes[output.name]), kind, device)
-            self._binding.bind_ortvalue_output(output.name, value)
-            self._outputs[output.name] = value
+            self._outputs[output.name] = allocate(*shapes[output.name])
+            self._binding.bind_ortvalue_output(output.name, self._outputs[output.name])
 
-    def run(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-        """Return each output of a (N, H, W, 3) uint8 batch, in memory of its own."""
-        self._image.update_inplace(np.ascontiguousarray(batch))
-        self._session.run_with_iobinding(self._binding)
-        # On the CPU numpy() is a view of the buffer, which the next batch overwrites.
-        return {name: np.array(value.numpy()) for name, value in self._outputs.items()}
+    def run(self, batch: NDArray[np.uint8], compute: Compute = lambda work: work()) -> dict[str, NDArray[np.uint8]]:
+        """Return each output of a (N, H, W, 3) uint8 batch, in memory of its own.
 
-    def warm_up(self) -> None:
-        """Run a black batch, twice: a CUDA graph is recorded by the first run that follows a plain one."""
-        for _ in range(2):
-            self.run(np.zeros(self._image.shape(), np.uint8))
+        The batch is copied directly where its memory is the arena's.
+        """
+        batch = np.ascontiguousarray(batch)
+        self._device.copy(self._image.data_ptr(), batch.ctypes.data, batch.nbytes, self._stream)
+        self._device.wait(self._stream)
+        compute(self._compute)
+        found = {name: self._arena.empty(tuple(value.shape())) for name, value in self._outputs.items()}
+        for name, array in found.items():
+            self._device.copy(array.ctypes.data, self._outputs[name].data_ptr(), array.nbytes, self._stream)
+        self._device.wait(self._stream)
+        return found
 
-    @staticmethod
-    def _allocate(shape: tuple[int, ...], kind: str, device: int) -> Any:
-        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, kind, device)
+    def _compute(self) -> None:
+        """Run the session; its results are on the device when this returns."""
+        self._session.run_with_iobinding(self._binding, self._options)
+
+    def warm_up(self, compute: Compute) -> dict[str, NDArray[np.uint8]]:
+        """Run a batch twice, and return its outputs: a CUDA graph is captured by the first run after a plain one."""
+        batch = np.random.default_rng(0).integers(0, 256, self._image.shape(), np.uint8)
+        self.run(np.zeros_like(batch), compute)
+        return self.run(batch, compute)
+
+
+def open_gpu(number: int) -> CudaDevice:
+    """Return a GPU; `cloudrt.engines.libraries.load_libraries` has loaded the CUDA runtime."""
+    name = next(name for name in cuda_libraries(cuda_major()) if "cudart" in name)
+    return CudaDevice(number, ctypes.CDLL(str(find_library(name) or name)))

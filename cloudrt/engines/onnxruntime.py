@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from threading import Semaphore
 from typing import Self
 
 import numpy as np
@@ -13,12 +15,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from cloudrt.engines.availability import ORT_NAMES
 from cloudrt.engines.base import DEFAULTS, EngineOptions, brief, check_batch, exhausted
-from cloudrt.engines.binding import Binding
+from cloudrt.engines.binding import Binding, open_gpu
 from cloudrt.engines.session import open_session
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
 from cloudrt.model.artifact import Artifact, graph_bytes
 from cloudrt.options import GPU_PROVIDERS
+from cloudrt.system.cuda import CAPTURE, Arena
 
 HEAVY = frozenset({"Conv", "Resize", "InstanceNormalization", "BatchNormalization", "LayerNormalization"})
 """Operators that must run where the user asked for; ONNX Runtime places them on the CPU without an error otherwise."""
@@ -34,8 +37,9 @@ REFUSALS: tuple[type[Exception], ...] = (
 class OrtEngine:
     """An artifact in an ONNX Runtime session; see `cloudrt.engines.Engine`.
 
-    On a GPU with a fixed batch, every stream has buffers of its own there (IO binding): one copy in, one copy out, and
-    nothing allocated from batch to batch.
+    On a GPU with a fixed batch, every batch in flight has buffers of its own there (IO binding): one copy in, one copy
+    out, and nothing allocated from batch to batch. There is one more than batches computed at once, so that copies
+    overlap with computing.
 
     Raises
     ------
@@ -60,15 +64,18 @@ class OrtEngine:
         self.provider = provider
         self.batch_size = batch_size
         self.streams = options.streams
+        self._arena: Arena | None = None
         if provider == "cpu" and artifact.precision == "fp16" and not options.emulate:
             model = widen(model)
         # A CUDA graph belongs to the thread that recorded it.
         self._thread = ThreadPoolExecutor(1, "cuda-graph") if options.cuda_graph else None
+        self._turns = Semaphore(options.streams)  # batches that are computed at once
         try:
             self._session = open_session(graph_bytes(model), artifact, provider, batch_size, threads, options)
             if provider != "cpu":
                 self._check_placement(options.allow_cpu)
-            self._bindings = self._bind(options) if provider in ("cuda", "tensorrt") and batch_size else None
+            bound = provider in ("cuda", "tensorrt") and batch_size and options.pinned
+            self._bindings = self._bind(options) if bound else None
         except REFUSALS as error:
             self.close()
             on_gpu = provider in GPU_PROVIDERS
@@ -87,27 +94,50 @@ class OrtEngine:
         """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images."""
         check_batch(batch, self.artifact, self.batch_size)
         try:
-            found = self._thread.submit(self._run, batch).result() if self._thread else self._run(batch)
+            found = self._run(batch)
         except REFUSALS as error:
             raise self._explain(error, ProviderError(f"{self.provider} failed on a batch of {len(batch)}")) from error
         return found["probability"], found.get("presence")
+
+    def empty(self, batches: int) -> NDArray[np.uint8]:
+        """Return an array for the images of some batches; on a GPU, in memory that is copied there directly."""
+        shape = (batches * (self.batch_size or 1), *self.artifact.input_size, 3)
+        return self._arena.empty(shape) if self._arena else np.empty(shape, np.uint8)
 
     def _run(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
         if self._bindings is None:
             return dict(zip(self._outputs, self._session.run(None, {"image": batch}), strict=True))
         binding = self._bindings.get()
         try:
-            return binding.run(batch)
+            return binding.run(batch, self._compute)
         finally:
             self._bindings.put(binding)
 
+    def _compute(self, work: Callable[[], None]) -> None:
+        if self._thread:
+            self._thread.submit(work).result()
+        else:
+            with self._turns:
+                work()
+
     def _bind(self, options: EngineOptions) -> SimpleQueue[Binding]:
-        """Return one binding a stream, each warmed up: the first batch chooses algorithms and fills the arena."""
+        """Return the bindings, each warmed up: the first batch chooses algorithms and fills the arena."""
+        device = open_gpu(options.device)
+        self._arena = Arena(device.allocate_host)
+        self.streams = options.streams + 1
         bindings: SimpleQueue[Binding] = SimpleQueue()
-        for _ in range(options.streams):
-            binding = Binding(self._session, self.artifact, self.batch_size or 1, "cuda", options.device)
-            (self._thread.submit(binding.warm_up).result() if self._thread else binding.warm_up())
-            bindings.put(binding)
+        first: dict[str, NDArray[np.uint8]] = {}
+        with CAPTURE:
+            for number in range(self.streams):
+                graph = number if options.cuda_graph else None
+                binding = Binding(self._session, self.artifact, self.batch_size or 1, device, self._arena, graph)
+                found = binding.warm_up(self._compute)
+                first = first or found
+                if any(np.abs(found[name].astype(np.int16) - first[name]).mean() > 1 for name in first):
+                    raise ProviderError(
+                        f"{self.provider} gives other answers from other buffers: run it without a graph"
+                    )
+                bindings.put(binding)
         return bindings
 
     def _explain(self, error: Exception, otherwise: CloudrtError) -> CloudrtError:

@@ -98,6 +98,10 @@ class OpenvinoEngine:
         """Return the probability alone."""
         return self.run(batch)[0]
 
+    def empty(self, batches: int) -> NDArray[np.uint8]:
+        """Return an array for the images of some batches."""
+        return np.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3), np.uint8)
+
     def close(self) -> None:
         """Release the compiled model's memory."""
         self._requests, self._compiled = SimpleQueue(), None

@@ -50,7 +50,7 @@ class Plan:
     ----------
     provider
         One of `cloudrt.options.PROVIDERS`, never "auto".
-    batch_size, streams, compute_precision, cuda_graph, channels_last
+    batch_size, streams, compute_precision, cuda_graph, channels_last, pinned
         See `EngineOptions`.
     images_per_s
         Of the network alone, the highest measured; 0 where nothing was measured.
@@ -66,6 +66,7 @@ class Plan:
     images_per_s: float = 0.0
     passed_over: dict[str, str] = field(default_factory=dict)
     channels_last: bool = False
+    pinned: bool = True
 
     def describe(self) -> str:
         """Return the plan in words."""
@@ -74,6 +75,7 @@ class Plan:
         words += [f"computing in {self.compute_precision}"] if self.provider == "openvino" else []
         words += ["channels last"] if self.channels_last else []
         words += ["CUDA graph"] if self.cuda_graph else []
+        words += [] if self.pinned else ["plain copies"]
         return ", ".join(words)
 
     def satisfies(self, options: RunOptions) -> bool:
@@ -95,6 +97,7 @@ class Plan:
             compute_precision=self.compute_precision,
             cuda_graph=self.cuda_graph,
             channels_last=self.channels_last,
+            pinned=self.pinned,
             device=device,
             allow_cpu=allow_cpu,
             keep_compiled=True,
@@ -313,6 +316,7 @@ class _Measurements:
             compute_precision=precision,
             cuda_graph=best.cuda_graph,
             channels_last=best.channels_last,
+            pinned=best.pinned,
             images_per_s=max(rung.images_per_s for rung in rungs),
         )
 
@@ -349,5 +353,5 @@ class _Measurements:
 
 
 def _entrant(plan: Plan) -> Entrant:
-    rung = Rung(plan.batch_size, plan.streams, plan.cuda_graph, channels_last=plan.channels_last)
+    rung = Rung(plan.batch_size, plan.streams, plan.cuda_graph, channels_last=plan.channels_last, pinned=plan.pinned)
     return Entrant(plan.provider, plan.compute_precision, rung)

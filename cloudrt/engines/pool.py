@@ -50,7 +50,11 @@ class EnginePool:
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
         """Return an array for the images of some batches, (n, H, W, 3), not initialised."""
-        return np.empty((batches * self.batch_size, *self.artifact.input_size, 3), np.uint8)
+        with self._turn:
+            self._turn.wait_for(lambda: self._gone or not self._claimed)
+            if self._gone:
+                raise self._gone
+            return self.engines[0].empty(batches)
 
     def run(self, images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return probability (n, C, W_out, H_out) and presence (n, C), or None, of n images (H, W, 3) uint8 RGB.

@@ -58,6 +58,7 @@ class Rung:
     cuda_graph: bool = False
     images_per_s: float = 0.0
     channels_last: bool = False
+    pinned: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -70,7 +71,7 @@ class Rung:
             rungs = [cls(**one) for one in values]
         except TypeError:
             return []
-        kinds = (int, int, bool, float, bool)
+        kinds = (int, int, bool, float, bool, bool)
         for rung in rungs:
             found = tuple(map(type, asdict(rung).values()))
             if found != kinds or min(rung.batch_size, rung.streams) < 1 or not 0 < rung.images_per_s < math.inf:
@@ -150,6 +151,7 @@ class ProviderTrial:
             compute_precision=precision,
             cuda_graph=rung.cuda_graph,
             channels_last=rung.channels_last,
+            pinned=rung.pinned,
             device=self.device,
             allow_cpu=self.allow_cpu,
         )
@@ -183,9 +185,9 @@ class ProviderTrial:
     def climb(self, provider: str, precision: str, given: Ladder = ANY) -> list[Rung]:
         """Return the rungs that were tried, with their rates; none where the provider runs no batch at all.
 
-        Streams first, at the smallest batch, then batches, then channels-last convolutions and a CUDA graph at the
-        best of them. Each ladder ends where two rungs in a row gain nothing, where a rung is refused, or at the end of
-        `BUDGET`. `refusal` is then why the last rung was refused, else None.
+        Streams first, at the smallest batch, then batches, then channels-last convolutions, copies by ONNX Runtime
+        itself and a CUDA graph, each at the best so far. Each ladder ends where two rungs in a row gain nothing, where
+        a rung is refused, or at the end of `BUDGET`. `refusal` is then why the last rung was refused, else None.
         """
         self.refusal = None
         rungs: list[Rung] = []
@@ -241,11 +243,15 @@ class ProviderTrial:
             if best and provider == "cuda" and given.channels_last is None:
                 yield replace(best, channels_last=True)
 
+        def copies(best: Rung | None) -> Iterator[Rung]:
+            if best and provider in ("cuda", "tensorrt") and not best.cuda_graph:
+                yield replace(best, pinned=False)
+
         def graphs(best: Rung | None) -> Iterator[Rung]:
             if best and provider in GPU_PROVIDERS and given.cuda_graph is None and given.streams in (0, 1):
-                yield replace(best, streams=1, cuda_graph=True)
+                yield replace(best, streams=1, cuda_graph=True, pinned=True)
 
-        yield from (streams, batches, layouts, graphs)
+        yield from (streams, batches, layouts, copies, graphs)
 
     def _try(self, provider: str, precision: str, rung: Rung, best: Rung | None, deadline: float) -> Rung | None:
         """Return the rung with its rate; None where there is no time for it, or the provider refuses it."""
@@ -255,6 +261,7 @@ class ProviderTrial:
         words = f"{provider} {precision}: batch {rung.batch_size}, streams {rung.streams}"
         words += ", channels last" if rung.channels_last else ""
         words += ", CUDA graph" if rung.cuda_graph else ""
+        words += "" if rung.pinned else ", plain copies"
         try:
             with self.open(provider, precision, rung) as engine:
                 rate = measure_rate(engine, self._batch(rung))
@@ -323,11 +330,13 @@ def _run_all(
 
 def measure_rate(engine: Engine, batch: NDArray[np.uint8]) -> float:
     """Return images/s of an engine with all of its streams at work, the best of two rounds after a warm-up."""
+    images = engine.empty(1)  # where the pipeline decodes to
+    images[...] = batch
     with ThreadPoolExecutor(engine.streams) as pool:
 
         def run(times: int) -> float:
             began = time.perf_counter()
-            for done in [pool.submit(engine.run, batch) for _ in range(times * engine.streams)]:
+            for done in [pool.submit(engine.run, images) for _ in range(times * engine.streams)]:
                 done.result()
             return time.perf_counter() - began
 

@@ -9,11 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from support.gpu_session import stand_in_for_a_gpu
 from support.plain import SIZE
 from support.tiny import SMALL_GRIDS, tiny_artifact
 
 from cloudrt.engines.base import EngineOptions, exhausted
-from cloudrt.engines.binding import Binding
 from cloudrt.engines.choice import open_engine
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.errors import MemoryExhausted
@@ -50,36 +50,15 @@ def test_what_the_runtimes_say_when_memory_runs_out(model: Path, monkeypatch: py
             engine.run(np.zeros((2, *SIZE, 3), np.uint8))
 
 
-SESSION = onnxruntime.InferenceSession
+OPTIONS = [
+    EngineOptions(),
+    EngineOptions(streams=3),
+    EngineOptions(cuda_graph=True),
+    EngineOptions(pinned=False, streams=2),
+]
 
 
-class OnTheCpu:
-    """A session that says it is CUDA's, and runs on the CPU; it keeps the threads that ran it."""
-
-    def __init__(
-        self, content: bytes, options: object, providers: list[tuple[str, dict[str, str]]], enable_fallback: int
-    ) -> None:
-        self.real = SESSION(content, options, providers=["CPUExecutionProvider"])
-        self.asked, self.threads = providers, set[int]()
-
-    def get_providers(self) -> list[str]:
-        return ["CUDAExecutionProvider"]
-
-    def get_provider_graph_assignment_info(self) -> list[object]:
-        return []
-
-    def get_outputs(self) -> object:
-        return self.real.get_outputs()
-
-    def io_binding(self) -> object:
-        return self.real.io_binding()
-
-    def run_with_iobinding(self, binding: object) -> None:
-        self.threads.add(threading.get_ident())
-        self.real.run_with_iobinding(binding)
-
-
-@pytest.mark.parametrize("options", [EngineOptions(), EngineOptions(streams=3), EngineOptions(cuda_graph=True)])
+@pytest.mark.parametrize("options", OPTIONS)
 def test_buffers_on_a_device_give_a_plain_sessions_answers(
     model: Path, monkeypatch: pytest.MonkeyPatch, options: EngineOptions
 ) -> None:
@@ -90,18 +69,15 @@ def test_buffers_on_a_device_give_a_plain_sessions_answers(
 
     proto = onnx.load(model)
     plain = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    monkeypatch.setattr("cloudrt.engines.session.onnxruntime.InferenceSession", OnTheCpu)
-    monkeypatch.setattr("cloudrt.engines.session.load_libraries", lambda provider: None)
-    monkeypatch.setattr(
-        "cloudrt.engines.onnxruntime.Binding",
-        lambda session, artifact, size, kind, device: Binding(session, artifact, size, "cpu"),
-    )
+    stand_in_for_a_gpu(monkeypatch)
     random = np.random.default_rng(0)
     batches = [random.integers(0, 256, (4, *SIZE, 3), np.uint8) for _ in range(12)]
     with OrtEngine(proto, parse_artifact(proto, model), "cuda", 4, 1, options) as engine:
-        with ThreadPoolExecutor(options.streams) as pool:
+        assert engine.streams == options.streams + options.pinned
+        with ThreadPoolExecutor(engine.streams) as pool:
             answers = list(pool.map(engine.run, batches))
-        ran = engine._session.threads
+        ran, graphs = engine._session.threads, engine._session.graphs
+        assert engine._session.most <= options.streams
         assert engine._session.asked[0][1]["enable_cuda_graph"] == str(int(options.cuda_graph))
     for batch, (probability, presence) in zip(batches, answers, strict=True):
         wanted = plain.run(["probability", "presence"], {"image": batch})
@@ -109,3 +85,4 @@ def test_buffers_on_a_device_give_a_plain_sessions_answers(
         assert presence is not None and (presence == wanted[1]).all()
     if options.cuda_graph:
         assert len(ran) == 1 and threading.get_ident() not in ran  # the thread that recorded it, and no other
+        assert graphs == {"0", "1"}  # each for its own buffers

@@ -17,7 +17,6 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
 
 from cloudrt.engines.availability import problem
 from cloudrt.engines.base import EngineOptions, brief
-from cloudrt.engines.binding import Binding
 from cloudrt.engines.choice import open_engine
 from cloudrt.engines.libraries import cuda_libraries, cuda_major, is_present
 from cloudrt.engines.plan import Plan
@@ -26,6 +25,7 @@ from cloudrt.errors import MemoryExhausted, ProviderError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.run import infer
 from cloudrt.model.artifact import parse_artifact
+from cloudrt.system.cuda import HostDevice
 from cloudrt.system.nvidia import Driver
 
 MODEL = tiny_model(labels=SMALL_GRIDS)
@@ -46,10 +46,7 @@ class Gpu:
         monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None)
         monkeypatch.setattr("cloudrt.engines.session.load_libraries", lambda provider: None)
         monkeypatch.setattr("cloudrt.engines.session.onnxruntime.InferenceSession", self.open)
-        monkeypatch.setattr(
-            "cloudrt.engines.onnxruntime.Binding",
-            lambda session, artifact, size, kind, device: Binding(session, artifact, size, "cpu"),
-        )
+        monkeypatch.setattr("cloudrt.engines.onnxruntime.open_gpu", lambda number: HostDevice())
         driver = Driver((13, 0), ("NVIDIA H200, 140 GiB",), ((9, 0),))
         for module in ("system.machine", "engines.plan"):
             monkeypatch.setattr(f"cloudrt.{module}.nvidia_driver", lambda: driver)
@@ -59,11 +56,11 @@ class Gpu:
         run = session.run_with_iobinding
         batch = session.get_inputs()[0].shape[0]
 
-        def run_with_iobinding(binding: Any) -> None:
+        def run_with_iobinding(binding: Any, options: Any) -> None:
             error = self.fault(batch)
             if error:
                 raise error
-            run(binding)
+            run(binding, options)
 
         session.run_with_iobinding = run_with_iobinding
         session.get_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -99,7 +96,7 @@ def test_memory_that_runs_out_halves_the_batch(gpu: Gpu, model: Path) -> None:
 
     def fault(size: int) -> Exception | None:
         runs.append(size)
-        return RuntimeError(OUT_OF_MEMORY) if size > 2 and runs.count(size) > 2 else None  # two of them warm up
+        return RuntimeError(OUT_OF_MEMORY) if size > 2 and runs.count(size) > 4 else None  # four of them warm up
 
     gpu.fault = fault
     with Segmenter(model, provider="cuda", plan=Plan("cuda", 8)) as segmenter:

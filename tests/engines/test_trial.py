@@ -26,6 +26,9 @@ class Simulated:
         self.batch_size, self.streams = rung.batch_size, rung.streams
         self._clock, self._seconds = clock, fixed + each * rung.batch_size
 
+    def empty(self, batches: int) -> NDArray[np.uint8]:
+        return np.empty((batches * self.batch_size, *ARTIFACT.input_size, 3), np.uint8)
+
     def run(self, batch: NDArray[np.uint8]) -> None:
         self._clock[0] += self._seconds / self.streams
 
@@ -79,6 +82,14 @@ def test_streams_come_first_then_batches_then_a_graph(simulate: Callable[..., li
     assert rungs[-1].cuda_graph and rungs[-1].streams == 1
     rungs = simulate("cuda", fixed=0.01, each=0.001, asked=24)
     assert {rung.batch_size for rung in rungs} == {24}
+    assert [rung.pinned for rung in rungs].count(False) == 1
+
+
+def test_plain_copies_are_taken_where_they_are_faster() -> None:
+    plain = Rung(8, 2, images_per_s=20.0, pinned=False)
+    assert best_rung([Rung(8, 2, images_per_s=10.0), plain]) is plain
+    assert Rung.read([plain.to_dict()]) == [plain]
+    assert Rung.read([{"batch_size": 8, "images_per_s": 2.0}]) == [Rung(8, images_per_s=2.0)]  # of an earlier version
 
 
 def test_all_streams_are_at_work_when_they_are_timed() -> None:
@@ -86,6 +97,9 @@ def test_all_streams_are_at_work_when_they_are_timed() -> None:
 
     class Together:
         streams = 3
+
+        def empty(self, batches: int) -> NDArray[np.uint8]:
+            return np.empty((2 * batches, 4, 4, 3), np.uint8)
 
         def run(self, batch: NDArray[np.uint8]) -> None:
             meet.wait()  # broken unless three threads are in here
