@@ -21,6 +21,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
 from cloudrt.cluster.nodes import connected
+from cloudrt.inference.submission import RunPaths
 
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
@@ -82,7 +83,7 @@ def spread(images: Path | str, model: Path, output: Path, address: str, *more: s
 
 
 def failures(output: Path) -> dict[str, str]:
-    with output.with_name("failures.csv").open(newline="") as file:
+    with RunPaths(output).failures.open(newline="") as file:
         return {row["image"]: row["reason"] for row in csv.DictReader(file)}
 
 
@@ -122,10 +123,12 @@ def test_the_submission_has_the_bytes_of_a_single_machine(
     if form == "csv":  # pieces of the submission as they are
         header = whole.split(b"\n")[0] + b"\n"
         assert header + b"".join(piece.read_bytes().removeprefix(header) for piece in pieces) == whole
-    again = spread(images, model, output, cluster.address)
-    assert "exists: give another --output, or --overwrite" in last_line(again)
-    output.unlink()
     assert "holds partitions already: --resume" in last_line(spread(images, model, output, cluster.address))
+    for more in ([], ["--resume"]):  # that folder holds no run to resume
+        again = spread(images, model, output, cluster.address, "--partitions", str(tmp_path / "other"), *more)
+        assert "s.csv exists: give another --output, or --overwrite" in last_line(again)
+    assert not (tmp_path / "other").exists()
+    assert output.read_bytes() == whole
 
 
 def test_a_killed_worker_loses_nothing_and_poisonous_images_fail_alone(

@@ -24,6 +24,7 @@ from cloudrt.cluster.partitions import FORMAT, ListedImage, Partitions, cut, pac
 from cloudrt.cluster.storage import Place, StorageError, open_place
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.image import ImageFile, find_images
+from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import Record
 from cloudrt.inference.results import Result
 
@@ -232,8 +233,8 @@ class Fragile:
                 raise KeyboardInterrupt  # nothing catches it: as good as dead
             yield Result(one.key, dict.fromkeys(LABELS.classes, f"1 {len(one.key)}"), None, LABELS)
 
-    def identity(self) -> dict[str, str | int]:
-        return {}
+    def identity(self) -> Identity:
+        return make_identity()
 
 
 def run(keys: list[str]) -> tuple[list[Record], int]:
