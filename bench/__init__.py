@@ -1,1 +1,1 @@
-"""The measuring stage, with every peer that is timed. Installed as cloudrt.bench."""
+"""The benchmark stage and its peers. Installed as cloudrt.bench."""

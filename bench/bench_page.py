@@ -1,4 +1,4 @@
-"""bench.html: the figures of bench.json, to look at."""
+"""bench.html: the figures of bench.json as a page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .stages import NOISY
 
 
 def write_bench_page(values: dict[str, Any], path: Path) -> None:
-    """Render the content of a bench.json to `path`, whole or not at all."""
+    """Render the content of a bench.json to `path`, atomically."""
     accuracy, throughput = values["accuracy"], values["throughput"]
     write_page(
         path,
@@ -34,7 +34,7 @@ def write_bench_page(values: dict[str, Any], path: Path) -> None:
 
 
 def plot_front(accuracy: dict[str, Any]) -> str:
-    """Return a PNG, as a data URI, of images per second against Dice, the front joined."""
+    """Return a plot of Dice against images per second, with the front as a line, as the data URI of a PNG."""
     figure, panel = _figure()
     ways = sorted(accuracy["ways"], key=lambda way: way["timing"]["images_per_second"])
     front = [(way["timing"]["images_per_second"], way["dice"]) for way in ways if way["front"]]
@@ -42,11 +42,11 @@ def plot_front(accuracy: dict[str, Any]) -> str:
     panel.set_xlabel("images per second, files to CSV")
     panel.set_ylabel(f"Dice against {accuracy['against']}")
     fastest = ways[-1]["timing"]["images_per_second"]
-    panel.set_xlim(0, 1.3 * fastest)  # from nothing: half as fast is half as far; the rest is for the last one's name
+    panel.set_xlim(0, 1.3 * fastest)  # starts at 0; the margin is for the label of the last point
     scores = [way["dice"] for way in ways]
     room = max(0.01, 0.4 * (max(scores) - min(scores)))
     panel.set_ylim(min(scores) - room, max(scores) + room)
-    figure.draw_without_rendering()  # sizes, and ticks, are known after it
+    figure.draw_without_rendering()  # computes sizes and ticks
     panel.set_yticks([tick for tick in panel.get_yticks() if panel.get_ylim()[0] <= tick <= 1])  # no Dice is above 1
     points = [(way["timing"]["images_per_second"], way["dice"]) for way in ways]
     places = [tuple(72 / figure.dpi * panel.transData.transform(point)) for point in points]
@@ -66,7 +66,7 @@ Box = tuple[float, float, float, float]
 
 
 def _free_place(text: str, place: tuple[float, float], taken: list[Box]) -> tuple[float, float, Box]:
-    """Return where, beside a point, a name covers none of what is `taken`: offsets, and the box there."""
+    """Return the offsets of a label beside a point that overlaps none of the boxes `taken`, and its box."""
     width, height = 4.7 * max(map(len, text.splitlines())), 20
     tries = [(left, up) for up in (5, -25, 33, -53, 61, -81) for left in (6, -6 - width)]
     boxes = [(place[0] + left, place[1] + up, place[0] + left + width, place[1] + up + height) for left, up in tries]
@@ -78,7 +78,7 @@ def _free_place(text: str, place: tuple[float, float], taken: list[Box]) -> tupl
 
 
 def plot_throughput(curves: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a PNG, as a data URI, of images per second against batch size and threads."""
+    """Return a plot of images per second against batch size and threads, as the data URI of a PNG."""
     figure, panel = _figure()
     for (what, points), marker in zip(curves.items(), ("o", "s"), strict=False):
         x = [point[what.replace(" ", "_")] for point in points]

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Check cloudrt on TensorRT, on a machine that has it: cloudrt's own tests never ran there.
+# Check cloudrt on a machine with TensorRT, because the tests run without it.
 #
 #   bench/tensorrt.sh best.pth test_images/ [OUT]
 #
-# best.pth is a checkpoint of cloudrt-train, test_images/ holds JPEGs like yours, OUT (tensorrt-check/) takes every file.
-# It exports in fp16 and int8 with the gate in TensorRT, runs both and the fp32 artifact on the CPU, scores the
-# submissions against each other, runs again to show that the engine is taken from the cache, and measures speed. It
-# stops at the first thing that is wrong; send OUT/log.txt with a report. PROVIDER=cpu rehearses it without TensorRT.
+# best.pth is a checkpoint of cloudrt-train, test_images/ holds JPEGs like yours, and all files are written to OUT
+# (default: tensorrt-check/). The script exports in fp16 and int8 with the gate in TensorRT, runs both, and the fp32
+# artifact on the CPU, compares the submissions, runs again to check that the engine is loaded from the cache, and
+# measures the speed. It stops at the first failure; include OUT/log.txt in a bug report. PROVIDER=cpu tests the script
+# itself without TensorRT.
 set -euo pipefail
 
 checkpoint=${1:?usage: bench/tensorrt.sh best.pth test_images/ [OUT]}
@@ -31,7 +32,7 @@ step "Versions and providers"
 cloudrt doctor
 cloudrt doctor --json > "$out/doctor.json"
 
-step "fp32 on the CPU: what the others are compared with"
+step "fp32 on the CPU: the reference"
 cloudrt export "$checkpoint" -o "$out/fp32.onnx" --precision fp32 --data "$images" --provider cpu
 cloudrt infer "$images" --model "$out/fp32.onnx" --provider cpu -o "$out/cpu.csv" --overwrite
 
@@ -41,7 +42,7 @@ cloudrt export "$checkpoint" -o "$out/fp16.onnx" --data "$images" --provider "$p
 cloudrt infer "$images" --model "$out/fp16.onnx" --provider "$provider" -o "$out/fp16.csv" --overwrite
 alike "$out/fp16.csv" "$out/cpu.csv" 0.995
 
-step "The same again: the engine comes from the cache, and the answers are the same bytes"
+step "Again: the engine is loaded from the cache, and the submission is byte-identical"
 SECONDS=0
 cloudrt infer "$images" --model "$out/fp16.onnx" --provider "$provider" -o "$out/again.csv" --overwrite
 echo "second run: $SECONDS s"
