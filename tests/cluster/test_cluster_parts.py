@@ -142,7 +142,8 @@ def test_another_run_in_the_same_place_is_noticed_before_the_output(tmp_path: Pa
 def test_a_record_of_the_run_that_is_damaged_is_one_line(tmp_path: Path) -> None:
     partitions = Partitions(open_place(str(tmp_path)), "csv", LABELS)
     sound = FIRST.to_dict()
-    for identity in (sound | {"partition_size": 0}, sound | {"partition_size": "8"}, {}, [], None):
+    damaged: list[Any] = [sound | {"partition_size": 0}, sound | {"partition_size": "8"}, {}, [], None]
+    for identity in damaged:
         (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT, "identity": identity}))
         with pytest.raises(DataError, match=r"run\.json is damaged \(.*--overwrite"):
             partitions.recorded()
