@@ -7,7 +7,7 @@ beside the notebook's way, the pipeline beside its ceiling and its peers, post-p
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,19 @@ def _ratios(values: dict[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]
             ratio = peer["ratio"]
             spread = (peer["high"] - peer["low"]) / ratio
             yield f"post-processing {measured['kind']}, {measured['form']}, beside {peer['name']}", (ratio, spread)
+    host = values.get("host")
+    if host:
+        yield "host, slowest batch size beside the fastest", (host["evenness"], _widest(host["handover"].values()))
+        for size, one in host["postprocess"].items():
+            noise = float(np.hypot(_noise(one["alone"]), _noise(one["pipeline"])))
+            yield f"host, batch {size}, beside post-processing alone", (one["share"], noise)
+        yield "host, three stages beside one", (host["overlap"]["share"], _noise(host["overlap"]["batch"]))
     if values["search"]:
         yield "search, beside nested loops", (values["search"]["ratio"], 0.0)
+
+
+def _widest(timings: Iterable[dict[str, Any]]) -> float:
+    return max(map(_noise, timings))
 
 
 def _noise(timing: dict[str, Any]) -> float:

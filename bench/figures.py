@@ -8,6 +8,7 @@ from typing import Any
 from .accuracy import Accuracy
 from .agreement import Agreement
 from .ceilings import Ceilings
+from .host import Host
 from .latency import Latency
 from .machine import machine, versions
 from .options import BenchOptions
@@ -64,6 +65,8 @@ class BenchResult:
         Latency of a single image.
     scaling
         Cost per image in runs of different lengths.
+    host
+        The pipeline without the network: cost of passing work on, and overlap of the stages.
     peak_rss_mb
         Peak memory of the process, all ways together.
     """
@@ -85,6 +88,7 @@ class BenchResult:
     accuracy: Accuracy | None = None
     latency: Latency | None = None
     scaling: Scaling | None = None
+    host: Host | None = None
     peak_rss_mb: float | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from .accuracy import rounds as accuracy_rounds
 from .agreement import compare_rows, compare_submissions, open_networks
 from .ceilings import measure_ceilings
 from .figures import BenchResult
+from .host import measure_host
+from .host import passes as passes_of_host
 from .latency import REQUESTS, measure_latency
 from .networks import list_openers, open_peer
 from .options import BenchOptions
@@ -92,6 +94,9 @@ def bench(options: BenchOptions, output: Path, progress: Progress) -> BenchResul
         if "scaling" in parts:
             with progress("Measuring scaling", COUNTS[0] + sum(COUNTS)) as advance:
                 found.scaling = measure_scaling(work, advance)
+        if "host" in parts:
+            with progress("Measuring the host", passes_of_host(options.repeat)) as advance:
+                found.host = measure_host(work, options.repeat, advance)
         found.peak_rss_mb = peak_memory()
         partial.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
     return found

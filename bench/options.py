@@ -8,9 +8,9 @@ from pathlib import Path
 from cloudrt.errors import DataError
 from cloudrt.options import RunOptions
 
-PARTS = ("stages", "pipeline", "throughput", "accuracy", "post-process", "search", "latency", "start-up", "scaling")
-DEFAULT = PARTS[:-1]
-"""All but scaling, which runs thousands of images."""
+DEFAULT = ("stages", "pipeline", "throughput", "accuracy", "post-process", "search", "latency", "start-up")
+PARTS = (*DEFAULT, "host", "scaling")
+"""The last two take long: host times many batch sizes, scaling runs thousands of images."""
 
 
 @dataclass(frozen=True)

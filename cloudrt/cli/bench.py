@@ -42,9 +42,13 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors
     "--only",
     multiple=True,
     type=click.Choice(
-        ["stages", "pipeline", "throughput", "accuracy", "post-process", "search", "latency", "start-up", "scaling"]
+        [
+            *("stages", "pipeline", "throughput", "accuracy", "post-process", "search", "latency", "start-up"),
+            *("host", "scaling"),
+        ]
     ),
-    help="Part to measure; can be repeated. Default: all but scaling, which runs up to 10,000 images.",
+    help="Part to measure; can be repeated. Default: all but host, the pipeline without a network, and scaling, "
+    "runs of up to 10,000 images.",
 )
 @click.option(
     "-o",

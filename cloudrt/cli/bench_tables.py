@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cloudrt.bench.ceilings import Ceilings
     from cloudrt.bench.compare import BenchComparison
     from cloudrt.bench.figures import BenchResult
+    from cloudrt.bench.host import Host
     from cloudrt.bench.pipeline import PipelineTime
     from cloudrt.bench.search import SearchTime
     from cloudrt.bench.stages import Timing
@@ -44,6 +45,8 @@ def show(done: BenchResult) -> None:
         _show_postprocess(done)
     if done.search:
         _show_search(done.search)
+    if done.host:
+        _show_host(done.host)
     _show_latencies(done)
     for name, reason in done.skipped.items():
         click.echo(f"Skipped: {name}: {reason}")
@@ -71,6 +74,24 @@ def _show_latencies(done: BenchResult) -> None:
             f"Time per image by length of the run: {words}; the longest costs {done.scaling.cost:.2f} times the "
             f"shortest per image, {done.scaling.cpu_cost:.2f} times in CPU time"
         )
+
+
+def _show_host(host: Host) -> None:
+    table = _table(
+        ("batch size", "images/s, nothing to do", "post-processing alone", "in the pipeline", "share"),
+        title=f"The pipeline without a network, {host.threads} threads",
+    )
+    for size, timing in host.handover.items():
+        cells = [str(size), three_digits(1 / timing.median)]
+        if size in host.alone:
+            cells += [three_digits(1 / timings[size].median) for timings in (host.alone, host.whole)]
+            cells.append(f"{host.share(size):.2f}")
+        table.add_row(*cells)
+    _print(table)
+    click.echo(
+        f"The slowest batch size passes on {host.evenness:.2f} of what the fastest does; copying, computing and "
+        f"post-processing in turn reach {host.overlap_share:.2f} of the rate of one of them"
+    )
 
 
 def _show_stages(done: BenchResult) -> None:

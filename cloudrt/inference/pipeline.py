@@ -120,7 +120,9 @@ class Segmenter:
         """The artifact's classes and grids."""
         return self.artifact.labels
 
-    def predict(self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None = None) -> Iterator[Result]:
+    def predict(
+        self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None = None
+    ) -> Generator[Result, None, None]:
         """Yield one `Result` for each input, in order; reads the inputs lazily, and keeps only a few in memory.
 
         An input that fails yields a result with an `error` and empty rows; the others go on. `look` is called in order,

@@ -58,6 +58,7 @@ FIELDS = {
     "accuracy",
     "latency",
     "scaling",
+    "host",
 }
 
 

@@ -1,0 +1,271 @@
+"""The pipeline's own cost on the host: what remains when a GPU runs the network.
+
+    hand-over      decode, engine and post-processing take no time: images/s of passing work from thread to thread
+    post-process   decode and engine take no time: the share of the rate of post-processing alone, on the same cores
+    overlap        copying, computing and post-processing a batch take equally long and use no core, on two streams:
+                   the share of the rate of one of them
+
+A stand-in for the engine answers with the model's maps. Everything is timed in turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import repeat
+from threading import Lock
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.engines.pool import EnginePool
+from cloudrt.images.decoding import Decoding
+from cloudrt.images.image import Image
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.masks.postprocess import Rule, postprocess_batch
+from cloudrt.model.artifact import Artifact
+
+from .stages import Timing
+from .workload import Workload
+
+BATCHES = (8, 16, 32, 64, 128, 256)
+SHARED = (8, 32, 128)
+"""Batch sizes at which post-processing is measured."""
+BLOCK_S = 0.5
+"""Seconds per timed pass."""
+STAGE_S = 0.01
+"""Seconds per batch of each stage, where they overlap."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What `measure_host` found.
+
+    Parameters
+    ----------
+    handover
+        Batch size -> seconds per image, with nothing to do.
+    alone, whole
+        Batch size -> seconds per image of post-processing alone, and of the pipeline around it.
+    overlap
+        Seconds per batch of three stages of `STAGE_S` each.
+    threads
+        Number of threads for post-processing, alone and in the pipeline.
+    """
+
+    handover: dict[int, Timing]
+    alone: dict[int, Timing]
+    whole: dict[int, Timing]
+    overlap: Timing
+    threads: int
+
+    @property
+    def evenness(self) -> float:
+        """Rate at the slowest batch size relative to the fastest."""
+        medians = [timing.median for timing in self.handover.values()]
+        return min(medians) / max(medians)
+
+    def share(self, batch_size: int) -> float:
+        """Rate of the pipeline relative to post-processing alone: the median over the rounds."""
+        pairs = zip(self.alone[batch_size].seconds, self.whole[batch_size].seconds, strict=True)
+        return float(np.median([alone / whole for alone, whole in pairs]))
+
+    @property
+    def overlap_share(self) -> float:
+        """Rate of the three stages together relative to one of them."""
+        return STAGE_S / self.overlap.median
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; seconds are per image, those of the overlap per batch."""
+        shares = {
+            str(size): {
+                "alone": self.alone[size].to_dict(),
+                "pipeline": self.whole[size].to_dict(),
+                "share": self.share(size),
+            }
+            for size in self.alone
+        }
+        return {
+            "threads": self.threads,
+            "handover": {str(size): timing.to_dict() for size, timing in self.handover.items()},
+            "evenness": self.evenness,
+            "postprocess": shares,
+            "overlap": {"stage_s": STAGE_S, "batch": self.overlap.to_dict(), "share": self.overlap_share},
+        }
+
+
+def measure_host(work: Workload, rounds: int, advance: Callable[[], object]) -> Host:
+    """Time everything in `rounds` turns, after one that does not count.
+
+    `advance` is called after each of the `passes(rounds)` passes.
+    """
+    handover: dict[int, list[float]] = {size: [] for size in BATCHES}
+    alone: dict[int, list[float]] = {size: [] for size in SHARED}
+    whole: dict[int, list[float]] = {size: [] for size in SHARED}
+    overlap: list[float] = []
+    with StandIn(work.segmenter) as ours:
+        for _ in range(rounds + 1):
+            for size in BATCHES:
+                ours.use(Instant(ours.artifact, size), lambda levels, _: [[""] * levels.shape[1]] * len(levels))
+                handover[size].append(time_pipeline(ours))
+                advance()
+            for size in SHARED:
+                levels, presence = stack(work, size)
+                alone[size].append(time_postprocessing(levels, presence, work.rules, ours.threads))
+                advance()
+                ours.use(Instant(ours.artifact, size, levels, presence), None)
+                whole[size].append(time_pipeline(ours))
+                advance()
+            overlapping(ours)
+            overlap.append(ours.batch_size * time_pipeline(ours))
+            advance()
+    counted = [
+        {size: Timing(tuple(seconds[1:])) for size, seconds in each.items()} for each in (handover, alone, whole)
+    ]
+    return Host(*counted, overlap=Timing(tuple(overlap[1:])), threads=ours.threads)
+
+
+def passes(rounds: int) -> int:
+    """Return how many passes `measure_host` makes."""
+    return (rounds + 1) * (len(BATCHES) + 2 * len(SHARED) + 1)
+
+
+Texts = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], list[list[str]]]
+
+
+class StandIn(Segmenter):
+    """The pipeline of a model around stand-ins for decoding, the engine and post-processing."""
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__(model.model, provider="cpu", batch_size=1, threads=model.threads)
+        self.pool.close()
+        self.decoding = Undecoded(self.artifact.input_size, self.options.max_pixels, self.stats["decode"])
+        self._texts: Texts | None = None
+
+    def use(self, engine: Instant, texts: Texts | None) -> None:
+        """Take another engine, and another post-processing: None is the real one."""
+        self.pool.close()
+        self.pool = EnginePool(lambda _, __: engine, (0,), engine.batch_size)
+        self._texts = texts
+
+    def texts(self, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> list[list[str]]:
+        """Return RLE texts, as `use` says."""
+        return self._texts(levels, presence) if self._texts else super().texts(levels, presence)
+
+
+class Undecoded(Decoding):
+    """Decoding that takes no time and leaves images as they are."""
+
+    def load(self, source: object, out: Image) -> str | None:
+        """Do nothing."""
+        return None
+
+
+class Instant:
+    """An engine that answers at once with the same maps; see `cloudrt.engines.base.Engine`."""
+
+    provider, streams = "cpu", 1
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        batch_size: int,
+        levels: NDArray[np.uint8] | None = None,
+        presence: NDArray[np.uint8] | None = None,
+    ) -> None:
+        self.artifact, self.batch_size, self.presence = artifact, batch_size, presence
+        empty = np.broadcast_to(np.uint8(0), (batch_size, *artifact.output_shape))  # without memory
+        self.levels: NDArray[np.uint8] = empty if levels is None else levels
+
+    def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return the maps."""
+        return self.levels, self.presence
+
+    def probability(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the levels alone."""
+        return self.run(batch)[0]
+
+    def empty(self, batches: int) -> NDArray[np.uint8]:
+        """Return an array that nobody writes to."""
+        return np.empty((batches * self.batch_size, *self.artifact.input_size, 3), np.uint8)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+class Staged(Instant):
+    """An engine that copies a batch, then computes it; of two streams, one copies while the other computes."""
+
+    streams = 2
+
+    def __init__(self, artifact: Artifact, batch_size: int) -> None:
+        super().__init__(artifact, batch_size)
+        self._copies, self._cores = Lock(), Lock()
+
+    def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return the maps after both stages; sleeping releases the GIL, as the calls of CUDA do."""
+        for resource in (self._copies, self._cores):
+            with resource:
+                time.sleep(STAGE_S)
+        return super().run(batch)
+
+
+def overlapping(ours: StandIn, batch_size: int = 32) -> None:
+    """Let copying, computing and post-processing a batch take `STAGE_S` each."""
+    threads = min(ours.threads, batch_size)
+
+    def texts(levels: NDArray[np.uint8], _presence: object) -> list[list[str]]:
+        time.sleep(STAGE_S * len(levels) * threads / batch_size)  # all threads together finish a batch in STAGE_S
+        return [[""] * levels.shape[1]] * len(levels)
+
+    ours.use(Staged(ours.artifact, batch_size), texts)
+
+
+def time_pipeline(ours: Segmenter) -> float:
+    """Return seconds per image over `BLOCK_S`, once the pipeline is full and has found its pace."""
+    before, began, first = 0, 0.0, time.perf_counter()
+    with closing(ours.predict(repeat(b""))) as results:
+        for count, _ in enumerate(results, 1):
+            if count % ours.batch_size:
+                continue
+            now = time.perf_counter()
+            if not before and now - first > BLOCK_S / 5:
+                before, began = count, now
+            if before and now - began > BLOCK_S:
+                return (now - began) / (count - before)
+    raise AssertionError("the inputs never end")
+
+
+def time_postprocessing(
+    levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None, rules: Sequence[Rule], threads: int
+) -> float:
+    """Return seconds per image of threads that post-process their part of a batch again and again."""
+    begins = np.linspace(0, len(levels), threads + 1).astype(int)
+
+    def loop(number: int) -> int:
+        part, count = slice(begins[number], begins[number + 1]), 0
+        while True:
+            count += len(postprocess_batch(levels[part], rules, None if presence is None else presence[part]))
+            if time.perf_counter() - began > BLOCK_S:
+                return count
+
+    with ThreadPoolExecutor(threads) as pool:
+        began = time.perf_counter()
+        count = sum(pool.map(loop, range(threads)))
+        return (time.perf_counter() - began) / count
+
+
+def stack(work: Workload, batch_size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Return the model's maps and presence for a batch: those of the images, repeated."""
+    chosen = [work.maps[number % len(work.maps)] for number in range(batch_size)]
+    presence = [certain for _, certain in chosen if certain is not None]
+    return np.stack([levels for levels, _ in chosen]), np.stack(presence) if presence else None
