@@ -1,0 +1,66 @@
+"""`make lint` sees the installed layout: forbidden imports and wrong arguments fail it, in the stages too."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+CONFIG = str(ROOT / "setup.cfg")
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """The package as installed, where train, export and bench are parts of cloudrt."""
+    folder = tmp_path / "build" / "layout" / "cloudrt"
+    ignored = shutil.ignore_patterns("__pycache__", "shipped", "results")
+    shutil.copytree(ROOT / "cloudrt", folder, ignore=ignored)
+    for stage in ("train", "export", "bench"):
+        shutil.copytree(ROOT / stage, folder / stage, ignore=ignored)
+    return folder
+
+
+def lint_imports(package: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", CONFIG]
+    return subprocess.run(command, cwd=package.parent, capture_output=True, text=True, check=False)
+
+
+def test_the_layers_are_kept(package: Path) -> None:
+    done = lint_imports(package)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "imported", "named"),
+    [
+        ("masks/rle.py", "cloudrt.engines.base", "cloudrt.masks is not allowed to import cloudrt.engines"),
+        ("inference/run.py", "cloudrt.cli.infer", "cloudrt.inference is not allowed to import cloudrt.cli"),
+        ("train/loop.py", "cloudrt.export.export", "cloudrt.train is not allowed to import cloudrt.export"),
+        ("train/loop.py", "cloudrt.cli.train", "cloudrt.train is not allowed to import cloudrt.cli"),
+    ],
+)
+def test_a_forbidden_import_fails(package: Path, module: str, imported: str, named: str) -> None:
+    with (package / module).open("a") as file:
+        file.write(f"\nimport {imported}\n")
+    done = lint_imports(package)
+    assert done.returncode == 1, done.stderr
+    assert named in done.stdout
+
+
+def test_a_wrong_argument_to_a_stage_fails(package: Path, tmp_path: Path) -> None:
+    """Of what `make lint` checks, the two modules alone: the rest takes a minute."""
+    (package / "cli" / "wrong.py").write_text(
+        "from cloudrt.train.config import TrainConfig\n\nTrainConfig(epochs=1)\nTrainConfig(nonsense='x')\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--config-file", CONFIG, "--follow-imports", "skip"]
+    command += ["--cache-dir", str(tmp_path / "mypy")]
+    files = [str(package.relative_to(tmp_path) / module) for module in ("cli/wrong.py", "train/config.py")]
+    done = subprocess.run([*command, *files], cwd=tmp_path, capture_output=True, text=True, check=False)
+    errors = [line for line in done.stdout.splitlines() if "wrong.py" in line and ": error: " in line]
+    assert len(errors) == 1, done.stdout
+    assert "wrong.py:4: " in errors[0]
+    assert 'Unexpected keyword argument "nonsense"' in errors[0]
