@@ -35,7 +35,7 @@ def predict(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
-    """What the pages take for granted: data, images, models, and what earlier steps have left."""
+    """The folder in which pages start: data, images, models and the results of earlier steps."""
     from support.networks import make_checkpoint
 
     root = tmp_path_factory.mktemp("workshop")
@@ -74,7 +74,7 @@ def test_every_command_and_snippet_runs(
     shutil.copytree(workshop, folder)
     monkeypatch.chdir(folder)
     text = page.read_text(encoding="utf-8")
-    if "cloudrt-infer" not in text:
+    if not re.search("^cloudrt-infer", text, re.MULTILINE):
         predict(folder)
     for name in re.findall(r"--name (\w+)", text):
         shutil.rmtree(folder / "runs" / name, ignore_errors=True)  # the page makes it
