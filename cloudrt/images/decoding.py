@@ -1,10 +1,10 @@
-"""The first stage of the pipeline: inputs of any kind to images of the network's size, on threads, in order.
+"""The first stage of the pipeline: reading and decoding inputs to the network's input size, on threads, in order.
 
     cpu   inputs --threads: read, decode at a small scale, resize--> images
-    gpu   inputs --threads: read--> JPEGs --a thread: decode in groups on the GPU--> --threads: resize--> images
+    gpu   inputs --threads: read--> JPEGs --one thread: decode in groups on the GPU--> --threads: resize--> images
 
-Either way the last step is the one resize of training. Inputs are handed over in groups of one or several batches;
-threads take parts of a group, and write images to their rows of its array.
+Both end in the same resize as in training. Inputs are processed in groups of one or several batches; threads take parts
+of a group and write images to their rows of its array.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from cloudrt.system.statistics import StageStats
 
 DECODERS = ("cpu", "gpu")
 LARGEST_PART = 16
-"""Images that a thread takes at once: a run that is closed waits for them."""
+"""Largest number of images per call on a thread: closing a run waits for them."""
 
 Input = str | Path | bytes | ImageFile | StoredImage | Image
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Consecutive inputs, decoded: one or several batches of the network.
+    """A group of consecutive inputs, decoded: one or several batches.
 
     Parameters
     ----------
     number
-        Position of the first among the inputs.
+        Position of the first one among the inputs.
     keys
         Keys of their rows.
     images
@@ -70,7 +70,7 @@ class _Part:
     keys, errors
         See `Decoded`.
     jpegs, images
-        Row -> bytes, of the inputs that the GPU is to decode; row -> image, or None where it could not.
+        Row -> bytes, of the inputs for the GPU; row -> decoded image, or None if the GPU cannot decode it.
     """
 
     group: NDArray[np.uint8]
@@ -83,18 +83,18 @@ class _Part:
 
 
 class Decoding:
-    """How inputs become images.
+    """Reads and decodes inputs.
 
     Parameters
     ----------
     size
         Height and width of the images.
     max_pixels
-        Larger inputs are failures.
+        Larger inputs fail.
     stats
-        Counts the time of each image.
+        Records the duration of each image.
     decoder
-        None decodes on the CPU.
+        Decoder on a GPU; None decodes on the CPU.
     """
 
     def __init__(self, size: Grid, max_pixels: int, stats: StageStats, decoder: GpuJpegDecoder | None = None) -> None:
@@ -116,13 +116,13 @@ class Decoding:
         inputs
             Read lazily.
         threads
-            Run the decoding.
+            Pool that decodes.
         empty
             Returns the array, (n, H, W, 3), that the next group of up to n images is written to.
         ahead
             Largest number of groups in flight.
         gpu
-            One thread, where a GPU decodes.
+            Pool of one thread, if a GPU decodes.
         """
         groups = self._split(inputs, empty)
         if self.decoder is None or gpu is None:
@@ -137,7 +137,7 @@ class Decoding:
             yield group
 
     def _split(self, inputs: Iterable[Input], empty: Callable[[], NDArray[np.uint8]]) -> Iterator[Iterator[_Part]]:
-        """Yield the parts of each group; the inputs of a part are read when its turn comes."""
+        """Yield the parts of each group; inputs are taken lazily."""
         numbered = enumerate(inputs)
         while True:
             parts = self._parts(numbered, empty())
@@ -166,12 +166,12 @@ class Decoding:
         return part
 
     def load(self, source: object, out: Image) -> str | None:
-        """Decode one input to `out`, (H, W, 3); return the reason where that fails, and leave it black."""
+        """Decode one input to `out`, (H, W, 3); on failure, return the reason and set `out` to zero."""
         try:
             if isinstance(source, StoredImage):
                 source = source.read()
             if not isinstance(source, str | Path | bytes | np.ndarray):
-                raise ImageError(f"is no path, bytes or array but {type(source).__name__}")
+                raise ImageError(f"is not a path, bytes or an array, but {type(source).__name__}")
             load_image(source, self.size, self.max_pixels, out)
         except ImageError as error:
             out[...] = 0
@@ -184,7 +184,7 @@ class Decoding:
             part.errors[row] = error
 
     def _read(self, part: _Part) -> _Part:
-        """Collect the JPEGs that the GPU is to decode; decode what it cannot."""
+        """Read the JPEGs for the GPU; decode other inputs."""
         for row, (number, source) in enumerate(part.numbered, part.begin):
             began = time.perf_counter()
             key, where = _key(number, source)
@@ -221,7 +221,7 @@ class Decoding:
     def _resize(self, part: _Part) -> _Part:
         for row, image in part.images.items():
             began = time.perf_counter()
-            if image is None:  # the CPU's decoder knows more kinds, and says what is wrong
+            if image is None:  # libjpeg-turbo decodes more kinds, and reports what is wrong
                 self._load(part, row, part.jpegs[row])
             else:
                 resize(image, self.size, part.group[row])
@@ -230,12 +230,14 @@ class Decoding:
 
 
 def open_decoder(decoder: str, threads: int, device: int) -> GpuJpegDecoder | None:
-    """Return the GPU's decoder, or None for the CPU's.
+    """Return the GPU decoder for "gpu", or None for "cpu".
 
     Raises
     ------
-    DataError, ProviderError
-        No such decoder; it cannot run here.
+    DataError
+        An unknown name.
+    ProviderError
+        The decoder cannot run here.
     """
     if decoder not in DECODERS:
         raise DataError(f"decoder is one of {', '.join(DECODERS)}, found {decoder!r}")
@@ -243,7 +245,7 @@ def open_decoder(decoder: str, threads: int, device: int) -> GpuJpegDecoder | No
 
 
 def _key(number: int, source: Input) -> tuple[str, object]:
-    """Return the key of an input's rows, and where its image is."""
+    """Return the key of an input and the source of its image."""
     if isinstance(source, ImageFile):
         return source.key, source.path
     if isinstance(source, StoredImage):

@@ -1,4 +1,4 @@
-"""JPEGs decoded on an NVIDIA GPU, by nvImageCodec: the one file that knows it."""
+"""Decoding of JPEGs on an NVIDIA GPU with nvImageCodec; the only module that imports it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ INSTALL = "pip install 'cloudrt[gpu-decode]'"
 
 
 class GpuJpegDecoder:
-    """Decodes batches of JPEGs at full size. One thread at a time.
+    """Decodes batches of JPEGs at full size; not thread-safe.
 
     Parameters
     ----------
     device
-        Number of the GPU.
+        GPU number.
     threads
-        CPU threads for the parts that the GPU does not do.
+        Number of CPU threads for the parts that the GPU does not do.
     on_cpu
-        Decode on the CPU, by the same library: for tests where there is no GPU.
+        Decode on the CPU with the same library, for tests without a GPU.
 
     Raises
     ------
@@ -45,7 +45,7 @@ class GpuJpegDecoder:
         from nvidia import nvimgcodec
 
         self._codec = nvimgcodec
-        # Without nvJPEG it would decode on the CPU silently: allow nothing but the GPU, whole or with a CPU's help.
+        # Without nvJPEG the library would silently decode on the CPU: allow only backends that use the GPU.
         kinds = (
             [nvimgcodec.CPU_ONLY]
             if on_cpu
@@ -56,11 +56,11 @@ class GpuJpegDecoder:
             max_num_cpu_threads=threads,
             backends=[nvimgcodec.Backend(kind) for kind in kinds],
         )
-        # As libjpeg-turbo does by default; its counterpart here is off.
+        # No rotation, like libjpeg-turbo: JPEGs with EXIF data are decoded on the CPU.
         self._params = nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=nvimgcodec.SRGB)
 
     def decode(self, files: Sequence[bytes]) -> list[Image | None]:
-        """Return each JPEG as (H, W, 3) uint8 RGB in host memory, or None where it could not be decoded."""
+        """Return each JPEG as (H, W, 3) uint8 RGB in host memory, or None if it could not be decoded."""
         streams = [self._codec.CodeStream(data) for data in files]
         return [_to_host(image) for image in self._decoder.decode(streams, params=self._params)]
 

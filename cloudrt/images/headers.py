@@ -1,9 +1,9 @@
-"""What an image file says of itself, read before a decoder is let near it: its size in pixels, and whether it is whole.
+"""Parsing and validation of image headers before decoding: the size in pixels, and whether the file is complete.
 
-OpenCV allocates the picture before anyone can object to its size, and some of its versions paint what is missing. Here
-the few bytes that state the size are read first, and the lengths and checksums that a format has are checked: each
-chunk's CRC of a PNG, the RIFF length of a WebP, the strips and tiles of a TIFF, the rows of a BMP. Damage inside the
-compressed data of a WebP or TIFF, which carry no checksums, stays for the decoder to find.
+OpenCV allocates an image before its size can be checked, and some versions fill missing parts. Here the size is parsed
+first, and the lengths and checksums of the format are verified: the CRC of each PNG chunk, the RIFF length of WebP,
+strips and tiles of TIFF, the rows of BMP. Compressed data of WebP and TIFF have no checksums; only the decoder can
+detect damage inside them.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cloudrt.errors import ImageError
 from cloudrt.labels import Grid
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 MAX_PIXELS = 100_000_000
-"""Images with more pixels than this fail by default."""
+"""Default for the largest number of pixels of an image."""
 
 
 def stated_size(data: bytes) -> Grid:
-    """Return the height and width that the file of a PNG, WebP, TIFF or BMP image states, once it is found whole.
+    """Return height and width of a PNG, WebP, TIFF or BMP image from its header.
+
+    Parameters
+    ----------
+    data
+        The bytes of the file.
 
     Raises
     ------
     ImageError
-        Truncated, a wrong checksum, or none of these formats.
+        The file is truncated, has a wrong checksum, or is none of these formats.
     """
     try:
         if data.startswith(PNG):
@@ -47,18 +49,18 @@ def stated_size(data: bytes) -> Grid:
 
 
 def has_exif(jpeg: bytes) -> bool:
-    """Whether a JPEG holds EXIF, and so perhaps a rotation, in the segments before its first scan."""
+    """Return whether a JPEG has EXIF data, and so perhaps a rotation, before its first scan."""
     return any(marker == 0xE1 and jpeg[at + 4 : at + 10] == b"Exif\0\0" for marker, at in _segments(jpeg))
 
 
 def has_end(jpeg: bytes) -> bool:
-    """Whether a JPEG's marker of the end follows its first scan: it is missing where the file was cut."""
+    """Return whether the end marker of a JPEG follows its first scan; it is missing in truncated files."""
     scan = next((at for marker, at in _segments(jpeg) if marker == 0xDA), None)
-    return scan is not None and jpeg.find(b"\xff\xd9", scan) >= 0  # a scan's own 0xFF bytes are followed by 0
+    return scan is not None and jpeg.find(b"\xff\xd9", scan) >= 0  # within a scan, 0xFF bytes are followed by 0
 
 
 def _segments(jpeg: bytes) -> Iterator[tuple[int, int]]:
-    """Yield each segment's marker and the byte where it begins, up to the first scan (ITU T.81, B.1.1)."""
+    """Yield the marker and position of each segment up to the first scan (ITU T.81, B.1.1)."""
     at = 2
     while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
         marker = jpeg[at + 1]
@@ -114,19 +116,19 @@ def _bmp(data: bytes) -> Grid:
     else:
         width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
         height = abs(height)
-    if compression in (0, 3):  # rows lie as they are, each filled up to four bytes
+    if compression in (0, 3):  # uncompressed rows, padded to four bytes
         _need(data, first + (max(width, 0) * bits + 31) // 32 * 4 * height)
     return height, width
 
 
-# Byte order; bytes of an offset, of the number of entries, of an entry.
+# Signature: byte order, formats of an offset and of the number of entries, bytes per entry.
 _TIFF_FORMS = {
     b"II*\0": ("<", "I", "H", 12),
     b"MM\0*": (">", "I", "H", 12),
     b"II+\0": ("<", "Q", "Q", 20),
     b"MM\0+": (">", "Q", "Q", 20),
 }
-_TIFF_TYPES = {3: "u2", 4: "u4", 16: "u8"}
+_TIFF_INTEGERS = {3: "H", 4: "I", 16: "Q"}
 _TIFF_TYPE_BYTES = {
     1: 1,
     2: 1,
@@ -149,27 +151,27 @@ _WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 256, 257, 273, 279
 
 
 def _tiff(data: bytes) -> Grid:
-    """Read the first directory (TIFF 6.0, section 2; BigTIFF has wider fields)."""
+    """Parse the first directory (TIFF 6.0, section 2; BigTIFF has wider fields)."""
     order, offset_form, count_form, entry_size = _TIFF_FORMS[data[:4]]
     offset_size = struct.calcsize(offset_form)
     at = struct.unpack_from(order + offset_form, data, 4 if offset_size == 4 else 8)[0]
     _need(data, at)
     entries = struct.unpack_from(order + count_form, data, at)[0]
     at += struct.calcsize(count_form)
-    _need(data, at + entries * entry_size + offset_size)  # where the next directory lies comes last
-    tags: dict[int, NDArray[np.uint64]] = {}
+    _need(data, at + entries * entry_size + offset_size)  # the offset of the next directory comes last
+    tags: dict[int, tuple[int, ...]] = {}
     for entry in range(at, at + entries * entry_size, entry_size):
         tag, kind, count = struct.unpack_from(f"{order}HH{offset_form}", data, entry)
         values, length = entry + 4 + offset_size, count * _TIFF_TYPE_BYTES.get(kind, 0)
-        if length > offset_size:  # too long for the entry: it holds where they lie
+        if length > offset_size:  # too long for the entry, which holds their offset
             values = struct.unpack_from(order + offset_form, data, values)[0]
         _need(data, values + length)
-        if kind in _TIFF_TYPES and tag in (_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES):
-            tags[tag] = np.frombuffer(data, order + _TIFF_TYPES[kind], count, values).astype(np.uint64)
+        if kind in _TIFF_INTEGERS and tag in (_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES):
+            tags[tag] = struct.unpack_from(f"{order}{count}{_TIFF_INTEGERS[kind]}", data, values)
     for places, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
         if places in tags and lengths in tags:
-            for place, length in zip(tags[places].tolist(), tags[lengths].tolist(), strict=False):
+            for place, length in zip(tags[places], tags[lengths], strict=False):
                 _need(data, place + length)
-    if not all(tags.get(tag, np.empty(0)).size for tag in (_WIDTH, _HEIGHT)):
+    if not tags.get(_WIDTH) or not tags.get(_HEIGHT):
         raise ImageError("is damaged: a TIFF file that does not state its size")
-    return int(tags[_HEIGHT][0]), int(tags[_WIDTH][0])
+    return tags[_HEIGHT][0], tags[_WIDTH][0]

@@ -1,8 +1,8 @@
-"""Find, decode and resize images: the one code path of training, tuning and inference.
+"""Listing, decoding and resizing of images: one code path for training, tuning and inference.
 
-A JPEG is decoded at the smallest of libjpeg-turbo's DCT scales that still covers the wanted size, then brought to it by
-one resize; damaged files raise `ImageError` instead of coming back grey. PNG, WebP, TIFF and BMP go through OpenCV,
-once their headers are found sound and not too large.
+A JPEG is decoded at the smallest DCT scale of libjpeg-turbo that covers the requested size, then resized once. Damaged
+files raise `ImageError` instead of decoding to grey areas. PNG, WebP, TIFF and BMP are decoded by OpenCV, after their
+headers are validated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cloudrt.labels import Grid
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 NO_DATA_LEVEL = 8
-"""A pixel whose brightest channel is at most this has no data: the swath bands are black but for JPEG's ringing."""
+"""A pixel has no data if its brightest channel is at most this: the swath bands are black except for JPEG ringing."""
 
 Image = NDArray[np.uint8]
 """(H, W, 3) uint8, RGB."""
@@ -32,7 +32,15 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image on disk and the key of its rows: the path relative to the input folder, with forward slashes."""
+    """An image file.
+
+    Parameters
+    ----------
+    key
+        Key of its rows: the path relative to the input folder, with forward slashes.
+    path
+        The file.
+    """
 
     key: str
     path: Path
@@ -40,14 +48,14 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image that lies elsewhere than on a disk here.
+    """An image that is not a local file, such as an object in a store.
 
     Parameters
     ----------
     key
-        Of its rows.
+        Key of its rows.
     read
-        Gives its bytes, or the image itself, when its turn comes; raises `ImageError` where it cannot.
+        Returns its bytes, or the decoded image; raises `ImageError` on failure.
     """
 
     key: str
@@ -55,15 +63,15 @@ class StoredImage:
 
 
 def find_images(folder: str | Path) -> list[ImageFile]:
-    """List the images below `folder`, subfolders included, in the order of their keys.
+    """List the images in a folder and its subfolders, sorted by key.
 
-    What begins with a dot is hidden; links to folders are not followed. A byte of a name that is not UTF-8 stands in
-    the key as `\\xNN`.
+    Names that begin with a dot are skipped; links to folders are not followed. Bytes of a name that are not UTF-8
+    appear in the key as `\\xNN`.
 
     Raises
     ------
     DataError
-        No such folder, a folder in it that cannot be listed, or no image in it.
+        The folder does not exist, cannot be listed, or has no images.
     """
     folder = Path(folder)
     if folder.is_file() and folder.suffix.lower() in SUFFIXES:
@@ -85,14 +93,14 @@ def _unlistable(error: OSError) -> None:
 
 
 def key_of(path: Path, folder: Path) -> str:
-    """Return the key of an image's rows: its path relative to `folder`, with forward slashes."""
+    """Return the key of the rows of an image: its path relative to `folder`, with forward slashes."""
     return os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
 
 
 def load_image(
     source: str | Path | bytes | Image, size: Grid, max_pixels: int = MAX_PIXELS, out: Image | None = None
 ) -> Image:
-    """Read one image and bring it to `size`.
+    """Read an image and resize it.
 
     Parameters
     ----------
@@ -101,9 +109,9 @@ def load_image(
     size
         Height and width of the result.
     max_pixels
-        Larger images are refused before they are decoded.
+        Larger images are refused before decoding.
     out
-        Where to write the result: of `size`, C-contiguous. A new array where it is None.
+        Output array, (*size, 3) uint8, C-contiguous; by default a new one.
 
     Returns
     -------
@@ -113,7 +121,7 @@ def load_image(
     Raises
     ------
     ImageError
-        Unreadable, empty, truncated, corrupt, oversized, no image, or an array of another form.
+        Unreadable, empty, truncated, corrupt, oversized, not an image, or an array of another shape or dtype.
     """
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
@@ -132,23 +140,23 @@ def read_file(path: str | Path) -> bytes:
     """
     try:
         mode = Path(path).stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe would never end
-            raise ImageError("cannot be read: no regular file")
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe may not end
+            raise ImageError("cannot be read: not a regular file")
         return Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a name with a NUL byte
+    except ValueError as error:  # a NUL byte in the name
         raise ImageError(f"cannot be read: {error}") from error
 
 
 def resize(image: Image, size: Grid, out: Image | None = None) -> Image:
-    """Bring an image to `size` (height, width): averaged over areas where it shrinks, bilinear where it grows.
+    """Resize an image to `size` (height, width): area averages when shrinking, bilinear when enlarging.
 
-    The result is written to `out` where it is given.
+    The result is written to `out` if it is given.
     """
     height, width = size
     image = np.ascontiguousarray(image)
-    # Two steps where one side shrinks and the other grows: OpenCV averages over areas only if neither grows.
+    # Two steps if one side shrinks and the other grows: OpenCV computes area averages only if neither grows.
     smaller = min(height, image.shape[0]), min(width, image.shape[1])
     for (rows, columns), method in ((smaller, cv2.INTER_AREA), (size, cv2.INTER_LINEAR)):
         if image.shape[:2] != (rows, columns):
@@ -161,9 +169,17 @@ def resize(image: Image, size: Grid, out: Image | None = None) -> Image:
 
 
 def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS) -> Image:
-    """Decode an image file's bytes to (H, W, 3) uint8 RGB, at full size or at the smallest scale that covers `cover`.
+    """Decode the bytes of an image file to (H, W, 3) uint8 RGB.
 
-    At full size the answer is that of cv2.imread in colour, EXIF rotation included.
+    Parameters
+    ----------
+    data
+        The bytes of the file.
+    cover
+        A JPEG is decoded at the smallest scale whose height and width are at least these. None decodes at full size;
+        the result equals cv2.imread in colour, including EXIF rotation.
+    max_pixels
+        Larger images are refused before decoding.
 
     Raises
     ------
@@ -179,7 +195,7 @@ def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS)
 
 
 def is_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> bool:
-    """Whether an image is a whole JPEG that needs no more than decoding: no inks, no rotation, no cut.
+    """Return whether the bytes are a complete JPEG in RGB, YCbCr or grey without EXIF data.
 
     Raises
     ------
@@ -206,7 +222,7 @@ def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
         full_height, full_width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _refuse_oversized(full_height, full_width, max_pixels)
         if colorspace not in _PLAIN or has_exif(data):
-            # OpenCV knows the rotations of EXIF and the inks of CMYK, but paints holes grey: look for those first.
+            # OpenCV handles EXIF rotation and CMYK, but fills damaged parts with grey: libjpeg-turbo checks for those.
             simplejpeg.decode_jpeg(data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB", min_height=1, min_width=1)
             return _decode_opencv(data)
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))

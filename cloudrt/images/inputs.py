@@ -1,4 +1,4 @@
-"""Which images, in which order: folders, images, patterns, lists and sample submissions."""
+"""Listing the images of a run, in order: folders, images, patterns, lists and sample submissions."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def list_inputs(inputs: Sequence[str | Path], sample: Path | None, labels: Label
     Parameters
     ----------
     inputs
-        Folders, read with their subfolders; image files; patterns of `glob`, ** included; or lists, .txt files in UTF-8
-        that name an image a line, relative to their own folder. Rows are keyed by the path relative to the folder, to
-        the part of the pattern before its first sign, or as the list has it.
+        Folders, including subfolders; image files; `glob` patterns, including **; or lists, .txt files in UTF-8 with
+        one image per line, relative to the folder of the list. The key of an image is its path relative to the folder,
+        its path relative to the fixed part of the pattern, or its line in the list.
     sample
-        A sample_submission.csv: its images alone, in its order. One that is not in the inputs is listed all the same,
-        with the path where it should be, so that it fails by name.
+        A sample_submission.csv: only its images, in its order. Images that are not in the inputs are included with the
+        path where they are expected, so that they are reported as failures.
     labels
-        The classes that the sample's rows may name.
+        Classes of the sample.
 
     Raises
     ------
     DataError
-        No images; two inputs of one key; a list or sample that is malformed.
+        No images, two inputs with the same key, or a malformed list or sample.
     """
     files = join((file.key, str(file.path), file) for one in inputs for file in _find(one))
     if sample is None:
@@ -52,29 +52,31 @@ def list_inputs(inputs: Sequence[str | Path], sample: Path | None, labels: Label
 
 
 def join(found: Iterable[tuple[str, str, T]]) -> dict[str, T]:
-    """Return key -> image of (key, place, image), in order.
+    """Return key -> image from triples of key, location and image, in order.
 
     Raises
     ------
     DataError
-        Two places of one key.
+        Two locations with the same key.
     """
     files: dict[str, T] = {}
     places: dict[str, str] = {}
     for key, place, file in found:
         if key in files:
-            raise DataError(f"{places[key]} and {place} would share the key {key!r}: give one folder that holds both")
+            raise DataError(
+                f"{places[key]} and {place} would share the key {key!r}: give one folder that contains both"
+            )
         files[key], places[key] = file, place
     return files
 
 
 def read_sample(sample: Path, labels: Labels) -> list[str]:
-    """Return the images that a sample_submission.csv names, each once, in its order.
+    """Return the names of the images in a sample_submission.csv, without repetitions, in its order.
 
     Raises
     ------
     DataError
-        Malformed, or without rows.
+        A malformed table, or one without rows.
     """
     wanted = list(dict.fromkeys(name for name, _ in read_table(sample, labels)))
     if not wanted:
@@ -83,13 +85,12 @@ def read_sample(sample: Path, labels: Labels) -> list[str]:
 
 
 def digest_keys(files: Iterable[ImageFile]) -> str:
-    """Return a SHA-256 over the keys of the images and the sizes of their files, in their order: part of a run's
-    identity."""
+    """Return the SHA-256 of the keys and file sizes of the images, in order; part of a run's identity."""
     return digest_sizes((file.key, _size(file.path)) for file in files)
 
 
 def digest_sizes(sizes: Iterable[tuple[str, int]]) -> str:
-    """Return the digest of `digest_keys` from keys and bytes; -1 where there is no such file."""
+    """Return the digest of `digest_keys` from pairs of key and size in bytes; -1 for missing files."""
     digest = hashlib.sha256()
     for key, size in sizes:
         digest.update(key.encode() + b"\0%d\0" % size)
@@ -97,16 +98,18 @@ def digest_sizes(sizes: Iterable[tuple[str, int]]) -> str:
 
 
 def check_keys(files: Iterable[ImageFile]) -> None:
-    """Refuse keys that would lead pictures out of their folder: a list may hold some.
+    """Check that the keys, which name the files of masks and overlays, are paths inside a folder.
 
     Raises
     ------
     DataError
-        Names the key.
+        An absolute key, or one with "..", which lists can contain.
     """
     for file in files:
         if PurePosixPath(file.key).is_absolute() or ".." in PurePosixPath(file.key).parts:
-            raise DataError(f"{file.key!r} leads out of the folder of --masks and --overlays: list it by a path within")
+            raise DataError(
+                f"{file.key!r} would be written outside the folder of --masks or --overlays: list a path inside"
+            )
 
 
 def load_sample(files: Sequence[ImageFile], size: Grid, count: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -139,7 +142,7 @@ def _find(one: str | Path) -> Iterable[ImageFile]:
 
 
 def _match(pattern: str) -> list[ImageFile]:
-    """Return the images that a pattern matches, in the order of their keys; folders that it matches are not entered."""
+    """Return the images that a pattern matches, sorted by key; folders that match are not searched."""
     home = Path(pattern)
     while glob.has_magic(str(home)):
         home = home.parent
@@ -155,7 +158,7 @@ def _match(pattern: str) -> list[ImageFile]:
 
 
 def _read_list(path: Path) -> Iterator[ImageFile]:
-    """Yield the images that a list names; one that is not there fails by name when its turn comes."""
+    """Yield the images in a list; missing files fail when they are read."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

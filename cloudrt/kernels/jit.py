@@ -1,8 +1,8 @@
 """How the kernels are compiled: without Python objects, without the GIL, machine code cached on disk.
 
-All machine code of one version of the kernels lies in one folder of the user's cache, or of NUMBA_CACHE_DIR where that
-is set. Numba's default, a cache beside each source file, would miss changes of functions that a kernel calls in other
-files, and would write into the installed package.
+The machine code of one version of the kernels is stored in one folder of the user's cache, or of NUMBA_CACHE_DIR if
+that is set. Numba's default, a cache beside each source file, misses changes of functions that a kernel calls in other
+files, and writes into the installed package.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def kernel(function: F) -> F:
     """Compile `function` in nopython mode on its first call; later processes load the machine code from the cache.
 
-    Where the cache cannot be written, each process compiles for itself, which takes a few seconds.
+    If the cache cannot be written, each process compiles the kernels, which takes a few seconds.
     """
     folder = _cache_folder()
     if folder is None:

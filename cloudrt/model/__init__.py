@@ -1,1 +1,1 @@
-"""The artifact, the network and its checkpoint, its configuration, and parity between two models."""
+"""The model: artifact, network, checkpoint, configuration, and parity of outputs."""

@@ -1,7 +1,7 @@
-"""An ONNX file and what is written inside it: all that inference needs to know lies in its `cloudrt.*` metadata.
+"""The artifact: an ONNX file whose `cloudrt.*` metadata hold everything that inference needs.
 
-`read_artifact` opens one and refuses what was not written by cloudrt; `write_metadata` is its counterpart for export
-and tune. Values are JSON, so that any ONNX viewer shows them.
+`read_artifact` reads it and refuses files that cloudrt did not write; export and tune write it with `write_metadata`.
+The values are JSON, which any ONNX viewer shows.
 """
 
 from __future__ import annotations
@@ -27,44 +27,49 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 @dataclass(frozen=True)
 class Artifact:
-    """What an artifact says of itself.
+    """The metadata of an artifact.
 
     Parameters
     ----------
     labels
         Classes and grids.
     input_size
-        Height and width of the images that enter.
+        Height and width of the input.
     mean, std
         Of the RGB channels, in levels 0..255; applied inside the graph.
     rules
-        One a class; may be empty in an artifact of a network that was never validated, and then it cannot segment.
+        One rule per class. Empty if the network was never validated; such an artifact cannot segment.
     architecture, encoder, options
-        The network, by segmentation_models_pytorch's names.
+        The network; see `NetworkConfig`.
     precision
-        fp32, fp16, bf16 or int8: what the network inside computes in; the edges are always float32.
+        "fp32", "fp16", "bf16" or "int8": what the network computes in; input and output layers are always float32.
     kept_fp32
-        Names of the network's layers that stay in fp32 beside lower ones, because the gate failed without.
+        Layers that stay in fp32 because the gate failed otherwise.
     int8_target
-        What int8 layers are laid out for, "cpu" or "tensorrt"; empty in other precisions.
+        Layout of int8 layers, "cpu" or "tensorrt"; empty in other precisions.
     subtract_no_data
-        Whether the probability is zero where the image has no data.
+        Whether the probability is set to zero where the image has no data.
     checkpoint_sha256
-        Of the checkpoint that it was exported from.
+        SHA-256 of the exported checkpoint.
     validation_dice
-        Mean Dice of checkpoint and rules on held-out images; out of fold where `cloudrt tune` found the rules.
+        Mean Dice of the rules on held-out images; cross-validated if `cloudrt tune` found the rules.
     parity
-        The figures of export's comparison with PyTorch.
+        Figures of the comparison with PyTorch; see `Parity`.
     versions
-        Of the libraries that made it.
+        Versions of the libraries that wrote it.
     weights_license
-        What the weights' origin asks for.
+        Licence of the pre-trained weights.
     tta
-        Which flips of the image the probability is the mean of: none, h, v or hv.
+        Flips that the probability is averaged over: "none", "h", "v" or "hv".
     members
-        Of an ensemble, one a checkpoint: architecture, encoder, Dice and SHA-256; empty where there is but one.
+        Architecture, encoder, Dice and SHA-256 of each checkpoint of an ensemble; empty for a single one.
     tuning
-        How `cloudrt tune` found the rules; empty where training did.
+        Figures of `cloudrt tune`; empty if the rules are those of training.
+
+    Raises
+    ------
+    DataError
+        An unknown precision, or numbers of rules, sizes or channels that do not match.
     """
 
     labels: Labels = CLOUDS
@@ -94,10 +99,10 @@ class Artifact:
         if self.rules and len(self.rules) != len(self.labels.classes):
             raise DataError(f"{len(self.rules)} rules for {len(self.labels.classes)} classes")
         if len(self.input_size) != 2 or len(self.mean) != 3 or len(self.std) != 3:
-            raise DataError("input_size is (height, width); mean and std have one value a channel")
+            raise DataError("input_size is (height, width); mean and std have one value per channel")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON, with the labels' fields among them."""
+        """Return plain values, for JSON; those of `labels` are on the same level."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "labels"}
         values["rules"] = [rule.to_dict() for rule in self.rules]
         for name in ("input_size", "mean", "std", "kept_fp32"):
@@ -106,17 +111,19 @@ class Artifact:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
+        """Return the metadata that `to_dict` described; DataError if they are malformed or of another format."""
         rest = dict(values)
         if rest.pop("format", None) != ARTIFACT_FORMAT:
-            raise DataError(f"format {values.get('format')} is not the one that this version reads ({ARTIFACT_FORMAT})")
+            raise DataError(
+                f"format {values.get('format')} cannot be read by this version, which reads {ARTIFACT_FORMAT}"
+            )
         try:
             named = {name: rest.pop(name) for name in FIELDS if name in rest or name != "key_column"}
             labels = Labels.from_dict(named)
             rest["rules"] = tuple(Rule.from_dict(rule) for rule in rest["rules"])
             for name in ("input_size", "mean", "std"):
                 rest[name] = tuple(rest[name])
-            rest["kept_fp32"] = tuple(rest.get("kept_fp32", ()))  # files of earlier versions are without
+            rest["kept_fp32"] = tuple(rest.get("kept_fp32", ()))  # absent in files of earlier versions
             return cls(labels=labels, **rest)
         except (KeyError, TypeError) as error:
             raise DataError(f"the metadata is incomplete: {error}") from error
@@ -129,12 +136,12 @@ class Artifact:
 
 
 def read_artifact(path: str | Path) -> Artifact:
-    """Read what an artifact says of itself.
+    """Read the metadata of an artifact.
 
     Raises
     ------
     ArtifactError
-        No such file, not an ONNX model, without cloudrt's metadata, or with a graph that does not fit them.
+        No such file, not an ONNX model, no cloudrt metadata, or a graph that does not match them.
     """
     return parse_artifact(load_model(path), path)
 
@@ -147,7 +154,7 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     try:
         return onnx.load(path)
     except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: make one with cloudrt-export best.pth") from None
+        raise ArtifactError(f"{path} is missing: export one with cloudrt-export best.pth") from None
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         raise ArtifactError(f"{path} is not an ONNX model, or is damaged") from error
     except OSError as error:
@@ -155,17 +162,17 @@ def load_model(path: str | Path) -> onnx.ModelProto:
 
 
 def parse_artifact(model: onnx.ModelProto, path: str | Path) -> Artifact:
-    """Return what a loaded model says of itself; `path` is for the errors."""
+    """Return the metadata of a loaded model; `path` is for error messages. See `read_artifact` for the errors."""
     texts = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
     if not texts:
         raise ArtifactError(
             f"{path} has no cloudrt metadata, so its classes, sizes and rules are unknown: "
-            "make an artifact with cloudrt-export best.pth"
+            "export an artifact with cloudrt-export best.pth"
         )
     try:
         artifact = Artifact.from_dict({name: json.loads(text) for name, text in texts.items()})
     except (json.JSONDecodeError, DataError) as error:
-        raise ArtifactError(f"{path}: {error}: make it again with cloudrt-export best.pth") from error
+        raise ArtifactError(f"{path}: {error}: export it again with cloudrt-export best.pth") from error
     _check_graph(model, artifact, path)
     return artifact
 
@@ -180,12 +187,12 @@ def write_metadata(model: onnx.ModelProto, artifact: Artifact) -> None:
 
 
 def default_model() -> Path:
-    """Return ./model.onnx where there is one, else the model that ships with the package.
+    """Return the path of ./model.onnx if it exists, else of the model that ships with the package.
 
     Raises
     ------
     ArtifactError
-        Neither is there.
+        Neither exists.
     """
     here = Path("model.onnx")
     if here.is_file():
@@ -193,11 +200,13 @@ def default_model() -> Path:
     shipped = Path(str(files("cloudrt.model"))) / "shipped" / "clouds.onnx"
     if shipped.is_file():
         return shipped
-    raise ArtifactError("no model.onnx here and none ships with this package: make one with cloudrt-export best.pth")
+    raise ArtifactError(
+        "there is no model.onnx here, and this package was built without one: export one with cloudrt-export best.pth"
+    )
 
 
 def _check_graph(model: onnx.ModelProto, artifact: Artifact, path: str | Path) -> None:
-    """Refuse a graph whose input or outputs are not those of an artifact with this metadata."""
+    """Check that names, types and shapes of the graph's input and outputs match the metadata."""
     import onnx
 
     height, width = artifact.input_size
@@ -213,8 +222,8 @@ def _check_graph(model: onnx.ModelProto, artifact: Artifact, path: str | Path) -
         wanted = expected.get(value.name)
         if wanted is None or kind.elem_type != onnx.TensorProto.UINT8 or shape != wanted:
             raise ArtifactError(
-                f"{path}: {value.name!r} is {shape} an image, and the metadata say {wanted}, uint8: "
-                "make the artifact anew with cloudrt-export"
+                f"{path}: {value.name!r} has the shape {shape} per image, expected {wanted} uint8 from the metadata: "
+                "export it again with cloudrt-export"
             )
     if [value.name for value in model.graph.input] != ["image"] or "probability" not in {
         v.name for v in model.graph.output
@@ -223,7 +232,7 @@ def _check_graph(model: onnx.ModelProto, artifact: Artifact, path: str | Path) -
 
 
 def graph_bytes(model: onnx.ModelProto) -> bytes:
-    """Return a model without its metadata: what runs, whatever rules are stored beside it."""
+    """Return the serialised model without metadata: equal for artifacts that differ only in their rules."""
     from onnx import ModelProto
 
     bare = ModelProto()
@@ -233,7 +242,7 @@ def graph_bytes(model: onnx.ModelProto) -> bytes:
 
 
 def fix_batch(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
-    """Return a copy whose input has a fixed N; reading that is quicker than reading it free and reshaping it."""
+    """Return a copy whose input has a fixed N; OpenVINO reads it faster than reshaping a dynamic one."""
     from onnx import ModelProto
 
     fixed = ModelProto()

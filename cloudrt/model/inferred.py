@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Inferred:
-    """What the network says of one image.
+    """The network's output for one image.
 
     Parameters
     ----------
     image
-        The key of its rows; see `Result`.
+        Key of its rows; see `Result`.
     probability
-        (C, W, H) uint8 levels 0..255 on the transposed submission grid; None where the image failed.
+        (C, W, H) uint8 levels on the transposed submission grid; None if the image failed.
     presence
-        (C,) uint8, where the artifact has that output and the image did not fail.
+        (C,) uint8 levels; None if the artifact has no such output, or the image failed.
     error
-        Why it failed, or None.
+        Reason of the failure, or None.
     batch, batch_size
         See `Result`.
     """

@@ -1,8 +1,8 @@
-"""The network and its checkpoint, shared by training and export. The one file of the runtime that imports torch.
+"""The network and its checkpoint, shared by training and export; the only module of the runtime that imports torch.
 
-`build_network` makes the segmentation network by name; `InferenceGraph` wraps it into exactly what the artifact
-computes, uint8 image in, uint8 probability out, so that validation, rules and parity speak of the same function;
-`Checkpoint` is what best.pth and last.pth hold.
+`build_network` builds the segmentation network by name. `InferenceGraph` wraps it into the function that the artifact
+computes, uint8 image in, uint8 probability out: validation, the search of rules and parity all use it. `Checkpoint` is
+the content of best.pth and last.pth.
 """
 
 from __future__ import annotations
@@ -32,37 +32,31 @@ __all__ = ["Checkpoint", "InferenceGraph", "NetworkConfig", "build_network"]
 
 CHECKPOINT_FORMAT = 1
 HEAD_DROPOUT = 0.2
-GIVEN = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
+RESERVED = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
 HAS_DATA_SHARE = 0.4917
-"""About half, but no share that 25 pixels and a resize can make exactly: a tie would hang on a runtime's rounding."""
+"""About half, but not a fraction that 25 pixels and a resize can give exactly: ties would depend on rounding."""
 
 
-def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Module:
-    """Build the network: (N, 3, H, W) float normalised image -> (N, C, H, W) logits.
+def build_network(config: NetworkConfig) -> nn.Module:
+    """Build the network with random weights: (N, 3, H, W) normalised float image -> (N, C, H, W) logits.
 
-    With a classification head it gives a pair: the logits, and (N, C) logits of the presence of each class.
-
-    Parameters
-    ----------
-    config
-        Architecture, encoder, classes.
-    weights
-        "imagenet" downloads the encoder's weights (or takes them from the local cache), None starts from scratch.
+    With a classification head, the result is a pair: these logits, and (N, C) logits of the presence of each class.
+    Nothing is downloaded.
 
     Raises
     ------
     DataError
-        Unknown architecture, encoder or option; weights that cannot be had.
+        An unknown architecture, encoder or option.
     """
     import segmentation_models_pytorch as smp
 
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
     check_name("architecture", config.architecture.lower(), list(architectures))
-    # smp drops arguments that it does not know; a mistyped one must not pass for the default.
+    # smp ignores unknown arguments; a mistyped one must not silently mean the default.
     arguments = list(inspect.signature(architectures[config.architecture.lower()]).parameters)
     for option in config.options:
-        if option in GIVEN:
-            raise DataError(f"--set {option}: cloudrt gives it itself")
+        if option in RESERVED:
+            raise DataError(f"--set {option}: cloudrt sets this argument itself")
         check_name(f"argument of {config.architecture}", option, arguments)
     head: dict[str, Any] = {}
     if config.presence == "head":
@@ -71,7 +65,7 @@ def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Modul
         network = smp.create_model(
             config.architecture,
             config.encoder,
-            encoder_weights=_weights_argument(config.encoder, weights),
+            encoder_weights=None,
             in_channels=3,
             classes=len(config.labels.classes),
             **(dict(config.options) | head),
@@ -80,26 +74,24 @@ def build_network(config: NetworkConfig, weights: str | None = None) -> nn.Modul
         if isinstance(error, KeyError) and "encoder name" in str(error):
             check_name("encoder", config.encoder, list(smp.encoders.encoders))
         raise DataError(f"{config.architecture} with encoder {config.encoder} cannot be built: {error}") from error
-    except OSError as error:
-        raise DataError(
-            f"the ImageNet weights of {config.encoder} cannot be downloaded; connect to the internet once, "
-            "or train from scratch with --encoder-weights none"
-        ) from error
     assert isinstance(network, nn.Module)
     return network
 
 
-def _weights_argument(encoder: str, weights: str | None) -> str | bool | None:
-    return True if weights == "imagenet" and encoder.startswith("tu-") else weights
-
-
 class InferenceGraph(nn.Module):
-    """What the artifact computes: (N, H, W, 3) uint8 RGB -> (N, C, W_out, H_out) uint8 probability.
+    """The function of the artifact: (N, H, W, 3) uint8 RGB -> (N, C, W_out, H_out) uint8 probability.
 
-    Where the configuration has a presence, the answer is a pair: the probability, and (N, C) uint8.
+    With a presence output, the result is a pair: the probability, and (N, C) uint8 presence levels. The probability is
+    on the transposed submission grid, so that memory order is RLE order.
 
-    The output is the transposed submission grid, so that memory order is RLE order. Everything but the network itself
-    is float32; `network_dtype` is what the network runs in.
+    Parameters
+    ----------
+    network
+        From `build_network`.
+    config
+        Its configuration.
+    network_dtype
+        What the network computes in; everything else is float32.
     """
 
     mean: torch.Tensor
@@ -116,22 +108,34 @@ class InferenceGraph(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return the levels 0..255 of each class on the transposed submission grid; with presence, those too."""
+        """Return the levels of (N, H, W, 3) uint8 images; see the class."""
         return self.levels(*self.answers(image.to(torch.float32).permute(0, 3, 1, 2)))
 
     def answers(
         self, levels: torch.Tensor, views: tuple[tuple[int, ...], ...] = ((),)
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return probability (N, C, H_out, W_out) and the head's presence (N, C), or None, float32 in 0..1.
+        """Return the probabilities of images.
 
-        `levels` is (N, 3, H, W) float32, 0..255. Of several `views`, each the axes that are flipped, it is the mean.
+        Parameters
+        ----------
+        levels
+            (N, 3, H, W) float32, 0..255.
+        views
+            Test-time augmentation; see `VIEWS`. The result is the mean over the views.
+
+        Returns
+        -------
+        probability
+            (N, C, H_out, W_out) float32, 0..1.
+        presence
+            (N, C) float32, 0..1, of the classification head; None without one.
         """
-        if len(views) > 1:  # one batch of all: the network is in the graph once
+        if len(views) > 1:  # one batch, so that the graph contains the network once
             levels = torch.cat([levels.flip(view) if view else levels for view in views])
         normalised = (levels - self.mean) / self.std
         found = self.network(normalised.to(self.network_dtype))
         logits, head = found if isinstance(found, tuple) else (found, None)
-        # Half-pixel centres, as OpenCV's INTER_LINEAR.
+        # Half-pixel centres, like OpenCV's INTER_LINEAR.
         logits = functional.interpolate(
             logits.to(torch.float32), size=self.submit_grid, mode="bilinear", align_corners=False
         )
@@ -149,7 +153,7 @@ class InferenceGraph(nn.Module):
     def levels(
         self, probability: torch.Tensor, presence: torch.Tensor | None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return what the artifact gives of what `answers` gives, or of the mean of several such."""
+        """Return the output of the artifact for the result of `answers`, or for the mean of several results."""
         if self.top_k:
             presence = probability.flatten(2).topk(self.top_k).values.mean(dim=2)
         levels = self.quantise(probability)
@@ -157,11 +161,11 @@ class InferenceGraph(nn.Module):
 
     @staticmethod
     def quantise(probability: torch.Tensor) -> torch.Tensor:
-        """Return probabilities as levels 0..255 on the transposed grid: (N, C, W_out, H_out) uint8."""
+        """Return (N, C, H_out, W_out) probabilities as levels on the transposed grid, (N, C, W_out, H_out) uint8."""
         return torch.round(probability * 255).transpose(2, 3).contiguous().to(torch.uint8)
 
     def _has_data(self, levels: torch.Tensor) -> torch.Tensor:
-        """Return (N, 1, H_out, W_out): 1 where about half of the neighbourhood is above `NO_DATA_LEVEL`."""
+        """Return (N, 1, H_out, W_out): 1 where about half of the 5x5 neighbourhood is above `NO_DATA_LEVEL`."""
         bright = (levels.amax(dim=1, keepdim=True) > NO_DATA_LEVEL).to(torch.float32)
         share = functional.avg_pool2d(bright, 5, stride=1, padding=2, count_include_pad=False)
         share = functional.interpolate(share, size=self.submit_grid, mode="bilinear", align_corners=False)
@@ -170,26 +174,31 @@ class InferenceGraph(nn.Module):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What best.pth and last.pth hold.
+    """The content of best.pth and last.pth.
 
     Parameters
     ----------
     config
-        The network's.
+        Configuration of the network.
     weights
-        Its state dict, on the CPU.
+        State dict, on the CPU.
     rules
-        One a class, tuned on held-out images; empty before the first validation.
+        One rule per class, found on held-out images; empty before the first validation.
     dice
-        Held-out mean Dice with those rules.
+        Mean Dice of these rules on held-out images.
     epoch
-        From 1.
+        Number of the epoch, from 1.
     history
-        One dict an epoch, as in history.csv.
+        The rows of history.csv, one per epoch.
     training
-        The training's own configuration, plain values.
+        Configuration of the training, as plain values.
     weights_license
-        What the weights' origin asks for.
+        Licence of the pre-trained weights.
+
+    Raises
+    ------
+    DataError
+        A value of the wrong type or out of range.
     """
 
     config: NetworkConfig
@@ -202,7 +211,7 @@ class Checkpoint:
     weights_license: str = ""
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint whole or not at all."""
+        """Write the checkpoint atomically."""
         values = {
             "format": CHECKPOINT_FORMAT,
             "config": self.config.to_dict(),
@@ -214,12 +223,12 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a checkpoint; only plain values and tensors are unpickled.
+        """Read a checkpoint, unpickling only plain values and tensors.
 
         Raises
         ------
         ArtifactError
-            No such file, not a checkpoint of cloudrt, or of a later format.
+            No such file, not a checkpoint of cloudrt, or another format.
         """
         try:
             values = torch.load(path, map_location="cpu", weights_only=True)
@@ -230,7 +239,7 @@ class Checkpoint:
         if not isinstance(values, dict) or "config" not in values or not isinstance(values.get("weights"), dict):
             raise ArtifactError(f"{path} was not written by cloudrt-train")
         if values.pop("format", None) != CHECKPOINT_FORMAT:
-            raise ArtifactError(f"{path} has another format than this version reads ({CHECKPOINT_FORMAT})")
+            raise ArtifactError(f"{path} has a format that this version cannot read; it reads {CHECKPOINT_FORMAT}")
         try:
             return cls(
                 **values
@@ -246,13 +255,13 @@ class Checkpoint:
         faults = {
             f"{len(self.rules)} rules for {len(self.config.labels.classes)} classes": len(self.rules)
             not in (0, len(self.config.labels.classes)),
-            f"Dice {self.dice!r} is no number from 0 to 1": not isinstance(self.dice, int | float)
+            f"Dice {self.dice!r} is not a number from 0 to 1": not isinstance(self.dice, int | float)
             or not 0 <= self.dice <= 1,
-            f"epoch {self.epoch!r} is no whole number": not isinstance(self.epoch, int),
-            "the history is no list": not isinstance(self.history, list),
-            "the training's options are no table": not isinstance(self.training, dict),
-            "the licence is no text": not isinstance(self.weights_license, str),
-            "the weights are no tensors": not all(isinstance(value, torch.Tensor) for value in self.weights.values()),
+            f"epoch {self.epoch!r} is not a whole number": not isinstance(self.epoch, int),
+            "the history is not a list": not isinstance(self.history, list),
+            "the configuration of the training is not a dictionary": not isinstance(self.training, dict),
+            "the licence is not a text": not isinstance(self.weights_license, str),
+            "the weights are not tensors": not all(isinstance(value, torch.Tensor) for value in self.weights.values()),
         }
         for fault, found in faults.items():
             if found:
@@ -264,21 +273,21 @@ class Checkpoint:
         Raises
         ------
         ArtifactError
-            Weights that are missing, superfluous, of another shape or not finite; names the first.
+            Weights that are missing, unexpected, of the wrong shape or not finite; names the first.
         """
         network = build_network(self.config)
         expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         found = {name: tuple(value.shape) for name, value in self.weights.items()}
         faults = [f"{name} is missing" for name in expected if name not in found]
-        faults += [f"{name} is not one of its own" for name in found if name not in expected]
+        faults += [f"{name} is unexpected" for name in found if name not in expected]
         faults += [
             f"{name} is {shape}, expected {expected[name]}"
             for name, shape in found.items()
             if name in expected and shape != expected[name]
         ]
-        faults += [f"{name} holds NaN or infinity" for name, value in self.weights.items() if not _finite(value)]
+        faults += [f"{name} contains NaN or infinity" for name, value in self.weights.items() if not _finite(value)]
         if faults:
-            more = f" ({len(faults)} such faults)" if len(faults) > 1 else ""
+            more = f" ({len(faults)} such errors)" if len(faults) > 1 else ""
             raise ArtifactError(
                 f"the checkpoint's weights do not fit {self.config.architecture} with {self.config.encoder}: "
                 f"{faults[0]}{more}"
@@ -288,7 +297,7 @@ class Checkpoint:
 
 
 def write_tensors(path: Path, values: dict[str, Any]) -> None:
-    """Write plain values and tensors whole or not at all; a full disk is an OSError, which torch.save does not give."""
+    """Write plain values and tensors atomically; a full disk raises OSError, unlike torch.save."""
     content = BytesIO()
     torch.save(values, content)
     with replacing(path) as partial:

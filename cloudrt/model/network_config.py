@@ -1,4 +1,4 @@
-"""What it takes to build the network again and to feed it, without PyTorch."""
+"""The configuration of the network and its input, without PyTorch."""
 
 from __future__ import annotations
 
@@ -17,35 +17,41 @@ VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
     "v": ((), (2,)),
     "hv": ((), (3,), (2,), (2, 3)),
 }
-"""Test-time augmentation: name -> the views, the axes of (N, C, H, W) that each is flipped along."""
+"""Test-time augmentation: name -> views; each view is the axes of (N, C, H, W) to flip."""
 PRESENCES = ("none", "head", "top-k")
 MAX_INPUT_PIXELS = 16_000_000
-"""More than any original has; a size beyond is a slip, and would ask for all memory."""
+"""Larger than any image of the competition; larger sizes are probably mistakes, and would exhaust memory."""
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """What it takes to build the network again and to feed it.
+    """The configuration of the network and its input.
 
     Parameters
     ----------
     architecture, encoder
-        Names of segmentation_models_pytorch: "FPN" and "resnet50", for example.
+        Names in segmentation_models_pytorch, such as "FPN" and "resnet50". An encoder with a colon, such as
+        "tu-hf-hub:NAME", is refused: to build it, timm would download its configuration.
     options
         Further arguments of the architecture, such as {"decoder_pyramid_channels": 128}.
     input_size
-        Height and width of the images that enter; multiples of 32.
+        Height and width of the input; multiples of 32.
     mean, std
-        Of the RGB channels, in levels 0..255: the network sees (image - mean) / std.
+        Of the RGB channels, in levels 0..255: the network's input is (image - mean) / std.
     subtract_no_data
-        Whether the probability is zero where the image has no data.
+        Whether the probability is set to zero where the image has no data.
     presence
-        How the network says, apart from its masks, whether a class is there at all: "none"; "head", a classification
-        head on the encoder; "top-k", the mean of the `top_k` highest probabilities of the map.
+        How the presence of a class in an image is predicted: "none"; "head", a classification head on the encoder;
+        "top-k", the mean of the `top_k` highest probabilities of the map.
     top_k
-        Pixels of the submission grid.
+        Number of pixels of the submission grid.
     labels
         Classes and grids.
+
+    Raises
+    ------
+    DataError
+        A value of the wrong type or out of range.
     """
 
     architecture: str = "FPN"
@@ -63,7 +69,9 @@ class NetworkConfig:
         if not (
             isinstance(self.architecture, str) and isinstance(self.encoder, str) and isinstance(self.options, dict)
         ):
-            raise DataError("architecture and encoder are names, options a table")
+            raise DataError("architecture and encoder are names, options is a dictionary")
+        if ":" in self.encoder:
+            raise DataError(f"encoder {self.encoder!r} names a hub or a folder; use a plain name of timm")
         if len(self.input_size) != 2 or not all(isinstance(side, int) for side in self.input_size):
             raise DataError(f"the input size is (height, width) in whole pixels, found {self.input_size}")
         height, width = self.input_size
@@ -88,7 +96,7 @@ class NetworkConfig:
             raise DataError(f"std is above 0, found {self.std}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and checkpoints."""
+        """Return plain values, for JSON and checkpoints."""
         return {
             "architecture": self.architecture,
             "encoder": self.encoder,
@@ -104,7 +112,7 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
+        """Return the configuration that `to_dict` described; DataError if it is malformed."""
         try:
             return cls(
                 **values
@@ -112,4 +120,4 @@ class NetworkConfig:
                 | {"labels": Labels.from_dict(values["labels"])}
             )
         except (TypeError, KeyError) as error:
-            raise DataError(f"not a network's configuration: {values}") from error
+            raise DataError(f"not a configuration of a network: {values}") from error

@@ -1,6 +1,7 @@
-"""How far two models are from each other, judged by what matters: the submissions that they give.
+"""Comparison of two models by their probabilities and by the submissions that follow from them.
 
 Export compares an exported model with PyTorch; `auto` compares a provider with ONNX Runtime's CPU provider in fp32.
+`TOLERANCES` are the limits of both.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import rle_decode
 
 WORST = 3
-"""How many of the worst images are named."""
+"""Number of images with the lowest Dice that are reported."""
 
 
 @dataclass(frozen=True)
 class Tolerances:
-    """What a precision may change.
+    """Limits of the difference from the reference.
 
     Parameters
     ----------
     mean_difference
-        Mean absolute difference of the probabilities, in levels of 1/255.
+        Largest mean absolute difference of the probabilities, in levels of 1/255.
     dice
-        Mean Dice between the two submissions, at least.
+        Smallest mean Dice between the two submissions.
     empty_mismatch
-        Share of rows that are empty in one submission and not in the other, at most.
+        Largest fraction of rows that are empty in one submission and not in the other.
     """
 
     mean_difference: float
@@ -41,7 +42,7 @@ class Tolerances:
 
 
 TOLERANCES = {
-    "fp32": Tolerances(0.05, 0.999),
+    "fp32": Tolerances(0.05, 0.995),
     "fp16": Tolerances(0.5, 0.995),
     "bf16": Tolerances(4.0, 0.98),
     "int8": Tolerances(4.0, 0.98),
@@ -50,7 +51,7 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """One figure beside what is allowed; `passed` is None for a figure that is only shown."""
+    """A figure and its limit; `passed` is None for figures without a limit."""
 
     figure: str
     found: str
@@ -60,31 +61,31 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a model is from its reference, over a set of images.
+    """Difference between a model and its reference on a set of images.
 
     Parameters
     ----------
     images
-        How many were compared.
+        Number of images compared.
     source
-        What they are.
+        Description of the images.
     max_difference, mean_difference
-        Of the probabilities, in levels of 1/255.
+        Absolute difference of the probabilities, in levels of 1/255.
     flipped
-        Share of pixels on the other side of their class's threshold.
+        Fraction of pixels on different sides of the threshold of their class.
     dice
-        Mean Dice between the two submissions, over every (image, class).
+        Mean Dice between the two submissions, over all (image, class) pairs.
     empty_mismatch
-        Share of rows empty in one submission and not in the other.
+        Fraction of rows that are empty in one submission and not in the other.
     worst
-        Names of the images of the lowest Dice, worst first; without rules, of the largest mean difference.
+        Names of the images with the lowest Dice, lowest first; without rules, with the largest mean difference.
     provider
-        What ran the model.
+        Provider that ran the model.
     has_rules
-        Whether there are rules. Without, half of the levels is the threshold, the masks mean nothing, and the
-        probabilities alone are judged.
+        Whether the model has rules. Without rules, masks are meaningless (threshold 127), and only the probabilities
+        are compared with the limits.
     presence_difference
-        Mean difference of the presence, in levels; None where there is no such output.
+        Mean absolute difference of the presence levels; None without such an output.
     """
 
     images: int
@@ -100,11 +101,11 @@ class Parity:
     presence_difference: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; without the names of images, which are the user's own."""
+        """Return plain values, for JSON; without names of images, which may be private."""
         return {name: value for name, value in asdict(self).items() if name != "worst"}
 
     def verdicts(self, tolerances: Tolerances) -> list[Verdict]:
-        """Return every figure beside what is allowed, those of the submissions unjudged where there are no rules."""
+        """Return all figures and their limits; without rules, those of the submissions have none."""
         return [
             Verdict(
                 "mean difference, levels of 1/255",
@@ -142,7 +143,7 @@ class Parity:
         ]
 
     def faults(self, tolerances: Tolerances) -> list[str]:
-        """Return what is past the tolerances, a phrase each; nothing where the model passes."""
+        """Return a phrase for each limit that is exceeded; an empty list if the model passes."""
         return [
             f"{verdict.figure}: {verdict.found}, allowed {verdict.allowed}"
             for verdict in self.verdicts(tolerances)
@@ -152,24 +153,24 @@ class Parity:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a reference says of a set of images.
+    """Outputs of the reference for a set of images.
 
     Parameters
     ----------
     names
-        Of the images.
+        Names of the images.
     levels
-        (N, C, W, H) uint8, the probabilities on the transposed submission grid.
+        (N, C, W, H) uint8 probability levels on the transposed submission grid.
     rules
-        One a class; half of the levels where there are none.
+        One rule per class; see `half_of_the_levels`.
     has_rules
         See `Parity`.
     grid
         The submission grid.
     source
-        What the images are.
+        Description of the images.
     presence
-        (N, C) uint8, where the model has that output.
+        (N, C) uint8 presence levels, if the model has that output.
     """
 
     names: Sequence[str]
@@ -182,18 +183,24 @@ class Answers:
 
     @property
     def rows(self) -> list[list[str]]:
-        """RLE texts: one list an image, one text a class."""
+        """RLE texts: for each image, one per class."""
         presence = [None] * len(self.levels) if self.presence is None else list(self.presence)
         return [apply_rules(one, self.rules, head) for one, head in zip(self.levels, presence, strict=True)]
 
 
 def half_of_the_levels(classes: int) -> tuple[Rule, ...]:
-    """Return the rules that stand in where there are none."""
+    """Return rules for models without any: threshold 127, no min area."""
     return (Rule(127, 0),) * classes
 
 
 class Tally:
-    """Sums over the images so far; `at_best` gives the figures."""
+    """Accumulates the differences of the images that have been compared.
+
+    Parameters
+    ----------
+    answers
+        Outputs of the reference.
+    """
 
     def __init__(self, answers: Answers) -> None:
         self.answers, self.rows = answers, answers.rows
@@ -203,7 +210,7 @@ class Tally:
         self.scores: list[tuple[float, float, str]] = []
 
     def add(self, position: int, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None = None) -> None:
-        """Compare the (C, W, H) levels, and (C,) presence, of the image at `position`."""
+        """Compare the (C, W, H) uint8 levels, and (C,) uint8 presence, of the image at `position`."""
         answers = self.answers
         wanted, rows = answers.levels[position], self.rows[position]
         difference = np.abs(wanted.astype(np.int16) - levels)
@@ -224,7 +231,7 @@ class Tally:
         self.scores.append((score if answers.has_rules else -mean, score, answers.names[position]))
 
     def at_best(self, provider: str) -> Parity:
-        """Return the figures, had every image that is left no difference at all."""
+        """Return the figures under the assumption that the remaining images do not differ: a lower bound."""
         answers, images = self.answers, len(self.answers.levels)
         left = images - len(self.scores)
         best = 1.0 if answers.has_rules else 0.0

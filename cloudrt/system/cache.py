@@ -1,10 +1,10 @@
-"""The user's cache folder: where entries of each kind lie, how much space they take, and whether they are intact.
+"""The user's cache folder: location, size limits and integrity of cached entries.
 
     USER_CACHE/cloudrt/KIND/ENTRY
 
-An entry is a file or a folder that can be made again. Nothing depends on the cache: where it cannot be written,
-`open_entry` returns None and the caller works without it. A kind keeps its most recently used entries, up to a number
-of bytes. Files that a third-party runtime would execute without checking are sealed: a checksum lies beside each.
+An entry is a file or a folder that can be created again. The cache is optional: if it cannot be written, `open_entry`
+returns None and the caller works without it. Each kind keeps its most recently used entries, up to a number of bytes.
+Files that a third-party runtime would execute without checking are sealed: their checksum is stored beside them.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def open_entry(kind: str, name: str, folder: Path | None = None) -> Path | None:
     kind
         One of `LIMITS`.
     name
-        Of the entry: a digest of everything that it depends on.
+        Name of the entry: a digest of everything that it depends on.
     folder
-        Where the entries of this kind lie, if not in `cache_folder`.
+        Folder of the entries; `cache_folder` by default.
 
     Returns
     -------
@@ -91,7 +91,7 @@ def prune(kind: str, folder: Path | None = None, reserve: int = 0, keep: Path | 
     kind
         One of `LIMITS`.
     folder
-        Where the entries lie, if not in `cache_folder`.
+        Folder of the entries; `cache_folder` by default.
     reserve
         Bytes to leave free for an entry that is about to be written.
     keep

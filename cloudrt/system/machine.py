@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cloudrt.system.nvidia import nvidia_driver
 
-_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd")
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd")
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -89,5 +89,5 @@ def usable_cpus(cpu_max: Path = CPU_MAX) -> int:
         if quota != "max":
             cpus = min(cpus, -(-int(quota) // int(period)))
     except (OSError, ValueError):
-        pass  # no control groups of version 2: the CPU set alone counts
+        pass  # no control groups of version 2: only the CPU set applies
     return max(1, cpus)

@@ -12,7 +12,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 HANDOVER_S = 0.005
-"""Seconds of work that are handed over at once: handing over costs about 0.1 ms."""
+"""Seconds of work to hand over at once; each hand-over between threads costs about 0.1 ms."""
 
 
 def overlap(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
@@ -47,9 +47,18 @@ def overlap(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A]
 def overlap_parts(
     pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[Iterable[A]], ahead: int
 ) -> Iterator[list[B]]:
-    """Do the same for items of several parts: one call per part; yields the list of an item's results.
+    """Yield, for each item, the list of `work(part)` of its parts; see `overlap`.
 
-    `ahead` is the largest number of items in flight.
+    Parameters
+    ----------
+    pool
+        Runs the calls, one per part.
+    work
+        Called with one part.
+    items
+        The parts of each item.
+    ahead
+        Largest number of items in flight.
     """
     window: deque[list[Future[B]]] = deque()
     try:
@@ -72,12 +81,12 @@ def overlap_parts(
 
 
 class Pace:
-    """How many batches to hand over at once: as many as take `HANDOVER_S`, so that the cost of handing over is small.
+    """Number of batches to hand over at once: as many as take `HANDOVER_S`, so that the overhead is small.
 
     Parameters
     ----------
     most
-        Largest number of images.
+        Largest number of images to hand over at once.
     """
 
     def __init__(self, most: int = 256) -> None:

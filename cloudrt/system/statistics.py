@@ -12,8 +12,8 @@ from threading import Lock
 from typing import Any
 
 _SHORTEST, _RATIO, _BUCKETS = 1e-6, 1.02, 1200
-_LOG_RATIO = math.log(_RATIO)
 """The histogram of latencies: buckets 2% wide, from 1 microsecond to about 6 hours."""
+_LOG_RATIO = math.log(_RATIO)
 
 
 class StageStats:
@@ -32,7 +32,7 @@ class StageStats:
         self.longest = 0.0
         self._histogram = [0] * _BUCKETS
         self._ready = [0, 0, 0]  # number of pulls, sum and maximum of the results that were ready
-        self._waiting = 0  # results that are ready and were not taken
+        self._waiting = 0  # results that are ready but not taken yet
         self._lock = Lock()
 
     @contextmanager
@@ -75,7 +75,7 @@ class StageStats:
             self._ready[2] = max(self._ready[2], ready)
 
     def drop(self) -> None:
-        """Forget results that are ready and that nobody will take: the run was closed early."""
+        """Discard the count of results that are ready: the run was closed early, and they will not be taken."""
         with self._lock:
             self._waiting = 0
 
@@ -131,7 +131,7 @@ class PipelineStats:
         return self.stages[stage]
 
     def drop(self) -> None:
-        """Forget results that are ready and that nobody will take."""
+        """Discard the counts of results that are ready; see `StageStats.drop`."""
         for stage in self.stages.values():
             stage.drop()
 

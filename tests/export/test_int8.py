@@ -298,9 +298,10 @@ def test_the_provider_that_judges(monkeypatch: pytest.MonkeyPatch) -> None:
         Target("int4")
 
 
-def test_the_default_tolerances_are_stricter_the_higher_the_precision() -> None:
-    assert TOLERANCES["fp32"].dice > TOLERANCES["fp16"].dice == 0.995
-    assert TOLERANCES["int8"].dice == 0.98
+def test_default_tolerances() -> None:
+    assert TOLERANCES["fp32"].dice == TOLERANCES["fp16"].dice == 0.995
+    assert TOLERANCES["bf16"].dice == TOLERANCES["int8"].dice == 0.98
+    assert [TOLERANCES[name].mean_difference for name in ("fp32", "fp16", "int8")] == [0.05, 0.5, 4.0]
     assert {tolerance.empty_mismatch for tolerance in TOLERANCES.values()} == {0.005}
 
 

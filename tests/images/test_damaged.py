@@ -139,4 +139,4 @@ def test_what_must_fail_fails(folder: Path, tmp_path: Path) -> None:
     assert "megapixels" in failures["60000 x 60000.jpg"]
     if hasattr(os, "mkfifo"):
         assert {"dangling.jpg", "itself.jpg", "pipe.jpg", "socket.jpg"} <= set(failures)
-        assert "no regular file" in failures["pipe.jpg"]
+        assert "not a regular file" in failures["pipe.jpg"]

@@ -186,9 +186,9 @@ def test_a_single_input_is_refused_and_another_kind_is_a_failure(model: Path) ->
             with pytest.raises(DataError, match="give a list"):
                 next(segmenter.predict(one))  # type: ignore[arg-type]
         assert [result.error for result in segmenter.predict([None, 3])] == [  # type: ignore[list-item]
-            "is no path, bytes or array but NoneType",
-            "is no path, bytes or array but int",
+            "is not a path, bytes or an array, but NoneType",
+            "is not a path, bytes or an array, but int",
         ]
     for wrong in ({"batch_size": 2.5}, {"threads": "2"}, {"max_pixels": 0}, {"batch_size": 10**9}, {"devices": ()}):
         with pytest.raises(DataError):
-            Segmenter(model, provider="cpu", **wrong)  # type: ignore[arg-type]
+            Segmenter(model, provider="cpu", **wrong)

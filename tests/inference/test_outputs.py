@@ -156,7 +156,7 @@ def test_pictures_never_leave_their_folder(images: Path, model: Path, tmp_path: 
         outside.write_text(name)
         refused = run(outside, model, "-o", tmp_path / "s.csv", "--masks", tmp_path / "deep" / "masks")
         assert refused.exit_code == 2
-        assert "leads out of the folder" in refused.output
+        assert "outside the folder of" in refused.output
         assert not (tmp_path / "deep").exists()
 
 

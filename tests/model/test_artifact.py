@@ -175,8 +175,8 @@ def test_the_default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cloudrt.model.artifact, "files", lambda _package: tmp_path / "package")
     with pytest.raises(ArtifactError, match="cloudrt-export"):
         default_model()
-    (tmp_path / "package" / "models").mkdir(parents=True)
-    shipped = tmp_path / "package" / "models" / "clouds.onnx"
+    (tmp_path / "package" / "shipped").mkdir(parents=True)
+    shipped = tmp_path / "package" / "shipped" / "clouds.onnx"
     shipped.touch()
     assert default_model() == shipped
     Path("model.onnx").touch()

@@ -61,7 +61,7 @@ def test_checkpoints_that_are_cut_or_of_another_format(checkpoint: Path, tmp_pat
         with pytest.raises(ArtifactError, match="not a checkpoint, or is damaged"):
             Checkpoint.load(path)
     for change, said in (
-        ({"format": 99}, "another format"),
+        ({"format": 99}, "has a format that this version cannot read"),
         ({"weights": [1]}, "was not written by"),
         ({"config": {}}, "was not written by this version"),
         ({"rules": [{"threshold": 300, "min_area": 0}]}, "was not written by this version"),
@@ -84,15 +84,15 @@ def test_weights_that_do_not_fit_are_named(checkpoint: Path, tmp_path: Path) -> 
         assert "\n" not in str(caught.value)
 
     refused(lambda weights: weights.pop(name), f"{name} is missing$")
-    refused(lambda weights: weights.clear(), r"is missing \(\d+ such faults\)")
-    refused(lambda weights: weights.update(extra=torch.zeros(1)), "extra is not one of its own")
+    refused(lambda weights: weights.clear(), r"is missing \(\d+ such errors\)")
+    refused(lambda weights: weights.update(extra=torch.zeros(1)), "extra is unexpected")
     refused(lambda weights: weights.update({name: torch.zeros(2, 3)}), rf"{name} is \(2, 3\), expected \(64, 3, 7, 7\)")
     for bad in (float("nan"), float("inf")):
 
         def spoil(weights: dict[str, torch.Tensor], bad: float = bad) -> None:
             weights[name].view(-1)[5] = bad
 
-        refused(spoil, f"{name} holds NaN or infinity")
+        refused(spoil, f"{name} contains NaN or infinity")
 
 
 def test_the_command_refuses_in_one_line_and_leaves_the_older_artifact(checkpoint: Path, tmp_path: Path) -> None:
@@ -116,13 +116,13 @@ def test_the_command_refuses_in_one_line_and_leaves_the_older_artifact(checkpoin
     ("change", "said"),
     [
         ({"rules": [Rule(127, 0).to_dict()] * 2}, "2 rules for 4 classes"),
-        ({"dice": float("nan")}, "Dice nan is no number"),
-        ({"dice": "x"}, "Dice 'x' is no number"),
+        ({"dice": float("nan")}, "Dice nan is not a number"),
+        ({"dice": "x"}, "Dice 'x' is not a number"),
         ({"epoch": "x"}, "epoch 'x'"),
-        ({"history": 3}, "history is no list"),
-        ({"training": 3}, "options are no table"),
-        ({"weights_license": 3}, "licence is no text"),
-        ({"weights": {"a": 1}}, "weights are no tensors"),
+        ({"history": 3}, "history is not a list"),
+        ({"training": 3}, "training is not a dictionary"),
+        ({"weights_license": 3}, "licence is not a text"),
+        ({"weights": {"a": 1}}, "weights are not tensors"),
     ],
 )
 def test_checkpoints_that_lie(checkpoint: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -138,7 +138,7 @@ def test_checkpoints_that_lie(checkpoint: Path, tmp_path: Path, change: dict[str
         ({"input_size": [64.0, 96.0]}, "whole pixels"),
         ({"input_size": "64x96"}, "height, width"),
         ({"input_size": [320000, 640000]}, "more than 16 megapixels"),
-        ({"options": None}, "options a table"),
+        ({"options": None}, "options is a dictionary"),
         ({"architecture": 3}, "are names"),
         ({"mean": [1.0]}, "mean is one finite number a channel"),
         ({"mean": [float("nan")] * 3}, "mean is one finite number"),

@@ -122,7 +122,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     head, none, few = make(tmp_path / "h", "head"), make(tmp_path / "n", "none"), make(tmp_path / "t", "top-k", top_k=9)
     many = make(tmp_path / "m", "top-k")
     for pair in ((head, none), (few, many)):
-        with pytest.raises(DataError, match="one presence"):
+        with pytest.raises(DataError, match="same presence"):
             Ensemble(pair, ("a", "b"))
     with pytest.raises(DataError, match="presence is one of none, head, top-k"):
         NetworkConfig(presence="tail")

@@ -36,6 +36,7 @@ SMALL = TrainConfig(
     batch_size=4,
     accumulate=1,
     validation_share=0.25,
+    precision="fp32",
 )
 
 
@@ -121,7 +122,7 @@ def test_data_that_changed_are_not_resumed_on(
             train(SMALL, data, tmp_path / "run", cached)
     lines = (data / "train.csv").read_text().splitlines(keepends=True)
     (data / "train.csv").write_text("".join(lines[:-8]))
-    with pytest.raises(DataError, match="was begun with other images or classes"):
+    with pytest.raises(DataError, match="was trained on other images or classes"):
         train(SMALL, data, tmp_path / "run", cached, resume=True)
 
 
@@ -172,14 +173,14 @@ def test_folds_of_few_images_of_every_kind() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--seed", "-1"], "seed is from 0"),
-        (["--seed", "4294967296"], "seed is from 0"),
-        (["--weight-decay", "nan"], "weight_decay is a finite number"),
-        (["--set", "upsampling=2"], "the network answers 48x32 to 96x64 pixels"),
-        (["--set", "activation=sigmoid"], "cloudrt gives it itself"),
+        (["--seed", "-1"], "seed must be from 0"),
+        (["--seed", "4294967296"], "seed must be from 0"),
+        (["--weight-decay", "nan"], "weight_decay must be finite"),
+        (["--set", "upsampling=2"], "the network's output is 48x32, not 96x64"),
+        (["--set", "activation=sigmoid"], "cloudrt sets this argument itself"),
         (["--device", "mps"], "no device named 'mps'"),
         (["--device", "meta"], "no device named 'meta'"),
-        (["--input-size", "32x32", "--batch-size", "1"], "does not run on such images"),
+        (["--input-size", "32x32", "--batch-size", "1"], "fails at this input size"),
     ],
 )
 def test_options_that_cannot_work_are_one_line(scenes: Path, tmp_path: Path, words: list[str], said: str) -> None:
