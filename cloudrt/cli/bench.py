@@ -104,7 +104,7 @@ def bench(
     from cloudrt.cli.bench_tables import show, show_comparison
 
     page = output.with_suffix(".html")
-    reads = {f"MODEL {number}": path for number, path in enumerate(models, 1)}
+    reads: dict[str, Path | None] = {f"MODEL {number}": path for number, path in enumerate(models, 1)}
     reads |= {"--truth": truth, "--checkpoint": checkpoint, "--baseline": baseline, "--compare": before}
     check_outputs({"--output": output, "the page": page}, reads, overwrite=True)
     options = BenchOptions(

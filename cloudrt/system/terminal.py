@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -25,6 +25,10 @@ class Advance(Protocol):
     """Report that `n` more steps are done; `fields`, such as `dice=0.61`, are shown beside the bar."""
 
     def __call__(self, n: int = 1, **fields: Any) -> None: ...
+
+
+ProgressBar = Callable[[str, int], AbstractContextManager[Advance]]
+"""Opens a bar with a description and a total; it yields the function that reports steps done."""
 
 
 @contextmanager
