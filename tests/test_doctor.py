@@ -31,6 +31,8 @@ from cloudrt.doctor import (
 )
 from cloudrt.engines import availability
 from cloudrt.engines.availability import NAMES, problem
+from cloudrt.engines.base import Engine
+from cloudrt.engines.choice import open_engine
 from cloudrt.engines.libraries import load_libraries
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.errors import ProviderError
@@ -98,14 +100,13 @@ def test_the_trial_opens_what_infer_opens(provider: str, monkeypatch: pytest.Mon
     if problem(provider):
         pytest.skip("not installed")
     opened: list[object] = []
-    real = doctor_module.open_engine
 
-    def look(model: object, *words: Any) -> object:
+    def look(model: Any, *words: Any) -> Engine:
         opened.append(words)
-        return real(model, *words)  # type: ignore[arg-type]
+        return open_engine(model, *words)
 
-    monkeypatch.setattr(doctor_module, "open_engine", look)
-    assert doctor_module.open_engine is look and real is pipeline.open_engine
+    assert vars(doctor_module)["open_engine"] is vars(pipeline)["open_engine"] is open_engine
+    monkeypatch.setattr("cloudrt.doctor.open_engine", look)
     assert try_provider(provider) is None
     assert opened == [(provider, 1, 1)]
 

@@ -5,8 +5,9 @@ The matrix of encoders, precisions and targets is slow; the shipped artifact sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
@@ -81,7 +82,7 @@ ENCODERS = (
     *("resnet50", "se_resnext101_32x4d", "efficientnet-b2", "densenet121"),
     *("tu-tf_efficientnet_lite0", "tu-regnety_002"),
 )
-FORMS = {encoder: {"encoder": encoder} for encoder in ENCODERS} | {
+FORMS: dict[str, dict[str, Any]] = {encoder: {"encoder": encoder} for encoder in ENCODERS} | {
     "all flips": {"tta": "hv"},
     "presence head": {"presence": "head", "tta": "hv"},
     "presence top-k": {"presence": "top-k", "top_k": 2000, "tta": "hv"},
@@ -113,7 +114,7 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @needs_tensorrt
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_every_form_is_built_for_every_target(
-    traced: ExportSource, precision: str, record_property: pytest.RecordProperty
+    traced: ExportSource, precision: str, record_property: Callable[[str, object], None]
 ) -> None:
     from cloudrt.export.graph import describe, finish
     from cloudrt.export.half import to_half

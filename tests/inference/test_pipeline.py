@@ -185,7 +185,7 @@ def test_an_early_close_ends_the_threads(model: Path) -> None:
         results = segmenter.predict(inputs())
         assert next(results).error is None
         assert isinstance(results, Iterator)
-        results.close()  # type: ignore[attr-defined]
+        results.close()
         assert threading.active_count() == before
         # The same segmenter goes on afterwards.
         assert len(list(segmenter.predict([picture(1)] * 3))) == 3
@@ -211,7 +211,7 @@ def test_a_close_does_not_wait_for_what_has_not_begun(model: Path, monkeypatch: 
         results = segmenter.predict(picture(1) for _ in range(1_000))
         next(results)
         threading.Timer(0.3, gate.set).start()
-        results.close()  # type: ignore[attr-defined]
+        results.close()
     assert runs <= 4
 
 

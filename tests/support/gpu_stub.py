@@ -56,8 +56,10 @@ int cuGetErrorName(int error, const char **name) {
 }
 int cuGetErrorString(int error, const char **text) { *text = "a stub"; return 0; }
 """
-_DEFINED = ("cuDriverGetVersion", "cuInit", "cuDeviceGetCount", "cuDeviceGetName", "cuDeviceTotalMem_v2")
-_DEFINED += ("cuDeviceGetAttribute", "cuGetErrorName", "cuGetErrorString")
+_DEFINED = (
+    *("cuDriverGetVersion", "cuInit", "cuDeviceGetCount", "cuDeviceGetName", "cuDeviceTotalMem_v2"),
+    *("cuDeviceGetAttribute", "cuGetErrorName", "cuGetErrorString"),
+)
 
 
 def build_stubs(folder: Path, *users: Path) -> Path:

@@ -8,8 +8,20 @@ LEDGER  ends the process that knows what each worker is at
 from __future__ import annotations
 
 SITE = """
-import importlib.util, os, signal, subprocess, sys, time
+import importlib.util, os, signal, sys, time
+from contextlib import suppress
 from pathlib import Path
+
+# Of the processes that are called so, the ledger of this cluster is the one that was started with this folder.
+def end_ledger():
+    ended = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            named = (process / "cmdline").read_bytes().startswith(b"ray::Ledger")
+            if named and os.fsencode(Path(__file__).parent) in (process / "environ").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+                ended += 1
+    assert ended == 1, ended
 
 class Watch:
     def find_spec(self, name, path=None, target=None):
@@ -36,7 +48,7 @@ def harm(real):
                 flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if data.endswith(b"LEDGER"):
-            subprocess.run(["pkill", "-9", "-f", "^ray::Ledger"], check=True)
+            end_ledger()
         if data.endswith(b"RAISE"):
             raise RuntimeError("a fault of the decoder")
         if data.endswith(b"SLOW"):

@@ -139,9 +139,9 @@ def test_memory_is_used_again_once_no_view_is_left() -> None:
     assert arena.empty((4, 6)).ctypes.data != address
     del view, kept
     gc.collect()
-    again = [arena.empty((3, 6)), arena.empty((4, 6))]
-    assert address in {one.ctypes.data for one in again}  # for a smaller array too
-    assert not np.shares_memory(*again)
+    one, other = arena.empty((3, 6)), arena.empty((4, 6))
+    assert address in (one.ctypes.data, other.ctypes.data)  # for a smaller array too
+    assert not np.shares_memory(one, other)
     assert arena.empty((400, 600)).shape == (400, 600)
 
 

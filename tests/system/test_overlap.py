@@ -82,7 +82,7 @@ def test_an_error_or_a_close_cancels_what_has_not_begun(split: bool, close: bool
 
 def test_the_pace_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    monkeypatch.setattr("time.perf_counter", lambda: now)
     pace = Pace(most=256)
     assert pace.batches(8) == 1  # nothing has arrived
     for seconds, size, wanted in (
