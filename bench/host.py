@@ -5,7 +5,7 @@
     overlap        copying, computing and post-processing a batch take equally long and use no core, on two streams:
                    the share of the rate of one of them
 
-A stand-in for the engine answers with the model's maps. Everything is timed in turns.
+A stand-in for the engine returns the model's maps. The measurements alternate.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STAGE_S = 0.01
 
 @dataclass(frozen=True)
 class Host:
-    """What `measure_host` found.
+    """Result of `measure_host`.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class Host:
 
 
 def measure_host(work: Workload, rounds: int, advance: Callable[[], object]) -> Host:
-    """Time everything in `rounds` turns, after one that does not count.
+    """Time everything in `rounds` alternating rounds, after a warm-up round.
 
     `advance` is called after each of the `passes(rounds)` passes.
     """
@@ -130,7 +130,7 @@ def measure_host(work: Workload, rounds: int, advance: Callable[[], object]) -> 
 
 
 def passes(rounds: int) -> int:
-    """Return how many passes `measure_host` makes."""
+    """Return the number of passes of `measure_host`."""
     return (rounds + 1) * (len(BATCHES) + 2 * len(SHARED) + 1)
 
 
@@ -147,13 +147,13 @@ class StandIn(Segmenter):
         self._texts: Texts | None = None
 
     def use(self, engine: Instant, texts: Texts | None) -> None:
-        """Take another engine, and another post-processing: None is the real one."""
+        """Replace the engine and the post-processing; None restores the real post-processing."""
         self.pool.close()
         self.pool = EnginePool(lambda _, __: engine, (0,), engine.batch_size)
         self._texts = texts
 
     def texts(self, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> list[list[str]]:
-        """Return RLE texts, as `use` says."""
+        """Return RLE texts; see `use`."""
         return self._texts(levels, presence) if self._texts else super().texts(levels, presence)
 
 
@@ -166,7 +166,7 @@ class Undecoded(Decoding):
 
 
 class Instant:
-    """An engine that answers at once with the same maps; see `cloudrt.engines.base.Engine`."""
+    """An engine that returns the same maps without delay; see `cloudrt.engines.base.Engine`."""
 
     provider, streams = "cpu", 1
 
@@ -190,7 +190,7 @@ class Instant:
         return self.run(batch)[0]
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
-        """Return an array that nobody writes to."""
+        """Return an uninitialised array."""
         return np.empty((batches * self.batch_size, *self.artifact.input_size, 3), np.uint8)
 
     def close(self) -> None:
@@ -231,7 +231,7 @@ def overlapping(ours: StandIn, batch_size: int = 32) -> None:
 
 
 def time_pipeline(ours: Segmenter) -> float:
-    """Return seconds per image over `BLOCK_S`, once the pipeline is full and has found its pace."""
+    """Return seconds per image over `BLOCK_S`, after a warm-up."""
     before, began, first = 0, 0.0, time.perf_counter()
     with closing(ours.predict(repeat(b""))) as results:
         for count, _ in enumerate(results, 1):
@@ -242,13 +242,13 @@ def time_pipeline(ours: Segmenter) -> float:
                 before, began = count, now
             if before and now - began > BLOCK_S:
                 return (now - began) / (count - before)
-    raise AssertionError("the inputs never end")
+    raise AssertionError("the inputs are endless")
 
 
 def time_postprocessing(
     levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None, rules: Sequence[Rule], threads: int
 ) -> float:
-    """Return seconds per image of threads that post-process their part of a batch again and again."""
+    """Return seconds per image of threads that each post-process their part of a batch repeatedly."""
     begins = np.linspace(0, len(levels), threads + 1).astype(int)
 
     def loop(number: int) -> int:
