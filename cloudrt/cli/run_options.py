@@ -10,6 +10,7 @@ import click
 
 from cloudrt.options import (
     DECODERS,
+    GPU_PROVIDERS,
     MAX_BATCH,
     MAX_STREAMS,
     MAX_THREADS,
@@ -19,6 +20,7 @@ from cloudrt.options import (
     OpenvinoOptions,
     RunOptions,
     TensorrtOptions,
+    TensorrtRtxOptions,
 )
 from cloudrt.system.terminal import Failure
 
@@ -40,6 +42,11 @@ _OPTIONS = (
     ),
     click.option("--streams", type=click.IntRange(1, MAX_STREAMS), help="Batches in flight. Default: measured."),
     click.option("--cuda-graph/--no-cuda-graph", default=None, help="Capture a CUDA graph. Default: measured."),
+    click.option(
+        "--channels-last/--no-channels-last",
+        default=None,
+        help="CUDA: NHWC convolutions with their bias fused. Default: measured.",
+    ),
     click.option("--devices", help="GPU numbers such as 0,1, an engine on each. Default: the first GPU."),
     click.option("--allow-cpu", is_flag=True, help="Accept heavy nodes on the CPU although a GPU was asked for."),
     click.option(
@@ -76,7 +83,7 @@ def take_run_options(given: dict[str, Any]) -> RunOptions:
         A value that is refused.
     """
     megapixels, devices, streams = given.pop("max_megapixels"), given.pop("devices"), given.pop("streams") or 0
-    provider, graph = given.pop("provider"), given.pop("cuda_graph")
+    provider, graph, layout = given.pop("provider"), given.pop("cuda_graph"), given.pop("channels_last")
     if math.isnan(megapixels):
         raise Failure("--max-megapixels nan is not a number")
     try:
@@ -85,8 +92,10 @@ def take_run_options(given: dict[str, Any]) -> RunOptions:
         raise Failure(f"--devices {devices}: GPU numbers such as 0,1") from None
     if (streams or graph is not None) and provider in ("auto", "cpu"):
         raise Failure(f"--streams and --cuda-graph need a --provider that has them, not {provider}")
-    if graph is not None and provider == "openvino":
-        raise Failure("--cuda-graph needs --provider cuda or tensorrt")
+    if graph is not None and provider not in GPU_PROVIDERS:
+        raise Failure(f"--cuda-graph needs --provider {' or '.join(GPU_PROVIDERS)}")
+    if layout is not None and provider != "cuda":
+        raise Failure("--channels-last needs --provider cuda")
     return RunOptions(
         provider=provider,
         batch_size=given.pop("batch_size") or 0,
@@ -96,7 +105,8 @@ def take_run_options(given: dict[str, Any]) -> RunOptions:
         allow_cpu=given.pop("allow_cpu"),
         decoder=given.pop("decoder"),
         max_pixels=int(megapixels * 1e6),
-        cuda=CudaOptions(streams, graph) if provider == "cuda" else CudaOptions(),
+        cuda=CudaOptions(streams, graph, layout) if provider == "cuda" else CudaOptions(),
         tensorrt=TensorrtOptions(streams, graph) if provider == "tensorrt" else TensorrtOptions(),
+        tensorrt_rtx=TensorrtRtxOptions(streams, graph) if provider == "tensorrt-rtx" else TensorrtRtxOptions(),
         openvino=OpenvinoOptions(streams) if provider == "openvino" else OpenvinoOptions(),
     )
