@@ -65,7 +65,8 @@ def _seal_what_is_saved(compiled: Any, function: Callable[..., Any]) -> None:
 @cache
 def _cache_folder() -> Path | None:
     """Return the folder for the machine code of these kernels, damaged files removed; None where it is unwritable."""
-    users = numba.config.CACHE_DIR
+    config: Any = numba.config
+    users = config.CACHE_DIR
     folder = open_entry("kernels", _fingerprint(), Path(users, "cloudrt-kernels").absolute() if users else None)
     if folder is None:
         return None

@@ -238,7 +238,8 @@ def graph_bytes(model: onnx.ModelProto) -> bytes:
     bare = ModelProto()
     bare.CopyFrom(model)
     del bare.metadata_props[:]
-    return bare.SerializeToString()
+    content: bytes = bare.SerializeToString()
+    return content
 
 
 def fix_batch(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
