@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.engines.base import Engine
-from cloudrt.errors import CloudrtError, MemoryExhausted, ProviderError
+from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
 from cloudrt.model.artifact import Artifact
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class EnginePool:
                 batch = np.zeros((size, *images[0].shape), np.uint8)
                 batch[: len(images)] = images
             probability, presence = engine.run(batch)
+            _check_outputs(probability, presence, engine, len(batch))
         except MemoryError as error:
             raise MemoryExhausted(f"no memory for a batch of {engine.batch_size}: {error}") from error
         finally:
@@ -158,3 +159,23 @@ class EnginePool:
         self._free = [engine for engine in self.engines for _ in range(engine.streams)]
         self.slots = len(self._free)
         self.artifact = self.engines[0].artifact
+
+
+def _check_outputs(
+    probability: NDArray[np.uint8], presence: NDArray[np.uint8] | None, engine: Engine, images: int
+) -> None:
+    """Refuse outputs of other shapes or types than the metadata says: runtimes only warn where a graph declares others.
+
+    Raises
+    ------
+    ArtifactError
+        Names the output, what was found and what was expected.
+    """
+    artifact = engine.artifact
+    expected = {"probability": (images, *artifact.output_shape), "presence": (images, len(artifact.labels.classes))}
+    for name, found in (("probability", probability), ("presence", presence)):
+        if found is not None and (found.shape != expected[name] or found.dtype != np.uint8):
+            raise ArtifactError(
+                f"{engine.provider} gives {name} as {found.dtype} {found.shape}, and the metadata promise uint8 "
+                f"{expected[name]}: export the artifact again with cloudrt-export"
+            )

@@ -96,6 +96,13 @@ class Artifact:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise DataError(f"precision is one of {', '.join(PRECISIONS)}, found {self.precision!r}")
+        for name in ("architecture", "encoder", "int8_target", "checkpoint_sha256", "weights_license", "tta"):
+            text = getattr(self, name)
+            if not isinstance(text, str) or not "".join(text.split()).isprintable():  # no terminal escapes
+                raise DataError(f"{name} is printable text, found {ascii(text)[:80]}")
+        dice = self.validation_dice
+        if isinstance(dice, bool) or not isinstance(dice, int | float) or not 0 <= dice <= 1:
+            raise DataError(f"validation_dice is a number from 0 to 1, found {ascii(dice)[:80]}")
         if self.rules and len(self.rules) != len(self.labels.classes):
             raise DataError(f"{len(self.rules)} rules for {len(self.labels.classes)} classes")
         if len(self.input_size) != 2 or len(self.mean) != 3 or len(self.std) != 3:
@@ -152,13 +159,15 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     try:
-        return onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: export one with cloudrt-export best.pth") from None
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         raise ArtifactError(f"{path} is not an ONNX model, or is damaged") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    _check_contained(model, path)
+    return model
 
 
 def parse_artifact(model: onnx.ModelProto, path: str | Path) -> Artifact:
@@ -171,8 +180,9 @@ def parse_artifact(model: onnx.ModelProto, path: str | Path) -> Artifact:
         )
     try:
         artifact = Artifact.from_dict({name: json.loads(text) for name, text in texts.items()})
-    except (json.JSONDecodeError, DataError) as error:
-        raise ArtifactError(f"{path}: {error}: export it again with cloudrt-export best.pth") from error
+    except (ValueError, OverflowError, RecursionError) as error:  # DataError and what json raises are ValueErrors
+        reason = "".join(sign if sign.isprintable() else "?" for sign in " ".join(str(error).split())[:300])
+        raise ArtifactError(f"{path}: {reason}: export it again with cloudrt-export best.pth") from error
     _check_graph(model, artifact, path)
     return artifact
 
@@ -203,6 +213,20 @@ def default_model() -> Path:
     raise ArtifactError(
         "there is no model.onnx here, and this package was built without one: export one with cloudrt-export best.pth"
     )
+
+
+def _check_contained(model: onnx.ModelProto, path: str | Path) -> None:
+    """Refuse weights in other files, which the file's digest does not cover, and control flow, which may not end."""
+    import onnx
+
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    attributes = [attribute for node in nodes for attribute in node.attribute]
+    if any(attribute.HasField("g") or attribute.graphs for attribute in attributes):
+        raise ArtifactError(f"{path} contains control flow (If, Loop or Scan): export it again with cloudrt-export")
+    tensors = [*model.graph.initializer, *(attribute.t for attribute in attributes if attribute.HasField("t"))]
+    sparse = [part for one in model.graph.sparse_initializer for part in (one.values, one.indices)]
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in [*tensors, *sparse]):
+        raise ArtifactError(f"{path} keeps weights in another file: export it again with cloudrt-export, into one file")
 
 
 def _check_graph(model: onnx.ModelProto, artifact: Artifact, path: str | Path) -> None:

@@ -133,6 +133,8 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:
             # Full disks and missing permissions: the operating system's message is the most helpful one.
             raise Failure(f"{error.filename or 'cloudrt'}: {error.strerror or error}") from error
+        except MemoryError as error:
+            raise Failure("out of memory: use a smaller --batch-size, fewer --threads or smaller images") from error
 
     return wrapped
 
@@ -155,11 +157,16 @@ def _stops_on_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] is not signal.SIG_IGN:  # nohup asks to ignore SIGHUP
+            signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _EXTRAS = {

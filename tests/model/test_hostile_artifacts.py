@@ -1,0 +1,89 @@
+"""Artifacts that were made to mislead: each is refused in one line, before it runs or in its first batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
+
+from cloudrt.errors import ArtifactError
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.model.artifact import default_model, read_artifact
+
+
+def saved(model: onnx.ModelProto, path: Path) -> Path:
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
+    model = onnx.load(tiny_artifact(tmp_path / "whole.onnx", labels=SMALL_GRIDS))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    with pytest.raises(ArtifactError, match="keeps weights in another file"):
+        read_artifact(path)
+
+
+def test_weights_anywhere_on_the_disk_are_not_read(tmp_path: Path) -> None:
+    """The location would lead out of the folder; it is refused before anything is opened."""
+    model = tiny_model(labels=SMALL_GRIDS)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+    with pytest.raises(ArtifactError, match="keeps weights in another file"):
+        read_artifact(saved(model, tmp_path / "model.onnx"))
+
+
+def test_control_flow_is_refused(tmp_path: Path) -> None:
+    """An endless Loop would ignore signals."""
+    model = tiny_model(labels=SMALL_GRIDS)
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["again"])],
+        "body",
+        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, [])],
+        [value("again", TensorProto.BOOL, [])],
+    )
+    model.graph.node.append(helper.make_node("Loop", ["", "true"], [], body=body))
+    with pytest.raises(ArtifactError, match="control flow"):
+        read_artifact(saved(model, tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_an_output_of_another_size_than_declared_is_refused(tmp_path: Path, provider: str) -> None:
+    """The graph resizes to half of the grid that its output and its metadata declare."""
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    model = tiny_model(labels=SMALL_GRIDS)
+    (sizes,) = [one for one in model.graph.initializer if one.name == "sizes"]
+    half = onnx.numpy_helper.to_array(sizes) // 2
+    sizes.CopyFrom(onnx.numpy_helper.from_array(half.astype(np.int64), "sizes"))
+    path = saved(model, tmp_path / "model.onnx")
+    read_artifact(path)
+    image = write_jpeg(tmp_path / "a.jpg", 0).path
+    with pytest.raises(ArtifactError), Segmenter(path, provider=provider, batch_size=1) as segmenter:
+        list(segmenter.predict([image]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 200_000, "1" * 6_000, "null", '{"a": NaN}', '"\\ud800"', "-1e999"],
+    ids=["deep", "long number", "null", "NaN", "surrogate", "infinite"],
+)
+@pytest.mark.parametrize("key", ["validation_dice", "rules", "input_size", "classes", "mean"])
+def test_absurd_metadata_are_one_line(tmp_path: Path, key: str, text: str) -> None:
+    model = tiny_model(labels=SMALL_GRIDS)
+    (entry,) = [one for one in model.metadata_props if one.key == f"cloudrt.{key}"]
+    entry.value = text
+    with pytest.raises(ArtifactError) as error:
+        read_artifact(saved(model, tmp_path / "model.onnx"))
+    assert len(str(error.value)) < 1_000 and str(error.value).isprintable()
+
+
+def test_the_shipped_artifact_is_none_of_these() -> None:
+    assert read_artifact(default_model()).rules
