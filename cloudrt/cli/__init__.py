@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from importlib import import_module
 
 import click
@@ -53,8 +54,9 @@ def _command(name: str) -> click.Command:
 
 def _run(name: str) -> None:
     """Run a command under its own name, `cloudrt-NAME`, with --version."""
-    program = f"cloudrt-{name}"
-    click.version_option(VERSION, prog_name=program)(_command(name))(prog_name=program)
+    program, command = f"cloudrt-{name}", copy(_command(name))
+    command.params = list(command.params)
+    click.version_option(VERSION, prog_name=program)(command)(prog_name=program)
 
 
 def train() -> None:

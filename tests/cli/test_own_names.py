@@ -1,0 +1,23 @@
+"""The commands with names of their own: `cloudrt-train` and so on."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from cloudrt import cli
+from cloudrt.system.versions import VERSION
+
+
+@pytest.mark.parametrize("name", ["train", "export", "infer", "bench"])
+def test_each_tells_its_version(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # the shared command is not changed
+        monkeypatch.setattr(sys, "argv", [f"cloudrt-{name}", "--version"])
+        with pytest.raises(SystemExit) as stop:
+            getattr(cli, name)()
+        assert stop.value.code == 0
+        assert capsys.readouterr().out == f"cloudrt-{name}, version {VERSION}\n"
+    command = cli.main.get_command(cli.click.Context(cli.main), name)
+    assert command is not None
+    assert not any(option.name == "version" for option in command.params)
