@@ -72,7 +72,7 @@ def connected(address: str) -> Iterator[None]:
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+    except Exception as error:  # Ray raises Exception itself where a node does not start in time
         raise ClusterError(_refused(address, error)) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)  # Ray's handler prints a stack trace and exits with another status
@@ -109,6 +109,8 @@ def _refused(address: str, error: BaseException) -> str:
         found = re.search(r"started with:?(.*?)This process.*?with:?(.*?)(?:\.\s|$)", text)
         what = f": {found[1].strip(' .')} there, {found[2].strip(' .')} here" if found else ""
         return f"the cluster at {address} runs other versions of Ray or Python{what}: install the same on all machines"
+    if address == "local":
+        return f"Ray does not start on this machine: {text[:200]}"
     if address == "auto":
         return "no cluster runs on this machine: start one with ray start --head, or give --cluster without an address"
     if "ailed to connect" in text or "uthenticat" in text:

@@ -19,7 +19,7 @@ from support.tiny import SMALL_GRIDS, write_jpeg
 
 from cloudrt.cluster import watch
 from cloudrt.cluster.isolation import Ledger, PartitionState, segment
-from cloudrt.cluster.nodes import ClusterError, Node, Share, share_out, unwrapped
+from cloudrt.cluster.nodes import ClusterError, Node, Share, connected, share_out, unwrapped
 from cloudrt.cluster.partitions import FORMAT, ListedImage, Partitions, cut, pack, unpack
 from cloudrt.cluster.storage import Place, StorageError, open_place
 from cloudrt.errors import DataError, ImageError
@@ -188,6 +188,19 @@ def test_errors_are_one_line() -> None:
     assert str(unwrapped(RuntimeError(lines))) == "It died."
     outer.__cause__ = DataError("what is wrong inside")
     assert str(unwrapped(outer, "machine a: ")) == "machine a: what is wrong inside"
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a machine is overloaded, Ray gives up with an exception of no class of its own."""
+    ray = pytest.importorskip("ray")
+
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen")
+
+    monkeypatch.setattr(ray, "init", init)
+    said = r"^Ray does not start on this machine: The current node .* This could"
+    with pytest.raises(ClusterError, match=said), connected("local"):
+        pass
 
 
 def test_only_a_long_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
