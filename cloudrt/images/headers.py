@@ -150,6 +150,10 @@ _TIFF_TYPE_BYTES = {
 _WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 256, 257, 273, 279, 324, 325
 
 
+_MAX_TIFF_ENTRIES = 1_000
+"""Real files have some tens; each entry costs time."""
+
+
 def _tiff(data: bytes) -> Grid:
     """Parse the first directory (TIFF 6.0, section 2; BigTIFF has wider fields)."""
     order, offset_form, count_form, entry_size = _TIFF_FORMS[data[:4]]
@@ -157,6 +161,8 @@ def _tiff(data: bytes) -> Grid:
     at = struct.unpack_from(order + offset_form, data, 4 if offset_size == 4 else 8)[0]
     _need(data, at)
     entries = struct.unpack_from(order + count_form, data, at)[0]
+    if entries > _MAX_TIFF_ENTRIES:
+        raise ImageError(f"is damaged: a TIFF directory of {entries:,} entries")
     at += struct.calcsize(count_form)
     _need(data, at + entries * entry_size + offset_size)  # the offset of the next directory comes last
     tags: dict[int, tuple[int, ...]] = {}

@@ -2,15 +2,17 @@
 
 A JPEG is decoded at the smallest DCT scale of libjpeg-turbo that covers the requested size, then resized once. Damaged
 files raise `ImageError` instead of decoding to grey areas. PNG, WebP, TIFF and BMP are decoded by OpenCV, after their
-headers are validated.
+headers are validated; OpenCV fills damaged strips of a TIFF, so Pillow decodes it first, which reports them.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -25,6 +27,11 @@ from cloudrt.labels import Grid
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 NO_DATA_LEVEL = 8
 """A pixel has no data if its brightest channel is at most this: the swath bands are black except for JPEG ringing."""
+
+MAX_FILE_BYTES = 2**30
+"""Larger files fail before they are read."""
+MAX_SCANS = 100
+"""JPEGs with more scans fail: each scan decodes the whole image again. Encoders write at most about ten."""
 
 Image = NDArray[np.uint8]
 """(H, W, 3) uint8, RGB."""
@@ -139,9 +146,11 @@ def read_file(path: str | Path) -> bytes:
         It cannot be read.
     """
     try:
-        mode = Path(path).stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a pipe may not end
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a pipe may not end
             raise ImageError("cannot be read: not a regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageError(f"is oversized: {status.st_size:,} bytes are more than {MAX_FILE_BYTES:,}")
         return Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
@@ -191,6 +200,8 @@ def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS)
     if data[:2] == b"\xff\xd8":
         return _decode_jpeg(data, cover, max_pixels)
     _refuse_oversized(*stated_size(data), max_pixels)
+    if data[:2] in (b"II", b"MM"):
+        _check_tiff(data)
     return _decode_opencv(data)
 
 
@@ -221,6 +232,8 @@ def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
     try:
         full_height, full_width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _refuse_oversized(full_height, full_width, max_pixels)
+        if data.count(b"\xff\xda") > MAX_SCANS:
+            raise ImageError(f"is a JPEG with more than {MAX_SCANS} scans")
         if colorspace not in _PLAIN or has_exif(data):
             # OpenCV handles EXIF rotation and CMYK, but fills damaged parts with grey: libjpeg-turbo checks for those.
             simplejpeg.decode_jpeg(data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB", min_height=1, min_width=1)
@@ -228,6 +241,22 @@ def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
     except ValueError as error:
         raise ImageError(f"{_DAMAGED}: {error}") from error
+
+
+def _check_tiff(data: bytes) -> None:
+    """Decode a TIFF with Pillow, which reports damage inside compressed strips; kinds that it cannot open pass."""
+    from PIL import Image as Pillow
+    from PIL import UnidentifiedImageError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about sizes, which are checked already, and odd tags
+        try:
+            with Pillow.open(BytesIO(data), formats=["TIFF"]) as image:
+                image.load()
+        except (UnidentifiedImageError, Pillow.DecompressionBombError):
+            return
+        except (OSError, ValueError, SyntaxError, TypeError, KeyError, EOFError, MemoryError) as error:
+            raise ImageError(f"is a damaged TIFF: {error}") from error
 
 
 def _decode_opencv(data: bytes) -> Image:
