@@ -80,7 +80,7 @@ def test_what_is_damaged_or_unsealed_is_removed(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("sound", "flipped", "unsealed", "cut")]
     for file in files:
         file.write_bytes(b"machine code")
-    sound, flipped, unsealed, cut = files
+    sound, flipped, _, cut = files
     seal([sound, flipped, cut])
     flipped.write_bytes(b"machine cod\xff")
     cut.write_bytes(b"")
