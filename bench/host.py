@@ -123,10 +123,14 @@ def measure_host(work: Workload, rounds: int, advance: Callable[[], object]) -> 
             overlapping(ours)
             overlap.append(ours.batch_size * time_pipeline(ours))
             advance()
-    counted = [
-        {size: Timing(tuple(seconds[1:])) for size, seconds in each.items()} for each in (handover, alone, whole)
-    ]
-    return Host(*counted, overlap=Timing(tuple(overlap[1:])), threads=ours.threads)
+    return Host(
+        _timings(handover), _timings(alone), _timings(whole), overlap=Timing(tuple(overlap[1:])), threads=ours.threads
+    )
+
+
+def _timings(seconds: dict[int, list[float]]) -> dict[int, Timing]:
+    """Return the rounds that count: all but the first."""
+    return {size: Timing(tuple(each[1:])) for size, each in seconds.items()}
 
 
 def passes(rounds: int) -> int:
@@ -149,7 +153,7 @@ class StandIn(Segmenter):
     def use(self, engine: Instant, texts: Texts | None) -> None:
         """Replace the engine and the post-processing; None restores the real post-processing."""
         self.pool.close()
-        self.pool = EnginePool(lambda _, __: engine, (0,), engine.batch_size)
+        self.pool = EnginePool(lambda _, __: engine, (0,), engine.batch_size or 1)
         self._texts = texts
 
     def texts(self, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> list[list[str]]:
@@ -177,7 +181,8 @@ class Instant:
         levels: NDArray[np.uint8] | None = None,
         presence: NDArray[np.uint8] | None = None,
     ) -> None:
-        self.artifact, self.batch_size, self.presence = artifact, batch_size, presence
+        self.artifact, self.presence = artifact, presence
+        self.batch_size: int | None = batch_size
         empty = np.broadcast_to(np.uint8(0), (batch_size, *artifact.output_shape))  # without memory
         self.levels: NDArray[np.uint8] = empty if levels is None else levels
 

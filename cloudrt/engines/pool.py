@@ -56,7 +56,9 @@ class EnginePool:
                 raise self._gone
             return self.engines[0].empty(batches)
 
-    def run(self, images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    def run(
+        self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return probability (n, C, W_out, H_out) and presence (n, C), or None, of n images (H, W, 3) uint8 RGB.
 
         A whole batch in one array, (N, H, W, 3), is run as it lies; another number of images is copied to a batch that

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import click
 import pytest
 
 from cloudrt import cli
@@ -18,6 +19,6 @@ def test_each_tells_its_version(name: str, monkeypatch: pytest.MonkeyPatch, caps
             getattr(cli, name)()
         assert stop.value.code == 0
         assert capsys.readouterr().out == f"cloudrt-{name}, version {VERSION}\n"
-    command = cli.main.get_command(cli.click.Context(cli.main), name)
+    command = cli.main.get_command(click.Context(cli.main), name)
     assert command is not None
     assert not any(option.name == "version" for option in command.params)
