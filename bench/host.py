@@ -183,6 +183,7 @@ class Instant:
     ) -> None:
         self.artifact, self.presence = artifact, presence
         self.batch_size: int | None = batch_size
+        self._size = batch_size
         empty = np.broadcast_to(np.uint8(0), (batch_size, *artifact.output_shape))  # without memory
         self.levels: NDArray[np.uint8] = empty if levels is None else levels
 
@@ -196,7 +197,7 @@ class Instant:
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
         """Return an uninitialised array."""
-        return np.empty((batches * self.batch_size, *self.artifact.input_size, 3), np.uint8)
+        return np.empty((batches * self._size, *self.artifact.input_size, 3), np.uint8)
 
     def close(self) -> None:
         """Do nothing."""
