@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 import pytest
 
@@ -13,10 +11,10 @@ from cloudrt.system.versions import VERSION
 
 @pytest.mark.parametrize("name", ["train", "export", "infer", "bench"])
 def test_each_tells_its_version(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", [f"cloudrt-{name}", "--version"])
     for _ in range(2):  # the shared command is not changed
-        monkeypatch.setattr(sys, "argv", [f"cloudrt-{name}", "--version"])
         with pytest.raises(SystemExit) as stop:
-            getattr(cli, name)()
+            cli._run(name)
         assert stop.value.code == 0
         assert capsys.readouterr().out == f"cloudrt-{name}, version {VERSION}\n"
     command = cli.main.get_command(click.Context(cli.main), name)
