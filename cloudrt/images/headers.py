@@ -161,10 +161,10 @@ def _tiff(data: bytes) -> Grid:
     at = struct.unpack_from(order + offset_form, data, 4 if offset_size == 4 else 8)[0]
     _need(data, at)
     entries = struct.unpack_from(order + count_form, data, at)[0]
-    if entries > _MAX_TIFF_ENTRIES:
-        raise ImageError(f"is damaged: a TIFF directory of {entries:,} entries")
     at += struct.calcsize(count_form)
     _need(data, at + entries * entry_size + offset_size)  # the offset of the next directory comes last
+    if entries > _MAX_TIFF_ENTRIES:
+        raise ImageError(f"is damaged: a TIFF directory of {entries:,} entries")
     tags: dict[int, tuple[int, ...]] = {}
     for entry in range(at, at + entries * entry_size, entry_size):
         tag, kind, count = struct.unpack_from(f"{order}HH{offset_form}", data, entry)

@@ -210,6 +210,7 @@ def test_what_was_measured_is_kept_by_everything_that_it_hangs_on(
     file.unlink()
     file.parent.rmdir()
     file.parent.write_text("in the way")
+    caplog.set_level("WARNING", "cloudrt")
     known = Known("ab", 2, False)
     known.put("rate", 3)
     assert known.get("rate") == 3
