@@ -166,7 +166,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
             file.write(b"SLOW")
     output = tmp_path / "many" / "s.csv"
     # A job in the background ignores SIGINT, and so do its children.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom cloudrt.cli import infer; infer()"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code += "; from cloudrt.cli import infer; infer()"
     command = [sys.executable, "-c", code, str(folder)]
     command += [*options(model, output, "--partition-size", "4"), "--cluster", cluster.address]
     for sent, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
