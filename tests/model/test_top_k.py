@@ -1,0 +1,34 @@
+"""The mean of the highest values, by sorting and, where TensorRT cannot sort so many, by bisection."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cloudrt.model import network
+from cloudrt.model.network import LARGEST_TOP_K, mean_of_highest
+
+
+@pytest.mark.parametrize("count", [1, 7, LARGEST_TOP_K, LARGEST_TOP_K + 1, 9_000, 20_000])
+@pytest.mark.parametrize("kind", ["even", "low", "ties", "zeros", "ones"])
+def test_it_is_the_mean_of_the_sorted_values(count: int, kind: str) -> None:
+    random = np.random.default_rng(0)
+    values = random.random((2, 3, 20_000), np.float32)
+    values = {
+        "even": values,
+        "low": values**8,
+        "ties": np.round(values * 3) / 3,
+        "zeros": np.where(values < 0.9, 0, values),
+        "ones": np.where(values < 0.5, 1, values),
+    }[kind].astype(np.float32)
+    wanted = np.sort(values.astype(np.float64), axis=2)[:, :, -count:].mean(axis=2)
+    found = mean_of_highest(torch.from_numpy(values), count).numpy()
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+def test_both_ways_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.rand(2, 4, 6_000, generator=torch.Generator().manual_seed(1))
+    sorted_out = mean_of_highest(values, 500)
+    monkeypatch.setattr(network, "LARGEST_TOP_K", 0)
+    torch.testing.assert_close(mean_of_highest(values, 500), sorted_out, atol=2e-6, rtol=0)
