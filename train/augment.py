@@ -1,4 +1,4 @@
-"""Augmentation presets, by name: what is done to an image and its masks together."""
+"""Augmentation presets: transforms applied to an image together with its masks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def build_augmentation(preset: str) -> Any:
     flips = [albumentations.HorizontalFlip(p=0.5), albumentations.VerticalFlip(p=0.5)]
     if preset == "flips":
         return albumentations.Compose(flips)
-    # ShiftScaleRotate(scale 0.5, rotate 0, shift 0.1): albumentations 2 says it through Affine.
+    # albumentations 2's equivalent of ShiftScaleRotate(scale 0.5, rotate 0, shift 0.1).
     affine = albumentations.Affine(
         scale=(0.5, 1.5),
         translate_percent=(-0.1, 0.1),

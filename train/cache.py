@@ -1,10 +1,10 @@
-"""The data set, decoded and resized once: images at the input size, truth as bits on the submission grid.
+"""Dataset cache: images decoded and resized once, truth as packed bits on the submission grid.
 
     images.npy  (N, H, W, 3) uint8, RGB
     truth.npy   (N, C, ceil(W_out * H_out / 8)) uint8: masks packed in RLE order
-    index.json  the names, the images that failed and why, and what the cache was made from
+    index.json  names of the images, and the error of each unreadable one
 
-Both arrays are memory-mapped: an epoch reads them at the speed of the disk, and a data set larger than memory trains.
+The arrays are memory-mapped, so that a data set may be larger than memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CACHE_FORMAT = 1
 
 @dataclass(frozen=True)
 class DatasetCache:
-    """An opened cache; `images` and `truth` are memory-mapped."""
+    """An open cache; `images` and `truth` are memory-mapped."""
 
     names: list[str]
     images: NDArray[np.uint8]
@@ -47,7 +47,7 @@ def open_cache(
     limit: int = 0,
     advance: Callable[[int], object] | None = None,
 ) -> DatasetCache:
-    """Open the cache of a data set below `root`, making it first where it is missing or the data has changed.
+    """Open the cache of a data set below `root`; build it if it is missing or the data has changed.
 
     Parameters
     ----------
@@ -58,14 +58,14 @@ def open_cache(
     root
         Folder of all caches.
     limit
-        Take the first so many images of train.csv only; 0 is all.
+        Number of images, from the start of train.csv; 0 for all.
     advance
-        Called with 1 after each image while the cache is made.
+        Called with 1 after each image while the cache is built.
 
     Raises
     ------
     DataError
-        train.csv is malformed or names an RLE that is wrong; fewer than two images can be read; the disk is too small.
+        train.csv is malformed or has an invalid RLE, fewer than two images are readable, or the disk is full.
     """
     rows = data.read_train()
     names = list(rows)[: limit or None]
@@ -82,14 +82,14 @@ def open_cache(
 
 
 def _fingerprint(data: DataFolder, input_size: Grid, names: list[str]) -> str:
-    """Return a name that changes with whatever the cache depends on."""
+    """Return a folder name that identifies everything the cache depends on."""
     digest = hashlib.sha256(data.train_csv.read_bytes())
     parts: list[object] = [CACHE_FORMAT, input_size, data.labels.to_dict(), str(data.root.resolve())]
     for name in names:
         try:
             status = (data.train_images / name).stat()
             parts.append((name, status.st_size, status.st_mtime_ns))
-        except (OSError, ValueError):  # or a name that no file can have
+        except (OSError, ValueError):  # ValueError: not a valid file name
             parts.append((name, "missing"))
     digest.update(json.dumps(parts).encode())
     return f"{data.root.resolve().name}-{input_size[1]}x{input_size[0]}-{digest.hexdigest()[:16]}"
@@ -106,16 +106,16 @@ def _build(
     bits = (len(data.labels.classes), (grid[0] * grid[1] + 7) // 8)
     wanted = len(rows) * (input_size[0] * input_size[1] * 3 + bits[0] * bits[1])
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.parent == cache_folder("datasets"):  # a folder that the user gave is never pruned
+    if folder.parent == cache_folder("datasets"):  # never prune a folder that the user named
         prune("datasets", reserve=wanted)
     free = shutil.disk_usage(folder.parent).free
     if wanted > free:
         raise DataError(
-            f"the cache needs {wanted / 1e9:.1f} GB and {folder.parent} has {free / 1e9:.1f} GB left: "
-            "give another --cache"
+            f"the dataset cache needs {wanted / 1e9:.1f} GB, but {folder.parent} has {free / 1e9:.1f} GB free: "
+            "choose another folder with --cache"
         )
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(partial, ignore_errors=True)  # of a dead process that had this number
+    shutil.rmtree(partial, ignore_errors=True)  # left by an ended process with the same id
     partial.mkdir()
     try:
         images = np.lib.format.open_memmap(
@@ -140,8 +140,8 @@ def _build(
         if len(names) - len(failures) < 2:
             first = next((f", first {name}: {reason}" for name, reason in failures.items()), "")
             raise DataError(
-                f"training needs two images at least; {data.train_csv} names {len(names)}, of which {len(failures)} "
-                f"cannot be read from {data.train_images}{first}"
+                f"training needs at least two readable images; {data.train_csv} lists {len(names)}, of which "
+                f"{len(failures)} cannot be read from {data.train_images}{first}"
             )
         images.flush()
         truth.flush()

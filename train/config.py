@@ -1,4 +1,4 @@
-"""The configuration of a training run: one frozen dataclass, validated once, stored with the run."""
+"""The configuration of a training run, which is stored with it."""
 
 from __future__ import annotations
 
@@ -10,74 +10,89 @@ from cloudrt.errors import DataError
 from cloudrt.labels import Grid
 from cloudrt.model.network_config import PRESENCES, VIEWS
 
-from .losses import parse_loss
+from .losses import OVERLAPS, parse_loss
 
 SCHEDULES = ("plateau", "one-cycle", "cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OPTIMIZERS = ("radam", "adamw")
+MASKS = ("all", "present")
 AUGMENTATIONS = ("none", "flips", "notebook", "blur", "elastic", "strong")
-FREE = ("epochs", "workers", "device", "compile", "time_budget", "tensorboard")
-"""What may differ when a run is resumed; more epochs also move the schedule."""
+RESUMABLE = ("epochs", "workers", "device", "compile", "time_budget", "tensorboard")
+"""Fields that may change when a run is resumed; more epochs also change the learning-rate schedule."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a run besides the data; the defaults are the notebook's where it is sound.
+    """Options of a training run. The defaults are the notebook's, except where those were mistakes.
 
     Parameters
     ----------
-    architecture, encoder, encoder_weights, options
-        The network, by segmentation_models_pytorch's names; `encoder_weights` is "imagenet" or "none".
+    architecture, encoder, options
+        The network, by the names of segmentation_models_pytorch, and further arguments of the architecture.
+    encoder_weights
+        "imagenet", "none" (random initialisation), or the path of a state dict; see `weights.py`.
     init
-        A checkpoint whose weights the run starts with, instead of `encoder_weights`; "" is none.
+        Checkpoint to initialise all weights from, instead of `encoder_weights`; "" for none.
     input_size
-        Height and width of the images that enter the network.
+        Height and width of the network's input.
     presence, top_k
-        See `NetworkConfig`; a head is trained together with the masks.
+        See `NetworkConfig`. A classification head is trained together with the masks.
     presence_weight
-        Of the head's binary cross-entropy beside the loss of the masks.
+        Weight of the head's binary cross-entropy; the loss of the masks has weight 1.
+    label_smoothing
+        Of the head's targets: 0.1 gives 0.05 and 0.95 instead of 0 and 1.
     pretrain_epochs
-        Epochs before the first, without labels: the network predicts where a scene is bright, parts of it hidden.
+        Epochs of pre-training without labels, on the brightness of partly hidden images.
     epochs, batch_size, accumulate
-        One optimiser step every `accumulate` batches; with several processes each has batches of its own.
+        One optimiser step per `accumulate` batches. `batch_size` is per process.
     optimizer, encoder_lr, decoder_lr, weight_decay
-        The learning rates of the encoder and of all the rest.
+        "radam" or "adamw"; `decoder_lr` applies to all parameters outside the encoder.
     schedule
-        "plateau": ReduceLROnPlateau(0.3, 5) on the validation loss; "one-cycle"; "cosine"; "constant".
+        "plateau" (ReduceLROnPlateau, factor 0.3, patience 5, on the held-out loss), "one-cycle", "cosine" or
+        "constant".
     loss
-        A weighted sum such as "bce+dice" or "0.5*iou+dice+focal"; see `parse_loss`.
+        Weighted sum of losses, such as "bce+dice" or "0.5*iou+dice+focal"; see `parse_loss`.
     loss_over
-        "batch" counts overlaps over the whole batch, "samples" for each image, then averages.
+        "batch" computes overlaps over the whole batch; "samples" per image, then averages.
+    masks
+        "present" computes the overlap losses per image and class, only where the image has the class; "all" over all
+        images. The pixel losses (bce, focal) and the head always use all images.
     ema
-        Decay of the moving average of the weights that is validated and stored; 0 is without.
+        Decay of the moving average of the weights, which is then validated and stored; 0 for none.
     freeze_batchnorm
-        Whether BatchNorm keeps its statistics.
+        Whether BatchNorm keeps its running statistics.
     tta
-        Flips in validation: "none", "h", "v" or "hv".
+        Flips at validation: "none", "h", "v" or "hv".
     precision
-        "auto" is bf16 where the GPU has it, fp16 on older ones, fp32 on a CPU.
+        "fp32", "bf16" or "fp16" autocast. "auto" is bf16 where the device has instructions for it, otherwise fp16 on a
+        GPU and fp32 on a CPU.
     validation_share
-        Part of the training images held out, where there are no folds.
+        Fraction of the images to hold out, without folds.
     folds, fold
-        Cross-validation: the number of folds, stratified by classes, and the one to hold out, from 0.
+        Number of cross-validation folds, stratified by classes, and the index of the held-out one; 0 folds for none.
     group_similar
-        Whether images that look nearly alike are held out together.
+        Whether near-duplicate images are kept in one fold.
     seed
-        Of the split, the weights, the order and the augmentation.
+        Of the split, the initial weights, the order of images and the augmentation.
     augment
-        Of `AUGMENTATIONS`; see `augment.py`.
+        One of `AUGMENTATIONS`; see `augment.py`.
     workers
-        Processes that load images; 0 loads in the training process.
+        Number of data-loading processes; 0 loads in the training process.
     device
-        "auto" is CUDA when there.
+        "auto" is CUDA if available.
     compile
-        Whether torch.compile makes the network faster, after minutes of compiling.
+        Whether to use torch.compile.
     time_budget
-        Seconds after which training ends with what it has; the schedule is squeezed into them. 0 is without.
+        Seconds of training; the schedule is shortened to fit. 0 for no limit.
     tensorboard
-        Whether the history is also written for TensorBoard.
+        Whether to write TensorBoard logs.
     limit
-        Use that many images only, for a quick look; 0 is all.
+        Number of images to use, from the start of train.csv; 0 for all.
+
+    Raises
+    ------
+    DataError
+        A value out of range, or an unknown name.
     """
 
     architecture: str = "FPN"
@@ -89,6 +104,7 @@ class TrainConfig:
     presence: str = "none"
     top_k: int = 2000
     presence_weight: float = 0.5
+    label_smoothing: float = 0.0
     pretrain_epochs: int = 0
     epochs: int = 50
     batch_size: int = 6
@@ -100,6 +116,7 @@ class TrainConfig:
     schedule: str = "plateau"
     loss: str = "bce+dice"
     loss_over: str = "batch"
+    masks: str = "all"
     ema: float = 0.0
     freeze_batchnorm: bool = False
     tta: str = "none"
@@ -118,46 +135,57 @@ class TrainConfig:
     limit: int = 0
 
     def __post_init__(self) -> None:
-        parse_loss(self.loss)
+        names = [name for _, name in parse_loss(self.loss)]
         for name, known in (
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
             ("optimizer", OPTIMIZERS),
-            ("encoder_weights", ("imagenet", "none")),
             ("presence", PRESENCES),
             ("loss_over", ("batch", "samples")),
+            ("masks", MASKS),
             ("tta", tuple(VIEWS)),
             ("augment", AUGMENTATIONS),
         ):
             if getattr(self, name) not in known:
-                raise DataError(f"{name} is one of {', '.join(known)}, found {getattr(self, name)!r}")
+                raise DataError(f"{name} must be one of {', '.join(known)}, found {getattr(self, name)!r}")
+        if not self.encoder_weights:
+            raise DataError("encoder_weights must be imagenet, none or a file")
+        if self.masks == "present" and not set(names) & set(OVERLAPS):
+            raise DataError(f"masks=present needs one of the losses {', '.join(OVERLAPS)}, found {self.loss!r}")
+        if self.label_smoothing and self.presence != "head":
+            raise DataError("label_smoothing applies to the classification head: use it with presence=head")
         self._check_numbers()
         if not 0 < self.validation_share < 1:
-            raise DataError(f"validation_share is between 0 and 1, found {self.validation_share}")
+            raise DataError(f"validation_share must be between 0 and 1, found {self.validation_share}")
+        if not 0 <= self.label_smoothing < 1:
+            raise DataError(f"label_smoothing must be at least 0 and below 1, found {self.label_smoothing}")
         if not 0 <= self.ema < 1:
-            raise DataError(f"ema is a decay from 0 to below 1, found {self.ema}")
+            raise DataError(f"ema must be at least 0 and below 1, found {self.ema}")
         if self.folds == 1 or self.folds < 0 or not 0 <= self.fold < max(1, self.folds):
-            raise DataError(f"two folds or more, and one of them from 0: found {self.folds} and {self.fold}")
+            raise DataError(f"folds must be 0 or at least 2, and fold below it; found {self.folds} and {self.fold}")
 
     def _check_numbers(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
-                raise DataError(f"{name} is at least 1, found {getattr(self, name)}")
+                raise DataError(f"{name} must be at least 1, found {getattr(self, name)}")
         for name in ("encoder_lr", "decoder_lr"):
             if not 0 < getattr(self, name) < 10:
-                raise DataError(f"{name} is above 0 and below 10, found {getattr(self, name)}")
+                raise DataError(f"{name} must be above 0 and below 10, found {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
-            raise DataError(f"seed is from 0 to 2^32 - 1, found {self.seed}")
+            raise DataError(f"seed must be from 0 to 2^32 - 1, found {self.seed}")
         for name in ("workers", "limit", "weight_decay", "pretrain_epochs", "time_budget", "presence_weight"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise DataError(f"{name} is a finite number, not negative, found {getattr(self, name)}")
+                raise DataError(f"{name} must be finite and not negative, found {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and checkpoints."""
+        """Return plain values, for JSON and checkpoints."""
         return asdict(self) | {"input_size": list(self.input_size)}
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """Return, a phrase each, what of another run's `to_dict` keeps this one from going on with it."""
-        ours = self.to_dict()
-        names = [one.name for one in fields(self) if one.name not in FREE]
-        return [f"{name} was {other.get(name)}, now {ours[name]}" for name in names if other.get(name) != ours[name]]
+        """Return a description of each field that differs from another run's `to_dict` and may not when resuming.
+
+        A field that the other dictionary lacks had its default.
+        """
+        ours, theirs = self.to_dict(), TrainConfig().to_dict() | other
+        names = [one.name for one in fields(self) if one.name not in RESUMABLE]
+        return [f"{name} was {theirs[name]}, now {ours[name]}" for name in names if theirs[name] != ours[name]]

@@ -1,8 +1,8 @@
-"""Cross-validation: a run a fold, and rules that are chosen on what each network said of images it had not seen.
+"""Cross-validation: one run per fold, and rules chosen on the held-out predictions of all folds.
 
-runs/NAME/fold-0 ... fold-K   a run each, with held_out.npz
-runs/NAME/oof.npz             all of those: what `cloudrt tune` reads
-runs/NAME/folds.json          what they score
+runs/NAME/fold-0 ... fold-K   one run per fold, with held_out.npz
+runs/NAME/oof.npz             the held-out probabilities of all folds, as `cloudrt tune` reads them
+runs/NAME/folds.json          the scores
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ from cloudrt.search.choose import choose_rules
 from cloudrt.search.probabilities import Probabilities, write_probabilities
 from cloudrt.search.tables import THRESHOLDS, LabelledMaps, measure, min_areas_for
 from cloudrt.system.files import replacing
+from cloudrt.system.terminal import ProgressBar
 
 from .config import TrainConfig
-from .loop import PROBABILITIES, Bar, no_bar, train
+from .loop import PROBABILITIES, no_bar, train
 from .start import STATE
 
 logger = logging.getLogger(__name__)
 
 OUTCOME = "fold.json"
-"""What a fold scored by its own rules; made when it is finished."""
+"""The scores of a complete fold, with its own rules; written at its end."""
 
 
 @dataclass(frozen=True)
 class CrossResult:
-    """What cross-validation ends with.
+    """The scores of a cross-validation.
 
     Parameters
     ----------
     dice
-        Mean Dice over all images, by rules that had not seen them either.
+        Out-of-fold mean Dice over all images: neither the network nor the rules were fitted to the image.
     folds
-        Of each run alone, by its own rules.
+        Held-out mean Dice of each run, with its own rules.
     all_empty
-        Of predicting nothing.
+        Mean Dice of empty predictions.
     """
 
     dice: float
@@ -54,11 +55,11 @@ class CrossResult:
 
 
 def cross_validate(
-    config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: Bar = no_bar, *, resume: bool = False
+    config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: ProgressBar = no_bar, *, resume: bool = False
 ) -> CrossResult:
-    """Train each of `config.folds`, then choose one set of rules on all images, and store it with every network.
+    """Train one network per fold, then choose the rules on all held-out predictions and store them in each best.pth.
 
-    With `resume`, folds that are finished stay, and the one that was cut short goes on.
+    With `resume`, complete folds are kept and the interrupted one is continued.
 
     Raises
     ------
@@ -66,7 +67,7 @@ def cross_validate(
         See `train`.
     """
     if resume and (folder / "folds.json").exists():
-        raise DataError(f"{folder} is finished: give another --name, or --overwrite")
+        raise DataError(f"{folder} is finished: use another --name, or --overwrite")
     if not resume:
         for old in (*folder.glob("fold-*"), folder / "oof.npz", folder / "folds.json"):
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
@@ -107,27 +108,27 @@ def cross_validate(
 
 
 def _read_outcome(part: Path, config: TrainConfig) -> dict[str, float]:
-    """Return what a finished fold scored.
+    """Return the scores of a complete fold.
 
     Raises
     ------
     DataError
-        It was trained with other options, named.
+        The fold was trained with other options; names them.
     """
     differences = config.differences(json.loads((part / "config.json").read_text(encoding="utf-8")))
     if differences:
-        raise DataError(f"{part} is another run: {'; '.join(differences)}. Give its options, or --overwrite")
+        raise DataError(f"{part} had other options: {'; '.join(differences)}; use the same, or --overwrite")
     outcome: dict[str, float] = json.loads((part / OUTCOME).read_text(encoding="utf-8"))
     return outcome
 
 
 def merge(files: list[Path], target: Path, labels: Labels) -> None:
-    """Write all images of several files of probabilities into one.
+    """Merge several files of stored probabilities into one.
 
     Raises
     ------
     DataError
-        An image is in two of them.
+        An image is in more than one file.
     """
     seen: set[str] = set()
     with write_probabilities(target, labels) as writer:
@@ -135,6 +136,6 @@ def merge(files: list[Path], target: Path, labels: Labels) -> None:
             with Probabilities(file) as kept:
                 for key in kept.keys:
                     if key in seen:
-                        raise DataError(f"{key} was held out twice: the data changed between the folds; --overwrite")
+                        raise DataError(f"{key} was held out twice: the data changed between folds; use --overwrite")
                     seen.add(key)
                     writer.add(key, *kept.read(key))

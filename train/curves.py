@@ -1,4 +1,4 @@
-"""curves.png and history.csv: what a run has done so far, to look at while it goes on."""
+"""history.csv, curves.png and TensorBoard logs, updated after each epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cloudrt.system.files import replacing
 
 
 def write_history(history: list[dict[str, float]], path: Path) -> None:
-    """Write one row an epoch."""
+    """Write one row per epoch."""
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(history[0]), lineterminator="\n")
         writer.writeheader()
@@ -17,7 +17,7 @@ def write_history(history: list[dict[str, float]], path: Path) -> None:
 
 
 def plot_curves(history: list[dict[str, float]], path: Path) -> None:
-    """Draw loss, held-out Dice and learning rate against the epoch."""
+    """Plot loss, held-out Dice, learning rate and memory against the epoch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -57,7 +57,7 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
 
 
 def write_tensorboard(row: dict[str, float], folder: Path) -> None:
-    """Append an epoch's figures to TensorBoard's log in `folder`."""
+    """Append the values of an epoch to the TensorBoard log in `folder`."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:

@@ -1,7 +1,7 @@
-"""Samples from the cache, augmented, and batches of them as the network takes them.
+"""Augmented samples from the cache, and their batches as the network's input.
 
-Samples are uint8, image (H, W, 3) and mask (C, H, W): a quarter of what floats would take on the way to a GPU, where
-`Feed` normalises them. The image's channels lie last already, as the network has them.
+Samples are uint8, image (H, W, 3) and mask (C, H, W). `Feed` copies them to the device, a quarter of the bytes of
+float32, and normalises them there. Images are channels-last, as the network is.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .cache import DatasetCache
 
 
 class CloudDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """The images of the cache at `positions`.
+    """The images of the cache at `positions`, augmented.
 
-    Each sample's augmentation is seeded by (seed, epoch, position): the same on any number of workers.
+    The augmentation of a sample is seeded by (seed, epoch, position), so that it does not depend on the workers.
     """
 
     def __init__(
@@ -55,67 +55,82 @@ class CloudDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return torch.from_numpy(np.array(image)), torch.from_numpy(np.stack(planes))
 
     def _mask(self, position: int) -> NDArray[np.uint8]:
-        """Return the truth at the input size: (H, W, C) uint8 of 0 and 1."""
+        """Return the truth at the input size, (H, W, C) uint8, 0 or 1."""
         (rows, columns), (height, width) = self.grid, self.size
         planes: list[NDArray[Any]] = [np.zeros((height, width), np.uint8)] * len(self.cache.truth[position])
         for index, packed in enumerate(self.cache.truth[position]):
             if packed.any():  # about half are empty
                 bits = np.unpackbits(packed, count=rows * columns).reshape(columns, rows)
-                # Resized as it lies, turned when it is small: nearest neighbours are the same either way.
+                # Transpose after resizing, when it is smaller; nearest neighbours are the same either way.
                 planes[index] = cv2.transpose(cv2.resize(bits, (height, width), interpolation=cv2.INTER_NEAREST))
         mask = np.asarray(cv2.merge(planes), np.uint8)
-        return mask.reshape(height, width, len(planes))  # merging one plane gives two dimensions
+        return mask.reshape(height, width, len(planes))  # cv2.merge of one plane is two-dimensional
 
 
 class Feed:
-    """Batches of samples as the network takes them.
+    """Copies batches of samples to the device and normalises them there.
 
     Parameters
     ----------
     config
-        Has the mean and the standard deviation.
+        Contains mean and standard deviation.
     device
-        Where the network is.
+        Device of the network.
     """
 
     def __init__(self, config: NetworkConfig, device: torch.device) -> None:
         self.device = device
-        width = config.input_size[1]  # a whole row at once: three numbers at a time are slow
+        width = config.input_size[1]  # normalise whole rows: broadcasting three numbers is slow
         self.mean = torch.tensor(config.mean, device=device).repeat(width)
         self.scale = 1 / torch.tensor(config.std, device=device).repeat(width)
-        self._rooms: dict[str, torch.Tensor] = {}
+        self._buffers: dict[str, torch.Tensor] = {}
 
     def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (N, 3, H, W) float32 normalised, channels last, and (N, C, H, W) float32 of (N, H, W, 3) and
-        (N, C, H, W) uint8; they hold until the next call.
+        """Return a batch on the device; the tensors are valid until the next call.
+
+        Parameters
+        ----------
+        image
+            (N, H, W, 3) uint8.
+        mask
+            (N, C, H, W) uint8.
+
+        Returns
+        -------
+        pixels
+            (N, 3, H, W) float32, normalised, channels last.
+        truth
+            (N, C, H, W) float32.
         """
         rows = image.to(self.device, non_blocking=True).flatten(2)
-        pixels = torch.sub(rows, self.mean, out=self._room("pixels", rows.shape)).mul_(self.scale)
-        truth = self._room("truth", mask.shape).copy_(mask, non_blocking=True)
+        pixels = torch.sub(rows, self.mean, out=self._buffer("pixels", rows.shape)).mul_(self.scale)
+        truth = self._buffer("truth", mask.shape).copy_(mask.to(self.device, non_blocking=True))
         return pixels.reshape(image.shape).permute(0, 3, 1, 2), truth
 
-    def _room(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """Return the memory of the batch before: fresh pages cost more than what is written to them."""
-        room = self._rooms.get(name)
-        if room is None or room.shape != shape:
-            room = self._rooms[name] = torch.empty(shape, device=self.device)
-        return room
+    def _buffer(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """Return the buffer of the previous batch: on a CPU, page faults of new memory dominate."""
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape != shape:
+            buffer = self._buffers[name] = torch.empty(shape, device=self.device)
+        return buffer
 
 
 class EpochBatches(Sampler[list[int]]):
-    """The batches of an epoch: a shuffle seeded by (seed, epoch), cut into batches that the processes share out.
+    """The batches of an epoch, from a shuffle seeded by (seed, epoch), divided among the processes.
 
-    Process r of R takes the r-th part of each batch of R * `batch_size` images, so that R processes see what one with
-    the larger batch would. A rest that fills no batch is left out of this epoch.
+    Rank r of R takes the r-th part of each batch of R * `batch_size` images, so that R processes see the same images as
+    one process with the larger batch. An incomplete last batch is dropped.
 
     Parameters
     ----------
     images
-        How many there are.
+        Number of images.
     batch_size
-        Of each process.
+        Images per batch and process.
+    seed
+        Of the shuffle.
     rank, world
-        This process's number, and how many there are.
+        Rank of this process and number of processes.
     """
 
     def __init__(self, images: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:

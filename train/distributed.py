@@ -1,4 +1,4 @@
-"""Several processes that train one network: what `torchrun` starts, and what a single process need not know."""
+"""Distributed training: the process group that `torchrun` starts, and its trivial form for a single process."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch import distributed, nn
 from cloudrt.errors import DataError
 
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others: the first one validates alone."""
+"""Time-out of collective operations. It is long because the other ranks wait while rank 0 validates."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together.
+    """Rank of this process in the process group.
 
     Parameters
     ----------
     rank, world
-        Its number, and how many there are.
+        Rank of this process and number of processes.
     local_rank
-        Its number on this machine: that of its GPU.
+        Rank on this machine, which is also the index of the GPU.
     """
 
     rank: int = 0
@@ -35,16 +35,16 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that validates and writes."""
+        """Whether this is rank 0, which validates and writes files."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Wait until all are here."""
+        """Wait for all processes."""
         if self.world > 1:
             distributed.barrier()
 
     def share(self, value: float) -> float:
-        """Return the first process's value."""
+        """Return the value of rank 0."""
         if self.world == 1:
             return value
         shared = [value]
@@ -52,7 +52,7 @@ class Processes:
         return float(shared[0])
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """Return the network whose gradients are averaged over the processes."""
+        """Return the network, wrapped to average gradients over the processes."""
         if self.world == 1:
             return network
         return nn.parallel.DistributedDataParallel(
@@ -62,12 +62,12 @@ class Processes:
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """Join the processes that `torchrun` started, or be the only one.
+    """Join the process group that `torchrun` started; without one, yield a single process.
 
     Raises
     ------
     DataError
-        torchrun's variables are incomplete; more processes than GPUs; another process ended in the middle.
+        torchrun's variables are incomplete, there are more processes than GPUs, or another process ended.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
@@ -75,10 +75,10 @@ def processes(device: str) -> Iterator[Processes]:
     try:
         found = Processes(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     except (KeyError, ValueError) as error:
-        raise DataError(f"WORLD_SIZE is set, and {error} is not: start several processes with torchrun") from error
+        raise DataError(f"WORLD_SIZE is set, but {error} is not: start several processes with torchrun") from error
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu and found.local_rank >= torch.cuda.device_count():
-        raise DataError(f"process {found.local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}")
+        raise DataError(f"local rank {found.local_rank} has no GPU: this machine has {torch.cuda.device_count()}")
     if on_gpu:
         torch.cuda.set_device(found.local_rank)
     distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
@@ -86,15 +86,15 @@ def processes(device: str) -> Iterator[Processes]:
         yield found
     except RuntimeError as error:
         text = str(error).lower()
-        if not isinstance(error, distributed.DistError) and not any(sign in text for sign in _ALONE):
+        if not isinstance(error, distributed.DistError) and not any(sign in text for sign in _CONNECTION_ERRORS):
             raise
         raise DataError(
-            f"process {found.rank} lost the others: one of them ended, or its machine. The run's folder holds the "
-            "state after the last whole epoch: the same command with --resume goes on from there"
+            f"process {found.rank} lost the connection to another process, which ended. The run folder holds the state "
+            "after the last complete epoch: run the same command with --resume to continue"
         ) from error
     finally:
         distributed.destroy_process_group()
 
 
-_ALONE = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout")
-"""How PyTorch's back-ends say that another process is gone."""
+_CONNECTION_ERRORS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "socket timeout")
+"""Parts of the messages of PyTorch's back-ends when another process ended."""

@@ -1,4 +1,4 @@
-"""Which images to hold out: a seeded share, or folds that hold the classes in equal parts and keep twins together."""
+"""Choice of the held-out images: a random share, or stratified folds that can keep similar images together."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .cache import DatasetCache
 
 
 def split(cache: DatasetCache, share: float, seed: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-    """Return the positions to train on and to hold out: a seeded shuffle of the readable images.
+    """Return the positions of the training and of the held-out images, by a seeded shuffle of the readable ones.
 
     Raises
     ------
     DataError
-        None would be left to train on.
+        No image would be left to train on.
     """
     order = np.random.default_rng(seed).permutation(readable(cache))
     held_out = max(1, round(len(order) * share))
@@ -27,15 +27,15 @@ def split(cache: DatasetCache, share: float, seed: int) -> tuple[NDArray[np.int_
 
 
 def folds(cache: DatasetCache, count: int, seed: int, group_similar: bool = False) -> list[NDArray[np.int_]]:
-    """Return the positions of each fold: every readable image is in one.
+    """Return the positions of each fold; every readable image is in exactly one.
 
-    Images are stratified by their set of classes, so that each fold has each combination in its share; with
-    `group_similar`, images of `similar_groups` are in the same fold.
+    Images are stratified by their combination of classes. With `group_similar`, images of one group of
+    `similar_groups` are in the same fold.
 
     Raises
     ------
     DataError
-        Fewer images, or groups, than folds.
+        There are fewer images, or groups, than folds.
     """
     import warnings
 
@@ -48,18 +48,18 @@ def folds(cache: DatasetCache, count: int, seed: int, group_similar: bool = Fals
     if group_similar:
         groups = similar_groups([difference_hash(cache.images[position]) for position in positions])
     if len(np.unique(groups)) < count:
-        raise DataError(f"{count} folds need as many images that differ, found {len(np.unique(groups))}")
+        raise DataError(f"{count} folds need at least {count} different images, found {len(np.unique(groups))}")
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    if np.bincount(combination).max() < count:  # no combination is there often enough to be in each fold
+    if np.bincount(combination).max() < count:  # no combination occurs in every fold
         splitter = GroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a combination rarer than the folds cannot be in each
+        warnings.simplefilter("ignore", UserWarning)  # about combinations that occur in some folds only
         parts = [np.sort(positions[held]) for _, held in splitter.split(positions, combination, groups)]
     if any(not len(part) for part in parts):
-        raise DataError(f"{count} folds leave one empty: take fewer")
+        raise DataError(f"{count} folds leave one empty: use fewer")
     return parts
 
 
 def readable(cache: DatasetCache) -> NDArray[np.int_]:
-    """Return the positions of the images that could be read."""
+    """Return the positions of the readable images."""
     return np.array([position for position, name in enumerate(cache.names) if name not in cache.failures], int)

@@ -1,11 +1,10 @@
-"""Several processes that train one network, started on this machine and watched: `torchrun` with one line at its end.
+"""Start the processes of a distributed training on this machine, as `torchrun` does, and report a failure in one line.
 
-    python -m cloudrt.train.launch DATA --name NAME ...                       a process a GPU of this machine
+    python -m cloudrt.train.launch DATA --name NAME ...                       one process per GPU of this machine
     python -m cloudrt.train.launch --nodes 2 --head HOST:29500 DATA ...       the same command on each of two machines
 
-The processes are those that torchrun starts, through PyTorch's own launcher; the first one of each machine is heard,
-the others write to files. Where one ends, the others are ended too, and one line says which, how, and how to
-go on: the state after the last whole epoch is in the run's folder.
+PyTorch's own launcher starts the processes. Only local rank 0 logs to the terminal; the output of the others goes to
+files. If a process fails, the launcher stops the others and reports its rank, its exit status and how to resume.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from cloudrt.system.terminal import reports_errors
 
 TRAIN = (sys.executable, "-c", "from cloudrt.cli import train; train()")
 JOIN_SECONDS = 900
-"""How long machines wait for each other at the start."""
+"""How long the machines wait for each other at the start."""
 
 
 def launch(
@@ -42,26 +41,30 @@ def launch(
     run: str = "cloudrt",
     logs: Path | None = None,
 ) -> None:
-    """Run a command in `processes` processes on this machine, of `nodes` machines that do the same.
+    """Run a command in several processes on this machine, and on the other machines of the run.
 
     Parameters
     ----------
     command
-        Program and arguments; each process finds its number in RANK, LOCAL_RANK and WORLD_SIZE.
+        Program and arguments. Each process reads its rank from RANK, LOCAL_RANK and WORLD_SIZE.
+    processes
+        Number of processes on this machine.
+    nodes
+        Number of machines; each runs the same command.
     head
-        HOST:PORT of one of the machines, for all to meet at; needed where they are several.
+        HOST:PORT of the rendezvous, on one of the machines; required with several machines.
     run
         Name of the run, the same on all machines.
     logs
-        Folder for what all processes but the first say; a temporary one where it is None.
+        Folder for the output of all processes but local rank 0. Default: a temporary folder.
 
     Raises
     ------
     DataError
-        A process failed, or the machines did not meet. Names the process, and how to go on.
+        A process failed, or the machines could not connect.
     """
     if nodes > 1 and not re.fullmatch(r".+:\d{1,5}", head):
-        raise DataError(f"{nodes} machines need one to meet at: --head HOST:PORT, the same on all, found {head!r}")
+        raise DataError(f"{nodes} machines need --head HOST:PORT, the same on all of them; found {head!r}")
     folder = str(logs or tempfile.mkdtemp(prefix="cloudrt-train-"))
     quiet = dict.fromkeys(range(1, processes), Std.ALL)
     config = LaunchConfig(
@@ -75,64 +78,68 @@ def launch(
         rdzv_configs={"join_timeout": JOIN_SECONDS},
         logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=quiet),
     )
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what it says of a failure fills a page
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its report is a page long
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
         raise DataError(_describe(error.failures, folder)) from error
     except (RendezvousError, TimeoutError, ConnectionError) as error:
         raise DataError(
-            f"the {nodes} machines did not meet at {head}: start the same command on each, with a port "
-            "that they all reach"
+            f"the {nodes} machines could not connect at {head}: run the same command on each, with a port that all "
+            "of them can reach"
         ) from error
 
 
 def _describe(failures: dict[int, ProcessFailure], folder: str) -> str:
-    """Return which process failed first, how, what it said last, and what to do."""
-    # Those that lose it end too, with a status of their own: a signal comes first.
+    """Return the rank of the process that failed first, its exit status, its last message, and how to resume."""
+    # The other processes fail next, with a status of their own; a signal is the likelier cause.
     rank, first = min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
     how = f"status {first.exitcode}"
     if first.exitcode < 0:
         with suppress(ValueError):
             how = signal.Signals(-first.exitcode).name
-    said = ""
+    message = ""
     logs = sorted(Path(folder).rglob(f"{first.local_rank}/stderr.log")) if first.exitcode > 0 else []
-    for path in logs:  # what one that was killed said last is not why
+    for path in logs:  # not of a killed process, whose last line is not the cause
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-        said = f", saying {lines[-1]!r}" if lines else ""
+        message = f" and the message {lines[-1]!r}" if lines else ""
     return (
-        f"process {rank} of the training ended with {how}{said}; its others were ended too. The run's folder holds the "
-        "state after the last whole epoch: the same command with --resume goes on from there"
+        f"process {rank} of the training ended with {how}{message}; the other processes were stopped. The run folder "
+        "holds the state after the last complete epoch: run the same command with --resume to continue"
     )
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--processes", type=click.IntRange(1), help="On this machine; one a GPU by default.")
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Machines that train together.")
-@click.option("--head", default="", metavar="HOST:PORT", help="Where the machines meet: one of them, and a free port.")
-@click.option("--run", default="cloudrt", show_default=True, help="Name that the machines know each other by.")
-@click.option("--logs", type=click.Path(path_type=Path), help="Folder for what the other processes say.")
+@click.option("--processes", type=click.IntRange(1), help="Processes on this machine. Default: one per GPU.")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Number of machines.")
+@click.option("--head", default="", metavar="HOST:PORT", help="One of the machines, and a free port on it.")
+@click.option("--run", default="cloudrt", show_default=True, help="Name of the run, the same on all machines.")
+@click.option(
+    "--logs",
+    type=click.Path(path_type=Path),
+    help="Folder for the output of the other processes. Default: a temporary folder.",
+)
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED)
 @reports_errors
 def main(processes: int | None, nodes: int, head: str, run: str, logs: Path | None, arguments: tuple[str, ...]) -> None:
-    """Start cloudrt-train with ARGUMENTS in several processes: DATA and its options, with a --name."""
+    """Start cloudrt-train with ARGUMENTS (DATA and options, --name included) in several processes."""
     if "--name" not in arguments:
-        raise DataError("give the run a --name: all processes write one folder, and --resume finds it there")
+        raise DataError("--name is required: all processes share the run folder")
     launch([*TRAIN, *arguments], processes or _gpus(), nodes, head, run, logs)
 
 
 def _gpus() -> int:
-    """Return the GPUs of this machine.
+    """Return the number of GPUs of this machine.
 
     Raises
     ------
     DataError
-        It has none.
+        There is none.
     """
     import torch
 
     if not torch.cuda.is_available():
-        raise DataError(f"no GPU here: say how many --processes share the {usable_cpus()} CPUs, and --device cpu")
+        raise DataError(f"no GPU found: give --processes to share the {usable_cpus()} CPUs, and --device cpu")
     return torch.cuda.device_count()
 
 

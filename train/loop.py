@@ -1,16 +1,16 @@
-"""One training run: data set to runs/NAME/best.pth, last.pth, state.pth, config.json, held_out.txt,
-history.csv, curves.png.
+"""A training run: data set -> best.pth, last.pth, state.pth, config.json, held_out.txt, history.csv, curves.png.
 
-`train` opens the cache, splits it, and for each epoch trains, validates by the competition's Dice at the submission
-grid and writes what it has; at the end the best epoch's rules are chosen from every threshold and stored in best.pth.
+`train` opens the dataset cache and splits it. After each epoch it validates with the competition's Dice on the
+submission grid and writes the checkpoints. At the end, the rules of the best epoch are searched on all thresholds and
+stored in best.pth.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
-from cloudrt.masks.postprocess import Rule
 from cloudrt.model.network import Checkpoint, NetworkConfig, write_tensors
 from cloudrt.system.files import locked, replacing
 from cloudrt.system.statistics import memory
+from cloudrt.system.terminal import Advance, ProgressBar
 
 from .cache import DatasetCache, open_cache
 from .config import TrainConfig
@@ -32,7 +32,7 @@ from .curves import plot_curves, write_history, write_tensorboard
 from .dataset import CloudDataset
 from .distributed import Processes, processes
 from .folds import folds, split
-from .optimise import find_device, seed_all
+from .optimise import find_device, find_precision, seed_all
 from .pretrain import pretrain
 from .start import STATE, check_shape, describe_images, read_state, start
 from .trainer import Trainer
@@ -43,19 +43,30 @@ logger = logging.getLogger(__name__)
 PROBABILITIES = "held_out.npz"
 LOCK = ".lock"
 
-Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
-"""`bar(description, total)` gives `advance(n, **fields)`: how the caller shows progress."""
-
 
 @contextmanager
-def no_bar(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """Show nothing."""
+def no_bar(description: str, total: int) -> Iterator[Advance]:
+    """Show no progress."""
     yield lambda n=1, **fields: None
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run ends with: the folder, the best held-out mean Dice, its epoch, and the Dice of predicting nothing."""
+    """The result of a run.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    dice
+        Held-out mean Dice of the best epoch, with its final rules.
+    epoch
+        Number of the best epoch; 0 in processes other than rank 0.
+    all_empty
+        Held-out mean Dice of empty predictions.
+    images_per_second
+        Mean training speed.
+    """
 
     folder: Path
     dice: float
@@ -65,44 +76,36 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: Bar = no_bar, *, resume: bool = False
+    config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: ProgressBar = no_bar, *, resume: bool = False
 ) -> TrainResult:
-    """Train a network on `data` and write the run to `folder`; with `resume`, go on after its last whole epoch.
+    """Train a network on the data set `data` and write the run to `folder`.
 
-    Several processes that `torchrun` started train one network; the first validates and writes.
+    With `resume`, continue after the last complete epoch. Under `torchrun`, all processes train one network, and rank 0
+    validates and writes the files.
 
     Raises
     ------
     DataError
-        Data that is missing or malformed, a network that cannot be built, a loss that is not finite; a run to resume
-        that had other options, named.
+        Missing or malformed data, a network that cannot be built, or a loss that is not finite; a run to resume that
+        had other options.
     """
-    advice = "wait for it, or give another --name"
+    advice = "wait until it ends, or use another --name"
     with processes(config.device) as team, locked(folder / LOCK, advice) if team.first else nullcontext():
         return _train(config, data, folder, cache_root, bar if team.first else no_bar, resume, team)
 
 
 def _train(
-    config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: Bar, resume: bool, team: Processes
+    config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: ProgressBar, resume: bool, team: Processes
 ) -> TrainResult:
     source = open_data(data)
     device = find_device(config.device, team.local_rank)
-    network_config = NetworkConfig(
-        config.architecture,
-        config.encoder,
-        dict(config.options),
-        config.input_size,
-        labels=source.labels,
-        presence=config.presence,
-        top_k=config.top_k,
-    )
     seed_all(config.seed)
     state = read_state(folder, config) if resume else None
-    network, origin = start(config, network_config, resumed=state is not None)
-    network = network.to(device).to(memory_format=torch.channels_last)
+    begun = start(config, source.labels, state)
+    network = begun.network.to(device).to(memory_format=torch.channels_last)
     names = list(source.read_train())[: config.limit or None]
     if not team.first:
-        team.wait()  # the first one makes the cache
+        team.wait()  # rank 0 builds the cache
     with bar("Caching images", len(names)) as advance:
         cache = open_cache(source, config.input_size, cache_root, config.limit, advance)
         advance(0)
@@ -111,66 +114,86 @@ def _train(
     training, held_out = _split(cache, config)
     images = describe_images(cache.names, training, held_out, source.labels)
     if state and state["images"] != images:
-        raise DataError(f"{folder} was begun with other images or classes than {data} has now: --overwrite it")
-    check_shape(network, network_config)
+        raise DataError(f"{folder} was trained on other images or classes than {data} contains now: use --overwrite")
+    check_shape(network, begun.config)
     logger.info(
-        "%d images to train on, %d held out, %d unreadable; %s with %s on %s",
+        "%d training images, %d held out, %d unreadable; %s with %s on %s in %s",
         len(training),
         len(held_out),
         len(cache.failures),
         config.architecture,
         config.encoder,
         device,
+        find_precision(config.precision, device),
     )
     _warn_of_absent_classes(cache, held_out, source.labels.classes)
     if team.first:
         folder.mkdir(parents=True, exist_ok=True)
         _clear(folder, keep_results=state is not None)
         with replacing(folder / "config.json") as path:
-            stored = config.to_dict() | {"data": str(data), "network": network_config.to_dict()}
+            stored = config.to_dict() | {"data": str(data), "network": begun.config.to_dict()}
             path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
-        with replacing(folder / "held_out.txt") as path:  # what `cloudrt tune --images` takes
+        with replacing(folder / "held_out.txt") as path:  # for `cloudrt tune --image-list`
             path.write_text("".join(f"{cache.names[position]}\n" for position in held_out), encoding="utf-8")
-    dataset = CloudDataset(cache, training, network_config, config.augment, config.seed)
+    dataset = CloudDataset(cache, training, begun.config, config.augment, config.seed)
     if config.pretrain_epochs and state is None:
         with bar("Pre-training", config.pretrain_epochs * len(dataset)) as advance:
             pretrain(network, dataset, config, device, advance)
     trainer = Trainer(config, network, dataset, device, team)
     validator = Validator(
-        trainer.loss, cache, held_out, config.batch_size, device, trainer.autocast, config.tta, folder
+        loss=trainer.loss,
+        cache=cache,
+        positions=held_out,
+        batch_size=config.batch_size,
+        device=device,
+        autocast=trainer.autocast,
+        tta=config.tta,
+        scratch=folder,
     )
-    return _Run(config, network_config, trainer, validator, folder, team, state, origin, images).run(bar)
+    return _Run(_RunInfo(folder, begun.config, begun.license, images), trainer, validator, state).run(bar)
+
+
+@dataclass(frozen=True)
+class _RunInfo:
+    """What stays the same during a run.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    network
+        Configuration of the network.
+    license
+        Source and licence of the pre-trained weights.
+    images
+        From `describe_images`.
+    """
+
+    folder: Path
+    network: NetworkConfig
+    license: str
+    images: str
 
 
 class _Run:
-    """A run: epochs, their validation, and what is written."""
+    """Trains and validates the epochs of a run and writes its files."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        network_config: NetworkConfig,
-        trainer: Trainer,
-        validator: Validator,
-        folder: Path,
-        team: Processes,
-        state: dict[str, Any] | None,
-        origin: str,
-        images: str,
+        self, info: _RunInfo, trainer: Trainer, validator: Validator, state: dict[str, Any] | None = None
     ) -> None:
-        self.config, self.network_config = config, network_config
-        self.trainer, self.validator, self.folder, self.team = trainer, validator, folder, team
-        self.origin, self.images = origin, images
+        self.info, self.folder, self.trainer, self.validator = info, info.folder, trainer, validator
+        self.config, self.team = trainer.config, trainer.team
         self.history: list[dict[str, float]] = []
         self.best_dice = -1.0
         self.done = 0
         if state:
             trainer.load_state_dict(state["trainer"])
             self.history, self.best_dice, self.done = state["history"], state["best_dice"], state["epoch"]
-            logger.info("going on after epoch %d", self.done)
-        elif team.first:
+            logger.info("continuing after epoch %d", self.done)
+        elif self.team.first:
             self._save_state(0)
 
-    def run(self, bar: Bar) -> TrainResult:
+    def run(self, bar: ProgressBar) -> TrainResult:
         config, trainer = self.config, self.trainer
         for epoch in range(self.done + 1, config.epochs + 1):
             if trainer.out_of_time:
@@ -190,9 +213,9 @@ class _Run:
         return result
 
     def _validate(self, epoch: int, train_loss: float, rates: tuple[float, float], seconds: float) -> float:
-        result = self.validator.run(self.trainer.evaluated, self.network_config)
+        result = self.validator.run(self.trainer.evaluated, self.info.network)
         self._record(epoch, train_loss, result, rates, seconds)
-        checkpoint = self._checkpoint(self.network_config, result, epoch)
+        checkpoint = self._checkpoint(result, epoch)
         checkpoint.save(self.folder / "last.pth")
         if result.dice > self.best_dice:
             self.best_dice = result.dice
@@ -223,7 +246,7 @@ class _Run:
             "images_per_second": self.trainer.images_an_epoch / seconds,
             "memory_mb": memory() or 0.0,
         }
-        for label, found in zip(self.network_config.labels.classes, result.found, strict=True):
+        for label, found in zip(self.info.network.labels.classes, result.found, strict=True):
             row[f"dice_{label}"] = found.dice
         self.history.append(row)
         write_history(self.history, self.folder / "history.csv")
@@ -235,17 +258,25 @@ class _Run:
         encoder, decoder = (group["lr"] for group in self.trainer.optimizer.param_groups)
         return float(encoder), float(decoder)
 
-    def _checkpoint(self, config: NetworkConfig, result: Validation, epoch: int) -> Checkpoint:
+    def _checkpoint(self, result: Validation, epoch: int) -> Checkpoint:
         state = self.trainer.evaluated.state_dict()
-        weights = {name: value.detach().cpu().clone() for name, value in state.items()}
-        rules: tuple[Rule, ...] = tuple(found.rule for found in result.found)
-        history = list(self.history)
-        return Checkpoint(config, weights, rules, result.dice, epoch, history, self.config.to_dict(), self.origin)
+        return Checkpoint(
+            config=self.info.network,
+            weights={name: value.detach().cpu().clone() for name, value in state.items()},
+            rules=tuple(found.rule for found in result.found),
+            dice=result.dice,
+            epoch=epoch,
+            history=list(self.history),
+            training=self.config.to_dict(),
+            weights_license=self.info.license,
+        )
 
     def _save_state(self, epoch: int) -> None:
         values = {
             "config": self.config.to_dict(),
-            "images": self.images,
+            "network": self.info.network.to_dict(),
+            "license": self.info.license,
+            "images": self.info.images,
             "trainer": self.trainer.state_dict(),
             "history": self.history,
             "best_dice": self.best_dice,
@@ -254,14 +285,14 @@ class _Run:
         write_tensors(self.folder / STATE, values)
 
     def _finish(self) -> TrainResult:
-        """Choose the best epoch's rules from every threshold, with and without no-data; store the better."""
+        """Search the rules of the best epoch on all thresholds, with and without no-data, and store the better ones."""
         best = Checkpoint.load(self.folder / "best.pth")
         network = self.trainer.evaluated
         network.load_state_dict(best.weights)
         config, result, gain = choose_no_data(
-            lambda one: self.validator.run(network, one, final=True), self.network_config
+            lambda one: self.validator.run(network, one, final=True), self.info.network
         )
-        logger.info("subtracting no-data changes held-out Dice by %+.4f: %s", gain, "on" if gain > 0 else "off")
+        logger.info("subtracting no-data changes the held-out Dice by %+.4f: %s", gain, "on" if gain > 0 else "off")
         rules = tuple(found.rule for found in result.found)
         final = replace(best, config=config, rules=rules, dice=result.dice, history=list(self.history))
         final.save(self.folder / "best.pth")
@@ -270,12 +301,16 @@ class _Run:
         (self.folder / STATE).unlink(missing_ok=True)
         images = len(self.history) * self.trainer.images_an_epoch
         return TrainResult(
-            self.folder, final.dice, final.epoch, result.all_empty, images / max(self.trainer.seconds, 1e-9)
+            folder=self.folder,
+            dice=final.dice,
+            epoch=final.epoch,
+            all_empty=result.all_empty,
+            images_per_second=images / max(self.trainer.seconds, 1e-9),
         )
 
 
 def _clear(folder: Path, keep_results: bool) -> None:
-    """Remove what a killed run left half written, and the results of one that is overwritten."""
+    """Remove incomplete files of a killed run and, unless `keep_results`, the results of the run to overwrite."""
     for path in folder.glob(".*.part"):
         path.unlink(missing_ok=True)
     if not keep_results:
@@ -284,9 +319,9 @@ def _clear(folder: Path, keep_results: bool) -> None:
 
 
 def _split(cache: DatasetCache, config: TrainConfig) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
-    """Return the positions to train on and to hold out."""
+    """Return the positions of the training and of the held-out images."""
     for name, reason in cache.failures.items():
-        logger.warning("%s %s: left out", name, reason)
+        logger.warning("%s %s: excluded", name, reason)
     if not config.folds:
         return split(cache, config.validation_share, config.seed)
     parts = folds(cache, config.folds, config.seed, config.group_similar)
@@ -299,6 +334,6 @@ def _warn_of_absent_classes(cache: DatasetCache, held_out: NDArray[np.int_], cla
     absent = [label for label, found in zip(classes, present.tolist(), strict=True) if not found]
     if absent:
         logger.warning(
-            "no held-out image has %s: nothing tells which of its masks are right; hold out more, or use --folds",
+            "no held-out image contains %s: its rule cannot be chosen; hold out more images, or use --folds",
             ", ".join(absent),
         )

@@ -1,7 +1,9 @@
-"""Losses on (N, C, H, W) logits and masks, each class on its own: weighted sums of segmentation_models_pytorch's."""
+"""Losses on (N, C, H, W) logits and masks with independent classes: weighted sums of segmentation_models_pytorch's."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 
 import torch
@@ -11,6 +13,12 @@ from cloudrt.errors import DataError
 from cloudrt.system.suggest import check_name
 
 NAMES = ("bce", "dice", "iou", "focal", "lovasz")
+OVERLAPS = ("dice", "iou", "lovasz")
+"""Losses that measure the overlap of whole masks; the others are means over pixels."""
+READ_SECONDS = 1.0
+"""How often `RunningLoss` reads losses from the device."""
+SURELY_OFF = -30.0
+"""A logit whose probability and Lovasz error are zero in float32."""
 
 
 class WeightedSum(nn.Module):
@@ -28,9 +36,9 @@ class WeightedSum(nn.Module):
 
 
 class PerSample(nn.Module):
-    """The mean over the images of a loss that is computed for each alone: no image outweighs another.
+    """The mean over the images of a loss that is computed per image.
 
-    The mean over a batch is then that over its parts, which is what several processes average.
+    The mean over a batch then equals the mean over its parts, as distributed training needs.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -43,13 +51,79 @@ class PerSample(nn.Module):
         return torch.stack([self.loss(one, truth) for one, truth in one_by_one]).mean()
 
 
+class WherePresent(nn.Module):
+    """The mean of an overlap loss over the pairs of image and class where the image has the class; 0 without any.
+
+    All pairs are computed, and those without the class contribute 0, so that no shape depends on values on the device.
+
+    Parameters
+    ----------
+    loss
+        A loss that is 0 for an empty mask that is predicted empty.
+    classes
+        Whether `loss` averages over the classes of (1, N * C, H, W), or over the images of (N * C, 1, H, W).
+    """
+
+    def __init__(self, loss: nn.Module, classes: bool) -> None:
+        super().__init__()
+        self.loss, self.dim = loss, 0 if classes else 1
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return a scalar."""
+        present = target.amax(dim=(2, 3), keepdim=True) > 0
+        pairs = torch.where(present, logits, SURELY_OFF).flatten(0, 1).unsqueeze(self.dim)
+        mean: torch.Tensor = self.loss(pairs, target.flatten(0, 1).unsqueeze(self.dim))
+        return mean * (present.numel() / present.sum().clamp(min=1))
+
+
+class RunningLoss:
+    """The mean of the losses of an epoch, which are read from the device about once a second.
+
+    Reading a loss waits until the device has finished all work; reading each one would leave a GPU idle between
+    batches.
+    """
+
+    def __init__(self) -> None:
+        self._unread: list[torch.Tensor] = []
+        self._total, self._count = 0.0, 0
+        self._read_at = -math.inf
+
+    def add(self, loss: torch.Tensor) -> tuple[int, float] | None:
+        """Add the loss of the next batch, and read the pending ones if it is time.
+
+        Returns
+        -------
+        bad
+            Number, from 1, and value of the first batch whose loss is not finite; None if there is none so far.
+        """
+        self._unread.append(loss.detach())
+        return self.read() if time.monotonic() - self._read_at >= READ_SECONDS else None
+
+    def read(self) -> tuple[int, float] | None:
+        """Read all pending losses; see `add`."""
+        values = torch.stack(self._unread).tolist() if self._unread else []
+        self._unread.clear()
+        self._read_at = time.monotonic()
+        for value in values:
+            self._count += 1
+            if not math.isfinite(value):
+                return self._count, value
+            self._total += value
+        return None
+
+    @property
+    def mean(self) -> float:
+        """Mean of the losses read so far."""
+        return self._total / max(1, self._count)
+
+
 def parse_loss(text: str) -> list[tuple[float, str]]:
-    """Return weight and name of each term of "bce+dice" or "0.5*iou + dice + 2*focal".
+    """Return weight and name of each term of a sum such as "bce+dice" or "0.5*iou + dice + 2*focal".
 
     Raises
     ------
     DataError
-        Another form, a weight that is not above 0, or a name that is not of `NAMES`; near ones are suggested.
+        A malformed sum, a weight that is not positive, or a name that is not in `NAMES`.
     """
     terms = []
     for term in text.split("+"):
@@ -60,15 +134,15 @@ def parse_loss(text: str) -> list[tuple[float, str]]:
             value = 0.0
         if not 0 < value < float("inf"):
             raise DataError(
-                f"loss {text!r}: a term is NAME or WEIGHT*NAME, with a weight above 0, found {term.strip()!r}"
+                f"loss {text!r}: expected terms NAME or WEIGHT*NAME with a positive weight, found {term.strip()!r}"
             )
         check_name("loss", name.strip(), list(NAMES))
         terms.append((value, name.strip()))
     return terms
 
 
-def build_loss(text: str, over: str = "batch") -> nn.Module:
-    """Return the loss of `parse_loss`'s form; over "samples" it is `PerSample`."""
+def build_loss(text: str, over: str = "batch", masks: str = "all") -> nn.Module:
+    """Return the loss that `parse_loss` reads from `text`; see `TrainConfig` for `over` and `masks`."""
     from segmentation_models_pytorch import losses
 
     mode = losses.MULTILABEL_MODE
@@ -79,5 +153,11 @@ def build_loss(text: str, over: str = "batch") -> nn.Module:
         "focal": lambda: losses.FocalLoss(mode),
         "lovasz": lambda: losses.LovaszLoss(mode, per_image=True),
     }
-    summed = WeightedSum([(weight, known[name]()) for weight, name in parse_loss(text)])
+    terms = [(weight, name, known[name]()) for weight, name in parse_loss(text)]
+    if masks == "present":
+        terms = [
+            (weight, name, WherePresent(loss, classes=name != "lovasz") if name in OVERLAPS else loss)
+            for weight, name, loss in terms
+        ]
+    summed = WeightedSum([(weight, loss) for weight, _, loss in terms])
     return PerSample(summed) if over == "samples" else summed

@@ -1,4 +1,4 @@
-"""What a run optimises with: device, seeds, optimiser, schedule, average of the weights, mixed precision."""
+"""Device, seeds, optimiser, learning-rate schedule, moving average of the weights, and mixed precision."""
 
 from __future__ import annotations
 
@@ -14,46 +14,49 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cloudrt.errors import DataError
+from cloudrt.system.machine import describe_machine
 
 from .config import TrainConfig
 from .validate import Autocast
 
 WARM_UP = {"one-cycle": 0.3, "cosine": 0.03}
-"""The part of a run in which the rates rise."""
+"""Fraction of the run in which the learning rates rise."""
 START, END = 1 / 25, 1e-4
-"""Of the highest rate: where it begins, and where it ends."""
+"""First and last learning rate, as fractions of the highest."""
+BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
+"""CPU features with which bf16 is faster than fp32."""
 
 
 def seed_all(seed: int) -> None:
-    """Seed every generator that weights, order and augmentation draw from."""
+    """Seed the random generators of Python, NumPy and PyTorch."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - libraries below draw from the global generator
+    np.random.seed(seed)  # noqa: NPY002 - other libraries use the global generator
     torch.manual_seed(seed)
 
 
 def find_device(name: str, local_rank: int = 0) -> torch.device:
-    """Return the device of that name; "auto" is CUDA when there, the GPU of this process among several.
+    """Return the device of that name; "auto" is CUDA if available. `local_rank` is the index of the GPU.
 
     Raises
     ------
     DataError
-        CUDA asked for where torch sees none, or no such device.
+        There is no such device.
     """
     if name == "auto":
         return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DataError("--device cuda: torch sees no CUDA device here; use --device cpu, or install torch with CUDA")
+        raise DataError("--device cuda: PyTorch finds no CUDA device; use --device cpu, or install PyTorch with CUDA")
     try:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise DataError(f"no device named {name!r}: auto, cpu, cuda or cuda:1")
+        raise DataError(f"no device named {name!r}: use auto, cpu, cuda or cuda:1")
     return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
 
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimiser, with one group for the encoder and one for all the rest."""
+    """Return the optimiser, with two parameter groups: the encoder, and all other parameters."""
     encoder = [p for name, p in network.named_parameters() if name.startswith("encoder.")]
     rest = [p for name, p in network.named_parameters() if not name.startswith("encoder.")]
     groups = [{"params": encoder, "lr": config.encoder_lr}, {"params": rest, "lr": config.decoder_lr}]
@@ -63,10 +66,10 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Opti
 
 
 class Schedule:
-    """The learning rates over a run.
+    """The learning-rate schedule.
 
-    "one-cycle" (L. Smith, N. Topin, "Super-convergence", 2018) and "cosine" follow the share of the run that is done,
-    whether of its steps or of its time; "plateau" follows the held-out loss; "constant" follows nothing.
+    "one-cycle" (L. Smith, N. Topin, "Super-convergence", 2018) and "cosine" depend on the completed fraction of the
+    run, of its steps or of its time budget; "plateau" depends on the held-out loss.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
@@ -81,29 +84,29 @@ class Schedule:
         self.progress(0.0)
 
     def progress(self, done: float) -> None:
-        """Set the rates for the share of the run, 0 to 1, that is done."""
+        """Set the learning rates for the completed fraction of the run, 0 to 1."""
         if self.kind not in WARM_UP:
             return
         for group, highest in zip(self._optimizer.param_groups, self._highest, strict=True):
             group["lr"] = highest * rate_factor(min(1.0, done), WARM_UP[self.kind])
 
     def report(self, loss: float) -> None:
-        """Tell the held-out loss of an epoch."""
+        """Update the plateau schedule with the held-out loss of an epoch."""
         if self._plateau:
             self._plateau.step(loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the state as plain values."""
         return dict(self._plateau.state_dict()) if self._plateau else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse."""
+        """Restore a state."""
         if self._plateau and state:
             self._plateau.load_state_dict(state)
 
 
 def rate_factor(done: float, warm_up: float) -> float:
-    """Return the rate as a share of the highest: half a cosine up, half a cosine down."""
+    """Return the learning rate as a fraction of the highest: half a cosine up, half a cosine down."""
     if done < warm_up:
         return _cosine(START, 1.0, done / warm_up)
     return _cosine(1.0, END, (done - warm_up) / (1 - warm_up))
@@ -114,23 +117,35 @@ def _cosine(begin: float, end: float, done: float) -> float:
 
 
 def build_average(network: nn.Module, decay: float) -> AveragedModel | None:
-    """Return the moving average of a network's weights and statistics, or None without a decay."""
+    """Return the exponential moving average of parameters and buffers; None if `decay` is 0."""
     if not decay:
         return None
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
+def find_precision(precision: str, device: torch.device) -> str:
+    """Return the precision of that name; "auto" is bf16 if the device has instructions for it, else fp16 or fp32.
+
+    Raises
+    ------
+    DataError
+        fp16 on a CPU.
+    """
+    on_gpu = device.type == "cuda"
+    if precision == "fp16" and not on_gpu:
+        raise DataError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
+    if precision != "auto":
+        return precision
+    if on_gpu:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if BF16_FEATURES & set(describe_machine().features) else "fp32"
+
+
 def build_autocast(precision: str, device: torch.device) -> tuple[Autocast, bool]:
-    """Return the autocast context of a precision and whether its gradients must be scaled."""
-    if precision == "auto":
-        if device.type != "cuda":
-            precision = "fp32"
-        else:
-            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    """Return the autocast context of a precision, and whether to scale gradients; see `find_precision`."""
+    precision = find_precision(precision, device)
     if precision == "fp32":
         return nullcontext, False
-    if precision == "fp16" and device.type != "cuda":
-        raise DataError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     return partial(torch.autocast, device.type, dtype), precision == "fp16"

@@ -1,8 +1,8 @@
-"""Pre-training without labels: where is a scene bright? What ImageNet weights are for, where they cannot be had.
+"""Self-supervised pre-training on brightness, for encoders without ImageNet weights.
 
-Blocks of the image are hidden, and the network predicts, for each of its classes, which pixels of the whole image
-exceed one of its own brightness quantiles: it learns what clouds look like in their surroundings. The head that says
-so is made anew for training; encoder and decoder stay.
+Random blocks of the image are hidden. For each class, the network predicts which pixels of the whole image exceed a
+quantile of its brightness, and so learns from the context what clouds look like. Encoder and decoder are kept; the
+segmentation head is reset to its initial weights.
 """
 
 from __future__ import annotations
@@ -15,25 +15,34 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from cloudrt.errors import DataError
+
 from .config import TrainConfig
 from .dataset import CloudDataset, EpochBatches, Feed
+from .losses import RunningLoss
 from .optimise import build_autocast, build_optimizer, rate_factor
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 32
-"""Sides of a hidden block, pixels."""
+"""Side of a hidden block, in pixels."""
 HIDDEN = 0.5
-"""Share of the blocks."""
+"""Fraction of hidden blocks."""
 SMOOTH = 9
-"""Sides of the mean that is taken of the brightness: texture is noise here."""
+"""Side of the mean filter on the brightness, which removes texture."""
 
 
 def pretrain(
     network: nn.Module, dataset: CloudDataset, config: TrainConfig, device: torch.device, advance: Callable[..., None]
 ) -> None:
-    """Train the network for `config.pretrain_epochs` epochs on brightness, then make its segmentation head anew."""
-    fresh = [value.detach().clone() for value in _head(network).parameters()]
+    """Train the network for `config.pretrain_epochs` epochs on brightness, then reset its segmentation head.
+
+    Raises
+    ------
+    DataError
+        A loss that is not finite.
+    """
+    initial = [value.detach().clone() for value in _head(network).parameters()]
     batches = EpochBatches(len(dataset), config.batch_size, config.seed)
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers)
     optimizer = build_optimizer(network, config)
@@ -43,8 +52,9 @@ def pretrain(
     feed = Feed(dataset.config, device)
     network.train()
     steps, total = 0, config.pretrain_epochs * len(batches)
+    losses = RunningLoss()
     for epoch in range(config.pretrain_epochs):
-        dataset.epoch = batches.epoch = 1_000_000 + epoch  # other augmentations than training's
+        dataset.epoch = batches.epoch = 1_000_000 + epoch  # different augmentations from those of training
         for image, mask in loader:
             for group, rate in zip(optimizer.param_groups, highest, strict=True):
                 group["lr"] = rate * rate_factor(steps / total, 0.1)
@@ -54,20 +64,23 @@ def pretrain(
                 found = network(hide(pixels, random))
             logits = found[0] if isinstance(found, tuple) else found
             loss = functional.binary_cross_entropy_with_logits(logits.float(), target)
+            bad = losses.add(loss)
+            if bad:
+                raise DataError(f"the loss of pre-training is {bad[1]} at batch {bad[0]}: lower the learning rates")
             torch.autograd.backward(loss)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             steps += 1
-            advance(len(image), loss=float(loss.detach()))
+            advance(len(image), loss=losses.mean)
     with torch.no_grad():
-        for value, first in zip(_head(network).parameters(), fresh, strict=True):
+        for value, first in zip(_head(network).parameters(), initial, strict=True):
             value.copy_(first)
 
 
 def brightness(pixels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return (N, C, H, W) float32 of 0 and 1: where the smoothed brightness exceeds its quantile k / (C + 1).
+    """Return where the smoothed brightness of (N, 3, H, W) images exceeds its quantiles k / (C + 1), k = 1..C.
 
-    `pixels` is the (N, 3, H, W) normalised image.
+    The result is (N, C, H, W) float32, 0 or 1.
     """
     grey = functional.avg_pool2d(pixels.mean(dim=1, keepdim=True), SMOOTH, stride=1, padding=SMOOTH // 2)
     flat = grey.flatten(1)
@@ -77,7 +90,7 @@ def brightness(pixels: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def hide(pixels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """Return the images with about half of their blocks at the mean."""
+    """Return (N, 3, H, W) normalised images with about half of their blocks set to 0, the mean."""
     images, _, height, width = pixels.shape
     rows, columns = -(-height // BLOCK), -(-width // BLOCK)
     shown = (torch.rand((images, 1, rows, columns), generator=random) >= HIDDEN).to(pixels.device, pixels.dtype)

@@ -1,4 +1,4 @@
-"""What the weights of a run start from: nothing, ImageNet, another checkpoint, or the state of a run cut short."""
+"""The start of a run: random, pre-trained or a checkpoint's weights, or the state of an interrupted run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +21,47 @@ from cloudrt.labels import Labels
 from cloudrt.model.network import Checkpoint, NetworkConfig, build_network
 
 from .config import TrainConfig
+from .weights import find_weights, load_encoder, read_weights
 
 logger = logging.getLogger(__name__)
 
 STATE = "state.pth"
-"""In a run's folder, until it is finished."""
-
-
-KEYS = {"config", "images", "trainer", "history", "best_dice", "epoch"}
+"""In the run folder until the run is finished."""
+KEYS = {"config", "network", "license", "images", "trainer", "history", "best_dice", "epoch"}
 
 
 def read_state(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """Return the state of the run that is to be resumed; None where it stopped before its first epoch began.
+    """Return the state of the run to resume; None if it was interrupted before the first epoch.
 
     Raises
     ------
     DataError
-        The run is finished, had other options, or its state is damaged.
+        The run is finished or had other options, or its state is damaged.
     """
     try:
         state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         if (folder / "best.pth").exists():
-            raise DataError(f"{folder} is finished: give another --name, or --overwrite") from None
-        logger.info("%s holds no state: beginning with the first epoch", folder)
+            raise DataError(f"{folder} is finished: use another --name, or --overwrite") from None
+        logger.info("%s contains no state: starting with the first epoch", folder)
         return None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        raise DataError(f"{folder / STATE} is damaged: --overwrite the run") from error
+        raise DataError(f"{folder / STATE} is damaged: use --overwrite") from error
     if not isinstance(state, dict) or set(state) != KEYS or not isinstance(state["config"], dict):
-        raise DataError(f"{folder / STATE} is damaged: --overwrite the run")
+        raise DataError(f"{folder / STATE} is damaged, or from another version of cloudrt: use --overwrite")
     differences = config.differences(state["config"])
     if differences:
-        raise DataError(f"{folder} is another run: {'; '.join(differences)}. Give its options, or --overwrite")
+        raise DataError(f"{folder} had other options: {'; '.join(differences)}; use the same, or --overwrite")
     return state
 
 
 def check_shape(network: nn.Module, config: NetworkConfig) -> None:
-    """Run the network once, in evaluation, on black.
+    """Run the network once on zeros.
 
     Raises
     ------
     DataError
-        It fails on this input size, or its logits do not have it.
+        It fails at this input size, or its output has another size.
     """
     network.eval()
     try:
@@ -69,59 +69,98 @@ def check_shape(network: nn.Module, config: NetworkConfig) -> None:
             found = network(torch.zeros(1, 3, *config.input_size, device=next(network.parameters()).device))
     except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise DataError(f"{config.architecture} with {config.encoder} does not run on such images: {reason}") from error
+        raise DataError(f"{config.architecture} with {config.encoder} fails at this input size: {reason}") from error
     made = tuple((found[0] if isinstance(found, tuple) else found).shape[2:])
     if made != config.input_size:
         raise DataError(
-            f"the network answers {made[1]}x{made[0]} to {config.input_size[1]}x{config.input_size[0]} pixels: leave "
-            "--set upsampling, encoder_depth and the like as they are"
+            f"the network's output is {made[1]}x{made[0]}, not {config.input_size[1]}x{config.input_size[0]}: "
+            "do not change its output size with --set (upsampling, encoder_depth)"
         )
 
 
 def describe_images(
     names: Sequence[str], training: NDArray[np.int_], held_out: NDArray[np.int_], labels: Labels
 ) -> str:
-    """Return what a run's images and classes are known by: a digest."""
+    """Return a digest of the images and classes of a run."""
     parts = [[names[position] for position in part] for part in (training.tolist(), held_out.tolist())]
     return hashlib.sha256(json.dumps([*parts, labels.to_dict()]).encode()).hexdigest()
 
 
-def start(config: TrainConfig, network_config: NetworkConfig, resumed: bool) -> tuple[nn.Module, str]:
-    """Return the network that a run starts with, and what the origin of its weights asks for.
+@dataclass(frozen=True)
+class Start:
+    """The network at the start of a run.
 
-    A resumed run's weights come from its state.
+    Parameters
+    ----------
+    network
+        On the CPU. A resumed run loads the weights of its state later.
+    config
+        Its configuration; mean and standard deviation are those of the pre-trained weights.
+    license
+        Source and licence of the pre-trained weights; "" without any.
+    """
+
+    network: nn.Module
+    config: NetworkConfig
+    license: str = ""
+
+
+def start(config: TrainConfig, labels: Labels, state: dict[str, Any] | None = None) -> Start:
+    """Build the network of a run and initialise its weights.
+
+    Parameters
+    ----------
+    config
+        The options of the run.
+    labels
+        Classes and grids of the data.
+    state
+        Of the run to resume, from `read_state`.
 
     Raises
     ------
     DataError
-        See `build_network`; no weight of the checkpoint fits.
+        See `build_network`, `find_weights`, `read_weights` and `load_encoder`.
     ArtifactError
         See `Checkpoint.load`.
     """
+    if state is not None:
+        stored = NetworkConfig.from_dict(state["network"])
+        return Start(build_network(stored), stored, state["license"])
+    network_config = NetworkConfig(
+        architecture=config.architecture,
+        encoder=config.encoder,
+        options=dict(config.options),
+        input_size=config.input_size,
+        labels=labels,
+        presence=config.presence,
+        top_k=config.top_k,
+    )
+    network = build_network(network_config)
     if config.init:
-        network = build_network(network_config)
         source = Checkpoint.load(config.init)
-        if not resumed:
-            _take(network, source.weights, config.init)
-        return network, source.weights_license
+        _take(network, source.weights, config.init)
+        levels = replace(network_config, mean=source.config.mean, std=source.config.std)
+        return Start(network, levels, source.weights_license)
     if config.encoder_weights == "none":
-        if not resumed:
-            logger.info("encoder %s starts from scratch", config.encoder)
-        return build_network(network_config), ""
-    origin = f"encoder from ImageNet weights of {config.encoder}"
-    if resumed:
-        return build_network(network_config), origin
-    logger.info("encoder %s starts from ImageNet weights, downloaded unless cached", config.encoder)
-    return build_network(network_config, "imagenet"), origin
+        logger.info("encoder %s: random initialisation", config.encoder)
+        return Start(network, network_config)
+    if config.encoder_weights == "imagenet":
+        weights = find_weights(config.encoder)
+    else:
+        weights = read_weights(Path(config.encoder_weights), config.encoder)
+    count = load_encoder(network, config.encoder, weights)
+    logger.info("encoder %s: %d tensors from %s; licence: %s", config.encoder, count, weights.source, weights.license)
+    return Start(network, replace(network_config, mean=weights.mean, std=weights.std), weights.provenance)
 
 
 def _take(network: nn.Module, weights: dict[str, torch.Tensor], name: str) -> None:
-    """Copy the weights that fit by name and shape; a head that is new, or of other classes, starts from scratch."""
+    """Copy the weights that fit by name and shape; new heads and heads of other classes keep their initial weights."""
     own = network.state_dict()
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     if any(key.startswith("encoder.") and key not in fitting for key in own):
-        raise DataError(f"--init {name}: its encoder is another; start from a network with the same --encoder")
+        raise DataError(f"--init {name} has another encoder: use a checkpoint with the same --encoder")
     network.load_state_dict(own | fitting)
     missing = sorted(set(own) - set(fitting))
-    fresh = f"; from scratch: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}" if missing else ""
-    logger.info("%d of %d tensors start from %s%s", len(fitting), len(own), name, fresh)
+    rest = f"; random: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}" if missing else ""
+    logger.info("%d of %d tensors initialised from %s%s", len(fitting), len(own), name, rest)

@@ -1,4 +1,4 @@
-"""One network in training: a step, an epoch, and the state from which it goes on as if it had never stopped."""
+"""The training of a network: steps, epochs, and the state from which an interrupted run continues exactly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -18,28 +17,28 @@ from cloudrt.errors import DataError
 from .config import TrainConfig
 from .dataset import CloudDataset, EpochBatches, Feed
 from .distributed import Processes
-from .losses import build_loss
+from .losses import RunningLoss, build_loss
 from .optimise import Schedule, build_autocast, build_average, build_optimizer
 
 NAMED = 3
-"""How many images of a bad batch are named."""
+"""Number of images to name when the loss of a batch is not finite."""
 
 
 class Trainer:
-    """Network, optimiser, schedule and average of the weights, and the batches that they are fed.
+    """Trains a network: batches, optimiser, schedule, and the moving average of the weights.
 
     Parameters
     ----------
     config
-        Of the run.
+        The options of the run.
     network
-        On its device already.
+        The network, on `device`.
     dataset
         The training images.
     device
-        Where the network is.
+        The device.
     team
-        The processes that train it together.
+        The process group.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Trainer:
             dataset, batch_sampler=self.batches, num_workers=config.workers, pin_memory=device.type == "cuda"
         )
         self.feed = Feed(dataset.config, device)
-        self.loss = build_loss(config.loss, config.loss_over).to(device)
+        self.loss = build_loss(config.loss, config.loss_over, config.masks).to(device)
         self.optimizer = build_optimizer(network, config)
         self.schedule = Schedule(self.optimizer, config)
         self.average = build_average(network, config.ema)
@@ -64,17 +63,17 @@ class Trainer:
 
     @property
     def steps_an_epoch(self) -> int:
-        """Optimiser steps."""
+        """Number of optimiser steps per epoch."""
         return -(-len(self.batches) // self.config.accumulate)
 
     @property
     def images_an_epoch(self) -> int:
-        """Images that all processes together see."""
+        """Number of images per epoch, over all processes."""
         return len(self.batches) * self.batches.batch_size * self.team.world
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is validated and stored: the average where there is one."""
+        """The network to validate and store: the moving average if there is one."""
         if self.average is None:
             return self.network
         module: nn.Module = self.average.module
@@ -82,11 +81,11 @@ class Trainer:
 
     @property
     def out_of_time(self) -> bool:
-        """Whether the time budget is spent."""
+        """Whether the time budget is used up."""
         return bool(self.config.time_budget) and self.seconds >= self.config.time_budget
 
     def epoch(self, number: int, advance: Callable[..., None]) -> float:
-        """Train the epoch of that number, or until the time is up; return the mean loss.
+        """Train one epoch, or until the time budget is used up, and return the mean loss.
 
         Raises
         ------
@@ -99,39 +98,38 @@ class Trainer:
             for module in self.network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
-        total, done, batches = 0.0, 0, len(self.batches)
+        losses, batches = RunningLoss(), len(self.batches)
         began, before = time.perf_counter(), self.seconds
         for position, (image, target) in enumerate(self.loader, start=1):
             last = position == batches or position % self.config.accumulate == 0
-            total += self._batch(image, target, number, position, last)
-            done = position
+            self._check(losses.add(self._batch(image, target, position, last)))
             if last:
                 self.seconds = self._agreed(before + time.perf_counter() - began)
-            advance(len(image) * self.team.world, loss=total / done)
+            advance(len(image) * self.team.world, loss=losses.mean)
             if last and self.out_of_time:
                 break
-        return total / done
+        self._check(losses.read())
+        return losses.mean
 
-    def _batch(self, image: torch.Tensor, target: torch.Tensor, epoch: int, position: int, last: bool) -> float:
+    def _batch(self, image: torch.Tensor, target: torch.Tensor, position: int, last: bool) -> torch.Tensor:
+        """Add the gradients of a batch, and take a step after the last one of a group; return the loss."""
         pixels, truth = self.feed(image, target)
-        # The processes need each other's gradients only where a step is taken.
+        # Gradients are exchanged only before an optimiser step.
         apart = isinstance(self._wrapped, nn.parallel.DistributedDataParallel) and not last
         with self._wrapped.no_sync() if apart else nullcontext():  # type: ignore[operator]
             try:
                 with self.autocast():
                     found = self._forward(pixels)
-            except ValueError as error:  # BatchNorm, of a single value a channel
+            except ValueError as error:  # BatchNorm of one value per channel
                 raise DataError(f"the network cannot train on a batch of {len(pixels)}: {error}") from error
             logits, head = found if isinstance(found, tuple) else (found, None)
             loss = self.loss(logits.float(), truth)
             if head is not None:
-                present = truth.amax(dim=(2, 3))
+                smoothing = self.config.label_smoothing
+                present = truth.amax(dim=(2, 3)) * (1 - smoothing) + smoothing / 2
                 loss = loss + self.config.presence_weight * functional.binary_cross_entropy_with_logits(
                     head.float(), present
                 )
-            value = float(loss.detach())
-            if not np.isfinite(value):
-                raise DataError(self._not_finite(value, epoch, position))
             self.scaler.scale(loss / self._group(position)).backward()
         if last:
             self.scaler.step(self.optimizer)
@@ -141,10 +139,11 @@ class Trainer:
             if self.average is not None:
                 self.average.update_parameters(self.network)
             self.schedule.progress(self._progress())
-        return value
+        batch_loss: torch.Tensor = loss
+        return batch_loss
 
     def _agreed(self, seconds: float) -> float:
-        """Return the same time on every process where rates and end hang on it: theirs differ."""
+        """Return the time of rank 0 if a time budget depends on it, so that all processes stop together."""
         return self.team.share(seconds) if self.config.time_budget else seconds
 
     def _progress(self) -> float:
@@ -152,22 +151,26 @@ class Trainer:
         return max(done, self.seconds / self.config.time_budget) if self.config.time_budget else done
 
     def _group(self, position: int) -> int:
-        """Return how many batches share the optimiser step of batch `position`; the last group may be smaller."""
+        """Return the number of batches in the optimiser step of batch `position`; the last group may be smaller."""
         batches, accumulate = len(self.batches), self.config.accumulate
         last_group = batches - batches % accumulate
         return batches % accumulate if position > last_group else accumulate
 
-    def _not_finite(self, value: float, epoch: int, position: int) -> str:
+    def _check(self, bad: tuple[int, float] | None) -> None:
+        """Raise DataError if the loss of a batch is not finite."""
+        if bad is None:
+            return
+        position, value = bad
         indices = list(self.batches)[position - 1]
         names = [self.dataset.cache.names[int(self.dataset.positions[index])] for index in indices]
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        return (
-            f"the loss is {value} at epoch {epoch}, batch {position} ({', '.join(names[:NAMED])}{more}): "
-            "lower the learning rates or use --precision fp32; the checkpoints of the epochs before are kept"
+        raise DataError(
+            f"the loss is {value} at epoch {self.batches.epoch}, batch {position} ({', '.join(names[:NAMED])}{more}): "
+            "lower the learning rates or use --precision fp32; the checkpoints of earlier epochs are kept"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on: tensors and plain values."""
+        """Return everything that the next epoch depends on, as tensors and plain values."""
         return {
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -181,7 +184,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse."""
+        """Restore a state."""
         self.network.load_state_dict(state["network"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

@@ -1,4 +1,4 @@
-"""Held-out probabilities as the artifact would give them, and what they score."""
+"""Validation: held-out probabilities as the artifact computes them, the best rules and their Dice."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from cloudrt.search.tables import THRESHOLDS, BestRule, LabelledMaps, measure, m
 from .cache import DatasetCache
 
 COARSE = tuple(range(63, 240, 8))
-"""Thresholds that are searched after each epoch."""
+"""Thresholds to search after each epoch."""
 
 Autocast = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The best rules on the held-out images, their mean Dice, the loss, and the Dice of predicting nothing."""
+    """The best rules on the held-out images, their mean Dice, the loss, and the Dice of empty predictions."""
 
     found: list[BestRule]
     dice: float
@@ -41,23 +41,23 @@ class Validation:
 
 @dataclass(frozen=True)
 class Validator:
-    """What a network is validated with.
+    """Validates networks on the held-out images.
 
     Parameters
     ----------
     loss
-        Of the masks.
+        Loss of the masks.
     cache, positions
         The held-out images.
     batch_size
-        Images at once.
+        Images per batch.
     device, autocast
-        Where, and in which precision.
+        Device and precision.
     tta
-        Of `VIEWS`: the mean over flips, as the artifact that is exported with it would give.
+        Name of the test-time augmentation in `VIEWS`.
     scratch
-        A folder: the probabilities go to a memory-mapped file there that is gone afterwards, so that memory stays flat
-        however many images are held out.
+        Folder for a temporary memory-mapped file of the probabilities, so that memory use does not depend on the
+        number of images.
     """
 
     loss: nn.Module
@@ -72,11 +72,17 @@ class Validator:
     def run(
         self, network: nn.Module, config: NetworkConfig, final: bool = False, keep: Path | None = None
     ) -> Validation:
-        """Run the network over the held-out images and search the rules.
+        """Compute the held-out probabilities and search the rules.
 
-        In each epoch the best of a coarse grid of rules will do; the `final` rules are chosen from all 256 thresholds,
-        gates and presence as `cloudrt tune` chooses them, and their Dice is that out of fold. The probabilities are
-        also written to `keep`, for `cloudrt tune`.
+        Parameters
+        ----------
+        network, config
+            The network and its configuration.
+        final
+            Search all thresholds, gates and presence levels as `cloudrt tune` does, and report the out-of-fold Dice;
+            otherwise search a coarse grid of thresholds and min areas.
+        keep
+            File to store the probabilities in, for `cloudrt tune`.
         """
         width, height = config.labels.submit_grid[::-1]
         classes, images = len(config.labels.classes), len(self.positions)
@@ -110,7 +116,7 @@ class Validator:
     def _batch(
         self, network: nn.Module, config: NetworkConfig, image: torch.Tensor, truth: NDArray[np.uint8]
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Return the levels, the presence and the loss of a batch; the loss is that of the first view."""
+        """Return the levels, the presence and the loss of a batch; the loss is that of the first view (no flip)."""
         kept: list[torch.Tensor] = []
         autocast = self.autocast
 
@@ -150,7 +156,15 @@ def _search(
 def choose_no_data(
     run: Callable[[NetworkConfig], Validation], config: NetworkConfig
 ) -> tuple[NetworkConfig, Validation, float]:
-    """Return the configuration that scores higher, with or without subtracting no-data, its result, and the gain."""
+    """Validate with and without subtracting no-data.
+
+    Returns
+    -------
+    config, result
+        The better configuration and its validation.
+    gain
+        Dice with subtracting minus Dice without.
+    """
     on = replace(config, subtract_no_data=True)
     off = replace(config, subtract_no_data=False)
     with_bands, without = run(on), run(off)

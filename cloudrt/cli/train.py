@@ -1,4 +1,4 @@
-"""`cloudrt-train`: parse, train, say what came of it."""
+"""`cloudrt-train`: parse, train, print the result."""
 
 from __future__ import annotations
 
@@ -18,55 +18,80 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path), default=Path("data"))
-@click.option("--name", help="Name of the run; the date and time by default.")
+@click.option("--name", help="Name of the run. Default: date and time.")
 @click.option(
-    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of runs."
+    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of all runs."
 )
-@click.option("--overwrite", is_flag=True, help="Train into a run folder that exists.")
-@click.option("--resume", is_flag=True, help="Go on with a run that was cut short, after its last whole epoch.")
+@click.option("--overwrite", is_flag=True, help="Replace a run of the same name.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run after its last complete epoch.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of dataset caches. Default: the user's cache.")
 @click.option(
-    "--cache", type=click.Path(path_type=Path), help="Folder for decoded data sets; the user's cache by default."
+    "--architecture", default="FPN", show_default=True, help="Any architecture of segmentation_models_pytorch."
 )
-@click.option("--architecture", default="FPN", show_default=True, help="Any of segmentation_models_pytorch.")
-@click.option("--encoder", default="se_resnext101_32x4d", show_default=True, help="Any of segmentation_models_pytorch.")
+@click.option(
+    "--encoder",
+    default="se_resnext101_32x4d",
+    show_default=True,
+    help="Any encoder of segmentation_models_pytorch; those of timm begin with tu-.",
+)
 @click.option(
     "--encoder-weights",
-    type=click.Choice(["imagenet", "none"]),
     default="imagenet",
     show_default=True,
-    help="imagenet downloads them once.",
+    metavar="imagenet|none|FILE",
+    help="imagenet: from an installed package (extra weights), the local cache or the hub, in this order. FILE: a "
+    "state dict of timm, torchvision or segmentation_models_pytorch. none: random.",
 )
 @click.option(
     "--init",
     default="",
     metavar="PTH",
-    help="Start with the weights of this checkpoint, as far as they fit, instead of --encoder-weights.",
+    help="Checkpoint of cloudrt to initialise all fitting weights from, instead of --encoder-weights.",
 )
 @click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="Further argument of the architecture.")
-@click.option("--input-size", type=Size(), default="640x320", show_default=True, help="Multiples of 32.")
+@click.option(
+    "--input-size",
+    type=Size(),
+    default="640x320",
+    show_default=True,
+    help="WIDTHxHEIGHT of the network's input, multiples of 32.",
+)
 @click.option(
     "--presence",
     type=click.Choice(["none", "head", "top-k"]),
     default="none",
     show_default=True,
-    help="Decide apart from the masks whether a class is there: by a classification head, or by the highest pixels.",
+    help="Predict whether a class is present at all: with a classification head, or from the highest probabilities.",
 )
-@click.option("--presence-weight", default=0.5, show_default=True, help="Of the head's loss.")
-@click.option("--top-k", default=2000, show_default=True, help="How many pixels, for --presence top-k.")
-@click.option("--pretrain-epochs", default=0, show_default=True, help="Epochs on brightness alone, before the labels.")
-@click.option("--epochs", default=50, show_default=True)
-@click.option("--batch-size", default=6, show_default=True)
-@click.option("--accumulate", default=3, show_default=True, help="Batches behind each optimiser step.")
-@click.option("--optimizer", type=click.Choice(["radam", "adamw"]), default="radam", show_default=True)
-@click.option("--encoder-lr", default=1e-3, show_default=True)
-@click.option("--decoder-lr", default=2e-3, show_default=True)
-@click.option("--weight-decay", default=0.0, show_default=True)
+@click.option("--presence-weight", default=0.5, show_default=True, help="Weight of the head's loss; the masks' has 1.")
+@click.option("--top-k", default=2000, show_default=True, help="Number of pixels for --presence top-k.")
+@click.option(
+    "--label-smoothing",
+    default=0.0,
+    show_default=True,
+    help="Label smoothing of the classification head: 0.1 gives targets of 0.05 and 0.95.",
+)
+@click.option(
+    "--pretrain-epochs",
+    default=0,
+    show_default=True,
+    help="Epochs of pre-training on the brightness of partly hidden images.",
+)
+@click.option("--epochs", default=50, show_default=True, help="Number of epochs.")
+@click.option("--batch-size", default=6, show_default=True, help="Images per batch, per process.")
+@click.option("--accumulate", default=3, show_default=True, help="Batches per optimiser step.")
+@click.option(
+    "--optimizer", type=click.Choice(["radam", "adamw"]), default="radam", show_default=True, help="The optimiser."
+)
+@click.option("--encoder-lr", default=1e-3, show_default=True, help="Learning rate of the encoder.")
+@click.option("--decoder-lr", default=2e-3, show_default=True, help="Learning rate of all other parameters.")
+@click.option("--weight-decay", default=0.0, show_default=True, help="Weight decay.")
 @click.option(
     "--schedule",
     type=click.Choice(["plateau", "one-cycle", "cosine", "constant"]),
     default="plateau",
     show_default=True,
-    help="plateau multiplies the rates by 0.3 after 5 epochs without a lower held-out loss.",
+    help="Learning-rate schedule. plateau: multiply by 0.3 after 5 epochs without a lower held-out loss.",
 )
 @click.option(
     "--loss",
@@ -80,43 +105,63 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
     type=click.Choice(["batch", "samples"]),
     default="batch",
     show_default=True,
-    help="Count overlaps over a whole batch, or for each image.",
+    help="Compute overlaps over the whole batch, or per image.",
 )
 @click.option(
-    "--ema", default=0.0, show_default=True, help="Decay of the weights' moving average, such as 0.999; 0: none."
+    "--masks",
+    type=click.Choice(["all", "present"]),
+    default="all",
+    show_default=True,
+    help="present: compute dice, iou and lovasz only where an image has the class; bce, focal and the classification "
+    "head use all images.",
 )
-@click.option("--freeze-batchnorm", is_flag=True, help="Keep BatchNorm's statistics as they are.")
+@click.option(
+    "--ema",
+    default=0.0,
+    show_default=True,
+    help="Decay of the moving average of the weights, such as 0.999; 0 for none.",
+)
+@click.option("--freeze-batchnorm", is_flag=True, help="Keep the running statistics of BatchNorm.")
 @click.option(
     "--tta",
     type=click.Choice(["none", "h", "v", "hv"]),
     default="none",
     show_default=True,
-    help="Flips in validation; export with the same --tta.",
+    help="Flips at validation; give cloudrt-export the same --tta.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
     show_default=True,
-    help="auto is bf16 or fp16 on a GPU and fp32 on a CPU.",
+    help="auto: bf16 if the GPU or CPU has instructions for it (AVX-512 BF16, AMX), else fp16 on a GPU, fp32 on a CPU.",
 )
-@click.option("--validation-share", default=0.08, show_default=True, help="Part of the training images held out.")
-@click.option("--folds", default=0, show_default=True, help="Cross-validate in so many folds, stratified by classes.")
-@click.option("--fold", type=int, help="Train this one alone, from 0; all of them otherwise.")
-@click.option("--group-similar", is_flag=True, help="Keep images that look nearly alike in one fold.")
+@click.option("--validation-share", default=0.08, show_default=True, help="Fraction of the images to hold out.")
+@click.option(
+    "--folds", default=0, show_default=True, help="Cross-validate with this number of folds, stratified by classes."
+)
+@click.option("--fold", type=int, help="Train only this fold, from 0. Default: all.")
+@click.option("--group-similar", is_flag=True, help="Keep near-duplicate images in one fold.")
 @click.option(
     "--augment",
     type=click.Choice(["none", "flips", "notebook", "blur", "elastic", "strong"]),
     default="notebook",
     show_default=True,
+    help="Augmentation: flips; the notebook's flips, shift, scale and distortion; these with blur or elastic "
+    "distortion; or all of them with brightness and contrast.",
 )
-@click.option("--seed", default=142, show_default=True, help="The same seed gives the same run on a CPU.")
-@click.option("--workers", type=int, help="Processes that load images; by default up to 8 with a GPU, none without.")
+@click.option("--seed", default=142, show_default=True, help="Random seed; on a CPU, equal seeds give equal runs.")
+@click.option("--workers", type=int, help="Data-loading processes. Default: up to 8 with a GPU, else 0.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
-@click.option("--compile", is_flag=True, help="Let torch.compile make the network faster; takes minutes at first.")
-@click.option("--time-budget", type=Duration(), default="0", help="End after this time: 90m, 2h, or seconds.")
-@click.option("--tensorboard", is_flag=True, help="Write runs/NAME/tensorboard too.")
-@click.option("--limit", default=0, help="Use the first so many images only, for a quick look.")
+@click.option("--compile", is_flag=True, help="Use torch.compile; compiling takes minutes.")
+@click.option(
+    "--time-budget",
+    type=Duration(),
+    default="0",
+    help="Maximum time of training, such as 90m, 2h or seconds; the schedule is shortened to fit. Default: no limit.",
+)
+@click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs, to runs/NAME/tensorboard.")
+@click.option("--limit", default=0, help="Use only this number of images, for a quick check. Default: all.")
 @reports_errors
 def train(
     data: Path,
@@ -132,25 +177,25 @@ def train(
 ) -> None:
     """Train on DATA (default: data/), a folder in the competition's layout, and find the rule of each class.
 
-    Writes best.pth, last.pth, config.json, history.csv and curves.png into runs/NAME. With --folds, each fold has a
-    folder of its own there, all share the rules that are chosen on the images that each had held out, and oof.npz
-    keeps those probabilities. On several GPUs or machines, start it with torchrun.
+    Writes best.pth, last.pth, config.json, held_out.txt, history.csv and curves.png to runs/NAME. With --folds, each
+    fold has a folder there, all share the rules that are chosen on the held-out predictions of all folds, and oof.npz
+    contains these predictions. To train on several GPUs or machines, start it with torchrun.
     """
     from cloudrt.data.folder import open_data
 
-    open_data(data)  # before the seconds that torch takes to load
+    open_data(data)  # check the data before importing torch, which takes seconds
     say_logs("cloudrt", logging.INFO)
     if resume and not name:
-        raise Failure("--resume goes on with a run: give its --name")
+        raise Failure("--resume needs the --name of the run")
     if resume and overwrite:
-        raise Failure("--resume goes on, --overwrite begins afresh: give one of them")
+        raise Failure("--resume and --overwrite exclude each other")
     if fold is not None and not settings["folds"]:
-        raise Failure("--fold is one of --folds")
+        raise Failure("--fold needs --folds")
     folder = runs / (name or time.strftime("%Y%m%d-%H%M%S"))
     every = settings["folds"] and fold is None
     traces = ("config.json", "best.pth", "folds.json", "fold-0")
     if any((folder / trace).exists() for trace in traces) and not (overwrite or resume):
-        raise Failure(f"{folder} holds a run already: --resume it, give another --name, or --overwrite")
+        raise Failure(f"{folder} contains a run: use --resume, another --name, or --overwrite")
     from cloudrt.train.config import TrainConfig
     from cloudrt.train.cross import cross_validate
     from cloudrt.train.loop import train as run
@@ -163,19 +208,19 @@ def train(
     if every:
         crossed = cross_validate(config, data, folder, root, progress_bar, resume=resume)
         click.echo(
-            f"Out-of-fold Dice {crossed.dice:.4f}, folds alone {', '.join(f'{one:.4f}' for one in crossed.folds)} "
-            f"(predicting nothing scores {crossed.all_empty:.4f})"
+            f"Out-of-fold Dice {crossed.dice:.4f} (empty predictions: {crossed.all_empty:.4f}); each fold with its own "
+            f"rules: {', '.join(f'{one:.4f}' for one in crossed.folds)}"
         )
         click.echo(
             f"Next: cloudrt-export {quote(str(folder))}/fold-*/best.pth{tta} -o {quote(str(folder / 'model.onnx'))}"
         )
         return
     result = run(config, data, folder, root, bar=progress_bar, resume=resume)
-    if result.epoch == 0:  # of several processes, the first one tells
+    if result.epoch == 0:  # only rank 0 reports
         return
     click.echo(
-        f"Held-out Dice {result.dice:.4f} at epoch {result.epoch} (predicting nothing scores {result.all_empty:.4f}), "
-        f"{result.images_per_second:.1f} images/s in training"
+        f"Held-out Dice {result.dice:.4f} at epoch {result.epoch} (empty predictions: {result.all_empty:.4f}), "
+        f"{result.images_per_second:.1f} training images/s"
     )
     click.echo(f"Next: cloudrt-export {quote(str(folder / 'best.pth'))}{tta}")
 
@@ -194,7 +239,7 @@ def _options(texts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _workers(wanted: int | None, device: str) -> int:
-    """Return how many loader processes: none on a CPU, where they would take cores from the network."""
+    """Return the number of data-loading processes: 0 on a CPU, where they would take cores from the network."""
     if wanted is not None:
         return wanted
     import torch

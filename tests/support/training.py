@@ -23,6 +23,7 @@ SMALL = TrainConfig(
     batch_size=4,
     accumulate=2,
     validation_share=0.2,
+    precision="fp32",
 )
 TOGETHER = replace(
     SMALL,

@@ -89,3 +89,16 @@ def test_what_is_damaged_or_unsealed_is_removed(tmp_path: Path) -> None:
     sound.with_name("sound" + SEAL).write_bytes(b"\xff")
     remove_damaged([sound])
     assert not list(tmp_path.iterdir())
+
+
+def test_limits_are_those_of_the_reference() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    table = [line for line in text.partition("## Caches")[2].partition("\n## ")[0].splitlines() if line.startswith("| `")]
+    units = {"MiB": 2**20, "GiB": 2**30}
+    found: dict[str, int] = {}
+    for line in table:
+        names, _, limits = (cell.strip() for cell in line.strip("|").split("|"))
+        *sizes, unit = limits.replace(",", "").replace("and ", "").split()
+        for name, size in zip(names.split(", "), sizes, strict=True):
+            found[name.strip("`/")] = int(size) * units[unit]
+    assert found == cache.LIMITS

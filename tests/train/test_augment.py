@@ -1,4 +1,4 @@
-"""What training changes: augmentations, losses, brightness."""
+"""Augmentations, losses, and pre-training on brightness."""
 
 from __future__ import annotations
 
@@ -98,3 +98,46 @@ def test_sums_of_losses_are_parsed_and_weighed() -> None:
             parse_loss(wrong)
     with pytest.raises(DataError, match=r"dyce.*dice"):
         parse_loss("bce+dyce")
+
+
+@pytest.mark.parametrize("over", ["batch", "samples"])
+@pytest.mark.parametrize("name", ["dice", "iou", "lovasz"])
+def test_masks_present_averages_over_the_pairs_that_have_the_class(name: str, over: str) -> None:
+    """Against the loss of each pair of image and class alone, and its gradient."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(3, 4, 12, 20, generator=generator).requires_grad_()
+    truth = (torch.rand(3, 4, 12, 20, generator=generator) > 0.6).float()
+    present = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
+    truth[~present] = 0
+    one = build_loss(name)
+    each = [
+        [one(logits[i : i + 1, c : c + 1], truth[i : i + 1, c : c + 1]) for c in range(4) if present[i, c]]
+        for i in range(3)
+    ]
+    pairs = [pair for image in each for pair in image]
+    images = [torch.stack(image).mean() if image else torch.zeros(()) for image in each]
+    wanted = torch.stack(images if over == "samples" else pairs).mean()
+    found = build_loss(name, over, "present")(logits, truth)
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    (ours,) = torch.autograd.grad(found, logits)
+    (theirs,) = torch.autograd.grad(wanted, logits)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-8)
+    assert float(build_loss(name, over, "present")(logits, torch.zeros_like(truth)).detach()) == 0.0
+
+
+@pytest.mark.parametrize("name", ["bce", "focal"])
+def test_masks_present_leaves_losses_of_pixels_as_they_are(name: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(3, 4, 12, 20, generator=generator)
+    truth = torch.zeros_like(logits)
+    assert torch.equal(build_loss(name, "batch", "present")(logits, truth), build_loss(name)(logits, truth))
+
+
+def test_options_without_effect_are_refused() -> None:
+    with pytest.raises(DataError, match="masks=present needs one of the losses dice, iou, lovasz, found 'bce'"):
+        replace(SMALL, masks="present", loss="bce")
+    with pytest.raises(DataError, match="label_smoothing applies to the classification head"):
+        replace(SMALL, label_smoothing=0.1)
+    for wrong in (-0.1, 1.0):
+        with pytest.raises(DataError, match="label_smoothing must be at least 0"):
+            replace(SMALL, label_smoothing=wrong, presence="head")

@@ -36,7 +36,7 @@ def test_folds_hold_every_image_once_and_the_classes_in_equal_parts() -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 6
     assert all((one == other).all() for one, other in zip(parts, folds(cache, 5, 9), strict=True))
     assert any(len(a) != len(b) or (a != b).any() for a, b in zip(parts, folds(cache, 5, 8), strict=True))
-    with pytest.raises(DataError, match="500 folds need as many"):
+    with pytest.raises(DataError, match="500 folds need at least 500"):
         folds(cache, 500, 9)
 
 

@@ -1,4 +1,4 @@
-"""What a run's weights start from, and when several processes agree that it ends."""
+"""The initial weights of a run from a checkpoint, and the time budget of several processes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from support.networks import OPTIONS, make_checkpoint
 from cloudrt.cli.train import train as command
 from cloudrt.data.folder import open_data
 from cloudrt.errors import ArtifactError, DataError
+from cloudrt.labels import CLOUDS
 from cloudrt.model.network import Checkpoint, NetworkConfig
 
 SMALL = TrainConfig(
@@ -30,6 +31,7 @@ SMALL = TrainConfig(
     epochs=1,
     batch_size=3,
     accumulate=1,
+    precision="fp32",
 )
 
 
@@ -37,15 +39,17 @@ def network_config(config: TrainConfig) -> NetworkConfig:
     return NetworkConfig("FPN", config.encoder, OPTIONS, config.input_size, presence=config.presence)
 
 
-def test_a_run_starts_with_a_checkpoints_weights_and_its_licence(tmp_path: Path) -> None:
+def test_a_run_starts_with_a_checkpoints_weights_statistics_and_licence(tmp_path: Path) -> None:
     """What the checkpoint lacks, here the classification head, starts from scratch."""
     path = tmp_path / "best.pth"
-    replace(make_checkpoint(path, seed=7), weights_license="as ImageNet's").save(path)
+    made = make_checkpoint(path, seed=7, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    replace(made, weights_license="as ImageNet's").save(path)
     given = Checkpoint.load(path).weights
     config = replace(SMALL, init=str(path), presence="head")
-    network, licence = start(config, network_config(config), resumed=False)
-    assert licence == "as ImageNet's"
-    own = network.state_dict()
+    begun = start(config, CLOUDS)
+    assert begun.license == "as ImageNet's"
+    assert begun.config == replace(network_config(config), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    own = begun.network.state_dict()
     assert set(own) - set(given) == {"classification_head.3.weight", "classification_head.3.bias"}
     assert all(torch.equal(own[name], value) for name, value in given.items())
 
@@ -53,10 +57,10 @@ def test_a_run_starts_with_a_checkpoints_weights_and_its_licence(tmp_path: Path)
 def test_weights_that_cannot_be_taken_are_one_line(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "other.pth", encoder="tu-regnety_002")
     config = replace(SMALL, init=str(tmp_path / "other.pth"))
-    with pytest.raises(DataError, match=r"other.pth: its encoder is another; start from a network with the same"):
-        start(config, network_config(config), resumed=False)
+    with pytest.raises(DataError, match=r"other.pth has another encoder: use a checkpoint with the same"):
+        start(config, CLOUDS)
     with pytest.raises(ArtifactError, match=r"gone.pth is missing"):
-        start(replace(config, init="gone.pth"), network_config(config), resumed=False)
+        start(replace(config, init="gone.pth"), CLOUDS)
 
 
 def test_the_command_takes_init(scenes: Path, cached: Path, tmp_path: Path) -> None:
@@ -102,7 +106,7 @@ def test_processes_end_together_when_the_first_ones_time_is_up(scenes: Path, cac
             return 1000.0  # seconds of the first process
 
     config = replace(SMALL, schedule="cosine", time_budget=900.0)
-    network, _ = start(config, network_config(config), resumed=False)
+    network = start(config, CLOUDS).network
     cache = open_cache(open_data(scenes), config.input_size, cached)
     dataset = CloudDataset(cache, np.arange(12), network_config(config), "none", 0)
     trainer = Trainer(config, network, dataset, torch.device("cpu"), Second())

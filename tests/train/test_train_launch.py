@@ -1,4 +1,4 @@
-"""Several processes that train: one is killed in the middle, and the run goes on as if it never was."""
+"""Distributed training: one process is killed, and the resumed run ends with the same weights."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from cloudrt.train.loop import train
 from cloudrt.train.trainer import Trainer
 torch.set_num_threads(1)
 real, how = Trainer._batch, sys.argv[5]
-def batch(self, image, target, epoch, position, last):
-    if how == "killed" and os.environ["RANK"] == "1" and (epoch, position) == (2, 2):
+def batch(self, image, target, position, last):
+    if how == "killed" and os.environ["RANK"] == "1" and (self.batches.epoch, position) == (2, 2):
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, image, target, epoch, position, last)
+    return real(self, image, target, position, last)
 Trainer._batch = batch
 values = json.loads(sys.argv[1])
 values["input_size"] = tuple(values["input_size"])
 try:
     reports_errors(train)(TrainConfig(**values), *map(Path, sys.argv[2:5]), resume=how == "resumed")
-except Failure as failure:  # the one that is left, where it notices before it is ended
+except Failure as failure:  # of the remaining process, if it notices before the launcher stops it
     failure.show()
     sys.exit(failure.exit_code)
 """
@@ -61,7 +61,7 @@ def test_a_killed_process_ends_the_run_in_one_line_and_it_goes_on(scenes: Path, 
     assert killed.returncode == 2, killed.stderr
     assert "Traceback" not in killed.stderr
     line = killed.stderr.splitlines()[-1]
-    assert re.match(r"Error: process 1 of the training ended with SIGKILL; .* with --resume goes on from there$", line)
+    assert re.match(r"Error: process 1 of the training ended with SIGKILL; .* with --resume to continue$", line)
     assert (tmp_path / "cut" / "state.pth").exists()
     resumed = run("cut", "resumed")
     assert resumed.returncode == 0, resumed.stderr
@@ -74,8 +74,8 @@ def test_a_killed_process_ends_the_run_in_one_line_and_it_goes_on(scenes: Path, 
 def test_wrong_use_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cloudrt.train.launch"]
     for words, named in (
-        (["data/"], "give the run a --name"),
-        (["--processes", "2", "--nodes", "2", "data/", "--name", "x"], "need one to meet at: --head HOST:PORT"),
+        (["data/"], "--name is required"),
+        (["--processes", "2", "--nodes", "2", "data/", "--name", "x"], "2 machines need --head HOST:PORT"),
         (["--processes", "1", str(tmp_path), "--name", "x"], "process 0 of the training ended with status 2"),
     ):
         done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=120)
