@@ -13,8 +13,10 @@ from pathlib import Path
 
 import onnx
 
+from cloudrt.engines.base import BATCH_SIZES
 from cloudrt.engines.choice import emulation
-from cloudrt.errors import DataError
+from cloudrt.engines.tensorrt_check import TensorrtCheck, check, is_installed
+from cloudrt.errors import ArtifactError, DataError
 from cloudrt.model.artifact import Artifact
 from cloudrt.model.parity import TOLERANCES, Parity, Tolerances
 from cloudrt.system.files import replacing
@@ -47,6 +49,10 @@ class Target:
         Provider that runs the artifact for the comparison. "auto" takes the fastest one that works here.
     tolerances
         Limits of the gate. None takes those of the precision.
+    batch_size
+        Batch size of an engine that TensorRT builds for the gate; 0 takes the provider's default.
+    check
+        GPU generations to build TensorRT engines for, of `cloudrt.engines.tensorrt_check.TARGETS`.
 
     Raises
     ------
@@ -58,6 +64,8 @@ class Target:
     int8_target: str = "cpu"
     provider: str = "auto"
     tolerances: Tolerances | None = None
+    batch_size: int = 0
+    check: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -102,7 +110,9 @@ class Exported:
         Number of layers that could be lowered; those that were not are in `artifact.kept_fp32`.
     speed
         Speed relative to the same network in fp32, in the gate's provider on this machine. None where it was not
-        measured because the provider emulates the precision.
+        measured: the provider emulates the precision, or would build another engine.
+    tensorrt
+        What TensorRT's parser and builder made of it, or why they refuse it; None without TensorRT for RTX.
     """
 
     path: Path
@@ -113,6 +123,7 @@ class Exported:
     networks_per_image: int
     layers: int
     speed: float | None = None
+    tensorrt: TensorrtCheck | str | None = None
 
 
 def export(
@@ -143,7 +154,7 @@ def export(
     if os.path.realpath(output) in source.files:
         raise DataError(f"{output} is the checkpoint itself: give another output")
     metadata = describe(source.ensemble, target.precision, int8_target=target.layout)
-    gate = Gate(source.reference, target.limits, metadata, provider)
+    gate = Gate(source.reference, target.limits, metadata, provider, target.batch_size)
     if target.precision != "fp32":
         source.fp32_gate().check(source.model)
     layers, convert = _conversion(source, target)
@@ -155,7 +166,7 @@ def export(
     speed = None
     # On a CPU an fp16 artifact runs in fp32: nothing to compare.
     lowered = target.precision == "int8" or (target.precision == "fp16" and provider != "cpu")
-    if lowered and emulation(provider, artifact) is None:
+    if lowered and emulation(provider, artifact) is None and not gate.builds:
         baseline = finish(source.model, describe(source.ensemble, "fp32"))
         speed = measure_speed(finished, baseline, provider, source.compared.images)
     return Exported(
@@ -167,7 +178,19 @@ def export(
         networks_per_image=source.ensemble.networks_per_image,
         layers=len(layers),
         speed=speed,
+        tensorrt=check_tensorrt(finished, artifact, target),
     )
+
+
+def check_tensorrt(model: onnx.ModelProto, artifact: Artifact, target: Target) -> TensorrtCheck | str | None:
+    """Return what TensorRT makes of an artifact, or why it refuses it; None where it is not installed."""
+    reason = emulation("tensorrt", artifact)
+    if reason or not is_installed():
+        return reason
+    try:
+        return check(model, artifact, target.batch_size or BATCH_SIZES["tensorrt"], target.check)
+    except ArtifactError as error:
+        return str(error)
 
 
 def _conversion(source: ExportSource, target: Target) -> tuple[list[str], Callable[[Collection[str]], onnx.ModelProto]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from cloudrt.engines.availability import problem
 from cloudrt.engines.base import Engine, EngineOptions
@@ -18,10 +20,12 @@ from cloudrt.model.parity import Parity, Tolerances
 from .graph import finish
 from .half import emulate_half
 from .keep import order_by_damage, smallest_kept
-from .parity import Reference
+from .parity import Reference, Runner
 
 logger = logging.getLogger(__name__)
 
+BUILDERS = ("tensorrt", "tensorrt-rtx")
+"""Providers that build an engine for each model and batch size."""
 ADVICE = {
     "fp32": "other versions of torch and onnxscript (the conversion itself is wrong, at any precision), or wider "
     "tolerances",
@@ -44,12 +48,20 @@ class Gate:
         The metadata of the model, with its precision and int8 target.
     provider
         Provider that runs the model; never "auto".
+    batch_size
+        Batch size of an engine that TensorRT builds; 0 takes the provider's default.
     """
 
     reference: Reference
     tolerances: Tolerances
     artifact: Artifact
     provider: str
+    batch_size: int = 0
+
+    @property
+    def builds(self) -> bool:
+        """Whether the provider builds an engine for each model, which takes up to minutes."""
+        return self.provider in BUILDERS
 
     @property
     def emulates(self) -> str:
@@ -68,7 +80,8 @@ class Gate:
         if self.emulates and self.artifact.precision == "fp16":
             emulated = emulate_half(finished)
             return open_engine(emulated, "cpu", None, options=EngineOptions(emulate=True))
-        return open_engine(finished, self.provider, None, options=EngineOptions(emulate=bool(self.emulates)))
+        size = self.batch_size if self.builds else None
+        return open_engine(finished, self.provider, size, options=EngineOptions(emulate=bool(self.emulates)))
 
     def measure(
         self, model: onnx.ModelProto, advance: Callable[[int], object] | None = None, *, give_up: bool = False
@@ -76,7 +89,7 @@ class Gate:
         """Return the differences of a model; with `give_up`, None as soon as it is certain to fail."""
         said = f"{self.provider}, {self.emulates}" if self.emulates else self.provider
         with self.open(model) as engine:
-            return self.reference.measure(engine.run, said, self.tolerances if give_up else None, advance)
+            return self.reference.measure(_any_size(engine), said, self.tolerances if give_up else None, advance)
 
     def check(self, model: onnx.ModelProto, advance: Callable[[int], object] | None = None) -> Parity:
         """Return the differences of a model that passes.
@@ -95,7 +108,22 @@ class Gate:
     def damage(self, model: onnx.ModelProto) -> float:
         """Return the mean absolute difference on one batch, in levels of 1/255."""
         with self.open(model) as engine:
-            return self.reference.damage(engine.run)
+            return self.reference.damage(_any_size(engine))
+
+
+def _any_size(engine: Engine) -> Runner:
+    """Return a function that runs any number of images; the last batch of a fixed size is filled up."""
+    size = engine.batch_size
+    if size is None:
+        return engine.run
+
+    def run(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        count = len(images)
+        found = [engine.run(images[np.arange(begin, begin + size) % count]) for begin in range(0, count, size)]
+        heads = [head for _, head in found if head is not None]
+        return np.concatenate([one for one, _ in found])[:count], np.concatenate(heads)[:count] if heads else None
+
+    return run
 
 
 def choose_gate_provider(artifact: Artifact, wanted: str = "auto") -> str:
@@ -132,6 +160,9 @@ def lower(
 ) -> tuple[onnx.ModelProto, Parity, tuple[str, ...]]:
     """Convert a model to a lower precision, keeping as few layers as possible in fp32 so that it passes.
 
+    Where the provider builds an engine for each model, layers are searched by emulation on the CPU, and one engine is
+    built, for the model that passes there.
+
     Parameters
     ----------
     gate
@@ -152,6 +183,9 @@ def lower(
     ParityError
         The model does not pass, whichever layers are kept in fp32.
     """
+    if gate.builds:
+        model, _, kept_there = lower(replace(gate, provider="cpu"), layers, convert, advance)
+        return model, gate.check(model), kept_there
     model = convert(())
     parity = gate.measure(model, advance)
     assert parity is not None

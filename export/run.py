@@ -15,7 +15,9 @@ from pathlib import Path
 from time import perf_counter
 
 from cloudrt.engines.choice import choose_provider, open_engine
+from cloudrt.engines.tensorrt_check import TARGETS, TensorrtCheck, check, require_tensorrt
 from cloudrt.errors import CloudrtError, DataError, ParityError
+from cloudrt.model.artifact import load_model, parse_artifact
 from cloudrt.model.parity import TOLERANCES, Tolerances, Verdict
 from cloudrt.system.files import replacing
 from cloudrt.system.machine import describe_machine
@@ -54,7 +56,9 @@ class ExportRequest:
     build_engine
         Whether to build TensorRT's engine.
     batch_size
-        Batch size of the engine, and maximum batch size of Triton.
+        Batch size of TensorRT's engines, and maximum batch size of Triton.
+    check
+        "tensorrt" to build engines for `cloudrt.engines.tensorrt_check.TARGETS`, which needs no GPU.
 
     Raises
     ------
@@ -73,11 +77,12 @@ class ExportRequest:
     triton: Path | None = None
     build_engine: bool = False
     batch_size: int = 32
+    check: str = ""
 
     def __post_init__(self) -> None:
         for checkpoint in self.checkpoints:
             if checkpoint.suffix == ".onnx":
-                raise DataError(f"{checkpoint} is an artifact already: give the checkpoint it was exported from")
+                raise DataError(f"{checkpoint} is an artifact already: give its checkpoint, or --check tensorrt")
         if any(math.isnan(value) for value in self.limits.values()):
             raise DataError("nan is not a limit: give a number")
         if self.precision == "all" and (self.triton or self.build_engine):
@@ -100,7 +105,14 @@ class ExportRequest:
         for precision in self.outputs:
             tighten = self.precision == "all" and precision != "int8"
             tolerances = limited(TOLERANCES[precision], self.limits, tighten=tighten)
-            target = Target(precision, self.int8_target, self.provider, tolerances)
+            target = Target(
+                precision=precision,
+                int8_target=self.int8_target,
+                provider=self.provider,
+                tolerances=tolerances,
+                batch_size=self.batch_size,
+                check=TARGETS if self.check else (),
+            )
             targets.append(replace(target, provider=target.gate_provider()))
         return targets
 
@@ -169,8 +181,11 @@ def run_export(
     CloudrtError
         A checkpoint, the images or the provider cannot be used.
     """
+    # Before anything slow:
     if request.build_engine:
-        choose_provider("tensorrt")  # fails before anything slow if TensorRT is missing
+        choose_provider("tensorrt")
+    if request.check:
+        require_tensorrt()
     targets = request.targets()
     options = replace(request.options, calibrate="int8" in request.outputs)
     source = ExportSource(request.checkpoints, options)
@@ -196,6 +211,24 @@ def run_export(
         seconds = build_engine(written[0].path, request.batch_size)
     shared = len({one.rules for one in source.ensemble.checkpoints}) == 1
     return ExportSummary(written, refused, shared, triton, seconds)
+
+
+def check_artifacts(artifacts: Sequence[Path], batch_size: int) -> dict[Path, TensorrtCheck]:
+    """Return what TensorRT makes of artifacts: it parses them, and builds their engines for every target.
+
+    Raises
+    ------
+    ArtifactError
+        A file is no artifact, or TensorRT refuses it.
+    ProviderError
+        TensorRT for RTX is not installed.
+    """
+    require_tensorrt()
+    found = {}
+    for path in artifacts:
+        model = load_model(path)
+        found[path] = check(model, parse_artifact(model, path), batch_size)
+    return found
 
 
 def _export_one(
@@ -254,6 +287,7 @@ def write_figures(path: Path, source: ExportSource, written: Sequence[Exported])
                 "layers": done.layers,
                 "kept_fp32": list(done.artifact.kept_fp32),
                 "speed_beside_fp32": done.speed,
+                "tensorrt": done.tensorrt.to_dict() if isinstance(done.tensorrt, TensorrtCheck) else done.tensorrt,
             }
             for done in written
         ],

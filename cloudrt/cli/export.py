@@ -84,7 +84,12 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
     type=click.IntRange(1),
     default=32,
     show_default=True,
-    help="Batch size of the TensorRT engine, and maximum batch size of Triton.",
+    help="Batch size of TensorRT's engines, and maximum batch size of Triton.",
+)
+@click.option(
+    "--check",
+    type=click.Choice(["tensorrt"]),
+    help="Build TensorRT engines for three GPU generations; needs no GPU. Of artifacts (.onnx), does nothing else.",
 )
 @reports_errors
 def export(
@@ -105,6 +110,7 @@ def export(
     triton: Path | None,
     build_engine: bool,
     batch_size: int,
+    check: str | None,
 ) -> None:
     """Convert MODEL.PTH to an ONNX artifact that gives the same submission, or write nothing.
 
@@ -113,7 +119,13 @@ def export(
     choice of layers passes, the command fails with status 2 and says what to try.
     """
     say_logs("cloudrt", logging.INFO)
-    from cloudrt.cli.export_report import show_all, show_next, show_result
+    from cloudrt.cli.export_report import show_all, show_checks, show_next, show_refusals, show_result
+
+    if check and all(path.suffix == ".onnx" for path in checkpoints):
+        from cloudrt.export.run import check_artifacts
+
+        show_checks(check_artifacts(checkpoints, batch_size))
+        return
     from cloudrt.export.run import ExportRequest, run_export
     from cloudrt.export.source import SourceOptions
 
@@ -136,6 +148,7 @@ def export(
         triton=triton,
         build_engine=build_engine,
         batch_size=batch_size,
+        check=check or "",
     )
     done = run_export(request, progress_bar, show_result)
     if precision == "all":
@@ -144,3 +157,5 @@ def export(
         show_next(request, done)
     if done.refused:
         raise Failure(f"{', '.join(done.refused)} did not pass the gate and was not written; the others were")
+    if check:
+        show_refusals(done)

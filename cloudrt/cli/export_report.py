@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from cloudrt.system.terminal import Failure
+
 if TYPE_CHECKING:
+    from cloudrt.engines.tensorrt_check import TensorrtCheck
     from cloudrt.export.export import Exported
     from cloudrt.export.run import ExportRequest, ExportSummary, PrecisionResult
 
@@ -38,6 +43,30 @@ def show_result(result: PrecisionResult) -> None:
     if done.speed is not None:
         slower = "; use the fp32 artifact here" if done.speed < 0.95 else ""
         click.echo(f"{done.speed:.2f}x the speed of fp32 in {done.parity.provider} on this machine{slower}")
+    if isinstance(done.tensorrt, str):
+        click.echo(f"TensorRT does not take it: {done.tensorrt}")
+    elif done.tensorrt:
+        show_checks({done.path: done.tensorrt})
+
+
+def show_checks(checks: Mapping[Path, TensorrtCheck]) -> None:
+    """Print what TensorRT makes of artifacts."""
+    for path, one in checks.items():
+        click.echo(f"{path}: accepted by TensorRT for RTX {one.version}, {one.layers} layers")
+    rows = [
+        (path.name, engine.target, f"{engine.bytes / 1e6:.1f}", f"{engine.seconds:.1f}")
+        for path, one in checks.items()
+        for engine in one.engines
+    ]
+    if rows:
+        _show_table("TensorRT engines", ("artifact", "GPUs", "MB", "built in s"), rows)
+
+
+def show_refusals(done: ExportSummary) -> None:
+    """Fail where TensorRT refuses an artifact that was written."""
+    refused = [f"{one.path}: {one.tensorrt}" for one in done.written if isinstance(one.tensorrt, str)]
+    if refused:
+        raise Failure(f"written, but not for TensorRT: {'; '.join(refused)}")
 
 
 def show_all(done: ExportSummary) -> None:
@@ -54,12 +83,13 @@ def show_all(done: ExportSummary) -> None:
                 f"{parity.empty_mismatch:.2%}" if parity.has_rules else "-",
                 f"{kept} of {one.layers}" if one.layers else "-",
                 _speed_text(one),
+                {str: "refused", type(None): "-"}.get(type(one.tensorrt), "accepted"),
             )
         )
     for precision, error in done.refused.items():
         click.echo(f"{precision}: {error}", err=True)
-        rows.append((precision, "refused", *[""] * 5))
-    columns = ("", "MB", "Dice", "difference", "empty in one", "fp32 layers", "speed")
+        rows.append((precision, "refused", *[""] * 6))
+    columns = ("", "MB", "Dice", "difference", "empty in one", "fp32 layers", "speed", "TensorRT")
     _show_table("Parity with PyTorch fp32; speed relative to the fp32 artifact", columns, rows)
 
 
@@ -85,10 +115,10 @@ def _speed_text(done: Exported) -> str:
         return "1.00x"
     if done.speed is not None:
         return f"{done.speed:.2f}x"
-    return "as fp32" if done.artifact.precision == "fp16" else "not run"
+    return "as fp32" if done.artifact.precision == "fp16" and done.parity.provider.startswith("cpu") else "not run"
 
 
-def _show_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _show_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 

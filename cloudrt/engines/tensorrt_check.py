@@ -73,6 +73,12 @@ def is_installed() -> bool:
     return find_spec(MODULE) is not None and find_spec("tensorrt_rtx_libs") is not None
 
 
+def require_tensorrt() -> None:
+    """Raise ProviderError, with the remedy, where TensorRT for RTX is not installed."""
+    if not is_installed():
+        raise ProviderError(f"TensorRT for RTX is not installed: {INSTALL}")
+
+
 def check(
     model: onnx.ModelProto,
     artifact: Artifact,
@@ -88,8 +94,7 @@ def check(
     ProviderError
         TensorRT for RTX is not installed.
     """
-    if not is_installed():
-        raise ProviderError(f"TensorRT for RTX is not installed: {INSTALL}")
+    require_tensorrt()
     import tensorrt_rtx_bindings as trt
 
     log = _log()
