@@ -93,7 +93,8 @@ def test_what_is_damaged_or_unsealed_is_removed(tmp_path: Path) -> None:
 
 def test_limits_are_those_of_the_reference() -> None:
     text = (Path(__file__).parents[2] / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
-    table = [line for line in text.partition("## Caches")[2].partition("\n## ")[0].splitlines() if line.startswith("| `")]
+    section = text.partition("## Caches")[2].partition("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("| `")]
     units = {"MiB": 2**20, "GiB": 2**30}
     found: dict[str, int] = {}
     for line in table:
