@@ -54,7 +54,7 @@ def test_a_killed_process_ends_the_run_in_one_line_and_it_goes_on(scenes: Path, 
     def run(folder: str, how: str) -> subprocess.CompletedProcess[str]:
         words = [json.dumps(TOGETHER.to_dict()), str(scenes), str(tmp_path / folder), str(cached), how]
         command = [sys.executable, "-c", LAUNCH, str(tmp_path / "run.py"), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
 
     assert run("whole", "whole").returncode == 0
     killed = run("cut", "killed")
@@ -78,7 +78,7 @@ def test_wrong_use_is_one_line(tmp_path: Path) -> None:
         (["--processes", "2", "--nodes", "2", "data/", "--name", "x"], "2 machines need --head HOST:PORT"),
         (["--processes", "1", str(tmp_path), "--name", "x"], "process 0 of the training ended with status 2"),
     ):
-        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         assert named in done.stderr.splitlines()[-1]
