@@ -96,7 +96,9 @@ class OrtEngine:
         try:
             found = self._run(batch)
         except REFUSALS as error:
-            raise self._explain(error, ProviderError(f"{self.provider} failed on a batch of {len(batch)}")) from error
+            # Its frames hold buffers and the session, whose memory a smaller batch may need at once.
+            cause = error.with_traceback(None)
+            raise self._explain(cause, ProviderError(f"{self.provider} failed on a batch of {len(batch)}")) from cause
         return found["probability"], found.get("presence")
 
     def empty(self, batches: int) -> NDArray[np.uint8]:

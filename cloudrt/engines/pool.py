@@ -120,7 +120,7 @@ class EnginePool:
             self._release()
             self.batch_size = batch_size
             try:
-                self._open()
+                self._open_smaller()
             except BaseException as error:
                 self._gone = (
                     error if isinstance(error, CloudrtError) else ProviderError(f"engines could not be opened: {error}")
@@ -129,6 +129,16 @@ class EnginePool:
             finally:
                 self._claimed = False
                 self._turn.notify_all()
+
+    def _open_smaller(self) -> None:
+        """Open the engines, with half the batch as long as there is no memory for them."""
+        while True:
+            try:
+                return self._open()
+            except MemoryExhausted:
+                if self.batch_size == 1:
+                    raise
+                self.batch_size //= 2
 
     def close(self) -> None:
         """Release the engines once they are done with what they are at; who comes after that is told so."""

@@ -5,6 +5,7 @@ Stand-ins raise what ONNX Runtime raises, or make ONNX Runtime itself raise it; 
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +105,62 @@ def test_memory_that_runs_out_halves_the_batch(gpu: Gpu, model: Path) -> None:
         assert segmenter.batch_size == 2
 
 
+def test_memory_that_another_process_takes_halves_it_again(gpu: Gpu, model: Path) -> None:
+    """Batches of 4 cannot even be opened when those of 8 have failed."""
+    runs: list[int] = []
+
+    def fault(size: int) -> Exception | None:
+        runs.append(size)
+        return RuntimeError(OUT_OF_MEMORY) if size == 4 or (size == 8 and runs.count(8) > 4) else None
+
+    gpu.fault = fault
+    pictures = [np.full((64, 96, 3), 10 * number, np.uint8) for number in range(20)]
+    with Segmenter(model, provider="cuda", plan=Plan("cuda", 8)) as segmenter:
+        results = list(segmenter.predict(pictures))
+        assert segmenter.batch_size == 2
+    assert len(results) == 20 and not any(result.error for result in results)
+
+
+def test_a_batch_that_failed_holds_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of the runtime would keep the session alive while a smaller one is opened."""
+
+    class Full(SESSION):  # type: ignore[misc]
+        def __init__(self, content: bytes, options: object, **_: object) -> None:
+            super().__init__(content, options, providers=["CPUExecutionProvider"])
+
+        def run(self, *_: object) -> None:
+            raise RuntimeError(OUT_OF_MEMORY)
+
+    monkeypatch.setattr("cloudrt.engines.session.onnxruntime.InferenceSession", Full)
+    engine = open_engine(MODEL, "cpu", 2)
+    session = weakref.ref(engine._session)  # type: ignore[attr-defined]
+    with pytest.raises(MemoryExhausted) as caught:
+        engine.run(np.zeros((2, 64, 96, 3), np.uint8))
+    engine.close()
+    assert session() is None
+    assert "out of memory" in str(caught.value.__cause__)
+
+
 @pytest.mark.parametrize(
     "error", [RuntimeError(LOST), state.EPFail("[ONNXRuntimeError] : 11 : EP_FAIL : the GPU is lost")], ids=repr
 )
 def test_a_gpu_that_is_lost_ends_the_run_and_resume_finishes_it(
-    gpu: Gpu, model: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
+    gpu: Gpu,
+    model: Path,
+    images: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
+    monkeypatch.setattr(ProviderTrial, "climb", lambda *_: [Rung(4, images_per_s=10.0)])
     wanted = tmp_path / "wanted.csv"
     infer(images, wanted, model, provider="cuda", batch_size=4)
     runs: list[int] = []
 
     def fault(size: int) -> Exception | None:
         runs.append(size)
-        return error if len(runs) > 4 else None
+        return error if len(runs) > 6 else None  # four of them warm up
 
     gpu.fault = fault
     output = tmp_path / "submission.csv"

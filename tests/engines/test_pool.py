@@ -215,7 +215,7 @@ def test_closing_waits_for_what_is_at_work_and_sends_the_rest_away() -> None:
             began.set()
             go_on.wait(20)
             happened.append("ran")
-            return batch, None
+            return np.zeros((len(batch), *artifact.output_shape), np.uint8), None
 
         def close(self) -> None:
             happened.append("closed")
