@@ -132,24 +132,26 @@ class InferenceGraph(nn.Module):
         presence
             (N, C) float32, 0..1, of the classification head; None without one.
         """
+        normalised = ((levels - self.mean) / self.std).to(self.network_dtype)
         if len(views) > 1:  # one batch, so that the graph contains the network once
-            levels = torch.cat([levels.flip(view) if view else levels for view in views])
-        normalised = (levels - self.mean) / self.std
-        found = self.network(normalised.to(self.network_dtype))
+            normalised = torch.cat([normalised.flip(view) if view else normalised for view in views])
+        found = self.network(normalised)
         logits, head = found if isinstance(found, tuple) else (found, None)
+        logits = logits.to(torch.float32)
+        if (
+            len(views) > 1
+        ):  # flipped back before they are enlarged: resizing with half-pixel centres commutes with flips
+            each = logits.reshape(len(views), -1, *logits.shape[1:])
+            logits = torch.cat([each[number].flip(view) if view else each[number] for number, view in enumerate(views)])
         # Half-pixel centres, like OpenCV's INTER_LINEAR.
-        logits = functional.interpolate(
-            logits.to(torch.float32), size=self.submit_grid, mode="bilinear", align_corners=False
-        )
+        logits = functional.interpolate(logits, size=self.submit_grid, mode="bilinear", align_corners=False)
         probability = torch.sigmoid(logits)
-        if self.subtract_no_data:
-            probability = probability * self._has_data(levels)
         presence = None if head is None else torch.sigmoid(head.to(torch.float32))
         if len(views) > 1:
-            each = probability.reshape(len(views), -1, *probability.shape[1:])
-            turned = [each[number].flip(view) if view else each[number] for number, view in enumerate(views)]
-            probability = torch.stack(turned).mean(0)
+            probability = probability.reshape(len(views), -1, *probability.shape[1:]).mean(0)
             presence = None if presence is None else presence.reshape(len(views), -1, presence.shape[1]).mean(0)
+        if self.subtract_no_data:
+            probability = probability * self._has_data(levels)
         return probability, presence
 
     def levels(
