@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cloudrt.errors import DataError
 from cloudrt.model.artifact import Artifact
 from cloudrt.options import PRECISIONS
+from cloudrt.system.cuda import Batch, DeviceArray
 from cloudrt.system.suggest import check_name
 
 BATCH_SIZES = {"tensorrt": 32, "tensorrt-rtx": 32, "cuda": 32, "openvino": 4, "cpu": 4}
@@ -146,7 +147,7 @@ _PLACE = re.compile(
 )
 
 
-def check_batch(batch: NDArray[np.uint8], artifact: Artifact, batch_size: int | None) -> None:
+def check_batch(batch: Batch, artifact: Artifact, batch_size: int | None) -> None:
     """Refuse a batch that the engine was not loaded for.
 
     Raises
@@ -155,5 +156,7 @@ def check_batch(batch: NDArray[np.uint8], artifact: Artifact, batch_size: int | 
         Another dtype, image size or batch size.
     """
     expected = (batch_size or len(batch), *artifact.input_size, 3)
+    if isinstance(batch, DeviceArray) and len(batch) < expected[0]:  # filled up there
+        expected = (len(batch), *expected[1:])
     if batch.dtype != np.uint8 or batch.shape != expected:
         raise DataError(f"the engine takes uint8 images of shape {expected}, found {batch.dtype} {batch.shape}")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cloudrt.engines.libraries import cuda_libraries, cuda_major, find_library
 from cloudrt.model.artifact import Artifact
-from cloudrt.system.cuda import Arena, CudaDevice, Device
+from cloudrt.system.cuda import Arena, Batch, CudaDevice, Device, DeviceArray
 
 Compute = Callable[[Callable[[], None]], None]
 """Runs a function that computes a batch, when and where it may run."""
@@ -70,13 +70,21 @@ class Binding:
             self._outputs[output.name] = allocate(*shapes[output.name])
             self._binding.bind_ortvalue_output(output.name, self._outputs[output.name])
 
-    def run(self, batch: NDArray[np.uint8], compute: Compute = lambda work: work()) -> dict[str, NDArray[np.uint8]]:
+    def run(self, batch: Batch, compute: Compute = lambda work: work()) -> dict[str, NDArray[np.uint8]]:
         """Return each output of a (N, H, W, 3) uint8 batch, in memory of its own.
 
-        The batch is copied directly where its memory is the arena's.
+        The batch is copied directly where its memory is the arena's or the device's. On the device it may hold fewer
+        images, and is filled up with black.
         """
-        batch = np.ascontiguousarray(batch)
-        self._device.copy(self._image.data_ptr(), batch.ctypes.data, batch.nbytes, self._stream)
+        target = self._image.data_ptr()
+        if isinstance(batch, DeviceArray):
+            self._device.copy(target, batch.address, batch.nbytes, self._stream)
+            black = np.zeros((self._image.shape()[0] - len(batch), *batch.shape[1:]), np.uint8)
+            if black.size:
+                self._device.copy(target + batch.nbytes, black.ctypes.data, black.nbytes, self._stream)
+        else:
+            batch = np.ascontiguousarray(batch)
+            self._device.copy(target, batch.ctypes.data, batch.nbytes, self._stream)
         self._device.wait(self._stream)
         compute(self._compute)
         found = {name: self._arena.empty(tuple(value.shape())) for name, value in self._outputs.items()}

@@ -21,7 +21,7 @@ from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
 from cloudrt.model.artifact import Artifact, graph_bytes
 from cloudrt.options import GPU_PROVIDERS
-from cloudrt.system.cuda import CAPTURE, Arena
+from cloudrt.system.cuda import CAPTURE, Arena, Batch
 
 HEAVY = frozenset({"Conv", "Resize", "InstanceNormalization", "BatchNormalization", "LayerNormalization"})
 """Operators that must run where the user asked for; ONNX Runtime places them on the CPU without an error otherwise."""
@@ -65,6 +65,7 @@ class OrtEngine:
         self.batch_size = batch_size
         self.streams = options.streams
         self._arena: Arena | None = None
+        self.place: tuple[str, int] | None = None  # the device whose arrays `run` takes
         if provider == "cpu" and artifact.precision == "fp16" and not options.emulate:
             model = widen(model)
         # A CUDA graph belongs to the thread that recorded it.
@@ -90,8 +91,11 @@ class OrtEngine:
             raise
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images."""
+    def run(self, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images.
+
+        They may lie on the device that `place` names.
+        """
         check_batch(batch, self.artifact, self.batch_size)
         try:
             found = self._run(batch)
@@ -106,7 +110,7 @@ class OrtEngine:
         shape = (batches * (self.batch_size or 1), *self.artifact.input_size, 3)
         return self._arena.empty(shape) if self._arena else np.empty(shape, np.uint8)
 
-    def _run(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    def _run(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
         if self._bindings is None:
             return dict(zip(self._outputs, self._session.run(None, {"image": batch}), strict=True))
         binding = self._bindings.get()
@@ -125,7 +129,7 @@ class OrtEngine:
     def _bind(self, options: EngineOptions) -> SimpleQueue[Binding]:
         """Return the bindings, each warmed up: the first batch chooses algorithms and fills the arena."""
         device = open_gpu(options.device)
-        self._arena = Arena(device.allocate_host)
+        self.place, self._arena = device.place, Arena(device.allocate_host)
         self.streams = options.streams + 1
         bindings: SimpleQueue[Binding] = SimpleQueue()
         first: dict[str, NDArray[np.uint8]] = {}

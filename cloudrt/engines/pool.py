@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from threading import Condition, Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from cloudrt.engines.base import Engine
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
 from cloudrt.model.artifact import Artifact
+from cloudrt.system.cuda import Batch, DeviceArray
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +58,15 @@ class EnginePool:
                 raise self._gone
             return self.engines[0].empty(batches)
 
-    def run(
-        self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    def takes(self, place: tuple[str, int]) -> bool:
+        """Whether every engine takes arrays of that device."""
+        return all(getattr(engine, "place", None) == place for engine in self.engines)
+
+    def run(self, images: Sequence[NDArray[np.uint8]] | Batch) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return probability (n, C, W_out, H_out) and presence (n, C), or None, of n images (H, W, 3) uint8 RGB.
 
-        A whole batch in one array, (N, H, W, 3), is run as it lies; another number of images is copied to a batch that
-        is filled up with black.
+        A whole batch in one array, (N, H, W, 3), is run as it lies, and an array on the engines' device too; another
+        number of images is copied to a batch that is filled up with black.
 
         Raises
         ------
@@ -76,13 +80,14 @@ class EnginePool:
             size = engine.batch_size or len(images)
             if len(images) > size:
                 raise MemoryExhausted(f"{len(images)} images for batches of {size}")
-            if isinstance(images, np.ndarray) and len(images) == size:
+            batch: Any
+            if isinstance(images, DeviceArray) or (isinstance(images, np.ndarray) and len(images) == size):
                 batch = images
             else:
                 batch = np.zeros((size, *images[0].shape), np.uint8)
                 batch[: len(images)] = images
             probability, presence = engine.run(batch)
-            _check_outputs(probability, presence, engine, len(batch))
+            _check_outputs(probability, presence, engine, size)
         except MemoryError as error:
             raise MemoryExhausted(f"no memory for a batch of {engine.batch_size}: {error}") from error
         finally:

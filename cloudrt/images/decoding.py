@@ -1,32 +1,31 @@
 """The first stage of the pipeline: reading and decoding inputs to the network's input size, on threads, in order.
 
     cpu   inputs --threads: read, decode at a small scale, resize--> images
-    gpu   inputs --threads: read--> JPEGs --one thread: decode in groups on the GPU--> --threads: resize--> images
+    gpu   inputs --threads: read--> JPEGs --one thread: decode and resize groups on the GPU--> images
 
-Both end in the same resize as in training. Inputs are processed in groups of one or several batches; threads take parts
+Both resize with the filter of training. Inputs are processed in groups of one or several batches; threads take parts
 of a group and write images to their rows of its array.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cloudrt.errors import DataError, ImageError
-from cloudrt.images.gpu_decode import GpuJpegDecoder
-from cloudrt.images.image import Image, ImageFile, StoredImage, is_plain_jpeg, load_image, read_file, resize
+from cloudrt.errors import ImageError
+from cloudrt.images.image import Image, ImageFile, StoredImage, is_plain_jpeg, load_image, read_file
 from cloudrt.labels import Grid
+from cloudrt.system.cuda import Batch, DeviceArray
 from cloudrt.system.overlap import overlap, overlap_parts
 from cloudrt.system.statistics import StageStats
 
-DECODERS = ("cpu", "gpu")
 LARGEST_PART = 16
 """Largest number of images per call on a thread: closing a run waits for them."""
 
@@ -51,7 +50,7 @@ class Decoded:
 
     number: int
     keys: list[str]
-    images: NDArray[np.uint8]
+    images: Batch
     errors: dict[int, str]
 
 
@@ -69,17 +68,34 @@ class _Part:
         The inputs, each with its position among all inputs.
     keys, errors
         See `Decoded`.
-    jpegs, images
-        Row -> bytes, of the inputs for the GPU; row -> decoded image, or None if the GPU cannot decode it.
+    jpegs
+        Row -> bytes, of the inputs for the GPU.
     """
 
-    group: NDArray[np.uint8]
+    group: Batch
     begin: int
     numbered: list[tuple[int, Input]]
     keys: list[str] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     jpegs: dict[int, bytes] = field(default_factory=dict)
-    images: dict[int, Image | None] = field(default_factory=dict)
+
+
+class BatchDecoder(Protocol):
+    """Decodes JPEGs to batches on a device; see `cloudrt.engines.gpu_images.GpuImages`."""
+
+    place: tuple[str, int]
+
+    def empty(self, count: int) -> DeviceArray:
+        """Return an array for some images, (n, H, W, 3), on the device."""
+        ...
+
+    def decode(self, files: Sequence[bytes], batch: Batch, rows: Sequence[int]) -> list[bool]:
+        """Decode each JPEG to its row of a batch; return whether that was possible, for each. One thread at a time."""
+        ...
+
+    def put(self, image: Image, batch: DeviceArray, row: int) -> None:
+        """Copy an image from the host to a row of a batch on the device."""
+        ...
 
 
 class Decoding:
@@ -97,15 +113,14 @@ class Decoding:
         Decoder on a GPU; None decodes on the CPU.
     """
 
-    def __init__(self, size: Grid, max_pixels: int, stats: StageStats, decoder: GpuJpegDecoder | None = None) -> None:
+    def __init__(self, size: Grid, max_pixels: int, stats: StageStats, decoder: BatchDecoder | None = None) -> None:
         self.size, self.max_pixels, self.stats, self.decoder = size, max_pixels, stats, decoder
-        self._share = 0.0  # seconds of the GPU per image
 
     def run(
         self,
         inputs: Iterable[Input],
         threads: ThreadPoolExecutor,
-        empty: Callable[[], NDArray[np.uint8]],
+        empty: Callable[[], Batch],
         ahead: int,
         gpu: ThreadPoolExecutor | None = None,
     ) -> Iterator[Decoded]:
@@ -130,13 +145,13 @@ class Decoding:
         else:
             read = overlap_parts(threads, self._read, groups, ahead)
             decoded = overlap(gpu, self._decode_group, read, 2)
-            done = overlap_parts(threads, self._resize, decoded, ahead)
+            done = overlap_parts(threads, self._decode_rest, decoded, ahead)
         for parts in done:
             group = _join(parts)
             self.stats.pulled(len(group.keys))
             yield group
 
-    def _split(self, inputs: Iterable[Input], empty: Callable[[], NDArray[np.uint8]]) -> Iterator[Iterator[_Part]]:
+    def _split(self, inputs: Iterable[Input], empty: Callable[[], Batch]) -> Iterator[Iterator[_Part]]:
         """Yield the parts of each group; inputs are taken lazily."""
         numbered = enumerate(inputs)
         while True:
@@ -146,7 +161,7 @@ class Decoding:
                 return
             yield chain((first,), parts)
 
-    def _parts(self, numbered: Iterator[tuple[int, Input]], group: NDArray[np.uint8]) -> Iterator[_Part]:
+    def _parts(self, numbered: Iterator[tuple[int, Input]], group: Batch) -> Iterator[_Part]:
         step = min(-(-len(group) // self.stats.threads), LARGEST_PART)
         for begin in range(0, len(group), step):
             some = list(islice(numbered, min(step, len(group) - begin)))
@@ -170,6 +185,8 @@ class Decoding:
         try:
             if isinstance(source, StoredImage):
                 source = source.read()
+            if isinstance(source, _Failed):
+                raise ImageError(source.reason)
             if not isinstance(source, str | Path | bytes | np.ndarray):
                 raise ImageError(f"is not a path, bytes or an array, but {type(source).__name__}")
             load_image(source, self.size, self.max_pixels, out)
@@ -179,9 +196,12 @@ class Decoding:
         return None
 
     def _load(self, part: _Part, row: int, source: object) -> None:
-        error = self.load(source, part.group[row])
+        out = np.empty((*self.size, 3), np.uint8) if isinstance(part.group, DeviceArray) else part.group[row]
+        error = self.load(source, out)
         if error is not None:
             part.errors[row] = error
+        if self.decoder is not None and isinstance(part.group, DeviceArray):
+            self.decoder.put(out, part.group, row)
 
     def _read(self, part: _Part) -> _Part:
         """Read the JPEGs for the GPU; decode other inputs."""
@@ -197,51 +217,39 @@ class Decoding:
                 if isinstance(where, bytes) and is_plain_jpeg(where, self.max_pixels):
                     part.jpegs[row] = where
                     continue
-                self._load(part, row, where)
             except ImageError as error:
-                part.group[row] = 0
-                part.errors[row] = str(error)
+                where = _Failed(str(error))
+            self._load(part, row, where)
             self.stats.add(time.perf_counter() - began)
         return part
 
     def _decode_group(self, parts: list[_Part]) -> list[_Part]:
-        """Decode the JPEGs of a group on the GPU."""
-        if self.decoder is None:
-            raise DataError("no GPU decoder was opened")
-        jpegs = [data for part in parts for data in part.jpegs.values()]
-        if not jpegs:
+        """Decode the JPEGs of a group on the GPU; those that it cannot decode are left in `jpegs`."""
+        jpegs = [(part, row, data) for part in parts for row, data in part.jpegs.items()]
+        if self.decoder is None or not jpegs:
             return parts
         began = time.perf_counter()
-        images = iter(self.decoder.decode(jpegs))
-        self._share = (time.perf_counter() - began) / len(jpegs)
-        for part in parts:
-            part.images = {row: next(images) for row in part.jpegs}
+        done = self.decoder.decode([data for _, _, data in jpegs], parts[0].group, [row for _, row, _ in jpegs])
+        for (part, row, _), sound in zip(jpegs, done, strict=True):
+            if sound:
+                del part.jpegs[row]
+        self.stats.add((time.perf_counter() - began) / len(jpegs), sum(done))
         return parts
 
-    def _resize(self, part: _Part) -> _Part:
-        for row, image in part.images.items():
+    def _decode_rest(self, part: _Part) -> _Part:
+        """Decode what the GPU cannot: libjpeg-turbo decodes more kinds of JPEG, and reports what is wrong."""
+        for row, data in part.jpegs.items():
             began = time.perf_counter()
-            if image is None:  # libjpeg-turbo decodes more kinds, and reports what is wrong
-                self._load(part, row, part.jpegs[row])
-            else:
-                resize(image, self.size, part.group[row])
-            self.stats.add(self._share + time.perf_counter() - began)
+            self._load(part, row, data)
+            self.stats.add(time.perf_counter() - began)
         return part
 
 
-def open_decoder(decoder: str, threads: int, device: int) -> GpuJpegDecoder | None:
-    """Return the GPU decoder for "gpu", or None for "cpu".
+@dataclass(frozen=True)
+class _Failed:
+    """An input that could not be read."""
 
-    Raises
-    ------
-    DataError
-        An unknown name.
-    ProviderError
-        The decoder cannot run here.
-    """
-    if decoder not in DECODERS:
-        raise DataError(f"decoder is one of {', '.join(DECODERS)}, found {decoder!r}")
-    return GpuJpegDecoder(device, threads) if decoder == "gpu" else None
+    reason: str
 
 
 def _key(number: int, source: Input) -> tuple[str, object]:

@@ -1,25 +1,29 @@
-"""Decoding of JPEGs on an NVIDIA GPU with nvImageCodec; the only module that imports it."""
+"""Decoding of JPEGs on an NVIDIA GPU with nvImageCodec; the only module that imports it.
+
+Decoded images stay on the GPU; `cloudrt.engines.gpu_images` brings them to the network's size there.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
-
 from cloudrt.errors import ProviderError
-from cloudrt.images.image import Image
+from cloudrt.system.cuda import DeviceArray
 from cloudrt.system.nvidia import nvidia_driver
 
-logger = logging.getLogger(__name__)
-
 INSTALL = "pip install 'cloudrt[gpu-decode]'"
+BACKENDS = ("hardware", "cuda", "hybrid")
+"""The GPU's JPEG engine; CUDA cores; CUDA cores after Huffman decoding by the CPU."""
+HARDWARE_SHARE = 0.75
+"""Part of a batch for the JPEG engine; the rest is decoded by CUDA cores meanwhile."""
 
 
 class GpuJpegDecoder:
     """Decodes batches of JPEGs at full size; not thread-safe.
+
+    Not verified on a GPU yet: tests drive it through nvImageCodec's CPU backend.
 
     Parameters
     ----------
@@ -27,6 +31,8 @@ class GpuJpegDecoder:
         GPU number.
     threads
         Number of CPU threads for the parts that the GPU does not do.
+    backends
+        Which of `BACKENDS` to use. Without nvJPEG the library would silently decode on the CPU.
     on_cpu
         Decode on the CPU with the same library, for tests without a GPU.
 
@@ -36,7 +42,9 @@ class GpuJpegDecoder:
         nvImageCodec or a GPU is missing.
     """
 
-    def __init__(self, device: int = 0, threads: int = 1, *, on_cpu: bool = False) -> None:
+    def __init__(
+        self, device: int = 0, threads: int = 1, *, backends: Sequence[str] = BACKENDS, on_cpu: bool = False
+    ) -> None:
         if find_spec("nvidia") is None or find_spec("nvidia.nvimgcodec") is None:
             raise ProviderError(f"--decoder gpu cannot run here: nvImageCodec is not installed: {INSTALL}")
         driver = nvidia_driver()
@@ -45,28 +53,45 @@ class GpuJpegDecoder:
         from nvidia import nvimgcodec
 
         self._codec = nvimgcodec
-        # Without nvJPEG the library would silently decode on the CPU: allow only backends that use the GPU.
-        kinds = (
-            [nvimgcodec.CPU_ONLY]
-            if on_cpu
-            else [nvimgcodec.HW_GPU_ONLY, nvimgcodec.GPU_ONLY, nvimgcodec.HYBRID_CPU_GPU]
-        )
+        kinds = {
+            "hardware": nvimgcodec.HW_GPU_ONLY,
+            "cuda": nvimgcodec.GPU_ONLY,
+            "hybrid": nvimgcodec.HYBRID_CPU_GPU,
+            "cpu": nvimgcodec.CPU_ONLY,
+        }
+        chosen = ("cpu",) if on_cpu else tuple(backends)
+        shares = [HARDWARE_SHARE if name == "hardware" and len(chosen) > 1 else 1.0 for name in chosen]
         self._decoder = nvimgcodec.Decoder(
             device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY if on_cpu else device,
             max_num_cpu_threads=threads,
-            backends=[nvimgcodec.Backend(kind) for kind in kinds],
+            backends=[nvimgcodec.Backend(kinds[name], share) for name, share in zip(chosen, shares, strict=True)],
         )
         # No rotation, like libjpeg-turbo: JPEGs with EXIF data are decoded on the CPU.
         self._params = nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=nvimgcodec.SRGB)
 
-    def decode(self, files: Sequence[bytes]) -> list[Image | None]:
-        """Return each JPEG as (H, W, 3) uint8 RGB in host memory, or None if it could not be decoded."""
+    def decode(self, files: Sequence[bytes], stream: int = 0) -> list[DecodedJpeg | None]:
+        """Return each JPEG, on the device, or None if it could not be decoded.
+
+        The images are complete once `stream`, a CUDA stream, has been waited for.
+        """
         streams = [self._codec.CodeStream(data) for data in files]
-        return [_to_host(image) for image in self._decoder.decode(streams, params=self._params)]
+        return [_describe(one) for one in self._decoder.decode(streams, params=self._params, cuda_stream=stream)]
 
 
-def _to_host(image: Any) -> Image | None:
+class DecodedJpeg(DeviceArray):
+    """(H, W, 3) uint8 RGB; nvImageCodec's image, which keeps the memory, is `owner`."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], owner: Any) -> None:
+        super().__init__(address, shape)
+        self.owner = owner
+
+
+def _describe(image: Any) -> DecodedJpeg | None:
     if image is None:
         return None
-    array = np.asarray(image.cpu())
-    return array if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8 else None
+    on_host = "HOST" in str(image.buffer_kind)
+    memory = image.__array_interface__ if on_host else image.__cuda_array_interface__
+    shape, strides = tuple(memory["shape"]), memory.get("strides")
+    if len(shape) != 3 or shape[2] != 3 or memory["typestr"] != "|u1" or strides not in (None, (3 * shape[1], 3, 1)):
+        return None
+    return DecodedJpeg(memory["data"][0], shape, image)

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from cloudrt.engines import tensorrt_rtx
 from cloudrt.engines.choice import open_engine
+from cloudrt.engines.gpu_images import open_decoder
 from cloudrt.engines.plan import Plan, Samples, make_plan
 from cloudrt.engines.pool import EnginePool
 from cloudrt.errors import ArtifactError, DataError, MemoryExhausted
-from cloudrt.images.decoding import Decoded, Decoding, Input, open_decoder
+from cloudrt.images.decoding import Decoded, Decoding, Input
 from cloudrt.images.image import ImageFile, StoredImage
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.results import Result
@@ -37,6 +38,7 @@ from cloudrt.masks.postprocess import postprocess_batch
 from cloudrt.model.artifact import Artifact, default_model, load_model, parse_artifact
 from cloudrt.model.inferred import Inferred
 from cloudrt.options import RunOptions, RunSettings
+from cloudrt.system.cuda import Batch
 from cloudrt.system.files import sha256
 from cloudrt.system.machine import describe_machine, usable_cpus
 from cloudrt.system.overlap import Pace, overlap, overlap_parts
@@ -96,7 +98,7 @@ class Segmenter:
         artifact = parse_artifact(loaded, self.model)
         self.threads = options.threads or usable_cpus()
         self._sha256 = sha256(self.model)
-        gpu = open_decoder(options.decoder, self.threads, options.devices[0])
+        gpu = open_decoder(options.decoder, artifact.input_size, self.threads, options.devices[0])
         self.plan = make_plan(loaded, artifact, options, plan, samples)
         self.stats = PipelineStats(self.threads)
         self.decoding = Decoding(artifact.input_size, options.max_pixels, self.stats["decode"], gpu)
@@ -173,8 +175,11 @@ class Segmenter:
         # Enough for every engine's next group, and an image for every thread.
         ahead = slots + 1 + -(-self.threads // self.batch_size)
 
-        def empty() -> NDArray[np.uint8]:
-            return self.pool.empty(pace.batches(self.batch_size))
+        def empty() -> Batch:
+            batches, decoder = pace.batches(self.batch_size), self.decoding.decoder
+            if decoder is not None and self.pool.takes(decoder.place):  # images stay on the GPU
+                return decoder.empty(batches * self.batch_size)
+            return self.pool.empty(batches)
 
         with (
             ThreadPoolExecutor(self.threads, "decode") as decoders,

@@ -39,6 +39,10 @@ class Device(Protocol):
         """Return `size` bytes of host memory, an object with the buffer protocol, that copies directly."""
         ...
 
+    def allocate(self, size: int) -> Any:
+        """Return `size` bytes on the device, an object with a length; see `address_of`."""
+        ...
+
     def open_stream(self) -> Any:
         """Return a queue of copies, which run one after another."""
         ...
@@ -60,6 +64,8 @@ class HostDevice:
     def allocate_host(self, size: int) -> Any:
         """Return ordinary memory."""
         return (ctypes.c_uint8 * size)()
+
+    allocate = allocate_host
 
     def open_stream(self) -> None:
         """Return nothing: copies are done when they return."""
@@ -102,6 +108,16 @@ class CudaDevice:
         weakref.finalize(memory, self._library.cudaFreeHost, pointer).atexit = False
         return memory
 
+    def allocate(self, size: int) -> DeviceMemory:
+        """Return memory of the GPU, freed with the object."""
+        pointer = ctypes.c_void_p()
+        with CAPTURE:
+            self._enter()
+            self._call("cudaMalloc", ctypes.byref(pointer), ctypes.c_size_t(size))
+        memory = DeviceMemory(pointer.value or 0, size)
+        weakref.finalize(memory, self._library.cudaFree, pointer).atexit = False
+        return memory
+
     def open_stream(self) -> ctypes.c_void_p:
         """Return a stream that does not wait for the default stream."""
         stream = ctypes.c_void_p()
@@ -131,6 +147,60 @@ class CudaDevice:
             raise RuntimeError(f"CUDA failure {status}: {text.decode()} ; {name}")
 
 
+class DeviceMemory:
+    """Memory of a GPU: its address, and its size in bytes."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.address, self._size = address, size
+
+    def __len__(self) -> int:
+        return self._size
+
+
+def address_of(memory: Any) -> int:
+    """Return the address of what a `Device` allocated."""
+    return memory.address if isinstance(memory, DeviceMemory) else ctypes.addressof(memory)
+
+
+class DeviceArray:
+    """A uint8 array on a device, in C order; a slice along the first axis shares its memory.
+
+    Parameters
+    ----------
+    address
+        Of the first element.
+    shape
+        Its axes.
+    base
+        The array that it is a slice of, which keeps the memory.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, address: int, shape: tuple[int, ...], base: DeviceArray | None = None) -> None:
+        self.address, self.shape, self._base = address, shape, base
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> DeviceArray:
+        first, stop, _ = rows.indices(len(self))
+        return DeviceArray(self.address_of(first), (max(0, stop - first), *self.shape[1:]), self._base or self)
+
+    def address_of(self, row: int) -> int:
+        """Return the address of a row."""
+        return self.address + row * prod(self.shape[1:])
+
+
+Batch = NDArray[np.uint8] | DeviceArray
+"""(N, H, W, 3) images, on the host or on a device."""
+
+
 class Arena:
     """Arrays of uint8 whose memory is used again once nothing refers to them or to a view of them.
 
@@ -139,7 +209,7 @@ class Arena:
     Parameters
     ----------
     allocate
-        Returns a number of bytes, as an object with the buffer protocol.
+        Returns a number of bytes; see `Device`.
     keep
         Largest number of unused pieces to keep.
     """
@@ -149,14 +219,19 @@ class Arena:
         self._unused: list[Any] = []
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Return an array, not initialised."""
+        """Return an array, not initialised; for memory of the host."""
         size = prod(shape)
         memory = self._take(size)
-        if memory is None:
-            memory = self._allocate(size)
         flat = np.frombuffer(memory, np.uint8, size)
         weakref.finalize(flat, self._give_back, memory).atexit = False
         return flat.reshape(shape)
+
+    def on_device(self, shape: tuple[int, ...]) -> DeviceArray:
+        """Return the same for memory of a device."""
+        memory = self._take(prod(shape))
+        array = DeviceArray(address_of(memory), shape)
+        weakref.finalize(array, self._give_back, memory).atexit = False
+        return array
 
     def _take(self, size: int) -> Any:
         for memory in list(self._unused):
@@ -164,7 +239,7 @@ class Arena:
                 with suppress(ValueError):  # another thread took it
                     self._unused.remove(memory)
                     return memory
-        return None
+        return self._allocate(size)
 
     def _give_back(self, memory: Any) -> None:
         # No lock: this runs wherever the last reference is dropped.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ctypes
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,19 +11,27 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from support.gpu_session import OnTheCpu, stand_in_for_a_gpu
 from support.pictures import FILES, encoded, imread
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 import cloudrt.images.gpu_decode
 from cloudrt.cli.infer import infer
+from cloudrt.engines.gpu_images import DeviceResize, GpuImages, axis_weights, open_decoder
+from cloudrt.engines.onnxruntime import OrtEngine
+from cloudrt.engines.pool import EnginePool
 from cloudrt.errors import DataError, ProviderError
-from cloudrt.images.decoding import Decoded, Decoding, open_decoder
+from cloudrt.images.decoding import Decoded, Decoding, Input
 from cloudrt.images.gpu_decode import GpuJpegDecoder
 from cloudrt.images.headers import MAX_PIXELS, has_end
 from cloudrt.images.image import ImageFile, decode, load_image, resize
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.model.artifact import load_model, parse_artifact
+from cloudrt.system.cuda import Batch, DeviceArray, HostDevice
 from cloudrt.system.nvidia import Driver, nvidia_driver
 from cloudrt.system.statistics import StageStats
 
@@ -32,8 +41,19 @@ SIZE = (64, 96)
 
 
 @pytest.fixture(scope="module")
-def decoder() -> GpuJpegDecoder:
+def jpegs() -> GpuJpegDecoder:
     return GpuJpegDecoder(on_cpu=True)
+
+
+@pytest.fixture(scope="module")
+def decoder(jpegs: GpuJpegDecoder) -> GpuImages:
+    return GpuImages(SIZE, jpegs, HostDevice())
+
+
+def on_host(array: DeviceArray) -> NDArray[np.uint8]:
+    """The array, where the device is the host."""
+    memory = (ctypes.c_uint8 * array.nbytes).from_address(array.address)
+    return np.frombuffer(memory, np.uint8).reshape(array.shape).copy()
 
 
 class One(NamedTuple):
@@ -53,25 +73,31 @@ def one_by_one(groups: Iterable[Decoded]) -> list[One]:
     for group in groups:
         assert group.number == len(found)
         assert len(group.keys) == len(group.images)
-        found += [One(key, group.images[row], group.errors.get(row)) for row, key in enumerate(group.keys)]
+        images = on_host(group.images) if isinstance(group.images, DeviceArray) else group.images
+        found += [One(key, images[row], group.errors.get(row)) for row, key in enumerate(group.keys)]
     return found
 
 
 @needs_codec
-def test_a_batch_of_jpegs_is_what_opencv_reads(decoder: GpuJpegDecoder, tmp_path: Path) -> None:
+def test_a_batch_of_jpegs_is_what_opencv_reads(jpegs: GpuJpegDecoder, tmp_path: Path) -> None:
     files = [write_jpeg(tmp_path / f"{seed}.jpg", seed, (100 + seed, 151)).path for seed in range(5)]
-    images = decoder.decode([file.read_bytes() for file in files])
-    for file, image in zip(files, images, strict=True):
+    decoded = jpegs.decode([file.read_bytes() for file in files])
+    for file, found in zip(files, decoded, strict=True):
         wanted = cv2.cvtColor(imread(file), cv2.COLOR_BGR2RGB).astype(int)
-        assert image is not None and image.shape == wanted.shape
+        assert found is not None and found.shape == wanted.shape
+        image = on_host(found)
         # Decoders differ in how they enlarge the colours; brightness is the same.
         assert abs(image.astype(int) - wanted).mean() < 2
         assert abs(image.mean(axis=2) - wanted.mean(axis=2)).mean() < 2
 
 
 @needs_codec
-def test_inputs_of_every_kind_as_the_cpus_decoder_has_them(decoder: GpuJpegDecoder, tmp_path: Path) -> None:
-    """Keys, order and failures are the same; the pixels are those of a full decode, which the CPU's is near to."""
+@pytest.mark.parametrize("stays", [False, True])
+def test_inputs_of_every_kind_as_the_cpus_decoder_has_them(decoder: GpuImages, tmp_path: Path, stays: bool) -> None:
+    """Keys, order and failures are the same; the pixels are those of a full decode, which the CPU's is near to.
+
+    They stay on the device or are copied to the host.
+    """
     inputs: list[object] = [write_jpeg(tmp_path / f"{seed}.jpg", seed) for seed in range(40)]
     jpeg = encoded("JPEG")
     for name, make in FILES.items():
@@ -80,8 +106,11 @@ def test_inputs_of_every_kind_as_the_cpus_decoder_has_them(decoder: GpuJpegDecod
     inputs[7:7] = [jpeg[: len(jpeg) // 2], jpeg[:-2], b"", b"text", jpeg, np.zeros((30, 40, 3), np.uint8)]
     inputs[20:20] = [str(tmp_path / "gone.jpg"), np.zeros((3, 4), np.uint8), encoded("PNG"), tmp_path / "0.jpg"]
     with ThreadPoolExecutor(2) as threads, ThreadPoolExecutor(1) as gpu:
-        ours = one_by_one(Decoding(SIZE, MAX_PIXELS, StageStats(2), decoder).run(inputs, threads, empty, 3, gpu))  # type: ignore[arg-type]
+        take: Callable[[], Batch] = (lambda: decoder.empty(9)) if stays else empty
+        stats = StageStats(2)
+        ours = one_by_one(Decoding(SIZE, MAX_PIXELS, stats, decoder).run(inputs, threads, take, 3, gpu))  # type: ignore[arg-type]
         theirs = one_by_one(Decoding(SIZE, MAX_PIXELS, StageStats(2)).run(inputs, threads, empty, 3))  # type: ignore[arg-type]
+    assert stats.count == len(inputs)
     assert [one.key for one in ours] == [one.key for one in theirs]
     assert [one.error for one in ours] == [one.error for one in theirs]
     assert sum(one.error is not None for one in ours) >= 6
@@ -103,22 +132,83 @@ def test_a_cut_jpeg_has_no_end() -> None:
     assert not has_end(thumbnail + jpeg[2:-2])
 
 
+SIZES = [(64, 96), (65, 97), (64, 200), (200, 96), (350, 525), (1400, 2100), (30, 40), (30, 300), (128, 192)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_device_resizes_as_opencv_does(size: tuple[int, int]) -> None:
+    """By one level at most, and seldom where it shrinks; OpenCV enlarges in fixed point."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    found = np.empty((*SIZE, 3), np.uint8)
+    DeviceResize(SIZE, ("cpu", 0)).run(DeviceArray(image.ctypes.data, image.shape), found.ctypes.data)
+    difference = abs(found.astype(int) - resize(image, SIZE))
+    assert difference.max() <= 1
+    shrinks = size[0] >= SIZE[0] and size[1] >= SIZE[1]
+    assert difference.mean() < (0.15 if shrinks else 0.3)  # ties of four pixels
+
+
+@pytest.mark.parametrize(("source", "target"), [(100, 7), (7, 7), (7, 100), (2100, 288), (3, 2)])
+def test_weights_are_means(source: int, target: int) -> None:
+    weights = axis_weights(source, target)
+    assert weights.shape == (target, source)
+    assert weights.sum(axis=1) == pytest.approx(1)
+    assert weights.min() >= 0
+    if target < source:  # every pixel counts the same
+        assert weights.sum(axis=0) == pytest.approx(target / source, rel=1e-5)
+
+
 @needs_codec
 def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloudrt.images.gpu_decode, "nvidia_driver", lambda: None)
     with pytest.raises(ProviderError, match="no NVIDIA GPU, or no driver: use --decoder cpu"):
-        open_decoder("gpu", 2, 0)
+        open_decoder("gpu", SIZE, 2, 0)
     monkeypatch.setattr(cloudrt.images.gpu_decode, "nvidia_driver", lambda: Driver((13, 0), ("H200",)))
     monkeypatch.setattr(cloudrt.images.gpu_decode, "find_spec", lambda name: None)
     with pytest.raises(ProviderError, match=r"not installed: pip install 'cloudrt\[gpu-decode\]'"):
-        open_decoder("gpu", 2, 0)
-    assert open_decoder("cpu", 2, 0) is None
+        open_decoder("gpu", SIZE, 2, 0)
+    assert open_decoder("cpu", SIZE, 2, 0) is None
     with pytest.raises(DataError, match="cpu, gpu"):
-        open_decoder("tpu", 2, 0)
+        open_decoder("tpu", SIZE, 2, 0)
 
 
 @needs_codec
-def test_the_command_runs_with_it(decoder: GpuJpegDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_stay_on_the_device(decoder: GpuImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine, whose device is the host here, reads what the decoder wrote; answers are those of images copied back.
+
+    The last batch is not full, a PNG and a failure are among the JPEGs, and memory runs out at the first batch.
+    """
+    model = tiny_artifact(tmp_path / "model.onnx", SIZE, SMALL_GRIDS)
+    inputs: list[Input] = [write_jpeg(tmp_path / f"{seed}.jpg", seed, (90 + 7 * seed, 150)) for seed in range(21)]
+    inputs[5:5] = [encoded("PNG"), encoded("JPEG")[:700]]
+    with Segmenter(model, provider="cpu", batch_size=4, threads=2) as segmenter:
+        segmenter.decoding.decoder = decoder
+        wanted = [(result.rle, result.error) for result in segmenter.predict(inputs)]
+    assert sum(error is not None for _, error in wanted) == 1
+    loaded = load_model(model)
+    artifact = parse_artifact(loaded, model)
+    with Segmenter(model, provider="cpu", batch_size=1, threads=2) as segmenter:
+        segmenter.pool.close()
+        stand_in_for_a_gpu(monkeypatch)
+        run, sizes = OnTheCpu.run_with_iobinding, list[int]()
+
+        def short(self: OnTheCpu, binding: object, options: onnxruntime.RunOptions) -> None:
+            size = self.real.get_inputs()[0].shape[0]
+            sizes.append(size)
+            if size > 4 and sizes.count(size) > 4:  # four of them warm up
+                raise RuntimeError("CUDA failure 2: out of memory")
+            run(self, binding, options)
+
+        monkeypatch.setattr(OnTheCpu, "run_with_iobinding", short)
+        monkeypatch.setattr(OrtEngine, "empty", None)  # no batch of the host is asked for
+        segmenter.pool = EnginePool(lambda _, size: OrtEngine(loaded, artifact, "cuda", size, 1), (0,), 8)
+        segmenter.decoding.decoder = decoder
+        found = [(result.rle, result.error) for result in segmenter.predict(inputs)]
+        assert segmenter.batch_size == 4
+    assert found == wanted
+
+
+@needs_codec
+def test_the_command_runs_with_it(decoder: GpuImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_artifact(tmp_path / "model.onnx", SIZE, SMALL_GRIDS)
     for seed in range(20):
         write_jpeg(tmp_path / "in" / f"{seed}.jpg", seed)
@@ -137,6 +227,8 @@ def test_the_command_runs_with_it(decoder: GpuJpegDecoder, tmp_path: Path, monke
 @pytest.mark.skipif(nvidia_driver() is None or not INSTALLED, reason="needs an NVIDIA GPU")
 def test_the_gpu_decodes_as_the_cpu_does(tmp_path: Path) -> None:
     file = write_jpeg(tmp_path / "0.jpg", 0, (1400, 2100)).path
-    (image,) = GpuJpegDecoder().decode([file.read_bytes()])
-    assert image is not None
-    assert abs(image.astype(int) - load_image(file, (1400, 2100))).mean() < 2
+    decoder = open_decoder("gpu", (1400, 2100), 2, 0)
+    assert decoder is not None
+    image = np.empty((1, 1400, 2100, 3), np.uint8)
+    assert decoder.decode([file.read_bytes()], image, [0]) == [True]
+    assert abs(image[0].astype(int) - load_image(file, (1400, 2100))).mean() < 2

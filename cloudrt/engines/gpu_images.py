@@ -1,0 +1,198 @@
+"""JPEGs to batches on a GPU: decoded there, resized there, and read there by the engine.
+
+    JPEG bytes --nvImageCodec--> images of any size --ONNX Runtime--> rows of a batch on the device
+
+The filter is that of `cloudrt.images.image.resize`: areas are averaged where an axis shrinks, and interpolated where it
+grows. Both are linear and separable, so that an image is two matrix products: rows x image x columns. ONNX Runtime
+computes them on any provider, which is how tests compare them with OpenCV without a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from cloudrt.engines.binding import open_gpu
+from cloudrt.engines.libraries import load_libraries
+from cloudrt.errors import DataError
+from cloudrt.images.gpu_decode import GpuJpegDecoder
+from cloudrt.labels import Grid
+from cloudrt.options import DECODERS
+from cloudrt.system.cuda import CAPTURE, Arena, Batch, Device, DeviceArray
+
+KEPT = 64
+"""Axis lengths whose matrices are kept on the device."""
+
+
+class GpuImages:
+    """Decodes JPEGs to batches on a device; not thread-safe. See `cloudrt.images.decoding.BatchDecoder`.
+
+    Parameters
+    ----------
+    size
+        Height and width of the images.
+    decoder
+        Decodes to memory of `device`.
+    device
+        The GPU.
+    """
+
+    def __init__(self, size: Grid, decoder: GpuJpegDecoder, device: Device) -> None:
+        self.size, self.place = size, device.place
+        self._decoder, self._device = decoder, device
+        self._arena, self._stream = Arena(device.allocate), device.open_stream()
+        self._resize = DeviceResize(size, device.place)
+
+    def empty(self, count: int) -> DeviceArray:
+        """Return an array for some images, (n, H, W, 3), on the device, not initialised."""
+        return self._arena.on_device((count, *self.size, 3))
+
+    def decode(self, files: Sequence[bytes], batch: Batch, rows: Sequence[int]) -> list[bool]:
+        """Decode each JPEG to its row of a batch; return whether that was possible, for each.
+
+        Where the batch is on the host, the rows are copied there, at the network's size.
+        """
+        target = batch if isinstance(batch, DeviceArray) else self.empty(len(batch))
+        with CAPTURE:  # the decoder's allocations would end the capture of a CUDA graph
+            images = self._decoder.decode(files, getattr(self._stream, "value", None) or 0)
+            self._device.wait(self._stream)
+            for image, row in zip(images, rows, strict=True):
+                if image is not None:
+                    self._resize.run(image, target.address_of(row))
+        if not isinstance(batch, DeviceArray):
+            for row in [row for image, row in zip(images, rows, strict=True) if image is not None]:
+                self._device.copy(batch[row].ctypes.data, target.address_of(row), batch[row].nbytes, self._stream)
+            self._device.wait(self._stream)
+        return [image is not None for image in images]
+
+    def put(self, image: NDArray[np.uint8], batch: DeviceArray, row: int) -> None:
+        """Copy an image of the network's size from the host to a row of a batch."""
+        stream = self._device.open_stream()
+        self._device.copy(batch.address_of(row), image.ctypes.data, image.nbytes, stream)
+        self._device.wait(stream)
+
+
+class DeviceResize:
+    """Resizes images on a device.
+
+    Parameters
+    ----------
+    size
+        Height and width of the results.
+    place
+        ONNX Runtime's name of the device: "cuda" or "cpu", and a number.
+    """
+
+    def __init__(self, size: Grid, place: tuple[str, int]) -> None:
+        self.size, self._place = size, place
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        gpu = ("CUDAExecutionProvider", {"device_id": str(place[1]), "use_tf32": "0"})
+        self._session = onnxruntime.InferenceSession(
+            _resize_graph(size).SerializeToString(),
+            options,
+            providers=[gpu] if place[0] == "cuda" else ["CPUExecutionProvider"],
+            enable_fallback=0,
+        )
+        self._on_device = lru_cache(KEPT)(self._upload)
+
+    def run(self, image: DeviceArray, target: int) -> None:
+        """Write an (H, W, 3) image, resized, to an address of the device."""
+        binding = self._session.io_binding()
+        binding.bind_input("image", *self._place, np.uint8, image.shape, image.address)
+        for axis, name in enumerate(("rows", "columns")):
+            binding.bind_ortvalue_input(name, self._on_device(image.shape[axis], self.size[axis]))
+        binding.bind_output("resized", *self._place, np.uint8, (*self.size, 3), target)
+        self._session.run_with_iobinding(binding)
+
+    def _upload(self, source: int, target: int) -> Any:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(axis_weights(source, target), *self._place)
+
+
+def axis_weights(source: int, target: int) -> NDArray[np.float32]:
+    """Return the (target, source) matrix that resizes an axis: the weights of OpenCV's INTER_AREA or INTER_LINEAR.
+
+    Shrinking, pixel i of the target is the mean over [i, i + 1) * source / target. Growing, it is interpolated between
+    the source's two pixel centres beside (i + 0.5) * source / target, or is the nearest one at the edges.
+    """
+    scale = source / target
+    if target >= source:
+        centres = np.clip((np.arange(target) + 0.5) * scale - 0.5, 0, source - 1)
+        distance = np.abs(centres[:, None] - np.arange(source))
+        return np.maximum(0, 1 - distance).astype(np.float32)
+    first = np.arange(target)[:, None] * scale
+    overlap = np.minimum(first + scale, np.arange(1, source + 1)) - np.maximum(first, np.arange(source))
+    weights = np.maximum(0, overlap)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+
+
+def _resize_graph(size: Grid) -> onnx.ModelProto:
+    """Return the graph image (H, W, 3) uint8, rows (h, H), columns (w, W) -> resized (h, w, 3) uint8."""
+    height, width = size
+    nodes = [
+        helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["levels", "lines"], ["flat"]),  # (H, W * 3)
+        helper.make_node("MatMul", ["rows", "flat"], ["shorter"]),
+        helper.make_node("Reshape", ["shorter", "pixels"], ["apart"]),  # (h, W, 3)
+        helper.make_node("MatMul", ["columns", "apart"], ["narrower"]),
+        helper.make_node("Round", ["narrower"], ["whole"]),
+        helper.make_node("Clip", ["whole", "black", "white"], ["bounded"]),
+        helper.make_node("Cast", ["bounded"], ["resized"], to=TensorProto.UINT8),
+    ]
+    constants = {
+        "lines": np.array([0, -1], np.int64),
+        "pixels": np.array([height, -1, 3], np.int64),
+        "black": np.array(0, np.float32),
+        "white": np.array(255, np.float32),
+    }
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "resize",
+        [
+            info("image", TensorProto.UINT8, ["H", "W", 3]),
+            info("rows", TensorProto.FLOAT, [height, "H"]),
+            info("columns", TensorProto.FLOAT, [width, "W"]),
+        ],
+        [info("resized", TensorProto.UINT8, [height, width, 3])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def open_decoder(name: str, size: Grid, threads: int, device: int) -> GpuImages | None:
+    """Return the GPU decoder for "gpu", or None for "cpu".
+
+    Parameters
+    ----------
+    name
+        One of `DECODERS`.
+    size
+        Height and width of the images.
+    threads
+        CPU threads of the decoder.
+    device
+        GPU number.
+
+    Raises
+    ------
+    DataError
+        An unknown name.
+    ProviderError
+        The decoder, or a library of CUDA that resizing needs, cannot run here.
+    """
+    if name not in DECODERS:
+        raise DataError(f"decoder is one of {', '.join(DECODERS)}, found {name!r}")
+    if name == "cpu":
+        return None
+    decoder = GpuJpegDecoder(device, threads)
+    load_libraries("cuda")
+    return GpuImages(size, decoder, open_gpu(device))
