@@ -289,9 +289,24 @@ def export() -> str:
     return f"{table(heads, rows)}\n\n{describe_machine('cpu-export')}"
 
 
+def held_out() -> str:
+    """Dice lost by choosing rules on few images."""
+    found = load("cpu-held-out")
+    rows = [
+        (str(one["images"]), f"{one['dice']:.4f}", f"{one['lost']:.4f} ± {one['error']:.4f}" if one["lost"] else "0")
+        for one in found["counts"]
+    ]
+    heads = ("images that the rules are chosen on", "Dice on unseen images", "lost")
+    about = (
+        f"Means over {found['repetitions']} random divisions of {found['images']} validation images with the shipped "
+        f"model, and the standard errors of the means ({name_file('cpu-held-out')})."
+    )
+    return f"{table(heads, rows)}\n\n{about}"
+
+
 _FUNCTIONS = (
     *(summary, front, stages, postprocess, pipeline, search),
-    *(memory, scaling, cluster, loader, decode, ablation, export),
+    *(memory, scaling, cluster, loader, decode, ablation, export, held_out),
 )
 BLOCKS: dict[str, Callable[[], str]] = {one.__name__: one for one in _FUNCTIONS}
 """Name in the markers of a page -> the function that renders its figures."""

@@ -1,6 +1,6 @@
 """The figures in README and docs, rendered from the JSON files in `bench/results`.
 
-    python -m cloudrt.bench.studies.render README.md docs/benchmarks.md docs/how-to/cluster.md
+    python -m cloudrt.bench.studies.render README.md docs/benchmarks.md docs/how-to/train.md
 
 replaces the text between `<!-- figures: NAME -->` and `<!-- end -->` with the result of `BLOCKS[NAME]`. A test checks
 that the pages are up to date.

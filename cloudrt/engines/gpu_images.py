@@ -127,10 +127,10 @@ def axis_weights(source: int, target: int) -> NDArray[np.float32]:
     if target >= source:
         centres = np.clip((np.arange(target) + 0.5) * scale - 0.5, 0, source - 1)
         distance = np.abs(centres[:, None] - np.arange(source))
-        return np.maximum(0, 1 - distance).astype(np.float32)
+        return np.asarray(np.maximum(0, 1 - distance), np.float32)
     first = np.arange(target)[:, None] * scale
-    overlap = np.minimum(first + scale, np.arange(1, source + 1)) - np.maximum(first, np.arange(source))
-    weights = np.maximum(0, overlap)
+    last = np.minimum(first + scale, np.arange(1, source + 1))
+    weights = np.maximum(0, last - np.maximum(first, np.arange(source)))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
@@ -147,7 +147,7 @@ def _resize_graph(size: Grid) -> onnx.ModelProto:
         helper.make_node("Clip", ["whole", "black", "white"], ["bounded"]),
         helper.make_node("Cast", ["bounded"], ["resized"], to=TensorProto.UINT8),
     ]
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "lines": np.array([0, -1], np.int64),
         "pixels": np.array([height, -1, 3], np.int64),
         "black": np.array(0, np.float32),

@@ -124,7 +124,7 @@ def test_memory_that_another_process_takes_halves_it_again(gpu: Gpu, model: Path
 def test_a_batch_that_failed_holds_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of the runtime would keep the session alive while a smaller one is opened."""
 
-    class Full(SESSION):  # type: ignore[misc]
+    class Full(onnxruntime.InferenceSession):  # type: ignore[misc]
         def __init__(self, content: bytes, options: object, **_: object) -> None:
             super().__init__(content, options, providers=["CPUExecutionProvider"])
 

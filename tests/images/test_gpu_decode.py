@@ -53,7 +53,7 @@ def decoder(jpegs: GpuJpegDecoder) -> GpuImages:
 def on_host(array: DeviceArray) -> NDArray[np.uint8]:
     """The array, where the device is the host."""
     memory = (ctypes.c_uint8 * array.nbytes).from_address(array.address)
-    return np.frombuffer(memory, np.uint8).reshape(array.shape).copy()
+    return np.ctypeslib.as_array(memory).reshape(array.shape).copy()
 
 
 class One(NamedTuple):
