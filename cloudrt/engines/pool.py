@@ -189,10 +189,13 @@ def _check_outputs(
         Names the output, what was found and what was expected.
     """
     artifact = engine.artifact
-    expected = {"probability": (images, *artifact.output_shape), "presence": (images, len(artifact.labels.classes))}
-    for name, found in (("probability", probability), ("presence", presence)):
-        if found is not None and (found.shape != expected[name] or found.dtype != np.uint8):
+    for name, found, shape in (
+        ("probability", probability, artifact.output_shape),
+        ("presence", presence, (len(artifact.labels.classes),)),
+    ):
+        expected = (images, *shape)
+        if found is not None and (found.shape != expected or found.dtype != np.uint8):
             raise ArtifactError(
                 f"{engine.provider} gives {name} as {found.dtype} {found.shape}, and the metadata promise uint8 "
-                f"{expected[name]}: export the artifact again with cloudrt-export"
+                f"{expected}: export the artifact again with cloudrt-export"
             )

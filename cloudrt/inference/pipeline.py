@@ -13,7 +13,7 @@ kernels all release the GIL.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -240,11 +240,11 @@ class Segmenter:
     def _infer(self, decoded: Decoded) -> _Group:
         """Run the batches of a group; smaller ones where memory runs out, or ran out since they were decoded."""
         group = _Group(decoded)
-        begin, count, stats = 0, len(decoded.keys), self.stats["infer"]
+        begin, count, errors, times = 0, len(decoded.keys), decoded.errors, []
         while begin < count:
             size = self.batch_size
             rows = range(begin, min(begin + size, count))
-            if all(row in decoded.errors for row in rows):
+            if errors and all(row in errors for row in rows):
                 group.batches.append(_Batch(rows, size))
             else:
                 began = time.perf_counter()
@@ -253,9 +253,10 @@ class Segmenter:
                 except MemoryExhausted as reason:
                     self.pool.step_down(size, reason)
                     continue
-                stats.add(time.perf_counter() - began)
+                times.append(time.perf_counter() - began)
                 group.batches.append(_Batch(rows, size, probability, presence))
             begin = rows.stop
+        self.stats["infer"].add_all(times)
         return group
 
     def _shares(
@@ -277,7 +278,10 @@ class Segmenter:
         results = []
         for batch in group.batches:
             rows = range(max(wanted.start, batch.rows.start), min(wanted.stop, batch.rows.stop))
-            texts = iter(self._some_texts(batch, [row for row in rows if row not in decoded.errors]))
+            if decoded.errors:
+                texts = iter(self._some_texts(batch, [row for row in rows if row not in decoded.errors]))
+            else:
+                texts = iter(self._some_texts(batch, rows))
             for row in rows:
                 error = decoded.errors.get(row)
                 row_texts = next(texts) if error is None else [""] * len(labels.classes)
@@ -293,7 +297,7 @@ class Segmenter:
                 )
         return results
 
-    def _some_texts(self, batch: _Batch, rows: list[int]) -> list[list[str]]:
+    def _some_texts(self, batch: _Batch, rows: Sequence[int]) -> list[list[str]]:
         """Return the RLE texts of some rows of a group, which are of `batch`."""
         if not rows or batch.probability is None:
             return []

@@ -60,7 +60,7 @@ class StageStats:
         with self._lock:
             self.count += len(seconds)
             self.seconds += sum(seconds)
-            self.longest = max(self.longest, *seconds)
+            self.longest = max((self.longest, *seconds))
             for bucket in buckets:
                 self._histogram[bucket] += 1
             self._waiting += len(seconds)
