@@ -1,7 +1,7 @@
-"""What is installed, what this machine is, and which providers really work here.
+"""Diagnosis of the installation: package versions, hardware, and which providers work on this machine.
 
-`diagnose` runs a graph of three nodes in every provider that nothing obvious stands against, each in a process of its
-own: a broken driver then ends the trial and not the doctor, and none of the libraries is loaded here.
+`diagnose` runs a small graph in each provider that `cloudrt.engines.availability` does not rule out. Each provider runs
+in a separate process, so that a crash in a driver or library does not end the calling process.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ LISTED = (
     *("onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13", "tensorrt", "nvidia-cudnn-cu13"),
     *("torch", "torchvision", "segmentation-models-pytorch", "timm", "albumentations", "pyarrow", "ray"),
 )
-"""The distributions whose versions matter; those that are not installed are left out."""
+"""The distributions whose versions are reported, if they are installed."""
 
 _SAME_FILES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "ort-nightly"),
     "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
 }
-"""Module -> distributions that each write its files over those of the others."""
+"""Module -> the distributions that install it; installing two of them overwrites files of the first."""
 
 _TRIAL = "import sys; from cloudrt.doctor import try_provider; sys.exit(try_provider(sys.argv[1]))"
-_PATIENCE = 120  # seconds; TensorRT takes several to start
+_TIMEOUT_S = 120  # TensorRT takes several seconds to start
 
 
 UNTESTED = (
-    "Not run yet by cloudrt's own tests: TensorRT. Its options, engine cache and int8 layout are tested as values; "
-    "bench/tensorrt.sh in the repository checks them where it is installed.",
-    "Not run yet by cloudrt's own tests: CUDA, several GPUs, CUDA graphs, nvImageCodec on a GPU. Tests run their code "
-    "on the CPU, and skip the rest where there is no GPU.",
+    "cloudrt's tests do not run TensorRT: they check the values of its options, engine cache key and int8 layout. "
+    "bench/tensorrt.sh in the repository runs the checks on a machine with TensorRT.",
+    "cloudrt's tests have not been run with CUDA, several GPUs, CUDA graphs, or nvImageCodec on a GPU: without a GPU, "
+    "they run as much of that code as possible on the CPU and skip the rest.",
 )
-"""What stands in README too: what the figures and tests do not cover."""
+"""What the tests and benchmarks do not cover."""
 
 
 @dataclass(frozen=True)
 class ProviderState:
-    """Whether a provider answered a small graph correctly; else why not, and what to install or do."""
+    """Whether a provider computed a small graph correctly; if not, the reason and what to install or do."""
 
     name: str
     works: bool
@@ -65,22 +65,22 @@ class ProviderState:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` found.
+    """The result of `diagnose`.
 
     Parameters
     ----------
     versions
-        Distribution -> version, and Python's.
+        Distribution -> version; Python's version has the key "python".
     machine
-        The computer.
+        The hardware that this process may use.
     providers
-        One state a provider, in the order of `cloudrt.engines.availability.NAMES`.
+        One state per provider, in the order of `cloudrt.engines.availability.NAMES`.
     conflicts
-        One sentence for each module that two distributions overwrite, ending with the line that repairs it.
+        One sentence for each module that several installed distributions overwrite, with the command that fixes it.
     advice
-        What would make this machine faster.
+        What to install or repair to make cloudrt faster on this machine.
     untested
-        What cloudrt has never been run on by those who make it.
+        See `UNTESTED`.
     """
 
     versions: dict[str, str]
@@ -91,12 +91,12 @@ class Diagnosis:
     untested: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
 
 def diagnose() -> Diagnosis:
-    """Look at the installation and the machine, and try every provider; takes a few seconds."""
+    """Inspect the installation and the hardware, and test every provider; takes a few seconds."""
     installed = installed_distributions()
     versions = {"python": platform.python_version()} | {name: installed[name] for name in LISTED if name in installed}
     with ThreadPoolExecutor(len(NAMES)) as pool:
@@ -113,7 +113,7 @@ def diagnose() -> Diagnosis:
 
 
 def find_conflicts(installed: set[str]) -> list[str]:
-    """Return a sentence, ending with the line that repairs it, for each module that two distributions overwrite."""
+    """Return `Diagnosis.conflicts` for the names of the installed distributions."""
     conflicts = []
     for module, names in _SAME_FILES.items():
         there = [name for name in names if name in installed]
@@ -127,22 +127,22 @@ def find_conflicts(installed: set[str]) -> list[str]:
 
 
 def provider_state(name: str) -> ProviderState:
-    """Try one provider, in a process of its own unless something obvious stands against it."""
+    """Test one provider in a separate process, unless `obstacle` finds why it cannot run."""
     found = obstacle(name)
     if found is not None:
         return ProviderState(name, False, found.reason, found.remedy)
     try:
-        # -P: as for an installed command, a file in the current folder is not mistaken for a module.
+        # -P: do not import modules from the current folder; the same holds for an installed command.
         trial = subprocess.run(
             [sys.executable, "-P", "-c", _TRIAL, name],
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return ProviderState(name, False, f"gave no answer in {_PATIENCE} s", _reinstall(name))
+        return ProviderState(name, False, f"did not finish within {_TIMEOUT_S} s", _reinstall(name))
     if trial.returncode == 0:
         return ProviderState(name, True)
     lines = [line for line in trial.stderr.splitlines() if line.strip()]
@@ -153,9 +153,9 @@ def provider_state(name: str) -> ProviderState:
 
 
 def try_provider(name: str) -> str | None:
-    """Run a small artifact in a provider, here, as `cloudrt-infer` does; return what went wrong, or None.
+    """Run a small artifact in a provider, in this process; return what went wrong, or None.
 
-    Its answer is exact in every precision: a convolution whose sums are whole numbers below 256.
+    The result is exact in every precision, because all sums are integers below 256.
     """
     levels = np.arange(3 * 64, dtype=np.uint8).reshape(1, 8, 8, 3) % 80
     expected = levels.sum(axis=3, dtype=np.uint8)[:, None]
@@ -164,11 +164,11 @@ def try_provider(name: str) -> str | None:
             answer = engine.probability(levels)
     except (CloudrtError, ImportError) as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
-    return None if np.array_equal(answer, expected) else "gave a wrong answer for a convolution of 64 pixels"
+    return None if np.array_equal(answer, expected) else "returned a wrong result for a convolution"
 
 
 def build_graph() -> onnx.ModelProto:
-    """Return an artifact of one class: the sum of the channels, by a 3x3 convolution, on a grid of 8x8 pixels."""
+    """Return an artifact of one class that sums the channels of an 8x8 image with a 3x3 convolution."""
     from onnx import TensorProto, helper, numpy_helper
 
     weight = np.zeros((1, 3, 3, 3), np.float32)
@@ -198,11 +198,13 @@ def _reinstall(name: str) -> str:
 
 
 def _advice(providers: tuple[ProviderState, ...], machine: Machine) -> list[str]:
-    """Return what would make this machine faster."""
+    """Return `Diagnosis.advice`."""
     state = {provider.name: provider for provider in providers}
     advice = []
     if machine.gpus and not state["cuda"].works:
-        advice.append(f"The GPU is idle, since CUDA does not work ({state['cuda'].reason}): {state['cuda'].remedy}")
+        advice.append(
+            f"The GPU is not used, because CUDA does not work ({state['cuda'].reason}): {state['cuda'].remedy}"
+        )
     x86 = platform.machine() in ("x86_64", "AMD64")
     if x86 and not state["cuda"].works and state["openvino"].reason == "OpenVINO is not installed":
         advice.append(f"OpenVINO is faster than ONNX Runtime on some Intel and AMD CPUs: {state['openvino'].remedy}")

@@ -14,7 +14,7 @@ class CloudrtError(Exception):
 
 
 class RleError(CloudrtError, ValueError):
-    """Malformed run-length text; names the token and its position."""
+    """Malformed run-length text; the message names the token and its position."""
 
 
 class DataError(CloudrtError, ValueError):
@@ -22,7 +22,7 @@ class DataError(CloudrtError, ValueError):
 
 
 class ImageError(CloudrtError):
-    """An image that cannot be decoded faithfully: truncated, corrupt, empty, oversized, or not an image."""
+    """An input that cannot be read or decoded completely: truncated, corrupt, empty, oversized, or not an image."""
 
 
 class ArtifactError(CloudrtError):
@@ -30,11 +30,11 @@ class ArtifactError(CloudrtError):
 
 
 class ProviderError(CloudrtError):
-    """An execution provider that cannot run here; says what to install."""
+    """An execution provider that cannot run on this machine; the message says what to install or do."""
 
 
 class MemoryExhausted(ProviderError):
-    """A batch that does not fit into the memory of the device; a smaller one may."""
+    """A batch that does not fit into the memory of the device; a smaller batch may fit."""
 
 
 class ParityError(CloudrtError):
@@ -43,9 +43,9 @@ class ParityError(CloudrtError):
     Parameters
     ----------
     message
-        One line.
+        Summary in one line.
     verdicts
-        Every figure and its limit; see `cloudrt.model.parity.Verdict`.
+        Each figure with its limit; see `cloudrt.model.parity.Verdict`.
     """
 
     def __init__(self, message: str, verdicts: Sequence[Any] = ()) -> None:

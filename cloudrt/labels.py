@@ -1,7 +1,7 @@
 """The classes that are segmented and the pixel grids of their masks.
 
 The data set defines its `Labels`; training writes them into the checkpoint, export into the artifact, and inference
-reads them there. The default, `CLOUDS`, is that of "Understanding Clouds from Satellite Images".
+reads them there. The default, `CLOUDS`, describes the competition "Understanding Clouds from Satellite Images".
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ COLOURS = ("#e69f00", "#56b4e9", "#ee7abf", "#2bd4a0", "#f0e442", "#ff7a45", "#a
 
 
 def _check_class_name(name: Any) -> None:
-    """Refuse a class name that could not be a column of a key, a CSV field, or the name of a folder."""
+    """Raise DataError for a class name that cannot be part of a row key, a CSV field or the name of a folder."""
     if not isinstance(name, str) or not name:
-        raise DataError(f"a class name is a text that is not empty, found {name!r}")
+        raise DataError(f"a class name must be a non-empty string, found {name!r}")
     if any(character in ',_"' for character in name):
         raise DataError(f"class name {name!r}: use a name without commas, underscores or quotes")
     if name in (".", "..") or any(character in "/\\" or category(character) in _CONTROLS for character in name):
@@ -57,7 +57,7 @@ class Labels:
     label_grid
         Height and width of the masks in train.csv.
     submit_grid
-        Height and width of the masks in a submission; divides `label_grid`.
+        Height and width of the masks in a submission; `label_grid` must be a multiple of it.
     key_column
         Name of the first column of tables, which holds NAME_CLASS; some competitions use "ImageId_ClassId".
 
@@ -65,7 +65,7 @@ class Labels:
     ------
     DataError
         A name that is empty, repeated, too long, or contains a comma, underscore, quote, path separator or control
-        character; grids that do not divide.
+        character; a `label_grid` that is not a multiple of `submit_grid`.
     """
 
     classes: tuple[str, ...] = CLASSES
@@ -80,11 +80,11 @@ class Labels:
             _check_class_name(name)
         for grid in (self.label_grid, self.submit_grid):
             if len(grid) != 2 or not all(type(side) is int and side >= 1 for side in grid):
-                raise DataError(f"a grid is (height, width) in whole pixels, both at least 1, found {grid}")
+                raise DataError(f"a grid must be (height, width), two integers of at least 1, found {grid}")
         if self.label_grid[0] % self.submit_grid[0] or self.label_grid[1] % self.submit_grid[1]:
             raise DataError(f"submit_grid {self.submit_grid} must divide label_grid {self.label_grid}")
         if not isinstance(self.key_column, str) or not self.key_column.isidentifier():
-            raise DataError(f"key_column is a name such as {KEY_COLUMN}, found {self.key_column!r}")
+            raise DataError(f"key_column must be a name such as {KEY_COLUMN}, found {self.key_column!r}")
 
     @property
     def header(self) -> tuple[str, str]:
@@ -97,31 +97,32 @@ class Labels:
         return self.label_grid[0] // self.submit_grid[0], self.label_grid[1] // self.submit_grid[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON; `key_column` is left out where it is the default."""
+        """Return plain values, for JSON; `key_column` is omitted if it has the default value."""
         grids = {"classes": self.classes, "label_grid": self.label_grid, "submit_grid": self.submit_grid}
         values: dict[str, Any] = {name: list(value) for name, value in grids.items()}
         return values if self.key_column == KEY_COLUMN else values | {"key_column": self.key_column}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the labels that `to_dict` described; missing keys take the default.
+        """Return labels from the values that `to_dict` returned; missing keys have the default values.
 
         Raises
         ------
         DataError
-            An unknown key, or a value that is refused.
+            An unknown key or an invalid value.
         """
         unknown = set(values) - set(FIELDS)
         if unknown:
             raise DataError(f"unknown keys {sorted(unknown)}; expected {', '.join(FIELDS)}")
         lists = {name: value for name, value in values.items() if name != "key_column"}
         if not all(isinstance(value, (list, tuple)) for value in lists.values()):
-            raise DataError(f"classes is a list of names, a grid a list of two integers: {values}")
+            raise DataError(f"classes must be a list of names and each grid a list of two integers, found {values}")
         try:
             tuples = {name: tuple(value) for name, value in lists.items()}
             return cls(**{**values, **tuples})
         except TypeError as error:
-            raise DataError(f"classes is a list of names, a grid a list of two integers: {values}") from error
+            message = f"classes must be a list of names and each grid a list of two integers, found {values}"
+            raise DataError(message) from error
 
 
 CLOUDS = Labels()

@@ -1,6 +1,7 @@
 """How an artifact runs: one frozen object that every command, the cluster, the server and the benchmarks pass whole.
 
-`RunOptions` holds what a user asks for; "auto", 0 and None leave a choice to measurement (`cloudrt.engines.plan`).
+`RunOptions` holds what a user asks for. For options whose value is "auto", 0 or None, `cloudrt.engines.plan` measures
+which value is the fastest on this machine.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from cloudrt.system.suggest import check_name
 PROVIDERS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "openvino", "cpu")
 """Names of the providers; "auto" chooses one of the others."""
 GPU_PROVIDERS = ("tensorrt", "tensorrt-rtx", "cuda")
-"""Those that need an NVIDIA GPU."""
+"""The providers that need an NVIDIA GPU."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-"""What OpenVINO computes in; the other providers follow the artifact's precision."""
+"""Precisions that OpenVINO can compute in; the other providers use the artifact's precision."""
 DECODERS = ("cpu", "gpu")
 MAX_BATCH, MAX_THREADS, MAX_STREAMS = 65_536, 4_096, 64
 
@@ -30,9 +31,9 @@ class GpuOptions:
     Parameters
     ----------
     streams
-        Batches in flight at once on each GPU; 0 measures.
+        Number of batches in flight on each GPU; 0 measures the best number.
     graph
-        Whether to capture a CUDA graph of a batch; None measures.
+        Whether to run each batch as a captured CUDA graph; None measures whether that is faster.
 
     Raises
     ------
@@ -60,7 +61,7 @@ class CudaOptions(GpuOptions):
         See `GpuOptions`.
     channels_last
         Whether convolutions run in NHWC layout with their bias fused (`prefer_nhwc` with `fuse_conv_bias`); None
-        measures.
+        measures whether that is faster.
 
     Raises
     ------
@@ -82,12 +83,12 @@ class TensorrtOptions(GpuOptions):
 
 @dataclass(frozen=True)
 class TensorrtRtxOptions(GpuOptions):
-    """Options of the provider TensorRT for RTX, which runs one batch at a time; see `GpuOptions`."""
+    """Options of the TensorRT for RTX provider, which runs one batch at a time; see `GpuOptions`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.streams > 1:
-            raise DataError(f"tensorrt-rtx runs one batch at a time: streams is 1, found {self.streams}")
+            raise DataError(f"tensorrt-rtx runs one batch at a time: streams must be 0 or 1, found {self.streams}")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class OpenvinoOptions:
     Parameters
     ----------
     streams
-        Batches in flight at once, which share the threads; 0 measures.
+        Number of batches in flight, which share the CPU threads; 0 measures the best number.
 
     Raises
     ------
@@ -118,29 +119,29 @@ class RunOptions:
     Parameters
     ----------
     provider
-        One of `PROVIDERS`. "auto" measures once for each artifact and machine, and takes the fastest that agrees with
-        ONNX Runtime's CPU provider in fp32.
+        One of `PROVIDERS`. "auto" measures once for each artifact and machine, and takes the fastest provider whose
+        output agrees with that of ONNX Runtime's CPU provider in fp32; see `cloudrt.engines.plan.make_plan`.
     batch_size
-        Images per batch; the last batch is padded. 0 measures.
+        Number of images per batch; the last batch is padded. 0 measures the best number.
     compute_precision
-        One of `PRECISIONS`.
+        One of `PRECISIONS`: what OpenVINO computes in.
     threads
-        CPU threads of each stage; 0 uses all cores that this process may use.
+        Number of CPU threads of each stage; 0 uses all cores that this process may use.
     devices
-        GPU numbers, one engine each; all must be of one model.
+        GPU numbers; one engine runs on each. All GPUs must be of the same model.
     allow_cpu
-        Accept convolutions, resizes and normalisations on the CPU although a GPU was asked for.
+        With a GPU provider, allow convolutions, resizes and normalisations to run on the CPU.
     decoder
         One of `DECODERS`: "cpu", or "gpu" for nvImageCodec.
     max_pixels
-        Images with more pixels fail.
+        Images with more pixels are reported as failures.
     cuda, tensorrt, tensorrt_rtx, openvino
-        Options of one provider each; the others ignore them.
+        Options of the provider of that name; other providers ignore them.
 
     Raises
     ------
     DataError
-        A value of the wrong type or out of range; names the option.
+        A value of the wrong type or out of range; the message names the option.
     """
 
     provider: str = "auto"
@@ -167,18 +168,18 @@ class RunOptions:
         _check_number("threads", self.threads, 0, MAX_THREADS)
         _check_number("max_pixels", self.max_pixels, 1, 2**62)
         if type(self.allow_cpu) is not bool:
-            raise DataError(f"allow_cpu is True or False, found {self.allow_cpu!r}")
+            raise DataError(f"allow_cpu must be True or False, found {self.allow_cpu!r}")
         for name, kind in _NESTED.items():
             if not isinstance(getattr(self, name), kind):
-                raise DataError(f"{name} is a {kind.__name__}, found {getattr(self, name)!r}")
+                raise DataError(f"{name} must be of type {kind.__name__}, found {getattr(self, name)!r}")
         devices = self.devices
         if not isinstance(devices, tuple) or not all(type(one) is int and one >= 0 for one in devices):
-            raise DataError(f"devices are GPU numbers such as (0, 1), found {devices!r}")
+            raise DataError(f"devices must be a tuple of GPU numbers such as (0, 1), found {devices!r}")
         if not devices or len(set(devices)) < len(devices):
-            raise DataError(f"devices are GPU numbers, each given once, found {devices!r}")
+            raise DataError(f"devices must be one or more GPU numbers without repetition, found {devices!r}")
         if self.compute_precision != "auto" and self.provider not in ("auto", "openvino"):
             raise DataError(
-                f"--compute-precision {self.compute_precision} applies to --provider openvino; other providers follow "
+                f"--compute-precision {self.compute_precision} applies to --provider openvino; other providers use "
                 "the artifact's precision"
             )
 
@@ -188,7 +189,7 @@ class RunOptions:
         Raises
         ------
         DataError
-            No option of that name, with a suggestion; or a value that is refused.
+            An unknown option (the message suggests similar names) or an invalid value.
         """
         known = tuple(one.name for one in fields(self))
         for name in changes:
@@ -204,17 +205,17 @@ class RunOptions:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the options that `to_dict` described; missing keys take the defaults.
+        """Return options from the values that `to_dict` returned; missing keys have the default values.
 
         Raises
         ------
         DataError
-            An unknown key, or a value that is refused.
+            An unknown key or an invalid value.
         """
         try:
             made = {name: _NESTED[name](**value) if name in _NESTED else value for name, value in values.items()}
         except TypeError as error:
-            raise DataError(f"options of a provider: {error}") from error
+            raise DataError(f"invalid provider options: {error}") from error
         return cls().changed(**made)
 
 
@@ -245,9 +246,9 @@ class RunSettings(TypedDict, total=False):
 
 def _check_number(name: str, value: object, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
-        raise DataError(f"{name} is a whole number from {least} to {most:,}, found {value!r}")
+        raise DataError(f"{name} must be a whole number from {least} to {most:,}, found {value!r}")
 
 
 def _check_switch(name: str, value: object) -> None:
     if value is not None and type(value) is not bool:
-        raise DataError(f"{name} is True, False or None, found {value!r}")
+        raise DataError(f"{name} must be True, False or None, found {value!r}")

@@ -85,7 +85,7 @@ def test_a_wrong_answer_and_an_error_are_reported(monkeypatch: pytest.MonkeyPatc
     assert try_provider("cpu") is None
     with monkeypatch.context() as patch:
         patch.setattr(OrtEngine, "probability", lambda self, batch: np.zeros((1, 1, 8, 8), np.uint8))
-        assert "wrong answer" in str(try_provider("cpu"))
+        assert "wrong result" in str(try_provider("cpu"))
 
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : the driver is in a bad mood")
@@ -120,9 +120,9 @@ def test_trial_that_fails_crashes_or_hangs(monkeypatch: pytest.MonkeyPatch) -> N
     assert trial("raise SystemExit(3)").reason == "ended with status 3"
     if sys.platform != "win32":
         assert trial("import os; os.kill(os.getpid(), 11)").reason == "crashed (SIGSEGV)"
-    monkeypatch.setattr(doctor_module, "_PATIENCE", 0.2)
+    monkeypatch.setattr(doctor_module, "_TIMEOUT_S", 0.2)
     hung = trial("import time; time.sleep(20)")
-    assert not hung.works and "no answer" in hung.reason and hung.remedy.startswith("pip install")
+    assert not hung.works and "did not finish" in hung.reason and hung.remedy.startswith("pip install")
 
 
 def test_unknown_provider() -> None:

@@ -36,21 +36,21 @@ EVERYTHING = RunOptions(
         ({"provider": "cudda"}, "no provider named 'cudda'; did you mean cuda"),
         ({"compute_precision": "f32"}, "no compute precision named 'f32'; did you mean fp32"),
         ({"decoder": "tpu"}, "no decoder named 'tpu'; did you mean"),
-        ({"batch_size": -1}, "batch_size is a whole number from 0"),
-        ({"batch_size": 2.5}, "batch_size is a whole number from 0 to 65,536, found 2.5"),
-        ({"batch_size": 10**9}, "batch_size is a whole number from 0"),
-        ({"batch_size": True}, "batch_size is a whole number from 0"),
-        ({"threads": "2"}, "threads is a whole number from 0 to 4,096, found '2'"),
-        ({"threads": 5000}, "threads is a whole number"),
-        ({"max_pixels": 0}, "max_pixels is a whole number from 1"),
-        ({"devices": ()}, "devices are GPU numbers, each given once"),
-        ({"devices": (0, 0)}, "devices are GPU numbers, each given once"),
-        ({"devices": (-1,)}, "devices are GPU numbers such as"),
-        ({"devices": "0,1"}, "devices are GPU numbers such as"),
-        ({"devices": 0}, "devices are GPU numbers such as"),
-        ({"allow_cpu": "no"}, "allow_cpu is True or False, found 'no'"),
-        ({"cuda": {"streams": 2}}, "cuda is a CudaOptions"),
-        ({"openvino": CudaOptions()}, "openvino is a OpenvinoOptions"),
+        ({"batch_size": -1}, "batch_size must be a whole number from 0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number from 0 to 65,536, found 2.5"),
+        ({"batch_size": 10**9}, "batch_size must be a whole number from 0"),
+        ({"batch_size": True}, "batch_size must be a whole number from 0"),
+        ({"threads": "2"}, "threads must be a whole number from 0 to 4,096, found '2'"),
+        ({"threads": 5000}, "threads must be a whole number"),
+        ({"max_pixels": 0}, "max_pixels must be a whole number from 1"),
+        ({"devices": ()}, "devices must be one or more GPU numbers"),
+        ({"devices": (0, 0)}, "devices must be one or more GPU numbers"),
+        ({"devices": (-1,)}, "devices must be a tuple of GPU numbers such as"),
+        ({"devices": "0,1"}, "devices must be a tuple of GPU numbers such as"),
+        ({"devices": 0}, "devices must be a tuple of GPU numbers such as"),
+        ({"allow_cpu": "no"}, "allow_cpu must be True or False, found 'no'"),
+        ({"cuda": {"streams": 2}}, "cuda must be of type CudaOptions"),
+        ({"openvino": CudaOptions()}, "openvino must be of type OpenvinoOptions"),
         ({"provider": "cpu", "compute_precision": "bf16"}, "--compute-precision bf16 applies to --provider openvino"),
     ],
 )
@@ -65,7 +65,7 @@ def test_a_wrong_value_is_refused_by_name(changes: dict[str, Any], named: str) -
 @pytest.mark.parametrize("kind", [CudaOptions, TensorrtOptions, OpenvinoOptions])
 @pytest.mark.parametrize("streams", [-1, 65, 1.0, True, "2"])
 def test_streams_are_whole_numbers_in_range(kind: type, streams: object) -> None:
-    with pytest.raises(DataError, match="streams is a whole number from 0 to 64"):
+    with pytest.raises(DataError, match="streams must be a whole number from 0 to 64"):
         kind(streams=streams)
 
 
@@ -73,7 +73,7 @@ def test_streams_are_whole_numbers_in_range(kind: type, streams: object) -> None
 def test_a_cuda_graph_runs_one_batch_at_a_time(kind: type) -> None:
     with pytest.raises(DataError, match="use one stream with it"):
         kind(streams=2, graph=True)
-    with pytest.raises(DataError, match="graph is True, False or None, found 'yes'"):
+    with pytest.raises(DataError, match="graph must be True, False or None, found 'yes'"):
         kind(graph="yes")
     assert kind(streams=1, graph=True).graph and kind(streams=2, graph=False).streams == 2
 
@@ -111,9 +111,9 @@ def test_options_from_json_are_checked() -> None:
     )
     for values, named in (
         ({"treads": 2}, "did you mean threads"),
-        ({"threads": -2}, "threads is a whole number"),
-        ({"cuda": {"steams": 3}}, "options of a provider"),
-        ({"cuda": 5}, "options of a provider"),
+        ({"threads": -2}, "threads must be a whole number"),
+        ({"cuda": {"steams": 3}}, "invalid provider options"),
+        ({"cuda": 5}, "invalid provider options"),
         ({"cuda": {"streams": 3, "graph": True}}, "use one stream with it"),
     ):
         with pytest.raises(DataError, match=named):

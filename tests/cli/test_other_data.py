@@ -140,7 +140,7 @@ def test_the_clouds_tables_are_refused_by_their_header(steel: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("column", ["", "two words", 3])
 def test_a_column_has_a_name(column: object) -> None:
-    with pytest.raises(DataError, match="key_column is a name"):
+    with pytest.raises(DataError, match="key_column must be a name"):
         Labels.from_dict(STEEL | {"key_column": column})
 
 

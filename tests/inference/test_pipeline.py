@@ -267,7 +267,7 @@ def test_times_of_the_stages_are_kept(model: Path) -> None:
 
 
 def test_bad_options_are_refused(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="batch_size is a whole number from 0 to 65,536, found -1"):
+    with pytest.raises(DataError, match="batch_size must be a whole number from 0 to 65,536, found -1"):
         Segmenter(model, provider="cpu", batch_size=-1)
     with pytest.raises(DataError, match="no provider named 'gpu'"):
         Segmenter(model, provider="gpu")

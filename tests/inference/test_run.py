@@ -158,7 +158,7 @@ def test_formats(images: Path, model: Path, tmp_path: Path) -> None:
         ({"reprot": True}, "no option named 'reprot'; did you mean report"),
         ({"batchsize": 4}, "no option named 'batchsize'; did you mean batch_size"),
         ({"inputs_": 4}, "no option named 'inputs_'"),
-        ({"batch_size": -4}, "batch_size is a whole number"),
+        ({"batch_size": -4}, "batch_size must be a whole number"),
         ({"provider": "cudda"}, "no provider named 'cudda'; did you mean cuda"),
         ({"resume": True, "overwrite": True}, "give one of them"),
         ({"resume": True, "save_probabilities": "p.npz"}, "cannot be combined with --resume"),
@@ -194,7 +194,7 @@ def test_an_error_of_the_caller_leaves_the_journal(images: Path, model: Path, tm
 
 def test_a_model_that_cannot_predict_is_refused_before_anything(images: Path, tmp_path: Path) -> None:
     unruly = tiny_artifact(tmp_path / "unruly.onnx", (64, 96), SMALL_GRIDS, rules=())
-    for path, named in ((unruly, "holds no rules"), (tmp_path / "gone.onnx", "is missing")):
+    for path, named in ((unruly, "has no rules"), (tmp_path / "gone.onnx", "is missing")):
         with pytest.raises(ArtifactError, match=named):
             cloudrt.infer(images, tmp_path / "s.csv", path)
     assert [path.name for path in tmp_path.iterdir()] == ["unruly.onnx"]
