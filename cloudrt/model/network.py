@@ -138,9 +138,7 @@ class InferenceGraph(nn.Module):
         found = self.network(normalised)
         logits, head = found if isinstance(found, tuple) else (found, None)
         logits = logits.to(torch.float32)
-        if (
-            len(views) > 1
-        ):  # flipped back before they are enlarged: resizing with half-pixel centres commutes with flips
+        if len(views) > 1:  # flipped back at the smaller size: resizing with half-pixel centres commutes with flips
             each = logits.reshape(len(views), -1, *logits.shape[1:])
             logits = torch.cat([each[number].flip(view) if view else each[number] for number, view in enumerate(views)])
         # Half-pixel centres, like OpenCV's INTER_LINEAR.
