@@ -4,7 +4,7 @@
 
 An entry is a file or a folder that can be created again. The cache is optional: if it cannot be written, `open_entry`
 returns None and the caller works without it. Each kind keeps its most recently used entries, up to a number of bytes.
-Files that a third-party runtime would execute without checking are sealed: their checksum is stored beside them.
+For files that a third-party runtime would execute without verification, a checksum is stored beside the file (`seal`).
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ LIMITS = {
     "artifacts": 4 * 2**30,
     "datasets": 64 * 2**30,
 }
-"""Bytes that the entries of each kind may take together."""
+"""Largest total size of the entries of each kind, in bytes."""
 
 SEAL = ".sha256"
+"""Suffix of the file that contains the checksum of another file."""
 
 
 def cache_folder(kind: str) -> Path:
-    """Return the folder of all entries of a kind, one of `LIMITS`; it may not exist."""
+    """Return the folder of all entries of a kind, one of `LIMITS`; it may not exist yet."""
     from platformdirs import user_cache_path
 
     return Path(user_cache_path("cloudrt"), kind)
 
 
 def open_entry(kind: str, name: str, folder: Path | None = None) -> Path | None:
-    """Return the folder of one entry, created where it is missing and marked as used now.
+    """Return the folder of one entry, created if it is missing and marked as the most recently used.
 
     Creating an entry removes the least recently used ones beyond the limit of the kind.
 
@@ -59,17 +60,17 @@ def open_entry(kind: str, name: str, folder: Path | None = None) -> Path | None:
     Returns
     -------
     pathlib.Path or None
-        None where the folder cannot be written.
+        None if the folder cannot be written.
     """
     entry = (folder or cache_folder(kind)) / name
     try:
-        if not entry.is_absolute():  # a user without a home
+        if not entry.is_absolute():  # the user has no home folder
             raise OSError(f"{entry} is not an absolute path")
         new = not entry.exists()
         entry.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=entry).close()
     except OSError as error:
-        logger.debug("nothing is cached in %s: %s", entry, error)
+        logger.debug("cannot cache anything in %s: %s", entry, error)
         return None
     mark_used(entry)
     if new:
@@ -78,7 +79,7 @@ def open_entry(kind: str, name: str, folder: Path | None = None) -> Path | None:
 
 
 def mark_used(entry: Path) -> None:
-    """Make an entry the most recently used one."""
+    """Mark an entry as the most recently used; errors are ignored."""
     with suppress(OSError):
         os.utime(entry)
 
@@ -93,7 +94,7 @@ def prune(kind: str, folder: Path | None = None, reserve: int = 0, keep: Path | 
     folder
         Folder of the entries; `cache_folder` by default.
     reserve
-        Bytes to leave free for an entry that is about to be written.
+        Size of an entry that is about to be written, in bytes.
     keep
         An entry that stays even if it is larger than the limit.
     """
@@ -118,7 +119,7 @@ def _size(entry: Path) -> int:
 
 
 def _remove(entry: Path) -> None:
-    """Remove an entry; renamed first, so that no other process finds half of it."""
+    """Remove an entry. It is renamed first, so that no other process reads an incomplete entry."""
     doomed = entry.with_name(f".{entry.name}.{os.getpid()}.removed")
     with suppress(OSError):
         entry.rename(doomed)
@@ -129,14 +130,14 @@ def _remove(entry: Path) -> None:
 
 
 def seal(files: Iterable[Path]) -> None:
-    """Write the checksum of each file beside it, as NAME.sha256; best effort."""
+    """Write the SHA-256 of each file beside it, as NAME.sha256; errors are ignored."""
     for file in files:
         with suppress(OSError), replacing(file.with_name(file.name + SEAL), sync=False) as partial:
             partial.write_text(sha256(file), encoding="ascii")
 
 
 def remove_damaged(files: Iterable[Path]) -> None:
-    """Remove the files that have no seal or differ from it.
+    """Remove the files that have no stored checksum or do not match it; see `seal`.
 
     Raises
     ------
@@ -146,6 +147,6 @@ def remove_damaged(files: Iterable[Path]) -> None:
     for file in files:
         checksum = file.with_name(file.name + SEAL)
         if not checksum.is_file() or checksum.read_bytes() != sha256(file).encode("ascii"):
-            logger.debug("%s is damaged or incomplete, and made again", file)
+            logger.debug("removing %s: it is damaged or incomplete", file)
             file.unlink(missing_ok=True)
             checksum.unlink(missing_ok=True)

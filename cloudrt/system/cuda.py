@@ -1,8 +1,8 @@
 """The CUDA runtime through ctypes, which releases the GIL during a call: page-locked memory, streams and copies.
 
-A copy from page-locked memory is a single transfer by the GPU's copy engine, and can run while kernels do; a copy from
-pageable memory is staged by the driver and blocks the calling thread. `HostDevice` stands in for a GPU where there is
-none: its memory is the host's.
+A copy from page-locked memory is a single transfer by the GPU's copy engine, and can overlap with kernels; a copy from
+pageable memory is staged by the driver and blocks the calling thread. `HostDevice` has the same interface and uses host
+memory, for machines without a GPU.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 CAPTURE = RLock()
-"""Held while a CUDA graph is captured and while memory is allocated: an allocation would end the capture."""
+"""Held while a CUDA graph is captured and while memory is allocated: an allocation would invalidate the capture."""
 
 _PORTABLE, _NON_BLOCKING, _ANY_DIRECTION = 1, 1, 4  # cudaHostAllocPortable, cudaStreamNonBlocking, cudaMemcpyDefault
 
 
 class Device(Protocol):
-    """Where a network runs, as copies see it. Addresses are those of the device or of the host.
+    """Memory and copies of the device that runs the network. An address may be on the device or on the host.
 
     Parameters
     ----------
     place
-        ONNX Runtime's name of it: "cuda" or "cpu", and a number.
+        ONNX Runtime's device type and number, such as ("cuda", 0) or ("cpu", 0).
     """
 
     place: tuple[str, int]
 
     def allocate_host(self, size: int) -> Any:
-        """Return `size` bytes of host memory, an object with the buffer protocol, that copies directly."""
+        """Return `size` bytes of host memory, page-locked for a GPU, as an object with the buffer protocol."""
         ...
 
     def allocate(self, size: int) -> Any:
-        """Return `size` bytes on the device, an object with a length; see `address_of`."""
+        """Return `size` bytes of device memory, as an object with a length; `address_of` returns its address."""
         ...
 
     def open_stream(self) -> Any:
-        """Return a queue of copies, which run one after another."""
+        """Return a stream; its copies run one after another."""
         ...
 
     def copy(self, target: int, source: int, size: int, stream: Any) -> None:
-        """Start to copy `size` bytes from an address to another, in any direction."""
+        """Start to copy `size` bytes from address `source` to address `target`, in any direction."""
         ...
 
     def wait(self, stream: Any) -> None:
-        """Wait for the copies of a stream."""
+        """Wait until all copies of a stream are complete."""
         ...
 
 
@@ -68,10 +68,10 @@ class HostDevice:
     allocate = allocate_host
 
     def open_stream(self) -> None:
-        """Return nothing: copies are done when they return."""
+        """Return None: copies are synchronous."""
 
     def copy(self, target: int, source: int, size: int, stream: None) -> None:
-        """Copy at once."""
+        """Copy synchronously."""
         ctypes.memmove(target, source, size)
 
     def wait(self, stream: None) -> None:
@@ -84,14 +84,14 @@ class CudaDevice:
     Parameters
     ----------
     number
-        Of the GPU.
+        GPU number.
     library
-        The runtime library, loaded.
+        The CUDA runtime, loaded with ctypes.
 
     Raises
     ------
     RuntimeError
-        Raised by every method where CUDA refuses the call; the message is worded as ONNX Runtime's.
+        Raised by every method if CUDA reports an error. The message has the format of ONNX Runtime's CUDA errors.
     """
 
     def __init__(self, number: int, library: Any) -> None:
@@ -99,7 +99,7 @@ class CudaDevice:
         library.cudaGetErrorString.restype = ctypes.c_char_p
 
     def allocate_host(self, size: int) -> Any:
-        """Return page-locked memory, freed with the object."""
+        """Return page-locked memory that is freed with the returned object."""
         pointer = ctypes.c_void_p()
         with CAPTURE:
             self._enter()
@@ -109,7 +109,7 @@ class CudaDevice:
         return memory
 
     def allocate(self, size: int) -> DeviceMemory:
-        """Return memory of the GPU, freed with the object."""
+        """Return GPU memory that is freed with the returned object."""
         pointer = ctypes.c_void_p()
         with CAPTURE:
             self._enter()
@@ -127,17 +127,17 @@ class CudaDevice:
         return stream
 
     def copy(self, target: int, source: int, size: int, stream: ctypes.c_void_p) -> None:
-        """Start to copy."""
+        """Start to copy; see `Device`."""
         self._enter()
         pointers = ctypes.c_void_p(target), ctypes.c_void_p(source)
         self._call("cudaMemcpyAsync", *pointers, ctypes.c_size_t(size), _ANY_DIRECTION, stream)
 
     def wait(self, stream: ctypes.c_void_p) -> None:
-        """Wait for a stream."""
+        """Wait until all work of a stream is complete."""
         self._call("cudaStreamSynchronize", stream)
 
     def _enter(self) -> None:
-        """Make the GPU the calling thread's."""
+        """Make this GPU the current device of the calling thread."""
         self._call("cudaSetDevice", self.place[1])
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -148,7 +148,7 @@ class CudaDevice:
 
 
 class DeviceMemory:
-    """Memory of a GPU: its address, and its size in bytes."""
+    """GPU memory: its address, and its size in bytes as `len`."""
 
     def __init__(self, address: int, size: int) -> None:
         self.address, self._size = address, size
@@ -158,7 +158,7 @@ class DeviceMemory:
 
 
 def address_of(memory: Any) -> int:
-    """Return the address of what a `Device` allocated."""
+    """Return the address of memory that a `Device` allocated."""
     return memory.address if isinstance(memory, DeviceMemory) else ctypes.addressof(memory)
 
 
@@ -168,11 +168,11 @@ class DeviceArray:
     Parameters
     ----------
     address
-        Of the first element.
+        Address of the first element.
     shape
-        Its axes.
+        Length of each axis.
     base
-        The array that it is a slice of, which keeps the memory.
+        For a slice, the array that owns the memory.
     """
 
     dtype = np.dtype(np.uint8)
@@ -202,16 +202,17 @@ Batch = NDArray[np.uint8] | DeviceArray
 
 
 class Arena:
-    """Arrays of uint8 whose memory is used again once nothing refers to them or to a view of them.
+    """Allocator of uint8 arrays; their memory is reused once no array or view refers to it.
 
-    Page-locking takes longer than copying, and new memory is zeroed page by page when it is first written.
+    Reuse is faster: page-locking memory takes longer than a copy, and the operating system zeroes each new page at its
+    first write.
 
     Parameters
     ----------
     allocate
-        Returns a number of bytes; see `Device`.
+        Allocates a number of bytes: `Device.allocate` or `Device.allocate_host`.
     keep
-        Largest number of unused pieces to keep.
+        Largest number of unused buffers to keep.
     """
 
     def __init__(self, allocate: Callable[[int], Any], keep: int = 8) -> None:
@@ -219,7 +220,7 @@ class Arena:
         self._unused: list[Any] = []
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Return an array, not initialised; for memory of the host."""
+        """Return an uninitialised array in host memory."""
         size = prod(shape)
         memory = self._take(size)
         flat = np.frombuffer(memory, np.uint8, size)
@@ -227,7 +228,7 @@ class Arena:
         return flat.reshape(shape)
 
     def on_device(self, shape: tuple[int, ...]) -> DeviceArray:
-        """Return the same for memory of a device."""
+        """Return an uninitialised array in device memory."""
         memory = self._take(prod(shape))
         array = DeviceArray(address_of(memory), shape)
         weakref.finalize(array, self._give_back, memory).atexit = False
@@ -242,6 +243,6 @@ class Arena:
         return self._allocate(size)
 
     def _give_back(self, memory: Any) -> None:
-        # No lock: this runs wherever the last reference is dropped.
+        # Without a lock: a finalizer can run at any point of any thread, even while that thread holds a lock.
         self._unused.append(memory)
         del self._unused[: -self._keep]

@@ -1,4 +1,4 @@
-"""The hardware that this process may use: processor, cores, memory and GPUs, limits of a container included."""
+"""The hardware that this process may use: processor, cores, memory and GPUs, within the limits of its container."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Machine:
     cpu
         Model name of the processor.
     features
-        Those of its instruction sets that inference engines choose kernels by.
+        Instruction-set extensions of the processor, as in /proc/cpuinfo, by which inference engines choose kernels.
     cores
-        See `usable_cpus`.
+        Number of usable CPUs; see `usable_cpus`.
     memory
-        GiB; 0 where unknown.
+        Memory in GiB; 0 if unknown.
     gpus
         Name and memory of each NVIDIA GPU.
     """
@@ -76,12 +76,12 @@ def _memory(limit: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
 def usable_cpus(cpu_max: Path = CPU_MAX) -> int:
     """Return the number of CPUs that this process may use: the smaller of its CPU set and its container's quota.
 
-    `os.cpu_count` counts the CPUs of the machine: a container limited to 2 of 64 would run 64 threads on them.
+    `os.cpu_count` counts the CPUs of the machine: in a container limited to 2 of 64 CPUs, it would lead to 64 threads.
 
     Parameters
     ----------
     cpu_max
-        The quota, in the format of control groups version 2.
+        File with the quota, in the format of control groups version 2.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:

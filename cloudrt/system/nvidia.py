@@ -1,4 +1,4 @@
-"""Queries of NVIDIA's driver through its own library; no CUDA toolkit is needed."""
+"""Query NVIDIA's driver through its own library (libcuda); no CUDA toolkit is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Driver:
     capabilities
         Compute capability of each GPU, as major and minor number.
     fault
-        Name of the driver's error, such as CUDA_ERROR_NO_DEVICE, where it cannot be used; else empty.
+        Name of the driver's error, such as CUDA_ERROR_NO_DEVICE, if the driver cannot be used; else empty.
     """
 
     cuda: tuple[int, int]
@@ -32,7 +32,7 @@ class Driver:
 
 
 def nvidia_driver() -> Driver | None:
-    """Return what the driver supports, or None where none is installed."""
+    """Return the driver and its GPUs, or None if no driver is installed."""
     try:
         library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -40,7 +40,7 @@ def nvidia_driver() -> Driver | None:
     version, count = ctypes.c_int(0), ctypes.c_int(0)
     library.cuDriverGetVersion(ctypes.byref(version))
     cuda = (version.value // 1000, version.value % 1000 // 10)
-    # cuInit fails where the driver is installed but no GPU is visible to this process.
+    # cuInit fails if the driver is installed but no GPU is visible to this process.
     status = library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count))
     if status:
         return Driver(cuda, (), fault=_error_name(library, status))

@@ -12,7 +12,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 HANDOVER_S = 0.005
-"""Seconds of work to hand over at once; each hand-over between threads costs about 0.1 ms."""
+"""Seconds of work to pass to another thread at once; passing work between threads takes about 0.1 ms."""
 
 
 def overlap(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
@@ -81,12 +81,12 @@ def overlap_parts(
 
 
 class Pace:
-    """Number of batches to hand over at once: as many as take `HANDOVER_S`, so that the overhead is small.
+    """Chooses how many batches are passed between threads at once: as many as take `HANDOVER_S` to process.
 
     Parameters
     ----------
     most
-        Largest number of images to hand over at once.
+        Largest number of images to pass at once.
     """
 
     def __init__(self, most: int = 256) -> None:
@@ -95,7 +95,7 @@ class Pace:
         self._last = time.perf_counter()
 
     def arrived(self, images: int) -> None:
-        """Count images that left the pipeline."""
+        """Update the rate after `images` have left the pipeline."""
         now = time.perf_counter()
         found = (now - self._last) / max(1, images)
         self._last = now
@@ -103,7 +103,7 @@ class Pace:
         self.seconds_per_image += weight * (found - self.seconds_per_image)
 
     def batches(self, size: int) -> int:
-        """Return the number of batches of `size` images; 1 as long as the rate is unknown."""
+        """Return the number of batches of `size` images to pass at once; 1 as long as the rate is unknown."""
         if not self.seconds_per_image:
             return 1
         return max(1, min(int(HANDOVER_S / (size * self.seconds_per_image)), self.most // size))

@@ -1,6 +1,6 @@
-"""One function that decides, before anything starts, whether a command may write what it will write.
+"""Check the output paths of a command before it starts.
 
-No output is an input, no two outputs are one file, and what exists is replaced with `overwrite` alone.
+No output may be an input, no two outputs may be the same file, and existing outputs are replaced only with `overwrite`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from cloudrt.errors import DataError
 
 Paths = Mapping[str, Path | None]
-"""What the user calls it, such as "--output" -> its path; None where it is not given."""
+"""Name of an option, such as "--output" -> its path, or None if the option is not given."""
 
 
 def check_outputs(
@@ -23,7 +23,7 @@ def check_outputs(
     images: Iterable[Path] = (),
     overwrite: bool = False,
 ) -> None:
-    """Refuse outputs that would destroy something, or that cannot be written.
+    """Raise DataError for outputs that would replace an input or an existing file, or that cannot be written.
 
     Parameters
     ----------
@@ -32,16 +32,16 @@ def check_outputs(
     reads
         Files and folders that it reads.
     folders
-        Folders that it fills.
+        Folders that it writes files into.
     images
-        Images that it reads.
+        Image files that it reads.
     overwrite
         Whether outputs that exist may be replaced; inputs never are.
 
     Raises
     ------
     DataError
-        Names the path, the options that collide, and what to do.
+        The message names the path, the conflicting options, and what to do.
     """
     written = {name: path for name, path in files.items() if path is not None}
     filled = {name: path for name, path in (folders or {}).items() if path is not None}
@@ -50,7 +50,7 @@ def check_outputs(
     taken: dict[str, str] = {}
     for name, path in (written | filled).items():
         place = os.path.realpath(path)
-        key = place.casefold()  # one file where case does not count
+        key = place.casefold()  # the same file on a case-insensitive file system
         other = inputs.get(place) or taken.get(key)
         if other:
             raise DataError(f"{path} would be replaced: it is both {other} and {name}; use another name")
@@ -62,7 +62,7 @@ def check_outputs(
     for name, path in filled.items():
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} ({name}) is not a folder: give the name of a folder to fill")
-    _spare_images(written, filled, images)
+    _refuse_images(written, filled, images)
     for name, path in [*written.items(), *filled.items()]:
         _check_writable(path.parent if name in written else path, path)
         exists = path.exists() if name in written else path.is_dir() and any(path.iterdir())
@@ -73,13 +73,14 @@ def check_outputs(
 
 
 def _refuse_same(path: Path, name: str, read: Mapping[str, Path]) -> None:
-    """Refuse an output that is an input under another name: a hard link, or where case does not count."""
+    """Raise DataError if an output is an input under another name: a hard link, or a name that differs in case."""
     for other, source in read.items():
         if path.exists() and source.exists() and path.samefile(source):
             raise DataError(f"{path} would be replaced: it is both {other} and {name}; use another name")
 
 
-def _spare_images(written: Mapping[str, Path], filled: Mapping[str, Path], images: Iterable[Path]) -> None:
+def _refuse_images(written: Mapping[str, Path], filled: Mapping[str, Path], images: Iterable[Path]) -> None:
+    """Raise DataError if an output is one of the images, or an output folder contains images."""
     there = {(stat.st_dev, stat.st_ino): name for name, path in written.items() if (stat := _stat(path))}
     roots = {os.path.realpath(path): name for name, path in filled.items() if path.exists()}
     if not there and not roots:
@@ -97,7 +98,7 @@ def _spare_images(written: Mapping[str, Path], filled: Mapping[str, Path], image
             inside = next((root for root in roots if place == Path(root) or place.is_relative_to(root)), None)
             if inside is not None:
                 raise DataError(
-                    f"{roots[inside]} {inside} holds input images, which pictures could replace: give another folder"
+                    f"{roots[inside]} {inside} contains input images, which outputs could replace: give another folder"
                 )
 
 

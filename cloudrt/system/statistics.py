@@ -1,4 +1,4 @@
-"""Time, latency and queue statistics of each stage of a run, in constant memory; and the process's memory."""
+"""Busy time, latency and queue length of each pipeline stage, in constant memory; and the memory of the process."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class StageStats:
         self.seconds = 0.0
         self.longest = 0.0
         self._histogram = [0] * _BUCKETS
-        self._ready = [0, 0, 0]  # number of pulls, sum and maximum of the results that were ready
+        self._ready = [0, 0, 0]  # number of calls of `pulled`; sum and maximum of the results that were ready
         self._waiting = 0  # results that are ready but not taken yet
         self._lock = Lock()
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count the duration of the block as one call, whether it fails or not."""
+        """Record the duration of the block as one call, also if it raises."""
         began = time.perf_counter()
         try:
             yield
@@ -45,7 +45,7 @@ class StageStats:
             self.add(time.perf_counter() - began)
 
     def add(self, seconds: float, calls: int = 1) -> None:
-        """Count calls that took `seconds` each."""
+        """Record calls that took `seconds` each."""
         bucket = _bucket(seconds)
         with self._lock:
             self.count += calls
@@ -55,7 +55,7 @@ class StageStats:
             self._waiting += calls
 
     def add_all(self, seconds: Sequence[float]) -> None:
-        """Count one call for each of `seconds`."""
+        """Record one call for each of `seconds`."""
         buckets = [_bucket(one) for one in seconds]
         with self._lock:
             self.count += len(seconds)
@@ -66,7 +66,7 @@ class StageStats:
             self._waiting += len(seconds)
 
     def pulled(self, results: int = 1) -> None:
-        """Count how many results were ready when the next stage took `results` of them."""
+        """Record how many results were ready when the next stage took `results` of them."""
         with self._lock:
             ready = self._waiting
             self._waiting = max(0, ready - results)
@@ -75,7 +75,7 @@ class StageStats:
             self._ready[2] = max(self._ready[2], ready)
 
     def drop(self) -> None:
-        """Discard the count of results that are ready: the run was closed early, and they will not be taken."""
+        """Reset the number of ready results: the run was closed early, and they will not be taken."""
         with self._lock:
             self._waiting = 0
 
@@ -110,7 +110,7 @@ class StageStats:
 
 
 def _bucket(seconds: float) -> int:
-    """Return the position in the histogram."""
+    """Return the index of the histogram bucket of a duration."""
     return min(max(0, math.ceil(math.log(max(seconds, _SHORTEST) / _SHORTEST) / _LOG_RATIO)), _BUCKETS - 1)
 
 
@@ -131,7 +131,7 @@ class PipelineStats:
         return self.stages[stage]
 
     def drop(self) -> None:
-        """Discard the counts of results that are ready; see `StageStats.drop`."""
+        """Reset the number of ready results of each stage; see `StageStats.drop`."""
         for stage in self.stages.values():
             stage.drop()
 

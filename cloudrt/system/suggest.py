@@ -14,12 +14,16 @@ def check_name(what: str, name: str, known: Sequence[str]) -> None:
     Parameters
     ----------
     what
-        What the name is of, for the message: "encoder".
+        Kind of the name, for the message, such as "encoder".
+    name
+        The name to check.
+    known
+        The valid names.
 
     Raises
     ------
     DataError
-        Suggests similar names, or lists all where none is similar.
+        `name` is not valid; the message suggests similar names, or lists all names if none is similar.
     """
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

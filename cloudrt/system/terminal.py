@@ -1,4 +1,4 @@
-"""Parts shared by all commands: progress display, signals, and errors as one line with exit status 2."""
+"""What all commands share: progress bars, handling of signals and errors, and logging to the terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Advance(Protocol):
 
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Advance]]
-"""Opens a bar with a description and a total; it yields the function that reports steps done."""
+"""`bar(description, total)` is a context manager that shows a progress bar and yields its `Advance`."""
 
 
 @contextmanager
@@ -101,8 +101,8 @@ def _words(fields: dict[str, Any]) -> list[str]:
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Decorate a command: errors become one line on stderr and exit status 2, without a traceback.
 
-    A missing optional package becomes the command that installs it. SIGINT and SIGTERM clean up and exit with 130 and
-    143; a closed output pipe exits with 141.
+    For a missing optional package, the line is the command that installs it. After SIGINT the command cleans up and
+    exits with status 130; after SIGTERM or SIGHUP, with 143; after the reader closed the output pipe, with 141.
     """
 
     @wraps(command)
@@ -144,12 +144,12 @@ _CLOSED_PIPE = 141
 
 
 class _Terminated(KeyboardInterrupt):
-    """Raised on SIGTERM, which schedulers and shutdowns send."""
+    """Raised on SIGTERM and SIGHUP, which schedulers, shutdowns and closed terminals send."""
 
 
 @contextmanager
 def _stops_on_sigterm() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C, so that clean-up runs."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C, so that clean-up runs."""
 
     def stop(*_: object) -> None:
         raise _Terminated
@@ -188,7 +188,7 @@ class Failure(click.ClickException):
 
 
 def say_logs(name: str, level: int) -> None:
-    """Print the library's log records of `name` and below to stderr, one line each."""
+    """Print the log records of logger `name` and its children, from `level` up, to stderr, one line each."""
     import logging
 
     class Echo(logging.Handler):

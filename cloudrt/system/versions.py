@@ -9,7 +9,7 @@ VERSION = "0.1.0"
 
 
 def package_version(*names: str) -> str:
-    """Return the version of the first of these distributions that is installed; "" where none is."""
+    """Return the version of the first installed distribution in `names`, or "" if none is installed."""
     for name in names:
         try:
             return version(name)
@@ -19,7 +19,7 @@ def package_version(*names: str) -> str:
 
 
 def package_versions(*names: str) -> dict[str, str]:
-    """Return name -> version of those of these distributions that are installed."""
+    """Return name -> version of the distributions in `names` that are installed."""
     found = {name: package_version(name) for name in names}
     return {name: one for name, one in found.items() if one}
 
