@@ -36,6 +36,7 @@ def take(tables: DiceTables, images: NDArray[np.int_]) -> DiceTables:
         dice=np.ascontiguousarray(tables.dice[:, images]),
         true_pixels=tables.true_pixels[:, images],
         above=tables.above[:, images],
+        loss=tables.loss[:, images],
         presence=None if tables.presence is None else tables.presence[:, images],
     )
 

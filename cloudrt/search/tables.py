@@ -31,6 +31,10 @@ MIN_AREAS = (0, 500, 1000, 2500, 5000, 7500, *range(9000, 25001, 1000), 27500, 3
 """Pixels of the 350x525 grid; those from 9,000 to 25,000 are the notebook's."""
 
 
+_LOSSES = -np.log((np.arange(256) + 0.5) / 256)
+"""Level -> cross-entropy of a pixel of the class; reversed, that of a pixel outside it."""
+
+
 def min_areas_for(grid: Grid) -> tuple[int, ...]:
     """Return `MIN_AREAS` scaled to another submission grid: the same fractions of its pixels."""
     share = grid[0] * grid[1] / (SUBMIT_GRID[0] * SUBMIT_GRID[1])
@@ -72,6 +76,9 @@ class DiceTables:
         (C, N) int64: area of the true mask.
     above
         (C, N, 256) int64: number of pixels above each level, for gates.
+    loss
+        (C, N) float64: mean binary cross-entropy of the pixels, where a level v stands for the probability
+        (v + 0.5) / 256; the images with the highest are those whose label and prediction disagree most.
     presence
         (C, N) uint8, or None if the network has no such output.
     """
@@ -82,6 +89,7 @@ class DiceTables:
     dice: NDArray[np.float64]
     true_pixels: NDArray[np.int64]
     above: NDArray[np.int64]
+    loss: NDArray[np.float64]
     presence: NDArray[np.uint8] | None
 
     def of_rule(self, label: int, rule: Rule) -> NDArray[np.float64]:
@@ -146,17 +154,20 @@ class Sweeper:
         sweep(levels, truth, self._ranks, self._min_areas, self._pixels, self._tables)
 
     def sweep_image(self, image: LabelledMaps) -> tuple[NDArray[Any], ...]:
-        """Return the entries of `DiceTables` for one image: dice (C, T, A), true pixels (C,), above (C, 256)."""
+        """Return dice (C, T, A), true pixels (C,), above (C, 256) and loss (C,) of an image, as in `DiceTables`."""
         width, height = image.levels.shape[1:]
-        dice, true_pixels, above = [], [], []
+        dice, true_pixels, above, loss = [], [], [], []
         for levels, bits in zip(image.levels, image.truth, strict=True):
             one = np.array(levels, order="C")
             truth = unpack_mask(bits, (height, width)).T
             self.sweep(one, truth)
             true_pixels.append(int(truth.sum()))
             dice.append(self.dice(true_pixels[-1]))
-            above.append(one.size - np.cumsum(np.bincount(one.ravel(), minlength=256)))
-        return np.stack(dice), np.array(true_pixels), np.stack(above)
+            counts = np.bincount(one.ravel(), minlength=256)
+            above.append(one.size - np.cumsum(counts))
+            inside = np.bincount(one[truth > 0], minlength=256)
+            loss.append((inside @ _LOSSES + (counts - inside) @ _LOSSES[::-1]) / one.size)
+        return np.stack(dice), np.array(true_pixels), np.stack(above), np.array(loss)
 
     def dice(self, true_pixels: int) -> NDArray[np.float64]:
         """Return the Dice of the last sweep, (T, A) float64; 1 where both masks are empty."""
@@ -237,10 +248,10 @@ def measure(
                 advance(1)
     if not done:
         raise DataError("nothing to search: no images")
-    dice, true_pixels, above = (table[:, :done] for table in tables)
+    dice, true_pixels, above, loss = (table[:, :done] for table in tables)
     pixels = first[0].levels[0].size
     return DiceTables(
-        pixels, levels, areas, dice, true_pixels, above, np.stack(presences, axis=1) if presences else None
+        pixels, levels, areas, dice, true_pixels, above, loss, np.stack(presences, axis=1) if presences else None
     )
 
 

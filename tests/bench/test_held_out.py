@@ -30,7 +30,7 @@ def test_some_images_give_the_tables_of_these_alone() -> None:
     images = maps(9)
     some = np.array([7, 2, 4])
     ours, wanted = take(tables(images), some), tables([images[number] for number in some])
-    for name in ("dice", "true_pixels", "above", "presence"):
+    for name in ("dice", "true_pixels", "above", "loss", "presence"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(wanted, name))
 
 

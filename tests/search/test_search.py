@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -303,3 +304,14 @@ def test_min_areas_are_the_same_shares_of_any_grid() -> None:
     assert min_areas_for((700, 1050)) == tuple(4 * area for area in MIN_AREAS)
     small = min_areas_for((35, 52))
     assert small[0] == 0 and len(set(small)) == len(small) and max(small) < 35 * 52
+
+
+def test_the_loss_is_the_binary_cross_entropy() -> None:
+    """Compared with PyTorch's, in float64."""
+    levels, truth = case(3)
+    packed = np.stack([[pack_mask(mask) for mask in image] for image in truth])
+    maps = [LabelledMaps(one.transpose(0, 2, 1).copy(), bits) for one, bits in zip(levels, packed, strict=True)]
+    found = measure(maps, len(maps), THRESHOLDS, AREAS).loss
+    probability = torch.from_numpy((levels + 0.5) / 256)
+    wanted = torch.nn.functional.binary_cross_entropy(probability, torch.from_numpy(truth).double(), reduction="none")
+    np.testing.assert_allclose(found, wanted.mean(dim=(2, 3)).T.numpy(), rtol=1e-12)
