@@ -136,7 +136,7 @@ def test_a_folder_that_changes_underfoot(
         (["-o", "a.csv", "--stats", "a.run.json"], "both the record of the run and --stats"),
         (["-o", "a.csv", "--masks", "m", "--overlays", "m"], "both --masks and --overlays"),
         (["-o", "a.csv", "--masks", "in"], "both input in and --masks"),
-        (["-o", "a.csv", "--overlays", ".", "--overwrite"], "holds input images"),
+        (["-o", "a.csv", "--overlays", ".", "--overwrite"], "contains input images"),
         (["-o", "report.html", "--report"], "the suffix decides the format"),
         (["-o", "model.onnx", "--overwrite"], "the suffix decides the format"),
         (["-o", "to_model.csv", "--overwrite"], "both --model and --output"),

@@ -99,7 +99,7 @@ def test_a_folder_with_input_images_is_not_filled(folder: str) -> None:
     said = refusal(
         {}, {"--model": Path("model.onnx")}, folders={"--masks": Path(folder)}, images=IMAGES, overwrite=True
     )
-    assert "--masks" in said and "holds input images" in said
+    assert "--masks" in said and "contains input images" in said
 
 
 def test_a_folder_beside_the_images_is_filled(here: Path) -> None:
