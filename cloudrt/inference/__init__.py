@@ -1,1 +1,1 @@
-"""From inputs to outputs: `Segmenter`, the journal, the submission and its formats."""
+"""Inference from images to a submission: `Segmenter`, the journal, and the output formats."""

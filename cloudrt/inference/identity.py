@@ -1,4 +1,4 @@
-"""What the bytes of a submission depend on: the same identity gives the same bytes."""
+"""Everything that the bytes of a submission depend on: runs with equal identities write the same bytes."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Any, Self
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import DataError
 
-RESUME_HINT = "Give the options of that run, or --overwrite"
+RESUME_HINT = "Use the options of that run, or --overwrite"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What the answers of a run depend on.
+    """Everything that the results of a run depend on.
 
     Parameters
     ----------
     artifact
-        SHA-256 of its file.
+        SHA-256 of the artifact's file.
     provider, batch_size, streams, compute_precision, cuda_graph, channels_last
         See `cloudrt.engines.plan.Plan`.
     device
-        Model of the processor or GPU.
+        Model of the CPU or GPU.
     precision
-        Of the artifact.
+        Precision of the artifact.
     threads, decoder, max_pixels
         See `cloudrt.options.RunOptions`.
     versions
-        Distribution -> version of the libraries that compute.
+        Distribution -> version, for the libraries that results depend on.
     images
         Number of images.
     inputs
         SHA-256 over the keys of the images and the sizes of their files, in order.
     partition_size, partition_format
-        Of a run on a cluster; 0 and "" elsewhere.
+        Partitions of a run on a cluster; 0 and "" on a single machine.
     """
 
     artifact: str
@@ -57,7 +57,7 @@ class Identity:
     partition_format: str = ""
 
     def plan(self) -> Plan:
-        """Return how the run was executed."""
+        """Return the plan of the run."""
         return Plan(
             provider=self.provider,
             batch_size=self.batch_size,
@@ -89,7 +89,7 @@ class Identity:
         return cls(**values)
 
     def differences(self, other: Identity) -> list[str]:
-        """Return a phrase for each value that differs from `other`, the present run."""
+        """Return a description of each value that differs from `other`, the current run."""
         ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         return [
             f"{name} was {ours.get(name, 'absent')}, now {theirs.get(name, 'absent')}"
@@ -98,12 +98,12 @@ class Identity:
         ]
 
     def require_same(self, other: Identity, where: str) -> None:
-        """Refuse to continue with `other` what was begun with this identity.
+        """Check that a run with identity `other` may continue the run with this identity.
 
         Raises
         ------
         DataError
-            Names every value that differs.
+            The identities differ; names every difference.
         """
         differences = self.differences(other)
         if differences:

@@ -1,12 +1,12 @@
-"""The journal of finished images, from which a run that was killed, or lost its power, continues.
+"""The journal of finished images, from which an interrupted run continues, even after a kill or a power failure.
 
-One record per line, each with a checksum of its own, so that a torn tail is recognised and dropped:
+Each line is one record with its own checksum, so that an incomplete end is detected and dropped:
 
     8 hexadecimal digits of CRC-32, a space, JSON
 
 The first record is the run's identity. The others are images in order, each with its position, its key, and the
-position where its batch began: a resumed run starts at the beginning of the batch that may have been in flight, so that
-every batch holds the same images as in a run that was never interrupted.
+position of the first image of its batch. A resumed run starts at the beginning of the last recorded batch, which may be
+incomplete, so that every batch contains the same images as in a run without interruption.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from cloudrt.system.files import sync_folder
 
 FORMAT = 3
 SYNC_SECONDS = 2.0
-"""After a power cut, at most this much work is repeated."""
+"""Maximum time between two flushes to the disk: the work that a power failure can lose."""
 
-_ADVICE = "the journal was changed; --overwrite starts over"
+_ADVICE = "the journal was edited; use --overwrite to start again"
 _TORN = re.compile(rb"[0-9a-f]{0,8}(\Z|\x00)|[0-9a-f]{8} ")
-"""How a journal begins that a power cut may have torn."""
+"""First line of a journal that a power failure may have left incomplete."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Record:
     texts
         RLE texts, one per class.
     error
-        Why it failed, or None.
+        Reason of the failure, or None.
     batch
         Position of the first image of its batch.
     size
-        Size of that batch: smaller than the identity's where memory ran out.
+        Batch size of that batch, which is smaller than the identity's after running out of memory.
     """
 
     key: str
@@ -60,7 +60,7 @@ class Record:
 
 
 class Journal:
-    """The journal of one run. The file stays until `remove`.
+    """The journal of one run. The file is kept until `remove` is called.
 
     Parameters
     ----------
@@ -69,21 +69,22 @@ class Journal:
     identity
         Identity of this run; None for a run that is never resumed.
     keys
-        Keys of the images in order, with which the records of an earlier run are compared; None compares nothing.
+        Keys of the images in order. The records of an earlier run must have the same keys; None does not check them.
     resume
-        Continue from the records that are there, if any; otherwise start over.
+        Continue from the existing records, if there are any; otherwise they are discarded.
 
     Attributes
     ----------
     done
-        How many images an earlier run finished for good.
+        Number of images of an earlier run that are not run again.
     size
-        Batch size of the last batch that it finished; 0 where there is none.
+        Batch size of the last batch that it recorded; 0 if there is none.
 
     Raises
     ------
     DataError
-        Another run writes the file; or it is to be resumed and is damaged, no journal, of another format or identity.
+        Another run is writing the file. With `resume`: the file is damaged, is not a journal, or has another format or
+        identity.
     """
 
     def __init__(
@@ -101,8 +102,8 @@ class Journal:
             if not end:
                 self._file.truncate(0)
                 end = self._write_header(identity)
-            # Records behind `end` belong to a batch that runs again. They stay until there is a new one: a run that is
-            # killed before that would otherwise lose one more batch each time.
+            # Records after `end` belong to a batch that runs again. They are kept until a new record is added;
+            # otherwise each run that is killed before then would lose one more batch.
             self._end: int | None = end
             self._position = self.done
             self.sync()
@@ -131,7 +132,7 @@ class Journal:
         self._synced = time.monotonic()
 
     def records(self) -> Iterator[Record]:
-        """Yield the records so far, in order; nothing may be added meanwhile."""
+        """Yield all records in order; no record may be added during the iteration."""
         self._file.flush()
         with self.path.open("rb") as file:
             file.seek(self._first_record)
@@ -142,16 +143,16 @@ class Journal:
                 place += len(line)
                 values = _parse(line)
                 if values is None:
-                    raise DataError(f"{self.path} is damaged: remove it and run again")
+                    raise DataError(f"{self.path} is damaged: remove it, and run again")
                 yield self._checked(values, position)
 
     def remove(self) -> None:
-        """Delete the file: the run is complete."""
+        """Delete the file, because the run is complete."""
         self._file.close()
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Flush everything to the disk and leave the file for a later run."""
+        """Flush everything to the disk and close the file, which a later run can resume."""
         if not self._file.closed:
             self.sync()
             self._file.close()
@@ -164,7 +165,7 @@ class Journal:
         return self._first_record
 
     def _recover(self, identity: Identity) -> tuple[int, int]:
-        """Return how many images are finished for good, and where their records end; 0, 0 where nothing is usable."""
+        """Return the number of images not to run again, and the byte where their records end; 0, 0 without any."""
         self._file.seek(0)
         first = self._file.readline()
         header = _parse(first)
@@ -174,7 +175,7 @@ class Journal:
             return 0, 0
         _read_header(header, self.path).require_same(identity, str(self.path))
         self._first_record = ends = len(first)
-        starts: list[tuple[int, int]] = []  # of each batch: the position of its first image, the byte of its record
+        starts: list[tuple[int, int]] = []  # of each batch: position of its first image, byte of its first record
         for position, line in enumerate(self._file):
             values = _parse(line)
             if values is None:
@@ -186,11 +187,11 @@ class Journal:
                 starts.append((record.batch, ends))
                 self.size = record.size
             ends += len(line)
-        # The last batch may have been in flight.
+        # The last batch may be incomplete.
         return starts[-1] if starts else (0, ends)
 
     def _checked(self, values: dict[str, Any], position: int) -> Record:
-        """Return a record that is sound, at its place and of the right image."""
+        """Return the record of a line, after checking its values, its position and its key."""
         try:
             found, record = (
                 values["position"],
@@ -227,12 +228,12 @@ class Journal:
 
 
 def read_identity(path: Path) -> Identity | None:
-    """Return the identity that a journal was begun with; None where there is no journal, or a torn one.
+    """Return the identity in a journal; None if there is no journal or its first record is incomplete.
 
     Raises
     ------
     DataError
-        A journal of another format.
+        The journal has another format.
     """
     try:
         with path.open("rb") as file:
@@ -260,7 +261,7 @@ def _line(values: dict[str, Any]) -> bytes:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return the values of a line, or None where it is torn or damaged."""
+    """Return the values of a line, or None if it is incomplete or damaged."""
     if not line.endswith(b"\n") or line[8:9] != b" ":
         return None
     text = line[9:-1]

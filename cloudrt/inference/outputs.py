@@ -1,4 +1,4 @@
-"""The forms that a submission comes in: CSV, Parquet, COCO; and masks and overlays as pictures."""
+"""The output formats of a submission (CSV, Parquet, COCO), and masks and overlays as image files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import replacing
 
 Records = Callable[[], Iterable[Record]]
-"""The finished images, from the first; may be asked for more than once."""
+"""Returns the finished images in order; can be called several times."""
 ROW_GROUP = 100_000
-"""Rows that Parquet keeps in memory at a time."""
+"""Rows per row group of Parquet, which are kept in memory until they are written."""
 
 
 class _Lines:
-    """What a `csv.writer` writes to: its lines end in CR LF, so that it quotes names that hold either; here in LF."""
+    """Converts the CR LF line ends of a `csv.writer` to LF.
+
+    With CR LF as its line terminator, the writer quotes names that contain either character.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -38,7 +41,7 @@ class _Lines:
 
 
 def write_csv(path: Path, records: Records, labels: Labels) -> None:
-    """Write the columns of `labels.header`: a row for each image and class, as the competition's scorer takes them."""
+    """Write a row for each image and class with the columns `labels.header`, as the competition's scorer reads it."""
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(_Lines(file))
         writer.writerow(labels.header)
@@ -49,7 +52,7 @@ def write_csv(path: Path, records: Records, labels: Labels) -> None:
 
 
 def write_parquet(path: Path, records: Records, labels: Labels) -> None:
-    """Write a row for each image and class: image, label, rle (empty where there is none), error (null where sound)."""
+    """Write a row for each image and class: image, label, rle (may be empty), error (null unless the image failed)."""
     import pyarrow
     import pyarrow.parquet
 
@@ -70,9 +73,9 @@ def write_parquet(path: Path, records: Records, labels: Labels) -> None:
 
 
 def write_coco(path: Path, records: Records, labels: Labels) -> None:
-    """Write a COCO data set: each 8-connected component of a class is an instance, its segmentation compressed RLE.
+    """Write a COCO data set: each 8-connected component of a class is an instance, with compressed RLE.
 
-    Sizes are those of the submission grid. Format: https://cocodataset.org/#format-data, read by pycocotools.
+    Image sizes are those of the submission grid. Format: https://cocodataset.org/#format-data, read by pycocotools.
     """
     height, width = labels.submit_grid
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
@@ -101,7 +104,7 @@ SUFFIXES = {"csv": ".csv", "parquet": ".parquet", "coco": ".json"}
 
 
 def write_failures(path: Path, records: Records) -> None:
-    """Write image,reason for each image that failed; without any there is no such file, and an old one goes."""
+    """Write a CSV of image,reason with the images that failed; if there are none, remove an existing file."""
     failed = ((record.key, record.error) for record in records() if record.error is not None)
     first = next(failed, None)
     if first is None:
@@ -114,7 +117,7 @@ def write_failures(path: Path, records: Records) -> None:
 
 
 def write_masks(folder: Path, key: str, texts: Sequence[str], labels: Labels) -> None:
-    """Write one black and white PNG a class, on the submission grid: FOLDER/CLASS/KEY.png, empty masks too."""
+    """Write one black-and-white PNG per class on the submission grid, FOLDER/CLASS/KEY.png, including empty masks."""
     for label, text in zip(labels.classes, texts, strict=True):
         mask = rle_decode(text, labels.submit_grid) * 255
         _write_picture(folder / label / f"{key}.png", mask, [cv2.IMWRITE_PNG_BILEVEL, 1])
@@ -123,9 +126,9 @@ def write_masks(folder: Path, key: str, texts: Sequence[str], labels: Labels) ->
 def write_overlay(
     folder: Path, key: str, source: Path, texts: Sequence[str], labels: Labels, max_pixels: int = MAX_PIXELS
 ) -> None:
-    """Write the image on the submission grid with each class's masks in its colour: FOLDER/KEY.jpg.
+    """Write FOLDER/KEY.jpg: the image on the submission grid, with the mask of each class in the colour of the class.
 
-    An image that cannot be read gets none.
+    Nothing is written if the image cannot be read.
     """
     from cloudrt.labels import class_colours
 
@@ -154,7 +157,12 @@ def write_overlay(
 
 
 def compress_counts(counts: Sequence[int]) -> str:
-    """Return COCO's text of run lengths: differences to the run before last, 5 bits a letter from "0" on."""
+    """Return run lengths as the text of COCO's compressed RLE.
+
+    From the fourth on, each length is stored as the difference from the length two positions before. Values are split
+    into groups of 5 bits, lowest first, and a sixth bit is set if another group follows. Each group is written as the
+    ASCII character 48 + group. Source: `rleToString` in maskApi.c of pycocotools.
+    """
     letters = []
     for i, count in enumerate(counts):
         left = count - counts[i - 2] if i > 2 else count
@@ -181,7 +189,7 @@ def _instances(text: str, grid: tuple[int, int]) -> Iterator[dict[str, object]]:
 
 
 def _counts(mask: NDArray[np.bool_]) -> list[int]:
-    """Return run lengths of a mask, column by column, of pixels off and on in turns."""
+    """Return the run lengths of an (H, W) mask in column-major order, alternately of pixels that are off and on."""
     column_major = mask.T.ravel()
     edges = np.flatnonzero(np.diff(column_major, prepend=False, append=not column_major[-1]))
     counts: list[int] = np.diff(edges, prepend=0).tolist()
@@ -191,7 +199,7 @@ def _counts(mask: NDArray[np.bool_]) -> list[int]:
 def _write_picture(path: Path, picture: NDArray[np.uint8], options: Sequence[int]) -> None:
     done, data = cv2.imencode(path.suffix, picture, options)
     if not done:
-        raise DataError(f"{path} cannot be written as a picture")
+        raise DataError(f"{path} cannot be encoded as an image")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, sync=False) as partial:
         partial.write_bytes(data.tobytes())

@@ -1,4 +1,4 @@
-"""What the pipeline says of an image: what the network gave, and the rows that came of it."""
+"""The result of segmenting one image: its rows, or the reason why it failed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from cloudrt.masks.rle import rle_decode
 
 @dataclass(frozen=True)
 class Result:
-    """The answer for one image.
+    """The result for one image.
 
     Parameters
     ----------
     image
-        The key of its rows: an `ImageFile`'s key, the path as given, or "image-0", "image-1" ... for bytes and arrays.
+        Key of its rows: the key of an `ImageFile`, the path as given, or "image-0", "image-1" ... for bytes and arrays.
     rle
-        Class name -> RLE text on the submission grid; all empty where the image failed.
+        Class name -> RLE text on the submission grid; all texts are empty if the image failed.
     error
-        Why it failed, or None.
+        Reason of the failure, or None.
+    labels
+        Classes and grids.
     batch
-        The position, among the inputs, of the first of its batch: where a run can be taken up again.
+        Position, among the inputs, of the first image of its batch, where a run can be resumed.
     batch_size
-        The size of that batch, which halves where memory runs out.
+        Size of that batch; it is halved after running out of memory.
     """
 
     image: str

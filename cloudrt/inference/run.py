@@ -1,10 +1,10 @@
-"""A whole run, from inputs to outputs: what `cloudrt-infer` does, from Python.
+"""A complete run of inference, from inputs to outputs; the library function behind `cloudrt-infer`.
 
     inputs --list--> images --Segmenter.predict--> results --> journal --> submission, failures, report
                                                        `--> masks, overlays, probabilities, statistics
 
-`infer` lists the images, decides what may be written, opens the model, and runs the images that an earlier run did not
-finish. Messages for the user go to the `cloudrt` logger.
+`infer` lists the images, checks the outputs, opens the model, and segments the images that the resumed run, if any, did
+not finish. Messages for the user are logged to `cloudrt.inference.run`.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from cloudrt.system.suggest import check_name
 logger = logging.getLogger(__name__)
 
 Advance = Callable[..., object]
-"""Called as images finish: `advance(n=1, **fields)`; the fields are shown beside the progress."""
+"""Called when images are finished: `advance(n=1, **fields)`; the fields are shown beside the progress bar."""
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""`progress(description, total)` shows work in progress."""
+"""`progress(description, total)` opens a progress bar; it yields `Advance`."""
 
 
 @contextmanager
 def no_progress(_description: str, _total: int) -> Iterator[Advance]:
-    """Show nothing."""
+    """Show no progress."""
     yield lambda *_, **__: None
 
 
@@ -61,20 +61,25 @@ def infer(
     progress: Progress = no_progress,
     **settings: Unpack[InferSettings],
 ) -> RunSummary:
-    """Write the submission of images: what `cloudrt-infer` does.
+    """Segment images and write the submission, as `cloudrt-infer` does.
 
     Parameters
     ----------
     inputs
-        One or several folders, images, patterns or lists.
+        One or several folders, images, glob patterns, or text files that list images.
     output
-        .csv, .parquet, or .json (COCO).
+        Path of the submission: .csv, .parquet, or .json (COCO).
     model
-        Path of the artifact; None takes ./model.onnx, else the model that ships.
+        Path of the artifact. None uses ./model.onnx if it exists, else the model that ships with the package.
     progress
-        Shows work in progress; see `Progress`.
+        Opens a progress bar; see `Progress`.
     **settings
         Fields of `InferTask` and of `cloudrt.RunOptions`.
+
+    Returns
+    -------
+    RunSummary
+        Counts, duration and paths. Failed images do not raise an exception; `RunSummary.failed` counts them.
 
     Raises
     ------
@@ -105,7 +110,7 @@ _TASK_FIELDS = frozenset(InferSettings.__annotations__) - frozenset(RunSettings.
 
 
 def run_task(task: InferTask, progress: Progress = no_progress) -> RunSummary:
-    """Do what a task describes; see `infer`."""
+    """Run a task; see `infer`."""
     model = task.model or default_model()
     artifact = read_artifact(model)
     require_rules(artifact, model)
@@ -132,7 +137,7 @@ def run_task(task: InferTask, progress: Progress = no_progress) -> RunSummary:
             done = write_submission(segmenter, files, task, identity, progress)
         except (KeyboardInterrupt, OSError, ProviderError):
             if task.paths.journal.exists():
-                logger.warning("%s holds what is finished; --resume continues from there", task.paths.journal)
+                logger.warning("%s contains the finished images; --resume continues from there", task.paths.journal)
             raise
         seconds = time.perf_counter() - began
         if task.stats:
@@ -162,15 +167,15 @@ def write_submission(
     Parameters
     ----------
     segmenter
-        The model, open.
+        The open model.
     files
         The images, in the order of their rows.
     task
-        Says which outputs to write.
+        The outputs to write.
     identity
-        Identity of the run; without one it cannot be resumed.
+        Identity of the run; a run without one cannot be resumed.
     progress
-        Shows work in progress.
+        Opens a progress bar.
     """
     labels, began = segmenter.labels, time.perf_counter()
     page = None
@@ -186,7 +191,7 @@ def write_submission(
         if task.resume:
             _resume(segmenter, submission, task)
         paint = partial(_paint, segmenter, task)
-        for file, record in zip(files, submission.journal.records(), strict=False):  # of the earlier run
+        for file, record in zip(files, submission.journal.records(), strict=False):  # of the resumed run
             rle = dict(zip(labels.classes, record.texts, strict=True))
             if page:
                 page.add(record.key, file.path, None if record.error else rle, record.error)
@@ -209,7 +214,7 @@ def write_submission(
 
 
 def _recorded(task: InferTask) -> Identity | None:
-    """Return the identity of the run to resume: cut short, or finished; None where there is nothing to resume."""
+    """Return the identity of the interrupted or finished run to resume; None if there is nothing to resume."""
     if not task.resume:
         return None
     if task.paths.journal.is_file():
@@ -238,7 +243,7 @@ def _resume(segmenter: Segmenter, submission: Submission, task: InferTask) -> No
 
 
 def _paint(segmenter: Segmenter, task: InferTask, pair: tuple[ImageFile, Result]) -> tuple[ImageFile, Result]:
-    """Write the pictures of one image, if any are wanted."""
+    """Write the masks and the overlay of one image, if the task asks for them."""
     file, result = pair
     texts = list(result.rle.values())
     if task.masks:

@@ -1,12 +1,12 @@
-"""A submission: images that are journalled as they finish, and a file that is written whole or not at all.
+"""Writing a submission: each finished image is added to a journal, and the output is written atomically at the end.
 
-Every file of a run is named after its output, so that two runs in one folder never touch each other's files:
+Every file of a run is named after its output, so that several runs can share a folder:
 
     submission.csv            the rows
-    submission.failures.csv   what failed and why, where anything failed
-    submission.html           the report, on request
-    submission.run.json       identity and digest of the finished run
-    submission.csv.journal    while the run is not finished
+    submission.failures.csv   failed images and reasons; only if there are any
+    submission.html           the report; only with --report
+    submission.run.json       identity of the finished run, and SHA-256 of its output
+    submission.csv.journal    until the run is finished
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ RUN_FORMAT = 1
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where the files of a run are.
+    """Paths of the files of a run.
 
     Parameters
     ----------
     output
-        The submission.
+        Path of the submission.
     """
 
     output: Path
@@ -51,27 +51,29 @@ class RunPaths:
 
     @property
     def record(self) -> Path:
-        """Identity and digest of the finished run."""
+        """Identity of the finished run, and SHA-256 of its output."""
         return self.output.with_name(f"{self.output.stem}.run.json")
 
     @property
     def journal(self) -> Path:
-        """The journal, while the run is not finished."""
+        """The journal, which exists until the run is finished."""
         return self.output.with_name(f"{self.output.name}.journal")
 
 
 @dataclass
 class Submission:
-    """A submission being written, with its counts.
+    """A submission that is being written, with its counts.
 
     Parameters
     ----------
     journal
-        Takes every image as it is finished.
+        Every finished image is added to it.
     labels
-        The classes of its rows.
+        The classes of the rows.
     resumed
-        How many images an earlier run had finished: the next one is at this position.
+        Number of images that the resumed run had finished, and so the position of the next one.
+    images, failed, rows_with_mask
+        Number of images, of failed images and of rows that are not empty, including those of the resumed run.
     """
 
     journal: Journal
@@ -82,7 +84,7 @@ class Submission:
     rows_with_mask: int = 0
 
     def add(self, key: str, rle: dict[str, str], error: str | None, batch: int = 0, size: int = 0) -> None:
-        """Append the rows of one image; `batch` and `size` as `Result.batch` and `Result.batch_size`."""
+        """Add the rows of one image; `batch` and `size` are `Result.batch` and `Result.batch_size`."""
         texts = tuple(rle[label] for label in self.labels.classes)
         self.journal.add(Record(key, texts, error, self.resumed + batch, size))
         self.count(texts, error)
@@ -94,7 +96,7 @@ class Submission:
         self.rows_with_mask += sum(bool(text) for text in texts)
 
     def write(self, paths: RunPaths, form: str = "csv") -> None:
-        """Write the rows, and the failures if there are any; each file whole or not at all."""
+        """Write the rows, and the failures if there are any, each file atomically."""
         FORMATS[form](paths.output, self.journal.records, self.labels)
         write_failures(paths.failures, self.journal.records)
 
@@ -109,30 +111,31 @@ def open_submission(
     resume: bool = False,
     form: str = "csv",
 ) -> Iterator[Submission]:
-    """Write a submission to `path`, and its failures beside it; they appear at the end, or not at all.
+    """Open a submission; at the end of the block, write it to `path`, and the failures to a file named after it.
 
-    Images go to a journal first. With an `identity`, a run that is cut short leaves its journal, and a later run of the
-    same identity and images continues from it with `resume`: `Submission.resumed` says from which image.
+    The output is not written if the block raises an exception. Finished images are added to a journal. With an
+    `identity`, an interrupted run keeps its journal, and a later run with the same identity and images continues from
+    it with `resume`, at the image with position `Submission.resumed`.
 
     Parameters
     ----------
     path
-        The output; see `RunPaths` for the files beside it.
+        Path of the output; see `RunPaths` for the other files.
     labels
         The classes of the rows.
     identity
-        Identity of the run; None for one that is never resumed.
+        Identity of the run; None for a run that is never resumed.
     keys
-        Keys of the images in order; the records of an earlier run must agree with them.
+        Keys of the images in order; the records of the resumed run must have the same keys.
     resume
-        Continue from the journal, if there is one.
+        Whether to continue from the journal, if there is one.
     form
         One of `cloudrt.inference.outputs.FORMATS`.
 
     Raises
     ------
     DataError
-        `path` is not a regular file; the journal is of another identity, or another run writes it.
+        `path` is not a regular file, or the journal cannot be used; see `Journal`.
     """
     paths = RunPaths(path)
     if path.exists() and not path.is_file():
@@ -157,7 +160,7 @@ def open_submission(
 
 
 def write_run_record(paths: RunPaths, identity: Identity) -> None:
-    """Write what a finished run is known by."""
+    """Write the identity of a finished run and the SHA-256 of its output."""
     values = {"format": RUN_FORMAT, "identity": identity.to_dict(), "output_sha256": sha256(paths.output)}
     with replacing(paths.record) as partial:
         partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
@@ -169,7 +172,7 @@ def read_run_record(paths: RunPaths) -> Identity:
     Raises
     ------
     DataError
-        No run is recorded beside the output, or the output was changed since.
+        There is no record of the run that wrote the output, or the output was changed since.
     """
     advice = "give another --output, or --overwrite"
     try:
@@ -179,7 +182,7 @@ def read_run_record(paths: RunPaths) -> Identity:
         identity = Identity.from_dict(values["identity"])
         digest = values["output_sha256"]
     except FileNotFoundError:
-        raise DataError(f"{paths.output} exists, and no run to resume is recorded beside it: {advice}") from None
+        raise DataError(f"{paths.output} exists without {paths.record.name}, the record of its run: {advice}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise DataError(f"{paths.record}: {error}") from error

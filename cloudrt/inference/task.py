@@ -1,4 +1,4 @@
-"""What a run reads and writes, as one object, and the summary that it returns."""
+"""The inputs, options and outputs of a run as one object, and the summary that a run returns."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from cloudrt.system.suggest import check_name
 
 @dataclass(frozen=True)
 class InferTask:
-    """What a run reads, how it runs and what it writes.
+    """The inputs, options and outputs of a run.
 
     Parameters
     ----------
     inputs
         Folders, images, patterns and lists; see `cloudrt.images.inputs.list_inputs`.
     output
-        The submission; its suffix decides the format unless `format` is given. See `RunPaths` for the files beside it.
+        Path of the submission; its suffix decides the format. See `RunPaths` for the other files.
     model
-        Path of the artifact; None takes ./model.onnx, else the model that ships.
+        Path of the artifact. None uses ./model.onnx if it exists, else the model that ships with the package.
     run
-        How to run it.
+        Options of the run.
     sample
-        A sample_submission.csv: its images alone, in its order.
+        A sample_submission.csv: only its images are predicted, in its order.
     format
-        "csv", "parquet" or "coco"; "" follows the suffix.
+        "csv", "parquet" or "coco", which must match the suffix; "" follows the suffix.
     resume, overwrite
-        Continue a run that was cut short; replace outputs that exist.
+        Whether to continue an interrupted run, and whether to replace existing outputs.
     report, report_images
         Whether to write an HTML report, and how many images it shows.
     stats, masks, overlays, save_probabilities
@@ -46,7 +46,7 @@ class InferTask:
     Raises
     ------
     DataError
-        Options that contradict each other.
+        The options contradict each other.
     """
 
     inputs: tuple[str | Path, ...]
@@ -74,35 +74,35 @@ class InferTask:
             raise DataError(f"--output {self.output}{asked}: the suffix decides the format: {known}")
         object.__setattr__(self, "format", by_suffix)
         if self.resume and self.overwrite:
-            raise DataError("--resume continues a run, --overwrite starts over: give one of them")
+            raise DataError("--resume and --overwrite exclude each other: give one of them")
         if self.resume and self.save_probabilities:
-            raise DataError("--save-probabilities stores those of a whole run: it cannot be combined with --resume")
+            raise DataError("--save-probabilities stores all images of a run: it cannot be combined with --resume")
         if self.save_probabilities and self.save_probabilities.suffix != ".npz":
             raise DataError(f"--save-probabilities {self.save_probabilities}: the file name ends in .npz")
 
     @property
     def paths(self) -> RunPaths:
-        """The output and the files beside it."""
+        """Paths of the output and of the files named after it."""
         return RunPaths(self.output)
 
     def check(self, files: Sequence[ImageFile], *, begun: bool) -> None:
-        """Refuse, before anything slow, outputs that would destroy something or cannot be written.
+        """Check, before anything slow, that the outputs can be written and replace neither inputs nor each other.
 
         Parameters
         ----------
         files
             The images.
         begun
-            Whether there is an unfinished run, whose files `resume` replaces.
+            Whether there is an interrupted run, whose files `resume` replaces.
 
         Raises
         ------
         DataError
-            See `check_outputs`; or a run that was cut short and is neither resumed nor overwritten.
+            See `check_outputs`; or there is an interrupted run, and neither `resume` nor `overwrite` is set.
         """
         paths = self.paths
         if paths.journal.is_file() and not (self.resume or self.overwrite):
-            raise DataError(f"{paths.journal} belongs to a run that was cut short: --resume it, or --overwrite")
+            raise DataError(f"{paths.journal} belongs to an interrupted run: use --resume or --overwrite")
         named = {
             "--output": self.output,
             "the list of failures": paths.failures,
@@ -125,24 +125,25 @@ class InferTask:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did.
+    """The result of a run.
 
     Parameters
     ----------
     output
-        The submission.
+        Path of the submission.
     images, failed, rows_with_mask
-        Counts, those of an earlier run that was resumed included.
+        Number of images, of failed images and of rows that are not empty, including those of the resumed run.
     resumed
-        Images that an earlier run had finished.
+        Number of images that the resumed run had finished.
     seconds
-        Duration of this run, without opening the model.
+        Duration of this run in seconds, without opening the model.
     plan
-        How it ran.
+        Provider, batch size and so on that were used.
     failures, report
-        Paths of the files that were written; None where there is none.
+        Paths of the files that were written, or None.
     already_finished
-        Whether the output was complete, and nothing was touched.
+        Whether the output was complete already, so that nothing was run or written; `failed` and `rows_with_mask` are
+        0 then.
     """
 
     output: Path
@@ -158,7 +159,7 @@ class RunSummary:
 
     @property
     def images_per_second(self) -> float:
-        """Rate of this run."""
+        """Images per second of this run, without the resumed images."""
         return (self.images - self.resumed) / self.seconds if self.seconds > 0 else 0.0
 
 

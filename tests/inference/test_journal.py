@@ -208,7 +208,7 @@ def test_what_is_there_needs_a_word(images: Path, model: Path, finished_journal:
     output.with_name("s.csv.journal").write_bytes(finished_journal)
     refused = run(images, model, output)
     assert refused.exit_code == 2
-    assert "cut short: --resume it, or --overwrite" in refused.output
+    assert "belongs to an interrupted run: use --resume or --overwrite" in refused.output
     assert "give one of them" in run(images, model, output, "--resume", "--overwrite").output
     assert run(images, model, output, "--overwrite").exit_code == 1
     assert "exists: give another --output, or --overwrite" in run(images, model, output).output
@@ -225,7 +225,7 @@ def test_a_signal_is_one_line_and_leaves_the_journal(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "Traceback" not in stderr
-    assert "s.csv.journal holds what is finished; --resume continues from there" in stderr
+    assert "s.csv.journal contains the finished images; --resume continues from there" in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["s.csv.journal"]
     assert run(images, model, output, "--resume").exit_code == 1
     assert (output.read_bytes(), (tmp_path / "s.failures.csv").read_bytes()) == whole

@@ -101,7 +101,7 @@ def test_records_out_of_order_are_refused_by_name(
     line = refused(run(images, model, tmp_path / "s.csv", "--resume"))
     first = place if change is duplicate else place - 1
     assert f"s.csv.journal record {first}: found image" in line
-    assert "--overwrite starts over" in line
+    assert "use --overwrite to start again" in line
     assert {name: found for name, (found, _) in snapshot(tmp_path).items()} == {"s.csv.journal": content}
     assert run(images, model, tmp_path / "s.csv", "--overwrite").exit_code == 1
 
@@ -197,7 +197,7 @@ def test_the_output_of_another_run_is_refused(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("s.csv", "s.csv exists, and no run to resume is recorded beside it"),
+        ("s.csv", "s.csv exists without s.run.json, the record of its run"),
         ("s.failures.csv", "s.failures.csv exists"),
         ("s.html", "s.html exists"),
         ("s.run.json", "s.run.json exists"),
