@@ -53,7 +53,7 @@ def show(done: BenchResult) -> None:
     if done.images["unreadable"]:
         click.echo(f"Skipped: {done.images['unreadable']} images that cloudrt or OpenCV cannot read")
     if done.peak_rss_mb is not None:
-        click.echo(f"Peak memory of the process, all ways together: {done.peak_rss_mb:.0f} MB")
+        click.echo(f"Peak memory of the process, with all peers: {done.peak_rss_mb:.0f} MB")
 
 
 def _show_latencies(done: BenchResult) -> None:
@@ -71,8 +71,8 @@ def _show_latencies(done: BenchResult) -> None:
     if done.scaling:
         words = ", ".join(f"{run.images:,}: {three_digits(1000 * run.seconds)} ms" for run in done.scaling.runs)
         click.echo(
-            f"Time per image by length of the run: {words}; the longest costs {done.scaling.cost:.2f} times the "
-            f"shortest per image, {done.scaling.cpu_cost:.2f} times in CPU time"
+            f"Time per image by length of the run: {words}; the longest run takes {done.scaling.cost:.2f} times as "
+            f"long per image as the shortest, and {done.scaling.cpu_cost:.2f} times the CPU time"
         )
 
 
@@ -89,8 +89,8 @@ def _show_host(host: Host) -> None:
         table.add_row(*cells)
     _print(table)
     click.echo(
-        f"The slowest batch size passes on {host.evenness:.2f} of what the fastest does; copying, computing and "
-        f"post-processing in turn reach {host.overlap_share:.2f} of the rate of one of them"
+        f"The slowest batch size reaches {host.evenness:.2f} of the rate of the fastest; copying, computing and "
+        f"post-processing, equally long and overlapping, reach {host.overlap_share:.2f} of the rate of one of them"
     )
 
 
@@ -109,14 +109,14 @@ def _show_stages(done: BenchResult) -> None:
     if noisy:
         click.echo(f"Noisy: {', '.join(noisy)}: the repetitions differ much; run again without other load")
     click.echo(
-        f"Answers: {agreement.rows_identical} rows identical byte for byte on the same maps ({agreement.masks} masks); "
-        f"Dice between the submissions {agreement.dice:.4f}, {agreement.empty_mismatch:.1%} of rows empty in one only"
+        f"Agreement: {agreement.rows_identical} rows byte-identical from the same maps ({agreement.masks} masks); Dice "
+        f"between the submissions {agreement.dice:.4f}, {agreement.empty_mismatch:.1%} of rows empty in one only"
     )
 
 
 def _show_pipeline(whole: PipelineTime) -> None:
     alone = ", ".join(f"{name} {three_digits(1 / timing.median)}" for name, timing in whole.stages.items())
-    limit = f"{whole.cores} cores that never wait" if whole.cores else "the slower of decode and infer"
+    limit = f"{whole.cores} cores that are never idle" if whole.cores else "the slower of decode and infer"
     click.echo(f"Files to CSV: {three_digits(1 / whole.whole.median)} images/s; each stage alone: {alone}")
     click.echo(f"{whole.share:.2f} of the ceiling, {limit}; limited by {whole.bottleneck}")
     click.echo(f"CPU time: {three_digits(1000 * whole.cpu_seconds['whole'].median)} ms per image")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def doctor(model: Path | None, as_json: bool) -> None:
     """Show versions, what works on this machine, and what to install.
 
-    Every provider is tried with a small graph. With MODEL, an artifact, also show what is written inside it.
+    Every provider is tested with a small graph. With MODEL, an artifact, its metadata is shown too.
     """
     about: dict[str, Any] | None = None
     refused: dict[str, str] = {}
@@ -66,7 +66,7 @@ def _show(diagnosis: Diagnosis, model: str, about: dict[str, Any] | None, refuse
     for name, reason in refused.items():
         states[name] = f"{states.get(name, 'not tried')}; not for this artifact: {reason}"
     console.print(_two_columns("Providers", states))
-    # Outside the tables, which would break the lines that are there to be copied.
+    # Printed outside the tables, which would wrap these lines, so that commands can be copied.
     missing = [f"For {state.name}: {state.remedy}" for state in diagnosis.providers if not state.works]
     for line in (*diagnosis.conflicts, *diagnosis.advice, *missing, *diagnosis.untested):
         click.echo(line)

@@ -1,4 +1,4 @@
-"""What `cloudrt-export` prints: the parity table of each precision, and what was written."""
+"""The output of `cloudrt-export`: the parity table of each precision, and the files that were written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def show_result(result: PrecisionResult) -> None:
     if done is None:
         return
     if not done.parity.has_rules:
-        click.echo("The checkpoint has no rules, so there are no masks: only the probabilities were judged.")
+        click.echo("The checkpoint has no rules, so there are no masks: only the probabilities were compared.")
     elif done.parity.worst:
         click.echo(f"Lowest Dice: {', '.join(done.parity.worst)}")
     artifact = done.artifact
@@ -44,13 +44,13 @@ def show_result(result: PrecisionResult) -> None:
         slower = "; use the fp32 artifact here" if done.speed < 0.95 else ""
         click.echo(f"{done.speed:.2f}x the speed of fp32 in {done.parity.provider} on this machine{slower}")
     if isinstance(done.tensorrt, str):
-        click.echo(f"TensorRT does not take it: {done.tensorrt}")
+        click.echo(f"TensorRT refuses the artifact: {done.tensorrt}")
     elif done.tensorrt:
         show_checks({done.path: done.tensorrt})
 
 
 def show_checks(checks: Mapping[Path, TensorrtCheck]) -> None:
-    """Print what TensorRT makes of artifacts."""
+    """Print the result of parsing artifacts and building their engines with TensorRT."""
     for path, one in checks.items():
         click.echo(f"{path}: accepted by TensorRT for RTX {one.version}, {one.layers} layers")
     rows = [
@@ -63,10 +63,10 @@ def show_checks(checks: Mapping[Path, TensorrtCheck]) -> None:
 
 
 def show_refusals(done: ExportSummary) -> None:
-    """Fail where TensorRT refuses an artifact that was written."""
+    """Raise Failure if TensorRT refuses an artifact that was written."""
     refused = [f"{one.path}: {one.tensorrt}" for one in done.written if isinstance(one.tensorrt, str)]
     if refused:
-        raise Failure(f"written, but not for TensorRT: {'; '.join(refused)}")
+        raise Failure(f"written, but refused by TensorRT: {'; '.join(refused)}")
 
 
 def show_all(done: ExportSummary) -> None:

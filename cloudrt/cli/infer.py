@@ -24,7 +24,7 @@ PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path())
-@click.option("-m", "--model", type=PATH, help="The artifact. Default: ./model.onnx, else the one that ships.")
+@click.option("-m", "--model", type=PATH, help="The artifact. Default: ./model.onnx, else the shipped one.")
 @click.option(
     "-o",
     "--output",
@@ -33,14 +33,18 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--format", "form", type=click.Choice(["csv", "parquet", "coco"]), help="Default: follows the suffix.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist, and the journal of an unfinished run.")
-@click.option("--resume", is_flag=True, help="Continue a run that was cut short, with its options.")
-@click.option("--sample", type=PATH, help="sample_submission.csv: predict its images, in its order.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run; needs the same options.")
+@click.option("--sample", type=PATH, help="A sample_submission.csv: predict only its images, in its order.")
 @run_options
 @click.option("--report", is_flag=True, help="Write an HTML report beside the output.")
 @click.option(
-    "--report-images", type=click.IntRange(0, 10_000), default=24, show_default=True, help="Random images in it."
+    "--report-images",
+    type=click.IntRange(0, 10_000),
+    default=24,
+    show_default=True,
+    help="Number of random images in the report.",
 )
-@click.option("--stats", type=PATH, help="Write times, queues and memory of each stage to this JSON file.")
+@click.option("--stats", type=PATH, help="Write times and queues of each stage, and memory, to this JSON file.")
 @click.option("--masks", type=PATH, help="Write masks to this folder: CLASS/IMAGE.png.")
 @click.option("--overlays", type=PATH, help="Write images with their masks to this folder: IMAGE.jpg.")
 @click.option("--save-probabilities", type=PATH, help="Store the network's outputs in this .npz, for cloudrt tune.")
@@ -51,14 +55,15 @@ PATH = click.Path(path_type=Path)
 def infer(
     inputs: tuple[str, ...], output: Path | None, form: str | None, verbose: bool, quiet: bool, **given: Any
 ) -> None:
-    """Write the submission of INPUTS: folders of images, images, quoted patterns such as 'in/**/*.jpg', or lists.
+    """Segment INPUTS and write a submission.
 
-    A list is a .txt file with one image per line, relative to its own folder. The submission has one row per image and
-    class, on the artifact's submission grid. Images that cannot be decoded get empty rows, are listed in
-    OUTPUT.failures.csv (submission.failures.csv), and make the exit status 1.
+    INPUTS are folders, images, quoted patterns such as 'in/**/*.jpg', or lists: .txt files with one image per line,
+    relative to the folder of the list. The submission has one row per image and class, on the artifact's submission
+    grid. If images cannot be decoded, their rows are empty, submission.failures.csv (named after the output) lists
+    them, and the exit status is 1.
 
-    A run that is cut short, by a signal or by a power cut, leaves a journal beside the output; the same command with
-    --resume continues from there, and ends with the same bytes as a run that was never interrupted.
+    A run that is interrupted, by a signal or a power failure, leaves a journal beside the output. The same command with
+    --resume continues it, and writes the same bytes as a run without interruption.
     """
     from cloudrt.inference.outputs import SUFFIXES
     from cloudrt.inference.run import no_progress, run_task
@@ -66,7 +71,7 @@ def infer(
 
     refuse_options(given, given["cluster"] is not None)
     if form == "parquet" or (output and output.suffix == ".parquet"):
-        import pyarrow  # noqa: F401 - says what to install, before anything slow
+        import pyarrow  # noqa: F401 - if it is missing, fail before anything slow
     say_logs("cloudrt", logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     cluster = {name: given.pop(name) for name in ("cluster", *CLUSTER_ONLY)}
     run = take_run_options(given)
@@ -105,5 +110,5 @@ def _show(done: RunSummary, quiet: bool, printed: bool) -> None:
         if printed:
             click.echo(done.failures.read_text(encoding="utf-8"), err=True, nl=False)
         else:
-            click.echo(f"{done.failures} lists what failed and why", err=True)
+            click.echo(f"{done.failures} lists the failed images and the reasons", err=True)
         raise SystemExit(1)

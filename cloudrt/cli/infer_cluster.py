@@ -1,4 +1,4 @@
-"""`cloudrt-infer --cluster`: its options, which others it refuses, and what it prints."""
+"""`cloudrt-infer --cluster`: its options, the options that it refuses, and its output."""
 
 from __future__ import annotations
 
@@ -29,14 +29,17 @@ _OPTIONS = (
         is_flag=False,
         flag_value="local",
         metavar="[ADDRESS]",
-        help="Run on a Ray cluster: HOST:PORT, or auto; without ADDRESS, on this machine. INPUTS may be URIs.",
+        help="Run on a Ray cluster. ADDRESS is HOST:PORT, or auto for the cluster of this machine; without ADDRESS, "
+        "Ray is started on this machine. INPUTS may be URIs.",
     ),
     click.option(
         "--partitions", metavar="FOLDER|URI", help="Where --cluster stores finished rows. Default: OUTPUT.parts."
     ),
     click.option("--partition-format", type=click.Choice(["parquet", "csv"]), help="Default: parquet."),
-    click.option("--partition-size", type=click.IntRange(1, 1_000_000), help="Images per partition, up to 1024."),
-    click.option("--endpoint", metavar="URL", help="Of an S3-compatible store. Default: AWS_ENDPOINT_URL."),
+    click.option(
+        "--partition-size", type=click.IntRange(1, 1_000_000), help="Images per partition. Default: at most 1024."
+    ),
+    click.option("--endpoint", metavar="URL", help="URL of an S3-compatible store. Default: AWS_ENDPOINT_URL."),
 )
 
 
@@ -58,7 +61,7 @@ def refuse_options(values: Mapping[str, Any], clustered: bool) -> None:
 
 
 def infer_on(task: InferTask, given: Mapping[str, Any]) -> None:
-    """Run a task on a cluster and print how it ran; exit status 1 where images failed."""
+    """Run a task on a cluster and print the result; exit with status 1 if images failed."""
     from cloudrt.cluster import ClusterOptions, infer_on_cluster
 
     options = ClusterOptions(
@@ -99,15 +102,15 @@ def infer_on(task: InferTask, given: Mapping[str, Any]) -> None:
     seconds = time.perf_counter() - began
     click.echo(
         f"{task.output}: {run.images} images, {run.rows_with_mask} masks, {run.failed} failed, "
-        f"{(run.images - run.resumed) / seconds:.1f} images/s with start and merge"
+        f"{(run.images - run.resumed) / seconds:.1f} images/s, start and merge included"
     )
     if run.failed:
-        click.echo(f"{task.paths.failures} lists what failed and why", err=True)
+        click.echo(f"{task.paths.failures} lists the failed images and the reasons", err=True)
         raise SystemExit(1)
 
 
 def _lost(line: str) -> None:
-    """End the process: no call of Ray would return any more."""
+    """Print an error and end the process, because calls of Ray would no longer return."""
     click.echo(f"\nError: {line}", err=True)
     sys.stdout.flush()
     os._exit(2)

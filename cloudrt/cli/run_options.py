@@ -1,4 +1,4 @@
-"""The options of `cloudrt.RunOptions` on the command line: one list for every command that runs an artifact."""
+"""The command-line options of `cloudrt.RunOptions`, shared by all commands that run an artifact."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OPTIONS = (
         type=click.Choice(PROVIDERS),
         default="auto",
         show_default=True,
-        help="auto measures once per model and machine, takes the fastest that agrees with the CPU, and names it.",
+        help="auto measures once per model and machine, and uses the fastest provider that agrees with cpu in fp32.",
     ),
     click.option("--batch-size", type=click.IntRange(1, MAX_BATCH), help="Images per batch. Default: measured."),
     click.option(
@@ -38,49 +38,58 @@ _OPTIONS = (
         type=click.Choice(PRECISIONS),
         default="auto",
         show_default=True,
-        help="What OpenVINO computes in; auto lowers fp16 and int8 artifacts where the CPU can and the answers agree.",
+        help="Precision in which OpenVINO computes. auto: below fp32 for fp16 and int8 artifacts, if the CPU supports "
+        "it and the results agree.",
     ),
-    click.option("--streams", type=click.IntRange(1, MAX_STREAMS), help="Batches in flight. Default: measured."),
-    click.option("--cuda-graph/--no-cuda-graph", default=None, help="Capture a CUDA graph. Default: measured."),
+    click.option(
+        "--streams", type=click.IntRange(1, MAX_STREAMS), help="Number of concurrent batches. Default: measured."
+    ),
+    click.option("--cuda-graph/--no-cuda-graph", default=None, help="Use a CUDA graph. Default: measured."),
     click.option(
         "--channels-last/--no-channels-last",
         default=None,
-        help="CUDA: NHWC convolutions with their bias fused. Default: measured.",
+        help="Run CUDA's convolutions in NHWC layout, with fused bias. Default: measured.",
     ),
-    click.option("--devices", help="GPU numbers such as 0,1, an engine on each. Default: the first GPU."),
-    click.option("--allow-cpu", is_flag=True, help="Accept heavy nodes on the CPU although a GPU was asked for."),
+    click.option("--devices", help="GPU numbers such as 0,1; one engine runs on each. Default: 0."),
+    click.option(
+        "--allow-cpu",
+        is_flag=True,
+        help="With a GPU provider, allow convolutions, resizes and normalisations on the CPU.",
+    ),
     click.option(
         "--decoder",
         type=click.Choice(DECODERS),
         default="cpu",
         show_default=True,
-        help="gpu: JPEGs by nvImageCodec, which detects files that are cut but not every damage inside.",
+        help="gpu: decode JPEGs with nvImageCodec, which detects truncated files but not all damaged ones.",
     ),
-    click.option("--threads", type=click.IntRange(1, MAX_THREADS), help="CPU threads of each stage. Default: all."),
+    click.option(
+        "--threads", type=click.IntRange(1, MAX_THREADS), help="CPU threads per stage. Default: all usable cores."
+    ),
     click.option(
         "--max-megapixels",
         type=click.FloatRange(0, 1e6, min_open=True),
         default=100,
         show_default=True,
-        help="Larger images fail.",
+        help="Images with more megapixels fail.",
     ),
 )
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a command, which takes them with `take_run_options`."""
+    """Add the options to a command; `take_run_options` converts their values."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def take_run_options(given: dict[str, Any]) -> RunOptions:
-    """Remove the options of `run_options` from a command's arguments, and return them as one object.
+    """Remove the values of `run_options` from a command's arguments, and return them as one object.
 
     Raises
     ------
     Failure, DataError
-        A value that is refused.
+        An invalid value.
     """
     megapixels, devices, streams = given.pop("max_megapixels"), given.pop("devices"), given.pop("streams") or 0
     provider, graph, layout = given.pop("provider"), given.pop("cuda_graph"), given.pop("channels_last")
@@ -89,9 +98,9 @@ def take_run_options(given: dict[str, Any]) -> RunOptions:
     try:
         numbers = (0,) if devices is None else tuple(int(one) for one in devices.split(","))
     except ValueError:
-        raise Failure(f"--devices {devices}: GPU numbers such as 0,1") from None
+        raise Failure(f"--devices {devices}: expected GPU numbers such as 0,1") from None
     if (streams or graph is not None) and provider in ("auto", "cpu"):
-        raise Failure(f"--streams and --cuda-graph need a --provider that has them, not {provider}")
+        raise Failure(f"--streams and --cuda-graph need a --provider that supports them, not {provider}")
     if graph is not None and provider not in GPU_PROVIDERS:
         raise Failure(f"--cuda-graph needs --provider {' or '.join(GPU_PROVIDERS)}")
     if layout is not None and provider != "cuda":

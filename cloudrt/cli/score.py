@@ -18,15 +18,15 @@ from cloudrt.system.terminal import reports_errors
 @click.option(
     "--truth-grid",
     type=Size(),
-    help="Grid of TRUTH's masks, 2100x1400 or 525x350. Default: the label grid.",
+    help="Grid of the masks in TRUTH: the label grid (default, 2100x1400) or the submission grid (525x350).",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Data set whose data.json defines the classes.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reports_errors
 def score(submission: Path, truth: Path, truth_grid: tuple[int, int] | None, data: Path | None, as_json: bool) -> None:
-    """Compute the mean Dice of SUBMISSION against TRUTH, both tables of Image_Label,EncodedPixels.
+    """Compute the mean Dice of SUBMISSION against TRUTH. Both are tables with columns Image_Label,EncodedPixels.
 
-    Every row of TRUTH counts. The masks of SUBMISSION are on the submission grid.
+    The mean is over all rows of TRUTH. The masks of SUBMISSION are on the submission grid.
     """
     from cloudrt.data.folder import read_labels
     from cloudrt.errors import DataError
@@ -49,6 +49,6 @@ def score(submission: Path, truth: Path, truth_grid: tuple[int, int] | None, dat
         table.add_row(Text(name), f"{value:.4f}")
     table.add_section()
     table.add_row("mean", f"{result.mean:.4f}", style="bold")
-    table.add_row("predicting nothing", f"{result.all_empty:.4f}")
+    table.add_row("all rows empty", f"{result.all_empty:.4f}")
     Console().print(table)
     click.echo(f"{result.images} images")

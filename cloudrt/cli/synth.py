@@ -12,7 +12,7 @@ from cloudrt.system.terminal import progress_bar, reports_errors
 
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("-n", "--images", default=200, show_default=True, help="Training and test images together.")
+@click.option("-n", "--images", default=200, show_default=True, help="Number of training and test images together.")
 @click.option("--size", type=Size(), default="2100x1400", show_default=True, help="Size of the images.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same bytes.")
 @click.option("--test-share", default=0.25, show_default=True, help="Fraction of the images for testing.")
@@ -21,8 +21,8 @@ from cloudrt.system.terminal import progress_bar, reports_errors
 def synth(out: Path, images: int, size: tuple[int, int], *, seed: int, test_share: float, jobs: int) -> None:
     """Write a data set of synthetic scenes to OUT, in the competition's layout.
 
-    The scenes show the four cloud organisations over dark ocean; the labels of training and test images are included.
-    OUT must not exist, or be empty.
+    The scenes show the four cloud organisations over dark ocean. The labels of the test images are in test_truth.csv.
+    OUT must be empty or not exist.
     """
     from cloudrt.data.synth import write_dataset
 

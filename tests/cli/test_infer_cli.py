@@ -225,7 +225,7 @@ def test_an_artifact_without_metadata_is_status_2(images: Path, tmp_path: Path) 
         (["images", "--provider", "cpu", "--compute-precision", "bf16"], "--compute-precision bf16"),
         (["images", "--compute-precision", "f32"], "'f32' is not one of"),
         (["images", "--max-megapixels", "nan"], "nan"),
-        (["images", "--model", "unruly.onnx"], "holds no rules: its network was never validated"),
+        (["images", "--model", "unruly.onnx"], "has no rules, as its network was never validated"),
         (["images", "--max-megapixels", "inf"], "not in the range"),
         (["empty"], "holds no images"),
         (["images", "images"], "share the key"),
@@ -297,7 +297,7 @@ def test_quiet_prints_errors_alone(images: Path, model: Path) -> None:
     result = run(images, "--model", model, "--quiet")
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert "submission.failures.csv lists what failed and why" in result.stderr
+    assert "submission.failures.csv lists the failed images and the reasons" in result.stderr
 
 
 def test_the_command_loads_nothing_heavy_before_it_runs() -> None:

@@ -40,7 +40,7 @@ def test_json(folder: Path) -> None:
 def test_table(folder: Path) -> None:
     result = run(folder / "submission.csv", folder / "truth.csv", "--truth-grid", "525x350")
     assert result.exit_code == 0 and result.stderr == ""
-    for text in ("Flower", "0.7500", "mean", "0.8125", "predicting nothing", "0.6250", "2 images"):
+    for text in ("Flower", "0.7500", "mean", "0.8125", "all rows empty", "0.6250", "2 images"):
         assert text in result.stdout
 
 

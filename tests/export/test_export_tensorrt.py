@@ -160,7 +160,7 @@ def test_the_command_shows_it(
     figures, words = tmp_path / "figures.json", [str(checkpoint), "-o", str(tmp_path / "m.onnx"), "--precision", "fp32"]
     plain = CliRunner().invoke(command, [*words, "--json", str(figures)])
     assert plain.exit_code == 0, plain.output
-    assert ("accepted by TensorRT for RTX 1.7, 123 layers" if accepted else "does not take it") in plain.output
+    assert ("accepted by TensorRT for RTX 1.7, 123 layers" if accepted else "refuses the artifact") in plain.output
     stored = json.loads(figures.read_text())["artifacts"][0]["tensorrt"]
     wanted = {"version": "1.7", "layers": 123, "engines": []}
     assert stored == (wanted if accepted else "TensorRT's parser refuses the model: no")
