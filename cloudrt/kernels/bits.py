@@ -1,7 +1,7 @@
-"""Thresholding of levels to bits, 64 pixels at a time, at the speed of reading memory.
+"""Thresholding of levels to bits, 64 pixels at a time.
 
-`at_least` compares 64 consecutive pixels with a few vector instructions (SSE, AVX2, AVX-512 or NEON, whichever LLVM
-finds) and returns one 64-bit word, the first pixel in the lowest bit. For a map in RLE order, runs are found in these
+`at_least` compares 64 consecutive pixels with a few vector instructions (SSE, AVX2, AVX-512 or NEON, as LLVM
+selects) and returns one 64-bit word, the first pixel in the lowest bit. For a map in RLE order, runs are found in these
 words directly. For a map in C order, `pack` stores the words and `transpose` transposes the bits, which take 1/8
 (uint8) or 1/32 (float32) of the memory of the map.
 """
@@ -22,7 +22,7 @@ BITS = 64
 ONE = np.uint64(1)
 
 index = np.uint64
-"""Type of array indices: for signed ones, numba tests at each access whether they count from the end."""
+"""Type of array indices: for signed indices, numba tests at each access whether they are negative."""
 
 
 def _data(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

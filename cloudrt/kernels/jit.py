@@ -1,8 +1,8 @@
-"""How the kernels are compiled: without Python objects, without the GIL, machine code cached on disk.
+"""Compilation of the kernels with numba: in nopython mode, without the GIL, with machine code cached on disk.
 
 The machine code of one version of the kernels is stored in one folder of the user's cache, or of NUMBA_CACHE_DIR if
-that is set. Numba's default, a cache beside each source file, misses changes of functions that a kernel calls in other
-files, and writes into the installed package.
+that is set. Numba's default, a cache beside each source file, would write into the installed package, and would not be
+invalidated by a change of a function that the kernel imports from another file.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def kernel(function: F) -> F:
         compiled = numba.njit(nogil=True, cache=True)(function)
     finally:
         config.CACHE_DIR = users
-    _seal_what_is_saved(compiled, function)
+    _seal_saved_files(compiled, function)
     return cast(F, compiled)
 
 
-def _seal_what_is_saved(compiled: Any, function: Callable[..., Any]) -> None:
-    """Write a checksum for each file that numba caches for a function, and tolerate a full disk.
+def _seal_saved_files(compiled: Any, function: Callable[..., Any]) -> None:
+    """Make numba write a checksum for each file that it caches for a function, and ignore errors such as a full disk.
 
     Numba has no public hook for this: `Dispatcher._cache` is private. Written against numba 0.68, whose
     `Dispatcher.compile` calls `_cache.save_overload(signature, result)` and lets OSError pass.
@@ -64,7 +64,7 @@ def _seal_what_is_saved(compiled: Any, function: Callable[..., Any]) -> None:
 
 @cache
 def _cache_folder() -> Path | None:
-    """Return the folder for the machine code of these kernels, damaged files removed; None where it is unwritable."""
+    """Return the cache folder of these kernels, after removing damaged files; None if it is not writable."""
     config: Any = numba.config
     users = config.CACHE_DIR
     folder = open_entry("kernels", _fingerprint(), Path(users, "cloudrt-kernels").absolute() if users else None)
@@ -78,7 +78,7 @@ def _cache_folder() -> Path | None:
 
 
 def _fingerprint() -> str:
-    """Return a name that changes with the kernels' source and with the versions that machine code depends on."""
+    """Return a digest of the kernels' source and of the library versions that the machine code depends on."""
     digest = hashlib.sha256(f"{sys.version} {numba.__version__} {llvmlite.__version__} {np.__version__}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -86,5 +86,5 @@ def _fingerprint() -> str:
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
-    """Make a function of the kernels from LLVM instructions; see `numba.extending.intrinsic`."""
+    """Define a function that kernels can call from LLVM instructions; see `numba.extending.intrinsic`."""
     return numba.extending.intrinsic(function)

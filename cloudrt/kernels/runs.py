@@ -1,8 +1,8 @@
-"""From bits to runs, from runs to components, from components to RLE text.
+"""Conversion of bits to runs, of runs to components, and of components to RLE text.
 
 A run is a range `[start, stop)` of pixels of one column, numbered over the whole mask in RLE order. `edges` holds
 start, stop, start, stop, ...; the runs of column x have the numbers `first[x]` to `first[x + 1] - 1`. A smooth mask of
-184,000 pixels has about 500 runs, so everything after the comparison of pixels is cheap.
+184,000 pixels has about 500 runs, so the steps after thresholding process few elements.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def work_size(width: int, height: int) -> int:
 
 @kernel
 def _mark_changes(word: np.uint64, carry: np.uint64, begin: int, edges: Ints, count: int) -> int:
-    """Write the positions where a pixel differs from its predecessor; return the new number of edges.
+    """Append the positions where a pixel differs from its predecessor to `edges`; return the new number of edges.
 
-    They are the bits of the word xor the word shifted by one; `carry` is the pixel before the first.
+    These positions are the set bits of `word ^ (word << 1)`; `carry` is the pixel before the first.
     """
     changes = word ^ ((word << ONE) | carry)
     while changes:
@@ -61,7 +61,7 @@ def _count_at_least(flat: NDArray[Any], begin: int, length: int, least: Any) -> 
 def find_runs_in_levels(
     columns: NDArray[Any], least: Any, gate: Any, gate_pixels: int, edges: Ints, first: Ints
 ) -> int:
-    """Find the runs of pixels that are at least `least`; return their number, or 0 if the gate stays closed.
+    """Find the runs of pixels that are at least `least`; return their number, or 0 if the gate rejects the map.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def find_runs_in_levels(
     least
         The smallest value that is on, of the dtype of `columns`.
     gate, gate_pixels
-        There are no runs where fewer than `gate_pixels` pixels are at least `gate`.
+        The gate rejects the map if fewer than `gate_pixels` pixels are at least `gate`.
     edges
         Output, at least 2 * W * ceil(H / 2) entries.
     first
@@ -146,7 +146,7 @@ def join_runs(edges: Ints, first: Ints, width: int, height: int, parent: Ints, a
         left, left_end = first[x - 1], first[x]
         right, right_end = left_end, first[x + 1]
         while left < left_end and right < right_end:
-            left_stop = edges[index(2 * left + 1)] + height  # as pixel numbers of the column to its right
+            left_stop = edges[index(2 * left + 1)] + height  # shifted to the pixel numbers of the right column
             right_stop = edges[index(2 * right + 1)]
             if edges[index(2 * left)] + height <= right_stop and edges[index(2 * right)] <= left_stop:
                 a = _root(parent, left)
@@ -207,11 +207,11 @@ def columns_to_text(
     min_area
         Components of at most this many pixels are dropped.
     gate, gate_pixels
-        The text is empty where fewer than `gate_pixels` pixels are at least `gate`.
+        The text is empty if fewer than `gate_pixels` pixels are at least `gate`.
     work
         Work space of `work_size(W, H)` entries.
     text
-        Output.
+        Output: ASCII characters; at least 8 bytes longer than the text.
     """
     width, height = columns.shape
     edges, first, _, _ = _split(work, width, height)
@@ -250,22 +250,22 @@ def maps_to_texts(
     work: Ints,
     text: NDArray[np.uint8],
 ) -> None:
-    """Write the RLE texts of several maps, one after the other.
+    """Write the RLE texts of several maps to one buffer, without separators.
 
     Parameters
     ----------
     levels
         (M, W, H); map m is of class m % C.
     rules
-        (C, 5): threshold, min area, gate threshold, gate pixels, presence.
+        (C, 5): threshold, min area, gate threshold, gate pixels, presence; see `cloudrt.masks.postprocess.Rule`.
     presence
         (M,): presence level of each map.
     ends
-        Output, (M,): where each text ends in `text`.
+        Output, (M,): position in `text` after the last byte of each map's text.
     work
         Work space of `work_size(W, H)` entries.
     text
-        Output.
+        Output: ASCII characters; at least 8 bytes longer than all texts together.
     """
     end = 0
     for m in range(levels.shape[0]):

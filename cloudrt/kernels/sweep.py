@@ -1,10 +1,12 @@
-"""Exact search of one map: the pixels, and the true pixels, that every threshold and min area keeps.
+"""Areas for the exact search of rules, for one map: how many pixels each threshold and min area keeps, and how many of
+them are on in the truth mask (true pixels).
 
-Lowering the threshold from the top, components appear, grow and merge. A flood visits the pixels in that order (Nister
-& Stewenius, "Linear time maximally stable extremal regions", ECCV 2008): it climbs to the brightest neighbour, and a
-stack holds the unfinished component of each level below. When the flood leaves a component for a lower level, the
-component is complete for all thresholds in between. Its area decides which min areas keep it, and one difference at
-each end of that range counts it for all of them. Each pixel is entered once and examines its eight neighbours once,
+As the threshold decreases from 255, components appear, grow and merge. A flood visits the pixels in that order (Nister
+& Stewenius, "Linear time maximally stable extremal regions", ECCV 2008): it moves to a brighter neighbour first, and
+a stack holds the unfinished component of each lower level. When the flood leaves a component for a lower level, the
+component is complete for all thresholds in between. Its area determines which min areas keep it. Instead of
+counting it for each of these thresholds and min areas, the kernel writes differences at the ends of the ranges, and
+sums them up at the end. Each pixel is entered once and examines its eight neighbours once,
 independent of the number of thresholds and min areas.
 """
 
@@ -62,7 +64,7 @@ def sweep(
     pixels
         Work space, (W + 2) * (H + 2) entries of `PIXEL`: the map with a frame of one pixel.
     tables
-        Output, (2, T, A): pixels, and true pixels, in the components larger than the min area.
+        Output, (2, T, A): number of pixels, and of true pixels, in the components larger than the min area.
     """
     width, height = levels.shape
     tall = height + 2
@@ -82,7 +84,7 @@ def sweep(
 
 @kernel
 def _fill_frame(levels: NDArray[np.uint8], truth: NDArray[np.uint8], ranks: NDArray[np.int16], pixels: Pixels) -> None:
-    """Copy the map into its frame; the frame, and pixels that are never on, count as visited."""
+    """Copy the map into `pixels`; the frame, and pixels that are off at every threshold, are marked as visited."""
     width, height = levels.shape
     for at in range(height + 2):
         pixels[at].side = DONE
@@ -127,7 +129,7 @@ def _flood(
             if pixels[neighbour].side == UNSEEN:
                 pixels[neighbour].side = 0
                 other = int(pixels[neighbour].rank)
-                if other > level:  # climb first; the remaining neighbours of this pixel wait with it
+                if other > level:  # visit the brighter pixel first; this pixel's other neighbours are examined later
                     pixels[at].side = step
                     _wait(top, waiting, pixels, level, at)
                     at = neighbour
@@ -189,7 +191,7 @@ def _brightest(waiting: NDArray[np.uint64]) -> int:
 
 @kernel
 def _count(tables: NDArray[np.int64], min_areas: NDArray[np.int64], component: NDArray[np.int64], under: int) -> None:
-    """Count a component that is complete for the thresholds `under` to `rank` - 1: a difference at either end."""
+    """Count a component that is complete for the thresholds `under` to `rank` - 1, as differences at both ends."""
     rank, area, overlap = component
     if area <= min_areas[0]:
         return

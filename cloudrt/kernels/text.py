@@ -1,4 +1,4 @@
-"""Parsing RLE text with validation, and painting or counting its runs; no access out of bounds."""
+"""Parsing and validation of RLE text, and painting or counting its runs."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Score:
     per_class
         Class -> mean Dice.
     all_empty
-        Mean Dice of a submission without any mask.
+        Mean Dice that a submission without any mask would have.
     images
         Number of images.
     """
@@ -62,7 +62,7 @@ def score(
     submission_csv
         Table of `Image_Label,EncodedPixels` with masks on the submission grid.
     truth_csv
-        The same with masks on `truth_grid`; every row counts.
+        The same table with masks on `truth_grid`; every row of it is scored.
     labels
         Classes and grids.
     truth_grid
@@ -71,13 +71,14 @@ def score(
     Raises
     ------
     DataError
-        A malformed table, a row of the truth that is missing in the submission, or a malformed RLE; names the row.
+        A malformed table, a row of the truth that is missing in the submission, or a malformed RLE; the message names
+        the row.
     """
     from cloudrt.masks.table import read_table
 
     grid = truth_grid or labels.label_grid
     if grid not in (labels.label_grid, labels.submit_grid):
-        raise DataError(f"the truth's grid is {labels.label_grid} or {labels.submit_grid}, found {grid}")
+        raise DataError(f"truth_grid must be {labels.label_grid} or {labels.submit_grid}, found {grid}")
     truth = read_table(truth_csv, labels)
     predicted = read_table(submission_csv, labels)
     missing = [key for key in truth if key not in predicted]

@@ -1,16 +1,16 @@
-"""From a probability map to the RLE text of a class: threshold, 8-connected components, area filter, runs.
+"""Conversion of a probability map to RLE text: threshold, 8-connected components, area filter, runs.
 
     pixels --compare, 64 at a time--> bits --changes--> runs --union-find--> components --area--> kept runs --> text
 
 The network's output is uint8 levels 0..255 in the transposed layout (W, H): memory order is RLE order, and a run is a
-contiguous range of memory. A `Rule` holds the integers that decide a class; training and `cloudrt tune` find them,
-checkpoint and artifact store them, `apply_rules` applies them.
+contiguous range of memory. A `Rule` holds the parameters of one class: training and `cloudrt tune` search them, the
+checkpoint and the artifact store them, and `apply_rules` applies them.
 
-The lower bound of the run time is reading the map from memory once. On one AVX2 core, from uint8 in RLE order
-(bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times that: a third is the call from Python, and half
-of the rest is finding the runs, the only pass over the pixels. A map of 2,300 runs takes 10 times that: a third is
-finding runs, a third or more is joining them (unpredictable branches), a fifth is writing digits. From float32 in C
-order, which is 4 times as many bytes, the factors are 2 and 5.
+The lower bound of the run time is the time to read the map from memory once. On one AVX2 core, for uint8 in RLE order
+(bench/results/cpu-full-originals.json), a map of 500 runs takes 3 times as long as that bound; about half of it is
+finding the runs, the only pass over the pixels. A map of 2,300 runs takes 11 times as long: about a third is finding
+runs, more than a third is joining them (unpredictable branches), and a fifth is writing digits. For float32 in C order,
+which has 4 times as many bytes, the factors are 2 and 5.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Rule:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if isinstance(value, bool) or not isinstance(value, int):
-                raise DataError(f"Rule.{name} is a whole number, found {value!r}")
+                raise DataError(f"Rule.{name} must be a whole number, found {value!r}")
             limit = 255 if name in ("threshold", "gate_threshold", "presence") else 2**31 - 1
             if not 0 <= value <= limit:
-                raise DataError(f"Rule.{name} is within 0..{limit}, found {value}")
+                raise DataError(f"Rule.{name} must be within 0..{limit}, found {value}")
 
     def to_dict(self) -> dict[str, int]:
         """Return plain values, for JSON."""
@@ -71,7 +71,7 @@ class Rule:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the rule that `to_dict` described; DataError if a name is missing or unknown."""
+        """Return a rule from the values that `to_dict` returned; DataError if a name is missing or unknown."""
         try:
             return cls(**values)
         except TypeError as error:
@@ -102,12 +102,12 @@ def postprocess(probability: NDArray[Any], threshold: float, min_area: float) ->
     Raises
     ------
     DataError
-        Another shape or dtype; a threshold or an area that is NaN.
+        A wrong shape or dtype; a threshold or an area that is NaN.
     """
     if probability.ndim != 2:
-        raise DataError(f"a probability map is (H, W), found an array of shape {probability.shape}")
+        raise DataError(f"a probability map must be (H, W), found an array of shape {probability.shape}")
     if probability.dtype not in _DTYPES:
-        raise DataError(f"a probability map is float32 in 0..1 or uint8 in 0..255, found {probability.dtype}")
+        raise DataError(f"a probability map must be float32 in 0..1 or uint8 in 0..255, found {probability.dtype}")
     least = _least(float(threshold), probability.dtype == _DTYPES[0])
     return "" if least is None else _encode(probability, least, _whole(min_area))
 
@@ -121,7 +121,7 @@ def encode_mask(mask: NDArray[np.uint8]) -> str:
 def _least(threshold: float, levels: bool) -> np.uint8 | np.float32 | None:
     """Return the smallest level, or the smallest float32, greater than `threshold`; None if there is none."""
     if math.isnan(threshold):
-        raise DataError(f"threshold and min area are numbers, found {threshold}")
+        raise DataError(f"the threshold must be a number, found {threshold}")
     if levels:
         return np.uint8(math.floor(max(threshold, -1)) + 1) if threshold < 255 else None
     with np.errstate(over="ignore"):  # a threshold beyond float32 becomes infinite, as in numpy's comparison
@@ -130,9 +130,9 @@ def _least(threshold: float, levels: bool) -> np.uint8 | np.float32 | None:
 
 
 def _whole(min_area: float) -> int:
-    """Return the equivalent whole number: an area is greater than 2.5 if it is greater than 2."""
+    """Return the equivalent integer: an area is greater than 2.5 if and only if it is greater than 2."""
     if math.isnan(min_area):
-        raise DataError(f"threshold and min area are numbers, found {min_area}")
+        raise DataError(f"the min area must be a number, found {min_area}")
     return int(min(max(min_area, 0), MAX_PIXELS))
 
 
@@ -149,7 +149,7 @@ def _encode(array: NDArray[Any], least: np.uint8 | np.float32, min_area: int) ->
         return ""
     by_columns = array.flags.f_contiguous
     lines = np.ascontiguousarray(array.T if by_columns else array)
-    if not lines.flags.writeable:  # the kernels only read it, but are compiled for writable arrays alone
+    if not lines.flags.writeable:  # the kernels only read it, but are compiled for writable arrays
         lines = lines.copy()
     buffers = _buffers(*array.shape)
     if by_columns:
@@ -161,7 +161,7 @@ def _encode(array: NDArray[Any], least: np.uint8 | np.float32, min_area: int) ->
 
 
 _PIXELS_PER_CALL = 2**23
-"""Pixels of a batch per kernel call: enough to amortise the GIL, few enough for a small text buffer."""
+"""Pixels of a batch per kernel call: large enough to amortise the call, small enough for a small text buffer."""
 
 MAX_PIXELS = 2**31 - 1
 """Largest number of pixels of a map: the kernels count in 32 bits."""
@@ -172,7 +172,7 @@ class _Buffers:
 
     def __init__(self, height: int, width: int, maps: int) -> None:
         if height * width > MAX_PIXELS:
-            raise DataError(f"a map has at most {MAX_PIXELS} pixels, found {height}x{width}")
+            raise DataError(f"a map must have at most {MAX_PIXELS} pixels, found {height}x{width}")
         self.shape = height, width
         self.maps = maps
         self.row_words = np.empty((height, -(-width // 64)), np.uint64)
@@ -187,7 +187,7 @@ _local = threading.local()
 
 
 def _buffers(height: int, width: int, maps: int = 1) -> _Buffers:
-    """Return this thread's buffers for maps of this size; those of the last size are kept."""
+    """Return this thread's buffers for maps of this size, allocated if the previous call had another size."""
     kept: _Buffers | None = getattr(_local, "buffers", None)
     if kept is None or kept.shape != (height, width) or kept.maps < maps:
         kept = _local.buffers = _Buffers(height, width, maps)
@@ -236,11 +236,11 @@ def postprocess_batch(
     Raises
     ------
     DataError
-        Different numbers of maps, rules and presence levels; levels or presence that are not uint8; no thread.
+        Different numbers of maps, rules and presence levels; levels or presence that are not uint8; `threads` below 1.
     """
     _check(levels, 4, rules, presence, (len(levels), len(rules)))
     if threads < 1:
-        raise DataError(f"threads are at least 1, found {threads}")
+        raise DataError(f"threads must be at least 1, found {threads}")
     table = _rule_table(rules)
     classes = len(rules)
     if not classes:
@@ -279,10 +279,10 @@ def _check(
         or (presence is not None and presence.shape != presence_shape)
     ):
         found = f"{levels.shape} maps, {len(rules)} rules, presence {None if presence is None else presence.shape}"
-        raise DataError(f"an image has one (W, H) map, one rule and one presence level per class, found {found}")
+        raise DataError(f"each class needs one (W, H) map, one rule and one presence level per image, found {found}")
     for array in (levels, presence):
         if array is not None and array.dtype != np.uint8:
-            raise DataError(f"levels and presence are uint8, found {array.dtype}")
+            raise DataError(f"levels and presence must be uint8, found {array.dtype}")
 
 
 def _rule_table(rules: Sequence[Rule]) -> NDArray[np.int64]:

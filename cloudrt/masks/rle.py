@@ -47,9 +47,9 @@ def rle_encode(mask: NDArray[Any]) -> str:
     '2 3'
     """
     if mask.ndim != 2:
-        raise RleError(f"a mask is (H, W), found an array of shape {mask.shape}")
+        raise RleError(f"a mask must be (H, W), found an array of shape {mask.shape}")
     if mask.dtype.kind not in "bui":
-        raise RleError(f"a mask is bool or integer, found {mask.dtype}")
+        raise RleError(f"a mask must be bool or integer, found {mask.dtype}")
     from cloudrt.masks.postprocess import encode_mask
 
     return encode_mask(mask.view(np.uint8) if mask.dtype.itemsize == 1 else (mask != 0).view(np.uint8))
@@ -73,8 +73,8 @@ def rle_decode(text: str, shape: Grid = SUBMIT_GRID) -> NDArray[np.uint8]:
     Raises
     ------
     RleError
-        An odd count of numbers, a number that is zero, negative or not a whole number, runs that overlap, descend or
-        leave the mask; names the token and its position.
+        `text` is not a string, has an odd count of numbers or a number that is not a positive integer, or has runs that
+        overlap, do not ascend or exceed the mask; the message names the token and its position.
 
     Examples
     --------
@@ -113,9 +113,9 @@ def rle_to_submit_grid(text: str, labels: Labels = CLOUDS) -> NDArray[np.uint8]:
 
 
 def _runs(text: str, shape: Grid) -> tuple[NDArray[np.int64], int]:
-    """Return the edges of the runs, start, stop, start, stop, ..., as pixels from 0, and the number of runs."""
+    """Return the edges of the runs, start, stop, start, stop, ..., in pixels counted from 0, and the number of runs."""
     if not isinstance(text, str):
-        raise RleError(f"an RLE text is a string, found {type(text).__name__}")
+        raise RleError(f"an RLE text must be a string, found {type(text).__name__}")
     height, width = shape
     content = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
     edges = np.empty(content.size // 2 + 1, np.int64)

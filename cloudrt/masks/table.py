@@ -18,8 +18,8 @@ def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
     Raises
     ------
     DataError
-        No such file, not a CSV file, another header, an unknown class, a row without a class or a repeated row; names
-        the row.
+        A missing file, a file that is not CSV, a wrong header, a row whose key has no known class, or a repeated row;
+        the message names the row.
     """
     table: Table = {}
     for line, key, text in read_rows(path, labels):
@@ -35,12 +35,14 @@ def read_table(path: str | Path, labels: Labels = CLOUDS) -> Table:
 
 
 def read_rows(path: str | Path, labels: Labels) -> Iterator[tuple[int, str, str]]:
-    """Yield line number, key and RLE text of each row that is not blank.
+    """Yield the line number, key and RLE text of each row that is not blank.
+
+    A row counts as one line; the header is line 1.
 
     Raises
     ------
     DataError
-        No such file, not a CSV file, another header.
+        A missing file, a file that is not CSV, or a wrong header.
     """
     import pandas as pd
 

@@ -73,7 +73,7 @@ def test_each_class_has_its_own_rule() -> None:
     ("shape", "rules", "presence"), [((2, 5, 4), 3, None), ((3, 5, 4), 2, None), ((5, 4), 5, None), ((2, 5, 4), 2, 1)]
 )
 def test_maps_rules_and_presence_must_belong_together(shape: tuple[int, ...], rules: int, presence: int | None) -> None:
-    with pytest.raises(DataError, match="per class"):
+    with pytest.raises(DataError, match="each class needs"):
         apply_rules(
             np.zeros(shape, np.uint8), [Rule(1, 1)] * rules, None if presence is None else np.zeros(presence, np.uint8)
         )
@@ -82,10 +82,10 @@ def test_maps_rules_and_presence_must_belong_together(shape: tuple[int, ...], ru
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"threshold": 256}, "threshold is within 0..255"),
-        ({"threshold": -1}, "threshold is within"),
-        ({"min_area": -1}, "min_area is within 0..2147483647"),
-        ({"min_area": 2**31}, "min_area is within"),
+        ({"threshold": 256}, "threshold must be within 0..255"),
+        ({"threshold": -1}, "threshold must be within"),
+        ({"min_area": -1}, "min_area must be within 0..2147483647"),
+        ({"min_area": 2**31}, "min_area must be within"),
         ({"gate_threshold": 256}, "gate_threshold"),
         ({"gate_pixels": -5}, "gate_pixels"),
         ({"presence": 256}, "presence"),
