@@ -1,0 +1,1 @@
+"""Georeferenced images: positions, panoramas in tiles, polygons, and stores of daily masks."""
