@@ -36,7 +36,7 @@ OPTIONS = {
     "flips": "both flips at validation (`--tta hv`)",
     "presence head": "classification head (`--presence head`)",
     "top-k presence": "mean of the highest pixels (`--presence top-k`)",
-    "no-data kept": "no-data bands not masked out",
+    "no-data kept": "no masking of no-data bands",
     "average of weights": "moving average of the weights (`--ema 0.99`)",
     "constant rates": "constant learning rates instead of `--schedule cosine`",
     "brightness first": "one of the three epochs on predicting brightness (`--pretrain-epochs 1`)",
@@ -44,7 +44,7 @@ OPTIONS = {
 
 
 def summary() -> str:
-    """The few figures of the README: the shipped model's Dice, and ratios to peers."""
+    """The figures of the README: the Dice of the shipped model, and ratios to peers."""
     validation = load("cpu-validation")
     accuracy = validation["accuracy"]
     shipped = next(way for way in accuracy["ways"] if way["model"] == "clouds.onnx")
@@ -72,7 +72,7 @@ def summary() -> str:
     ]
     search, loader = load("cpu-search-444")["search"], load("cpu-loader-originals")
     rows += [
-        ("search of all rules", "nested loops", f"{search['ratio']:,.0f}x"),
+        ("search of all rules", "nested loops, extrapolated", f"{search['ratio']:,.0f}x"),
         ("loading of training samples, one core", "notebook", speedup(loader["ratio"])),
     ]
     machine = describe_machine("cpu-full-originals", "cpu-search-444", "cpu-loader-originals")
@@ -120,12 +120,12 @@ def postprocess() -> str:
         (PEERS[peer["name"]], *(speedup(one["peers"][index]["ratio"]) for one in measured))
         for index, peer in enumerate(measured[0]["peers"])
     ]
-    heads = ["time of the peer, in times of cloudrt", *heads]
+    heads = ["time of the peer relative to cloudrt", *heads]
     return f"{table(heads, rows)}\n\n{describe_machine('cpu-full-originals')}"
 
 
 def pipeline() -> str:
-    """From files to submission: the share of the machine that is used, and two peers."""
+    """From files to submission: the share of the ceiling, and two peers."""
     rows = []
     for name, what in PIPELINES.items():
         measured = load(name)["pipeline"]
@@ -157,8 +157,8 @@ def search() -> str:
     found = load("cpu-search-444")["search"]
     return (
         f"{found['thresholds']} thresholds x {found['min_areas']} min areas x {found['classes']} classes on "
-        f"{found['images']} images took {found['seconds']:.1f} s; nested loops would take {found['ratio']:,.0f} "
-        f"times as long ({name_file('cpu-search-444')})."
+        f"{found['images']} images took {found['seconds']:.1f} s. Nested loops would take {found['ratio']:,.0f} times as "
+        f"long, extrapolated from a sample ({name_file('cpu-search-444')})."
     )
 
 
@@ -187,7 +187,7 @@ def scaling() -> str:
 
 
 def cluster() -> str:
-    """What a cluster adds to the time per image, and how throughput grows with workers."""
+    """The overhead of a cluster per image, and the throughput for each number of workers."""
     overhead, scaling = load("cpu-cluster-overhead"), load("cpu-cluster-scaling")
     rounds = ", ".join(f"{one:+.1%}" for one in overhead["overhead_of_each_round"])
     rows = [
@@ -196,12 +196,12 @@ def cluster() -> str:
     ]
     machine = f"{overhead['machine']['cpu']}, {overhead['machine'].get('usable_cores', overhead['threads'])} cores"
     return (
-        f"Overhead: with {overhead['images']:,} images, the time per image changed by {overhead['overhead']:+.1%} "
-        f"compared with a plain run on the same cores\n(rounds: {rounds}; byte-identical submissions; {machine}; "
-        f"{name_file('cpu-cluster-overhead')}).\nStarting the worker, "
+        f"Overhead: for {overhead['images']:,} images, the time per image differed by {overhead['overhead']:+.1%} from a "
+        f"run without a cluster on the same cores\n(rounds: {rounds}; byte-identical submissions; {machine}; "
+        f"{name_file('cpu-cluster-overhead')}).\nThe start of the worker, "
         f"{max(overhead['seconds_to_start_the_worker']):.0f} s at most, is not included.\n\n"
-        f"Scaling, with engines that sleep {scaling['seconds_per_batch']} s per batch of {scaling['batch']} images, so "
-        f"that 16 of them fit on two cores\n({name_file('cpu-cluster-scaling')}):\n\n"
+        f"Scaling, with stand-ins for the engine that sleep {scaling['seconds_per_batch']} s per batch of "
+        f"{scaling['batch']} images, so that 16 workers fit on two cores\n({name_file('cpu-cluster-scaling')}):\n\n"
         + table(("workers", "images per second", "share of linear scaling"), rows)
     )
 
@@ -230,7 +230,7 @@ def decode() -> str:
 
 
 def ablation() -> str:
-    """What the training options are worth."""
+    """The change of the Dice by each training option."""
     options = load("cpu-ablation")["options"]
     rows = sorted(
         (
