@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -17,6 +17,7 @@ from time import perf_counter
 from cloudrt.engines.choice import choose_provider, open_engine
 from cloudrt.engines.tensorrt_check import TARGETS, TensorrtCheck, check, require_tensorrt
 from cloudrt.errors import CloudrtError, DataError, ParityError
+from cloudrt.images.image import find_images
 from cloudrt.model.artifact import load_model, parse_artifact
 from cloudrt.model.parity import TOLERANCES, Tolerances, Verdict
 from cloudrt.system.files import replacing
@@ -26,7 +27,7 @@ from cloudrt.system.terminal import ProgressBar
 
 from .export import PRECISIONS, Exported, Target, export
 from .source import ExportSource, SourceOptions
-from .triton import write_repository
+from .triton import NAME, repository_files, write_repository
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class ExportRequest:
         Batch size of TensorRT's engines, and maximum batch size of Triton.
     check
         "tensorrt" to build engines for `cloudrt.engines.tensorrt_check.TARGETS`, which needs no GPU.
+    overwrite
+        Replace outputs that exist.
 
     Raises
     ------
@@ -78,6 +81,7 @@ class ExportRequest:
     build_engine: bool = False
     batch_size: int = 32
     check: str = ""
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         for checkpoint in self.checkpoints:
@@ -87,9 +91,27 @@ class ExportRequest:
             raise DataError("nan is not a limit: give a number")
         if self.precision == "all" and (self.triton or self.build_engine):
             raise DataError("--triton and --build-engine need a single artifact: give one --precision")
-        read = {f"checkpoint {number}": path for number, path in enumerate(self.checkpoints, 1)}
-        written = {"--json": self.figures} | {f"the {name} artifact": path for name, path in self.outputs.items()}
-        check_outputs(written, read, folders={"--triton": self.triton}, overwrite=True)
+        self._check_outputs()
+
+    def _check_outputs(self) -> None:
+        reads: dict[str, Path | None] = {
+            f"checkpoint {number}": path for number, path in enumerate(self.checkpoints, 1)
+        }
+        files = {"--json": self.figures} | {f"the {name} artifact": path for name, path in self.outputs.items()}
+        model = repository_files(self.triton) if self.triton else ()
+        check_outputs(
+            files | {f"{path.name} of --triton": path for path in model},
+            reads | {"--data": self.options.data},
+            images=self._images(),
+            overwrite=True,
+        )
+        # Other models in the repository are kept.
+        folders = {"--triton": self.triton / NAME if self.triton else None}
+        check_outputs(files, folders=folders, overwrite=self.overwrite)
+
+    def _images(self) -> Iterator[Path]:
+        if self.options.data is not None:
+            yield from (file.path for file in find_images(self.options.data))
 
     @property
     def outputs(self) -> dict[str, Path]:

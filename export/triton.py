@@ -17,12 +17,14 @@ from cloudrt.errors import DataError
 from cloudrt.model.artifact import Artifact
 from cloudrt.system.files import replacing
 
+NAME = "cloudrt"
+"""Default name of the model in the repository."""
 QUEUE_MICROSECONDS = 5000
 """How long the first request of a batch waits for more."""
 
 
 def write_repository(
-    folder: Path, model: Path, artifact: Artifact, *, name: str = "cloudrt", largest_batch: int = 32
+    folder: Path, model: Path, artifact: Artifact, *, name: str = NAME, largest_batch: int = 32
 ) -> Path:
     """Add an artifact to a Triton model repository; return the folder of the model.
 
@@ -46,15 +48,20 @@ def write_repository(
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise DataError(f"the name of a Triton model can only have letters, digits, - and _, found {name!r}")
-    root = folder / name
-    (root / "1").mkdir(parents=True, exist_ok=True)
-    with replacing(root / "1" / "model.onnx") as partial:
+    copy, labels, config = repository_files(folder, name)
+    with replacing(copy) as partial:
         shutil.copyfile(model, partial)
-    with replacing(root / "labels.txt") as partial:
+    with replacing(labels) as partial:
         partial.write_text("".join(f"{label}\n" for label in artifact.labels.classes))
-    with replacing(root / "config.pbtxt") as partial:
+    with replacing(config) as partial:
         partial.write_text(triton_config(artifact, name, largest_batch))
-    return root
+    return folder / name
+
+
+def repository_files(folder: Path, name: str = NAME) -> tuple[Path, Path, Path]:
+    """Return the files that `write_repository` writes: the artifact, its labels and its configuration."""
+    root = folder / name
+    return root / "1" / "model.onnx", root / "labels.txt", root / "config.pbtxt"
 
 
 def triton_config(artifact: Artifact, name: str, largest_batch: int) -> str:

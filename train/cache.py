@@ -4,14 +4,14 @@
     truth.npy   (N, C, ceil(W_out * H_out / 8)) uint8: masks packed in RLE order
     index.json  names of the images, and the error of each unreadable one
 
-The arrays are memory-mapped, so that a data set may be larger than memory.
+The arrays are memory-mapped, so that a data set may be larger than memory. Each file has its SHA-256 beside it; a cache
+that differs from them is built again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +25,11 @@ from cloudrt.data.folder import DataFolder
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.image import load_image
 from cloudrt.labels import Grid
-from cloudrt.system.cache import cache_folder, mark_used, prune
+from cloudrt.system.cache import cache_folder, mark_used, prune, remove_damaged, seal
+from cloudrt.system.files import partial_path, remove_leftovers, reserve
 
 CACHE_FORMAT = 1
+FILES = ("images.npy", "truth.npy", "index.json")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def open_cache(
     limit: int = 0,
     advance: Callable[[int], object] | None = None,
 ) -> DatasetCache:
-    """Open the cache of a data set below `root`; build it if it is missing or the data has changed.
+    """Open the cache of a data set below `root`; build it if it is missing or damaged, or the data has changed.
 
     Parameters
     ----------
@@ -65,14 +67,17 @@ def open_cache(
     Raises
     ------
     DataError
-        train.csv is malformed or has an invalid RLE, fewer than two images are readable, or the disk is full.
+        train.csv is malformed or has an invalid RLE, fewer than two images are readable, or the disk has no space.
     """
     rows = data.read_train()
     names = list(rows)[: limit or None]
     if not names:
         raise DataError(f"{data.train_csv} has no rows")
     folder = root / _fingerprint(data, input_size, names)
-    if not (folder / "index.json").is_file():
+    files = [folder / name for name in FILES]
+    remove_leftovers(root)
+    remove_damaged(file for file in files if file.is_file())
+    if not all(file.is_file() for file in files):
         _build(data, {name: rows[name] for name in names}, input_size, folder, advance)
     mark_used(folder)
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
@@ -114,14 +119,16 @@ def _build(
             f"the dataset cache needs {wanted / 1e9:.1f} GB, but {folder.parent} has {free / 1e9:.1f} GB free: "
             "choose another folder with --cache"
         )
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(partial, ignore_errors=True)  # left by an ended process with the same id
-    partial.mkdir()
+    partial = partial_path(folder)
     try:
+        partial.mkdir()
         images = np.lib.format.open_memmap(
             partial / "images.npy", "w+", dtype=np.uint8, shape=(len(rows), *input_size, 3)
         )
         truth = np.lib.format.open_memmap(partial / "truth.npy", "w+", dtype=np.uint8, shape=(len(rows), *bits))
+        for name in ("images.npy", "truth.npy"):
+            with (partial / name).open("r+b") as file:
+                reserve(file.fileno())
         failures: dict[str, str] = {}
         names = list(rows)
 
@@ -147,8 +154,12 @@ def _build(
         truth.flush()
         ordered = {name: failures[name] for name in names if name in failures}
         (partial / "index.json").write_text(json.dumps({"names": names, "failures": ordered}), encoding="utf-8")
+        seal(partial / name for name in FILES)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
+    except OSError as error:
+        error.filename = str(folder.parent)  # not of a hidden file
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -46,7 +46,7 @@ class CrossResult:
     folds
         Held-out mean Dice of each run, with its own rules.
     all_empty
-        Mean Dice of empty predictions.
+        Mean Dice if all rows are empty.
     """
 
     dice: float
@@ -69,7 +69,7 @@ def cross_validate(
     if resume and (folder / "folds.json").exists():
         raise DataError(f"{folder} is finished: use another --name, or --overwrite")
     if not resume:
-        for old in (*folder.glob("fold-*"), folder / "oof.npz", folder / "folds.json"):
+        for old in (*folder.glob("fold-[0-9]*"), folder / "oof.npz", folder / "folds.json"):
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     dices, empty = [], []
     parts = [folder / f"fold-{number}" for number in range(config.folds)]

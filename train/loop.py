@@ -63,7 +63,7 @@ class TrainResult:
     epoch
         Number of the best epoch; 0 in processes other than rank 0.
     all_empty
-        Held-out mean Dice of empty predictions.
+        Held-out mean Dice if all rows are empty.
     images_per_second
         Mean training speed.
     """
@@ -310,9 +310,7 @@ class _Run:
 
 
 def _clear(folder: Path, keep_results: bool) -> None:
-    """Remove incomplete files of a killed run and, unless `keep_results`, the results of the run to overwrite."""
-    for path in folder.glob(".*.part"):
-        path.unlink(missing_ok=True)
+    """Remove, unless `keep_results`, the results of the run to overwrite."""
     if not keep_results:
         for name in ("best.pth", "last.pth", "history.csv", "curves.png", PROBABILITIES, STATE):
             (folder / name).unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from cloudrt.model.network_config import VIEWS
 from cloudrt.search.choose import choose_rules
 from cloudrt.search.probabilities import write_probabilities
 from cloudrt.search.tables import THRESHOLDS, BestRule, LabelledMaps, measure, min_areas_for, search_rules
+from cloudrt.system.files import naming, reserve
 
 from .cache import DatasetCache
 
@@ -31,7 +32,7 @@ Autocast = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True)
 class Validation:
-    """The best rules on the held-out images, their mean Dice, the loss, and the Dice of empty predictions."""
+    """The best rules on the held-out images, their mean Dice, the loss, and the Dice if all rows are empty."""
 
     found: list[BestRule]
     dice: float
@@ -91,8 +92,9 @@ class Validator:
         was_training = network.training
         network.eval()
         losses = 0.0
-        with tempfile.TemporaryFile(dir=self.scratch) as file:
+        with naming(self.scratch), tempfile.TemporaryFile(dir=self.scratch) as file:
             probability = np.memmap(file, np.uint8, "w+", shape=(images, classes, width, height))
+            reserve(file.fileno())
             for begin in range(0, images, self.batch_size):
                 part = slice(begin, begin + self.batch_size)
                 image = torch.from_numpy(np.asarray(self.cache.images[self.positions[part]])).to(self.device)

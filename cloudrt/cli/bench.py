@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,14 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
-    help="The best.pth of MODEL: the notebook's way then runs it in PyTorch.",
+    help="The best.pth of MODEL, with which the notebook's pipeline runs in PyTorch.",
 )
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),
     help="The fp32 artifact of MODEL, for plain ONNX Runtime. Default: MODEL.",
 )
-@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Timed passes of each way.")
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Number of timed passes.")
 @click.option(
     "--only",
     multiple=True,
@@ -47,8 +48,8 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors
             *("host", "scaling"),
         ]
     ),
-    help="Part to measure; can be repeated. Default: all but host, the pipeline without a network, and scaling, "
-    "runs of up to 10,000 images.",
+    help="Part to measure; can be repeated. Default: all except host (the pipeline without a network) and scaling "
+    "(runs of up to 10,000 images).",
 )
 @click.option(
     "-o",
@@ -56,14 +57,15 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors
     type=click.Path(path_type=Path),
     default=Path("bench.json"),
     show_default=True,
-    help="JSON file for all figures; a page of the same name ends in .html. Both are replaced.",
+    help="JSON file for all figures; a page of the same name ends in .html.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option(
     "--compare",
     "before",
     type=click.Path(path_type=Path),
     metavar="JSON",
-    help="An earlier output: show the ratios that changed by more than their noise, and fail if one became worse.",
+    help="An earlier output: show the ratios that changed by more than the noise; the exit status is 1 if one fell.",
 )
 @click.option(
     "--tolerance",
@@ -83,30 +85,34 @@ def bench(
     repeat: int,
     only: tuple[str, ...],
     output: Path,
+    overwrite: bool,
     before: Path | None,
     tolerance: float,
     **run_settings: Any,
 ) -> None:
-    """Measure MODEL on this machine, and peers in the same run: each stage, the pipeline from files to CSV, and what
-    limits it.
+    """Measure the speed of MODEL on this machine, and compare it with peers in the same run: each stage, the pipeline
+    from files to CSV, and what limits it.
 
     Further parts: throughput by batch size and threads; rate and Dice of every MODEL in every provider; post-processing
-    beside OpenCV, scipy, cc3d and pycocotools; the search of rules beside nested loops; latency; start-up. Peers that
-    are not installed are skipped and named.
+    compared with OpenCV, scipy, cc3d and pycocotools; the search of rules compared with nested loops; latency;
+    start-up. Peers that are not installed are skipped and named.
 
-    MODEL is ./model.onnx, else the model that ships with the package. Of several, the first is measured and all are
-    compared in accuracy. Times count only if all ways give the same answers. --threads also applies to the peers.
+    MODEL is ./model.onnx by default, else the model that ships with the package. If several are given, accuracy
+    compares all of them, and the other parts measure the first. Peers are timed only if their results agree with those
+    of cloudrt. --threads also applies to the peers.
     """
     from cloudrt.bench.bench_page import write_bench_page
     from cloudrt.bench.compare import compare, read_bench
     from cloudrt.bench.measure import bench as run
     from cloudrt.bench.options import BenchOptions
     from cloudrt.cli.bench_tables import show, show_comparison
+    from cloudrt.model.artifact import default_model
 
     page = output.with_suffix(".html")
     reads: dict[str, Path | None] = {f"MODEL {number}": path for number, path in enumerate(models, 1)}
-    reads |= {"--truth": truth, "--checkpoint": checkpoint, "--baseline": baseline, "--compare": before}
-    check_outputs({"--output": output, "the page": page}, reads, overwrite=True)
+    reads |= {"--truth": truth, "--checkpoint": checkpoint, "--baseline": baseline, "--compare": before, "--data": data}
+    reads |= {} if models else {"the model": default_model()}
+    check_outputs({"--output": output, "the page": page}, reads, images=_images(data), overwrite=overwrite)
     options = BenchOptions(
         models=tuple(dict.fromkeys(models)),
         data=data,
@@ -130,3 +136,10 @@ def bench(
             raise Failure(f"{before} and this run have no ratio in common: measure the same parts with the same peers")
         if comparison.regressions:
             raise click.exceptions.Exit(1)
+
+
+def _images(data: Path | None) -> Iterator[Path]:
+    from cloudrt.images.image import find_images
+
+    if data is not None and data.exists():
+        yield from (file.path for file in find_images(data))

@@ -17,12 +17,13 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The artifact. Default: model.onnx beside MODEL.PTH."
 )
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option(
     "--precision",
     type=click.Choice(["fp16", "fp32", "int8", "all"]),
     default="fp16",
     show_default=True,
-    help="all writes one artifact each, model.fp32.onnx and so on, and a table of size, parity and speed.",
+    help="all: one artifact for each precision (model.fp32.onnx and so on), and a table of size, parity and speed.",
 )
 @click.option(
     "--int8-target",
@@ -36,7 +37,8 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
     type=click.Choice(["none", "h", "v", "hv", "flip"]),
     default="none",
     show_default=True,
-    help="Test-time augmentation in the graph: mean over horizontal (h), vertical (v) or all four flips (hv, flip).",
+    help="Test-time augmentation in the graph: mean over the image and its horizontal flip (h), its vertical flip (v), "
+    "or all four combinations (hv, or flip).",
 )
 @click.option("--input-size", type=Size(), help="WIDTHxHEIGHT, multiples of 32. Default: the checkpoint's.")
 @click.option(
@@ -50,7 +52,7 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="Maximum number of images to compare, and of other images to calibrate int8.",
+    help="Maximum number of images to compare, and of further images for int8 calibration.",
 )
 @click.option(
     "--provider",
@@ -72,13 +74,18 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
 @click.option(
     "--max-empty-mismatch",
     type=click.FloatRange(0, 1),
-    help="Maximum share of rows empty in one submission only. With --precision all, limits never loosen fp32 and "
-    "fp16. Default: 0.005.",
+    help="Maximum share of rows that are empty in one submission only. Default: 0.005. With --precision all, looser "
+    "limits apply to int8 only.",
 )
 @click.option("--weights-license", default="", help="Licence to store in the artifact. Default: the checkpoint's.")
-@click.option("--json", "figures", type=click.Path(path_type=Path), help="Write figures, machine and versions here.")
-@click.option("--triton", type=click.Path(path_type=Path), help="Also write a Triton model repository here.")
-@click.option("--build-engine", is_flag=True, help="Also build TensorRT's engine now, ahead of the first inference.")
+@click.option(
+    "--json",
+    "figures",
+    type=click.Path(path_type=Path),
+    help="Write the measured figures, the machine and the versions to this JSON file.",
+)
+@click.option("--triton", type=click.Path(path_type=Path), help="Also write a Triton model repository to this folder.")
+@click.option("--build-engine", is_flag=True, help="Also build TensorRT's engine, before the first inference needs it.")
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -89,12 +96,13 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
 @click.option(
     "--check",
     type=click.Choice(["tensorrt"]),
-    help="Build TensorRT engines for three GPU generations; needs no GPU. Of artifacts (.onnx), does nothing else.",
+    help="Build TensorRT engines for three GPU generations, without a GPU. Give artifacts (.onnx) to do only this.",
 )
 @reports_errors
 def export(
     checkpoints: tuple[Path, ...],
     output: Path | None,
+    overwrite: bool,
     precision: str,
     int8_target: str,
     tta: str,
@@ -115,8 +123,8 @@ def export(
     """Convert MODEL.PTH to an ONNX artifact that gives the same submission, or write nothing.
 
     Several checkpoints become one artifact that averages their probabilities. Before it is written, the artifact is
-    compared with PyTorch on images. If it exceeds the limits, the layers that must stay in fp32 are searched; if no
-    choice of layers passes, the command fails with status 2 and says what to try.
+    compared with PyTorch on images. If it exceeds the limits, the command searches for the layers that must stay in
+    fp32. If no choice of layers passes, it fails with status 2 and says what to try.
     """
     say_logs("cloudrt", logging.INFO)
     from cloudrt.cli.export_report import show_all, show_checks, show_next, show_refusals, show_result
@@ -149,6 +157,7 @@ def export(
         build_engine=build_engine,
         batch_size=batch_size,
         check=check or "",
+        overwrite=overwrite,
     )
     done = run_export(request, progress_bar, show_result)
     if precision == "all":

@@ -13,7 +13,13 @@ import click
 
 from cloudrt.cli.types import Duration, Size
 from cloudrt.system.cache import cache_folder
+from cloudrt.system.paths import check_outputs
 from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
+
+RUN_FILES = ("best.pth", "last.pth", "state.pth", "config.json", "held_out.txt", "history.csv", "curves.png")
+"""What a run writes to its folder."""
+CROSS_FILES = ("oof.npz", "folds.json")
+"""What a cross-validation writes beside its folds."""
 
 
 @click.command()
@@ -61,9 +67,14 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
     type=click.Choice(["none", "head", "top-k"]),
     default="none",
     show_default=True,
-    help="Predict whether a class is present at all: with a classification head, or from the highest probabilities.",
+    help="Predict whether a class is present: by a classification head, or by the mean of the highest probabilities.",
 )
-@click.option("--presence-weight", default=0.5, show_default=True, help="Weight of the head's loss; the masks' has 1.")
+@click.option(
+    "--presence-weight",
+    default=0.5,
+    show_default=True,
+    help="Weight of the head's loss; the loss of the masks has weight 1.",
+)
 @click.option("--top-k", default=2000, show_default=True, help="Number of pixels for --presence top-k.")
 @click.option(
     "--label-smoothing",
@@ -178,12 +189,12 @@ def train(
     """Train on DATA (default: data/), a folder in the competition's layout, and find the rule of each class.
 
     Writes best.pth, last.pth, config.json, held_out.txt, history.csv and curves.png to runs/NAME. With --folds, each
-    fold has a folder there, all share the rules that are chosen on the held-out predictions of all folds, and oof.npz
-    contains these predictions. To train on several GPUs or machines, start it with torchrun.
+    fold has its own folder in runs/NAME, oof.npz contains the held-out predictions of all folds, and all folds share
+    the rules chosen on them. To train on several GPUs or machines, use python -m cloudrt.train.launch or torchrun.
     """
     from cloudrt.data.folder import open_data
 
-    open_data(data)  # check the data before importing torch, which takes seconds
+    source = open_data(data)  # check the data before importing torch, which takes seconds
     say_logs("cloudrt", logging.INFO)
     if resume and not name:
         raise Failure("--resume needs the --name of the run")
@@ -196,6 +207,20 @@ def train(
     traces = ("config.json", "best.pth", "folds.json", "fold-0")
     if any((folder / trace).exists() for trace in traces) and not (overwrite or resume):
         raise Failure(f"{folder} contains a run: use --resume, another --name, or --overwrite")
+    weights = settings["encoder_weights"]
+    reads: dict[str, Path | None] = {"train.csv": source.train_csv, "data.json": data / "data.json"}
+    reads |= {"--init": Path(settings["init"])} if settings["init"] else {}
+    reads |= {} if weights in ("imagenet", "none") else {"--encoder-weights": Path(weights)}
+    parts = [folder / f"fold-{number}" for number in range(settings["folds"])] if every else [folder]
+    written = [part / name for part in parts for name in RUN_FILES]
+    written += [folder / name for name in CROSS_FILES] if every else []
+    check_outputs(
+        {f"{path.relative_to(folder)} of --name": path for path in written},
+        reads,
+        folders={f"{part.name} of --name": part for part in {*parts, *folder.glob("fold-[0-9]*")}} if every else {},
+        images=source.image_paths(),
+        overwrite=overwrite or resume,
+    )
     from cloudrt.train.config import TrainConfig
     from cloudrt.train.cross import cross_validate
     from cloudrt.train.loop import train as run
@@ -208,7 +233,7 @@ def train(
     if every:
         crossed = cross_validate(config, data, folder, root, progress_bar, resume=resume)
         click.echo(
-            f"Out-of-fold Dice {crossed.dice:.4f} (empty predictions: {crossed.all_empty:.4f}); each fold with its own "
+            f"Out-of-fold Dice {crossed.dice:.4f} (all rows empty: {crossed.all_empty:.4f}); each fold with its own "
             f"rules: {', '.join(f'{one:.4f}' for one in crossed.folds)}"
         )
         click.echo(
@@ -219,7 +244,7 @@ def train(
     if result.epoch == 0:  # only rank 0 reports
         return
     click.echo(
-        f"Held-out Dice {result.dice:.4f} at epoch {result.epoch} (empty predictions: {result.all_empty:.4f}), "
+        f"Held-out Dice {result.dice:.4f} at epoch {result.epoch} (all rows empty: {result.all_empty:.4f}), "
         f"{result.images_per_second:.1f} training images/s"
     )
     click.echo(f"Next: cloudrt-export {quote(str(folder / 'best.pth'))}{tta}")

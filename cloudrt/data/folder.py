@@ -9,6 +9,7 @@ DATA/data.json       optional, for other data: {"classes": [...], "label_grid": 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,10 @@ class DataFolder:
         keys = (key.rpartition("_") for _, key, _ in read_rows(self.train_csv, self.labels))
         return list(dict.fromkeys(name for name, _, label in keys if name and label in self.labels.classes))
 
+    def image_paths(self) -> Iterator[Path]:
+        """Yield the paths of the labelled images."""
+        yield from (self.train_images / name for name in self.read_names())
+
     def truth_bits(self, name: str, texts: dict[str, str]) -> NDArray[np.uint8]:
         """Return the masks of one image on the submission grid, packed by `pack_mask`.
 
@@ -78,7 +83,7 @@ class DataFolder:
         Raises
         ------
         DataError
-            A malformed RLE; names its row.
+            A malformed RLE; the message names its row.
         """
         packed = []
         for label in self.labels.classes:
@@ -96,7 +101,7 @@ def open_data(root: str | Path) -> DataFolder:
     Raises
     ------
     DataError
-        The folder, train.csv or train_images is missing (says how to get them), or data.json is malformed.
+        The folder, train.csv or train_images is missing (the message says how to get them), or data.json is malformed.
     """
     root = Path(root)
     folder = DataFolder(root, read_labels(root), root / "train_images", root / "train.csv")
@@ -128,7 +133,7 @@ def read_labels(root: Path) -> Labels:
         if not isinstance(values, dict):
             raise DataError("expected an object")
         return Labels.from_dict(values)
-    except (ValueError, RecursionError) as error:  # DataError, and what json and the decoder raise, are ValueErrors
+    except (ValueError, RecursionError) as error:  # ValueError: DataError, invalid JSON, invalid UTF-8
         raise DataError(
             f'{path}: {error}; write {{"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]}}'
         ) from error

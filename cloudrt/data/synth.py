@@ -10,7 +10,6 @@ folder beside OUT, which is renamed at the end.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +25,10 @@ from cloudrt.data.scenes import check_size, draw_scene
 from cloudrt.errors import DataError
 from cloudrt.labels import CLASSES, LABEL_GRID
 from cloudrt.masks.rle import rle_encode
+from cloudrt.system.files import partial_path, remove_leftovers
 from cloudrt.system.machine import usable_cpus
 from cloudrt.system.overlap import overlap
+from cloudrt.system.paths import check_outputs
 
 HEADER = "Image_Label,EncodedPixels\n"
 JPEG_QUALITY = 92
@@ -64,7 +65,7 @@ def write_dataset(
 ) -> Written:
     """Draw scenes and write them in the competition's layout.
 
-    The same arguments give the same bytes for every number of `jobs`. On any error, and on Ctrl-C, nothing is left.
+    The same arguments give the same bytes for every number of `jobs`. On any error, and on Ctrl-C, no file is left.
 
     Parameters
     ----------
@@ -131,10 +132,10 @@ def write_dataset(
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `out` at the end of the block, or removed on an error."""
+    check_outputs({}, folders={"OUT": out}, overwrite=None)
     out = Path(out).absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(f"{out} exists and is not an empty folder: remove it, or use another name")
-    partial = out.parent / f".{out.name}.{os.getpid()}.partial"
+    remove_leftovers(out.parent)
+    partial = partial_path(out)
     try:
         partial.mkdir(parents=True)
         try:

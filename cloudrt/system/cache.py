@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from cloudrt.system.files import replacing, sha256
+from cloudrt.system.files import partial_path, remove_leftovers, remove_tree, replacing, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +98,10 @@ def prune(kind: str, folder: Path | None = None, reserve: int = 0, keep: Path | 
         An entry that stays even if it is larger than the limit.
     """
     used: dict[Path, tuple[float, int]] = {}
+    folder = folder or cache_folder(kind)
+    remove_leftovers(folder)
     with suppress(OSError):
-        for entry in (folder or cache_folder(kind)).iterdir():
+        for entry in folder.iterdir():
             if not entry.name.startswith("."):  # hidden: being written or removed
                 with suppress(OSError):  # removed by another process meanwhile
                     used[entry] = entry.stat().st_mtime, _size(entry)
@@ -120,13 +121,10 @@ def _size(entry: Path) -> int:
 
 def _remove(entry: Path) -> None:
     """Remove an entry. It is renamed first, so that no other process reads an incomplete entry."""
-    doomed = entry.with_name(f".{entry.name}.{os.getpid()}.removed")
+    doomed = partial_path(entry)
     with suppress(OSError):
         entry.rename(doomed)
-        if doomed.is_dir():
-            shutil.rmtree(doomed, ignore_errors=True)
-        else:
-            doomed.unlink()
+        remove_tree(doomed)
 
 
 def seal(files: Iterable[Path]) -> None:

@@ -1,11 +1,21 @@
-"""Atomic writes, locks and checksums of files."""
+"""Atomic writes, locks and checksums of files.
+
+A file is written to a hidden name beside it and renamed at the end. The hidden name holds the machine, process id and
+start time of its writer, so that a later run removes what a killed process left, and nothing else:
+
+    .NAME.MACHINE-PID-START.part
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import re
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 from pathlib import Path
 
 from cloudrt.errors import DataError
@@ -16,7 +26,7 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     """Replace a file atomically: yield a temporary path beside `path`, renamed to `path` at the end.
 
     On any error the temporary file is removed and `path` stays as it was. Where `path` is a symbolic link, its target
-    is replaced.
+    is replaced. Files that killed processes left in the folder are removed.
 
     Parameters
     ----------
@@ -38,14 +48,15 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     OSError
         The disk is full or not writable; `filename` is `path`.
     """
-    path = Path(path)
+    path, given = Path(path), str(path)
     if path.exists() and not path.is_file():
         raise DataError(f"{path} is not a regular file: give the name of a file to write")
     if path.parent.exists() and not path.parent.is_dir():
         raise DataError(f"{path.parent} is not a folder: {path.name} cannot be written there")
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    remove_leftovers(path.parent)
+    partial = partial_path(path)
     try:
         yield partial
         if sync:
@@ -53,13 +64,108 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        if error.filename == str(partial):  # the user knows only the final name
-            error.filename = str(path)
+        if error.filename in (None, str(partial)):  # a failed write names no file; the user knows only the final name
+            error.filename = given
         raise
     finally:
         partial.unlink(missing_ok=True)
     if sync:
         sync_folder(path.parent)
+
+
+def partial_path(path: Path) -> Path:
+    """Return the hidden path beside `path` that this process writes to before it renames it."""
+    name = path.name
+    if len(os.fsencode(name)) > 120:  # file systems allow 255 bytes
+        name = f"{os.fsencode(name)[:100].decode(errors='ignore')}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return path.with_name(f".{name}.{_machine()}-{os.getpid()}-{_started(os.getpid()) or 0}.part")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the partial files and folders of processes that have ended; looks once per process and folder.
+
+    Those of living processes, and of other machines or containers, are kept; so is everything on systems without
+    /proc. They are kept after a restart of the machine, too.
+    """
+    _remove_leftovers(str(folder.absolute()), os.getpid())
+
+
+_PARTIAL = re.compile(r"\..+\.([0-9a-f]{16})-([1-9]\d{0,8})-([1-9]\d*)\.part", re.DOTALL)
+
+
+@lru_cache(maxsize=4096)
+def _remove_leftovers(folder: str, _process: int) -> None:
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _PARTIAL.fullmatch(entry.name)
+            if found and found[1] == _machine() and _ended(int(found[2]), int(found[3])):
+                remove_tree(Path(entry.path))
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, a link or a folder with all it holds; best effort."""
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+@cache
+def _machine() -> str:
+    """Return 16 hexadecimal digits for what process ids are unique in: a boot of a machine, and a container."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
+    return hashlib.sha256("\n".join(parts).encode(errors="replace")).hexdigest()[:16]
+
+
+def _started(process: int) -> int | None:
+    """Return when a process was started, in clock ticks since boot; None where there is none, or no /proc."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_bytes()
+        return int(status.rpartition(b")")[2].split()[19])  # proc(5): field 22; the name, field 2, may hold spaces
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _ended(process: int, started: int) -> bool:
+    """Return whether the process with this id and start time has certainly ended."""
+    now = _started(process)
+    if now is not None:
+        return now != started
+    if _started(os.getpid()) is None:
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's, hidden in /proc
+        return False
+    return False
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add `path` to errors of the operating system that name no file, such as those of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def reserve(file: int) -> None:
+    """Allocate the bytes of an open file that is memory-mapped: writing to the map on a full disk ends the process.
+
+    Raises
+    ------
+    OSError
+        The disk is full.
+    """
+    size = os.fstat(file).st_size
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
 
 
 def sync_folder(folder: Path) -> None:

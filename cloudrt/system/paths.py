@@ -21,7 +21,7 @@ def check_outputs(
     *,
     folders: Paths | None = None,
     images: Iterable[Path] = (),
-    overwrite: bool = False,
+    overwrite: bool | None = False,
 ) -> None:
     """Raise DataError for outputs that would replace an input or an existing file, or that cannot be written.
 
@@ -36,7 +36,7 @@ def check_outputs(
     images
         Image files that it reads.
     overwrite
-        Whether outputs that exist may be replaced; inputs never are.
+        Whether outputs that exist may be replaced; inputs never are. None where the command has no such option.
 
     Raises
     ------
@@ -68,8 +68,10 @@ def check_outputs(
         exists = path.exists() if name in written else path.is_dir() and any(path.iterdir())
         if exists and not overwrite:
             what = "exists" if name in written else "is not empty"
-            other = f"another {name}" if name.startswith("-") else "another --output"
-            raise DataError(f"{path} {what}: give {other}, or --overwrite")
+            default = name if overwrite is None else "--output"
+            other = next((word for word in name.split() if word.startswith("--")), default)
+            advice = "" if overwrite is None else ", or --overwrite"
+            raise DataError(f"{path} {what}: give another {other}{advice}")
 
 
 def _refuse_same(path: Path, name: str, read: Mapping[str, Path]) -> None:

@@ -167,9 +167,9 @@ def test_fish_is_elongated_and_flower_is_not(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_refuses_a_folder_in_use(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(DataError, match="not an empty folder"):
+    with pytest.raises(DataError, match="is not empty: give another OUT$"):
         write_dataset(tmp_path, 2, SMALL)
-    with pytest.raises(DataError, match="not an empty folder"):
+    with pytest.raises(DataError, match="is not a folder: give the name of a folder to fill"):
         write_dataset(tmp_path / "mine.txt", 2, SMALL)
     assert files(tmp_path) == {"mine.txt": b"precious"}
 
@@ -212,5 +212,5 @@ def test_interrupted_leaves_nothing(tmp_path: Path) -> None:
 
 def test_unwritable_place_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write"):
+    with pytest.raises(DataError, match="cannot be written"):
         write_dataset(tmp_path / "file" / "out", 2, SMALL)

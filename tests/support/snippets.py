@@ -61,10 +61,11 @@ _SMALL = [
     "0.3",
 ]
 _BENCH = ["--only", "search", "--max-images", "1", "--repeat", "1", "--provider", "cpu", "--batch-size", "1"]
+_BENCH += ["--overwrite"]
 SHRINK: dict[str, list[str]] = {
     "train": [*_SMALL, "--folds", "0"],
     "train --folds": [*_SMALL, "--folds", "2", "--limit", "6"],
-    "export": ["--max-images", "2", "--precision", "fp32"],
+    "export": ["--max-images", "2", "--precision", "fp32", "--overwrite"],
     "bench": _BENCH,
     "bench --compare": [*_BENCH, "--tolerance", "1"],
     "bench --truth": [*_BENCH, "--only", "accuracy"],

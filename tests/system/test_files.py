@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
+import signal
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cloudrt.errors import DataError
-from cloudrt.system.files import replacing
+from cloudrt.system.files import naming, partial_path, remove_leftovers, replacing, reserve
 
 
 def names(folder: Path) -> list[str]:
@@ -108,3 +114,104 @@ def test_a_failure_names_the_file_and_not_its_temporary(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "m.onnx") as partial:
         (partial.parent / partial.name).read_bytes()
     assert caught.value.filename == str(tmp_path / "m.onnx")
+
+
+def test_a_full_disk_names_the_file_that_was_given(tmp_path: Path) -> None:
+    """A failed write names no file."""
+    (tmp_path / "link.bin").symlink_to("out.bin")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught, replacing(tmp_path / "link.bin") as partial:
+            partial.write_bytes(bytes(2000))
+        with (
+            pytest.raises(OSError, match="File too large") as named,
+            naming(tmp_path / "map"),
+            (tmp_path / "map").open("wb", buffering=0) as file,
+        ):
+            while True:
+                file.write(bytes(600))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert caught.value.filename == str(tmp_path / "link.bin")
+    assert named.value.filename == str(tmp_path / "map")
+    assert names(tmp_path) == ["link.bin", "map"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="POSIX")
+def test_a_file_that_is_mapped_gets_its_blocks(tmp_path: Path) -> None:
+    with (tmp_path / "map").open("w+b") as file:
+        file.truncate(2**20)
+        assert os.fstat(file.fileno()).st_blocks == 0  # a hole
+        reserve(file.fileno())
+        assert os.fstat(file.fileno()).st_blocks * 512 >= 2**20
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "x" * 251 + ".png"])
+def test_every_name_that_the_file_system_takes_can_be_written(tmp_path: Path, name: str) -> None:
+    other = name[:-5] + "y" + name[-4:]  # both at once, as threads do
+    with replacing(tmp_path / name) as partial, replacing(tmp_path / other) as second:
+        partial.write_text("one")
+        second.write_text("two")
+    assert (tmp_path / name).read_text() == "one"
+    assert names(tmp_path) == sorted([name, other])
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from cloudrt.system.files import replacing
+with replacing(Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    print(partial.name, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_later_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
+    """Known by process id and start time: another process may have got the id since."""
+    held = subprocess.Popen([sys.executable, "-c", HOLDS, tmp_path / "s.npz"], stdout=subprocess.PIPE, text=True)
+    assert held.stdout
+    try:
+        partial = held.stdout.readline().strip()
+        assert names(tmp_path) == [partial]
+        with replacing(tmp_path / "first") as path:
+            path.write_text("")
+        assert names(tmp_path) == sorted([partial, "first"])  # it lives
+    finally:
+        held.send_signal(signal.SIGKILL)
+        held.communicate()
+    own = partial_path(tmp_path / "s.npz").name
+    machine = partial.rpartition("-")[0].rpartition("-")[0].rpartition(".")[2]
+    same_id = own.rpartition("-")[0] + "-1.part"  # of a process that had this one's id
+    elsewhere = partial.replace(machine, "0" * 16)
+    others = [own, elsewhere, "a.part", ".a.1.part", ".a.b.part", f"s.{machine}-1-1.part"]
+    for name in (same_id, *others):
+        (tmp_path / name).write_text("half")
+    (tmp_path / partial.replace("s.npz", "folder")).mkdir()
+    (tmp_path / partial.replace("s.npz", "folder") / "images.npy").write_text("half")
+    remove_leftovers(tmp_path)
+    assert partial in names(tmp_path)  # looked before, in this process
+    code = "import sys; from pathlib import Path; from cloudrt.system.files import remove_leftovers as r; r(Path('.'))"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert names(tmp_path) == sorted(["first", *others])
+
+
+def test_what_the_system_hides_may_be_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's process with hidepid, and every process without /proc."""
+    from cloudrt.system import files
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    started = files._started(ended.pid)
+    ended.wait()
+    deadline = time.monotonic() + 10
+    while files._started(ended.pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert started and files._ended(ended.pid, started)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(PermissionError()))
+        assert not files._ended(ended.pid, started)
+    monkeypatch.setattr(files, "_started", lambda _: None)
+    assert not files._ended(ended.pid, started)

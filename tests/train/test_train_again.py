@@ -26,6 +26,8 @@ from cloudrt.cli.explore import explore
 from cloudrt.cli.train import train as command
 from cloudrt.errors import DataError
 from cloudrt.model.network import Checkpoint
+from cloudrt.system import files
+from cloudrt.system.files import partial_path
 
 SMALL = TrainConfig(
     encoder="resnet18",
@@ -104,7 +106,9 @@ def test_overwriting_leaves_nothing_of_the_run_before(
     scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(replace(SMALL, epochs=1), scenes, tmp_path, cached)
-    (tmp_path / ".state.pth.123.part").write_bytes(b"of a killed run")
+    partial = partial_path(tmp_path / "state.pth").name
+    (tmp_path / f"{partial.rpartition('-')[0]}-1.part").write_bytes(b"of a killed run")
+    files._remove_leftovers.cache_clear()
     cut(monkeypatch, 0)
     with pytest.raises(KeyboardInterrupt):
         train(replace(SMALL, seed=7), scenes, tmp_path, cached)

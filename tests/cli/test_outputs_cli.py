@@ -1,0 +1,89 @@
+"""No command replaces what it reads or, without --overwrite, anything that exists; it is refused before it starts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from support.tiny import tiny_artifact
+
+from cloudrt.cli import main
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
+    """A data set, a model, a checkpoint, and outputs of earlier runs."""
+    root = tmp_path_factory.mktemp("workshop")
+    shutil.copytree(scenes, root / "data")
+    tiny_artifact(root / "model.onnx")
+    for place in ("best.pth", "runs/old/best.pth", "runs/folds/fold-0/best.pth", "runs/stray/held_out.txt"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_text("of an earlier run")
+    for place in ("bench.json", "page/x.html", "repository/cloudrt/1/old.onnx", "repository/other/config.pbtxt"):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_text("of an earlier run")
+    return root
+
+
+def snapshot(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("export best.pth", "model.onnx exists: give another --output, or --overwrite"),
+        ("export best.pth -o bench.json", "bench.json exists"),
+        ("export best.pth -o new.onnx --json bench.json", "bench.json exists: give another --json"),
+        ("export best.pth -o new.onnx --triton repository", "repository/cloudrt is not empty: give another --triton"),
+        ("export best.pth -o model.onnx --precision all --json model.FP16.onnx", "both --json and the fp16 artifact"),
+        ("export best.pth -o r/cloudrt/1/Model.onnx --triton r", "both the fp16 artifact and model.onnx of --triton"),
+        ("export best.pth -o link.onnx --overwrite", "both checkpoint 1 and the fp16 artifact"),
+        ("export best.pth -o new.onnx --json IMAGE --data data/train_images --overwrite", "is one of the images"),
+        ("bench model.onnx", "bench.json exists: give another --output, or --overwrite"),
+        ("bench model.onnx -o page/x.json", "page/x.html exists"),
+        ("bench model.onnx -o model.onnx --overwrite", "both MODEL 1 and --output"),
+        ("bench -o model.onnx --overwrite", "both the model and --output"),
+        ("bench --data data/train_images -o IMAGE --overwrite", "is one of the images"),
+        ("synth data", "data is not empty: give another OUT"),
+        ("synth best.pth", "best.pth (OUT) is not a folder"),
+        ("train data --name old", "runs/old contains a run: use --resume, another --name, or --overwrite"),
+        ("train data --name stray", "held_out.txt exists: give another --name, or --overwrite"),
+        ("train data --name old --init runs/old/best.pth --overwrite", "both --init and best.pth of --name"),
+        ("train data --name old --encoder-weights runs/old/best.pth --overwrite", "both --encoder-weights and"),
+        ("train data --name folds --folds 2 --init runs/folds/fold-0/best.pth --overwrite", "both --init and"),
+        ("train runs/nested/fold-1 --name nested --folds 2 --overwrite", "contains input images"),
+        ("explore data -o page/x.html", "page/x.html exists: give another --output, or --overwrite"),
+        ("explore data --findings data/train.csv --overwrite", "both train.csv and --findings"),
+        ("tune model.onnx data -o model.onnx", "both the model and --output"),
+        ("tune model.onnx data --save-probabilities to_csv.npz --overwrite", "both train.csv and --save-probabilities"),
+    ],
+)
+def test_what_would_be_replaced_is_refused(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, said: str
+) -> None:
+    root = tmp_path / "here"
+    shutil.copytree(workshop, root)
+    monkeypatch.chdir(root)
+    (root / "link.onnx").hardlink_to(root / "best.pth")
+    (root / "to_csv.npz").symlink_to("data/train.csv")
+    shutil.copytree(root / "data", root / "runs" / "nested" / "fold-1")
+    image = sorted((root / "data" / "train_images").iterdir())[0]
+    before = snapshot(root)
+    done = CliRunner().invoke(main, words.replace("IMAGE", str(image.relative_to(root))).split())
+    assert (done.exit_code, said in done.output) == (2, True), done.output
+    assert snapshot(root) == before
+
+
+def test_other_models_of_a_triton_repository_are_kept(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cloudrt.export.run import ExportRequest
+
+    monkeypatch.chdir(workshop)
+    shutil.copytree("repository/other", tmp_path / "repository" / "other")
+    request = {"checkpoints": (Path("best.pth"),), "output": tmp_path / "new.onnx"}
+    assert ExportRequest(**request, triton=tmp_path / "repository").triton  # type: ignore[arg-type]
+    assert ExportRequest(**request, triton=Path("repository"), overwrite=True).overwrite  # type: ignore[arg-type]
