@@ -17,7 +17,7 @@ from cloudrt.masks.rle import rle_to_submit_grid
 from cloudrt.masks.table import read_rows
 
 SMALL, LARGE = 0.02, 0.9
-"""Fractions of the grid: smaller and larger masks are rare among clouds, and often labelling errors."""
+"""Fractions of the grid: masks of clouds that are smaller or larger are rare, and often labelling errors."""
 OUTSIDE = 0.5
 """Largest fraction of a mask that may lie where the image has no data."""
 SAME = 0.9
@@ -31,13 +31,13 @@ class Finding:
     Parameters
     ----------
     kind
-        Heading that it is listed under.
+        Category, which is the heading in the report.
     key
-        The image, or the row.
+        Name of the image, or key of the row.
     reason
-        A phrase that continues the key: "is not in train.csv".
+        The rest of a sentence that starts with `key`, such as "is not in train.csv".
     line
-        Line of train.csv; 0 if it concerns an image.
+        Line of train.csv, or 0 for a finding about an image.
     """
 
     kind: str
@@ -52,9 +52,9 @@ def audit_rows(path: Path, labels: Labels) -> tuple[dict[str, dict[str, str]], l
     Returns
     -------
     texts
-        Image name -> class -> RLE text on the label grid, of the valid rows; an invalid row leaves its class empty.
+        Image name -> class -> RLE text on the label grid, from the valid rows; the class of an invalid row is missing.
     findings
-        Errors in the others.
+        The errors of the other rows, masks that vanish on the submission grid, and missing rows.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def audit_masks(
     shares: tuple[float, ...],
     dark: NDArray[np.uint8] | None,
 ) -> Iterator[Finding]:
-    """Yield suspicious masks of one image.
+    """Yield findings about the masks of one image.
 
     Parameters
     ----------
@@ -138,10 +138,10 @@ def audit_masks(
 
 
 def audit_files(folder: Path, texts: dict[str, dict[str, str]]) -> Iterator[Finding]:
-    """Yield the images of a folder without a row in train.csv."""
+    """Yield the images of a folder that have no row in train.csv."""
     try:
         files = find_images(folder)
-    except DataError:  # there are none: those in train.csv are reported as unreadable
+    except DataError:  # no images in the folder: those in train.csv are reported as unreadable
         return
     for file in files:
         if file.key not in texts:

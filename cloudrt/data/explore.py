@@ -3,7 +3,7 @@
     train.csv --audit_rows--> valid rows, findings
     each image --read once, at a small size--> ImageSummary, position maps, findings    --> Exploration
 
-A summary is a few numbers, so that 100,000 images fit into memory.
+A summary is a few numbers, so that the summaries of 100,000 images fit into memory.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from cloudrt.masks.rle import rle_encode, rle_to_submit_grid
 from cloudrt.system.overlap import overlap
 
 BINS = 20
-_THUMBNAIL = 280  # pixels of the longer side at which no data and similarity are measured
-_MAP = 105  # pixels of the longer side of the position maps
+_THUMBNAIL = 280  # longer side, in pixels, of the thumbnail for the no-data fraction and the perceptual hash
+_MAP = 105  # longer side of the position maps, in pixels
 
 
 @dataclass(frozen=True)
 class ImageSummary:
-    """The figures of one image.
+    """Statistics of one image.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class ImageSummary:
     size
         Height and width in pixels; None if it cannot be read.
     no_data
-        Fraction of its pixels that are black.
+        Fraction of pixels without data (black).
     shares
         Fraction of the submission grid that each class covers, (C,).
     digest
@@ -67,7 +67,7 @@ class ImageSummary:
 
 @dataclass
 class Exploration:
-    """Figures and findings of a data set.
+    """Statistics and findings of a data set.
 
     Parameters
     ----------
@@ -76,7 +76,8 @@ class Exploration:
     images
         Summaries of the images in train.csv, in its order.
     positions
-        (C, h, w) float64: the sum of all masks of a class on a coarse grid; a cell of a mask is its covered fraction.
+        (C, h, w) float64: for each cell of a coarse grid, the fraction of it that the mask of a class covers, summed
+        over the images.
     findings
         Possible errors.
     rle
@@ -172,7 +173,7 @@ def explore(data: DataFolder, threads: int = 1, advance: Callable[[int], object]
 
 
 def _scaled(size: Grid, longer: int) -> Grid:
-    """Return height and width of the same shape whose longer side has `longer` pixels."""
+    """Return a height and width of the same aspect ratio, with a longer side of `longer` pixels."""
     scale = longer / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
@@ -207,7 +208,7 @@ def _read(
 
 
 def _other_sizes(images: list[ImageSummary]) -> Iterator[Finding]:
-    """Yield the images that differ in size from most."""
+    """Yield the images whose size differs from the most common size."""
     sizes = Counter(image.size for image in images if image.size)
     if len(sizes) < 2:
         return
@@ -220,7 +221,7 @@ def _other_sizes(images: list[ImageSummary]) -> Iterator[Finding]:
 
 def _duplicates(images: list[ImageSummary], labels: Labels) -> Iterator[Finding]:
     """Yield identical and near-duplicate images, and the groups of them whose classes differ."""
-    readable = [image for image in images if image.size and image.hash]  # a uniform image has no hash
+    readable = [image for image in images if image.size and image.hash]  # the hash of a uniform image is 0
     groups: dict[int, list[ImageSummary]] = defaultdict(list)
     for image, group in zip(readable, similar_groups([image.hash for image in readable]).tolist(), strict=True):
         groups[group].append(image)

@@ -1,4 +1,4 @@
-"""A synthetic satellite scene: trade-wind clouds over dark ocean, with the boxes that human labellers would draw.
+"""A synthetic satellite scene: trade-wind clouds over dark ocean, with boxes like those of human labellers.
 
     cells -> patches -> potential (plan) + weighted octaves -> opacity -> over the ocean -> glint, drift -> bands
                  `-> jittered boxes, minus the bands -> masks (label grid)
@@ -57,7 +57,7 @@ class SyntheticScene:
 def check_size(size: tuple[int, int]) -> None:
     """Raise DataError unless height and width are from 64 to 8192 pixels."""
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
-        raise DataError(f"a scene is {MIN_SIDE} to {MAX_SIDE} pixels wide and high, found {size[1]}x{size[0]}")
+        raise DataError(f"a scene must be {MIN_SIDE} to {MAX_SIDE} pixels wide and high, found {size[1]}x{size[0]}")
 
 
 def draw_scene(seed: int | np.random.SeedSequence, size: tuple[int, int] = LABEL_GRID) -> SyntheticScene:
@@ -76,7 +76,7 @@ def draw_scene(seed: int | np.random.SeedSequence, size: tuple[int, int] = LABEL
         A size out of range, or a negative seed.
     """
     check_size(size)
-    # A SeedSequence counts the children that it spawned: a copy makes a second call equal to the first.
+    # A SeedSequence counts the children that it spawned: without a copy, a second call would give another scene.
     if isinstance(seed, np.random.SeedSequence):
         seed = np.random.SeedSequence(seed.entropy, spawn_key=seed.spawn_key)
     elif seed < 0:
@@ -135,7 +135,7 @@ def _cut(rng: np.random.Generator, count: int) -> list[Box]:
 
 
 def _shrink(rng: np.random.Generator, box: Box) -> Box:
-    """Move each side of a cell inwards by 1% to 12%: a patch rarely fills its cell."""
+    """Move each side of a cell inwards by 1% to 12% of the cell's width or height."""
     left, top, right, bottom = box
     width, height = right - left, bottom - top
     a, b, c, d = rng.uniform(0.01, 0.12, 4)
@@ -143,7 +143,7 @@ def _shrink(rng: np.random.Generator, box: Box) -> Box:
 
 
 def _masks(rng: np.random.Generator, patches: list[tuple[str, Box]], bands: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return the boxes of one to three labellers around each patch, minus the bands: (C, 1400, 2100) uint8."""
+    """Return simulated boxes of one to three labellers around each patch, minus the bands: (C, 1400, 2100) uint8."""
     masks = np.zeros((len(CLASSES), *LABEL_GRID), np.uint8)
     height, width = LABEL_GRID
     for name, box in patches:
@@ -159,7 +159,7 @@ def _masks(rng: np.random.Generator, patches: list[tuple[str, Box]], bands: NDAr
 def _band_polygons(rng: np.random.Generator) -> list[NDArray[np.float64]]:
     """Return outlines of the gaps between swaths, (points, 2) each, as fractions of the frame (x, y).
 
-    A gap is a wedge tilted like the orbit; sometimes the data of the next orbit also end within the frame.
+    A gap is a wedge tilted like the orbit. Sometimes a second gap cuts the lower edge of the frame.
     """
     polygons = []
     if rng.random() < 0.9:

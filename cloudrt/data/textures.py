@@ -83,7 +83,7 @@ def potential(name: str, box: Box, wind: float, rng: np.random.Generator) -> Flo
 
 
 def _fish(box: Box, wind: float, rng: np.random.Generator) -> Floats:
-    """Long skeletons: a thick spine with ribs on both sides, and wide gaps of clear ocean between them."""
+    """Draw long skeletons: a thick spine with ribs on both sides, and wide gaps of clear ocean between skeletons."""
     left, top, right, bottom = _plan_box(box)
     width, height = right - left, bottom - top
     spines = np.full(PLAN, 255, np.uint8)
@@ -107,7 +107,7 @@ def _fish(box: Box, wind: float, rng: np.random.Generator) -> Floats:
 
 
 def _flower(box: Box, wind: float, rng: np.random.Generator) -> Floats:
-    """Large stratiform clumps on a jittered hexagonal grid, with clear air between them."""
+    """Draw large stratiform clumps on a jittered hexagonal grid, with clear air between them."""
     left, top, right, bottom = _plan_box(box)
     columns, rows = _plan_axes()
     wanted = np.full(PLAN, -0.6, np.float32)
@@ -128,7 +128,7 @@ def _flower(box: Box, wind: float, rng: np.random.Generator) -> Floats:
 
 
 def _gravel(box: Box, wind: float, rng: np.random.Generator) -> Floats:
-    """Grains along the arcs of cold pools."""
+    """Draw grains along the arcs of cold pools."""
     left, top, right, bottom = _plan_box(box)
     arcs = np.full(PLAN, 255, np.uint8)
     for _ in range(int((right - left) * (bottom - top) / (0.05 * PLAN[1]) ** 2)):
@@ -142,7 +142,7 @@ def _gravel(box: Box, wind: float, rng: np.random.Generator) -> Floats:
 
 
 def _sugar(box: Box, wind: float, rng: np.random.Generator) -> Floats:
-    """Fine specks, concentrated in thin veins along the wind."""
+    """Draw fine specks, concentrated in thin veins along the wind."""
     columns, rows = _plan_axes()
     cosine, sine = math.cos(wind), math.sin(wind)
     along, across = columns * cosine + rows * sine, rows * cosine - columns * sine
@@ -156,7 +156,7 @@ def _sugar(box: Box, wind: float, rng: np.random.Generator) -> Floats:
 
 
 def _inside(box: Box) -> Floats:
-    """Return 0 for the pixels of the plan inside the patch, falling to -3 from just inside its edge outwards."""
+    """Return 0 for the plan's pixels inside the patch, decreasing to -3 across its edge: `PLAN` float32."""
     left, top, right, bottom = _plan_box(box)
     x, y = _plan_axes()
     depth = np.minimum(np.minimum(x - left, right - x), np.minimum(y - top, bottom - y))
@@ -179,7 +179,10 @@ def _distance(drawn: NDArray[np.uint8]) -> Floats:
 
 
 def noise(rng: np.random.Generator, cells: int, size: tuple[int, int]) -> Floats:
-    """Return smooth noise of mean 0, `size` float32; the number of random draws does not depend on `size`."""
+    """Return smooth noise, `size` float32, from normal values of mean 0 on `cells` cells across the width.
+
+    The number of random draws does not depend on `size`.
+    """
     grid = rng.standard_normal((max(2, round(cells * ASPECT)), cells), np.float32)
     return resize(grid, size)
 

@@ -1,10 +1,10 @@
-"""The first stage of the pipeline: reading and decoding inputs to the network's input size, on threads, in order.
+"""The first stage of the pipeline: threads read inputs, and decode and resize them to the network's input size.
 
     cpu   inputs --threads: read, decode at a small scale, resize--> images
     gpu   inputs --threads: read--> JPEGs --one thread: decode and resize groups on the GPU--> images
 
-Both resize with the filter of training. Inputs are processed in groups of one or several batches; threads take parts
-of a group and write images to their rows of its array.
+Both use the same resize filter as training. Inputs are processed in order, in groups of one or several batches. Each
+thread takes a part of a group and writes the images to their rows of the group's array.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cloudrt.system.overlap import overlap, overlap_parts
 from cloudrt.system.statistics import StageStats
 
 LARGEST_PART = 16
-"""Largest number of images per call on a thread: closing a run waits for them."""
+"""Largest number of images per call on a thread; closing a run waits for the calls that have started."""
 
 Input = str | Path | bytes | ImageFile | StoredImage | Image
 
@@ -39,9 +39,9 @@ class Decoded:
     Parameters
     ----------
     number
-        Position of the first one among the inputs.
+        Position of the group's first input among all inputs.
     keys
-        Keys of their rows.
+        Keys of the rows of these inputs, in the table that is written.
     images
         (n, H, W, 3) uint8 RGB; failed inputs are black.
     errors
@@ -56,20 +56,20 @@ class Decoded:
 
 @dataclass
 class _Part:
-    """The inputs that one thread decodes: rows `begin` and up of a group.
+    """The inputs of a group that one thread decodes, from row `begin` on.
 
     Parameters
     ----------
     group
         (n, H, W, 3): the images of the whole group.
     begin
-        Row of the first.
+        Row of the first input.
     numbered
         The inputs, each with its position among all inputs.
     keys, errors
         See `Decoded`.
     jpegs
-        Row -> bytes, of the inputs for the GPU.
+        Row -> bytes of the file, for the inputs that the GPU decodes.
     """
 
     group: Batch
@@ -86,11 +86,11 @@ class BatchDecoder(Protocol):
     place: tuple[str, int]
 
     def empty(self, count: int) -> DeviceArray:
-        """Return an array for some images, (n, H, W, 3), on the device."""
+        """Return an uninitialised array for `count` images, (count, H, W, 3) uint8, on the device."""
         ...
 
     def decode(self, files: Sequence[bytes], batch: Batch, rows: Sequence[int]) -> list[bool]:
-        """Decode each JPEG to its row of a batch; return whether that was possible, for each. One thread at a time."""
+        """Decode each JPEG to its row of a batch; return for each whether it was decoded. Not thread-safe."""
         ...
 
     def put(self, image: Image, batch: DeviceArray, row: int) -> None:
@@ -104,13 +104,13 @@ class Decoding:
     Parameters
     ----------
     size
-        Height and width of the images.
+        Height and width of the decoded images.
     max_pixels
-        Larger inputs fail.
+        Inputs with more pixels fail.
     stats
-        Records the duration of each image.
+        Records the time to read and decode each image.
     decoder
-        Decoder on a GPU; None decodes on the CPU.
+        Decoder on a GPU, or None to decode on the CPU.
     """
 
     def __init__(self, size: Grid, max_pixels: int, stats: StageStats, decoder: BatchDecoder | None = None) -> None:
@@ -133,11 +133,11 @@ class Decoding:
         threads
             Pool that decodes.
         empty
-            Returns the array, (n, H, W, 3), that the next group of up to n images is written to.
+            Returns an array, (n, H, W, 3), for the next group of up to n images.
         ahead
             Largest number of groups in flight.
         gpu
-            Pool of one thread, if a GPU decodes.
+            Pool of one thread that calls the GPU decoder; None if there is no GPU decoder.
         """
         groups = self._split(inputs, empty)
         if self.decoder is None or gpu is None:
@@ -152,7 +152,7 @@ class Decoding:
             yield group
 
     def _split(self, inputs: Iterable[Input], empty: Callable[[], Batch]) -> Iterator[Iterator[_Part]]:
-        """Yield the parts of each group; inputs are taken lazily."""
+        """Yield the parts of each group; inputs are read lazily."""
         numbered = enumerate(inputs)
         while True:
             parts = self._parts(numbered, empty())
@@ -188,7 +188,7 @@ class Decoding:
             if isinstance(source, _Failed):
                 raise ImageError(source.reason)
             if not isinstance(source, str | Path | bytes | np.ndarray):
-                raise ImageError(f"is not a path, bytes or an array, but {type(source).__name__}")
+                raise ImageError(f"is a {type(source).__name__}, expected a path, bytes or an array")
             load_image(source, self.size, self.max_pixels, out)
         except ImageError as error:
             out[...] = 0
@@ -237,7 +237,7 @@ class Decoding:
         return parts
 
     def _decode_rest(self, part: _Part) -> _Part:
-        """Decode what the GPU cannot: libjpeg-turbo decodes more kinds of JPEG, and reports what is wrong."""
+        """Decode the JPEGs that the GPU could not: libjpeg-turbo decodes more kinds of JPEG, and reports errors."""
         for row, data in part.jpegs.items():
             began = time.perf_counter()
             self._load(part, row, data)

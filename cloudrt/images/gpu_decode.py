@@ -17,22 +17,23 @@ INSTALL = "pip install 'cloudrt[gpu-decode]'"
 BACKENDS = ("hardware", "cuda", "hybrid")
 """The GPU's JPEG engine; CUDA cores; CUDA cores after Huffman decoding by the CPU."""
 HARDWARE_SHARE = 0.75
-"""Part of a batch for the JPEG engine; the rest is decoded by CUDA cores meanwhile."""
+"""Fraction of a batch for the JPEG engine; CUDA cores decode the rest at the same time."""
 
 
 class GpuJpegDecoder:
     """Decodes batches of JPEGs at full size; not thread-safe.
 
-    Not verified on a GPU yet: tests drive it through nvImageCodec's CPU backend.
+    The tests without a GPU use nvImageCodec's CPU backend.
 
     Parameters
     ----------
     device
         GPU number.
     threads
-        Number of CPU threads for the parts that the GPU does not do.
+        Number of CPU threads for the steps that nvImageCodec runs on the CPU.
     backends
-        Which of `BACKENDS` to use. Without nvJPEG the library would silently decode on the CPU.
+        The backends to use, of `BACKENDS`. They are named because nvImageCodec, by default, decodes on the CPU if
+        nvJPEG is missing.
     on_cpu
         Decode on the CPU with the same library, for tests without a GPU.
 
@@ -70,16 +71,16 @@ class GpuJpegDecoder:
         self._params = nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=nvimgcodec.SRGB)
 
     def decode(self, files: Sequence[bytes], stream: int = 0) -> list[DecodedJpeg | None]:
-        """Return each JPEG, on the device, or None if it could not be decoded.
+        """Return each decoded JPEG, (H, W, 3) on the device, or None if it could not be decoded.
 
-        The images are complete once `stream`, a CUDA stream, has been waited for.
+        Decoding is asynchronous: synchronise `stream`, a CUDA stream, before the images are used.
         """
         streams = [self._codec.CodeStream(data) for data in files]
         return [_describe(one) for one in self._decoder.decode(streams, params=self._params, cuda_stream=stream)]
 
 
 class DecodedJpeg(DeviceArray):
-    """(H, W, 3) uint8 RGB; nvImageCodec's image, which keeps the memory, is `owner`."""
+    """A decoded image, (H, W, 3) uint8 RGB; `owner` is nvImageCodec's image object, which owns the memory."""
 
     def __init__(self, address: int, shape: tuple[int, ...], owner: Any) -> None:
         super().__init__(address, shape)

@@ -1,9 +1,9 @@
 """Parsing and validation of image headers before decoding: the size in pixels, and whether the file is complete.
 
-OpenCV allocates an image before its size can be checked, and some versions fill missing parts. Here the size is parsed
-first, and the lengths and checksums of the format are verified: the CRC of each PNG chunk, the RIFF length of WebP,
-strips and tiles of TIFF, the rows of BMP. Compressed data of WebP and TIFF have no checksums; only the decoder can
-detect damage inside them.
+OpenCV allocates memory for an image before its size can be checked, and some versions fill missing parts of an image
+without an error. Here the size is parsed first, and the lengths and checksums of the format are verified: the CRC of
+each PNG chunk, the RIFF length of WebP, strips and tiles of TIFF, the rows of BMP. Compressed data of WebP and TIFF
+have no checksums; only the decoder can detect damage inside them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cloudrt.labels import Grid
 PNG = b"\x89PNG\r\n\x1a\n"
 
 MAX_PIXELS = 100_000_000
-"""Default for the largest number of pixels of an image."""
+"""Default limit of the number of pixels of an image."""
 
 
 def stated_size(data: bytes) -> Grid:
@@ -32,7 +32,7 @@ def stated_size(data: bytes) -> Grid:
     Raises
     ------
     ImageError
-        The file is truncated, has a wrong checksum, or is none of these formats.
+        The file is truncated, has a wrong checksum, or has another format.
     """
     try:
         if data.startswith(PNG):
@@ -49,7 +49,7 @@ def stated_size(data: bytes) -> Grid:
 
 
 def has_exif(jpeg: bytes) -> bool:
-    """Return whether a JPEG has EXIF data, and so perhaps a rotation, before its first scan."""
+    """Return whether a JPEG has EXIF data, which may contain a rotation, before its first scan."""
     return any(marker == 0xE1 and jpeg[at + 4 : at + 10] == b"Exif\0\0" for marker, at in _segments(jpeg))
 
 
@@ -151,7 +151,7 @@ _WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 256, 257, 273, 279
 
 
 _MAX_TIFF_ENTRIES = 1_000
-"""Real files have some tens; each entry costs time."""
+"""Limit of the entries of a TIFF directory, which bounds the time to parse a malicious file; usual files have tens."""
 
 
 def _tiff(data: bytes) -> Grid:

@@ -26,12 +26,13 @@ from cloudrt.labels import Grid
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 NO_DATA_LEVEL = 8
-"""A pixel has no data if its brightest channel is at most this: the swath bands are black except for JPEG ringing."""
+"""A pixel has no data if no channel is above this level: the gaps between swaths are black except for JPEG ringing."""
 
 MAX_FILE_BYTES = 2**30
-"""Larger files fail before they are read."""
+"""Files with more bytes are reported as failures and not read."""
 MAX_SCANS = 100
-"""JPEGs with more scans fail: each scan decodes the whole image again. Encoders write at most about ten."""
+"""JPEGs with more scans are reported as failures, because decoding each scan takes as long as decoding the whole image.
+Encoders write about ten scans at most."""
 
 Image = NDArray[np.uint8]
 """(H, W, 3) uint8, RGB."""
@@ -44,7 +45,7 @@ class ImageFile:
     Parameters
     ----------
     key
-        Key of its rows: the path relative to the input folder, with forward slashes.
+        Key of the image's rows: the path relative to the input folder, with forward slashes.
     path
         The file.
     """
@@ -60,7 +61,7 @@ class StoredImage:
     Parameters
     ----------
     key
-        Key of its rows.
+        Key of the image's rows.
     read
         Returns its bytes, or the decoded image; raises `ImageError` on failure.
     """
@@ -70,7 +71,7 @@ class StoredImage:
 
 
 def find_images(folder: str | Path) -> list[ImageFile]:
-    """List the images in a folder and its subfolders, sorted by key.
+    """List the images in a folder and its subfolders, sorted by key; for an image file, that file.
 
     Names that begin with a dot are skipped; links to folders are not followed. Bytes of a name that are not UTF-8
     appear in the key as `\\xNN`.
@@ -78,7 +79,7 @@ def find_images(folder: str | Path) -> list[ImageFile]:
     Raises
     ------
     DataError
-        The folder does not exist, cannot be listed, or has no images.
+        The path does not exist, cannot be listed, or has no images.
     """
     folder = Path(folder)
     if folder.is_file() and folder.suffix.lower() in SUFFIXES:
@@ -118,7 +119,7 @@ def load_image(
     max_pixels
         Larger images are refused before decoding.
     out
-        Output array, (*size, 3) uint8, C-contiguous; by default a new one.
+        Output array, (*size, 3) uint8, C-contiguous; by default a new array.
 
     Returns
     -------
@@ -159,9 +160,9 @@ def read_file(path: str | Path) -> bytes:
 
 
 def resize(image: Image, size: Grid, out: Image | None = None) -> Image:
-    """Resize an image to `size` (height, width): area averages when shrinking, bilinear when enlarging.
+    """Resize an (H, W, 3) uint8 image to `size` (height, width): area averages to shrink, bilinear to enlarge.
 
-    The result is written to `out` if it is given.
+    Each axis is treated by itself, so one can shrink and the other grow. The result is written to `out` if it is given.
     """
     height, width = size
     image = np.ascontiguousarray(image)
@@ -211,7 +212,7 @@ def is_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> bool:
     Raises
     ------
     ImageError
-        A damaged header, or oversized.
+        The header is damaged, or the image has more than `max_pixels` pixels.
     """
     if data[:2] != b"\xff\xd8":
         return False
@@ -235,7 +236,7 @@ def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
         if data.count(b"\xff\xda") > MAX_SCANS:
             raise ImageError(f"is a JPEG with more than {MAX_SCANS} scans")
         if colorspace not in _PLAIN or has_exif(data):
-            # OpenCV handles EXIF rotation and CMYK, but fills damaged parts with grey: libjpeg-turbo checks for those.
+            # OpenCV handles EXIF rotation and CMYK, but fills damaged parts with grey: libjpeg-turbo detects them.
             simplejpeg.decode_jpeg(data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB", min_height=1, min_width=1)
             return _decode_opencv(data)
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
@@ -244,12 +245,12 @@ def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
 
 
 def _check_tiff(data: bytes) -> None:
-    """Decode a TIFF with Pillow, which reports damage inside compressed strips; kinds that it cannot open pass."""
+    """Decode a TIFF with Pillow, which reports damage inside compressed strips; accept those that it cannot open."""
     from PIL import Image as Pillow
     from PIL import UnidentifiedImageError
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about sizes, which are checked already, and odd tags
+        warnings.simplefilter("ignore")  # warnings about sizes, which are already checked, and about unusual tags
         try:
             with Pillow.open(BytesIO(data), formats=["TIFF"]) as image:
                 image.load()

@@ -1,4 +1,4 @@
-"""Listing the images of a run, in order: folders, images, patterns, lists and sample submissions."""
+"""List the images of a run, in order, from folders, image files, patterns, lists and sample submissions."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ T = TypeVar("T")
 
 
 def list_inputs(inputs: Sequence[str | Path], sample: Path | None, labels: Labels) -> list[ImageFile]:
-    """Return the images to predict, in the order of their rows.
+    """Return the images to predict, in the order of their rows in the output.
 
     Parameters
     ----------
     inputs
-        Folders, including subfolders; image files; `glob` patterns, including **; or lists, .txt files in UTF-8 with
-        one image per line, relative to the folder of the list. The key of an image is its path relative to the folder,
-        its path relative to the fixed part of the pattern, or its line in the list.
+        Folders, including subfolders; image files; `glob` patterns, including **; or lists: .txt files in UTF-8 with
+        one path per line, relative to the folder of the list. The key of an image is its path relative to the input
+        folder or to the fixed part of the pattern, or its line in the list.
     sample
-        A sample_submission.csv: only its images, in its order. Images that are not in the inputs are included with the
-        path where they are expected, so that they are reported as failures.
+        A sample_submission.csv; if given, only its images are returned, in its order. Images that are not in the inputs
+        are included with the path where they are expected, so that they are reported as failures.
     labels
         Classes of the sample.
 
@@ -52,7 +52,7 @@ def list_inputs(inputs: Sequence[str | Path], sample: Path | None, labels: Label
 
 
 def join(found: Iterable[tuple[str, str, T]]) -> dict[str, T]:
-    """Return key -> image from triples of key, location and image, in order.
+    """Return a dictionary of key -> image from triples of key, location and image, in order.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def join(found: Iterable[tuple[str, str, T]]) -> dict[str, T]:
 
 
 def read_sample(sample: Path, labels: Labels) -> list[str]:
-    """Return the names of the images in a sample_submission.csv, without repetitions, in its order.
+    """Return the names of the images in a sample_submission.csv, in its order, each once.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def digest_keys(files: Iterable[ImageFile]) -> str:
 
 
 def digest_sizes(sizes: Iterable[tuple[str, int]]) -> str:
-    """Return the digest of `digest_keys` from pairs of key and size in bytes; -1 for missing files."""
+    """Return the digest of `digest_keys` from pairs of key and size in bytes; the size of a missing file is -1."""
     digest = hashlib.sha256()
     for key, size in sizes:
         digest.update(key.encode() + b"\0%d\0" % size)
@@ -133,7 +133,7 @@ def _find(one: str | Path) -> Iterable[ImageFile]:
     if path.suffix.lower() == LIST_SUFFIX and path.is_file():
         return _read_list(path)
     if "://" in str(one):
-        raise DataError(f"{one} is in a store: add --cluster, which reads those (alone, it uses this machine)")
+        raise DataError(f"{one} is in an object store: add --cluster to read it (by default with Ray on this machine)")
     if not path.exists() and glob.has_magic(str(one)):
         return _match(str(one))
     if not path.exists() and not path.is_symlink():
@@ -142,7 +142,7 @@ def _find(one: str | Path) -> Iterable[ImageFile]:
 
 
 def _match(pattern: str) -> list[ImageFile]:
-    """Return the images that a pattern matches, sorted by key; folders that match are not searched."""
+    """Return the images that a pattern matches, sorted by key; matching folders are not searched for images."""
     home = Path(pattern)
     while glob.has_magic(str(home)):
         home = home.parent
@@ -158,7 +158,7 @@ def _match(pattern: str) -> list[ImageFile]:
 
 
 def _read_list(path: Path) -> Iterator[ImageFile]:
-    """Yield the images in a list; missing files fail when they are read."""
+    """Yield the images of a list; missing files are reported when they are read."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

@@ -1,13 +1,15 @@
-"""Areas for the exact search of rules, for one map: how many pixels each threshold and min area keeps, and how many of
-them are on in the truth mask (true pixels).
+"""The areas that the exact search of rules needs, computed for one map in one pass.
 
-As the threshold decreases from 255, components appear, grow and merge. A flood visits the pixels in that order (Nister
-& Stewenius, "Linear time maximally stable extremal regions", ECCV 2008): it moves to a brighter neighbour first, and
-a stack holds the unfinished component of each lower level. When the flood leaves a component for a lower level, the
-component is complete for all thresholds in between. Its area determines which min areas keep it. Instead of
-counting it for each of these thresholds and min areas, the kernel writes differences at the ends of the ranges, and
-sums them up at the end. Each pixel is entered once and examines its eight neighbours once,
-independent of the number of thresholds and min areas.
+For each threshold and min area, these are the number of pixels that are kept and the number of them that are on in the
+truth mask (the true pixels).
+
+As the threshold decreases from 255, components appear, grow and merge. A flood fill visits the pixels in that order
+(Nister & Stewenius, "Linear time maximally stable extremal regions", ECCV 2008): it moves to a brighter neighbour
+first, and a stack holds the unfinished component of each lower level. When the flood leaves a component for a lower
+level, the component is complete for all thresholds in between. Its area determines which min areas keep it. Instead of
+counting it for each of these thresholds and min areas, the kernel stores differences at the ends of the two ranges, and
+computes cumulative sums at the end. Each pixel is visited once and its eight neighbours are examined once, independent
+of the number of thresholds and min areas.
 """
 
 from __future__ import annotations

@@ -186,8 +186,8 @@ def test_a_single_input_is_refused_and_another_kind_is_a_failure(model: Path) ->
             with pytest.raises(DataError, match="give a list"):
                 next(segmenter.predict(one))  # type: ignore[arg-type]
         assert [result.error for result in segmenter.predict([None, 3])] == [  # type: ignore[list-item]
-            "is not a path, bytes or an array, but NoneType",
-            "is not a path, bytes or an array, but int",
+            "is a NoneType, expected a path, bytes or an array",
+            "is a int, expected a path, bytes or an array",
         ]
     for wrong in ({"batch_size": 2.5}, {"threads": "2"}, {"max_pixels": 0}, {"batch_size": 10**9}, {"devices": ()}):
         with pytest.raises(DataError):
