@@ -188,7 +188,7 @@ class Decoding:
             if isinstance(source, _Failed):
                 raise ImageError(source.reason)
             if not isinstance(source, str | Path | bytes | np.ndarray):
-                raise ImageError(f"is a {type(source).__name__}, expected a path, bytes or an array")
+                raise ImageError(f"is of type {type(source).__name__}, expected a path, bytes or an array")
             load_image(source, self.size, self.max_pixels, out)
         except ImageError as error:
             out[...] = 0

@@ -183,11 +183,11 @@ def test_the_model_in_the_working_folder_is_not_replaced(
 def test_a_single_input_is_refused_and_another_kind_is_a_failure(model: Path) -> None:
     with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
         for one in ("a.jpg", b"bytes", Path("a.jpg"), np.zeros((4, 4, 3), np.uint8), 5):
-            with pytest.raises(DataError, match="give a list"):
+            with pytest.raises(DataError, match="inputs must be a list"):
                 next(segmenter.predict(one))  # type: ignore[arg-type]
         assert [result.error for result in segmenter.predict([None, 3])] == [  # type: ignore[list-item]
-            "is a NoneType, expected a path, bytes or an array",
-            "is a int, expected a path, bytes or an array",
+            "is of type NoneType, expected a path, bytes or an array",
+            "is of type int, expected a path, bytes or an array",
         ]
     for wrong in ({"batch_size": 2.5}, {"threads": "2"}, {"max_pixels": 0}, {"batch_size": 10**9}, {"devices": ()}):
         with pytest.raises(DataError):
