@@ -12,7 +12,7 @@ import click
 from cloudrt.cli.run_options import run_options, take_run_options
 from cloudrt.cli.types import Numbers
 from cloudrt.system.paths import check_outputs
-from cloudrt.system.terminal import Failure, progress_bar, reports_errors
+from cloudrt.system.terminal import Failure, printable, progress_bar, reports_errors
 
 if TYPE_CHECKING:
     from cloudrt.masks.postprocess import Rule
@@ -61,6 +61,7 @@ def tune(
 ) -> None:
     """Find the best rule of each class by exact search on the labelled images of DATA, and write an artifact with them.
 
+    A rule of MODEL is kept unless the new one has a higher out-of-fold Dice by more than the standard error.
     MODEL is an .onnx of cloudrt-export. PROBABILITIES is an .npz of an earlier --save-probabilities; the network does
     not run again. Use images that the network was not trained on, such as those in runs/NAME/held_out.txt. A plot
     (.png) and a page (.html) of the Dice surfaces are written beside the output.
@@ -112,7 +113,7 @@ def tune(
             "All images of DATA were used: if the network was trained on some of them, use --image-list", err=True
         )
     for name, reason in list(tuned.failures.items())[:10]:
-        click.echo(f"Left out: {name} {reason}", err=True)
+        click.echo(printable(f"Left out: {name} {reason}"), err=True)
     if tuned.failures:
         click.echo(f"{len(tuned.failures)} of {len(names)} images were left out", err=True)
         raise SystemExit(1)
@@ -200,7 +201,7 @@ def _show(tuned: Tuned) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from cloudrt.reports.tune_page import dice, span
+    from cloudrt.reports.tune_page import dice, kept_because, span
 
     table = Table(title=f"Mean Dice of {tuned.images} images, without and with the class")
     for name in ("class", "level >", "area >", "Dice", "without", "with", "out of fold"):
@@ -213,10 +214,11 @@ def _show(tuned: Tuned) -> None:
         )
 
     for index, (label, choice) in enumerate(zip(tuned.labels.classes, tuned.choices, strict=True)):
-        if tuned.before:
+        replaced = bool(tuned.before) and not choice.kept
+        if replaced:
             row(label, *tuned.before[index], "", "dim")
         row(
-            "" if tuned.before else label,
+            "" if replaced else label,
             choice.rule,
             choice.score,
             f"{dice(choice.out_of_fold)} ± {dice(choice.error)}",
@@ -228,8 +230,10 @@ def _show(tuned: Tuned) -> None:
     table.add_row("" if tuned.before else "mean", "", "", *means, style="bold")
     Console().print(table)
     if tuned.before:
-        click.echo("For each class: the previous rule, then the new one")
+        click.echo("For each class: the previous rule, then the new one; a single row is a previous rule that was kept")
     for label, choice in zip(tuned.labels.classes, tuned.choices, strict=True):
+        if choice.kept:
+            click.echo(f"{label} keeps its rule: {kept_because(choice)}")
         if choice.rule.gate_pixels:
             click.echo(f"{label} is empty unless {choice.rule.gate_pixels:,} pixels > {choice.rule.gate_threshold}")
         if choice.rule.presence:

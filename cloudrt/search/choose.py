@@ -7,13 +7,16 @@ of such a choice on unseen images:
     folds --choose on the others--> one rule per fold --score on the fold--> out-of-fold Dice of every image
 
 A gate (the class is empty unless enough pixels exceed a high level) and the presence output are searched jointly with
-all thresholds and min areas. Each is used only if it raises the out-of-fold Dice by more than the standard error of the
-difference.
+all thresholds and min areas, first alone, then both together on the grid of `JOINT`. Each is used only if it raises
+the out-of-fold Dice by more than the standard error of the difference. A previous rule is replaced under the same
+condition.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +31,8 @@ GATE_THRESHOLDS = tuple(range(95, 256, 10))
 GATE_SHARES = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1)
 """Fraction of the grid's pixels that must exceed the threshold of the gate."""
 PRESENCES = tuple(range(0, 256, 4))
+JOINT = {"threshold": 4, "gate_threshold": 2, "presence": 2}
+"""Search of gate and presence together: every how many of the thresholds, gate levels and presence levels are tried."""
 
 TIE = 1e-9
 """Sums of Dice that differ by less count as equal; of equal rules, the one in the middle is chosen."""
@@ -71,6 +76,11 @@ class RuleChoice:
         The rule chosen without the images of each fold.
     surface
         (T, A): mean Dice of every threshold and min area, with the gate and presence of `rule`.
+    found
+        The rule that the search found; it is `rule` unless the previous rule was kept.
+    gain, gain_error
+        Out-of-fold Dice of `found` minus the Dice of the previous rule, and the standard error of the difference; NaN
+        without a previous rule.
     """
 
     rule: Rule
@@ -82,6 +92,14 @@ class RuleChoice:
     spike_out_of_fold: float
     fold_rules: tuple[Rule, ...]
     surface: NDArray[np.float64]
+    found: Rule
+    gain: float
+    gain_error: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the previous rule was kept, because the new one was not better beyond the error."""
+        return self.rule != self.found
 
 
 def score_rule(tables: DiceTables, label: int, rule: Rule) -> RuleScore:
@@ -94,7 +112,9 @@ def _score(dice: NDArray[np.float64], positive: NDArray[np.bool_]) -> RuleScore:
     return RuleScore(*(float(part.mean()) if len(part) else float("nan") for part in parts))
 
 
-def choose_rules(tables: DiceTables, folds: int = FOLDS, seed: int = 0) -> list[RuleChoice]:
+def choose_rules(
+    tables: DiceTables, folds: int = FOLDS, seed: int = 0, before: Sequence[Rule] = ()
+) -> list[RuleChoice]:
     """Choose a rule for each class.
 
     Parameters
@@ -105,6 +125,9 @@ def choose_rules(tables: DiceTables, folds: int = FOLDS, seed: int = 0) -> list[
         Number of folds; at most one per image is used.
     seed
         Seed of the shuffle that assigns images to folds.
+    before
+        The previous rules, one per class, whose thresholds and min areas are in the tables. A new rule replaces one
+        only if its out-of-fold Dice is higher by more than the standard error of the difference.
 
     Raises
     ------
@@ -115,36 +138,43 @@ def choose_rules(tables: DiceTables, folds: int = FOLDS, seed: int = 0) -> list[
     if folds < 2 or images < 2:
         raise DataError(f"cross-validation needs at least two folds and two images, found {folds} and {images}")
     fold = np.random.default_rng(seed).permutation(images) % min(folds, images)
-    return [_choose(tables, label, fold) for label in range(len(tables.dice))]
+    previous = tuple(before) or (None,) * len(tables.dice)
+    return [_choose(tables, label, fold, rule) for label, rule in enumerate(previous)]
 
 
 @dataclass(frozen=True)
 class _RuleFamily:
-    """Rules that are searched together: all thresholds and min areas with each of several gates or presence levels.
+    """Rules that are searched together: thresholds and min areas with each of several gates and presence levels.
 
     Parameters
     ----------
     kinds
-        The gates or presence levels, as rules without threshold and min area, in the shape of their grid.
+        The gates and presence levels, as rules without threshold and min area, in the shape of their grid.
     shown
         (K, N) bool: on which images each of them keeps the class.
+    step
+        Every how many of the thresholds are tried.
     """
 
     kinds: NDArray[np.object_]
     shown: NDArray[np.bool_]
+    step: int = 1
 
 
-def _families(tables: DiceTables, label: int) -> list[_RuleFamily]:
-    kinds: list[list[list[Rule]]] = [[[Rule(0, 0)]]]
+def _families(tables: DiceTables, label: int) -> Iterator[_RuleFamily]:
     counts = sorted({max(1, round(share * tables.pixels)) for share in GATE_SHARES})
-    kinds.append([[Rule(0, 0, gate, count) for count in counts] for gate in GATE_THRESHOLDS])
+
+    def family(kinds: list[Any], step: int = 1) -> _RuleFamily:
+        rules = np.array(kinds, object)
+        return _RuleFamily(rules, np.stack([tables.shown(label, rule) for rule in rules.ravel()]), step)
+
+    yield family([Rule(0, 0)])
+    yield family([[Rule(0, 0, gate, count) for count in counts] for gate in GATE_THRESHOLDS])
     if tables.presence is not None:
-        kinds.append([[Rule(0, 0, presence=presence) for presence in PRESENCES]])
-    families = []
-    for kind in kinds:
-        rules = np.array(kind, object)
-        families.append(_RuleFamily(rules, np.stack([tables.shown(label, rule) for rule in rules.ravel()])))
-    return families
+        yield family([Rule(0, 0, presence=presence) for presence in PRESENCES])
+        gates, presences = GATE_THRESHOLDS[:: JOINT["gate_threshold"]], PRESENCES[:: JOINT["presence"]]
+        kinds = [[[Rule(0, 0, gate, count, level) for count in counts] for gate in gates] for level in presences]
+        yield family(kinds, JOINT["threshold"])
 
 
 @dataclass(frozen=True)
@@ -169,26 +199,44 @@ class _Selection:
     surface: NDArray[np.float64]
 
 
-def _choose(tables: DiceTables, label: int, fold: NDArray[np.int_]) -> RuleChoice:
-    families = _families(tables, label)
-    best = _select(tables, label, families[0], fold, smooth=True)
-    for family in families[1:]:
+def _choose(tables: DiceTables, label: int, fold: NDArray[np.int_], before: Rule | None) -> RuleChoice:
+    plain, *others = _families(tables, label)
+    best = _select(tables, label, plain, fold, smooth=True)
+    for family in others:
         selection = _select(tables, label, family, fold, smooth=True)
-        gain = selection.out_of_fold - best.out_of_fold
-        if gain.mean() > _error(gain):
+        more = selection.out_of_fold - best.out_of_fold
+        if more.mean() > _error(more):
             best = selection
-    spike = _select(tables, label, families[0], fold, smooth=False)
+    spike = _select(tables, label, plain, fold, smooth=False)
+    found, gain, gain_error = best.rule, float("nan"), float("nan")
+    if before is not None:
+        previous = tables.of_rule(label, before)
+        difference: NDArray[np.float64] = best.out_of_fold - previous
+        gain, gain_error = float(difference.mean()), _error(difference)
+        if gain <= gain_error:
+            best = _Selection(before, best.fold_rules, previous, _surface(tables, label, before))
     return RuleChoice(
-        best.rule,
-        score_rule(tables, label, best.rule),
-        float(best.out_of_fold.mean()),
-        _error(best.out_of_fold),
-        spike.rule,
-        score_rule(tables, label, spike.rule),
-        float(spike.out_of_fold.mean()),
-        best.fold_rules,
-        best.surface,
+        rule=best.rule,
+        score=score_rule(tables, label, best.rule),
+        out_of_fold=float(best.out_of_fold.mean()),
+        error=_error(best.out_of_fold),
+        spike=spike.rule,
+        spike_score=score_rule(tables, label, spike.rule),
+        spike_out_of_fold=float(spike.out_of_fold.mean()),
+        fold_rules=best.fold_rules,
+        surface=best.surface,
+        found=found,
+        gain=gain,
+        gain_error=gain_error,
     )
+
+
+def _surface(tables: DiceTables, label: int, rule: Rule) -> NDArray[np.float64]:
+    """Return the mean Dice of every threshold and min area with the gate and presence of a rule, (T, A)."""
+    family = _RuleFamily(np.array([replace(rule, threshold=0, min_area=0)], object), tables.shown(label, rule)[None])
+    everything = np.ones(tables.dice.shape[1], bool)
+    surface: NDArray[np.float64] = _sums(tables, label, family, everything)[0] / len(everything)
+    return surface
 
 
 def _error(values: NDArray[np.float64]) -> float:
@@ -200,19 +248,19 @@ def _select(tables: DiceTables, label: int, family: _RuleFamily, fold: NDArray[n
     """Choose a rule from a family on all images, and one without each fold."""
     sums = np.stack([_sums(tables, label, family, fold == f) for f in range(fold.max() + 1)])
     total = sums.sum(axis=0)
-    rule, place = _highest(tables, family, total, smooth)
+    rule = _highest(tables, family, total, smooth)
     fold_rules = []
     out_of_fold = np.empty(len(fold))
     for f, one in enumerate(sums):
-        chosen, _ = _highest(tables, family, total - one, smooth)
+        chosen = _highest(tables, family, total - one, smooth)
         fold_rules.append(chosen)
         out_of_fold[fold == f] = tables.of_rule(label, chosen)[fold == f]
-    return _Selection(rule, tuple(fold_rules), out_of_fold, total[place] / len(fold))
+    return _Selection(rule, tuple(fold_rules), out_of_fold, _surface(tables, label, rule))
 
 
 def _sums(tables: DiceTables, label: int, family: _RuleFamily, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the sum of Dice over the `chosen` images for every rule of a family, (*kinds.shape, T, A)."""
-    dice = tables.dice[label, chosen]
+    dice = np.ascontiguousarray(tables.dice[label, chosen, :: family.step])
     shown = family.shown[:, chosen].astype(np.float64)
     empty = (tables.true_pixels[label, chosen] == 0).astype(np.float64)
     sums = shown @ dice.reshape(len(dice), -1) + ((1 - shown) @ empty)[:, None]
@@ -220,18 +268,16 @@ def _sums(tables: DiceTables, label: int, family: _RuleFamily, chosen: NDArray[n
     return sums_by_kind
 
 
-def _highest(
-    tables: DiceTables, family: _RuleFamily, surface: NDArray[np.float64], smooth: bool
-) -> tuple[Rule, tuple[int, ...]]:
-    """Return the rule at the maximum of a surface, averaged first if `smooth`, and its position in `kinds`."""
+def _highest(tables: DiceTables, family: _RuleFamily, surface: NDArray[np.float64], smooth: bool) -> Rule:
+    """Return the rule at the maximum of a surface, which is averaged first if `smooth`."""
     if smooth:
         for axis in range(surface.ndim):
             surface = _average(surface, axis)
     ties = np.argwhere(surface >= surface.max() - TIE)  # sums in another order differ by rounding
     middle = ((ties - ties.mean(axis=0)) ** 2).sum(axis=1).argmin() if smooth else 0
     *place, t, a = (int(i) for i in ties[middle])
-    kind = family.kinds[tuple(place)]
-    return replace(kind, threshold=int(tables.thresholds[t]), min_area=int(tables.min_areas[a])), tuple(place)
+    kind: Rule = family.kinds[tuple(place)]
+    return replace(kind, threshold=int(tables.thresholds[t * family.step]), min_area=int(tables.min_areas[a]))
 
 
 def _average(surface: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

@@ -73,7 +73,7 @@ class Tuned:
     tables
         Dice of every rule on every image.
     choices
-        The new rules, one per class.
+        The rules, one per class: a new one where it is better than the previous one, which else is kept.
     before
         The previous rules and their scores, one per class; empty if there were none.
     images
@@ -94,7 +94,7 @@ class Tuned:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The new rules, one per class."""
+        """The chosen rules, one per class."""
         return tuple(choice.rule for choice in self.choices)
 
     @property
@@ -110,7 +110,8 @@ class TuneOptions:
     Parameters
     ----------
     before
-        The previous rules, one per class; their thresholds and min areas are searched too.
+        The previous rules, one per class; their thresholds and min areas are searched too. Each is kept unless the new
+        one is better; see `choose_rules`.
     thresholds
         Levels to try.
     min_areas
@@ -208,7 +209,7 @@ def tune(
         if tables.dice.shape[1] < 2:
             raise too_few(1)
     began = time.perf_counter()
-    choices = choose_rules(tables, options.folds)
+    choices = choose_rules(tables, options.folds, before=before)
     seconds = time.perf_counter() - began
     scored = [(rule, score_rule(tables, c, rule)) for c, rule in enumerate(before)]
     return Tuned(data.labels, tables, choices, scored, len(files) - len(failures), failures, seconds)

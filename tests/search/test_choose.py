@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
 from cloudrt.masks.postprocess import Rule
+from cloudrt.search import choose
 from cloudrt.search.choose import FOLDS, RuleChoice, choose_rules, score_rule
 from cloudrt.search.tables import DiceTables
 
@@ -29,7 +30,8 @@ def make_tables(
     images = len(dice)
     true_pixels = np.where(np.ones(images, bool) if positive is None else positive, 500, 0)[None]
     levels = np.full((1, images, 256), 1000) if above is None else above
-    return DiceTables(PIXELS, THRESHOLDS, AREAS, dice[None], true_pixels, levels, presence)
+    loss = np.zeros((1, images))
+    return DiceTables(PIXELS, THRESHOLDS, AREAS, dice[None], true_pixels, levels, loss, presence)
 
 
 def surface(value: Callable[[int, int], float]) -> NDArray[np.float64]:
@@ -128,6 +130,49 @@ def test_presence_is_searched_where_the_network_has_it() -> None:
     assert without.score.dice < choice.score.dice
 
 
+def test_gate_and_presence_are_searched_together() -> None:
+    """A third of the images lacks the class and has few bright pixels, a third lacks it and has low presence."""
+    rng = np.random.default_rng(5)
+    kind = np.arange(90) % 3
+    positive = kind == 2
+    dice = np.where(positive[:, None, None], surface(lambda t, a: 0.7 - abs(t - 96) / 400 - a / 9000), 0.0)
+    bright = np.where(kind == 0, rng.integers(0, 90, 90), rng.integers(400, 900, 90))
+    above = np.where(np.arange(256) < 150, 5000, 0) + bright[:, None]
+    presence = np.where(kind == 1, rng.integers(0, 100, 90), rng.integers(150, 255, 90)).astype(np.uint8)
+    tables = make_tables(dice, positive=positive, above=above[None], presence=presence[None])
+    (choice,) = choose_rules(tables)
+    rule = choice.rule
+    assert 100 <= rule.presence <= 150 and rule.gate_threshold >= 150 and 90 <= rule.gate_pixels <= 450
+    assert choice.score.negatives == 1.0
+    assert abs(rule.threshold - 96) <= 16
+    assert choice.surface.shape == dice.shape[1:]
+
+
+def test_the_search_of_both_is_that_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rules of a small grid, one by one."""
+    monkeypatch.setattr(choose, "GATE_THRESHOLDS", (150, 180, 200, 220))
+    monkeypatch.setattr(choose, "GATE_SHARES", (0.001, 0.02))
+    monkeypatch.setattr(choose, "PRESENCES", (0, 60, 120, 180))
+    rng = np.random.default_rng(6)
+    positive = rng.random(40) < 0.5
+    dice = np.where(positive[:, None, None], rng.random((40, 32, 10)), (rng.random((40, 32, 10)) < 0.5).astype(float))
+    above = np.sort(rng.integers(0, 4000, (40, 256)), axis=1)[:, ::-1].copy()
+    presence = rng.integers(0, 256, 40).astype(np.uint8)
+    tables = make_tables(dice, positive=positive, above=above[None], presence=presence[None])
+    *_, both = choose._families(tables, 0)
+    sums = choose._sums(tables, 0, both, np.ones(40, bool))
+    counts = [round(share * PIXELS) for share in (0.001, 0.02)]
+    assert sums.shape == (2, 2, 2, 8, 10)
+    for (p, g, c, t, a), found in np.ndenumerate(sums):
+        shown = (above[:, (150, 200)[g]] >= counts[c]) & (presence >= (0, 120)[p])
+        assert found == pytest.approx(np.where(shown, dice[:, 4 * t, a], ~positive).sum(), abs=1e-9)
+    best = np.unravel_index(sums.argmax(), sums.shape)
+    rule = choose._highest(tables, both, sums, smooth=False)
+    assert rule == Rule(
+        int(THRESHOLDS[4 * best[3]]), int(AREAS[best[4]]), (150, 200)[best[1]], counts[best[2]], (0, 120)[best[0]]
+    )
+
+
 def test_scores_of_images_with_and_without_the_class() -> None:
     dice = noisy(surface(lambda t, a: 0.5), images=10, noise=0.1)
     positive = np.arange(10) < 4
@@ -154,3 +199,22 @@ def test_the_choice_is_the_same_every_time() -> None:
         return choice.rule, choice.out_of_fold, choice.fold_rules
 
     assert facts(choose_rules(make_tables(dice))[0]) == facts(choose_rules(make_tables(dice))[0])
+
+
+@pytest.mark.parametrize(("shift", "kept"), [(0.0, True), (0.1, False)])
+def test_a_previous_rule_is_replaced_only_by_a_better_one_out_of_fold(shift: float, kept: bool) -> None:
+    """The previous rule is as good as the plateau but for `shift`; noise makes others higher on these images."""
+    rng = np.random.default_rng(5)
+    mean = surface(lambda t, a: 0.6 - (shift if (t, a) == (128, 500) else 0))
+    dice = mean + rng.normal(0, 0.05, (30, *mean.shape))
+    tables, before = make_tables(dice), Rule(128, 500)
+    (new,) = choose_rules(tables)
+    (choice,) = choose_rules(tables, before=[before])
+    assert new.rule == choice.found != before
+    own = dice[:, 128 // 8, 500 // 100]
+    assert choice.gain == pytest.approx(new.out_of_fold - own.mean())
+    assert choice.kept == kept == (choice.gain <= choice.gain_error)
+    assert choice.rule == (before if kept else new.rule)
+    if kept:
+        assert (choice.score.dice, choice.out_of_fold) == pytest.approx((own.mean(), own.mean()))
+        assert np.allclose(choice.surface, dice.mean(axis=0))
