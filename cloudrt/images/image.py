@@ -1,6 +1,7 @@
 """Listing, decoding and resizing of images: one code path for training, tuning and inference.
 
-A JPEG is decoded at the smallest DCT scale of libjpeg-turbo that covers the requested size, then resized once. Damaged
+A JPEG is decoded at the smallest DCT scale of libjpeg-turbo that covers the requested size, then resized once. Other
+files and arrays are first reduced by the same scale, so that all forms of an image give nearly the same result. Damaged
 files raise `ImageError` instead of decoding to grey areas. PNG, WebP, TIFF and BMP are decoded by OpenCV, after their
 headers are validated; OpenCV fills damaged strips of a TIFF, so Pillow decodes it first, which reports them.
 """
@@ -12,6 +13,7 @@ import stat
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -83,7 +85,7 @@ def find_images(folder: str | Path) -> list[ImageFile]:
     """
     folder = Path(folder)
     if folder.is_file() and folder.suffix.lower() in SUFFIXES:
-        return [ImageFile(folder.name, folder)]
+        return [ImageFile(key_of(folder, folder.parent), folder)]
     if not folder.is_dir():
         raise DataError(f"{folder} is neither a folder of images nor an image")
     found = []
@@ -134,7 +136,7 @@ def load_image(
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
             raise ImageError(f"an image array is (H, W, 3) uint8 RGB, found {source.shape} {source.dtype}")
-        return resize(source, size, out)
+        return resize(reduce(source, size), size, out)
     return resize(decode(source if isinstance(source, bytes) else read_file(source), size, max_pixels), size, out)
 
 
@@ -178,6 +180,49 @@ def resize(image: Image, size: Grid, out: Image | None = None) -> Image:
     return out
 
 
+def reduce(image: Image, cover: Grid) -> Image:
+    """Shrink an image as libjpeg-turbo shrinks a JPEG of the same pixels that it decodes at a smaller scale.
+
+    Parameters
+    ----------
+    image
+        (H, W, 3) uint8.
+    cover
+        The result has the smallest size of 1/8, 2/8, ... of the image, rounded up, whose height and width are at least
+        these.
+    """
+    sides = image.shape[:2]
+    for eighths in range(1, 8):
+        rows, columns = (-(-side * eighths // 8) for side in sides)
+        if rows >= cover[0] and columns >= cover[1]:
+            break
+    else:
+        return image
+    below, right = (-side % 8 for side in sides)
+    if below or right:
+        image = np.asarray(cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
+    if 8 % eighths == 0:  # jidctred.c: averages of the pixels of a block
+        size = image.shape[1] * eighths // 8, image.shape[0] * eighths // 8
+        return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)[:rows, :columns]
+    shrunk = image.astype(np.float32)
+    for _ in range(2):
+        blocks = shrunk.reshape(-1, 8, shrunk.shape[1] * 3)
+        shrunk = cv2.transpose((_reduction(eighths) @ blocks).reshape(-1, shrunk.shape[1], 3))
+    return np.clip(np.rint(shrunk), 0, 255).astype(np.uint8)[:rows, :columns]
+
+
+@cache
+def _reduction(count: int) -> NDArray[np.float32]:
+    """Return the matrix (count, 8) of jidctint.c: the DCT of 8 values, whose low frequencies are inverted."""
+
+    def waves(length: int) -> NDArray[np.float64]:
+        positions, frequencies = np.arange(length) + 0.5, np.arange(count)[:, None]
+        scale = np.where(frequencies == 0, 1.0, 2.0) / 8
+        return np.asarray(np.sqrt(scale) * np.cos(np.pi * frequencies * positions / length))
+
+    return (waves(count).T @ waves(8)).astype(np.float32)
+
+
 def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS) -> Image:
     """Decode the bytes of an image file to (H, W, 3) uint8 RGB.
 
@@ -186,8 +231,9 @@ def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS)
     data
         The bytes of the file.
     cover
-        A JPEG is decoded at the smallest scale whose height and width are at least these. None decodes at full size;
-        the result equals cv2.imread in colour, including EXIF rotation.
+        A JPEG is decoded at the smallest scale whose height and width are at least these; other images are decoded at
+        full size and reduced to that scale. None decodes at full size; the result equals cv2.imread in colour,
+        including EXIF rotation.
     max_pixels
         Larger images are refused before decoding.
 
@@ -203,7 +249,8 @@ def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS)
     _refuse_oversized(*stated_size(data), max_pixels)
     if data[:2] in (b"II", b"MM"):
         _check_tiff(data)
-    return _decode_opencv(data)
+    image = _decode_opencv(data)
+    return image if cover is None else reduce(image, cover)
 
 
 def is_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> bool:
@@ -238,7 +285,8 @@ def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
         if colorspace not in _PLAIN or has_exif(data):
             # OpenCV handles EXIF rotation and CMYK, but fills damaged parts with grey: libjpeg-turbo detects them.
             simplejpeg.decode_jpeg(data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB", min_height=1, min_width=1)
-            return _decode_opencv(data)
+            image = _decode_opencv(data)
+            return image if cover is None else reduce(image, cover)
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
     except ValueError as error:
         raise ImageError(f"{_DAMAGED}: {error}") from error

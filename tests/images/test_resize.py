@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from support.pictures import FILES, picture, pillow
 
-from cloudrt.images.image import decode, load_image, resize
+from cloudrt.images.image import decode, load_image, reduce, resize
 
 
 @pytest.mark.parametrize("size", [(1, 1), (30, 40), (90, 133), (45, 300), (200, 20), (300, 500), (1, 700), (89, 133)])
@@ -61,6 +61,34 @@ def test_scales_that_do_not_divide_shift_by_less_than_a_pixel(size: tuple[int, i
     scaled, whole = decode_both(ramps, cover)
     pixel = 255 / min(cover)
     assert np.abs(scaled.astype(int) - whole.astype(int)).max() <= pixel + 3
+
+
+@pytest.mark.parametrize("eighths", range(1, 8))
+@pytest.mark.parametrize("size", [(400, 608), (397, 603)])
+def test_arrays_and_other_files_are_reduced_like_a_jpeg(size: tuple[int, int], eighths: int) -> None:
+    rng = np.random.default_rng(0)
+    smooth = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    pixels = np.asarray(pillow.fromarray(smooth).resize(size[::-1], 2)) // 2 + 60
+    pixels[100:140, 200:260] = 230  # an edge that no block ends at
+    jpeg, png = io.BytesIO(), io.BytesIO()
+    pillow.fromarray(pixels).save(jpeg, "JPEG", quality=98, subsampling=0)
+    decoded = decode(jpeg.getvalue())
+    pillow.fromarray(decoded).save(png, "PNG")
+    cover = size[0] * eighths // 8, size[1] * eighths // 8
+    expected = decode(jpeg.getvalue(), cover)
+    found = reduce(decoded, cover)
+    assert found.shape == expected.shape == (-(-size[0] * eighths // 8), -(-size[1] * eighths // 8), 3)
+    difference = np.abs(found.astype(int) - expected.astype(int))
+    assert difference.mean() < 0.6 and difference.max() <= 4
+    assert np.array_equal(decode(png.getvalue(), cover), found)
+    smaller = cover[0] - 5, cover[1] - 8
+    assert np.array_equal(load_image(decoded, smaller), load_image(png.getvalue(), smaller))
+    assert np.abs(load_image(decoded, smaller).astype(int) - load_image(jpeg.getvalue(), smaller)).max() <= 4
+
+
+def test_small_images_are_not_reduced() -> None:
+    pixels = picture()
+    assert reduce(pixels, (pixels.shape[0], 10)) is pixels
 
 
 def decode_both(pixels: NDArray[np.uint8], cover: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
