@@ -4,7 +4,7 @@
     listing.py     which images, in which order
     nodes.py       connect, and divide the cluster into workers
     checks.py      what every machine must have
-    worker.py      one actor per GPU or group of cores: a partition in, a file of rows out
+    worker.py      one actor per GPU or group of cores, which turns partitions into files of rows
     isolation.py   isolate images that crash workers
     partitions.py  the files of rows, and merging them into the submission
     watch.py       notice that the cluster is lost

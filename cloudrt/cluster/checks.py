@@ -75,7 +75,7 @@ def check_nodes(
         kinds[kind].append(node.address)
     if len(kinds) > 1:
         named = "; ".join(f"{kind} ({', '.join(addresses[:3])})" for kind, addresses in sorted(kinds.items()))
-        raise ClusterError(f"machines of different kinds give different results: {named}; use a cluster of one kind")
+        raise ClusterError(f"machines of different models give different results: {named}; use identical machines")
 
 
 def _refuse_versions(node: Node, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:

@@ -2,10 +2,10 @@
 
     inputs --list--> partitions --Ray Data: one actor per GPU or group of cores--> files of rows --merge--> submission
 
-Everything that results depend on is decided once: provider, batch shape, threads, streams. One worker measures what is
-left open, and every other worker must have the same identity, so the submission is byte-identical to that of a single
-machine with this identity. Ray Data gives each worker its next partition when it is ready, replaces workers that die
-and runs their partitions again.
+Everything that results depend on is chosen once: provider, batch size, threads, streams. One worker measures the
+options that are not set, and every other worker must have the same identity, so the submission is byte-identical to
+that of a single machine with this identity. Ray Data gives each worker its next partition when it is ready, replaces
+workers that die and runs their partitions again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cloudrt.images.inputs import digest_sizes
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.outputs import FORMATS, write_failures
 from cloudrt.inference.pipeline import require_rules
-from cloudrt.inference.submission import write_run_record
+from cloudrt.inference.submission import read_run_record, write_run_record
 from cloudrt.inference.task import InferTask
 from cloudrt.model.artifact import default_model, read_artifact
 from cloudrt.system.files import locked, sha256
@@ -60,6 +60,8 @@ class ClusterRun:
         The workers.
     plan
         How they ran.
+    already_finished
+        Whether an earlier run had written the output, so that nothing was touched.
     """
 
     images: int
@@ -68,20 +70,21 @@ class ClusterRun:
     resumed: int
     share: Share
     plan: Plan
+    already_finished: bool = False
 
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """Where a run on a cluster takes place, and where its partitions lie.
+    """Address of the cluster, and location and format of the partitions.
 
     Parameters
     ----------
     address
-        HOST:PORT of a cluster, "auto" for the one of this machine, or "local" to start Ray here.
+        HOST:PORT of a cluster, "auto" for the cluster of this machine, or "local" to start Ray on this machine.
     partitions
-        Folder or URI of the partitions; OUTPUT.parts where it is None.
+        Folder or URI of the partitions; None uses OUTPUT.parts.
     partition_format, partition_size
-        "parquet" or "csv"; images per partition, 0 to choose.
+        "parquet" or "csv", and the number of images per partition; 0 uses `PARTITION` or fewer.
     endpoint
         URL of an S3-compatible store.
     """
@@ -100,7 +103,7 @@ def infer_on_cluster(
     merging: Callable[[int], Callable[[], object]],
     lost: Callable[[str], object],
 ) -> ClusterRun:
-    """Write the submission of images that a cluster segments.
+    """Segment images on a cluster and write the submission.
 
     Parameters
     ----------
@@ -158,13 +161,17 @@ def infer_on_cluster(
             finished = partitions.begin(whole, resume=task.resume, overwrite=task.overwrite)
             parts = cut(images, size)
             todo = [number for number in range(len(parts)) if partitions.name(number) not in finished]
+            if task.resume and not todo and task.output.exists():
+                read_run_record(task.paths).require_same(whole, str(task.output))
+                logger.info("%s: already finished, nothing to do", task.output)
+                return ClusterRun(len(images), 0, 0, len(images), share, plan, already_finished=True)
             resumed = len(images) - sum(len(parts[number]) for number in todo)
             done = started(plan, share, len(images), resumed)
             job = replace(
                 job, plan=plan, identity=identity, stores=tuple(stores), out=out, form=options.partition_format
             )
             run_partitions(job, parts, todo, share, done)
-        # The folder stays locked until all is merged: another run would replace the rows.
+        # The folder is locked until merging is done; otherwise another run could replace the rows.
         counted = Counted(partitions.records(parts, whole), merging(len(images)))
         FORMATS[task.format](task.output, counted.records, artifact.labels)
         write_failures(task.paths.failures, lambda: counted.failures)

@@ -1,9 +1,10 @@
 """Isolate images that crash workers, so that the other images of their partition are not lost.
 
-An image that makes decoding or segmenting raise an error, or that crashes the process, fails alone. The `Ledger`, an
-actor that outlives the workers, records what each worker was running when it died, and the next worker narrows it down:
+If an image raises an error during decoding or segmentation, or crashes the process, only that image fails. The
+`Ledger`, an actor that outlives the workers, records which images each worker is running. After a crash, the partition
+runs again in smaller steps:
 
-    whole partition --died--> batch by batch --died--> the images of that batch one by one --died--> that image failed
+    whole partition --crash--> batch by batch --crash--> images of that batch one by one --crash--> that image failed
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class PartitionState:
-    """What is known of a partition, and how to run it.
+    """State of a partition after crashes, and how to run it.
 
     Parameters
     ----------
@@ -138,7 +139,7 @@ def segment(
     state: PartitionState,
     note: Callable[[Sequence[int]], object],
 ) -> list[Record]:
-    """Return the rows of a partition; an image that raises or that crashed a worker fails alone.
+    """Return the rows of a partition; images that raise an error or crashed a worker fail, the others do not.
 
     Parameters
     ----------

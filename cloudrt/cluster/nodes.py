@@ -156,14 +156,14 @@ def share_out(nodes: Sequence[Node], provider: str, threads: int) -> Share:
             raise ClusterError(f"no machine with a GPU has {cpus} CPUs for it: give a smaller --threads")
         return Share(workers, cpus, 1)
     if provider in GPU_PROVIDERS:
-        raise ClusterError(f"--provider {provider}: no machine of the cluster has a GPU that Ray knows of")
+        raise ClusterError(f"--provider {provider}: no machine of the cluster has a GPU according to Ray")
     sizes = [node.cpus for node in nodes if node.cpus]
     if not sizes:
         raise ClusterError("no machine of the cluster offers CPUs: start one with ray start --num-cpus")
     cpus = threads or min(sizes)
     workers = sum(size // cpus for size in sizes)
     if not workers:
-        raise ClusterError(f"no machine of the cluster has {cpus} CPUs, the largest {max(sizes)}: lower --threads")
+        raise ClusterError(f"no machine of the cluster has {cpus} CPUs, the largest has {max(sizes)}: lower --threads")
     return Share(workers, cpus, 0)
 
 
@@ -195,7 +195,7 @@ def ask(nodes: Sequence[Node], question: Callable[..., Any], *arguments: Any) ->
         try:
             answers.append(ray.get(one, timeout=PATIENCE))
         except GetTimeoutError as error:
-            raise ClusterError(f"machine {node.address} does not answer: take it out of the cluster") from error
+            raise ClusterError(f"machine {node.address} does not answer: remove it from the cluster") from error
         except RayError as error:
             raise unwrapped(error, f"machine {node.address}: ") from error
     return answers
@@ -218,9 +218,9 @@ def unwrapped(error: BaseException, where: str = "") -> CloudrtError:
 def _last_line(text: str) -> str:
     """Return the message of the cloudrt error in a traceback, else the last line, without the name of the error."""
     ours = re.findall(r"^\s*(?:[\w.]+\()?cloudrt\.[\w.]*Error: (.+?)\s*$", text, re.MULTILINE)
-    if ours:  # Ray Data appends advice
+    if ours:  # the line is not the last: Ray Data appends advice
         return str(ours[-1])
-    text = re.split(r"^[\w.]*UserCodeException: ", text, flags=re.MULTILINE)[0]  # and here
+    text = re.split(r"^[\w.]*UserCodeException: ", text, flags=re.MULTILINE)[0]  # without Ray Data's advice
     raised = re.findall(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception)(?:\([\w.]+\))?: (.+?)\s*$", text, re.MULTILINE)
     if raised:
         return str(raised[-1])

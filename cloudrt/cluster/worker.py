@@ -1,4 +1,4 @@
-"""One worker: an actor with its own engine, on a GPU or a group of cores. A partition in, a file of rows out.
+"""A worker: an actor with its own engine, on a GPU or a group of cores, which turns partitions into files of rows.
 
     keys and places --Segmenter.predict: decode threads -> engine -> post-process threads--> rows --> part-00000.parquet
 

@@ -170,7 +170,7 @@ def test_sharing_out() -> None:
     assert share_out([small, gpu], "openvino", 0) == Share(9, 4, 0)
     for nodes, provider, threads, named in (
         ([small], "cuda", 0, "no machine of the cluster has a GPU"),
-        ([small], "cpu", 5, "has 5 CPUs, the largest 4"),
+        ([small], "cpu", 5, "has 5 CPUs, the largest has 4"),
         ([gpu], "auto", 64, "no machine with a GPU has 64 CPUs"),
         ([head], "auto", 0, "offers CPUs"),
     ):
