@@ -1,1 +1,1 @@
-"""The benchmark stage and its peers. Installed as cloudrt.bench."""
+"""The benchmark and the peers that it compares cloudrt with. Installed as cloudrt.bench."""

@@ -42,7 +42,7 @@ WAYS = tuple(reversed(PROVIDERS[1:]))
 
 @dataclass(frozen=True)
 class Way:
-    """A model in a provider.
+    """A way to run: a model in a provider.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class Way:
     empty_mismatch
         Share of rows empty in only one of the submission and the truth or reference.
     front
-        Whether no other way beats it in speed and Dice.
+        Whether no other way is at least as good in speed and Dice, and better in one of them.
     """
 
     model: str
@@ -105,7 +105,7 @@ def measure_accuracy(
     repeat: int,
     advance: Callable[[], object],
 ) -> Accuracy:
-    """Run every way over the images, alternating after each chunk, after a warm-up.
+    """Run every way (model and provider) over the images, alternating after each chunk, after a warm-up.
 
     Parameters
     ----------

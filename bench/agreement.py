@@ -1,4 +1,4 @@
-"""Check that two ways give the same answers, before any of their times count."""
+"""Checks that a peer gives the same results as cloudrt; otherwise its times are not reported."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from . import notebook
 from .workload import Workload
 
 LEAST_DICE = 0.97
-"""Minimum Dice between a peer's masks and ours from the same images. Below it, the peer computes something else."""
+"""Minimum Dice between a peer's masks and ours from the same images; below it, the peer is skipped."""
 
 
 class AgreementError(CloudrtError):
-    """A peer gives other answers than cloudrt, so its time would mean nothing."""
+    """A peer gives other results than cloudrt, so the times cannot be compared."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the answers of cloudrt and of the notebook compare.
+    """Agreement between the results of cloudrt and of the notebook.
 
     Parameters
     ----------

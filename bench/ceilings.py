@@ -1,4 +1,4 @@
-"""Each stage alone in units of its own work, and what the machine could do at most.
+"""The rate of each stage alone, in units of its work, and the highest rate that the machine can reach.
 
 decode          compressed bytes and decoded megapixels per second
 infer           operations per image, the rate, and its share of the measured peak of matrix products

@@ -1,7 +1,7 @@
 """Compare two benchmark files: which ratios changed by more than their noise, and which are regressions.
 
-Only ratios within a run are compared, because absolute times of another day or machine are not comparable: each stage
-beside the notebook's way, the pipeline beside its ceiling and its peers, post-processing beside its peers.
+Only ratios within a run are compared, because absolute times of another day or machine are not comparable: those of
+each stage to the notebook's, of the pipeline to its ceiling and its peers, and of post-processing to its peers.
 """
 
 from __future__ import annotations
@@ -123,27 +123,29 @@ def _ratios(values: dict[str, Any]) -> Iterator[tuple[str, tuple[float, float]]]
     """Yield name, (ratio, relative noise) for every ratio."""
     for stage in values["stages"]:
         noise = np.hypot(_noise(stage["ours"]), _noise(stage["notebook"]))
-        yield f"{stage['name']}, beside the notebook's way", (stage["ratio"], float(noise))
+        yield f"{stage['name']}, compared with the notebook's way", (stage["ratio"], float(noise))
     whole = values["pipeline"]
     if whole:
         spread = _noise(whole["whole"])
         yield "files to CSV, share of the ceiling", (whole["share_of_ceiling"], spread)
         for name, peer in whole["peers"].items():
-            yield f"files to CSV, beside {name}", (peer["ratio"], float(np.hypot(spread, _noise(peer))))
+            yield f"files to CSV, compared with {name}", (peer["ratio"], float(np.hypot(spread, _noise(peer))))
     for measured in values["postprocess"]:
         for peer in measured["peers"]:
             ratio = peer["ratio"]
             spread = (peer["high"] - peer["low"]) / ratio
-            yield f"post-processing {measured['kind']}, {measured['form']}, beside {peer['name']}", (ratio, spread)
+            what = f"post-processing {measured['kind']}, {measured['form']}, compared with {peer['name']}"
+            yield what, (ratio, spread)
     host = values.get("host")
     if host:
-        yield "host, slowest batch size beside the fastest", (host["evenness"], _widest(host["handover"].values()))
+        spread = _widest(host["handover"].values())
+        yield "host, slowest batch size compared with the fastest", (host["evenness"], spread)
         for size, one in host["postprocess"].items():
             noise = float(np.hypot(_noise(one["alone"]), _noise(one["pipeline"])))
-            yield f"host, batch {size}, beside post-processing alone", (one["share"], noise)
-        yield "host, three stages beside one", (host["overlap"]["share"], _noise(host["overlap"]["batch"]))
+            yield f"host, batch {size}, compared with post-processing alone", (one["share"], noise)
+        yield "host, three stages compared with one", (host["overlap"]["share"], _noise(host["overlap"]["batch"]))
     if values["search"]:
-        yield "search, beside nested loops", (values["search"]["ratio"], 0.0)
+        yield "search, compared with nested loops", (values["search"]["ratio"], 0.0)
 
 
 def _widest(timings: Iterable[dict[str, Any]]) -> float:

@@ -34,27 +34,27 @@ class BenchResult:
     Parameters
     ----------
     options
-        What was asked for.
+        Options of the run.
     model
         The artifact and how it ran.
     images
         Number, size and source of the images.
     peer
-        The network of the notebook's way.
+        How the network of the notebook's way runs: library, precision and batch size.
     agreement
-        How the answers of cloudrt and the notebook compare.
+        Agreement between the results of cloudrt and of the notebook.
     skipped
         Peers that were not measured: name -> reason.
     stages
-        Decode, infer, post-process and the whole, beside the notebook's way.
+        Decode, infer, post-process and the whole pipeline, compared with the notebook's way.
     pipeline
-        The whole relative to what its stages allow, and to peers.
+        The whole pipeline, compared with its ceiling and with peers.
     ceilings
-        Each stage alone in units of its own work.
+        Rate of each stage alone, in units of its work.
     postprocess, rle
-        Post-processing, and RLE alone, beside peers on one thread.
+        Post-processing, and RLE alone, compared with peers on one thread.
     search
-        The exact search of rules beside nested loops.
+        The exact search of rules, compared with nested loops.
     startup
         Start-up times of a new process.
     throughput
@@ -66,9 +66,9 @@ class BenchResult:
     scaling
         Cost per image in runs of different lengths.
     host
-        The pipeline without the network: cost of passing work on, and overlap of the stages.
+        The pipeline without the network: overhead of passing work between stages, and their overlap.
     peak_rss_mb
-        Peak memory of the process, all ways together.
+        Peak memory of the process, with all peers.
     """
 
     options: BenchOptions

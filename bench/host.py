@@ -1,6 +1,6 @@
-"""The pipeline's own cost on the host: what remains when a GPU runs the network.
+"""Overhead of the pipeline on the host, which limits the rate when a GPU runs the network.
 
-    hand-over      decode, engine and post-processing take no time: images/s of passing work from thread to thread
+    hand-over      decode, engine and post-processing take no time: images/s of passing work between threads
     post-process   decode and engine take no time: the share of the rate of post-processing alone, on the same cores
     overlap        copying, computing and post-processing a batch take equally long and use no core, on two streams:
                    the share of the rate of one of them
@@ -48,7 +48,7 @@ class Host:
     Parameters
     ----------
     handover
-        Batch size -> seconds per image, with nothing to do.
+        Batch size -> seconds per image, if no stage takes time.
     alone, whole
         Batch size -> seconds per image of post-processing alone, and of the pipeline around it.
     overlap

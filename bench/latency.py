@@ -1,4 +1,4 @@
-"""Latency of a single image: no batch to fill, and nothing overlaps."""
+"""Latency of a single image, at batch size 1 and without overlap."""
 
 from __future__ import annotations
 

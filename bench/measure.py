@@ -1,10 +1,10 @@
-"""Run a benchmark: cloudrt beside the notebook's way and other peers, on the same images in the same run.
+"""Run a benchmark: cloudrt and its peers, such as the notebook's way, on the same images in the same run.
 
-    images -> model and peers opened -> answers compared -> parts timed -> BenchResult -> table, bench.json
+    images -> open model and peers -> compare results -> time the parts -> BenchResult -> table, bench.json
 
-Times count only after the answers agree: on our probability maps, the notebook's post-processing must give our RLE
-texts byte for byte. From files to submission the two decode and resize differently, so the Dice between the submissions
-is reported instead.
+Nothing is timed before the results agree: on our probability maps, the notebook's post-processing must give our RLE
+texts byte for byte. From files to submission, the two decode and resize differently, so the Dice between the
+submissions is reported instead.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ROUNDS = 2
 
 
 def bench(options: BenchOptions, output: Path, progress: Progress) -> BenchResult:
-    """Run the benchmark and write `output`, a JSON file, whole or not at all.
+    """Run the benchmark and write `output`, a JSON file, atomically.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def _measure_postprocess(found: BenchResult, work: Workload, progress: Progress)
 
 
 def list_stages(work: Workload, peer: notebook.Network) -> list[Stage]:
-    """Return the stages; each way runs its own function on its own output of the stage before."""
+    """Return the stages; cloudrt and the notebook each process the output of their own previous stage."""
     size, rules = work.artifact.input_size, work.rules
     theirs = [peer(image) for image in work.loaded]
     return [

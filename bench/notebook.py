@@ -1,4 +1,4 @@
-"""The notebook's way: the code of the competition's notebooks, written as plainly as there.
+"""The notebook's way: the pipeline of the competition's notebooks, without optimisation.
 
 One image at a time: full decode and resize, the network at batch 1, resize to the submission grid, sigmoid, threshold,
 a loop over the connected components, RLE by NumPy differences, a row of CSV. Its bugs are fixed, so that it computes
@@ -35,7 +35,7 @@ Presence = NDArray[np.uint8] | None
 
 
 class Network(Protocol):
-    """A way to run the network, one image at a time; `name` is shown in the tables."""
+    """A function that runs the network on one image; `name` is shown in the tables."""
 
     name: str
 

@@ -1,8 +1,8 @@
-"""The whole pipeline relative to what its stages allow, and to peers that do the same work from files to CSV.
+"""The whole pipeline, compared with its ceiling and with peers that do the same work from files to CSV.
 
 Each stage runs alone with all of its threads, then the whole pipeline, alternating with the peers. On a CPU the stages
-share the cores, and the ceiling is what the cores could do if they never waited. With a GPU the limit is the slower of
-decoding and the engine.
+share the cores, and the ceiling is the rate of cores that are never idle. With a GPU the ceiling is the rate of the
+slower of decoding and the engine.
 
     CPU   ceiling = cores / CPU seconds per image of all stages alone
     GPU   ceiling = the lower of the rates of decoding alone and of the engine alone

@@ -1,13 +1,14 @@
-"""Post-processing on one thread, beside the peers and the floor, the time to read the map once from memory.
+"""Post-processing on one thread, compared with peers and with the floor, the time to read the map once from memory.
 
     dense      smoothed noise: about 2,200 runs and 60 components per map
     smooth     noise smoothed more: about 500 runs and 4 components, as from a trained network
     network    maps of the measured model on the images of the run, with its rules
 
 Each set is measured in two forms: "uint8, RLE order", the artifact's output, and "float32, C order", PyTorch's output.
-A block is as many passes over a set as take a few milliseconds. The blocks of all ways alternate, and a ratio is the
-median of the ratios within a turn, so that slow periods of the machine cancel out. Every peer's texts are compared with
-ours before any time counts. pycocotools only encodes a finished mask; the floor only computes the maximum of the map.
+A block is as many passes over a set as take a few milliseconds. Blocks of cloudrt and of all peers alternate, and a
+ratio is the median of the ratios within a turn, so that slow periods of the machine cancel out. Before timing, every
+peer's texts are compared with ours. pycocotools only encodes a finished mask; the floor only computes the maximum of
+the map.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class RunCost:
     seconds, cpu_seconds
         Wall and CPU seconds per image, from file to CSV.
     memory_mb
-        Resident memory at the end of the run; None if the system does not tell.
+        Resident memory at the end of the run; None if unknown.
     """
 
     images: int

@@ -1,4 +1,4 @@
-"""The exact search of rules beside the notebook's nested loops, over its grid of 140 thresholds x 17 min areas.
+"""The exact search of rules, compared with the notebook's nested loops over 140 thresholds x 17 min areas.
 
 The loops would take hours, so their time is extrapolated from a sample: random pairs of threshold and min area, each
 post-processed and scored on a random map as in the notebook. The mean time is multiplied by the number of calls in the

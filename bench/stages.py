@@ -1,9 +1,9 @@
-"""Time two ways of doing the same work: alternating, after a warm-up, with median and spread.
+"""Time two implementations of the same work alternately, after a warm-up, with median and spread.
 
     warm-up: ours, theirs      then `repeat` times: ours, theirs
 
-Alternating spreads slow periods of the machine over both. A pass processes all images and its time is divided by their
-number, so figures are per image however many a way processes at once.
+Because they alternate, slow periods of the machine affect both. A pass processes all images, and its time is divided by
+their number, so figures are per image, whatever the batch size.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 REST = 0.02
-"""Seconds between two passes: thread pools spin for a while after their work, which would slow the next way."""
+"""Seconds between two passes: thread pools spin for a while after their work, which would slow the next pass."""
 
 NOISY = 0.25
-"""Spread, as a share of the median, above which a figure is called noisy."""
+"""Interquartile range, as a share of the median, above which a figure is marked as noisy."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage done in two ways; each call processes all images once, without set-up."""
+    """A stage in two implementations; each call processes all images once, without set-up."""
 
     name: str
     ours: Callable[[], object]
@@ -50,7 +50,7 @@ class Timing:
 
     @property
     def noisy(self) -> bool:
-        """Whether the repetitions differ so much that something else must have used the machine."""
+        """Whether the repetitions differ so much that the machine probably had other load."""
         return self.iqr > NOISY * self.median
 
     def to_dict(self) -> dict[str, Any]:

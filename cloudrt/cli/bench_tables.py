@@ -78,7 +78,7 @@ def _show_latencies(done: BenchResult) -> None:
 
 def _show_host(host: Host) -> None:
     table = _table(
-        ("batch size", "images/s, nothing to do", "post-processing alone", "in the pipeline", "share"),
+        ("batch size", "images/s without work", "post-processing alone", "in the pipeline", "share"),
         title=f"The pipeline without a network, {host.threads} threads",
     )
     for size, timing in host.handover.items():

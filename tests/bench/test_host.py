@@ -72,8 +72,8 @@ def test_the_part_is_shown_written_and_compared(model: Path, tmp_path: Path, mon
     assert "The pipeline without a network" in Page(tmp_path / "b.html").text
     names = {change.name for change in compare(values, values).changes}
     assert names == {
-        "host, slowest batch size beside the fastest",
-        "host, batch 2, beside post-processing alone",
-        "host, batch 8, beside post-processing alone",
-        "host, three stages beside one",
+        "host, slowest batch size compared with the fastest",
+        "host, batch 2, compared with post-processing alone",
+        "host, batch 8, compared with post-processing alone",
+        "host, three stages compared with one",
     }
