@@ -1,4 +1,4 @@
-"""What is measured: an open model, the images, and the model's answers for them.
+"""The workload of a benchmark: an open model, the images, and the model's outputs for them.
 
 The images are the user's, or synthetic images of the size of the competition's images.
 """

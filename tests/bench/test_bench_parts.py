@@ -247,10 +247,10 @@ def bench_of(**ratios: float) -> dict[str, Any]:
     [
         ({}, [], []),
         ({"decode": 1.85}, [], []),  # within the tolerance
-        ({"decode": 1.7}, ["decode, beside the notebook's way"], []),
+        ({"decode": 1.7}, ["decode, compared with the notebook's way"], []),
         ({"infer": 2.0}, [], []),  # noisy
-        ({"infer": 0.5}, ["infer, beside the notebook's way"], []),
-        ({"share": 0.5, "x": 3.0}, ["files to CSV, share of the ceiling"], ["files to CSV, beside x"]),
+        ({"infer": 0.5}, ["infer, compared with the notebook's way"], []),
+        ({"share": 0.5, "x": 3.0}, ["files to CSV, share of the ceiling"], ["files to CSV, compared with x"]),
     ],
 )
 def test_only_falls_beyond_the_noise_are_regressions(
@@ -276,7 +276,7 @@ def test_what_only_one_run_has_is_named() -> None:
     other = bench_of()
     other["pipeline"], other["machine"] = None, {"cpu": "b"}
     found = compare(bench_of(), other)
-    assert found.only_before == ["files to CSV, share of the ceiling", "files to CSV, beside x"]
+    assert found.only_before == ["files to CSV, share of the ceiling", "files to CSV, compared with x"]
     assert found.differences == ["cpu: a before, b now"]
 
 
