@@ -37,7 +37,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 @dataclass(frozen=True)
 class Target:
-    """The artifact to make, and how it is judged.
+    """The artifact to make, and how it is compared with PyTorch.
 
     Parameters
     ----------
@@ -112,7 +112,8 @@ class Exported:
         Speed relative to the same network in fp32, in the gate's provider on this machine. None where it was not
         measured: the provider emulates the precision, or would build another engine.
     tensorrt
-        What TensorRT's parser and builder made of it, or why they refuse it; None without TensorRT for RTX.
+        Result of TensorRT's parser and builder, or the reason why they refuse the artifact; None if TensorRT for RTX is
+        not installed.
     """
 
     path: Path
@@ -183,7 +184,7 @@ def export(
 
 
 def check_tensorrt(model: onnx.ModelProto, artifact: Artifact, target: Target) -> TensorrtCheck | str | None:
-    """Return what TensorRT makes of an artifact, or why it refuses it; None where it is not installed."""
+    """Parse and build an artifact with TensorRT; return the result or why it is refused, or None if not installed."""
     reason = emulation("tensorrt", artifact)
     if reason or not is_installed():
         return reason

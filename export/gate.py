@@ -36,7 +36,7 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Gate:
-    """How a conversion to one precision is judged.
+    """The comparison of a model in one precision with PyTorch, and its limits.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Gate:
 
     @property
     def emulates(self) -> str:
-        """What is emulated because the provider lacks it, as a phrase for the record, or empty."""
+        """Description of what is emulated because the provider does not support it; empty if nothing is."""
         if self.provider != "cpu":
             return ""
         if self.artifact.precision == "fp16":
@@ -112,7 +112,7 @@ class Gate:
 
 
 def _any_size(engine: Engine) -> Runner:
-    """Return a function that runs any number of images; the last batch of a fixed size is filled up."""
+    """Return a function that runs any number of images; for a fixed batch size, the last batch is padded."""
     size = engine.batch_size
     if size is None:
         return engine.run

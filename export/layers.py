@@ -1,7 +1,8 @@
 """Map each node of the graph to the PyTorch module that it comes from.
 
-The exporter stores on every node the names of the modules that called it. They give the layers that a conversion can
-lower to fp16 or int8 or keep in fp32, and the nodes around the network, which always stay in float32.
+The exporter stores the names of the modules that called a node in the node's `metadata_props`, here called notes. They
+tell which nodes form a layer, which a conversion can lower to fp16 or int8 or keep in fp32, and which nodes are outside
+the network and always stay in float32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every precision of an export shares: checkpoints, images, the traced graph and PyTorch's answers."""
+"""The inputs that all precisions of an export share: checkpoints, images, the traced graph and PyTorch's results."""
 
 from __future__ import annotations
 

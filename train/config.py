@@ -23,7 +23,7 @@ RESUMABLE = ("epochs", "workers", "device", "compile", "time_budget", "tensorboa
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of a training run. The defaults are the notebook's, except where those were mistakes.
+    """Options of a training run. The defaults are those of the notebook, except for its errors.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class TrainConfig:
     presence_weight
         Weight of the head's binary cross-entropy; the loss of the masks has weight 1.
     label_smoothing
-        Of the head's targets: 0.1 gives 0.05 and 0.95 instead of 0 and 1.
+        Label smoothing of the head's targets: 0.1 gives 0.05 and 0.95 instead of 0 and 1.
     pretrain_epochs
         Epochs of pre-training without labels, on the brightness of partly hidden images.
     epochs, batch_size, accumulate
@@ -60,7 +60,7 @@ class TrainConfig:
     ema
         Decay of the moving average of the weights, which is then validated and stored; 0 for none.
     freeze_batchnorm
-        Whether BatchNorm keeps its running statistics.
+        Whether BatchNorm normalises with its running statistics and does not update them.
     tta
         Flips at validation: "none", "h", "v" or "hv".
     precision
@@ -73,7 +73,7 @@ class TrainConfig:
     group_similar
         Whether near-duplicate images are kept in one fold.
     seed
-        Of the split, the initial weights, the order of images and the augmentation.
+        Seed of the split, the initial weights, the order of images and the augmentation.
     augment
         One of `AUGMENTATIONS`; see `augment.py`.
     workers

@@ -128,7 +128,7 @@ class EpochBatches(Sampler[list[int]]):
     batch_size
         Images per batch and process.
     seed
-        Of the shuffle.
+        Seed of the shuffle.
     rank, world
         Rank of this process and number of processes.
     """

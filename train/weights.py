@@ -44,7 +44,7 @@ class EncoderWeights:
     license
         Licence that the source states.
     mean, std
-        Of the RGB channels, in levels 0..255, that the weights were trained with.
+        Mean and standard deviation of the RGB channels that the weights were trained with, in levels 0..255.
     """
 
     tensors: dict[str, torch.Tensor]
