@@ -28,7 +28,7 @@ VERSIONED = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "onnx
 
 
 def trace(ensemble: Ensemble) -> onnx.ModelProto:
-    """Return the float32 graph of an ensemble, with the exporter's notes on every node.
+    """Return the float32 graph of an ensemble, with the exporter's notes on every node; see `layers.py`.
 
     The batch dimension is dynamic and named N.
 

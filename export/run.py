@@ -149,7 +149,7 @@ def limited(default: Tolerances, limits: Mapping[str, float], *, tighten: bool =
 
 @dataclass(frozen=True)
 class PrecisionResult:
-    """The result of one precision: the artifact, or why it was refused, with every figure beside its limit."""
+    """The result of one precision: the artifact or the reason of its refusal, and every figure with its limit."""
 
     title: str
     verdicts: Sequence[Verdict]
@@ -236,7 +236,7 @@ def run_export(
 
 
 def check_artifacts(artifacts: Sequence[Path], batch_size: int) -> dict[Path, TensorrtCheck]:
-    """Return what TensorRT makes of artifacts: it parses them, and builds their engines for every target.
+    """Parse artifacts with TensorRT, build their engines for every target, and return the results.
 
     Raises
     ------

@@ -132,7 +132,7 @@ CROSS_FILES = ("oof.npz", "folds.json")
     show_default=True,
     help="Decay of the moving average of the weights, such as 0.999; 0 for none.",
 )
-@click.option("--freeze-batchnorm", is_flag=True, help="Keep the running statistics of BatchNorm.")
+@click.option("--freeze-batchnorm", is_flag=True, help="Do not update the running statistics of BatchNorm.")
 @click.option(
     "--tta",
     type=click.Choice(["none", "h", "v", "hv"]),

@@ -1,13 +1,13 @@
-"""Images in, RLE rows out: decode -> batch -> engine -> post-process, overlapped, in order, in bounded memory.
+"""The inference pipeline, from images to RLE rows: decode -> batch -> engine -> post-process.
 
-`Segmenter.predict` is a chain of lazy stages, each of which keeps a few groups in flight on threads of its own:
+`Segmenter.predict` is a chain of lazy stages. Each stage processes a few groups at a time on its own threads:
 
     inputs --decode threads--> images --engine threads--> probabilities --post-process threads--> results
 
-A group is one batch of the engine, or several where batches take less than some milliseconds: work is handed over by
-the group, and threads share the images of a group. Pulling a result refills the stages before it, so that every stage
-works while the caller handles a result, and memory is that of the groups in flight. Decoding, the engines and the
-kernels all release the GIL.
+A group is one batch of the engine, or several batches if each takes only a few milliseconds. Stages pass whole groups
+on, and the threads of a stage share the images of a group. Taking a result starts more work in the stages before it, so
+that all stages run while the caller handles a result. Results are in order, and only the groups in progress are in
+memory. Decoding, the engines and the kernels release the GIL.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ from cloudrt.system.versions import package_versions
 
 
 class Segmenter:
-    """Segments images with one artifact. A context manager.
+    """Segments images with one artifact; a context manager.
 
     Parameters
     ----------
     model
-        Path of the artifact; None takes ./model.onnx, else the model that ships with the package.
+        Path of the artifact. None uses ./model.onnx if it exists, else the model that ships with the package.
     options
-        How to run it.
+        Options of the run.
     plan
-        How to run it, settled by an earlier run: nothing is measured. See `cloudrt.engines.plan`.
+        The plan of an earlier run, which is used without measuring. See `cloudrt.engines.plan`.
     samples
-        Gives images (N, H, W, 3), on which "auto" compares providers; without it, made-up scenes are compared.
+        Returns images, (N, H, W, 3) uint8 RGB, on which "auto" compares providers. None uses synthetic images.
     **settings
         Fields of `RunOptions`, which replace those of `options`: ``Segmenter("model.onnx", provider="cuda")``.
 
@@ -67,13 +67,13 @@ class Segmenter:
     ArtifactError
         The model is missing, damaged, or not an artifact of cloudrt.
     DataError
-        An option that does not exist, or a value that is refused.
+        An option that does not exist, or an invalid value.
     ProviderError
-        The provider cannot run here; names what to install.
+        The provider cannot run on this machine; the message says what to install.
 
     Notes
     -----
-    What is left to "auto" and 0 is measured once for each artifact and machine, which takes some seconds.
+    Options that are "auto", 0 or None are measured once for each artifact and machine, which can take up to a minute.
 
     Examples
     --------
@@ -91,7 +91,7 @@ class Segmenter:
         **settings: Unpack[RunSettings],
     ) -> None:
         if options is not None and not isinstance(options, RunOptions):
-            raise DataError(f"options are a RunOptions, found {options!r}; use keywords such as provider='cpu'")
+            raise DataError(f"options must be a RunOptions, found {options!r}; use keywords such as provider='cpu'")
         self.options = options = (options or RunOptions()).changed(**settings)
         self.model = Path(model) if model is not None else default_model()
         loaded = load_model(self.model)
@@ -114,7 +114,7 @@ class Segmenter:
 
     @property
     def batch_size(self) -> int:
-        """Images a batch at present: that of the plan, or less where memory ran out."""
+        """Images per batch: as in the plan, or fewer after running out of memory."""
         return self.pool.batch_size
 
     @property
@@ -125,15 +125,23 @@ class Segmenter:
     def predict(
         self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None = None
     ) -> Generator[Result, None, None]:
-        """Yield one `Result` for each input, in order; reads the inputs lazily, and keeps only a few in memory.
+        """Yield one `Result` for each input, in order.
 
-        An input that fails yields a result with an `error` and empty rows; the others go on. `look` is called in order,
-        some images ahead, with what the network says of each: to keep the probabilities, say.
+        The inputs are read lazily, and only a few are in memory at a time. An input that fails yields a result with an
+        `error` and empty rows, and does not stop the others.
+
+        Parameters
+        ----------
+        inputs
+            Paths, the bytes of image files, (H, W, 3) uint8 RGB arrays, or `ImageFile` and `StoredImage` objects.
+        look
+            Called with the network's output for each input, in order and some images before the results, for example
+            to store the probabilities.
 
         Raises
         ------
         ArtifactError
-            The artifact holds no rules.
+            The artifact has no rules.
         """
         _refuse_one(inputs)
         require_rules(self.artifact, self.model)
@@ -149,12 +157,12 @@ class Segmenter:
                     stats.pulled(sum(result.error is None for result in results))
                     pace.arrived(len(results))
                     yield from results
-            finally:  # closed early, or failed: wait for what runs, not for what has not begun
+            finally:  # after an error or an early close, cancel the tasks that have not started
                 finishers.shutdown(wait=False, cancel_futures=True)
                 self.stats.drop()
 
     def infer(self, inputs: Iterable[Input]) -> Generator[Inferred, None, None]:
-        """Yield what the network says of each input, before any rule: what tuning looks at. In order, lazily."""
+        """Yield the network's output for each input, before any rule is applied, in order and lazily."""
         _refuse_one(inputs)
         pace = Pace()
         with closing(self._run(inputs, pace)) as groups:
@@ -166,18 +174,18 @@ class Segmenter:
                 self.stats.drop()
 
     def texts(self, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> list[list[str]]:
-        """Return the RLE texts, one a class, of images: (n, C, W, H) levels, and (n, C) presence or None."""
+        """Return the RLE texts, one per class, of images with (n, C, W, H) levels and (n, C) presence or None."""
         return postprocess_batch(levels, self.artifact.rules, presence)
 
     def _run(self, inputs: Iterable[Input], pace: Pace) -> Generator[_Group, None, None]:
-        """Yield groups of inputs with the network's outputs, in order; `pace` says how many batches a group holds."""
+        """Yield groups of inputs with the network's outputs, in order; `pace` sets the number of batches per group."""
         slots = self.pool.slots
-        # Enough for every engine's next group, and an image for every thread.
+        # The next group of every engine, and at least one image for every decoding thread.
         ahead = slots + 1 + -(-self.threads // self.batch_size)
 
         def empty() -> Batch:
             batches, decoder = pace.batches(self.batch_size), self.decoding.decoder
-            if decoder is not None and self.pool.takes(decoder.place):  # images stay on the GPU
+            if decoder is not None and self.pool.takes(decoder.place):  # the images stay on the GPU
                 return decoder.empty(batches * self.batch_size)
             return self.pool.empty(batches)
 
@@ -196,7 +204,7 @@ class Segmenter:
                     pool.shutdown(wait=False, cancel_futures=True)
 
     def identity(self) -> Identity:
-        """Return what the answers depend on: the same values give the same bytes."""
+        """Return everything that results depend on: equal identities give the same bytes."""
         packages = ["cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg"]
         if self.options.decoder == "gpu":
             packages += ["nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"]
@@ -223,7 +231,7 @@ class Segmenter:
         )
 
     def shrink(self, batch_size: int) -> None:
-        """Go on with a smaller batch, where an earlier run came down to it; 0 or the present one change nothing."""
+        """Reduce the batch size to that of a resumed run which ran out of memory; 0 and larger sizes change nothing."""
         if 0 < batch_size < self.batch_size:
             self.pool.resize(batch_size)
 
@@ -238,7 +246,7 @@ class Segmenter:
         self.close()
 
     def _infer(self, decoded: Decoded) -> _Group:
-        """Run the batches of a group; smaller ones where memory runs out, or ran out since they were decoded."""
+        """Run the batches of a group, with a smaller batch size after running out of memory."""
         group = _Group(decoded)
         begin, count, errors, times = 0, len(decoded.keys), decoded.errors, []
         while begin < count:
@@ -262,7 +270,7 @@ class Segmenter:
     def _shares(
         self, groups: Iterable[_Group], look: Callable[[Inferred], object] | None
     ) -> Iterator[Iterator[tuple[_Group, range]]]:
-        """Yield a share of the rows of each group for every post-processing thread."""
+        """Divide the rows of each group among the post-processing threads."""
         for group in groups:
             if look:
                 for item in group.each():
@@ -298,11 +306,11 @@ class Segmenter:
         return results
 
     def _some_texts(self, batch: _Batch, rows: Sequence[int]) -> list[list[str]]:
-        """Return the RLE texts of some rows of a group, which are of `batch`."""
+        """Return the RLE texts of some rows of a group; all of them are in `batch`."""
         if not rows or batch.probability is None:
             return []
         began, first = time.perf_counter(), batch.rows.start
-        whole = rows[-1] - rows[0] + 1 == len(rows)  # else a copy, without the rows of inputs that failed
+        whole = rows[-1] - rows[0] + 1 == len(rows)  # otherwise the rows of failed inputs are left out by a copy
         some = slice(rows[0] - first, rows[-1] - first + 1) if whole else [row - first for row in rows]
         texts = self.texts(batch.probability[some], None if batch.presence is None else batch.presence[some])
         self.stats["postprocess"].add((time.perf_counter() - began) / len(rows), len(rows))
@@ -318,9 +326,9 @@ class _Batch:
     rows
         Its rows in the group.
     size
-        N of the engine; the last batch of a run may have fewer rows.
+        Batch size of the engine; the last batch of a run may have fewer rows.
     probability, presence
-        (n, C, W, H) and (n, C) uint8; None where every input failed, and where the artifact has no such output.
+        (n, C, W, H) and (n, C) uint8; None if every input failed, or the artifact has no such output.
     """
 
     rows: range
@@ -354,19 +362,19 @@ class _Group:
 
 
 def require_rules(artifact: Artifact, model: Path) -> None:
-    """Refuse an artifact without rules, which gives probabilities but no masks.
+    """Check that an artifact has rules, without which there are probabilities but no masks.
 
     Raises
     ------
     ArtifactError
-        Says how to find rules.
+        It has none; says how to find rules.
     """
     if not artifact.rules:
-        raise ArtifactError(f"{model} holds no rules: its network was never validated; find them with cloudrt tune")
+        raise ArtifactError(f"{model} has no rules, as its network was never validated: find them with cloudrt tune")
 
 
 def _refuse_one(inputs: Iterable[Input]) -> None:
-    """Refuse a single input: a text is a sequence of texts too, and an array of arrays."""
+    """Refuse a single input: a string would be iterated by characters, and an array by rows."""
     one = str | bytes | bytearray | Path | ImageFile | StoredImage | np.ndarray
     if isinstance(inputs, one) or not isinstance(inputs, Iterable):
-        raise DataError(f"inputs are several: give a list of paths, bytes or arrays, found {type(inputs).__name__}")
+        raise DataError(f"inputs must be a list or iterable of paths, bytes or arrays, found {type(inputs).__name__}")
