@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cloudrt.system.paths import check_outputs
-from cloudrt.system.terminal import Failure, progress_bar, reports_errors
+from cloudrt.system.terminal import Failure, printable, progress_bar, reports_errors
 
 
 @click.command()
@@ -72,8 +72,11 @@ def explore(
     write_exploration(found, output, facts, images, show, seed)
     if findings is not None:
         write_findings(found.findings, findings)
+    unlisted = source.describe_unlisted()
+    if unlisted:
+        click.echo(unlisted)
     for kind, some in found.kinds():
-        click.echo(f"{kind}: {len(some)}, such as {some[0].key}: {some[0].reason}")
+        click.echo(printable(f"{kind}: {len(some)}, such as {some[0].key}: {some[0].reason}"))
     classes = ", ".join(
         f"{label} {count}" for label, count in zip(source.labels.classes, found.present.sum(axis=0), strict=True)
     )

@@ -14,7 +14,7 @@ import click
 
 from cloudrt.cli.infer_cluster import CLUSTER_ONLY, cluster_options, infer_on, refuse_options
 from cloudrt.cli.run_options import run_options, take_run_options
-from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
+from cloudrt.system.terminal import Failure, printable, progress_bar, reports_errors, say_logs
 
 if TYPE_CHECKING:
     from cloudrt.inference.task import RunSummary
@@ -83,13 +83,15 @@ def infer(
                     "--output - writes CSV to standard output: leave out another --format, --resume, --report and "
                     "--cluster"
                 )
+            if sys.stdout is None:
+                raise Failure("--output - writes to standard output, which is closed")
             output = Path(stack.enter_context(TemporaryDirectory())) / "submission.csv"
         output = output or Path(f"submission{SUFFIXES[form or 'csv']}")
         task = InferTask(tuple(inputs), output, format=form or "", run=run, **given)
         if cluster["cluster"] is not None:
-            infer_on(task, cluster)
+            infer_on(task, cluster, quiet)
             return
-        done = run_task(task, no_progress if quiet else progress_bar)
+        done = run_task(task, no_progress if quiet else progress_bar, resumable=not printed)
         if printed:
             with output.open(encoding="utf-8", newline="") as rows:
                 shutil.copyfileobj(rows, sys.stdout)
@@ -108,7 +110,7 @@ def _show(done: RunSummary, quiet: bool, printed: bool) -> None:
             click.echo(f"{done.report}: open it in a browser", err=printed)
     if done.failures:
         if printed:
-            click.echo(done.failures.read_text(encoding="utf-8"), err=True, nl=False)
+            click.echo(printable(done.failures.read_text(encoding="utf-8")), err=True, nl=False)
         else:
             click.echo(f"{done.failures} lists the failed images and the reasons", err=True)
         raise SystemExit(1)

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cloudrt.system.terminal import Failure, progress_bar
+from cloudrt.system.terminal import Failure, printable, progress_bar
 
 if TYPE_CHECKING:
     from cloudrt.cluster.nodes import Share
     from cloudrt.engines.plan import Plan
     from cloudrt.inference.task import InferTask
 
-SINGLE_MACHINE = ("report", "stats", "masks", "overlays", "save_probabilities", "devices")
+SINGLE_MACHINE = (
+    *("report", "stats", "masks", "overlays", "save_probabilities", "devices"),
+    *("tile", "overlap", "bounds", "simplify"),
+)
 """Options that do not apply with --cluster."""
 CLUSTER_ONLY = ("partitions", "partition_format", "partition_size", "endpoint")
 """Options that need --cluster."""
@@ -60,9 +63,10 @@ def refuse_options(values: Mapping[str, Any], clustered: bool) -> None:
             )
 
 
-def infer_on(task: InferTask, given: Mapping[str, Any]) -> None:
-    """Run a task on a cluster and print the result; exit with status 1 if images failed."""
+def infer_on(task: InferTask, given: Mapping[str, Any], quiet: bool = False) -> None:
+    """Run a task on a cluster and, unless `quiet`, print the result; exit with status 1 if images failed."""
     from cloudrt.cluster import ClusterOptions, infer_on_cluster
+    from cloudrt.inference.run import no_progress
 
     options = ClusterOptions(
         address=given["cluster"],
@@ -72,15 +76,17 @@ def infer_on(task: InferTask, given: Mapping[str, Any]) -> None:
         endpoint=given["endpoint"],
     )
     began = time.perf_counter()
+    bar = no_progress if quiet else progress_bar
     with ExitStack() as stack:
 
         def started(plan: Plan, share: Share, images: int, resumed: int) -> Callable[[Mapping[str, int]], None]:
             what = f"{share.cpus} CPUs" + (" and a GPU" if share.gpus else "")
-            click.echo(f"{share.workers} workers of {what} each; {plan.describe()}", err=True)
-            if task.resume:
+            if not quiet:
+                click.echo(f"{share.workers} workers of {what} each; {plan.describe()}", err=True)
+            if task.resume and not quiet:
                 found = f"{resumed} images are in finished partitions, continuing" if resumed else "Nothing to resume"
                 click.echo(found, err=True)
-            advance = stack.enter_context(progress_bar("Segmenting", images - resumed))
+            advance = stack.enter_context(bar("Segmenting", images - resumed))
             failed = 0
 
             def done(counts: Mapping[str, int]) -> None:
@@ -92,7 +98,7 @@ def infer_on(task: InferTask, given: Mapping[str, Any]) -> None:
 
         def merging(images: int) -> Callable[[], object]:
             stack.close()
-            return stack.enter_context(progress_bar("Merging", images))
+            return stack.enter_context(bar("Merging", images))
 
         try:
             run = infer_on_cluster(task, options, started, merging, _lost)
@@ -100,10 +106,11 @@ def infer_on(task: InferTask, given: Mapping[str, Any]) -> None:
             click.echo("Finished partitions are kept; --resume continues from there", err=True)
             raise
     seconds = time.perf_counter() - began
-    click.echo(
-        f"{task.output}: {run.images} images, {run.rows_with_mask} masks, {run.failed} failed, "
-        f"{(run.images - run.resumed) / seconds:.1f} images/s, start and merge included"
-    )
+    if not quiet and not run.already_finished:
+        click.echo(
+            f"{task.output}: {run.images} images, {run.rows_with_mask} masks, {run.failed} failed, "
+            f"{(run.images - run.resumed) / seconds:.1f} images/s, start and merge included"
+        )
     if run.failed:
         click.echo(f"{task.paths.failures} lists the failed images and the reasons", err=True)
         raise SystemExit(1)
@@ -111,6 +118,7 @@ def infer_on(task: InferTask, given: Mapping[str, Any]) -> None:
 
 def _lost(line: str) -> None:
     """Print an error and end the process, because calls of Ray would no longer return."""
-    click.echo(f"\nError: {line}", err=True)
-    sys.stdout.flush()
+    click.echo(printable(f"\nError: {line}"), err=True)
+    if sys.stdout is not None:
+        sys.stdout.flush()
     os._exit(2)

@@ -98,14 +98,23 @@ def digest_sizes(sizes: Iterable[tuple[str, int]]) -> str:
 
 
 def check_keys(files: Iterable[ImageFile]) -> None:
-    """Check that the keys, which name the files of masks and overlays, are paths inside a folder.
+    """Check that the keys, which name the files of masks and overlays, are distinct paths inside a folder.
 
     Raises
     ------
     DataError
-        An absolute key, or one with "..", which lists can contain.
+        An absolute key, or one with "..", which lists can contain; or two keys for one file, at least where case does
+        not count.
     """
+    seen: dict[str, str] = {}
     for file in files:
+        path = str(PurePosixPath(file.key))
+        other = seen.setdefault(path.casefold(), file.key)
+        if other is not file.key:
+            raise DataError(
+                f"{other!r} and {file.key!r} would share a file in the folder of --masks or --overlays where case "
+                "does not count: rename one, or list each once"
+            )
         if PurePosixPath(file.key).is_absolute() or ".." in PurePosixPath(file.key).parts:
             raise DataError(
                 f"{file.key!r} would be written outside the folder of --masks or --overlays: list a path inside"

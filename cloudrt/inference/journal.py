@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from cloudrt.errors import DataError
 from cloudrt.inference.identity import Identity
-from cloudrt.system.files import sync_folder
+from cloudrt.system.files import naming, sync_folder
 
 FORMAT = 3
 SYNC_SECONDS = 2.0
@@ -120,15 +120,17 @@ class Journal:
             self._end = None
         values: dict[str, Any] = {"position": self._position, "key": record.key, "texts": record.texts}
         values |= {"error": record.error, "batch": record.batch, "size": record.size}
-        self._file.write(_line(values))
+        with naming(self.path):
+            self._file.write(_line(values))
         self._position += 1
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
         """Flush everything to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 
     def records(self) -> Iterator[Record]:

@@ -9,6 +9,7 @@ not finish. Messages for the user are logged to `cloudrt.inference.run`.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
@@ -109,8 +110,8 @@ def infer(
 _TASK_FIELDS = frozenset(InferSettings.__annotations__) - frozenset(RunSettings.__annotations__)
 
 
-def run_task(task: InferTask, progress: Progress = no_progress) -> RunSummary:
-    """Run a task; see `infer`."""
+def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bool = True) -> RunSummary:
+    """Run a task; see `infer`. One that is not `resumable` leaves no journal where it is interrupted."""
     model = task.model or default_model()
     artifact = read_artifact(model)
     require_rules(artifact, model)
@@ -134,7 +135,7 @@ def run_task(task: InferTask, progress: Progress = no_progress) -> RunSummary:
             return RunSummary(task.output, len(files), 0, 0, len(files), 0.0, segmenter.plan, already_finished=True)
         began = time.perf_counter()
         try:
-            done = write_submission(segmenter, files, task, identity, progress)
+            done = write_submission(segmenter, files, task, identity if resumable else None, progress)
         except (KeyboardInterrupt, OSError, ProviderError):
             if task.paths.journal.exists():
                 logger.warning("%s contains the finished images; --resume continues from there", task.paths.journal)
@@ -243,14 +244,33 @@ def _resume(segmenter: Segmenter, submission: Submission, task: InferTask) -> No
 
 
 def _paint(segmenter: Segmenter, task: InferTask, pair: tuple[ImageFile, Result]) -> tuple[ImageFile, Result]:
-    """Write the masks and the overlay of one image, if the task asks for them."""
+    """Write the masks and the overlay of one image, if the task asks for them.
+
+    An image whose name the file system does not take fails.
+    """
     file, result = pair
+    try:
+        _write_pictures(segmenter, task, file, result)
+    except OSError as error:
+        if error.errno not in _NAMES:
+            raise
+        reason = result.error or f"its masks or overlay cannot be written: {error.strerror}"
+        return file, replace(result, rle=dict.fromkeys(result.rle, ""), error=reason)
+    return pair
+
+
+_NAMES = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR)
+"""Errors of file systems that refuse a name."""
+
+
+def _write_pictures(segmenter: Segmenter, task: InferTask, file: ImageFile, result: Result) -> None:
     texts = list(result.rle.values())
+    if "\0" in result.image and (task.masks or task.overlays):
+        raise OSError(errno.EINVAL, "its name contains a NUL character")
     if task.masks:
         write_masks(task.masks, result.image, texts, segmenter.labels)
     if task.overlays and result.error is None:
         write_overlay(task.overlays, result.image, file.path, texts, segmenter.labels, segmenter.options.max_pixels)
-    return pair
 
 
 def _keeper(writer: ProbabilityWriter) -> Callable[[Inferred], None]:

@@ -1,6 +1,7 @@
 """Writing a submission: each finished image is added to a journal, and the output is written atomically at the end.
 
-Every file of a run is named after its output, so that several runs can share a folder:
+Every file of a run is named after its output, so that several runs can share a folder; those of other formats keep
+their suffix (submission.parquet.failures.csv):
 
     submission.csv            the rows
     submission.failures.csv   failed images and reasons; only if there are any
@@ -40,19 +41,24 @@ class RunPaths:
     output: Path
 
     @property
+    def _stem(self) -> str:
+        """The output's name without .csv; other suffixes are kept, so that a.csv and a.parquet share no file."""
+        return self.output.name.removesuffix(".csv") or self.output.name
+
+    @property
     def failures(self) -> Path:
         """The list of failures."""
-        return self.output.with_name(f"{self.output.stem}.failures.csv")
+        return self.output.with_name(f"{self._stem}.failures.csv")
 
     @property
     def report(self) -> Path:
         """The HTML report."""
-        return self.output.with_name(f"{self.output.stem}.html")
+        return self.output.with_name(f"{self._stem}.html")
 
     @property
     def record(self) -> Path:
         """Identity of the finished run, and SHA-256 of its output."""
-        return self.output.with_name(f"{self.output.stem}.run.json")
+        return self.output.with_name(f"{self._stem}.run.json")
 
     @property
     def journal(self) -> Path:

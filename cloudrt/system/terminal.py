@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import inspect
 import io
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import wraps
 from typing import Any, ParamSpec, Protocol, TypeVar
+from unicodedata import category
 
 import click
 
@@ -101,25 +105,24 @@ def _words(fields: dict[str, Any]) -> list[str]:
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Decorate a command: errors become one line on stderr and exit status 2, without a traceback.
 
-    For a missing optional package, the line is the command that installs it. After SIGINT the command cleans up and
-    exits with status 130; after SIGTERM or SIGHUP, with 143; after the reader closed the output pipe, with 141.
+    With -v, which every command gets, the traceback of an unexpected error is printed before that line. For a missing
+    optional package, the line is the command that installs it. After SIGINT the command cleans up and exits with status
+    130; after SIGTERM or SIGHUP, with 143; after the reader closed the output pipe, with 141.
     """
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        _open_streams()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # print ? for characters that the terminal cannot encode
                 stream.reconfigure(errors="replace")
         try:
             with _stops_on_sigterm():
                 return command(*args, **kwargs)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except CloudrtError as error:
             raise Failure(str(error)) from error
-        except ModuleNotFoundError as error:
-            extra = _EXTRAS.get((error.name or "").split(".")[0])
-            if extra is None:
-                raise
-            raise Failure(f"{error.name} is not installed: pip install 'cloudrt[{extra}]'") from error
         except KeyboardInterrupt as interrupt:
             click.echo("Interrupted: no output was left incomplete", err=True)
             raise SystemExit(128 + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)) from None
@@ -132,11 +135,64 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise SystemExit(_CLOSED_PIPE) from None
         except OSError as error:
             # Full disks and missing permissions: the operating system's message is the most helpful one.
-            raise Failure(f"{error.filename or 'cloudrt'}: {error.strerror or error}") from error
+            remedy = _REMEDIES.get(error.errno or 0, "")
+            raise Failure(f"{error.filename or 'cloudrt'}: {error.strerror or error}{remedy}") from error
         except MemoryError as error:
             raise Failure("out of memory: use a smaller --batch-size, fewer --threads or smaller images") from error
+        except Exception as error:
+            extra = _EXTRAS.get((error.name or "").split(".")[0]) if isinstance(error, ModuleNotFoundError) else None
+            if isinstance(error, ModuleNotFoundError) and extra:
+                raise Failure(f"{error.name} is not installed: pip install 'cloudrt[{extra}]'") from error
+            if _verbose():
+                click.echo(printable(traceback.format_exc()), err=True, nl=False)
+            first = (str(error).splitlines() or [""])[0]
+            raise Failure(f"unexpected {type(error).__name__}: {first} (-v prints where; please report it)") from error
 
-    return wrapped
+    return wrapped if "verbose" in inspect.signature(command).parameters else _verbose_option(wrapped)
+
+
+_REMEDIES = {
+    errno.ENOSPC: ": free space on this disk, or write to another one",
+    errno.EDQUOT: ": free space within the quota, or write to another disk",
+    errno.EFBIG: ": raise the limit on the size of files (ulimit -f), or write to another disk",
+}
+
+
+def _note_verbose(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    context.meta[__name__] = value
+
+
+_verbose_option = click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    expose_value=False,
+    callback=_note_verbose,
+    help="Also print details, such as the traceback of an unexpected error.",
+)
+
+
+def _verbose() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(__name__) or context.params.get("verbose"))
+
+
+def _open_streams() -> None:
+    """Open closed standard streams on the null device.
+
+    Files of the run would otherwise get their numbers, and what libraries print to stderr. Python's `sys.stdout` stays
+    None where it was closed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for the rest of the process
 
 
 _CLOSED_PIPE = 141
@@ -177,7 +233,13 @@ _EXTRAS = {
     "onnxscript": "train",
     "openvino": "openvino",
     "pyarrow": "parquet",
+    **dict.fromkeys(("rasterio", "shapely", "geopandas", "pyproj", "xarray", "zarr", "h5netcdf"), "geo"),
     "ray": "ray",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "python_multipart": "serve",
+    "uvicorn": "serve",
+    "tritonclient": "remote",
 }
 
 
@@ -185,6 +247,24 @@ class Failure(click.ClickException):
     """The command could not run: one line on stderr, exit status 2."""
 
     exit_code = 2
+
+    def format_message(self) -> str:
+        """Return the line, without terminal escapes."""
+        return printable(self.message)
+
+
+def printable(text: str) -> str:
+    """Return a text of others for the terminal: control characters, such as escapes, become \\xNN or \\uNNNN."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one.encode("unicode_escape").decode() if category(one) in _CONTROLS and one not in "\n\t" else one
+        for one in text
+    )
+
+
+_CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories: control and format characters, surrogates, line and paragraph separators."""
 
 
 def say_logs(name: str, level: int) -> None:
@@ -194,9 +274,9 @@ def say_logs(name: str, level: int) -> None:
     class Echo(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             prefix = "Warning: " if record.levelno >= logging.WARNING else ""
-            click.echo(prefix + record.getMessage(), err=True)
+            click.echo(printable(prefix + record.getMessage()), err=True)
 
     log = logging.getLogger(name)
     if not log.handlers:
         log.addHandler(Echo())
-    log.setLevel(level)
+    log.setLevel(logging.DEBUG if level == logging.INFO and _verbose() else level)
