@@ -11,8 +11,8 @@ from cloudrt.system.versions import VERSION
 
 COMMANDS = {
     "train": "Train a segmentation network and find the rule of each class.",
-    "export": "Convert a checkpoint to an ONNX artifact that gives the same submission.",
-    "infer": "Write the submission of a folder of images.",
+    "export": "Convert a checkpoint to an ONNX artifact, and compare it with PyTorch.",
+    "infer": "Segment images and write a submission.",
     "bench": "Measure speed and accuracy, and compare them with other implementations.",
     "tune": "Search the rule of each class on labelled images, and store the rules in the artifact.",
     "explore": "Write a page about a labelled data set: statistics, examples and possible errors.",

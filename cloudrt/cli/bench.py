@@ -57,7 +57,7 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors
     type=click.Path(path_type=Path),
     default=Path("bench.json"),
     show_default=True,
-    help="JSON file for all figures; a page of the same name ends in .html.",
+    help="JSON file for all figures; an HTML page is written under the same name.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option(

@@ -23,7 +23,7 @@ from cloudrt.system.terminal import Failure, printable, progress_bar, reports_er
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--images", type=click.IntRange(0), default=12, show_default=True, help="Random images on the page.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random images.")
-@click.option("--show", multiple=True, metavar="NAME", help="A further image to show, by its name in train.csv.")
+@click.option("--show", multiple=True, metavar="NAME", help="Name in train.csv of a further image; can be repeated.")
 @click.option("--findings", type=click.Path(path_type=Path), metavar="CSV", help="Write all findings to this file.")
 @click.option("--threads", type=click.IntRange(1), help="Threads that read images. Default: all usable cores.")
 @reports_errors

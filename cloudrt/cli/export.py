@@ -59,7 +59,8 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
     type=click.Choice(PROVIDERS),
     default="auto",
     show_default=True,
-    help="Provider that runs the comparison. auto: CUDA if it works here, else the CPU; the CPU for int8.",
+    help="Provider that runs the comparison. auto: CUDA if it works here, else the CPU; for int8 the CPU, or TensorRT "
+    "if that is the target and works here.",
 )
 @click.option(
     "--max-mean-difference",
@@ -120,7 +121,7 @@ def export(
     batch_size: int,
     check: str | None,
 ) -> None:
-    """Convert MODEL.PTH to an ONNX artifact that gives the same submission, or write nothing.
+    """Convert MODEL.PTH to an ONNX artifact that gives the same submission within limits, or write nothing.
 
     Several checkpoints become one artifact that averages their probabilities. Before it is written, the artifact is
     compared with PyTorch on images. If it exceeds the limits, the command searches for the layers that must stay in

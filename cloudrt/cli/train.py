@@ -172,7 +172,7 @@ CROSS_FILES = ("oof.npz", "folds.json")
     help="Maximum time of training, such as 90m, 2h or seconds; the schedule is shortened to fit. Default: no limit.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs, to runs/NAME/tensorboard.")
-@click.option("--limit", default=0, help="Use only this number of images, for a quick check. Default: all.")
+@click.option("--limit", default=0, help="Use only the first images, this many, for a quick check. Default: all.")
 @reports_errors
 def train(
     data: Path,

@@ -61,10 +61,11 @@ def tune(
 ) -> None:
     """Find the best rule of each class by exact search on the labelled images of DATA, and write an artifact with them.
 
-    A rule of MODEL is kept unless the new one has a higher out-of-fold Dice by more than the standard error.
-    MODEL is an .onnx of cloudrt-export. PROBABILITIES is an .npz of an earlier --save-probabilities; the network does
-    not run again. Use images that the network was not trained on, such as those in runs/NAME/held_out.txt. A plot
-    (.png) and a page (.html) of the Dice surfaces are written beside the output.
+    MODEL is an .onnx of cloudrt-export. PROBABILITIES is an .npz of an earlier --save-probabilities, with which the
+    network does not run again. Use images that the network was not trained on, such as those in runs/NAME/held_out.txt.
+
+    A rule of MODEL is only replaced if the out-of-fold Dice of the new one is higher by more than the standard error of
+    the difference. A plot (.png) and a page (.html) of the Dice surfaces are written beside the output.
     """
     from cloudrt.data.folder import open_data
     from cloudrt.search.tables import THRESHOLDS
