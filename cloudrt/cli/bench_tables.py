@@ -30,7 +30,7 @@ def show(done: BenchResult) -> None:
         f"{model['plan']}, {model['threads']} threads"
     )
     for name, reason in model["passed_over"].items():
-        click.echo(f"  not {name}: {reason}")
+        click.echo(f"  {name} was not chosen: {reason}")
     if done.stages:
         _show_stages(done)
     if done.pipeline:

@@ -123,7 +123,7 @@ def tune(
 def _target(output: Path | None, model: Path | None, save_probabilities: Path | None, from_file: bool) -> Path:
     """Check that the options match, and return the path of the output."""
     if model and not from_file:
-        raise Failure("--model applies to PROBABILITIES: a MODEL gets its own rules")
+        raise Failure("--model applies to PROBABILITIES: leave it out with a MODEL")
     has_model = model is not None or not from_file
     target = output or Path("tuned.onnx" if has_model else "rules.json")
     if target.suffix not in (".onnx", ".json"):

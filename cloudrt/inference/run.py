@@ -232,7 +232,7 @@ def _announce(segmenter: Segmenter) -> None:
         *(plan.describe(), segmenter.threads),
     )
     for name, reason in plan.passed_over.items():
-        logger.debug("  not %s: %s", name, reason)
+        logger.debug("  %s was not chosen: %s", name, reason)
 
 
 def _resume(segmenter: Segmenter, submission: Submission, task: InferTask) -> None:

@@ -91,8 +91,8 @@ def test_auto_names_its_provider_and_why_no_faster_one(
     result = run(images, "--model", model, "-v")
     assert result.exit_code == 0
     assert "provider cpu" in result.stderr
-    assert "not cuda: cuda is not here" in result.stderr
-    assert "not cuda" not in run(images, "--model", model, "--overwrite").stderr  # measured before
+    assert "cuda was not chosen: cuda is not here" in result.stderr
+    assert "not chosen" not in run(images, "--model", model, "--overwrite").stderr  # measured before
 
 
 def test_failed_images_have_empty_rows_a_reason_and_status_1(images: Path, model: Path, tmp_path: Path) -> None:
