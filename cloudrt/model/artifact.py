@@ -1,7 +1,7 @@
 """The artifact: an ONNX file whose `cloudrt.*` metadata hold everything that inference needs.
 
 `read_artifact` reads it and refuses files that cloudrt did not write; export and tune write it with `write_metadata`.
-The values are JSON, which any ONNX viewer shows.
+The values are JSON, so that ONNX viewers can show them.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ class Artifact:
     labels
         Classes and grids.
     input_size
-        Height and width of the input.
+        Height and width of the input in pixels.
     mean, std
-        Of the RGB channels, in levels 0..255; applied inside the graph.
+        Mean and standard deviation of the RGB channels, in levels 0..255; the graph normalises with them.
     rules
-        One rule per class. Empty if the network was never validated; such an artifact cannot segment.
+        One rule per class; empty if the network was never validated. An artifact without rules gives probabilities, but
+        no masks.
     architecture, encoder, options
         The network; see `NetworkConfig`.
     precision
-        "fp32", "fp16", "bf16" or "int8": what the network computes in; input and output layers are always float32.
+        Precision that the network computes in: "fp32", "fp16", "bf16" or "int8". The first and last layers are always
+        float32.
     kept_fp32
-        Layers that stay in fp32 because the gate failed otherwise.
+        Layers that export left in fp32, because the parity check failed without them.
     int8_target
-        Layout of int8 layers, "cpu" or "tensorrt"; empty in other precisions.
+        Runtime that the int8 layers are quantised for, "cpu" or "tensorrt"; empty in other precisions.
     subtract_no_data
         Whether the probability is set to zero where the image has no data.
     checkpoint_sha256
@@ -56,11 +58,11 @@ class Artifact:
     parity
         Figures of the comparison with PyTorch; see `Parity`.
     versions
-        Versions of the libraries that wrote it.
+        Versions of the libraries that wrote the file.
     weights_license
         Licence of the pre-trained weights.
     tta
-        Flips that the probability is averaged over: "none", "h", "v" or "hv".
+        Test-time augmentation, the flips that the probability is averaged over: "none", "h", "v" or "hv".
     members
         Architecture, encoder, Dice and SHA-256 of each checkpoint of an ensemble; empty for a single one.
     tuning
@@ -95,21 +97,21 @@ class Artifact:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise DataError(f"precision is one of {', '.join(PRECISIONS)}, found {self.precision!r}")
+            raise DataError(f"precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}")
         for name in ("architecture", "encoder", "int8_target", "checkpoint_sha256", "weights_license", "tta"):
             text = getattr(self, name)
             if not isinstance(text, str) or not "".join(text.split()).isprintable():  # no terminal escapes
-                raise DataError(f"{name} is printable text, found {ascii(text)[:80]}")
+                raise DataError(f"{name} must be printable text, found {ascii(text)[:80]}")
         dice = self.validation_dice
         if isinstance(dice, bool) or not isinstance(dice, int | float) or not 0 <= dice <= 1:
-            raise DataError(f"validation_dice is a number from 0 to 1, found {ascii(dice)[:80]}")
+            raise DataError(f"validation_dice must be a number from 0 to 1, found {ascii(dice)[:80]}")
         if self.rules and len(self.rules) != len(self.labels.classes):
             raise DataError(f"{len(self.rules)} rules for {len(self.labels.classes)} classes")
         if len(self.input_size) != 2 or len(self.mean) != 3 or len(self.std) != 3:
-            raise DataError("input_size is (height, width); mean and std have one value per channel")
+            raise DataError("input_size must be (height, width); mean and std must have one value per channel")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON; those of `labels` are on the same level."""
+        """Return plain values, for JSON; the keys of `labels` are at the top level."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "labels"}
         values["rules"] = [rule.to_dict() for rule in self.rules]
         for name in ("input_size", "mean", "std", "kept_fp32"):
@@ -118,7 +120,7 @@ class Artifact:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the metadata that `to_dict` described; DataError if they are malformed or of another format."""
+        """Return metadata from the values that `to_dict` returned; DataError if malformed or of another format."""
         rest = dict(values)
         if rest.pop("format", None) != ARTIFACT_FORMAT:
             raise DataError(
@@ -148,13 +150,14 @@ def read_artifact(path: str | Path) -> Artifact:
     Raises
     ------
     ArtifactError
-        No such file, not an ONNX model, no cloudrt metadata, or a graph that does not match them.
+        A missing file, a file that is not an ONNX model or has no cloudrt metadata, or a graph that does not match the
+        metadata.
     """
     return parse_artifact(load_model(path), path)
 
 
 def load_model(path: str | Path) -> onnx.ModelProto:
-    """Load an ONNX file; see `read_artifact` for the errors."""
+    """Load an ONNX file; the errors are those of `read_artifact`."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -171,7 +174,7 @@ def load_model(path: str | Path) -> onnx.ModelProto:
 
 
 def parse_artifact(model: onnx.ModelProto, path: str | Path) -> Artifact:
-    """Return the metadata of a loaded model; `path` is for error messages. See `read_artifact` for the errors."""
+    """Return the metadata of a loaded model; `path` is for error messages. The errors are those of `read_artifact`."""
     texts = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
     if not texts:
         raise ArtifactError(
@@ -180,7 +183,7 @@ def parse_artifact(model: onnx.ModelProto, path: str | Path) -> Artifact:
         )
     try:
         artifact = Artifact.from_dict({name: json.loads(text) for name, text in texts.items()})
-    except (ValueError, OverflowError, RecursionError) as error:  # DataError and what json raises are ValueErrors
+    except (ValueError, OverflowError, RecursionError) as error:  # ValueError: DataError, invalid JSON
         reason = "".join(sign if sign.isprintable() else "?" for sign in " ".join(str(error).split())[:300])
         raise ArtifactError(f"{path}: {reason}: export it again with cloudrt-export best.pth") from error
     _check_graph(model, artifact, path)
@@ -197,7 +200,7 @@ def write_metadata(model: onnx.ModelProto, artifact: Artifact) -> None:
 
 
 def default_model() -> Path:
-    """Return the path of ./model.onnx if it exists, else of the model that ships with the package.
+    """Return the path of ./model.onnx if it exists, else of the model that is shipped with the package.
 
     Raises
     ------
@@ -216,7 +219,7 @@ def default_model() -> Path:
 
 
 def _check_contained(model: onnx.ModelProto, path: str | Path) -> None:
-    """Refuse weights in other files, which the file's digest does not cover, and control flow, which may not end."""
+    """Refuse weights in other files, which the file's digest does not cover, and control flow, which may never end."""
     import onnx
 
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
@@ -252,11 +255,11 @@ def _check_graph(model: onnx.ModelProto, artifact: Artifact, path: str | Path) -
     if [value.name for value in model.graph.input] != ["image"] or "probability" not in {
         v.name for v in model.graph.output
     }:
-        raise ArtifactError(f"{path}: an artifact has the input 'image' and the output 'probability'")
+        raise ArtifactError(f"{path}: an artifact must have the input 'image' and the output 'probability'")
 
 
 def graph_bytes(model: onnx.ModelProto) -> bytes:
-    """Return the serialised model without metadata: equal for artifacts that differ only in their rules."""
+    """Return the serialised model without metadata, which is equal for artifacts that differ only in their rules."""
     from onnx import ModelProto
 
     bare = ModelProto()
@@ -267,7 +270,7 @@ def graph_bytes(model: onnx.ModelProto) -> bytes:
 
 
 def fix_batch(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
-    """Return a copy whose input has a fixed N; OpenVINO reads it faster than reshaping a dynamic one."""
+    """Return a copy with a fixed N in the shape of the input; OpenVINO loads it faster than it reshapes a dynamic N."""
     from onnx import ModelProto
 
     fixed = ModelProto()

@@ -1,4 +1,4 @@
-"""The output of the network for one image, before any rule."""
+"""The output of the network for one image, before post-processing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Inferred:
     Parameters
     ----------
     image
-        Key of its rows; see `Result`.
+        Key of the image's rows; see `cloudrt.inference.results.Result`.
     probability
-        (C, W, H) uint8 levels on the transposed submission grid; None if the image failed.
+        (C, W, H) uint8 levels 0..255 on the transposed submission grid; None if the image failed.
     presence
-        (C,) uint8 levels; None if the artifact has no such output, or the image failed.
+        (C,) uint8 levels 0..255; None if the artifact has no such output, or the image failed.
     error
         Reason of the failure, or None.
     batch, batch_size

@@ -1,8 +1,8 @@
 """The network and its checkpoint, shared by training and export; the only module of the runtime that imports torch.
 
-`build_network` builds the segmentation network by name. `InferenceGraph` wraps it into the function that the artifact
-computes, uint8 image in, uint8 probability out: validation, the search of rules and parity all use it. `Checkpoint` is
-the content of best.pth and last.pth.
+`build_network` builds the segmentation network by name. `InferenceGraph` adds what the artifact computes
+before and after it, from a uint8 image to a uint8 probability; validation, the search of rules and parity use it.
+`Checkpoint` is the content of best.pth and last.pth.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ CHECKPOINT_FORMAT = 1
 HEAD_DROPOUT = 0.2
 RESERVED = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
 LARGEST_TOP_K = 3840
-"""TensorRT sorts out no more values than that."""
+"""Largest k that TensorRT's TopK layer supports."""
 HAS_DATA_SHARE = 0.4917
-"""About half, but not a fraction that 25 pixels and a resize can give exactly: ties would depend on rounding."""
+"""Smallest fraction of a neighbourhood that must have data: about half, but not a value that the mean of 25 pixels and
+a resize can give exactly, because a tie would depend on rounding."""
 
 
 def build_network(config: NetworkConfig) -> nn.Module:
-    """Build the network with random weights: (N, 3, H, W) normalised float image -> (N, C, H, W) logits.
+    """Build the network with random weights: normalised images, (N, 3, H, W) float -> logits, (N, C, H, W).
 
-    With a classification head, the result is a pair: these logits, and (N, C) logits of the presence of each class.
+    With a classification head, its output is a pair: these logits, and (N, C) logits of the presence of each class.
     Nothing is downloaded.
 
     Raises
@@ -54,7 +55,7 @@ def build_network(config: NetworkConfig) -> nn.Module:
 
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
     check_name("architecture", config.architecture.lower(), list(architectures))
-    # smp ignores unknown arguments; a mistyped one must not silently mean the default.
+    # smp ignores unknown arguments: without this check, the default would be used for a mistyped one.
     arguments = list(inspect.signature(architectures[config.architecture.lower()]).parameters)
     for option in config.options:
         if option in RESERVED:
@@ -81,7 +82,7 @@ def build_network(config: NetworkConfig) -> nn.Module:
 
 
 class InferenceGraph(nn.Module):
-    """The function of the artifact: (N, H, W, 3) uint8 RGB -> (N, C, W_out, H_out) uint8 probability.
+    """What the artifact computes: images, (N, H, W, 3) uint8 RGB -> probability, (N, C, W_out, H_out) uint8.
 
     With a presence output, the result is a pair: the probability, and (N, C) uint8 presence levels. The probability is
     on the transposed submission grid, so that memory order is RLE order.
@@ -93,7 +94,7 @@ class InferenceGraph(nn.Module):
     config
         Its configuration.
     network_dtype
-        What the network computes in; everything else is float32.
+        Data type that the network computes in; the other operations are in float32.
     """
 
     mean: torch.Tensor
@@ -110,13 +111,13 @@ class InferenceGraph(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return the levels of (N, H, W, 3) uint8 images; see the class."""
+        """Return the output of the artifact for (N, H, W, 3) uint8 images; see the class."""
         return self.levels(*self.answers(image.to(torch.float32).permute(0, 3, 1, 2)))
 
     def answers(
         self, levels: torch.Tensor, views: tuple[tuple[int, ...], ...] = ((),)
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the probabilities of images.
+        """Return the probabilities of images on the submission grid.
 
         Parameters
         ----------
@@ -133,7 +134,7 @@ class InferenceGraph(nn.Module):
             (N, C) float32, 0..1, of the classification head; None without one.
         """
         normalised = ((levels - self.mean) / self.std).to(self.network_dtype)
-        if len(views) > 1:  # one batch, so that the graph contains the network once
+        if len(views) > 1:  # all views in one batch, so that the graph contains the network once
             normalised = torch.cat([normalised.flip(view) if view else normalised for view in views])
         found = self.network(normalised)
         logits, head = found if isinstance(found, tuple) else (found, None)
@@ -163,11 +164,11 @@ class InferenceGraph(nn.Module):
 
     @staticmethod
     def quantise(probability: torch.Tensor) -> torch.Tensor:
-        """Return (N, C, H_out, W_out) probabilities as levels on the transposed grid, (N, C, W_out, H_out) uint8."""
+        """Convert probabilities, (N, C, H_out, W_out), to levels on the transposed grid, (N, C, W_out, H_out) uint8."""
         return torch.round(probability * 255).transpose(2, 3).contiguous().to(torch.uint8)
 
     def _has_data(self, levels: torch.Tensor) -> torch.Tensor:
-        """Return (N, 1, H_out, W_out): 1 where about half of the 5x5 neighbourhood is above `NO_DATA_LEVEL`."""
+        """Return (N, 1, H_out, W_out) float32: 1 where about half of the 5x5 neighbourhood or more has data."""
         bright = (levels.amax(dim=1, keepdim=True) > NO_DATA_LEVEL).to(torch.float32)
         share = functional.avg_pool2d(bright, 5, stride=1, padding=2, count_include_pad=False)
         share = functional.interpolate(share, size=self.submit_grid, mode="bilinear", align_corners=False)
@@ -175,9 +176,10 @@ class InferenceGraph(nn.Module):
 
 
 def mean_of_highest(values: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the mean of the `count` highest values.
+    """Return the mean of the `count` highest values of each map.
 
-    Above `LARGEST_TOP_K`, the smallest of them is found by bisection instead of sorting: exact to half a millionth.
+    If `count` is above `LARGEST_TOP_K`, the smallest of these values is found by bisection instead of sorting, with
+    an error of the mean of at most about 1e-6.
 
     Parameters
     ----------
@@ -199,21 +201,21 @@ def mean_of_highest(values: torch.Tensor, count: int) -> torch.Tensor:
         enough = (values > middle).to(torch.float32).sum(dim=2, keepdim=True) >= count
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
     above = (values > high).to(torch.float32)
-    # The others of the highest values are as good as equal to `high`.
+    # The remaining ones of the `count` highest values are within 1e-6 of `high`.
     total = (values * above).sum(dim=2) + (count - above.sum(dim=2)) * high[..., 0]
     return total / count
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of best.pth and last.pth.
+    """The content of the checkpoints best.pth and last.pth.
 
     Parameters
     ----------
     config
         Configuration of the network.
     weights
-        State dict, on the CPU.
+        State dict of the network, on the CPU.
     rules
         One rule per class, found on held-out images; empty before the first validation.
     dice
@@ -260,7 +262,7 @@ class Checkpoint:
         Raises
         ------
         ArtifactError
-            No such file, not a checkpoint of cloudrt, or another format.
+            A missing file, a file that is not a checkpoint of cloudrt, or a checkpoint of another format.
         """
         try:
             values = torch.load(path, map_location="cpu", weights_only=True)
@@ -292,7 +294,7 @@ class Checkpoint:
             f"epoch {self.epoch!r} is not a whole number": not isinstance(self.epoch, int),
             "the history is not a list": not isinstance(self.history, list),
             "the configuration of the training is not a dictionary": not isinstance(self.training, dict),
-            "the licence is not a text": not isinstance(self.weights_license, str),
+            "the licence is not a string": not isinstance(self.weights_license, str),
             "the weights are not tensors": not all(isinstance(value, torch.Tensor) for value in self.weights.values()),
         }
         for fault, found in faults.items():
@@ -305,7 +307,7 @@ class Checkpoint:
         Raises
         ------
         ArtifactError
-            Weights that are missing, unexpected, of the wrong shape or not finite; names the first.
+            Weights that are missing, unexpected, of the wrong shape or not finite; the message names the first one.
         """
         network = build_network(self.config)
         expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -329,7 +331,7 @@ class Checkpoint:
 
 
 def write_tensors(path: Path, values: dict[str, Any]) -> None:
-    """Write plain values and tensors atomically; a full disk raises OSError, unlike torch.save."""
+    """Write plain values and tensors atomically. On a full disk, OSError is raised; torch.save raises another error."""
     content = BytesIO()
     torch.save(values, content)
     with replacing(path) as partial:

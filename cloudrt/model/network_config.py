@@ -17,10 +17,10 @@ VIEWS: dict[str, tuple[tuple[int, ...], ...]] = {
     "v": ((), (2,)),
     "hv": ((), (3,), (2,), (2, 3)),
 }
-"""Test-time augmentation: name -> views; each view is the axes of (N, C, H, W) to flip."""
+"""Test-time augmentation: name -> views; a view is a tuple of the axes of (N, C, H, W) to flip."""
 PRESENCES = ("none", "head", "top-k")
 MAX_INPUT_PIXELS = 16_000_000
-"""Larger than any image of the competition; larger sizes are probably mistakes, and would exhaust memory."""
+"""About five times the pixels of an image of the competition; larger sizes are probably mistakes."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class NetworkConfig:
     input_size
         Height and width of the input; multiples of 32.
     mean, std
-        Of the RGB channels, in levels 0..255: the network's input is (image - mean) / std.
+        Mean and standard deviation of the RGB channels, in levels 0..255: the network's input is (image - mean) / std.
     subtract_no_data
         Whether the probability is set to zero where the image has no data.
     presence
         How the presence of a class in an image is predicted: "none"; "head", a classification head on the encoder;
         "top-k", the mean of the `top_k` highest probabilities of the map.
     top_k
-        Number of pixels of the submission grid.
+        Number of pixels that "top-k" averages over, of the pixels of the submission grid.
     labels
         Classes and grids.
 
@@ -69,11 +69,11 @@ class NetworkConfig:
         if not (
             isinstance(self.architecture, str) and isinstance(self.encoder, str) and isinstance(self.options, dict)
         ):
-            raise DataError("architecture and encoder are names, options is a dictionary")
+            raise DataError("architecture and encoder must be names, and options a dictionary")
         if ":" in self.encoder:
-            raise DataError(f"encoder {self.encoder!r} names a hub or a folder; use a plain name of timm")
+            raise DataError(f"encoder {self.encoder!r} names a hub or a folder: use a timm name without a colon")
         if len(self.input_size) != 2 or not all(isinstance(side, int) for side in self.input_size):
-            raise DataError(f"the input size is (height, width) in whole pixels, found {self.input_size}")
+            raise DataError(f"the input size must be (height, width), two integers, found {self.input_size}")
         height, width = self.input_size
         if any(side < 32 or side % 32 for side in self.input_size):
             near = dict.fromkeys(
@@ -86,14 +86,14 @@ class NetworkConfig:
             raise DataError(f"input size {width}x{height} is more than {MAX_INPUT_PIXELS / 1e6:g} megapixels")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(isinstance(one, int | float) and math.isfinite(one) for one in values):
-                raise DataError(f"{name} is one finite number a channel, found {values}")
+                raise DataError(f"{name} must be one finite number per channel, found {values}")
         if self.presence not in PRESENCES:
-            raise DataError(f"presence is one of {', '.join(PRESENCES)}, found {self.presence!r}")
+            raise DataError(f"presence must be one of {', '.join(PRESENCES)}, found {self.presence!r}")
         rows, columns = self.labels.submit_grid
         if self.presence == "top-k" and not 1 <= self.top_k <= rows * columns:
-            raise DataError(f"top_k is from 1 to the grid's {rows * columns} pixels, found {self.top_k}")
+            raise DataError(f"top_k must be from 1 to the grid's {rows * columns} pixels, found {self.top_k}")
         if min(self.std) <= 0:
-            raise DataError(f"std is above 0, found {self.std}")
+            raise DataError(f"std must be above 0, found {self.std}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON and checkpoints."""
@@ -112,7 +112,7 @@ class NetworkConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the configuration that `to_dict` described; DataError if it is malformed."""
+        """Return a configuration from the values that `to_dict` returned; DataError if they are malformed."""
         try:
             return cls(
                 **values
@@ -120,4 +120,4 @@ class NetworkConfig:
                 | {"labels": Labels.from_dict(values["labels"])}
             )
         except (TypeError, KeyError) as error:
-            raise DataError(f"not a configuration of a network: {values}") from error
+            raise DataError(f"not a valid network configuration: {values}") from error

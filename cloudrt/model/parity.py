@@ -1,7 +1,7 @@
-"""Comparison of two models by their probabilities and by the submissions that follow from them.
+"""Comparison of two models by their probabilities and by the submissions computed from them.
 
 Export compares an exported model with PyTorch; `auto` compares a provider with ONNX Runtime's CPU provider in fp32.
-`TOLERANCES` are the limits of both.
+`TOLERANCES` are the limits for both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORST = 3
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Limits of the difference from the reference.
+    """Limits of the difference between a model and its reference.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """A figure and its limit; `passed` is None for figures without a limit."""
+    """A figure and its limit, as texts; `passed` is None for figures without a limit."""
 
     figure: str
     found: str
@@ -72,7 +72,7 @@ class Parity:
     max_difference, mean_difference
         Absolute difference of the probabilities, in levels of 1/255.
     flipped
-        Fraction of pixels on different sides of the threshold of their class.
+        Fraction of pixels that are above the threshold of their class in one model and not in the other.
     dice
         Mean Dice between the two submissions, over all (image, class) pairs.
     empty_mismatch
@@ -82,8 +82,8 @@ class Parity:
     provider
         Provider that ran the model.
     has_rules
-        Whether the model has rules. Without rules, masks are meaningless (threshold 127), and only the probabilities
-        are compared with the limits.
+        Whether the model has rules. Without rules, the masks (threshold 127) are not meaningful, and only the
+        probabilities are compared with the limits.
     presence_difference
         Mean absolute difference of the presence levels; None without such an output.
     """
@@ -105,7 +105,7 @@ class Parity:
         return {name: value for name, value in asdict(self).items() if name != "worst"}
 
     def verdicts(self, tolerances: Tolerances) -> list[Verdict]:
-        """Return all figures and their limits; without rules, those of the submissions have none."""
+        """Return all figures and their limits; without rules, the figures of the submissions have no limit."""
         return [
             Verdict(
                 "mean difference, levels of 1/255",
@@ -143,7 +143,7 @@ class Parity:
         ]
 
     def faults(self, tolerances: Tolerances) -> list[str]:
-        """Return a phrase for each limit that is exceeded; an empty list if the model passes."""
+        """Return a phrase for each limit that is violated; an empty list if the model passes."""
         return [
             f"{verdict.figure}: {verdict.found}, allowed {verdict.allowed}"
             for verdict in self.verdicts(tolerances)
@@ -189,12 +189,12 @@ class Answers:
 
 
 def half_of_the_levels(classes: int) -> tuple[Rule, ...]:
-    """Return rules for models without any: threshold 127, no min area."""
+    """Return rules for a model without rules: threshold 127 (a probability of one half), no min area."""
     return (Rule(127, 0),) * classes
 
 
 class Tally:
-    """Accumulates the differences of the images that have been compared.
+    """Compares the outputs of a model with those of the reference, image by image, and accumulates the differences.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ class Tally:
         self.scores.append((score if answers.has_rules else -mean, score, answers.names[position]))
 
     def at_best(self, provider: str) -> Parity:
-        """Return the figures under the assumption that the remaining images do not differ: a lower bound."""
+        """Return the figures, assuming that the images not compared yet are equal: a lower bound of the difference."""
         answers, images = self.answers, len(self.answers.levels)
         left = images - len(self.scores)
         best = 1.0 if answers.has_rules else 0.0

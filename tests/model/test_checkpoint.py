@@ -121,7 +121,7 @@ def test_the_command_refuses_in_one_line_and_leaves_the_older_artifact(checkpoin
         ({"epoch": "x"}, "epoch 'x'"),
         ({"history": 3}, "history is not a list"),
         ({"training": 3}, "training is not a dictionary"),
-        ({"weights_license": 3}, "licence is not a text"),
+        ({"weights_license": 3}, "licence is not a string"),
         ({"weights": {"a": 1}}, "weights are not tensors"),
     ],
 )
@@ -140,10 +140,10 @@ def test_checkpoints_that_lie(checkpoint: Path, tmp_path: Path, change: dict[str
         ({"input_size": [320000, 640000]}, "more than 16 megapixels"),
         ({"options": None}, "options is a dictionary"),
         ({"architecture": 3}, "are names"),
-        ({"mean": [1.0]}, "mean is one finite number a channel"),
-        ({"mean": [float("nan")] * 3}, "mean is one finite number"),
-        ({"std": [0.0] * 3}, "std is above 0"),
-        ({"std": ["a"] * 3}, "std is one finite number"),
+        ({"mean": [1.0]}, "mean must be one finite number per channel"),
+        ({"mean": [float("nan")] * 3}, "mean must be one finite number"),
+        ({"std": [0.0] * 3}, "std must be above 0"),
+        ({"std": ["a"] * 3}, "std must be one finite number"),
     ],
 )
 def test_networks_that_lie(checkpoint: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:

@@ -124,9 +124,9 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     for pair in ((head, none), (few, many)):
         with pytest.raises(DataError, match="same presence"):
             Ensemble(pair, ("a", "b"))
-    with pytest.raises(DataError, match="presence is one of none, head, top-k"):
+    with pytest.raises(DataError, match="presence must be one of none, head, top-k"):
         NetworkConfig(presence="tail")
-    with pytest.raises(DataError, match="top_k is from 1"):
+    with pytest.raises(DataError, match="top_k must be from 1"):
         NetworkConfig(presence="top-k", top_k=0)
 
 

@@ -208,7 +208,7 @@ def test_a_grid_smaller_than_top_k_trains_without_it(tmp_path: Path) -> None:
     done = run(data, tmp_path, "--batch-size", "2")
     assert done.exit_code == 0, done.output
     refused = run(data, tmp_path, "--presence", "top-k", "--overwrite")
-    assert refused.exit_code == 2 and "top_k is from 1 to the grid's 1280 pixels" in refused.output
+    assert refused.exit_code == 2 and "top_k must be from 1 to the grid's 1280 pixels" in refused.output
 
 
 def test_a_full_disk_is_one_line(scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
