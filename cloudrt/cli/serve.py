@@ -1,0 +1,82 @@
+"""`cloudrt serve`: parse, open the model, serve."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cloudrt.cli.run_options import run_options, take_run_options
+from cloudrt.system.terminal import Failure, reports_errors, say_logs
+
+TOKEN = "CLOUDRT_TOKEN"
+
+
+@click.command()
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every network.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="0 takes a free port.")
+@click.option("--name", help="Name of the model in URLs. Default: its file name.")
+@click.option("--token", help=f"Bearer token that requests must have. Default: the environment variable {TOKEN}.")
+@click.option(
+    "--allow-origin", multiple=True, metavar="ORIGIN", help="Web origin that may call the server, or *; repeatable."
+)
+@click.option(
+    "--max-upload-mb",
+    type=click.IntRange(1, 4096),
+    default=64,
+    show_default=True,
+    help="Largest request in MiB.",
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(1, 100_000),
+    default=64,
+    show_default=True,
+    help="Largest number of requests in progress; further ones are answered with 503.",
+)
+@click.option(
+    "--delay-ms",
+    type=click.FloatRange(0, 10_000),
+    default=5,
+    show_default=True,
+    help="How long an image waits for others to share its batch.",
+)
+@run_options
+@click.option("-v", "--verbose", is_flag=True, help="Also say why other providers were not chosen.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
+@reports_errors
+def serve(model: Path | None, verbose: bool, quiet: bool, **given: Any) -> None:
+    """Serve MODEL: a page to try it on, an HTTP interface, and the Open Inference Protocol.
+
+    Without MODEL, ./model.onnx is served if it exists, else the shipped model. The server listens on this machine only,
+    unless --host says otherwise. SIGTERM and Ctrl-C finish the requests that were accepted.
+    """
+    import fastapi  # noqa: F401 - says what to install, before anything slow
+    import prometheus_client  # noqa: F401
+    import python_multipart  # noqa: F401
+    import uvicorn  # noqa: F401
+
+    from cloudrt.inference.pipeline import Segmenter
+    from cloudrt.serve.server import serve as run
+    from cloudrt.serve.settings import ServeSettings
+
+    say_logs("cloudrt", logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    token = given.pop("token")
+    settings = ServeSettings(
+        host=given.pop("host"),
+        port=given.pop("port"),
+        name=given.pop("name") or "",
+        token=os.environ.get(TOKEN, "") if token is None else token,
+        allow_origins=given.pop("allow_origin"),
+        max_upload_bytes=given.pop("max_upload_mb") * 2**20,
+        queue=given.pop("queue"),
+        delay_s=given.pop("delay_ms") / 1000,
+    )
+    if given["decoder"] != "cpu":
+        raise Failure(f"--decoder {given['decoder']}: the server decodes on the CPU")
+    with Segmenter(model, take_run_options(given)) as segmenter:
+        run(segmenter, settings)

@@ -1,0 +1,52 @@
+"""The metadata of an artifact as the parameters of a served model: in Triton's configuration and `cloudrt serve`.
+
+The value of `cloudrt.artifact` is that of `Artifact.to_dict` in JSON, and `cloudrt.sha256` is the digest of its file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from cloudrt.errors import ArtifactError
+from cloudrt.model.artifact import Artifact
+
+ARTIFACT, DIGEST, RULES, CLASSES = "cloudrt.artifact", "cloudrt.sha256", "cloudrt.rules", "cloudrt.classes"
+
+
+def model_parameters(artifact: Artifact, digest: str) -> dict[str, str]:
+    """Return the parameters of a served artifact; `digest` is the SHA-256 of its file."""
+    classes = artifact.labels.classes
+    rules = {label: rule.to_dict() for label, rule in zip(classes, artifact.rules, strict=False)}
+    return {
+        RULES: json.dumps(rules),
+        CLASSES: ",".join(classes),
+        ARTIFACT: json.dumps(artifact.to_dict()),
+        DIGEST: digest,
+    }
+
+
+def read_parameters(parameters: Mapping[str, str], where: str) -> tuple[Artifact, str]:
+    """Return the artifact that a server's parameters describe, and the SHA-256 of its file.
+
+    Parameters
+    ----------
+    parameters
+        Key -> value of the model's configuration.
+    where
+        The model and the server, for error messages.
+
+    Raises
+    ------
+    ArtifactError
+        They are missing or malformed.
+    """
+    if ARTIFACT not in parameters:
+        raise ArtifactError(
+            f"{where} has no metadata of cloudrt: serve it with cloudrt serve or cloudrt-export --triton, or name "
+            "the artifact with --rules"
+        )
+    try:
+        return Artifact.from_dict(json.loads(parameters[ARTIFACT])), parameters.get(DIGEST, "")
+    except (ValueError, AttributeError, TypeError) as error:  # DataError and what json raises are ValueErrors
+        raise ArtifactError(f"{where}: malformed metadata: {error}") from error

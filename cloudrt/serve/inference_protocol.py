@@ -1,0 +1,257 @@
+"""The Open Inference Protocol v2 over HTTP, with Triton's extensions for binary tensors and model configuration.
+
+It exposes the artifact's own tensors, `image` to `probability` and `presence`, so that clients such as
+`tritonclient.http` and `cloudrt-infer --remote` decode and post-process themselves. The protocol is specified in
+github.com/kserve/open-inference-protocol, and its extensions in docs/protocol of
+github.com/triton-inference-server/server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from numpy.typing import NDArray
+
+from cloudrt.engines.remote_metadata import model_parameters
+from cloudrt.serve.batcher import Batcher
+from cloudrt.serve.settings import ServeSettings
+from cloudrt.serve.uploads import read_body, unless_gone
+from cloudrt.system.versions import VERSION
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+MAX_BATCH = 256
+"""Largest number of images per request."""
+VERSION_OF_MODEL = "1"
+_INFER_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"type": "object", "required": ["inputs"]}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+class ProtocolError(Exception):
+    """A request that the protocol does not allow, or of another model."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def protocol_router(batcher: Batcher, settings: ServeSettings, name: str, protected: Sequence[Any]) -> APIRouter:
+    """Return the routes below /v2; `protected` are the dependencies of all but the health checks."""
+    responses: dict[int | str, dict[str, Any]] = {
+        status: {"description": words, "content": {"application/json": {}}}
+        for status, words in (
+            (400, "Malformed request."),
+            (401, "No valid token."),
+            (404, "No such model."),
+            (408, "The body did not arrive in time."),
+            (413, "The body is too large."),
+            (503, "Too many requests are in progress."),
+        )
+    }
+    router = APIRouter(tags=["Open Inference Protocol"])
+    guarded = APIRouter(dependencies=list(protected), responses=responses)
+    tensors = _Tensors(batcher)
+
+    def check(model: str, version: str = VERSION_OF_MODEL) -> None:
+        if model != name or version != VERSION_OF_MODEL:
+            raise ProtocolError(f"no model {model!r} of version {version}: this server has {name!r}", 404)
+
+    @router.get("/v2/health/live", response_class=Response)
+    @router.get("/v2/health/ready", response_class=Response)
+    async def health() -> Response:
+        """Whether the server can infer."""
+        return Response(status_code=200)
+
+    @guarded.get("/v2")
+    async def server() -> dict[str, Any]:
+        """Describe the server."""
+        return {"name": "cloudrt", "version": VERSION, "extensions": ["binary_tensor_data", "model_configuration"]}
+
+    @guarded.get("/v2/models/{model}/ready", response_class=Response)
+    @guarded.get("/v2/models/{model}/versions/{version}/ready", response_class=Response)
+    async def ready(model: str, version: str = VERSION_OF_MODEL) -> Response:
+        """Whether a model can infer."""
+        check(model, version)
+        return Response(status_code=200)
+
+    @guarded.get("/v2/models/{model}")
+    @guarded.get("/v2/models/{model}/versions/{version}")
+    async def metadata(model: str, version: str = VERSION_OF_MODEL) -> dict[str, Any]:
+        """Describe a model's tensors."""
+        check(model, version)
+        return tensors.metadata(name)
+
+    @guarded.get("/v2/models/{model}/config")
+    @guarded.get("/v2/models/{model}/versions/{version}/config")
+    async def config(model: str, version: str = VERSION_OF_MODEL) -> dict[str, Any]:
+        """Return a model's configuration, as Triton does; its parameters hold the metadata of the artifact."""
+        check(model, version)
+        return tensors.config(name)
+
+    @guarded.post("/v2/models/{model}/infer", response_class=JSONResponse, openapi_extra=_INFER_BODY)
+    @guarded.post("/v2/models/{model}/versions/{version}/infer", response_class=JSONResponse, openapi_extra=_INFER_BODY)
+    async def infer(request: Request, model: str, version: str = VERSION_OF_MODEL) -> Response:
+        """Run the network on a batch of images in its input size."""
+        check(model, version)
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise ProtocolError("compressed requests are not supported")
+        with batcher.request():
+            body = await read_body(request, settings)
+            asked, images = tensors.parse(body, request.headers.get(HEADER_LENGTH))
+            wanted = tensors.wanted(asked)
+            found = await unless_gone(request, _infer_all(batcher, images))
+        answer = {"model_name": name, "model_version": VERSION_OF_MODEL}
+        if isinstance(asked.get("id"), str):
+            answer["id"] = asked["id"]
+        return _response(answer, {one: (found[one], binary) for one, binary in wanted.items()})
+
+    router.include_router(guarded)
+    return router
+
+
+async def _infer_all(batcher: Batcher, images: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(batcher.infer(image)) for image in images]
+    outputs = [task.result() for task in tasks]
+    found = {"probability": np.stack([one.levels for one in outputs])}
+    presence = [one.presence for one in outputs if one.presence is not None]
+    return found | ({"presence": np.stack(presence)} if presence else {})
+
+
+def _response(answer: dict[str, Any], outputs: dict[str, tuple[NDArray[np.uint8], bool]]) -> Response:
+    """Return the outputs, each in JSON or as binary data after it."""
+    described, rest = [], []
+    for name, (array, binary) in outputs.items():
+        one: dict[str, Any] = {"name": name, "datatype": "UINT8", "shape": list(array.shape)}
+        if binary:
+            rest.append(array.tobytes())
+            one["parameters"] = {"binary_data_size": array.nbytes}
+        else:
+            one["data"] = array.ravel().tolist()
+        described.append(one)
+    head = json.dumps(answer | {"outputs": described}).encode()
+    if not rest:
+        return Response(head, media_type="application/json")
+    headers = {HEADER_LENGTH: str(len(head))}
+    return Response(b"".join([head, *rest]), media_type="application/octet-stream", headers=headers)
+
+
+class _Tensors:
+    """The model's input and outputs: descriptions, and parsing of requests."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        segmenter = batcher.segmenter
+        self._artifact, self._digest = segmenter.artifact, segmenter.identity().artifact
+        self._batch_size = segmenter.batch_size
+        self._input = (*self._artifact.input_size, 3)
+        self._outputs: dict[str, tuple[int, ...]] = {"probability": self._artifact.output_shape}
+        if batcher.has_presence:
+            self._outputs["presence"] = (len(self._artifact.labels.classes),)
+
+    def metadata(self, name: str) -> dict[str, Any]:
+        def tensor(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+            return {"name": name, "datatype": "UINT8", "shape": [-1, *shape]}
+
+        return {
+            "name": name,
+            "versions": [VERSION_OF_MODEL],
+            "platform": "cloudrt",
+            "inputs": [tensor("image", self._input)],
+            "outputs": [tensor(output, shape) for output, shape in self._outputs.items()],
+        }
+
+    def config(self, name: str) -> dict[str, Any]:
+        def tensor(name: str, shape: tuple[int, ...]) -> dict[str, Any]:
+            return {"name": name, "data_type": "TYPE_UINT8", "dims": list(shape)}
+
+        parameters = model_parameters(self._artifact, self._digest)
+        return {
+            "name": name,
+            "platform": "cloudrt",
+            "max_batch_size": MAX_BATCH,
+            "input": [tensor("image", self._input)],
+            "output": [tensor(output, shape) for output, shape in self._outputs.items()],
+            "dynamic_batching": {"preferred_batch_size": [self._batch_size]},
+            "parameters": {key: {"string_value": value} for key, value in parameters.items()},
+        }
+
+    def parse(self, body: bytes, header_length: str | None) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+        """Return the JSON of a request, and its images, (n, H, W, 3)."""
+        size = len(body)
+        if header_length is not None:
+            if not header_length.isdecimal() or not header_length.isascii() or int(header_length) > len(body):
+                raise ProtocolError(f"{HEADER_LENGTH} must be a number up to {len(body)}, found {header_length!r}")
+            size = int(header_length)
+        try:
+            asked = json.loads(body[:size])
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"the request is not JSON: {error}") from error
+        inputs = asked.get("inputs") if isinstance(asked, dict) else None
+        if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+            raise ProtocolError("a request has one input, named 'image'")
+        one = inputs[0]
+        shape = one.get("shape")
+        if one.get("name") != "image" or one.get("datatype") != "UINT8" or not isinstance(shape, list):
+            raise ProtocolError("the input is 'image' of the datatype UINT8 with a shape")
+        if len(shape) != 4 or tuple(shape[1:]) != self._input or type(shape[0]) is not int:
+            raise ProtocolError(f"the shape of 'image' is [n, {', '.join(map(str, self._input))}], found {shape!r:.80}")
+        if not 1 <= shape[0] <= MAX_BATCH:
+            raise ProtocolError(f"a request has 1 to {MAX_BATCH} images, found {shape[0]!r:.20}")
+        parameters = _parameters(one)
+        stated, length = parameters.get("binary_data_size"), math.prod(shape)
+        if stated is None:
+            return asked, _from_json(one.get("data"), length).reshape(shape)
+        if stated != length or len(body) - size != length:
+            raise ProtocolError(f"'image' has {length} bytes, found {len(body) - size} and a stated {stated!r:.20}")
+        return asked, np.frombuffer(body, np.uint8, length, size).reshape(shape)
+
+    def wanted(self, asked: dict[str, Any]) -> dict[str, bool]:
+        """Return output -> whether it is sent as binary data."""
+        default = bool(_parameters(asked).get("binary_data_output", False))
+        outputs = asked.get("outputs")
+        if outputs is None or outputs == []:
+            return dict.fromkeys(self._outputs, default)
+        if not isinstance(outputs, list) or not all(isinstance(one, dict) for one in outputs):
+            raise ProtocolError("outputs is a list of objects")
+        wanted = {}
+        for one in outputs:
+            name, parameters = one.get("name"), _parameters(one)
+            if not isinstance(name, str) or name not in self._outputs:
+                raise ProtocolError(f"no output {name!r:.80}: {', '.join(self._outputs)}")
+            if parameters.get("classification"):
+                raise ProtocolError("the extension 'classification' is not supported")
+            wanted[name] = bool(parameters.get("binary_data", default))
+        return wanted
+
+
+def _parameters(values: dict[str, Any]) -> dict[str, Any]:
+    parameters = values.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise ProtocolError("parameters is an object")
+    return parameters
+
+
+def _from_json(data: Any, length: int) -> NDArray[np.uint8]:
+    """Return the values of a tensor, nested or flat."""
+    try:
+        values = np.array(data).ravel()
+    except (ValueError, OverflowError) as error:  # nested lists of different lengths
+        raise ProtocolError(f"the data of 'image' is malformed: {error}") from error
+    if values.size != length or not np.issubdtype(values.dtype, np.integer):
+        raise ProtocolError(f"the data of 'image' are {length} integers, found {values.size} of {values.dtype}")
+    if values.min() < 0 or values.max() > 255:
+        raise ProtocolError("the data of 'image' are from 0 to 255")
+    return values.astype(np.uint8)

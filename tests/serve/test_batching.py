@@ -1,0 +1,187 @@
+"""Requests share batches; the queue is bounded; clients that leave free a slot; accepted requests are finished."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.server import WAIT_S, Answer, Server, serving
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.errors import MemoryExhausted
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.serve.settings import ServeSettings
+
+BATCH = 4
+
+
+class Gate:
+    """Holds back the batches of a Segmenter until it is opened, and records their sizes."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.sizes: list[int] = []
+        self.begun, self.opened = threading.Event(), threading.Event()
+        self._run = segmenter.pool.run
+        self.fail: Exception | None = None
+
+    def run(self, images: Any) -> Any:
+        self.begun.set()
+        assert self.opened.wait(WAIT_S)
+        if self.fail:
+            error, self.fail = self.fail, None
+            raise error
+        self.sizes.append(len(images))
+        return self._run(images)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_jpeg(tmp_path_factory.mktemp("picture") / "0.jpg", 0).path.read_bytes()
+
+
+@contextmanager
+def held(model: Path, **settings: Any) -> Iterator[tuple[Server, Gate, Segmenter]]:
+    """A server whose engine waits at a gate; the gate is opened at the end."""
+    with Segmenter(model, provider="cpu", batch_size=BATCH, threads=2) as segmenter:
+        gate = Gate(segmenter)
+        with serving(segmenter, ServeSettings(**settings)) as server:
+            segmenter.pool.run = gate.run  # type: ignore[method-assign]
+            try:
+                yield server, gate, segmenter
+            finally:
+                gate.opened.set()
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def post(pool: ThreadPoolExecutor, server: Server, data: bytes, count: int) -> list[Future[Answer]]:
+    return [pool.submit(server.ask, "/v1/segment", data) for _ in range(count)]
+
+
+def test_concurrent_requests_share_batches(model: Path, picture: bytes) -> None:
+    with held(model) as (server, gate, _), ThreadPoolExecutor(16) as pool:
+        first = post(pool, server, picture, 1)
+        assert gate.begun.wait(WAIT_S)
+        others = post(pool, server, picture, 9)
+        until(lambda: server.metric("cloudrt_queue_images") == 9)
+        gate.opened.set()
+        bodies = {one.result().body for one in first + others}
+    assert gate.sizes == [1, 4, 4, 1]
+    assert len(bodies) == 1
+
+
+def test_an_image_does_not_wait_for_ever_for_others(model: Path, picture: bytes) -> None:
+    """While a second image is being decoded, without end, the first one runs after the delay."""
+    with held(model, delay_s=0.05) as (server, gate, segmenter), ThreadPoolExecutor(2) as pool:
+        gate.opened.set()
+        load, stuck, go_on = segmenter.decoding.load, threading.Event(), threading.Event()
+
+        def slow(data: Any, out: Any) -> str | None:
+            if data == b"slow":
+                stuck.set()
+                assert go_on.wait(WAIT_S)
+            return load(data, out)
+
+        segmenter.decoding.load = slow  # type: ignore[assignment, method-assign]
+        late = pool.submit(server.ask, "/v1/segment", b"slow")
+        assert stuck.wait(WAIT_S)
+        try:
+            assert server.ask("/v1/segment", picture).status == 200
+            assert gate.sizes == [1] and not late.done()
+        finally:
+            go_on.set()
+        assert late.result().status == 422
+
+
+def test_a_full_queue_is_503_and_memory_is_bounded(model: Path, picture: bytes) -> None:
+    with held(model, queue=3) as (server, gate, _), ThreadPoolExecutor(3) as pool:
+        accepted = post(pool, server, picture, 3)
+        until(lambda: server.metric("cloudrt_requests_in_progress") == 3)
+        for path in ("/v1/segment", "/v2/models/model/infer"):
+            answer = server.ask(path, picture)
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert "try again" in next(iter(answer.json.values()))
+        assert server.ask("/healthz").status == 200
+        gate.opened.set()
+        assert [one.result().status for one in accepted] == [200] * 3
+        assert server.ask("/v1/segment", picture).status == 200
+
+
+def test_a_client_that_leaves_frees_its_slot(model: Path, picture: bytes) -> None:
+    with held(model, queue=2) as (server, gate, _):
+        head = f"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", server.port)) as running:
+            running.sendall(head + picture)
+            assert gate.begun.wait(WAIT_S)
+            with socket.create_connection(("127.0.0.1", server.port)) as uploading:
+                uploading.sendall(head + picture[:100])
+                until(lambda: server.metric("cloudrt_requests_in_progress") == 2)
+        until(lambda: server.metric("cloudrt_requests_in_progress") == 0)
+        gate.opened.set()
+        assert server.ask("/v1/segment", picture).status == 200
+
+
+def test_a_body_that_does_not_arrive_is_408(model: Path) -> None:
+    with held(model, body_timeout_s=0.1) as (server, _, _):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as client:
+            client.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123")
+            assert client.recv(100).startswith(b"HTTP/1.1 408")
+        until(lambda: server.metric("cloudrt_requests_in_progress") == 0)
+
+
+def test_a_stop_finishes_what_was_accepted(model: Path, picture: bytes) -> None:
+    with held(model) as (server, gate, _), ThreadPoolExecutor(8) as pool:
+        accepted = post(pool, server, picture, 6)
+        until(lambda: server.metric("cloudrt_requests_in_progress") == 6)
+        server.uvicorn.should_exit = True
+        until(lambda: not server.uvicorn.servers[0].is_serving())
+        assert not any(one.done() for one in accepted)
+        gate.opened.set()
+        assert [one.result().status for one in accepted] == [200] * 6
+
+
+def test_batches_shrink_after_running_out_of_memory(model: Path, picture: bytes) -> None:
+    with held(model) as (server, gate, segmenter), ThreadPoolExecutor(8) as pool:
+        first = post(pool, server, picture, 1)
+        assert gate.begun.wait(WAIT_S)
+        gate.fail = MemoryExhausted("none left")
+        others = post(pool, server, picture, 4)
+        until(lambda: server.metric("cloudrt_queue_images") == 4)
+        gate.opened.set()
+        assert {one.result().status for one in first + others} == {200}
+        assert segmenter.batch_size == BATCH // 2
+        assert max(gate.sizes[1:]) <= BATCH
+
+
+def test_overload_is_refused_and_everything_accepted_is_answered(model: Path, picture: bytes) -> None:
+    """Many more clients than slots: every answer is 200 or 503, and nothing is left behind."""
+    with (
+        Segmenter(model, provider="cpu", batch_size=BATCH, threads=2) as segmenter,
+        serving(segmenter, ServeSettings(queue=4)) as server,
+        ThreadPoolExecutor(24) as pool,
+    ):
+        answers = [one.result() for one in post(pool, server, picture, 240)]
+        bodies = {one.body for one in answers if one.status == 200}
+        assert {one.status for one in answers} <= {200, 503}
+        assert len(bodies) == 1
+        assert server.metric("cloudrt_requests_in_progress") == 0
+        assert server.metric("cloudrt_queue_images") == 0
+        done = sum(one.status == 200 for one in answers)
+        assert server.metric("cloudrt_batch_images_sum") == done

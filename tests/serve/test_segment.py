@@ -1,0 +1,208 @@
+"""The interface /v1: its answers are those of cloudrt-infer on the same images, byte for byte."""
+
+from __future__ import annotations
+
+import csv
+import io
+from base64 import b64decode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from support.server import Server, serving
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.cli import main
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.masks.postprocess import Rule
+from cloudrt.serve.settings import ServeSettings
+
+MEGAPIXELS = 0.1
+LIMIT = 200_000
+RULES = (Rule(110, 40), Rule(120, 9, gate_threshold=150, gate_pixels=30), Rule(127, 0, presence=120))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, images of every kind, and what cloudrt-infer writes about them."""
+    folder = tmp_path_factory.mktemp("served")
+    model = tiny_artifact(folder / "clouds.onnx", (64, 96), SMALL_GRIDS, presence=True, rules=RULES)
+    for seed in range(6):
+        write_jpeg(folder / "images" / f"{seed}.jpg", seed)
+    sound = (folder / "images" / "0.jpg").read_bytes()
+    pixels = cv2.imread(str(folder / "images" / "1.jpg"))
+    assert pixels is not None
+    cv2.imwrite(str(folder / "images" / "lossless.png"), pixels)
+    cv2.imwrite(str(folder / "images" / "large.png"), np.zeros((400, 400, 3), np.uint8))
+    (folder / "images" / "cut.jpg").write_bytes(sound[: len(sound) // 2])
+    (folder / "images" / "empty.jpg").write_bytes(b"")
+    (folder / "images" / "text.png").write_bytes(b"no image")
+    words = ["infer", folder / "images", "--model", model, "--provider", "cpu", "--batch-size", "4", "--output"]
+    words += [folder / "submission.csv", "--masks", folder / "masks", "--max-megapixels", MEGAPIXELS]
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    assert done.exit_code == 1, done.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    settings = ServeSettings(max_upload_bytes=LIMIT)
+    options: Any = {"provider": "cpu", "batch_size": 4, "max_pixels": int(MEGAPIXELS * 1e6)}
+    with Segmenter(folder / "clouds.onnx", **options) as segmenter, serving(segmenter, settings) as running:
+        yield running
+
+
+def images(folder: Path) -> list[tuple[str, bytes]]:
+    return [(path.name, path.read_bytes()) for path in sorted((folder / "images").iterdir())]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def test_rows_and_failures_are_those_of_infer(server: Server, folder: Path) -> None:
+    answer = server.upload("/v1/segment", images(folder))
+    assert answer.status == 200
+    results = answer.json["images"]
+    rows = [
+        [f"{one['image']}_{name}", one["classes"].get(name, {"rle": ""})["rle"]]
+        for one in results
+        for name in SMALL_GRIDS.classes
+    ]
+    failures = [[one["image"], one["error"]] for one in results if one["error"]]
+    assert len(failures) == 4
+    assert table(["Image_Label", "EncodedPixels"], rows) == (folder / "submission.csv").read_text()
+    assert table(["image", "reason"], failures) == (folder / "submission.failures.csv").read_text()
+
+
+def test_one_image_in_the_body_is_answered_like_a_form(server: Server, folder: Path) -> None:
+    for name, data in images(folder):
+        (in_form,) = server.upload("/v1/segment", [(name, data), ("5.jpg", dict(images(folder))["5.jpg"])]).json[
+            "images"
+        ][:1]
+        alone = server.ask("/v1/segment", data)
+        if in_form["error"]:
+            assert (alone.status, alone.json) == (422, {"detail": in_form["error"]})
+        else:
+            assert alone.json["images"] == [in_form | {"image": "image-0"}]
+
+
+def test_areas_presence_and_levels(server: Server, folder: Path) -> None:
+    data = (folder / "images" / "2.jpg").read_bytes()
+    (one,) = server.ask("/v1/segment?levels=true", data).json["images"]
+    with Segmenter(folder / "clouds.onnx", provider="cpu", batch_size=4) as segmenter:
+        (inferred,) = segmenter.infer([data])
+        (result,) = segmenter.predict([data])
+    assert inferred.probability is not None and inferred.presence is not None
+    assert b64decode(one["levels"]) == inferred.probability.tobytes()
+    for index, name in enumerate(SMALL_GRIDS.classes):
+        mask = result.mask(name)
+        found = one["classes"][name]
+        assert (found["area"], found["share"]) == (mask.sum(), mask.mean())
+        assert found["presence"] == inferred.presence[index]
+    assert server.ask("/v1/segment", data).json["images"][0]["levels"] is None
+
+
+def test_png_of_a_class_is_the_file_of_masks(server: Server, folder: Path) -> None:
+    data = (folder / "images" / "3.jpg").read_bytes()
+    for name in SMALL_GRIDS.classes:
+        answer = server.ask(f"/v1/segment?class={name}", data, {"Accept": "image/png"})
+        assert answer.headers["content-type"] == "image/png"
+        assert answer.body == (folder / "masks" / name / "3.jpg.png").read_bytes()
+
+
+def test_png_of_all_classes_is_transparent_where_no_class_is(server: Server, folder: Path) -> None:
+    data = (folder / "images" / "3.jpg").read_bytes()
+    body = server.ask("/v1/segment", data, {"Accept": "text/html, image/*;q=0.9"}).body
+    picture = cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED)
+    masks = [cv2.imread(str(folder / "masks" / name / "3.jpg.png"), 0) for name in SMALL_GRIDS.classes]
+    assert picture is not None
+    np.testing.assert_array_equal(
+        picture[..., 3] > 0, np.any(np.stack([mask for mask in masks if mask is not None]), axis=0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status", "words"),
+    [
+        ("/v1/segment", {"Accept": "text/html"}, 406, "application/json or image/png"),
+        ("/v1/segment", {"Accept": "application/json;q=0"}, 406, "application/json or image/png"),
+        ("/v1/segment?class=Sheep", {}, 400, "no class named 'Sheep': Fish, Flower, Gravel"),
+        ("/v1/segment", {"Content-Type": "multipart/form-data"}, 400, "boundary"),
+        ("/v1/segment", {"Content-Type": "multipart/form-data; boundary=x"}, 400, "multipart/form-data"),
+    ],
+)
+def test_wrong_requests(server: Server, path: str, headers: dict[str, str], status: int, words: str) -> None:
+    answer = server.ask(path, b"no form", headers)
+    assert answer.status == status
+    assert words in answer.json["detail"]
+
+
+def test_png_is_for_one_image(server: Server, folder: Path) -> None:
+    boundary = "x"
+    part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a.jpg"\r\n\r\n1\r\n'
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Accept": "image/png"}
+    assert server.ask("/v1/segment", part + part + b"--x--\r\n", headers).status == 400
+    no_file = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n'
+    assert "file name" in server.ask("/v1/segment", no_file, headers).json["detail"]
+
+
+def test_uploads_are_limited_before_they_are_read(server: Server) -> None:
+    for body in (bytes(LIMIT + 1), iter([bytes(LIMIT), bytes(1)])):
+        answer = server.ask("/v1/segment", body)
+        assert (answer.status, answer.headers["connection"]) == (413, "close")
+        assert f"{LIMIT:,} bytes" in answer.json["detail"]
+
+
+def test_all_failed_images_of_a_form_are_named(server: Server) -> None:
+    answer = server.upload("/v1/segment", [("a.jpg", b""), ("b.jpg", b"?")])
+    assert answer.status == 422
+    assert answer.json["detail"] == "a.jpg is empty; b.jpg is not a JPEG, PNG, WebP, TIFF or BMP image"
+
+
+def test_models_health_and_metrics(server: Server, folder: Path) -> None:
+    (model,) = server.ask("/v1/models").json["models"]
+    assert model["name"] == "clouds"
+    assert [Rule.from_dict(model["rules"][name]) for name in SMALL_GRIDS.classes] == list(RULES)
+    assert (model["grid"], model["has_presence"], model["max_upload_bytes"]) == ([60, 90], True, LIMIT)
+    assert server.ask("/healthz").json == {"status": "ok"}
+    path = 'path="/v1/segment",status='
+    before = server.metric(f'cloudrt_requests_total{{{path}"200"}}'), server.metric("cloudrt_failed_images_total")
+    server.upload("/v1/segment", [("a.jpg", b""), images(folder)[0]])
+    after = server.metric(f'cloudrt_requests_total{{{path}"200"}}'), server.metric("cloudrt_failed_images_total")
+    assert after == (before[0] + 1, before[1] + 1)
+    assert server.metric("cloudrt_batch_images_sum") >= 6
+
+
+def test_scenes_are_images_that_can_be_segmented(server: Server) -> None:
+    first, second = (server.ask(f"/v1/scenes/{seed}.jpg") for seed in (1, 2))
+    assert first.headers["content-type"] == "image/jpeg" and first.body != second.body
+    assert server.ask("/v1/scenes/1000.jpg").status == 422
+    assert server.ask("/v1/scenes/x.jpg").status == 422
+
+
+def test_token_and_origins(folder: Path) -> None:
+    settings = ServeSettings(token="secret", allow_origins=("https://example.org",))
+    with (
+        Segmenter(folder / "clouds.onnx", provider="cpu", batch_size=4) as segmenter,
+        serving(segmenter, settings) as server,
+    ):
+        data = (folder / "images" / "0.jpg").read_bytes()
+        for path in ("/v1/models", "/metrics", "/v1/scenes/1.jpg", "/v2/models/clouds", "/v2"):
+            answer = server.ask(path)
+            assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer"), path
+        for path in ("/healthz", "/readyz", "/v2/health/ready"):
+            assert server.ask(path).status == 200
+        assert server.ask("/v1/segment", data, {"Authorization": "Bearer secre"}).status == 401
+        headers = {"Authorization": "Bearer secret", "Origin": "https://example.org"}
+        answer = server.ask("/v1/segment", data, headers)
+        assert answer.headers["access-control-allow-origin"] == "https://example.org"
+        assert answer.status == 200
+        other = server.ask("/v1/segment", data, headers | {"Origin": "https://example.com"})
+        assert "access-control-allow-origin" not in other.headers

@@ -1,0 +1,89 @@
+"""The command `cloudrt serve`, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.cli import main
+from cloudrt.errors import DataError
+from cloudrt.serve.settings import ServeSettings
+
+
+@contextmanager
+def command(*words: str, environment: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
+    """Run `cloudrt serve` on a free port; yields the process, what it said, and the port."""
+    line = [sys.executable, "-m", "cloudrt.cli", "serve", "--port", "0", "--provider", "cpu", *words]
+    line[1:3] = ["-c", "from cloudrt.cli import main; main(prog_name='cloudrt')"]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=os.environ | (environment or {}))
+    try:
+        assert process.stderr
+        said = ""
+        while not (found := re.search(r"http://\S+:(\d+): .*\n", said)):
+            read = process.stderr.readline()
+            assert read, said
+            said += read
+        yield process, said, int(found[1])
+    finally:
+        process.kill()
+        process.wait()
+        if process.stderr:
+            process.stderr.close()
+
+
+def test_serves_on_loopback_and_ends_in_good_order(tmp_path: Path) -> None:
+    model = tiny_artifact(tmp_path / "mine.onnx", (64, 96), SMALL_GRIDS)
+    picture = write_jpeg(tmp_path / "0.jpg", 0).path.read_bytes()
+
+    def ask(_: int) -> int:
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/v1/segment", picture, {"Authorization": "Bearer hidden"})
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    words = [str(model), "--batch-size", "2", "--threads", "2"]
+    with command(*words, environment={"CLOUDRT_TOKEN": "hidden"}) as (process, said, port):
+        assert "http://127.0.0.1:" in said and "this machine only" in said
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(ask, range(8))) == [200] * 8
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/v1/models")
+        assert connection.getresponse().status == 401
+        connection.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stderr and "every accepted request was answered" in process.stderr.read()
+
+
+def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
+    bare = tiny_artifact(tmp_path / "bare.onnx", (64, 96), SMALL_GRIDS, rules=())
+    sound = tiny_artifact(tmp_path / "sound.onnx", (64, 96), SMALL_GRIDS)
+    for words, text in (
+        ([tmp_path / "none.onnx"], "is missing"),
+        ([bare, "--provider", "cpu", "--batch-size", "1"], "has no rules"),
+        ([sound, "--decoder", "gpu"], "the server decodes on the CPU"),
+        ([sound, "--provider", "cpu", "--batch-size", "1", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1:8000"),
+        ([sound, "--provider", "cpu", "--batch-size", "1", "--token", "two words"], "the token must consist of"),
+    ):
+        done = CliRunner().invoke(main, ["serve", *map(str, words)])
+        assert (done.exit_code, done.output.count("\n")) == (2, 1), done.output
+        assert text in done.output
+
+
+@pytest.mark.parametrize("wrong", [{"port": 70_000}, {"queue": 0}, {"delay_s": -1.0}, {"body_timeout_s": 0.0}])
+def test_settings_out_of_range(wrong: dict[str, int]) -> None:
+    with pytest.raises(DataError, match=next(iter(wrong))):
+        ServeSettings(**wrong)  # type: ignore[arg-type]
