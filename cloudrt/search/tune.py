@@ -7,6 +7,7 @@ The network must not have been trained on the images: predictions on training im
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 from cloudrt.data.folder import DataFolder
 from cloudrt.errors import DataError
@@ -63,6 +66,29 @@ class StoredMaps:
 
 
 @dataclass(frozen=True)
+class Disagreement:
+    """An image and class whose label and prediction disagree.
+
+    Parameters
+    ----------
+    image, label
+        Name of the image, and of the class.
+    loss
+        Mean binary cross-entropy of the pixels, in nats.
+    dice
+        Dice with the chosen rule.
+    labelled
+        Fraction of the image that the label covers.
+    """
+
+    image: str
+    label: str
+    loss: float
+    dice: float
+    labelled: float
+
+
+@dataclass(frozen=True)
 class Tuned:
     """The result of tuning.
 
@@ -76,8 +102,8 @@ class Tuned:
         The rules, one per class: a new one where it is better than the previous one, which else is kept.
     before
         The previous rules and their scores, one per class; empty if there were none.
-    images
-        Number of images used.
+    names
+        Names of the images used, in the order of the tables.
     failures
         Name -> reason, of the images that were not used.
     seconds
@@ -88,9 +114,14 @@ class Tuned:
     tables: DiceTables
     choices: list[RuleChoice]
     before: list[tuple[Rule, RuleScore]]
-    images: int
+    names: tuple[str, ...]
     failures: dict[str, str]
     seconds: float
+
+    @property
+    def images(self) -> int:
+        """Number of images used."""
+        return len(self.names)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -101,6 +132,21 @@ class Tuned:
     def out_of_fold(self) -> float:
         """Cross-validated Dice, the mean over the classes."""
         return sum(choice.out_of_fold for choice in self.choices) / len(self.choices)
+
+    def disagreements(self, count: int = 200) -> list[Disagreement]:
+        """Return the images and classes with the highest loss, highest first: candidates for labelling again."""
+        dice = np.stack([self.tables.of_rule(label, choice.rule) for label, choice in enumerate(self.choices)])
+        order = np.argsort(-self.tables.loss, axis=None, kind="stable")[:count]
+        return [
+            Disagreement(
+                self.names[image],
+                self.labels.classes[label],
+                float(self.tables.loss[label, image]),
+                float(dice[label, image]),
+                float(self.tables.true_pixels[label, image] / self.tables.pixels),
+            )
+            for label, image in zip(*np.unravel_index(order, self.tables.loss.shape), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -212,7 +258,8 @@ def tune(
     choices = choose_rules(tables, options.folds, before=before)
     seconds = time.perf_counter() - began
     scored = [(rule, score_rule(tables, c, rule)) for c, rule in enumerate(before)]
-    return Tuned(data.labels, tables, choices, scored, len(files) - len(failures), failures, seconds)
+    used = tuple(file.key for file in files if file.key not in failures)
+    return Tuned(data.labels, tables, choices, scored, used, failures, seconds)
 
 
 def _some(maps: Iterator[LabelledMaps], too_few: Callable[[int], DataError]) -> Iterator[LabelledMaps]:
@@ -238,6 +285,15 @@ def tuned_artifact(artifact: Artifact, tuned: Tuned) -> Artifact:
             "standard_errors": [choice.error for choice in tuned.choices],
         },
     )
+
+
+def write_disagreements(tuned: Tuned, output: Path) -> None:
+    """Write a CSV file of `Tuned.disagreements`: image, class, loss, dice, labelled. Replaced atomically."""
+    with replacing(output) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "class", "loss", "dice", "labelled"])
+        for one in tuned.disagreements():
+            writer.writerow([one.image, one.label, f"{one.loss:.4f}", f"{one.dice:.4f}", f"{one.labelled:.4f}"])
 
 
 def write_tuned(model: Path, artifact: Artifact, tuned: Tuned, output: Path) -> None:

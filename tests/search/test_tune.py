@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -114,6 +116,43 @@ def test_kept_probabilities_give_the_same_bytes(model: Path, data: Path, tmp_pat
     assert found != (previous,) * 3
     with np.load(kept) as archive:  # numpy reads it too
         assert archive["maps/3.jpg"].shape == (3, 90, 60)
+
+
+def test_images_whose_label_and_prediction_disagree_are_listed(model: Path, data: Path, tmp_path: Path) -> None:
+    """Two labels are the opposite of what the network predicts; the losses are those of a plain loop."""
+    wrong = tmp_path / "wrong"
+    shutil.copytree(data, wrong)
+    table = (wrong / "train.csv").read_text().splitlines()
+    with Segmenter(model, provider="cpu") as segmenter:
+        levels = {one.image: one.probability for one in segmenter.infer(sorted((wrong / "train_images").iterdir()))}
+    swapped = [table[2].split(",")[0], table[11].split(",")[0]]
+    for number, line in enumerate(table):
+        key = line.split(",")[0]
+        if key in swapped:
+            image, label = key.rsplit("_", 1)
+            found = levels[str(wrong / "train_images" / image)]
+            assert found is not None
+            mask = (found[SMALL_GRIDS.classes.index(label)].T < 128).astype(np.uint8)
+            table[number] = f"{key},{reference.rle_encode(mask.repeat(2, axis=0).repeat(2, axis=1))}"
+    (wrong / "train.csv").write_text("\n".join(table) + "\n")
+    run(model, wrong, "-o", tmp_path / "t.onnx", "--provider", "cpu")
+    with (tmp_path / "t.disagreements.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {f"{row['image']}_{row['class']}" for row in rows[:2]} == set(swapped)
+    assert len(rows) == IMAGES * len(SMALL_GRIDS.classes)
+    losses = [float(row["loss"]) for row in rows]
+    assert losses == sorted(losses, reverse=True)
+    truth = {key: rle_decode(text, (120, 180)) for key, text in (line.split(",") for line in table[1:])}
+    for row in rows:
+        mask = truth[f"{row['image']}_{row['class']}"][::2, ::2]
+        found = levels[str(wrong / "train_images" / row["image"])]
+        assert found is not None
+        chance = (found[SMALL_GRIDS.classes.index(row["class"])].T + 0.5) / 256
+        wanted = -np.log(np.where(mask, chance, 1 - chance)).mean()
+        assert float(row["loss"]) == pytest.approx(wanted, abs=1e-4)
+        assert float(row["labelled"]) == pytest.approx(mask.mean(), abs=1e-4)
+    page = (tmp_path / "t.html").read_text(encoding="utf-8")
+    assert "Label and prediction disagree most" in page and swapped[0].rsplit("_", 1)[0] in page
 
 
 def test_images_are_chosen_and_failures_listed(model: Path, data: Path, tmp_path: Path) -> None:
