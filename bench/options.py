@@ -99,6 +99,6 @@ def _run_words(run: RunOptions) -> list[str]:
             words += [f"--{name.replace('_', '-')}", getattr(run, name)]
     words += ["--streams", str(streams)] if streams else []
     words += [] if graph is None else ["--cuda-graph" if graph else "--no-cuda-graph"]
-    words += ["--devices", ",".join(map(str, run.devices))] if run.devices != default.devices else []
+    words += ["--devices", ",".join(map(str, run.devices))] if run.devices is not None else []
     words += ["--allow-cpu"] if run.allow_cpu else []
     return words + (["--max-megapixels", f"{run.max_pixels / 1e6:g}"] if run.max_pixels != default.max_pixels else [])

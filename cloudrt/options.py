@@ -128,7 +128,8 @@ class RunOptions:
     threads
         Number of CPU threads of each stage; 0 uses all cores that this process may use.
     devices
-        GPU numbers; one engine runs on each. All GPUs must be of the same model.
+        GPU numbers; one engine runs on each. All GPUs must be of the same model. With numbers, a provider on the CPU is
+        refused. None is the first GPU, if the provider needs one.
     allow_cpu
         With a GPU provider, allow convolutions, resizes and normalisations to run on the CPU.
     decoder
@@ -148,7 +149,7 @@ class RunOptions:
     batch_size: int = 0
     compute_precision: str = "auto"
     threads: int = 0
-    devices: tuple[int, ...] = (0,)
+    devices: tuple[int, ...] | None = None
     allow_cpu: bool = False
     decoder: str = "cpu"
     max_pixels: int = MAX_PIXELS
@@ -173,6 +174,8 @@ class RunOptions:
             if not isinstance(getattr(self, name), kind):
                 raise DataError(f"{name} must be of type {kind.__name__}, found {getattr(self, name)!r}")
         devices = self.devices
+        if devices is None:
+            devices = self.gpus
         if not isinstance(devices, tuple) or not all(type(one) is int and one >= 0 for one in devices):
             raise DataError(f"devices must be a tuple of GPU numbers such as (0, 1), found {devices!r}")
         if not devices or len(set(devices)) < len(devices):
@@ -182,6 +185,11 @@ class RunOptions:
                 f"--compute-precision {self.compute_precision} applies to --provider openvino; other providers use "
                 "the artifact's precision"
             )
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """The GPUs that a GPU provider runs on."""
+        return (0,) if self.devices is None else self.devices
 
     def changed(self, **changes: Any) -> Self:
         """Return a copy with some options changed.
@@ -234,7 +242,7 @@ class RunSettings(TypedDict, total=False):
     batch_size: int
     compute_precision: str
     threads: int
-    devices: tuple[int, ...]
+    devices: tuple[int, ...] | None
     allow_cpu: bool
     decoder: str
     max_pixels: int

@@ -104,6 +104,9 @@ def _train(
     begun = start(config, source.labels, state)
     network = begun.network.to(device).to(memory_format=torch.channels_last)
     names = list(source.read_train())[: config.limit or None]
+    unlisted = source.describe_unlisted()
+    if unlisted and team.first:
+        logger.warning("%s", unlisted)
     if not team.first:
         team.wait()  # rank 0 builds the cache
     with bar("Caching images", len(names)) as advance:

@@ -72,9 +72,10 @@ def explore(
     write_exploration(found, output, facts, images, show, seed)
     if findings is not None:
         write_findings(found.findings, findings)
-    unlisted = source.describe_unlisted()
-    if unlisted:
-        click.echo(unlisted)
+    listed = set(names)
+    negatives = sum(image.name not in listed for image in found.images)
+    if negatives:
+        click.echo(f"{negatives} images have no row in train.csv and count as without any class")
     for kind, some in found.kinds():
         click.echo(printable(f"{kind}: {len(some)}, such as {some[0].key}: {some[0].reason}"))
     classes = ", ".join(

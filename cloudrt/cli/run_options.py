@@ -97,7 +97,7 @@ def take_run_options(given: dict[str, Any]) -> RunOptions:
     if math.isnan(megapixels):
         raise Failure("--max-megapixels nan is not a number")
     try:
-        numbers = (0,) if devices is None else tuple(int(one) for one in devices.split(","))
+        numbers = None if devices is None else tuple(int(one) for one in devices.split(","))
     except ValueError:
         raise Failure(f"--devices {devices}: expected GPU numbers such as 0,1") from None
     if (streams or graph is not None) and provider in ("auto", "cpu"):

@@ -142,7 +142,7 @@ def infer_on_cluster(
             share = share_out(nodes, task.run.provider, task.run.threads)
             plan = recorded.plan() if recorded else None
             settled = plan if plan and plan.satisfies(task.run) else None
-            job = Job(model.name, sha256(model), task.run.changed(threads=share.cpus, devices=(0,)), settled)
+            job = Job(model.name, sha256(model), task.run.changed(threads=share.cpus, devices=None), settled)
             data = model.read_bytes()
             job.keep_model(data)
             remote = [image for image in reversed(images) if image.store >= 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +10,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.errors import DataError, RleError
-from cloudrt.images.image import find_images
+from cloudrt.data.folder import writes_absences
+from cloudrt.errors import RleError
 from cloudrt.labels import Labels
 from cloudrt.masks.rle import rle_to_submit_grid
 from cloudrt.masks.table import read_rows
 
-SMALL, LARGE = 0.02, 0.9
-"""Fractions of the grid: masks of clouds that are smaller or larger are rare, and often labelling errors."""
+SMALL = 0.1
+"""Masks smaller than this fraction of the median mask of their class are suspicious."""
+LARGE = 0.9
+"""So are masks that cover more of the grid than this, unless most masks of their class cover more than half of it."""
 OUTSIDE = 0.5
 """Largest fraction of a mask that may lie where the image has no data."""
 SAME = 0.9
@@ -85,7 +87,7 @@ def audit_rows(path: Path, labels: Labels) -> tuple[dict[str, dict[str, str]], l
             findings.append(
                 Finding("Suspicious mask", key, "is so small that it vanishes on the submission grid", line)
             )
-    for name in texts:
+    for name in texts if writes_absences(texts) else ():
         missing = [label for label in labels.classes if (name, label) not in lines]
         if missing:
             findings.append(Finding("Missing row", name, f"has no row for {', '.join(missing)}"))
@@ -120,10 +122,6 @@ def audit_masks(
         outside = cv2.resize(dark, labels.submit_grid[::-1], interpolation=cv2.INTER_NEAREST)
     for index, (label, share) in enumerate(zip(labels.classes, shares, strict=True)):
         key = f"{name}_{label}"
-        if 0 < share < SMALL:
-            yield Finding(kind, key, f"covers only {100 * share:.1f}% of the image")
-        if share > LARGE:
-            yield Finding(kind, key, f"covers {100 * share:.0f}% of the image")
         if share and outside is not None:
             lost = float(outside[masks[index] > 0].mean())
             if lost > OUTSIDE:
@@ -137,12 +135,24 @@ def audit_masks(
                 )
 
 
-def audit_files(folder: Path, texts: dict[str, dict[str, str]]) -> Iterator[Finding]:
-    """Yield the images of a folder that have no row in train.csv."""
-    try:
-        files = find_images(folder)
-    except DataError:  # no images in the folder: those in train.csv are reported as unreadable
-        return
-    for file in files:
-        if file.key not in texts:
-            yield Finding("Image without a row", file.key, "is not in train.csv")
+def audit_shares(shares: Mapping[str, Sequence[float]], labels: Labels) -> Iterator[Finding]:
+    """Yield the masks that are unusually small or large for their class.
+
+    Parameters
+    ----------
+    shares
+        Image name -> the fraction of the grid that each class covers, (C,).
+    labels
+        Classes and grids.
+    """
+    for index, label in enumerate(labels.classes):
+        covered = {name: one[index] for name, one in shares.items() if one[index]}
+        typical = float(np.median(list(covered.values()))) if covered else 0.0
+        for name, share in covered.items():
+            if share < SMALL * typical:
+                reason = (
+                    f"covers only {100 * share:.2g}% of the image, half of all {label} more than {100 * typical:.2g}%"
+                )
+                yield Finding("Suspicious mask", f"{name}_{label}", reason)
+            if share > LARGE and typical < 0.5:
+                yield Finding("Suspicious mask", f"{name}_{label}", f"covers {100 * share:.0f}% of the image")

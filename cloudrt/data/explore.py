@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.data.audit import Finding, audit_files, audit_masks, audit_rows
+from cloudrt.data.audit import Finding, audit_masks, audit_rows, audit_shares
 from cloudrt.data.duplicates import difference_hash, similar_groups
-from cloudrt.data.folder import DataFolder
+from cloudrt.data.folder import DataFolder, writes_absences
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.image import NO_DATA_LEVEL, decode, read_file, resize
 from cloudrt.labels import Grid, Labels
@@ -155,6 +155,10 @@ def explore(data: DataFolder, threads: int = 1, advance: Callable[[int], object]
     texts, findings = audit_rows(data.train_csv, labels)
     if not texts:
         raise DataError(f"{data.train_csv} names no image")
+    unlisted = data.unlisted(texts)
+    if not writes_absences(texts):  # images without any class
+        texts |= {name: {} for name in unlisted}
+        unlisted = []
     exploration = Exploration(data, [], np.zeros((len(labels.classes), *_scaled(labels.submit_grid, _MAP))), findings)
     of_images: list[Finding] = []
     with ThreadPoolExecutor(threads) as pool:
@@ -166,7 +170,8 @@ def explore(data: DataFolder, threads: int = 1, advance: Callable[[int], object]
             if advance:
                 advance(1)
     findings += of_images
-    findings += audit_files(data.train_images, texts)
+    findings += audit_shares({image.name: image.shares for image in exploration.images}, labels)
+    findings += [Finding("Image without a row", name, "is not in train.csv") for name in unlisted]
     findings += _other_sizes(exploration.images)
     findings += _duplicates(exploration.images, labels)
     return exploration

@@ -9,7 +9,7 @@ DATA/data.json       optional, for other data: {"classes": [...], "label_grid": 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, RleError
+from cloudrt.images.image import find_images
 from cloudrt.labels import CLOUDS, Labels
 from cloudrt.masks.rle import pack_mask, rle_to_submit_grid
 from cloudrt.masks.table import read_rows, read_table
@@ -46,15 +47,40 @@ class DataFolder:
     def read_train(self) -> dict[str, dict[str, str]]:
         """Return image name -> class -> RLE text, without classes that have no row.
 
+        Images of `train_images` without any row follow: they show none of the classes. If the table has rows with empty
+        masks, however, a class that is absent has a row, and an image without rows is left out: it has no labels.
+
         Raises
         ------
         DataError
             See `read_table`.
         """
+        images = self._read_rows()
+        return images if writes_absences(images) else images | {name: {} for name in self.unlisted(images)}
+
+    def _read_rows(self) -> dict[str, dict[str, str]]:
         images: dict[str, dict[str, str]] = {}
         for (name, label), text in read_table(self.train_csv, self.labels).items():
             images.setdefault(name, {})[label] = text
         return images
+
+    def unlisted(self, images: Container[str]) -> list[str]:
+        """Return the images of `train_images` that are not in `images`, sorted."""
+        try:
+            return [file.key for file in find_images(self.train_images) if file.key not in images]
+        except DataError:  # the folder has no images
+            return []
+
+    def describe_unlisted(self) -> str:
+        """Say how many images have no row, and what `read_train` does with them; "" if there are none."""
+        images = self._read_rows()
+        count = len(self.unlisted(images))
+        if not count:
+            return ""
+        what = (
+            "are ignored: it has rows for absent classes" if writes_absences(images) else "count as without any class"
+        )
+        return f"{count} images of {self.train_images} have no row in {self.train_csv.name} and {what}"
 
     def read_names(self) -> list[str]:
         """Return the images that train.csv names, each once; rows of unknown classes are ignored."""
@@ -93,6 +119,14 @@ class DataFolder:
                 height, width = self.labels.label_grid
                 raise DataError(f"{self.train_csv}, row {name}_{label}: {error} (grid {height}x{width})") from error
         return np.stack(packed)
+
+
+def writes_absences(images: Mapping[str, Mapping[str, str]]) -> bool:
+    """Return whether a table has rows for absent classes: image name -> class -> RLE text, some of them empty.
+
+    Without rows at all, nothing is known of the images, so that the answer is yes.
+    """
+    return not images or any(not text for texts in images.values() for text in texts.values())
 
 
 def open_data(root: str | Path) -> DataFolder:

@@ -177,7 +177,7 @@ def _check_precision(precision: str) -> None:
 
 def _check_devices(options: RunOptions, provider: str) -> None:
     """Refuse GPUs that do not exist, and GPUs of different models, whose last bits differ."""
-    if options.devices == (0,):
+    if options.devices is None:
         return
     if provider not in ("auto", *GPU_PROVIDERS):
         raise ProviderError(f"--devices are GPUs: --provider {provider} runs on none")
@@ -200,7 +200,8 @@ def _take_the_fastest(measurements: _Measurements, artifact: Artifact) -> Plan:
         except (ArtifactError, ProviderError) as error:
             passed_over[provider] = str(error)
     if not plans:
-        raise ProviderError(f"no provider here runs this artifact: {'; '.join(passed_over.values())}")
+        who = "no provider here" if measurements.on_any_device else "--devices asks for GPUs, but no GPU provider here"
+        raise ProviderError(f"{who} runs this artifact: {'; '.join(passed_over.values())}")
     best = plans[-1]  # ONNX Runtime's own, unless it is hindered
     for plan in plans[-2::-1]:
         ratio = measurements.ratio(plan, best)
@@ -210,6 +211,9 @@ def _take_the_fastest(measurements: _Measurements, artifact: Artifact) -> Plan:
             words = f"{ratio:.2f} times as fast as {best.provider}, and less than {MARGIN} may be noise"
         passed_over[loser.provider] = words
         best = winner
+    level = logging.INFO if measurements.measured else logging.DEBUG  # every later run would repeat them
+    for name, reason in passed_over.items():
+        logger.log(level, "  not %s: %s", name, reason)
     return replace(best, passed_over=passed_over)
 
 
@@ -218,7 +222,8 @@ def _find_candidates(measurements: _Measurements, artifact: Artifact) -> tuple[d
     precisions: dict[str, str] = {}
     passed_over: dict[str, str] = {}
     for provider in NAMES:
-        if provider not in GPU_PROVIDERS and precisions.keys() & set(GPU_PROVIDERS):
+        on_gpu = precisions.keys() & set(GPU_PROVIDERS) or not measurements.on_any_device
+        if provider not in GPU_PROVIDERS and on_gpu:
             break
         reason = hindrance(provider, artifact)
         if reason is None and provider == "tensorrt" and not measurements.has_tensorrt_engine():
@@ -246,6 +251,16 @@ class _Measurements:
         self._samples = samples
         self._trial: ProviderTrial | None = None
 
+    @property
+    def on_any_device(self) -> bool:
+        """Whether providers on the CPU may be chosen: no GPUs were asked for."""
+        return self._options.devices is None
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything was measured, and not only read from the cache."""
+        return self._trial is not None
+
     def precision(self, provider: str) -> str:
         """Return what a provider computes in: what is asked for, or the fastest that agrees."""
         if provider != "openvino":
@@ -266,7 +281,7 @@ class _Measurements:
 
         size = _fixed(self._options, "tensorrt").batch_size
         content = graph_bytes(self._model)
-        return all(tensorrt_engine_exists(self._artifact, size, content, device) for device in self._options.devices)
+        return all(tensorrt_engine_exists(self._artifact, size, content, device) for device in self._options.gpus)
 
     def disagreement(self, provider: str, precision: str) -> str | None:
         """See `ProviderTrial.disagreement`; ONNX Runtime's CPU provider is the reference.
@@ -344,7 +359,7 @@ class _Measurements:
                 self._model,
                 self._artifact,
                 options.threads or usable_cpus(),
-                options.devices[0],
+                options.gpus[0],
                 options.allow_cpu,
                 options.batch_size,
                 self._samples,

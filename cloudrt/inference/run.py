@@ -231,8 +231,6 @@ def _announce(segmenter: Segmenter) -> None:
         *(segmenter.model, artifact.architecture, artifact.encoder, artifact.precision, width, height),
         *(plan.describe(), segmenter.threads),
     )
-    for name, reason in plan.passed_over.items():
-        logger.debug("  %s was not chosen: %s", name, reason)
 
 
 def _resume(segmenter: Segmenter, submission: Submission, task: InferTask) -> None:

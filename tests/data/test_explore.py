@@ -114,6 +114,24 @@ def spoil(scenes: Path, data: Path) -> list[str]:
     return names
 
 
+def test_the_audit_follows_the_data(scenes: Path, tmp_path: Path) -> None:
+    """Small masks are usual where all are small, and classes without rows where no row is empty."""
+    shutil.copytree(scenes, tmp_path / "data")
+    names = sorted(path.name for path in (tmp_path / "data" / "train_images").iterdir())
+    small, tiny = np.zeros(CLOUDS.label_grid, np.uint8), np.zeros(CLOUDS.label_grid, np.uint8)
+    small[:80, :80] = tiny[:12, :12] = 1
+    rows = [f"{name}_Fish,{rle_encode(tiny if name == names[1] else small)}" for name in names[:-2]]
+    (tmp_path / "data" / "train.csv").write_text("\n".join(["Image_Label,EncodedPixels", *rows]) + "\n")
+    found = explore(open_data(tmp_path / "data"))
+    kinds = [
+        one for one in found.findings if one.kind in ("Missing row", "Image without a row") or "covers" in one.reason
+    ]
+    assert [(one.kind, one.key) for one in kinds] == [("Suspicious mask", f"{names[1]}_Fish")]
+    assert "covers only 0.0049% of the image, half of all Fish more than 0.22%" in kinds[0].reason
+    assert [image.name for image in found.images] == names
+    assert found.classes_per_image[0] == 2
+
+
 def test_everything_that_is_wrong_is_found(scenes: Path, tmp_path: Path) -> None:
     names = spoil(scenes, tmp_path / "data")
     done = run(tmp_path / "data", tmp_path / "page.html", "--findings", str(tmp_path / "all.csv"), "--show", names[2])

@@ -155,6 +155,21 @@ def test_a_sound_folder(folder: Path) -> None:
     assert data.read_train() == {"a.jpg": {"Fish": "1 1", "Sugar": ""}, "b.jpg": {"Fish": "2 1"}}
 
 
+def test_images_without_rows_are_negatives_unless_absences_have_rows(folder: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "sub/c.png"):
+        (folder / "train_images" / name).parent.mkdir(exist_ok=True)
+        (folder / "train_images" / name).touch()
+    data = open_data(folder)
+    assert list(data.read_train()) == ["a.jpg", "b.jpg"]  # a.jpg_Sugar is empty: c.png has no labels
+    assert data.describe_unlisted().startswith("1 images of ")
+    assert "train.csv and are ignored" in data.describe_unlisted()
+    (folder / "train.csv").write_bytes(HEADER + b"a.jpg_Fish,1 1\nb.jpg_Fish,2 1\n")
+    assert data.read_train() == {"a.jpg": {"Fish": "1 1"}, "b.jpg": {"Fish": "2 1"}, "sub/c.png": {}}
+    assert data.describe_unlisted().endswith("count as without any class")
+    (folder / "train_images" / "sub" / "c.png").unlink()
+    assert data.describe_unlisted() == ""
+
+
 @pytest.mark.parametrize("missing", ["train.csv", "train_images", "everything"])
 def test_what_is_missing_is_named_with_where_to_get_it(folder: Path, missing: str) -> None:
     if missing == "everything":

@@ -191,6 +191,38 @@ def test_devices_are_gpus_that_are_there_and_alike(monkeypatch: pytest.MonkeyPat
         plan(RunOptions(provider="cpu", batch_size=4, devices=(0, 1)))
 
 
+@pytest.mark.parametrize("gpus", [(), ("H200, 139 GiB",)])
+def test_devices_are_never_answered_with_a_cpu(
+    rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, gpus: tuple[str, ...]
+) -> None:
+    rates |= {"cpu": 9.0}
+    monkeypatch.setattr(cloudrt.engines.plan, "nvidia_driver", lambda: Driver((13, 0), gpus) if gpus else None)
+    assert plan(RunOptions(batch_size=4)).provider == "cpu"
+    words = "--devices asks for GPUs, but .*no cuda" if gpus else "no GPU 0 here"
+    for provider in ("auto", "cpu"):
+        with pytest.raises(ProviderError, match=words if provider == "auto" else "--provider cpu runs on none"):
+            plan(RunOptions(provider=provider, batch_size=4, devices=(0,)))
+
+
+@needs_openvino
+def test_reasons_against_providers_are_told_once_when_they_are_measured(
+    rates: dict[str, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    rates |= {"openvino": 20.0, "cpu": 10.0}
+    caplog.set_level("INFO", "cloudrt")
+    plan(RunOptions())
+    assert [text for text in caplog.messages if text.startswith("  not ")] == [
+        *(f"  not {name}: no {name}" for name in ("tensorrt", "tensorrt-rtx", "cuda")),
+        "  not cpu: 10.0 images/s beside 20.0, as measured here",
+    ]
+    caplog.clear()
+    plan(RunOptions())
+    assert not caplog.messages
+    caplog.set_level("DEBUG", "cloudrt")
+    plan(RunOptions())
+    assert "  not cuda: no cuda" in caplog.messages
+
+
 def test_what_was_measured_is_kept_by_everything_that_it_hangs_on(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -214,7 +246,7 @@ def test_what_was_measured_is_kept_by_everything_that_it_hangs_on(
     known = Known("ab", 2, False)
     known.put("rate", 3)
     assert known.get("rate") == 3
-    assert "cannot be kept" in caplog.text
+    assert "cannot store the tuning" in caplog.text
 
 
 def test_a_plan_satisfies_the_options_that_it_was_made_for() -> None:
