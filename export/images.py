@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.data.scenes import draw_scene
+from cloudrt.data.scenes import draw_image
 from cloudrt.errors import ImageError
 from cloudrt.images.image import find_images, load_image
 from cloudrt.labels import Grid
@@ -90,9 +90,8 @@ def open_images(
 
 
 def _scenes(first_seed: int, size: Grid) -> ImageSet:
-    shape = (max(64, size[0]), max(64, size[1]))
     seeds = range(first_seed, first_seed + SCENE_COUNT)
-    images = np.stack([load_image(draw_scene(seed, shape).image, size) for seed in seeds])
+    images = np.stack([draw_image(seed, size) for seed in seeds])
     return ImageSet(SCENES, tuple(f"scene {seed}" for seed in seeds), images)
 
 

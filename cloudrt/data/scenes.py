@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cloudrt.data.textures import ASPECT, PLAN, TEXTURES, Box, Floats, Texture, noise, potential, resize
 from cloudrt.errors import DataError
+from cloudrt.images.image import resize as resize_image
 from cloudrt.labels import CLASSES, LABEL_GRID
 
 MIN_SIDE = 64
@@ -100,6 +101,12 @@ def draw_scene(seed: int | np.random.SeedSequence, size: tuple[int, int] = LABEL
     image = _light(np.random.default_rng(light), clear, octaves, polygons)
     image[bands] = 0
     return SyntheticScene(image, masks, bands)
+
+
+def draw_image(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Draw the image of a scene at any size, (H, W, 3): beyond the limits of `check_size` it is resized."""
+    drawn = draw_scene(seed, (min(max(size[0], MIN_SIDE), MAX_SIDE), min(max(size[1], MIN_SIDE), MAX_SIDE)))
+    return resize_image(drawn.image, size)
 
 
 # ---- layout ---------------------------------------------------------------------------------------------------------

@@ -303,10 +303,10 @@ class ProviderTrial:
 
 def make_samples(count: int, size: Grid, threads: int = 1) -> NDArray[np.uint8]:
     """Return made-up images (N, H, W, 3): up to `SCENES` scenes, then the same shifted, mirrored and paler."""
-    from cloudrt.data.scenes import draw_scene
+    from cloudrt.data.scenes import draw_image
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        scenes = list(pool.map(lambda seed: draw_scene(seed, size).image, range(min(count, SCENES))))
+        scenes = list(pool.map(lambda seed: draw_image(seed, size), range(min(count, SCENES))))
     images = []
     for number in range(count):
         turn = number // SCENES

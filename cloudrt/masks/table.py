@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from cloudrt.errors import DataError
 from cloudrt.labels import CLOUDS, Labels
+
+MAX_COMMAS = 100
+"""In a line. Names may contain some; every further column would cost much more memory than its byte in the file."""
 
 Table = dict[tuple[str, str], str]
 """(image name, class) -> RLE text, in the order of the file."""
@@ -42,7 +46,7 @@ def read_rows(path: str | Path, labels: Labels) -> Iterator[tuple[int, str, str]
     Raises
     ------
     DataError
-        A missing file, a file that is not CSV, or a wrong header.
+        A missing file, a file that is not CSV, a wrong header, or a line of more than `MAX_COMMAS` commas.
     """
     import pandas as pd
 
@@ -50,6 +54,8 @@ def read_rows(path: str | Path, labels: Labels) -> Iterator[tuple[int, str, str]
 
     try:
         with Path(path).open("rb") as file:  # given a path, pandas would download a URL
+            _refuse_wide(file, path)
+            file.seek(0)
             frame = pd.read_csv(file, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
@@ -57,9 +63,17 @@ def read_rows(path: str | Path, labels: Labels) -> Iterator[tuple[int, str, str]
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is not a CSV table of {','.join(header)} in UTF-8: {reason}") from error
     if list(frame.columns) != header:
-        raise DataError(f"{path}: the header is {','.join(map(str, frame.columns))!r}, expected {','.join(header)!r}")
+        found = ",".join(map(str, frame.columns))[:200]
+        raise DataError(f"{path}: the header is {found!r}, expected {','.join(header)!r}")
     if not isinstance(frame.index, pd.RangeIndex):
         raise DataError(f"{path}: the rows have more than two fields, expected {','.join(header)}")
     for line, (key, text) in enumerate(zip(frame[header[0]], frame["EncodedPixels"], strict=True), start=2):
         if key or text:
             yield line, key, text
+
+
+def _refuse_wide(file: BinaryIO, path: str | Path) -> None:
+    """Raise DataError for a line of too many columns, before pandas makes one of each comma."""
+    for number, line in enumerate(file, start=1):
+        if max(part.count(b",") for part in line.splitlines()) > MAX_COMMAS:
+            raise DataError(f"{path}, line {number}: more than {MAX_COMMAS} commas, expected two fields")

@@ -39,6 +39,15 @@ _DAMAGE = (
 )
 """What zipfile and numpy raise for damaged, encrypted or forged files."""
 
+MAX_LABELS_BYTES = 2**20
+"""Size of `labels` in the file; compressed, thousands of bytes may take one."""
+MAX_MAP_BYTES = 2**30
+"""Size of the maps of one image."""
+MAX_MEMBERS = 10_000_000
+"""Number of arrays in the file."""
+_HEADER_BYTES = 4096
+"""Maximum size of an array's header; numpy writes 128."""
+
 _LABELS, _MAPS, _PRESENCE = "labels.npy", "maps/", "presence/"
 
 
@@ -96,11 +105,13 @@ class Probabilities:
             raise DataError(f"{path} is not a file of probabilities: {error}") from error
         self._names = set(self._archive.namelist())
         try:
+            if len(self._names) > MAX_MEMBERS:
+                raise DataError(f"{path} contains more than {MAX_MEMBERS:,} arrays")
             if _LABELS not in self._names:
                 raise DataError(
                     f"{path} is not a file of probabilities: write one with cloudrt tune --save-probabilities"
                 )
-            self.labels = Labels.from_dict(json.loads(str(self._read(_LABELS).item())))
+            self.labels = Labels.from_dict(json.loads(str(self._read(_LABELS, MAX_LABELS_BYTES).item())))
             self.keys = [
                 name.removeprefix(_MAPS).removesuffix(".npy")
                 for name in self._archive.namelist()
@@ -120,19 +131,25 @@ class Probabilities:
         """
         height, width = self.labels.submit_grid
         classes = len(self.labels.classes)
-        levels = self._read(f"{_MAPS}{key}.npy")
+        levels = self._read(f"{_MAPS}{key}.npy", min(classes * height * width, MAX_MAP_BYTES))
         name = f"{_PRESENCE}{key}.npy"
-        presence = self._read(name) if name in self._names else None
+        presence = self._read(name, classes) if name in self._names else None
         for array, shape in ((levels, (classes, width, height)), (presence, (classes,))):
             if array is not None and (array.shape != shape or array.dtype != np.uint8):
                 raise DataError(f"{self.path}, {key}: expected {shape} uint8, found {array.shape} {array.dtype}")
         return levels, presence
 
-    def _read(self, name: str) -> NDArray[np.uint8]:
+    def _read(self, name: str, limit: int) -> NDArray[np.uint8]:
+        """Return an array of at most `limit` bytes; zipfile reads no more than the size that is checked here."""
         try:
+            size = self._archive.getinfo(name).file_size
+            if size > limit + _HEADER_BYTES:
+                raise DataError(f"{self.path}, {name}: {size:,} bytes, expected at most {limit + _HEADER_BYTES:,}")
             with self._archive.open(name) as file:
                 array: NDArray[np.uint8] = np.lib.format.read_array(file, allow_pickle=False)
                 file.read()  # zipfile verifies the checksum at the end
+        except DataError:
+            raise
         except _DAMAGE as error:
             raise DataError(f"{self.path}, {name}: {error}") from error
         return array

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from support.tiny import SMALL_GRIDS, tiny_model
 
-from cloudrt.engines.trial import Ladder, ProviderTrial, Rung, best_rung, measure_rate
+from cloudrt.engines.trial import COMPARED, Ladder, ProviderTrial, Rung, best_rung, measure_rate
 from cloudrt.errors import MemoryExhausted
 from cloudrt.model.artifact import parse_artifact
 
@@ -53,6 +53,15 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Rung]]:
         return ProviderTrial(MODEL, ARTIFACT, threads).climb(provider, "fp32", Ladder(batch_size=asked))
 
     return climb
+
+
+@pytest.mark.parametrize("size", [(32, 64), (32, 32)])
+def test_providers_are_compared_on_networks_smaller_than_a_scene(size: tuple[int, int]) -> None:
+    model = tiny_model(size, SMALL_GRIDS)
+    trial = ProviderTrial(model, parse_artifact(model, "model.onnx"), 1)
+    assert trial.images.shape == (COMPARED, *size, 3)
+    assert trial.images.any((1, 2, 3)).all()
+    assert trial.disagreement("cpu", "fp32") is None
 
 
 def test_a_ladder_ends_where_larger_batches_gain_nothing(simulate: Callable[..., list[Rung]]) -> None:

@@ -1,0 +1,98 @@
+"""Files of probabilities that would take much more memory than their bytes."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny import SMALL_GRIDS
+
+from cloudrt.errors import DataError
+from cloudrt.labels import Labels
+from cloudrt.search import probabilities
+from cloudrt.search.probabilities import Probabilities, write_probabilities
+
+BOMB = 64 * 2**20
+
+
+def write(path: Path, grids: Labels, **members: np.ndarray) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, array in {"labels": np.array(json.dumps(grids.to_dict())), **members}.items():
+            content = BytesIO()
+            np.lib.format.write_array(content, array, allow_pickle=False)
+            archive.writestr(f"{name}.npy", content.getvalue())
+    return path
+
+
+def peak_of(path: Path) -> tuple[str, int]:
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError) as caught, Probabilities(path) as kept:
+            kept.read("a")
+        return str(caught.value), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("member", ["labels", "maps/a", "presence/a"])
+def test_a_bomb_is_refused_before_it_is_inflated(tmp_path: Path, member: str) -> None:
+    classes, (height, width) = len(SMALL_GRIDS.classes), SMALL_GRIDS.submit_grid
+    sound = {"maps/a": np.zeros((classes, width, height), np.uint8)}
+    path = write(tmp_path / "p.npz", SMALL_GRIDS, **(sound | {member: np.zeros(BOMB, np.uint8)}))
+    assert path.stat().st_size < BOMB / 500
+    said, peak = peak_of(path)
+    assert f"p.npz, {member}.npy: " in said and "bytes, expected at most" in said
+    assert peak < BOMB / 8
+
+
+def test_a_huge_grid_does_not_raise_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probabilities, "MAX_MAP_BYTES", 2**20)
+    huge = Labels(("a",), (2**13, 2**13), (2**13, 2**13))
+    path = write(tmp_path / "p.npz", huge, **{"maps/a": np.zeros((1, 2**13, 2**13), np.uint8)})
+    said, peak = peak_of(path)
+    assert "expected at most" in said and peak < BOMB / 8
+
+
+def test_a_size_that_lies_is_damage(tmp_path: Path) -> None:
+    """The directory of the file states a small size for a large member."""
+    path = write(tmp_path / "p.npz", SMALL_GRIDS, **{"maps/a": np.zeros(BOMB, np.uint8)})
+    content = path.read_bytes()
+    size = (BOMB + 128).to_bytes(4, "little")
+    assert content.count(size) == 2  # before the data, and in the directory
+    path.write_bytes(content.replace(size, (5000).to_bytes(4, "little")))
+    said, peak = peak_of(path)
+    assert "p.npz, maps/a.npy: Bad CRC-32" in said and peak < 2 * BOMB
+
+
+def test_too_many_arrays_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with write_probabilities(tmp_path / "p.npz", SMALL_GRIDS) as writer:
+        for key in "abc":
+            writer.add(key, np.zeros((1, 1, 1), np.uint8))
+    monkeypatch.setattr(probabilities, "MAX_MEMBERS", 3)
+    with pytest.raises(DataError, match="contains more than 3 arrays"):
+        Probabilities(tmp_path / "p.npz")
+
+
+def test_limits_are_those_of_the_reference() -> None:
+    from cloudrt.images.headers import _MAX_TIFF_ENTRIES, MAX_PIXELS
+    from cloudrt.images.image import MAX_FILE_BYTES, MAX_SCANS
+    from cloudrt.masks.table import MAX_COMMAS
+
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    section = text.partition("## Limits")[2].partition("\n## ")[0]
+    for limit in (
+        f"{MAX_FILE_BYTES // 2**30} GiB;",
+        f"{MAX_PIXELS // 10**6} megapixels",
+        f"{MAX_SCANS} scans",
+        f"{_MAX_TIFF_ENTRIES:,} entries",
+        f"{MAX_COMMAS} commas",
+        f"{probabilities.MAX_LABELS_BYTES // 2**20} MiB of `labels`",
+        f"{probabilities.MAX_MAP_BYTES // 2**30} GiB of maps",
+        f"{probabilities.MAX_MEMBERS:,} arrays",
+    ):
+        assert limit in section, limit
