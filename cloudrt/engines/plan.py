@@ -213,7 +213,7 @@ def _take_the_fastest(measurements: _Measurements, artifact: Artifact) -> Plan:
         best = winner
     level = logging.INFO if measurements.measured else logging.DEBUG  # every later run would repeat them
     for name, reason in passed_over.items():
-        logger.log(level, "  not %s: %s", name, reason)
+        logger.log(level, "  %s was not chosen: %s", name, reason)
     return replace(best, passed_over=passed_over)
 
 

@@ -211,16 +211,16 @@ def test_reasons_against_providers_are_told_once_when_they_are_measured(
     rates |= {"openvino": 20.0, "cpu": 10.0}
     caplog.set_level("INFO", "cloudrt")
     plan(RunOptions())
-    assert [text for text in caplog.messages if text.startswith("  not ")] == [
-        *(f"  not {name}: no {name}" for name in ("tensorrt", "tensorrt-rtx", "cuda")),
-        "  not cpu: 10.0 images/s beside 20.0, as measured here",
+    assert [text for text in caplog.messages if " was not chosen: " in text] == [
+        *(f"  {name} was not chosen: no {name}" for name in ("tensorrt", "tensorrt-rtx", "cuda")),
+        "  cpu was not chosen: 10.0 images/s beside 20.0, as measured here",
     ]
     caplog.clear()
     plan(RunOptions())
     assert not caplog.messages
     caplog.set_level("DEBUG", "cloudrt")
     plan(RunOptions())
-    assert "  not cuda: no cuda" in caplog.messages
+    assert "  cuda was not chosen: no cuda" in caplog.messages
 
 
 def test_what_was_measured_is_kept_by_everything_that_it_hangs_on(
