@@ -1,0 +1,114 @@
+"""The answers of the interface: their JSON schemas, and how results become JSON and PNG."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+
+import cv2
+import numpy as np
+from pydantic import BaseModel, Field
+
+from cloudrt.labels import Labels, class_colours
+from cloudrt.masks.rle import rle_decode
+from cloudrt.serve.batcher import Outputs
+
+
+class ClassAnswer(BaseModel):
+    """The mask of one class."""
+
+    rle: str = Field(description="Run-length text on the grid, as in a submission; empty if the class is absent.")
+    area: int = Field(description="Pixels of the grid.")
+    share: float = Field(description="Fraction of the grid, 0 to 1.")
+    presence: int | None = Field(description="Level 0..255 of the presence output; null if the model has none.")
+
+
+class ImageAnswer(BaseModel):
+    """The result for one image."""
+
+    image: str = Field(description="Name of the file, or image-0.")
+    error: str | None = Field(description="Why the image failed; null if it did not.")
+    classes: dict[str, ClassAnswer] = Field(description="Class name to mask; empty if the image failed.")
+    levels: str | None = Field(
+        default=None,
+        description="With levels=true: the probability as uint8 (classes, width, height), in base64.",
+    )
+
+
+class SegmentAnswer(BaseModel):
+    """The results for the images of a request, in order."""
+
+    model: str
+    grid: tuple[int, int] = Field(description="Height and width of the masks.")
+    images: list[ImageAnswer]
+
+
+class Problem(BaseModel):
+    """Why a request failed."""
+
+    detail: str
+
+
+class ModelAnswer(BaseModel):
+    """The model that is served."""
+
+    name: str
+    classes: list[str]
+    grid: tuple[int, int] = Field(description="Height and width of the masks.")
+    input_size: tuple[int, int] = Field(description="Height and width of the network's input.")
+    rules: dict[str, dict[str, int]] = Field(description="Class name to the parameters of its post-processing.")
+    precision: str
+    provider: str
+    batch_size: int
+    has_presence: bool
+    validation_dice: float
+    max_upload_bytes: int
+    max_pixels: int
+
+
+class ModelsAnswer(BaseModel):
+    """The models that are served."""
+
+    models: list[ModelAnswer]
+
+
+class StatusAnswer(BaseModel):
+    """The state of the server."""
+
+    status: str
+
+
+def image_answer(name: str, labels: Labels, texts: list[str], outputs: Outputs, *, levels: bool) -> ImageAnswer:
+    """Return the answer for a sound image; `levels` includes the network's output."""
+    height, width = labels.submit_grid
+    classes = {}
+    for index, (label, text) in enumerate(zip(labels.classes, texts, strict=True)):
+        area = sum(map(int, text.split()[1::2]))
+        presence = None if outputs.presence is None else int(outputs.presence[index])
+        classes[label] = ClassAnswer(rle=text, area=area, share=area / (height * width), presence=presence)
+    encoded = b64encode(outputs.levels.tobytes()).decode("ascii") if levels else None
+    return ImageAnswer(image=name, error=None, classes=classes, levels=encoded)
+
+
+def mask_png(text: str, labels: Labels) -> bytes:
+    """Return one mask as a black-and-white PNG, as `cloudrt-infer --masks` writes it."""
+    return _png(rle_decode(text, labels.submit_grid) * 255, [cv2.IMWRITE_PNG_BILEVEL, 1])
+
+
+def masks_png(texts: list[str], labels: Labels) -> bytes:
+    """Return all masks of an image as a transparent PNG, each in the colour of its class; later classes are on top."""
+    picture = np.zeros((*labels.submit_grid, 4), np.uint8)
+    for text, colour in zip(texts, class_colours(len(texts)), strict=True):
+        if text:
+            picture[rle_decode(text, labels.submit_grid) != 0] = [*(int(colour[i : i + 2], 16) for i in (5, 3, 1)), 160]
+    return _png(picture)
+
+
+def picture_jpeg(image: np.ndarray) -> bytes:
+    """Return an (H, W, 3) uint8 RGB image as a JPEG."""
+    _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return data.tobytes()
+
+
+def _png(picture: np.ndarray, options: list[int] | None = None) -> bytes:
+    _, data = cv2.imencode(".png", picture, options or [])
+    return data.tobytes()
