@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from cloudrt.errors import DataError
-from cloudrt.labels import Grid
+from cloudrt.labels import CLOUDS, Grid, Labels
 from cloudrt.model.network_config import PRESENCES, VIEWS
 
 from .losses import OVERLAPS, parse_loss
@@ -19,6 +19,20 @@ MASKS = ("all", "present")
 AUGMENTATIONS = ("none", "flips", "notebook", "blur", "elastic", "strong")
 RESUMABLE = ("epochs", "workers", "device", "compile", "time_budget", "tensorboard")
 """Fields that may change when a run is resumed; more epochs also change the learning-rate schedule."""
+
+
+def default_input_size(labels: Labels) -> Grid:
+    """Return the height and width, multiples of 32, of the input for the images of a data set.
+
+    640x320, as in the competition's notebook, for its images. For other data about as many pixels in the shape of the
+    label grid, and not more than the grid has.
+    """
+    if labels.label_grid == CLOUDS.label_grid:
+        return 320, 640
+    height, width = labels.label_grid
+    scale = min(1.0, math.sqrt(320 * 640 / (height * width)))
+    rows, columns = (max(32, 32 * round(side * scale / 32)) for side in (height, width))
+    return rows, columns
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -23,6 +24,10 @@ COMMANDS = {
 }
 
 
+OTHER_NAMES = {"predict": "infer", "segment": "infer", "evaluate": "score", "benchmark": "bench", "convert": "export"}
+"""Names of commands in other programs -> our command."""
+
+
 class LazyGroup(click.Group):
     """A group that loads its commands by name from `cloudrt.cli.NAME`."""
 
@@ -31,6 +36,16 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return _command(cmd_name) if cmd_name in COMMANDS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = [OTHER_NAMES[name]] if name in OTHER_NAMES else get_close_matches(name, COMMANDS, 2, 0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"the commands are {', '.join(COMMANDS)}"
+            ctx.fail(f"no command {name!r}; {hint}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -77,11 +77,16 @@ _OPTIONS = (
 )
 
 
+def _refuse_device(_context: click.Context, _option: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        raise click.UsageError(f"no option --device: use --provider {value}, or --devices 0 for the first GPU")
+
+
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options to a command; `take_run_options` converts their values."""
     for option in reversed(_OPTIONS):
         command = option(command)
-    return command
+    return click.option("--device", hidden=True, expose_value=False, callback=_refuse_device)(command)
 
 
 def take_run_options(given: dict[str, Any]) -> RunOptions:

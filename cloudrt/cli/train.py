@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import time
+from itertools import count
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -24,7 +24,7 @@ CROSS_FILES = ("oof.npz", "folds.json")
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path), default=Path("data"))
-@click.option("--name", help="Name of the run. Default: date and time.")
+@click.option("--name", help="Name of the run. Default: run-1, or the next number that is free.")
 @click.option(
     "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of all runs."
 )
@@ -58,9 +58,8 @@ CROSS_FILES = ("oof.npz", "folds.json")
 @click.option(
     "--input-size",
     type=Size(),
-    default="640x320",
-    show_default=True,
-    help="WIDTHxHEIGHT of the network's input, multiples of 32.",
+    help="WIDTHxHEIGHT of the network's input, multiples of 32. Default: 640x320 for the competition's images; for "
+    "other data, about as many pixels in the shape of its label grid.",
 )
 @click.option(
     "--presence",
@@ -202,7 +201,7 @@ def train(
         raise Failure("--resume and --overwrite exclude each other")
     if fold is not None and not settings["folds"]:
         raise Failure("--fold needs --folds")
-    folder = runs / (name or time.strftime("%Y%m%d-%H%M%S"))
+    folder = runs / (name or next(one for one in map("run-{}".format, count(1)) if not (runs / one).exists()))
     every = settings["folds"] and fold is None
     traces = ("config.json", "best.pth", "folds.json", "fold-0")
     if any((folder / trace).exists() for trace in traces) and not (overwrite or resume):
@@ -221,10 +220,11 @@ def train(
         images=source.image_paths(),
         overwrite=overwrite or resume,
     )
-    from cloudrt.train.config import TrainConfig
+    from cloudrt.train.config import TrainConfig, default_input_size
     from cloudrt.train.cross import cross_validate
     from cloudrt.train.loop import train as run
 
+    settings["input_size"] = settings["input_size"] or default_input_size(source.labels)
     config = TrainConfig(
         **settings, fold=fold or 0, options=_options(options), workers=_workers(workers, settings["device"])
     )
@@ -247,6 +247,13 @@ def train(
         f"Held-out Dice {result.dice:.4f} at epoch {result.epoch} (all rows empty: {result.all_empty:.4f}), "
         f"{result.images_per_second:.1f} training images/s"
     )
+    click.echo(
+        "The Dice of the epochs is that of rules found on the images that they are scored on; the held-out Dice is out "
+        "of fold: each fifth of the images is scored with rules found on the others, as for new images."
+    )
+    if result.dice <= result.all_empty:
+        click.echo("This is no better than empty rows: train for more epochs, or with more images, before you export")
+        return
     click.echo(f"Next: cloudrt-export {quote(str(folder / 'best.pth'))}{tta}")
 
 

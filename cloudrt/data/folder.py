@@ -138,6 +138,8 @@ def open_data(root: str | Path) -> DataFolder:
         The folder, train.csv or train_images is missing (the message says how to get them), or data.json is malformed.
     """
     root = Path(root)
+    if root.is_file():
+        raise DataError(f"{root} is a file: give the folder that contains train.csv and train_images")
     folder = DataFolder(root, read_labels(root), root / "train_images", root / "train.csv")
     for path, exists in (
         (folder.train_csv, folder.train_csv.is_file()),

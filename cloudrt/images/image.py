@@ -249,7 +249,12 @@ def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS)
     _refuse_oversized(*stated_size(data), max_pixels)
     if data[:2] in (b"II", b"MM"):
         _check_tiff(data)
-    image = _decode_opencv(data)
+    try:
+        image = _decode_opencv(data)
+    except ImageError as error:
+        if data[:2] not in (b"II", b"MM"):
+            raise
+        raise ImageError(f"{error}; a TIFF has 8 or 16 bits per channel, not floating-point numbers") from error
     return image if cover is None else reduce(image, cover)
 
 

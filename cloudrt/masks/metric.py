@@ -94,12 +94,25 @@ def score(
     empty = 0
     for (name, label), text in truth.items():
         wanted = _decode(text, on_truth, truth_csv, name, label)
-        found = _decode(predicted[name, label], on_submission, submission_csv, name, label)
+        try:
+            found = _decode(predicted[name, label], on_submission, submission_csv, name, label)
+        except DataError as error:
+            if not _fits(predicted[name, label], on_truth):
+                raise
+            raise DataError(f"{error}; it fits the grid of the truth: are the two tables swapped?") from error
         values[label].append(dice(found, wanted))
         empty += not wanted.any()
     per_class = {label: fmean(found) for label, found in values.items() if found}
     mean = fmean(value for found in values.values() for value in found)
     return Score(mean, per_class, empty / len(truth), len({name for name, _ in truth}))
+
+
+def _fits(text: str, labels: Labels) -> bool:
+    try:
+        rle_to_submit_grid(text, labels)
+    except RleError:
+        return False
+    return True
 
 
 def _decode(text: str, labels: Labels, table: str | Path, name: str, label: str) -> NDArray[np.uint8]:

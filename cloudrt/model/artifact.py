@@ -166,6 +166,8 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: export one with cloudrt-export best.pth") from None
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        if Path(path).suffix in (".pth", ".pt"):
+            raise ArtifactError(f"{path} is a checkpoint: convert it with cloudrt-export {path}") from error
         raise ArtifactError(f"{path} is not an ONNX model, or is damaged") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -113,6 +113,8 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         _open_streams()
+        if not _verbose():
+            os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # its warnings about files; read when it is imported
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # print ? for characters that the terminal cannot encode
                 stream.reconfigure(errors="replace")

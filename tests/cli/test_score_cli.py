@@ -72,12 +72,16 @@ def test_classes_of_other_data(folder: Path) -> None:
         (("submission.csv", "truth.csv", "--data", "none"), "none is not a folder"),
         (("short.csv", "truth.csv", "--truth-grid", "525x350"), "lacks 7 of 8 rows"),
         (("bad.csv", "bad.csv"), "RLE token 2"),
+        (("large.csv", "submission.csv"), "it fits the grid of the truth: are the two tables swapped?"),
     ],
 )
 def test_mistakes_are_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     (folder / "short.csv").write_text(HEADER + "a.jpg_Fish,\n")
+    lines = (folder / "submission.csv").read_text().splitlines()[1:]
+    large = "".join(f"{line.split(',')[0]},2900001 400\n" for line in lines)
+    (folder / "large.csv").write_text(HEADER + large)
     (folder / "bad.csv").write_text(HEADER + "a.jpg_Fish,1 0\n")
     monkeypatch.chdir(folder)
     result = run(*arguments)

@@ -1,0 +1,145 @@
+"""Mistakes of a new user: the message says what to do instead. And completion in shells."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from support.paths import ROOT
+from support.tiny import tiny_artifact
+
+from cloudrt.cli import main
+from cloudrt.labels import CLOUDS, Labels
+
+PROGRAMS = Path(sys.executable).parent
+
+
+def refused(*words: str | Path) -> str:
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["predict", "in"], "no command 'predict'; did you mean infer?"),
+        (["inefr", "in"], "no command 'inefr'; did you mean infer?"),
+        (["xyzzy"], "no command 'xyzzy'; the commands are train, export, infer"),
+        (
+            ["infer", "in", "--device", "cuda"],
+            "no option --device: use --provider cuda, or --devices 0 for the first GPU",
+        ),
+        (["infer", "in", "--reprot"], "--report"),
+        (["infer", "in", "-m", "best.pth"], "best.pth is a checkpoint: convert it with cloudrt-export best.pth"),
+        (["explore", "train.csv"], "train.csv is a file: give the folder that contains train.csv and train_images"),
+        (["tune", "best.pth", "."], "best.pth is a checkpoint"),
+    ],
+)
+def test_mistakes_are_answered_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    Path("train_images").mkdir()
+    cv2.imwrite("in/a.png", np.zeros((20, 30, 3), np.uint8))
+    Path("train.csv").write_text("Image_Label,EncodedPixels\n")
+    Path("best.pth").write_bytes(b"PK\x03\x04 a checkpoint")
+    assert said in refused(*words)
+
+
+def test_a_float_tiff_is_named_and_opencv_is_silent(tmp_path: Path) -> None:
+    model = tiny_artifact(tmp_path / "m.onnx", (64, 96))
+    (tmp_path / "in").mkdir()
+    _, content = cv2.imencode(".tif", np.zeros((40, 60, 3), np.float32))
+    (tmp_path / "in" / "a.tif").write_bytes(content.tobytes())
+    words = ["infer", "in", "-m", str(model), "-o", "s.csv", "--provider", "cpu", "--batch-size", "1"]
+    script = "import sys; from cloudrt.cli import main; main(sys.argv[1:])"
+    environment = {name: value for name, value in os.environ.items() if name != "OPENCV_LOG_LEVEL"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "OpenCV" not in done.stderr and "WARN" not in done.stderr
+    assert "8 or 16 bits per channel, not floating-point" in (tmp_path / "s.failures.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"),
+    [
+        (CLOUDS.label_grid, (320, 640)),
+        ((256, 1600), (192, 1120)),
+        ((1024, 1024), (448, 448)),
+        ((101, 101), (96, 96)),
+        ((20, 30), (32, 32)),
+    ],
+)
+def test_the_input_size_follows_the_data(grid: tuple[int, int], size: tuple[int, int]) -> None:
+    pytest.importorskip("torch")
+    from cloudrt.train.config import default_input_size
+
+    assert default_input_size(Labels(("a",), grid, grid)) == size
+
+
+def complete(shell: str, line: str, tmp_path: Path) -> list[str]:
+    """What a shell offers for a line, asked as its completion asks."""
+    environment = {**os.environ, "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
+    program, *_ = words = line.split(" ")
+    name = program.replace("-", "_")
+    if shell == "bash":
+        script = (
+            f'eval "$(_{name.upper()}_COMPLETE=bash_source {program})"\n'
+            f"COMP_WORDS=({line}''); COMP_CWORD={len(words) - 1}\n"
+            f"_{name}_completion {program}\n"
+            'printf "%s\\n" "${COMPREPLY[@]}"\n'
+        )
+        done = subprocess.run(
+            ["bash", "--norc", "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+        return done.stdout.split()
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), f"_{name.upper()}_COMPLETE": "zsh_complete"}
+    done = subprocess.run(
+        [str(PROGRAMS / program)], env=environment | asked, capture_output=True, text=True, check=True
+    )
+    return done.stdout.split("\n")[1::3]  # kind, value, help
+
+
+@pytest.mark.skipif(
+    not shutil.which("bash") or not (PROGRAMS / "cloudrt").exists(), reason="needs bash and the commands"
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shells_complete_commands_and_options(shell: str, tmp_path: Path) -> None:
+    assert complete(shell, "cloudrt in", tmp_path) == ["infer"]
+    assert complete(shell, "cloudrt infer --rep", tmp_path) == ["--report", "--report-images"]
+    assert complete(shell, "cloudrt-infer --provider ope", tmp_path) == ["openvino"]
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="zsh is not installed")
+def test_zsh_takes_the_script(tmp_path: Path) -> None:
+    script = (
+        'autoload -Uz compinit; compinit -u; eval "$(_CLOUDRT_COMPLETE=zsh_source cloudrt)"\nprint $_comps[cloudrt]'
+    )
+    environment = {**os.environ, "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run(["zsh", "-f", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "_cloudrt_completion"
+
+
+def test_the_docs_name_every_completion() -> None:
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    for name in ("cloudrt", "cloudrt-train", "cloudrt-export", "cloudrt-infer", "cloudrt-bench"):
+        assert f'eval "$(_{name.replace("-", "_").upper()}_COMPLETE=bash_source {name})"' in page
+    assert "zsh_source" in page
