@@ -269,7 +269,7 @@ def test_a_great_fall_is_worse_and_a_great_rise_better_in_any_noise() -> None:
         values["pipeline"]["whole"]["iqr_s"] = 0.6 * values["pipeline"]["whole"]["median_s"]
     for before, after, verdict in ((fast, slow, "worse"), (slow, fast, "better")):
         found = compare(before, after)
-        assert [change.verdict for change in found.changes if change.name.endswith("beside x")] == [verdict]
+        assert [change.verdict for change in found.changes if change.name.endswith("compared with x")] == [verdict]
 
 
 def test_what_only_one_run_has_is_named() -> None:
