@@ -126,7 +126,7 @@ def test_trial_that_fails_crashes_or_hangs(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_unknown_provider() -> None:
-    with pytest.raises(ProviderError, match="no provider named 'rocm': tensorrt, tensorrt-rtx, cuda, openvino, cpu"):
+    with pytest.raises(ProviderError, match="no provider named 'rocm'; known: tensorrt, tensorrt-rtx, cuda, openvino"):
         problem("rocm")
 
 
@@ -158,7 +158,7 @@ def test_gpu_without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     assert problem("cuda") is None
     assert problem("tensorrt") == "TensorRT 10 is not installed: pip install 'cloudrt[cuda,tensorrt]'"
     monkeypatch.setattr(availability, "nvidia_driver", lambda: Driver((12, 8), GPU.gpus))
-    assert "serves CUDA 12.8 at most" in str(problem("cuda"))
+    assert "supports CUDA 12.8 at most" in str(problem("cuda"))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert str(problem("cuda")).endswith("pip install onnxruntime-gpu")
 
@@ -169,7 +169,7 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(problem("cpu")).startswith("ONNX Runtime is not installed: pip install")
     # A folder that an uninstalled build left behind: a namespace, without a file of its own.
     monkeypatch.setattr(availability, "find_spec", lambda name: ModuleSpec(name, None))
-    assert str(problem("cpu")).startswith("ONNX Runtime's files are missing in part: pip uninstall")
+    assert str(problem("cpu")).startswith("some of ONNX Runtime's files are missing: pip uninstall")
 
 
 def test_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +292,7 @@ def test_an_artifact_is_told_which_providers_are_not_for_it(told: Diagnosis, tmp
     onnx.save(model, tmp_path / "m.onnx")
     result = CliRunner().invoke(command, [str(tmp_path / "m.onnx")])
     assert result.exit_code == 0, result.output
-    assert "works; not for this artifact: its int8 layers are laid out for TensorRT" in " ".join(
+    assert "works; not for this artifact: its int8 layers are quantised for TensorRT" in " ".join(
         result.stdout.replace("│", " ").split()
     )
     values = json.loads(CliRunner().invoke(command, [str(tmp_path / "m.onnx"), "--json"]).stdout)

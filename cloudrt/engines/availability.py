@@ -1,8 +1,8 @@
-"""Why a provider cannot run on this machine, found without opening a session.
+"""Checks of whether a provider can run on this machine, without opening a session.
 
-ONNX Runtime lists CUDA and TensorRT wherever its GPU build is installed, logs two loud lines when they cannot load, and
-then runs on the CPU: so check before asking. Checks run cheapest first and stop at the first obstacle: driver, GPU,
-ONNX Runtime's build, CUDA's libraries, TensorRT's. No library of a provider is loaded.
+If its GPU build is installed, ONNX Runtime lists CUDA and TensorRT as available even where they cannot load; opening a
+session then logs errors and uses the CPU. These checks run before a session is opened. They run cheapest first and stop
+at the first obstacle: driver, GPU, ONNX Runtime's build, CUDA libraries, TensorRT libraries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cloudrt.system.nvidia import nvidia_driver
 from cloudrt.system.versions import package_versions
 
 NAMES = PROVIDERS[1:]
-"""The providers, those that tend to be the fastest first."""
+"""The providers, usually fastest first."""
 
 ORT_NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -33,14 +33,14 @@ ORT_NAMES = {
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why a provider cannot run, and what to install or to do about it."""
+    """Why a provider cannot run, and what to install or do."""
 
     reason: str
     remedy: str
 
 
 def problem(provider: str) -> str | None:
-    """Return why `provider` cannot run here, ending with what to install, or None where nothing stands against it.
+    """Return why `provider` cannot run on this machine, with what to install or do, or None if it can.
 
     Raises
     ------
@@ -52,9 +52,9 @@ def problem(provider: str) -> str | None:
 
 
 def obstacle(provider: str) -> Obstacle | None:
-    """Return the first thing that stands against `provider`, or None; see `problem` for the errors."""
+    """Return the first reason why `provider` cannot run on this machine, or None; the errors are those of `problem`."""
     if provider not in NAMES:
-        raise ProviderError(f"no provider named {provider!r}: {', '.join(NAMES)}")
+        raise ProviderError(f"no provider named {provider!r}; known: {', '.join(NAMES)}")
     if provider == "openvino":
         return (
             None if _installed("openvino") else Obstacle("OpenVINO is not installed", "pip install 'cloudrt[openvino]'")
@@ -69,14 +69,14 @@ def obstacle(provider: str) -> Obstacle | None:
 
 
 _EXTRAS = {"cuda": "cuda", "tensorrt": "cuda,tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
-"""GPU provider -> extras of the package that install it."""
+"""GPU provider -> extras of cloudrt that install its libraries."""
 
 
 def _driver_obstacle(extras: str) -> Obstacle | None:
     driver = nvidia_driver()
     if driver is None and Path("/proc/driver/nvidia/version").exists():
         return Obstacle(
-            "the machine's NVIDIA driver does not reach into this container (no libcuda.so.1)",
+            "the NVIDIA driver of the host is not available in this container (no libcuda.so.1)",
             "install the NVIDIA Container Toolkit and start the container with --gpus all",
         )
     if driver is None:
@@ -91,8 +91,8 @@ def _driver_obstacle(extras: str) -> Obstacle | None:
                 f"NVIDIA's driver cannot be used{fault}", "restart the machine, or install the driver again"
             )
         return Obstacle(
-            f"NVIDIA's driver shows this process no GPU{fault}",
-            "look at CUDA_VISIBLE_DEVICES, and start a container with --gpus all",
+            f"NVIDIA's driver finds no GPU that this process may use{fault}",
+            "check CUDA_VISIBLE_DEVICES, and start containers with --gpus all",
         )
     return None
 
@@ -101,16 +101,16 @@ def _runtime_obstacle() -> Obstacle | None:
     if find_spec("onnxruntime") is None:
         return Obstacle("ONNX Runtime is not installed", "pip install --force-reinstall cloudrt")
     if not _installed("onnxruntime"):
-        # Uninstalling one of its two builds takes files of the other along.
+        # Uninstalling one of its two builds also removes files of the other.
         return Obstacle(
-            "ONNX Runtime's files are missing in part",
+            "some of ONNX Runtime's files are missing",
             f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install {runtime_package()}",
         )
     return None
 
 
 def runtime_package() -> str:
-    """Return the build of ONNX Runtime for this platform: the one that cloudrt depends on."""
+    """Return the distribution of ONNX Runtime that cloudrt depends on, on this platform."""
     import platform
 
     has_gpu_build = (sys.platform, platform.machine()) in (("linux", "x86_64"), ("win32", "AMD64"))
@@ -171,12 +171,12 @@ def _age_obstacle(who: str, major: int) -> Obstacle | None:
     if driver is None or driver.cuda[0] >= major:
         return None
     return Obstacle(
-        f"NVIDIA's driver serves CUDA {driver.cuda[0]}.{driver.cuda[1]} at most, {who} needs CUDA {major}",
+        f"NVIDIA's driver supports CUDA {driver.cuda[0]}.{driver.cuda[1]} at most, {who} needs CUDA {major}",
         f"install a newer NVIDIA driver, one for CUDA {major}",
     )
 
 
 def _installed(package: str) -> bool:
-    """Whether a package is there with its `__init__`, and not just a folder that was left behind; imports nothing."""
+    """Return whether a package is installed with its `__init__`, not only a leftover folder; does not import it."""
     spec = find_spec(package)
     return spec is not None and spec.origin is not None

@@ -1,4 +1,4 @@
-"""The engine protocol, its options, and checks that every engine shares."""
+"""The engine protocol, its options, and functions that all engines share."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ from cloudrt.system.cuda import Batch, DeviceArray
 from cloudrt.system.suggest import check_name
 
 BATCH_SIZES = {"tensorrt": 32, "tensorrt-rtx": 32, "cuda": 32, "openvino": 4, "cpu": 4}
-"""Images a batch where none is asked for and nothing was measured."""
+"""Number of images per batch, by provider, if it is neither given nor measured."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine computes, once everything is chosen: what a `Plan` and a device give.
+    """How an engine computes: the settings of a `Plan`, for one device.
 
     Parameters
     ----------
     streams
-        Batches in flight at once, each submitted from its own thread.
+        Number of batches computed at once, each submitted by its own thread.
     compute_precision
-        "fp32", "bf16" or "fp16": what OpenVINO computes in. The other providers follow the artifact's precision.
+        "fp32", "bf16" or "fp16": what OpenVINO computes in. The other providers use the artifact's precision.
     cuda_graph
-        GPU providers: capture the kernels of a batch once and launch them as one; needs a fixed batch.
+        GPU providers: capture the kernels of a batch once and launch them together; needs a fixed batch size.
     channels_last
-        CUDA: convolutions in NHWC layout with their bias fused.
+        CUDA: convolutions run in NHWC layout with their bias fused.
     pinned
-        CUDA and TensorRT: copy batches from and to page-locked memory, beside computing; else ONNX Runtime copies them.
+        CUDA and TensorRT: batches are copied from and to page-locked memory while other batches are computed. If False,
+        ONNX Runtime copies them.
     device
         GPU number.
     allow_cpu
         See `RunOptions`.
     emulate
-        ONNX Runtime's CPU provider computes what an absent device would, slowly: a fp16 graph is not widened, and int8
-        layers compute in float between their roundings. Used by parity checks.
+        For parity checks: ONNX Runtime's CPU provider computes with the rounding of another device, slowly. A fp16
+        graph is not converted to float32, and int8 layers compute in float between quantisation and dequantisation.
     keep_compiled
-        Keep the network that OpenVINO compiles in the user's cache, for the next start.
+        Store the network that OpenVINO compiles in the user's cache, for the next start.
     """
 
     streams: int = 1
@@ -58,12 +59,12 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if self.streams < 1 or self.device < 0:
-            raise DataError(f"at least one stream, and devices from 0 on: found {self.streams} and {self.device}")
+            raise DataError(f"streams must be at least 1 and device at least 0, found {self.streams} and {self.device}")
         check_name("compute precision", self.compute_precision, PRECISIONS[1:])
         if self.cuda_graph and self.streams > 1:
             raise DataError("a CUDA graph runs one batch at a time: use one stream with it")
         if self.cuda_graph and not self.pinned:
-            raise DataError("a CUDA graph needs buffers that stay: use pinned copies with it")
+            raise DataError("a CUDA graph needs buffers with fixed addresses: use pinned=True with it")
 
 
 class Engine(Protocol):
@@ -74,11 +75,12 @@ class Engine(Protocol):
     provider
         One of `cloudrt.options.PROVIDERS`, never "auto".
     artifact
-        The description of the model.
+        The metadata of the model.
     batch_size
-        The fixed N of the input, or None where any N is accepted.
+        The fixed N of the input, or None if any N is accepted.
     streams
-        How many threads may run a batch at once: as many as are computed at once, and on a GPU one that is copied.
+        Number of threads that may call `run` at once: the number of batches computed at once and, on a GPU, one more
+        that is being copied.
     """
 
     provider: str
@@ -87,12 +89,14 @@ class Engine(Protocol):
     streams: int
 
     def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images.
+        """Return probability (N, C, W_out, H_out) and presence (N, C), uint8, of (N, H, W, 3) uint8 RGB images.
+
+        The presence is None if the artifact has no such output.
 
         Raises
         ------
         DataError
-            A batch of another dtype or shape.
+            A batch of a wrong dtype or shape.
         MemoryExhausted, ProviderError
             The batch does not fit into memory; the provider failed on it.
         """
@@ -103,11 +107,11 @@ class Engine(Protocol):
         ...
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
-        """Return an array for the images of some batches, (n, H, W, 3), not initialised: the best form for `run`."""
+        """Return an uninitialised array for the images of `batches` batches, in the memory that `run` reads fastest."""
         ...
 
     def close(self) -> None:
-        """Release the provider's memory."""
+        """Release the memory of the engine."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -119,7 +123,7 @@ DEFAULTS = EngineOptions()
 
 
 def exhausted(error: Exception) -> bool:
-    """Whether a runtime's error says that memory ran out."""
+    """Return whether an error of a runtime means that memory ran out."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY)
 
@@ -128,11 +132,11 @@ _OUT_OF_MEMORY = (
     *("out of memory", "failed to allocate", "bad_alloc", "bad allocation", "not enough memory", "available memory"),
     *("cudaerrormemoryallocation", "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "outofmemory"),
 )
-"""How CUDA, cuDNN, cuBLAS, TensorRT, ONNX Runtime's arena, OpenVINO and C++ say it."""
+"""Parts of the out-of-memory messages of CUDA, cuDNN, cuBLAS, TensorRT, ONNX Runtime, OpenVINO and C++."""
 
 
 def brief(error: Exception) -> str:
-    """Return one of ONNX Runtime's errors in a few words, without the places in its source."""
+    """Return the message of an ONNX Runtime error, shortened: one line without status and source locations."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     failure = _FAILURE.search(line)
     if failure:
@@ -148,15 +152,15 @@ _PLACE = re.compile(
 
 
 def check_batch(batch: Batch, artifact: Artifact, batch_size: int | None) -> None:
-    """Refuse a batch that the engine was not loaded for.
+    """Raise DataError unless the batch has the dtype and shape that the engine was loaded for.
 
     Raises
     ------
     DataError
-        Another dtype, image size or batch size.
+        A wrong dtype, image size or batch size.
     """
     expected = (batch_size or len(batch), *artifact.input_size, 3)
-    if isinstance(batch, DeviceArray) and len(batch) < expected[0]:  # filled up there
+    if isinstance(batch, DeviceArray) and len(batch) < expected[0]:  # a smaller batch is padded on the device
         expected = (len(batch), *expected[1:])
     if batch.dtype != np.uint8 or batch.shape != expected:
-        raise DataError(f"the engine takes uint8 images of shape {expected}, found {batch.dtype} {batch.shape}")
+        raise DataError(f"the engine needs uint8 images of shape {expected}, found {batch.dtype} {batch.shape}")

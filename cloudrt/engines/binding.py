@@ -1,8 +1,8 @@
-"""Buffers on a GPU and the copies to and from them: a batch is copied in, run, and copied out, without an allocation.
+"""Buffers on a GPU: a batch is copied to them, computed, and its outputs are copied back, without an allocation.
 
     host, page-locked --copy--> device: image --session--> device: probability, presence --copy--> host, page-locked
 
-No step holds the GIL. While one binding's batch is computed, another's is copied.
+No step holds the GIL. While the batch of one binding is computed, that of another is copied.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from cloudrt.model.artifact import Artifact
 from cloudrt.system.cuda import Arena, Batch, CudaDevice, Device, DeviceArray
 
 Compute = Callable[[Callable[[], None]], None]
-"""Runs a function that computes a batch, when and where it may run."""
+"""Calls a function that computes a batch, on the thread and with the concurrency that the engine requires."""
 
 
 class Binding:
-    """The buffers of one batch in flight in a session of ONNX Runtime. One thread at a time may use it.
+    """The buffers of one batch in flight in a session of ONNX Runtime; not thread-safe.
 
     Parameters
     ----------
     session
         The `onnxruntime.InferenceSession`; several bindings may share one.
     artifact
-        Gives the shapes.
+        Metadata of the model, for the shapes.
     batch_size
         The fixed N.
     device
-        Where the buffers lie; makes the copies.
+        Allocates the buffers and copies.
     arena
-        Host memory that `device` copies directly.
+        Allocates page-locked host memory for the outputs.
     graph
-        Number of the CUDA graph that runs these buffers; None without one. A graph keeps the addresses that it was
-        captured with, so that every binding has one of its own.
+        Number of the CUDA graph of this binding, or None. A graph contains the addresses of its buffers, so each
+        binding has its own.
     """
 
     def __init__(
@@ -71,10 +71,9 @@ class Binding:
             self._binding.bind_ortvalue_output(output.name, self._outputs[output.name])
 
     def run(self, batch: Batch, compute: Compute = lambda work: work()) -> dict[str, NDArray[np.uint8]]:
-        """Return each output of a (N, H, W, 3) uint8 batch, in memory of its own.
+        """Return name -> uint8 array of each output for an (N, H, W, 3) uint8 batch.
 
-        The batch is copied directly where its memory is the arena's or the device's. On the device it may hold fewer
-        images, and is filled up with black.
+        A batch in the memory of the device may have fewer images; it is padded with black images.
         """
         target = self._image.data_ptr()
         if isinstance(batch, DeviceArray):
@@ -98,13 +97,13 @@ class Binding:
         self._session.run_with_iobinding(self._binding, self._options)
 
     def warm_up(self, compute: Compute) -> dict[str, NDArray[np.uint8]]:
-        """Run a batch twice, and return its outputs: a CUDA graph is captured by the first run after a plain one."""
+        """Run two batches, and return the outputs of the second: a CUDA graph is captured in the second run."""
         batch = np.random.default_rng(0).integers(0, 256, self._image.shape(), np.uint8)
         self.run(np.zeros_like(batch), compute)
         return self.run(batch, compute)
 
 
 def open_gpu(number: int) -> CudaDevice:
-    """Return a GPU; `cloudrt.engines.libraries.load_libraries` has loaded the CUDA runtime."""
+    """Return a GPU by number; call `cloudrt.engines.libraries.load_libraries` first."""
     name = next(name for name in cuda_libraries(cuda_major()) if "cudart" in name)
     return CudaDevice(number, ctypes.CDLL(str(find_library(name) or name)))

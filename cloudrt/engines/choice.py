@@ -1,4 +1,4 @@
-"""Choose a provider, and open an artifact in its engine."""
+"""Choice of a provider, and opening an artifact in its engine."""
 
 from __future__ import annotations
 
@@ -19,30 +19,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """The provider taken, and why not the faster ones: name -> reason."""
+    """The chosen provider, and name -> reason of the faster providers that were not chosen."""
 
     provider: str
     passed_over: dict[str, str]
 
 
 def choose_provider(wanted: str = "auto", artifact: Artifact | None = None) -> Choice:
-    """Return the provider to run, an artifact of one's own or, without one, any.
+    """Choose a provider without measuring: "auto" takes CUDA if it works, else ONNX Runtime's CPU provider.
 
-    Nothing is measured: `auto` takes CUDA where it works, else ONNX Runtime's CPU provider. TensorRT spends minutes
-    building an engine for each artifact, and OpenVINO is faster on some processors and slower on others;
-    `cloudrt.engines.plan` measures.
+    "auto" does not take TensorRT, which builds an engine for each artifact for minutes, or OpenVINO, which is faster on
+    some processors and slower on others. `cloudrt.engines.plan` chooses by measurement.
+
+    Parameters
+    ----------
+    wanted
+        One of `PROVIDERS`.
+    artifact
+        The artifact to run; None skips the checks that depend on it.
 
     Raises
     ------
     ProviderError
-        The one asked for cannot run here, and says what to install; or would only emulate the artifact's int8 layers.
+        The requested provider cannot run on this machine (the message says what to install), or would only emulate the
+        artifact's int8 layers.
     """
     require(wanted, artifact)
     if wanted != "auto":
         return Choice(wanted, {})
     passed_over = {
-        "tensorrt": problem("tensorrt") or "builds its engine for minutes; ask for it with --provider tensorrt",
-        "tensorrt-rtx": problem("tensorrt-rtx") or "compiles when it opens; ask for it with --provider tensorrt-rtx",
+        "tensorrt": problem("tensorrt") or "building its engine takes minutes; request it with --provider tensorrt",
+        "tensorrt-rtx": problem("tensorrt-rtx") or "compiles when it opens; request it with --provider tensorrt-rtx",
     }
     reason = hindrance("cuda", artifact)
     if reason is None:
@@ -56,9 +63,9 @@ def choose_provider(wanted: str = "auto", artifact: Artifact | None = None) -> C
 
 
 def require(wanted: str, artifact: Artifact | None = None) -> None:
-    """Refuse a provider that cannot run an artifact here; see `choose_provider` for the errors."""
+    """Raise ProviderError if a provider cannot run an artifact on this machine; see `choose_provider`."""
     if wanted not in PROVIDERS:
-        raise ProviderError(f"no provider named {wanted!r}: {', '.join(PROVIDERS)}")
+        raise ProviderError(f"no provider named {wanted!r}; known: {', '.join(PROVIDERS)}")
     if wanted == "auto":
         return
     reason = problem(wanted)
@@ -70,22 +77,24 @@ def require(wanted: str, artifact: Artifact | None = None) -> None:
 
 
 def hindrance(provider: str, artifact: Artifact | None = None) -> str | None:
-    """Return why a provider cannot run an artifact here, or None."""
+    """Return why a provider cannot run an artifact on this machine, or None if it can."""
     return problem(provider) or emulation(provider, artifact)
 
 
 def emulation(provider: str, artifact: Artifact | None) -> str | None:
-    """Return why `provider` would only emulate the int8 layers of an artifact, slower than fp32; None where it has
-    kernels for them."""
+    """Return why `provider` would only emulate the int8 layers of an artifact, which is slower than fp32, or None.
+
+    None if it has int8 kernels for them, or the artifact has no int8 layers.
+    """
     if artifact is None or artifact.precision != "int8":
         return None
     if provider == "cuda":
         return "ONNX Runtime has no int8 convolutions on CUDA and would compute in float: use the fp16 artifact"
     on_tensorrt = provider in ("tensorrt", "tensorrt-rtx")
     if artifact.int8_target == "tensorrt" and not on_tensorrt:
-        return "its int8 layers are laid out for TensorRT: export one with --int8-target cpu"
+        return "its int8 layers are quantised for TensorRT: export it with --int8-target cpu"
     if artifact.int8_target == "cpu" and on_tensorrt:
-        return "TensorRT takes no asymmetric int8: export one with --int8-target tensorrt"
+        return "TensorRT does not support asymmetric int8: export it with --int8-target tensorrt"
     return None
 
 
@@ -101,23 +110,25 @@ def open_engine(
     Parameters
     ----------
     model
-        The artifact's path, or the artifact loaded.
+        Path of the artifact, or the loaded artifact.
     provider
-        Of `PROVIDERS`; `auto` is that of `choose_provider`, which measures nothing.
+        One of `PROVIDERS`; "auto" is resolved by `choose_provider`.
     batch_size
-        The fixed N of every batch; 0 takes the provider's default; None leaves it free.
+        The fixed N of every batch; 0 takes the provider's value of `BATCH_SIZES`; None accepts any N.
     threads
-        CPU threads inside the engine; 0 is all that this process may use.
+        Number of CPU threads of the engine; 0 uses all cores that this process may use.
     options
-        Everything else.
+        All other settings.
 
     Raises
     ------
     ArtifactError, ProviderError
-        The model cannot be used, or the provider cannot run here.
+        The model cannot be used, or the provider cannot run on this machine.
+    DataError
+        A negative batch size.
     """
     if batch_size is not None and batch_size < 0:
-        raise DataError(f"the batch size is at least 1, found {batch_size}")
+        raise DataError(f"the batch size must be 0 or more, found {batch_size}")
     name = model if isinstance(model, str | Path) else "the model"
     loaded = load_model(model) if isinstance(model, str | Path) else model
     artifact = parse_artifact(loaded, name)

@@ -1,6 +1,6 @@
-"""The networks that OpenVINO has compiled, cached for the next start: a large one takes seconds to compile.
+"""Cache of the networks that OpenVINO compiled; a large network takes seconds to compile.
 
-One folder per artifact, with sealed files: OpenVINO notices a file that was cut, but would run one with a flipped bit.
+Each artifact has a folder, and each file a stored checksum: OpenVINO detects truncated files, but not changed bits.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ logger = logging.getLogger(__name__)
 
 
 def open_folder(content: bytes) -> Path | None:
-    """Return the cache folder for an artifact of these bytes, damaged files removed; None where it is unwritable."""
+    """Return the cache folder of an artifact, after removing damaged files; None if it is not writable.
+
+    `content` is the serialised artifact.
+    """
     folder = open_entry("openvino", hashlib.sha256(content).hexdigest()[:24])
     if folder is None:
         return None
     try:
         remove_damaged(_files(folder))
     except OSError as error:
-        logger.debug("compiled networks are not cached: %s", error)
+        logger.debug("cannot cache compiled networks: %s", error)
         return None
     return folder
 
 
 def seal_folder(folder: Path) -> None:
-    """Seal the files that are new."""
+    """Store the checksums of the new files of a cache folder."""
     seal(file for file in _files(folder) if not file.with_name(file.name + SEAL).exists())
 
 

@@ -1,10 +1,11 @@
-"""JPEGs to batches on a GPU: decoded there, resized there, and read there by the engine.
+"""Decoding and resizing of JPEGs on a GPU, to batches in its memory that the engine reads.
 
     JPEG bytes --nvImageCodec--> images of any size --ONNX Runtime--> rows of a batch on the device
 
-The filter is that of `cloudrt.images.image.resize`: areas are averaged where an axis shrinks, and interpolated where it
-grows. Both are linear and separable, so that an image is two matrix products: rows x image x columns. ONNX Runtime
-computes them on any provider, which is how tests compare them with OpenCV without a GPU.
+The resize filter is that of `cloudrt.images.image.resize`: area averages along an axis that shrinks, linear
+interpolation along an axis that grows. Both are linear and separable, so that resizing is two matrix products, rows x
+image x columns. ONNX Runtime can compute them with any provider; the tests use its CPU provider to compare them with
+OpenCV.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cloudrt.options import DECODERS
 from cloudrt.system.cuda import CAPTURE, Arena, Batch, Device, DeviceArray
 
 KEPT = 64
-"""Axis lengths whose matrices are kept on the device."""
+"""Number of resize matrices that are kept on the device; each belongs to one length of an axis."""
 
 
 class GpuImages:
@@ -37,11 +38,11 @@ class GpuImages:
     Parameters
     ----------
     size
-        Height and width of the images.
+        Height and width of the resized images.
     decoder
-        Decodes to memory of `device`.
+        Decodes to the memory of `device`.
     device
-        The GPU.
+        The GPU, or `HostDevice` in tests.
     """
 
     def __init__(self, size: Grid, decoder: GpuJpegDecoder, device: Device) -> None:
@@ -51,16 +52,16 @@ class GpuImages:
         self._resize = DeviceResize(size, device.place)
 
     def empty(self, count: int) -> DeviceArray:
-        """Return an array for some images, (n, H, W, 3), on the device, not initialised."""
+        """Return an uninitialised array for `count` images, (count, H, W, 3) uint8, on the device."""
         return self._arena.on_device((count, *self.size, 3))
 
     def decode(self, files: Sequence[bytes], batch: Batch, rows: Sequence[int]) -> list[bool]:
-        """Decode each JPEG to its row of a batch; return whether that was possible, for each.
+        """Decode and resize each JPEG to its row of a batch; return for each whether it was decoded.
 
-        Where the batch is on the host, the rows are copied there, at the network's size.
+        If the batch is on the host, the resized images are copied there.
         """
         target = batch if isinstance(batch, DeviceArray) else self.empty(len(batch))
-        with CAPTURE:  # the decoder's allocations would end the capture of a CUDA graph
+        with CAPTURE:  # an allocation by the decoder would invalidate the capture of a CUDA graph
             images = self._decoder.decode(files, getattr(self._stream, "value", None) or 0)
             self._device.wait(self._stream)
             for image, row in zip(images, rows, strict=True):
@@ -87,7 +88,7 @@ class DeviceResize:
     size
         Height and width of the results.
     place
-        ONNX Runtime's name of the device: "cuda" or "cpu", and a number.
+        ONNX Runtime's device type and number, such as ("cuda", 0) or ("cpu", 0).
     """
 
     def __init__(self, size: Grid, place: tuple[str, int]) -> None:
@@ -105,7 +106,7 @@ class DeviceResize:
         self._on_device = lru_cache(KEPT)(self._upload)
 
     def run(self, image: DeviceArray, target: int) -> None:
-        """Write an (H, W, 3) image, resized, to an address of the device."""
+        """Resize an (H, W, 3) uint8 image on the device and write the result to the device address `target`."""
         binding = self._session.io_binding()
         binding.bind_input("image", *self._place, np.uint8, image.shape, image.address)
         for axis, name in enumerate(("rows", "columns")):
@@ -120,8 +121,9 @@ class DeviceResize:
 def axis_weights(source: int, target: int) -> NDArray[np.float32]:
     """Return the (target, source) matrix that resizes an axis: the weights of OpenCV's INTER_AREA or INTER_LINEAR.
 
-    Shrinking, pixel i of the target is the mean over [i, i + 1) * source / target. Growing, it is interpolated between
-    the source's two pixel centres beside (i + 0.5) * source / target, or is the nearest one at the edges.
+    If the axis shrinks, pixel i of the target is the mean of the source over [i, i + 1) * source / target. If it grows,
+    pixel i is interpolated linearly at (i + 0.5) * source / target between the two nearest pixel centres of the source;
+    at the edges, it is the nearest pixel.
     """
     scale = source / target
     if target >= source:
@@ -135,7 +137,7 @@ def axis_weights(source: int, target: int) -> NDArray[np.float32]:
 
 
 def _resize_graph(size: Grid) -> onnx.ModelProto:
-    """Return the graph image (H, W, 3) uint8, rows (h, H), columns (w, W) -> resized (h, w, 3) uint8."""
+    """Return the ONNX graph image (H, W, 3) uint8, rows (h, H), columns (w, W) -> resized (h, w, 3) uint8."""
     height, width = size
     nodes = [
         helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
@@ -169,16 +171,16 @@ def _resize_graph(size: Grid) -> onnx.ModelProto:
 
 
 def open_decoder(name: str, size: Grid, threads: int, device: int) -> GpuImages | None:
-    """Return the GPU decoder for "gpu", or None for "cpu".
+    """Open the decoder named "gpu"; return None for "cpu".
 
     Parameters
     ----------
     name
         One of `DECODERS`.
     size
-        Height and width of the images.
+        Height and width of the resized images.
     threads
-        CPU threads of the decoder.
+        Number of CPU threads of the decoder.
     device
         GPU number.
 
@@ -187,10 +189,10 @@ def open_decoder(name: str, size: Grid, threads: int, device: int) -> GpuImages 
     DataError
         An unknown name.
     ProviderError
-        The decoder, or a library of CUDA that resizing needs, cannot run here.
+        The decoder cannot run on this machine, or a CUDA library that resizing needs cannot be loaded.
     """
     if name not in DECODERS:
-        raise DataError(f"decoder is one of {', '.join(DECODERS)}, found {name!r}")
+        raise DataError(f"decoder must be one of {', '.join(DECODERS)}, found {name!r}")
     if name == "cpu":
         return None
     decoder = GpuJpegDecoder(device, threads)

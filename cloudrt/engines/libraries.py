@@ -1,7 +1,8 @@
-"""Find and load NVIDIA's libraries from pip's packages, for ONNX Runtime's CUDA and TensorRT providers.
+"""Find and load NVIDIA's libraries in pip packages, for ONNX Runtime's CUDA and TensorRT providers.
 
-ONNX Runtime finds them only once they are loaded. Availability checks and loading search the same places: the `nvidia`
-folder of every entry of sys.path, torch on Windows, then the system's loader.
+ONNX Runtime does not search pip packages: the libraries must be loaded before it needs them. Availability checks and
+loading search the same places: the `nvidia` folder of every entry of sys.path, torch on Windows, then the loader of the
+system.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ WINDOWS = sys.platform == "win32"
 
 
 def cuda_major() -> int:
-    """Return the CUDA version that ONNX Runtime was built for."""
+    """Return the major CUDA version that ONNX Runtime was built for."""
     import onnxruntime
 
     return int(str(getattr(onnxruntime, "cuda_version", "") or "13").split(".")[0])
@@ -36,18 +37,18 @@ def cuda_libraries(major: int) -> tuple[str, ...]:
 
 
 def optional_libraries(major: int) -> tuple[str, ...]:
-    """Return those that cuDNN and rare operators open when they first need them."""
+    """Return the file names of the libraries that cuDNN and rare operators load on first use."""
     fft = 12 if major >= 13 else 11
     return () if WINDOWS else (f"libnvrtc.so.{major}", f"libcufft.so.{fft}")
 
 
 def tensorrt_libraries() -> tuple[str, ...]:
-    """Return the file names of the libraries that the TensorRT provider needs beside those of CUDA."""
+    """Return the file names of the libraries that the TensorRT provider needs in addition to `cuda_libraries`."""
     return ("nvinfer_10.dll", "nvonnxparser_10.dll") if WINDOWS else ("libnvinfer.so.10", "libnvonnxparser.so.10")
 
 
 def find_library(name: str) -> Path | None:
-    """Return the path of a library in pip's NVIDIA packages, or in torch on Windows; None where it is in neither."""
+    """Return the path of a library in NVIDIA's pip packages or, on Windows, in torch; None if it is in neither."""
     for entry in sys.path:
         for pattern in (f"*/lib/{name}", f"*/bin/{name}", f"*/bin/*/{name}"):
             found = next((Path(entry) / "nvidia").glob(pattern), None)
@@ -59,7 +60,7 @@ def find_library(name: str) -> Path | None:
 
 
 def is_present(name: str) -> bool:
-    """Whether pip's packages hold a library, or the system's loader finds it."""
+    """Return whether NVIDIA's pip packages contain a library, or the loader of the system can load it."""
     if find_library(name):
         return True
     with contextlib.suppress(OSError):
@@ -69,7 +70,7 @@ def is_present(name: str) -> bool:
 
 
 def load_libraries(provider: str) -> None:
-    """Load what a provider needs; to be called before its first session. Does nothing for CPU providers.
+    """Load the libraries of CUDA or TensorRT; call this before the first session. Does nothing for other providers.
 
     Raises
     ------
@@ -78,7 +79,7 @@ def load_libraries(provider: str) -> None:
     """
     if provider not in ("cuda", "tensorrt"):
         return
-    if WINDOWS:  # the parts of cuDNN too
+    if WINDOWS:  # also loads the parts of cuDNN
         import onnxruntime
 
         with contextlib.redirect_stdout(io.StringIO()):

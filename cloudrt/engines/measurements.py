@@ -1,7 +1,7 @@
-"""What was measured of an artifact on this machine, in the user's cache folder.
+"""Cache of tuning measurements, in the user's cache folder.
 
-The file's name is a digest of all that the measurements hang on: the artifact's graph, the processor, the GPUs, the
-threads and the versions of the runtimes. Another value of any of them measures anew.
+The name of a file is a digest of everything that the measurements depend on: the artifact's graph, the processor, the
+GPUs, the number of threads and the versions of the runtimes. If one of them changes, everything is measured again.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ VERSIONED = (
 
 
 class Known:
-    """What was measured before: key -> value. A cache that cannot be read or written is as good as an empty one.
+    """The measurements of one artifact on this machine: key -> value.
+
+    If the cache cannot be read, it is empty; if it cannot be written, values are kept in memory only.
 
     Parameters
     ----------
     sha256
-        Of the artifact's graph.
+        SHA-256 of the artifact's graph.
     threads, allow_cpu
         See `cloudrt.options.RunOptions`.
     """
@@ -52,18 +54,18 @@ class Known:
             self._values = values if isinstance(values, dict) else {}
 
     def get(self, key: str) -> Any:
-        """Return what was measured, or None."""
+        """Return the value of a key, or None."""
         return self._values.get(key)
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
     def put(self, key: str, value: Any) -> None:
-        """Remember what was measured, in memory and on disk."""
+        """Store a value in memory and on disk."""
         self._values[key] = value
         try:
             with replacing(self._path, sync=False) as partial:
                 partial.write_text(json.dumps(self._values, indent=1), encoding="utf-8")
             prune("plans", keep=self._path)
         except (OSError, CloudrtError) as error:
-            logger.warning("what was measured cannot be kept: %s", error)
+            logger.warning("cannot store the tuning measurements: %s", error)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: its providers for CPUs, CUDA, TensorRT and TensorRT for RTX."""
+"""The engine for ONNX Runtime's providers: CPU, CUDA, TensorRT and TensorRT for RTX."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from cloudrt.options import GPU_PROVIDERS
 from cloudrt.system.cuda import CAPTURE, Arena, Batch
 
 HEAVY = frozenset({"Conv", "Resize", "InstanceNormalization", "BatchNormalization", "LayerNormalization"})
-"""Operators that must run where the user asked for; ONNX Runtime places them on the CPU without an error otherwise."""
+"""Operators that must run on the requested device; ONNX Runtime would move them to the CPU without an error."""
 REFUSALS: tuple[type[Exception], ...] = (
-    RuntimeError,  # IO binding and the providers' constructors raise it for everything
-    ValueError,  # an option of a provider that is no number
+    RuntimeError,  # IO binding and the constructors of providers raise it for all errors
+    ValueError,  # an option of a provider that is not a number
     MemoryError,
     *(one for one in vars(state).values() if isinstance(one, type) and issubclass(one, Exception)),
 )
-"""What ONNX Runtime raises; they share no base below Exception."""
+"""The exceptions of ONNX Runtime, which have no common base class below Exception."""
 
 
 class OrtEngine:
-    """An artifact in an ONNX Runtime session; see `cloudrt.engines.Engine`.
+    """An artifact in an ONNX Runtime session; see `cloudrt.engines.base.Engine`.
 
-    On a GPU with a fixed batch, every batch in flight has buffers of its own there (IO binding): one copy in, one copy
-    out, and nothing allocated from batch to batch. There is one more than batches computed at once, so that copies
-    overlap with computing.
+    With a fixed batch size on a GPU, each batch in flight has its own buffers there (IO binding): a batch is copied in
+    once and out once, without an allocation. One more batch is in flight than is computed at once, so that copies
+    overlap with computation.
 
     Raises
     ------
     ArtifactError
         ONNX Runtime refuses the graph.
     MemoryExhausted
-        The device has no memory for it.
+        The device does not have enough memory.
     ProviderError
-        The provider did not load, or heavy nodes landed on the CPU although a GPU was asked for.
+        The provider did not load, or ONNX Runtime placed operators of `HEAVY` on the CPU instead of the GPU.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class OrtEngine:
         self.batch_size = batch_size
         self.streams = options.streams
         self._arena: Arena | None = None
-        self.place: tuple[str, int] | None = None  # the device whose arrays `run` takes
+        self.place: tuple[str, int] | None = None  # the device whose arrays `run` accepts
         if provider == "cpu" and artifact.precision == "fp16" and not options.emulate:
             model = widen(model)
-        # A CUDA graph belongs to the thread that recorded it.
+        # A CUDA graph must be launched by the thread that captured it.
         self._thread = ThreadPoolExecutor(1, "cuda-graph") if options.cuda_graph else None
-        self._turns = Semaphore(options.streams)  # batches that are computed at once
+        self._turns = Semaphore(options.streams)  # limits the batches that are computed at once
         try:
             self._session = open_session(graph_bytes(model), artifact, provider, batch_size, threads, options)
             if provider != "cpu":
@@ -92,21 +92,21 @@ class OrtEngine:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, batch: Batch) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images.
+        """Return probability (N, C, W_out, H_out) and presence (N, C) or None; see `Engine.run`.
 
-        They may lie on the device that `place` names.
+        The images may be in the memory of the device `place`.
         """
         check_batch(batch, self.artifact, self.batch_size)
         try:
             found = self._run(batch)
         except REFUSALS as error:
-            # Its frames hold buffers and the session, whose memory a smaller batch may need at once.
+            # The traceback refers to buffers and the session; a smaller batch may need their memory.
             cause = error.with_traceback(None)
             raise self._explain(cause, ProviderError(f"{self.provider} failed on a batch of {len(batch)}")) from cause
         return found["probability"], found.get("presence")
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
-        """Return an array for the images of some batches; on a GPU, in memory that is copied there directly."""
+        """Return an uninitialised array for the images of `batches` batches; for a GPU, in page-locked memory."""
         shape = (batches * (self.batch_size or 1), *self.artifact.input_size, 3)
         return self._arena.empty(shape) if self._arena else np.empty(shape, np.uint8)
 
@@ -127,7 +127,7 @@ class OrtEngine:
                 work()
 
     def _bind(self, options: EngineOptions) -> SimpleQueue[Binding]:
-        """Return the bindings, each warmed up: the first batch chooses algorithms and fills the arena."""
+        """Return the bindings after a warm-up of each: the first batch selects algorithms and allocates the arena."""
         device = open_gpu(options.device)
         self.place, self._arena = device.place, Arena(device.allocate_host)
         self.streams = options.streams + 1
@@ -141,17 +141,17 @@ class OrtEngine:
                 first = first or found
                 if any(np.abs(found[name].astype(np.int16) - first[name]).mean() > 1 for name in first):
                     raise ProviderError(
-                        f"{self.provider} gives other answers from other buffers: run it without a graph"
+                        f"{self.provider} gives different results with different buffers: run it without a CUDA graph"
                     )
                 bindings.put(binding)
         return bindings
 
     def _explain(self, error: Exception, otherwise: CloudrtError) -> CloudrtError:
-        """Return the error to raise for one of ONNX Runtime's."""
+        """Return the exception to raise for one of ONNX Runtime: `MemoryExhausted`, or `otherwise` with a reason."""
         reason = brief(error)
         if exhausted(error):
             return MemoryExhausted(
-                f"{self.provider} has no memory for a batch of {self.batch_size or 'any size'}: {reason}"
+                f"{self.provider} has not enough memory for a batch of {self.batch_size or 'any size'}: {reason}"
             )
         remedy = ": cloudrt doctor checks the driver and the libraries" if self.provider in GPU_PROVIDERS else ""
         return type(otherwise)(f"{otherwise}: {reason}{remedy}")
@@ -173,11 +173,11 @@ class OrtEngine:
         self.close()
 
     def _check_placement(self, allow_cpu: bool) -> None:
-        """Fail where the session runs elsewhere than asked for; with `allow_cpu`, only where all of it does."""
+        """Raise ProviderError if the session lacks the provider or, without `allow_cpu`, runs `HEAVY` on the CPU."""
         wanted = ORT_NAMES[self.provider]
         if wanted not in self._session.get_providers():
             raise ProviderError(
-                f"--provider {self.provider} was asked for, and ONNX Runtime took {self._session.get_providers()[0]}: "
+                f"--provider {self.provider} was requested, but ONNX Runtime uses {self._session.get_providers()[0]}: "
                 "cloudrt doctor says what is missing"
             )
         if allow_cpu:
@@ -188,6 +188,6 @@ class OrtEngine:
                 strayed |= {node.op_type for node in part.get_nodes()} & HEAVY
         if strayed:
             raise ProviderError(
-                f"--provider {self.provider} was asked for, and ONNX Runtime placed {', '.join(sorted(strayed))} on "
-                "the CPU: use --provider cpu, or another precision, or accept it with --allow-cpu"
+                f"--provider {self.provider} was requested, but ONNX Runtime placed {', '.join(sorted(strayed))} on "
+                "the CPU: use --provider cpu or another precision, or allow it with --allow-cpu"
             )

@@ -1,4 +1,4 @@
-"""OpenVINO's own runtime, for Intel and other x86 CPUs."""
+"""The engine for OpenVINO's runtime on CPUs."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def native_precisions() -> tuple[str, ...]:
 
 
 class OpenvinoEngine:
-    """An artifact compiled by OpenVINO for the CPU; see `cloudrt.engines.Engine`.
+    """An artifact compiled by OpenVINO for the CPU; see `cloudrt.engines.base.Engine`.
 
-    It has one request a stream: `run` takes a free one, and OpenVINO works on all of them at once, its threads shared
-    out among them.
+    It has one infer request per stream. `run` uses a free request; OpenVINO computes all requests at once and
+    divides its threads among them.
 
     Raises
     ------
     ArtifactError
         OpenVINO refuses the graph.
     MemoryExhausted
-        There is no memory for it.
+        There is not enough memory.
     ProviderError
-        The CPU has no instructions for what is to be computed in: OpenVINO would take another silently.
+        The CPU has no instructions for the precision; OpenVINO would use another one without an error.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class OpenvinoEngine:
                 f"this CPU has no instructions for {options.compute_precision}, only for {', '.join(precisions)}"
             )
         if artifact.precision == "fp16" and options.compute_precision != "fp16":
-            model = widen(model)  # what a fp16 graph makes it convert to and fro
+            model = widen(model)  # a fp16 graph would add conversions
         core = openvino.Core()
         try:
             content = (fix_batch(model, batch_size) if batch_size else model).SerializeToString()
@@ -77,16 +77,16 @@ class OpenvinoEngine:
         except (RuntimeError, MemoryError) as error:
             raise _explain(error, ArtifactError("OpenVINO refuses the model")) from error
         self._outputs = [output.get_any_name() for output in self._compiled.outputs]
-        # OpenVINO fills a table of types at the first look-up, and two threads that do so at once wait for ever.
+        # OpenVINO fills a table of types at the first look-up; two threads that do so at once would deadlock.
         openvino.Type.u8.to_dtype()
 
     def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images."""
+        """Return probability (N, C, W_out, H_out) and presence (N, C) or None; see `Engine.run`."""
         check_batch(batch, self.artifact, self.batch_size)
         request = self._requests.get()
         try:
             values = request.infer({"image": batch}, share_inputs=True)
-            # The request's output buffers are written again by its next call: copy.
+            # Copy: the next call of this request overwrites its output buffers.
             found = {name: np.array(values[i], np.uint8) for i, name in enumerate(self._outputs)}
         except (RuntimeError, MemoryError) as error:
             raise _explain(error, ProviderError(f"OpenVINO failed on a batch of {len(batch)}")) from error
@@ -99,7 +99,7 @@ class OpenvinoEngine:
         return self.run(batch)[0]
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
-        """Return an array for the images of some batches."""
+        """Return an uninitialised array for the images of `batches` batches."""
         return np.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3), np.uint8)
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class OpenvinoEngine:
 
 
 def compile_options(threads: int, options: EngineOptions) -> dict[str, Any]:
-    """Return the properties to compile with: threads as the container allows, unpinned, for the decoders run beside."""
+    """Return the properties to compile with. Threads are not pinned to cores, because decoding threads use them too."""
     return {
         "INFERENCE_PRECISION_HINT": _HINTS[options.compute_precision],
         "INFERENCE_NUM_THREADS": threads,
@@ -127,5 +127,5 @@ def compile_options(threads: int, options: EngineOptions) -> dict[str, Any]:
 def _explain(error: Exception, otherwise: CloudrtError) -> CloudrtError:
     line = (str(error).splitlines() or [type(error).__name__])[-1]
     if exhausted(error):
-        return MemoryExhausted(f"OpenVINO has no memory left: {line}")
+        return MemoryExhausted(f"OpenVINO ran out of memory: {line}")
     return type(otherwise)(f"{otherwise}: {line}")

@@ -1,4 +1,4 @@
-"""The engines of one run: one a device, behind one `run` that any of its threads may call."""
+"""The engines of a run, one per device, with a common `run` that all threads of the pipeline call."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ logger = logging.getLogger(__name__)
 
 
 class EnginePool:
-    """Engines of one batch size, which halves when memory runs out.
+    """Engines with the same batch size, which `step_down` halves when memory runs out.
 
     Parameters
     ----------
     open_one
-        `open_one(device, batch_size)` gives an engine.
+        `open_one(device, batch_size)` returns an engine.
     devices
-        Numbers of the GPUs; (0,) on a CPU.
+        GPU numbers; (0,) for a CPU.
     batch_size
-        The fixed N to begin with.
+        The fixed N at the start.
 
     Raises
     ------
     CloudrtError
-        What `open_one` raises; engines that were opened before it are closed.
+        Raised by `open_one`; engines that are already open are closed.
     """
 
     def __init__(self, open_one: Callable[[int, int], Engine], devices: Sequence[int], batch_size: int) -> None:
         self._open_one, self._devices = open_one, tuple(devices)
         self.batch_size = batch_size
         self.engines: list[Engine] = []
-        self.slots = 0  # how many threads may run a batch at once
-        self.artifact: Artifact  # what the engines run
-        self._free: list[Engine] = []  # an engine is in it as often as it has streams that are not at work
-        self._turn = Condition()  # guards what is free, claimed and gone
-        self._lent = 0  # streams that are at work
-        self._claimed = False  # by who opens the engines anew: nobody else takes one then
-        self._gone: CloudrtError | None = None
-        self._change = Lock()  # one step down at a time
+        self.slots = 0  # number of threads that may run a batch at once
+        self.artifact: Artifact  # the metadata of the model
+        self._free: list[Engine] = []  # each engine once per idle stream
+        self._turn = Condition()  # protects _free, _lent, _claimed and _gone
+        self._lent = 0  # number of busy streams
+        self._claimed = False  # exclusive while the engines reopen: no thread takes one then
+        self._gone: CloudrtError | None = None  # raised by all calls once the engines are closed or failed to reopen
+        self._change = Lock()  # one `step_down` at a time
         self._open()
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
-        """Return an array for the images of some batches, (n, H, W, 3), not initialised."""
+        """Return an uninitialised array for the images of `batches` batches, (n, H, W, 3) uint8."""
         with self._turn:
             self._turn.wait_for(lambda: self._gone or not self._claimed)
             if self._gone:
@@ -59,19 +59,19 @@ class EnginePool:
             return self.engines[0].empty(batches)
 
     def takes(self, place: tuple[str, int]) -> bool:
-        """Whether every engine takes arrays of that device."""
+        """Return whether every engine accepts arrays in the memory of the device `place`."""
         return all(getattr(engine, "place", None) == place for engine in self.engines)
 
     def run(self, images: Sequence[NDArray[np.uint8]] | Batch) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return probability (n, C, W_out, H_out) and presence (n, C), or None, of n images (H, W, 3) uint8 RGB.
 
-        A whole batch in one array, (N, H, W, 3), is run as it lies, and an array on the engines' device too; another
-        number of images is copied to a batch that is filled up with black.
+        An array of a whole batch, (N, H, W, 3), and an array on the device of the engines are used without a copy.
+        Fewer images are copied to a batch that is padded with black images.
 
         Raises
         ------
         MemoryExhausted
-            More images than the batch size, or no memory for them: call `step_down`, and come again with fewer.
+            More images than the batch size, or not enough memory: call `step_down` and repeat with fewer images.
         CloudrtError
             The pool is closed, or its engines could not be opened again.
         """
@@ -79,7 +79,7 @@ class EnginePool:
         try:
             size = engine.batch_size or len(images)
             if len(images) > size:
-                raise MemoryExhausted(f"{len(images)} images for batches of {size}")
+                raise MemoryExhausted(f"{len(images)} images do not fit into batches of {size}")
             batch: Any
             if isinstance(images, DeviceArray) or (isinstance(images, np.ndarray) and len(images) == size):
                 batch = images
@@ -89,7 +89,7 @@ class EnginePool:
             probability, presence = engine.run(batch)
             _check_outputs(probability, presence, engine, size)
         except MemoryError as error:
-            raise MemoryExhausted(f"no memory for a batch of {engine.batch_size}: {error}") from error
+            raise MemoryExhausted(f"not enough memory for a batch of {engine.batch_size}: {error}") from error
         finally:
             with self._turn:
                 self._free.append(engine)
@@ -98,12 +98,21 @@ class EnginePool:
         return probability[: len(images)], None if presence is None else presence[: len(images)]
 
     def step_down(self, failed: int, reason: MemoryExhausted) -> None:
-        """Open all engines anew with half the batch, unless that happened since a batch of `failed` images failed.
+        """Reopen all engines with half the batch size, after a batch failed for lack of memory.
+
+        Does nothing if another thread has already reduced the batch size below `failed`.
+
+        Parameters
+        ----------
+        failed
+            Batch size that failed.
+        reason
+            The error of that batch.
 
         Raises
         ------
         MemoryExhausted
-            `reason`, where a single image does not fit.
+            `reason`, if the batch size is already 1.
         """
         with self._change:
             if self.batch_size < failed:
@@ -111,10 +120,10 @@ class EnginePool:
             if self.batch_size == 1:
                 raise reason
             self.resize(self.batch_size // 2)
-            logger.warning("%s; going on with batches of %d", reason, self.batch_size)
+            logger.warning("%s; continuing with batches of %d", reason, self.batch_size)
 
     def resize(self, batch_size: int) -> None:
-        """Open all engines anew with another batch size, once they are done with what they are at."""
+        """Wait until all batches are done, then reopen the engines with another batch size."""
         with self._turn:
             self._turn.wait_for(lambda: self._gone or not self._claimed)
             self._claimed = True
@@ -136,7 +145,7 @@ class EnginePool:
                 self._turn.notify_all()
 
     def _open_smaller(self) -> None:
-        """Open the engines, with half the batch as long as there is no memory for them."""
+        """Open the engines; halve the batch size as long as there is not enough memory."""
         while True:
             try:
                 return self._open()
@@ -146,7 +155,7 @@ class EnginePool:
                 self.batch_size //= 2
 
     def close(self) -> None:
-        """Release the engines once they are done with what they are at; who comes after that is told so."""
+        """Wait until all batches are done, then close the engines; later calls raise ProviderError."""
         with self._turn:
             self._gone = self._gone or ProviderError("the engines are closed: open a new Segmenter")
             self._turn.notify_all()
@@ -181,7 +190,7 @@ class EnginePool:
 def _check_outputs(
     probability: NDArray[np.uint8], presence: NDArray[np.uint8] | None, engine: Engine, images: int
 ) -> None:
-    """Refuse outputs of other shapes or types than the metadata says: runtimes only warn where a graph declares others.
+    """Raise ArtifactError if the shape or dtype of an output differs from the metadata; runtimes only log a warning.
 
     Raises
     ------
@@ -196,6 +205,6 @@ def _check_outputs(
         expected = (images, *shape)
         if found is not None and (found.shape != expected or found.dtype != np.uint8):
             raise ArtifactError(
-                f"{engine.provider} gives {name} as {found.dtype} {found.shape}, and the metadata promise uint8 "
+                f"{engine.provider} returns {name} as {found.dtype} {found.shape}, but the metadata state uint8 "
                 f"{expected}: export the artifact again with cloudrt-export"
             )

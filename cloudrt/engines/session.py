@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: the options of each provider, and the one function that opens a session with them."""
+"""Sessions of ONNX Runtime: the options of each provider, and `open_session`, which opens every session."""
 
 from __future__ import annotations
 
@@ -23,49 +23,49 @@ def open_session(
     threads: int,
     options: EngineOptions = DEFAULTS,
 ) -> Any:
-    """Return an `onnxruntime.InferenceSession` of a model in a provider.
+    """Return an `onnxruntime.InferenceSession` of a model with a provider.
 
-    ONNX Runtime's own fallback, which would open or run the model again on the CPU, is off.
+    ONNX Runtime's fallback, which would retry on the CPU after an error, is switched off.
 
     Parameters
     ----------
     content
-        The model.
+        The serialised model.
     artifact
         Its metadata.
     provider
         One of `ORT_NAMES`.
     batch_size
-        The fixed N, or None.
+        The fixed N, or None for any N.
     threads
-        CPU threads of the session.
+        Number of CPU threads of the session.
     options
         See `EngineOptions`.
 
     Raises
     ------
     ProviderError
-        A library of the provider does not load.
+        A library of the provider cannot be loaded.
     Exception
-        What ONNX Runtime raises; see `REFUSALS` in `cloudrt.engines.onnxruntime`.
+        An exception of ONNX Runtime; see `REFUSALS` in `cloudrt.engines.onnxruntime`.
     """
     load_libraries(provider)
     settings = session_options(provider, batch_size, threads)
-    if options.emulate:  # int8 layers in float between their roundings
+    if options.emulate:  # compute int8 layers in float between quantisation and dequantisation
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     chosen = provider_options(provider, artifact, batch_size, content, options)
     if provider == "tensorrt-rtx":
         settings.add_provider_for_devices([tensorrt_rtx.find_device(options.device)], chosen)
         return onnxruntime.InferenceSession(content, settings, enable_fallback=0)
     providers = [(ORT_NAMES[provider], chosen)]
-    if provider == "tensorrt":  # runs what TensorRT leaves over
+    if provider == "tensorrt":  # CUDA runs the nodes that TensorRT does not support
         spare = replace(options, cuda_graph=False)
         providers.append((ORT_NAMES["cuda"], provider_options("cuda", artifact, batch_size, content, spare)))
     return onnxruntime.InferenceSession(content, settings, providers=providers, enable_fallback=0)
 
 
 def session_options(provider: str, batch_size: int | None, threads: int) -> Any:
-    """Return the options of a session: threads as the container allows, errors alone in the log, N fixed."""
+    """Return the session options: number of threads, only errors logged, and N fixed unless `batch_size` is None."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -85,9 +85,9 @@ def provider_options(
 ) -> dict[str, str]:
     """Return the options of a provider.
 
-    CUDA takes the convolutions that cuDNN's heuristic ranks first instead of timing all of them for every shape, and
-    computes fp32 in fp32, not in TF32: what an artifact keeps in fp32 needs it. Those of TensorRT and TensorRT for RTX
-    are in modules of their own.
+    CUDA uses the convolution algorithms that cuDNN's heuristic ranks first, instead of timing all algorithms for each
+    shape. TF32 is off: layers that export left in fp32 need the full precision. For TensorRT and TensorRT for RTX, see
+    `cloudrt.engines.tensorrt` and `cloudrt.engines.tensorrt_rtx`.
     """
     if provider == "cuda":
         layout = str(int(options.channels_last))
@@ -99,7 +99,7 @@ def provider_options(
             "do_copy_in_default_stream": "1",
             "use_tf32": "0",
             "prefer_nhwc": layout,
-            # Without NHWC it adds a synchronous memset to each convolution, which also breaks the capture of a graph.
+            # Without NHWC, this would add a synchronous memset to each convolution, which also breaks a graph capture.
             "fuse_conv_bias": layout,
             "enable_cuda_graph": str(int(options.cuda_graph)),
         }
@@ -118,6 +118,6 @@ def provider_options(
 
 
 def tensorrt_engine_exists(artifact: Artifact, batch_size: int | None, content: bytes, device: int = 0) -> bool:
-    """Whether TensorRT has built its engine for these bytes and this batch on this machine."""
+    """Return whether the cache contains TensorRT's engine for this model, batch size and GPU."""
     folder = tensorrt.engine_folder(artifact, batch_size, content, cache_folder("tensorrt"), device)
     return next(folder.glob("*.engine"), None) is not None

@@ -1,10 +1,11 @@
-"""The options of ONNX Runtime's TensorRT provider, and where its engines are kept: the one place that knows them.
+"""The options of ONNX Runtime's TensorRT provider, and the cache folder of its engines.
 
-Values alone are computed here, so that they can be tested where there is no TensorRT; `engines/session.py` and the
-Triton repository of export take them from here.
+This module only computes values, so that tests do not need TensorRT. `engines/session.py` and the export to Triton use
+them.
 
-The switches of fp16, bf16 and int8 stay off: ONNX Runtime then builds a strongly typed network, in which every layer
-computes in the type that the artifact gives it. With them, TensorRT may lower layers that the artifact keeps in fp32.
+The options that enable fp16, bf16 and int8 are not set: ONNX Runtime then builds a strongly typed network, in which
+every layer computes in its type in the artifact. With these options, TensorRT could use a lower precision for layers
+that export left in fp32.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ from cloudrt.system.nvidia import nvidia_driver
 from cloudrt.system.versions import package_version
 
 LARGEST_FREE_BATCH = 32
-"""The largest N that an engine takes where the batch size is left free."""
+"""The largest N of an engine without a fixed batch size."""
 
 
 @dataclass(frozen=True)
 class EngineKey:
-    """All that a TensorRT engine depends on; another value of any of them asks for another engine.
+    """Everything that a TensorRT engine depends on; if one value differs, another engine is built.
 
-    TensorRT's own key knows neither the weights nor the GPU's name: a second model of the same graph would run with
-    the first one's weights.
+    The cache key of ONNX Runtime's TensorRT provider contains neither the weights nor the name of the GPU: a second
+    model with the same graph would run with the weights of the first.
 
     Parameters
     ----------
     model_sha256
-        Of the artifact's bytes.
+        SHA-256 of the artifact's bytes.
     onnxruntime, tensorrt
-        Versions.
+        Versions of the packages.
     gpu
-        Its name and memory.
+        Name and memory of the GPU.
     precision
-        Of the artifact.
+        Precision of the artifact.
     options
-        Of the provider, those that name no folder: profiles among them.
+        Options of the provider, such as the shapes of the profile, without those that are paths.
     """
 
     model_sha256: str
@@ -50,7 +51,7 @@ class EngineKey:
     options: tuple[tuple[str, str], ...]
 
     def folder(self) -> str:
-        """Return the name of the folder that holds this engine: 16 hexadecimal digits."""
+        """Return the name of the cache folder of this engine: 16 hexadecimal digits."""
         parts = [self.model_sha256, self.onnxruntime, self.tensorrt, self.gpu, self.precision]
         parts += [f"{name}={value}" for name, value in sorted(self.options)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -61,8 +62,8 @@ def profile_options(
 ) -> dict[str, str]:
     """Return the shapes of the optimisation profile, as options whose names begin with `prefix`.
 
-    With a fixed batch the profile's minimum, optimum and maximum are one shape, for which TensorRT tunes best; a free
-    one spans 1 to `largest_batch`.
+    With a fixed batch size, the minimum, optimum and maximum shape are equal, and TensorRT optimises for this shape. If
+    `batch_size` is None, the profile covers batches of 1 to `largest_batch`.
     """
     height, width = artifact.input_size
     usual = batch_size or max(1, largest_batch // 4)
@@ -73,14 +74,14 @@ def profile_options(
 def build_options(
     artifact: Artifact, batch_size: int | None, largest_batch: int = LARGEST_FREE_BATCH
 ) -> dict[str, str]:
-    """Return the options that an engine is built with: the shapes that it takes."""
+    """Return the options that an engine is built with: the shapes of its profile."""
     return profile_options("trt", artifact, batch_size, largest_batch)
 
 
 def cache_options(folder: Path) -> dict[str, str]:
-    """Return the options that keep engines and the timings of their kernels in `folder`."""
+    """Return the options that store engines, and the timings of their kernels, in `folder`."""
     return {
-        "trt_engine_cache_enable": "True",  # ONNX Runtime's Python binding accepts True and False alone
+        "trt_engine_cache_enable": "True",  # ONNX Runtime's Python binding accepts only True and False
         "trt_engine_cache_path": str(folder),
         "trt_engine_cache_prefix": "cloudrt",
         "trt_timing_cache_enable": "True",
@@ -91,9 +92,18 @@ def cache_options(folder: Path) -> dict[str, str]:
 def engine_key(
     artifact: Artifact, content: bytes, options: dict[str, str], device: int, packages: tuple[str, ...]
 ) -> EngineKey:
-    """Return the key of the engine for an artifact of these bytes on this machine's GPU `device`.
+    """Return the key of the engine for an artifact on a GPU of this machine.
 
-    `packages` are the distributions of TensorRT, one of which is installed.
+    Parameters
+    ----------
+    artifact, content
+        The artifact's metadata, and its bytes.
+    options
+        Options of the provider that are not paths.
+    device
+        GPU number.
+    packages
+        Names of the distributions of TensorRT; the first installed one gives the version.
     """
     driver = nvidia_driver()
     gpus = driver.gpus if driver else ()
@@ -108,15 +118,15 @@ def engine_key(
 
 
 def engine_folder(artifact: Artifact, batch_size: int | None, content: bytes, cache: Path, device: int = 0) -> Path:
-    """Return the folder, in `cache`, of the engine for an artifact of these bytes on this machine's GPU `device`."""
+    """Return the folder, in `cache`, of the engine for an artifact, with the bytes `content`, on GPU `device`."""
     options = build_options(artifact, batch_size)
     return cache / engine_key(artifact, content, options, device, ("tensorrt-cu13", "tensorrt")).folder()
 
 
 def triton_options(artifact: Artifact, largest_batch: int) -> dict[str, str]:
-    """Return the options of `build_options` in the names of Triton's ONNX Runtime backend, for batches of 1 to
-    `largest_batch`. The engines' folder is the server's business.
+    """Return the options of `build_options` for Triton's ONNX Runtime backend, for batches of 1 to `largest_batch`.
 
-    FP32 turns no switch on: the network is strongly typed and follows the artifact.
+    The server configures the folder of the engines. The precision mode FP32 enables no lower precision: the network is
+    strongly typed and has the types of the artifact.
     """
     return {"precision_mode": "FP32"} | build_options(artifact, None, largest_batch)

@@ -1,6 +1,6 @@
-"""Whether TensorRT accepts an artifact, found on any machine: TensorRT for RTX parses it and builds its engines.
+"""Check that TensorRT accepts an artifact: TensorRT for RTX parses it and builds its engines, without a GPU or driver.
 
-Building ahead of time needs neither a GPU nor a driver. Nothing runs, so this says nothing about the answers.
+The engines are not run, so the check does not cover their results.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from cloudrt.errors import ArtifactError, ProviderError
 from cloudrt.model.artifact import Artifact, graph_bytes
 
 TARGETS = ("sm86", "sm89", "sm120")
-"""Generations of GPUs: RTX 30, 40 and 50 with the workstation cards of their time."""
+"""GPU architectures to build for: GeForce RTX 30, 40 and 50, and the workstation GPUs of these generations."""
 MODULE = "tensorrt_rtx_bindings"
 INSTALL = "pip install 'cloudrt[tensorrt-check]'"
 SHOWN = 3
-"""How many of TensorRT's messages an error holds."""
+"""Largest number of TensorRT's messages in an error."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class TensorrtEngine:
     target
         One of `TARGETS`.
     bytes
-        Its size.
+        Size of the engine.
     seconds
-        How long it took to build.
+        Time to build it.
     """
 
     target: str
@@ -47,16 +47,16 @@ class TensorrtEngine:
 
 @dataclass(frozen=True)
 class TensorrtCheck:
-    """What TensorRT made of an artifact.
+    """The result of `check`.
 
     Parameters
     ----------
     version
-        Of TensorRT for RTX.
+        Version of TensorRT for RTX.
     layers
-        Layers of the network, as parsed.
+        Number of layers of the parsed network.
     engines
-        One for each target that was asked for.
+        One engine per target.
     """
 
     version: str
@@ -64,17 +64,17 @@ class TensorrtCheck:
     engines: tuple[TensorrtEngine, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
 
 def is_installed() -> bool:
-    """Whether TensorRT for RTX and its Python bindings are installed."""
+    """Return whether TensorRT for RTX and its Python bindings are installed."""
     return find_spec(MODULE) is not None and find_spec("tensorrt_rtx_libs") is not None
 
 
 def require_tensorrt() -> None:
-    """Raise ProviderError, with the remedy, where TensorRT for RTX is not installed."""
+    """Raise ProviderError if TensorRT for RTX is not installed; the message says how to install it."""
     if not is_installed():
         raise ProviderError(f"TensorRT for RTX is not installed: {INSTALL}")
 
@@ -90,7 +90,7 @@ def check(
     Raises
     ------
     ArtifactError
-        TensorRT refuses the artifact: the parser, the builder, or an input or output that is not uint8 there.
+        The parser or the builder of TensorRT refuses the artifact, or an input or output is not uint8 in TensorRT.
     ProviderError
         TensorRT for RTX is not installed.
     """
@@ -109,7 +109,7 @@ def check(
     tensors += [network.get_output(number) for number in range(network.num_outputs)]
     for tensor in tensors:
         if tensor.dtype != trt.uint8:
-            raise ArtifactError(f"TensorRT gives {tensor.name} the type {tensor.dtype}, and not uint8")
+            raise ArtifactError(f"TensorRT parses {tensor.name} as {tensor.dtype}, expected uint8")
     profile = builder.create_optimization_profile()
     shape = (batch_size, *artifact.input_size, 3)
     profile.set_shape("image", shape, shape, shape)
@@ -129,7 +129,10 @@ def check(
 
 @cache
 def _log() -> Any:
-    """Return the logger of this process, whose `messages` are TensorRT's errors; it takes the first one for all."""
+    """Return the logger of this process, which collects TensorRT's errors in `messages`.
+
+    TensorRT uses the first logger of a process for all builders.
+    """
     import tensorrt_rtx_bindings as trt
 
     class Log(trt.ILogger):  # type: ignore[misc]
@@ -151,4 +154,4 @@ def _describe(error: Any) -> str:
 
 def _join(messages: Sequence[str]) -> str:
     lines = [" ".join(message.split()) for message in messages if message.strip()]
-    return "; ".join(lines[:SHOWN]) or "it gives no reason"
+    return "; ".join(lines[:SHOWN]) or "no reason is given"

@@ -1,7 +1,7 @@
-"""TensorRT for RTX, as a plugin of ONNX Runtime: registration, the choice of a device, and the provider's options.
+"""TensorRT for RTX as a plugin of ONNX Runtime: registration, the choice of a device, and the options of the provider.
 
-The plugin brings its own TensorRT and compiles a network in seconds, when a session opens. It runs on GPUs of compute
-capability 8.6, 8.9 and 12.0 upwards, which data-centre GPUs such as A100 and H100 are not.
+The plugin contains its own TensorRT, and compiles a network in seconds when a session opens. It supports GPUs of
+compute capability 8.6, 8.9, and 12.0 or later, but not data-centre GPUs such as A100 (8.0) and H100 (9.0).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PACKAGES = ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-r
 CUDA_MAJOR = 13
 EP_NAME = "NvTensorRTRTXExecutionProvider"
 SUPPORTED = "8.6, 8.9, and 12.0 or later"
-"""Compute capabilities, in words."""
+"""The supported compute capabilities, for messages."""
 INSTALL = "pip install 'cloudrt[tensorrt-rtx]'"
 
 
 def supports(capability: tuple[int, int]) -> bool:
-    """Whether the plugin runs on GPUs of this compute capability, major and minor number."""
+    """Return whether the plugin supports a compute capability, given as major and minor number."""
     return capability in ((8, 6), (8, 9)) or capability >= (12, 0)
 
 
@@ -38,7 +38,7 @@ def register() -> None:
     Raises
     ------
     ProviderError
-        The plugin is not installed, or it or a library that it needs does not load.
+        The plugin is not installed, or the plugin or a library that it needs cannot be loaded.
     """
     import onnxruntime
 
@@ -47,23 +47,23 @@ def register() -> None:
     except ImportError as error:
         raise ProviderError(f"TensorRT for RTX is not installed: {INSTALL}") from error
     try:
-        # The wheel bundles the CUDA runtime under a name that the loader does not look for.
+        # The wheel bundles the CUDA runtime under a name that the dynamic loader does not search for.
         for bundled in Path(plugin.__file__).parent.glob("libcudart.so.*"):
             ctypes.CDLL(str(bundled))
         onnxruntime.register_execution_provider_library(EP_NAME, plugin.get_library_path())
     except Exception as error:
-        # ONNX Runtime's exceptions share no base below Exception.
+        # The exceptions of ONNX Runtime have no common base class below Exception.
         line = str(error).splitlines()[0]
-        raise ProviderError(f"the plugin of TensorRT for RTX does not load: {line}: cloudrt doctor") from error
+        raise ProviderError(f"the plugin of TensorRT for RTX cannot be loaded: {line}: run cloudrt doctor") from error
 
 
 def find_device(number: int) -> Any:
-    """Return ONNX Runtime's handle of GPU `number`, with the plugin registered.
+    """Register the plugin, and return ONNX Runtime's handle of a GPU.
 
     Raises
     ------
     ProviderError
-        The plugin does not load, or does not support this GPU.
+        The plugin cannot be loaded, or does not support this GPU.
     """
     import onnxruntime
 
@@ -72,21 +72,21 @@ def find_device(number: int) -> Any:
     if driver and number < len(capabilities) and not supports(capabilities[number]):
         major, minor = capabilities[number]
         raise ProviderError(
-            f"GPU {number}, {driver.gpus[number]}, has compute capability {major}.{minor}, and TensorRT for RTX needs "
+            f"GPU {number}, {driver.gpus[number]}, has compute capability {major}.{minor}, but TensorRT for RTX needs "
             f"{SUPPORTED}: use --provider cuda or tensorrt"
         )
     register()
     found = [device for device in onnxruntime.get_ep_devices() if device.ep_name == EP_NAME]
-    position = sum(map(supports, capabilities[:number]))  # the plugin lists those that it supports
+    position = sum(map(supports, capabilities[:number]))  # the plugin lists only the GPUs that it supports
     if position >= len(found):
-        raise ProviderError(f"TensorRT for RTX finds {len(found)} GPUs, and GPU {number} was asked for: cloudrt doctor")
+        raise ProviderError(f"TensorRT for RTX finds {len(found)} GPUs, but not GPU {number}: run cloudrt doctor")
     return found[position]
 
 
 def plugin_options(
     artifact: Artifact, batch_size: int | None, content: bytes, device: int, graph: bool
 ) -> dict[str, str]:
-    """Return the options of the provider: the shapes, the folder of compiled kernels, and the CUDA graph."""
+    """Return the options of the provider: shapes of the profile, cache folder of compiled kernels, and CUDA graph."""
     options = profile_options("nv", artifact, batch_size)
     folder = open_entry("tensorrt-rtx", engine_key(artifact, content, options, device, PACKAGES).folder())
     cached = {"nv_runtime_cache_path": str(folder)} if folder else {}

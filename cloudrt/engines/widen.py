@@ -1,7 +1,7 @@
-"""Turn a fp16 artifact into the same network in float32, for providers that would only emulate fp16.
+"""Conversion of a fp16 artifact to float32, for providers that would only emulate fp16.
 
-The weights keep the values that fp16 gave them; only the arithmetic between them becomes exact. ONNX Runtime's CPU
-provider otherwise puts a cast around every node.
+The weights keep their fp16 values; only the arithmetic is in float32. Without the conversion, ONNX Runtime's CPU
+provider inserts casts around every node.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ HALF, SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
 
 def widen(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of `model` whose fp16 tensors and casts are float32; its metadata stay."""
+    """Return a copy of `model` whose fp16 tensors and casts are float32; the metadata are not changed."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     graph = wide.graph

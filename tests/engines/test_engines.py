@@ -109,7 +109,7 @@ def test_the_default_batch_size_is_the_providers(model: Path) -> None:
     with open_engine(model, "cpu") as engine:
         assert engine.batch_size == BATCH_SIZES["cpu"]
     assert set(BATCH_SIZES) == set(PROVIDERS) - {"auto"}
-    with pytest.raises(DataError, match="at least 1"):
+    with pytest.raises(DataError, match="must be 0 or more"):
         open_engine(model, "cpu", -1)
 
 
@@ -119,7 +119,7 @@ def test_a_provider_that_cannot_run_is_refused(model: Path, monkeypatch: pytest.
     for provider in ("cuda", "tensorrt", "openvino"):
         with pytest.raises(ProviderError, match=rf"--provider {provider} .*pip install 'cloudrt\[{provider}\]'"):
             open_engine(model, provider)
-    with pytest.raises(ProviderError, match=r"no provider named 'gpu': auto, tensorrt"):
+    with pytest.raises(ProviderError, match=r"no provider named 'gpu'; known: auto, tensorrt"):
         choose_provider("gpu")
 
 
@@ -149,7 +149,7 @@ def test_a_session_elsewhere_than_asked_for_is_refused(model: Path, monkeypatch:
     monkeypatch.setattr(onnxruntime, "InferenceSession", on_the_cpu)
     monkeypatch.setattr("cloudrt.engines.session.load_libraries", lambda provider: None)
     proto = onnx.load(model)
-    with pytest.raises(ProviderError, match="cuda was asked for, and ONNX Runtime took CPUExecutionProvider"):
+    with pytest.raises(ProviderError, match="cuda was requested, but ONNX Runtime uses CPUExecutionProvider"):
         OrtEngine(proto, parse_artifact(proto, model), "cuda", 4, 1)
 
 

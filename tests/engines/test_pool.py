@@ -65,7 +65,7 @@ def test_no_image_is_lost_when_memory_runs_out(
         assert result.batch_size == segmenter.batch_size
         assert result.batch <= int(result.image.split("-")[1]) < result.batch + 2 * result.batch_size + 2
     assert sum(one == size for one in tried) == 1
-    assert f"going on with batches of {size // 2}" in caplog.text
+    assert f"continuing with batches of {size // 2}" in caplog.text
 
 
 def test_a_single_image_that_does_not_fit_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_batches_that_fail_at_once_step_down_once(monkeypatch: pytest.MonkeyPatc
         thread.join(20)
     assert sizes == [4, 4]
     assert pool.slots == 2
-    with pytest.raises(MemoryExhausted, match="8 images for batches of 4"):
+    with pytest.raises(MemoryExhausted, match="8 images do not fit into batches of 4"):
         pool.run([picture(1)] * 8)
     assert len(pool.run([picture(1)] * 3)[0]) == 3
 

@@ -55,7 +55,7 @@ def test_the_plugin_registers_and_finds_no_gpu(stubs: Path) -> None:
     done = python_with_stubs(stubs, f"{REGISTER}register()\nregister()", STUB_GPUS="8.9")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "TensorRT for RTX finds 0 GPUs, and GPU 0 was asked for: cloudrt doctor",
+        "TensorRT for RTX finds 0 GPUs, but not GPU 0: run cloudrt doctor",
         "True",
     ]
 
@@ -63,7 +63,7 @@ def test_the_plugin_registers_and_finds_no_gpu(stubs: Path) -> None:
 def test_an_unsupported_gpu_is_named_before_anything_is_loaded(stubs: Path) -> None:
     done = python_with_stubs(stubs, REGISTER, STUB_GPUS="9.0 8.9")
     assert done.stdout.splitlines() == [
-        "GPU 0, NVIDIA Stub, 8 GiB, has compute capability 9.0, and TensorRT for RTX needs 8.6, 8.9, and 12.0 or "
+        "GPU 0, NVIDIA Stub, 8 GiB, has compute capability 9.0, but TensorRT for RTX needs 8.6, 8.9, and 12.0 or "
         "later: use --provider cuda or tensorrt",
         "False",
     ]
@@ -76,7 +76,7 @@ def test_a_library_of_the_driver_that_is_missing_is_named(stubs: Path, tmp_path:
     if "finds 0 GPUs" in done.stdout:
         pytest.skip("this machine has libnvidia-ml")
     line = done.stdout.splitlines()[0]
-    assert line.startswith("the plugin of TensorRT for RTX does not load: ") and "libnvidia-ml.so.1" in line
+    assert line.startswith("the plugin of TensorRT for RTX cannot be loaded: ") and "libnvidia-ml.so.1" in line
 
 
 class Device:

@@ -260,8 +260,8 @@ def test_layers_that_hurt_are_kept_in_fp32(source: ExportSource, tmp_path: Path)
     [
         ("cpu", "cuda", "no int8 convolutions on CUDA"),
         ("tensorrt", "cuda", "no int8 convolutions on CUDA"),
-        ("tensorrt", "cpu", "laid out for TensorRT: export one with --int8-target cpu"),
-        ("tensorrt", "openvino", "laid out for TensorRT"),
+        ("tensorrt", "cpu", "quantised for TensorRT: export it with --int8-target cpu"),
+        ("tensorrt", "openvino", "quantised for TensorRT"),
         ("cpu", "tensorrt", "no asymmetric int8"),
     ],
 )
