@@ -21,7 +21,7 @@ from cloudrt.cluster.isolation import Ledger
 from cloudrt.cluster.listing import list_images
 from cloudrt.cluster.nodes import Share, connected, list_nodes, share_out, unwrapped
 from cloudrt.cluster.partitions import Counted, ListedImage, Partitions, cut, pack
-from cloudrt.cluster.storage import Place, open_place
+from cloudrt.cluster.storage import Place, is_uri, open_place
 from cloudrt.cluster.watch import watched
 from cloudrt.cluster.worker import Job, Worker
 from cloudrt.engines.plan import Plan
@@ -34,6 +34,7 @@ from cloudrt.inference.submission import read_run_record, write_run_record
 from cloudrt.inference.task import InferTask
 from cloudrt.model.artifact import default_model, read_artifact
 from cloudrt.system.files import locked, sha256
+from cloudrt.system.paths import check_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +137,10 @@ def infer_on_cluster(
     recorded = _recorded(partitions, task)
     local = [ImageFile(image.key, Path(image.path)) for image in images if image.store < 0]
     task.check(local, begun=recorded is not None)
+    if out.local:
+        inputs: dict[str, Path | None] = {f"input {one}": Path(one) for one in task.inputs if not is_uri(str(one))}
+        place = {"--partitions": Path(out.path)}
+        check_outputs({}, inputs, folders=place, images=(image.path for image in local), overwrite=True)
     with _held(out):
         with connected(options.address), watched(lost):
             nodes = list_nodes()

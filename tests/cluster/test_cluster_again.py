@@ -1,0 +1,107 @@
+"""The command on a cluster that has finished before; the workers run in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.cli.infer import infer
+from cloudrt.cluster import driver
+from cloudrt.cluster.nodes import Share
+from cloudrt.cluster.partitions import ListedImage, Partitions
+from cloudrt.cluster.worker import Job
+from cloudrt.engines.plan import Plan
+from cloudrt.inference.identity import Identity
+from cloudrt.inference.journal import Record
+from cloudrt.inference.pipeline import Segmenter
+
+pytest.importorskip("pyarrow")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three images, and one worker in this process."""
+
+    @contextmanager
+    def local(_address: object) -> Iterator[None]:
+        yield
+
+    def settle(job: Job, _share: Share) -> tuple[Plan, Identity]:
+        with Segmenter(model, job.options) as segmenter:
+            return segmenter.plan, segmenter.identity()
+
+    def run(
+        job: Job,
+        parts: Sequence[Sequence[ListedImage]],
+        todo: Sequence[int],
+        _share: Share,
+        done: Callable[..., object],
+    ) -> None:
+        assert job.out
+        for number in todo:
+            with Segmenter(model, job.options) as segmenter:
+                found = list(segmenter.predict([one.source(()) for one in parts[number]]))
+            rows = [Record(one.image, tuple(one.rle.values()), one.error, 0) for one in found]
+            Partitions(job.out, job.form, SMALL_GRIDS).write(number, rows)
+            done({"number": number, "images": len(rows), "failed": sum(one.error is not None for one in rows)})
+
+    for name, fake in {
+        "connected": local,
+        "watched": local,
+        "list_nodes": list,
+        "share_out": lambda *_: Share(1, 1, 0),
+        "check_nodes": lambda *_: None,
+        "_settle": settle,
+        "run_partitions": run,
+    }.items():
+        monkeypatch.setattr(driver, name, fake)
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        write_jpeg(tmp_path / "in" / f"{number}.jpg", number)
+    return tmp_path
+
+
+def spread(model: Path, *more: str) -> Result:
+    words = ["in", "-m", str(model), "-o", "s.csv", "--provider", "cpu", "--batch-size", "2", "--partition-size", "2"]
+    return CliRunner().invoke(infer, [*words, "--cluster", "local", *more])
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_quiet_prints_nothing_and_a_finished_run_is_not_merged_again(here: Path, model: Path) -> None:
+    done = spread(model, "--quiet")
+    assert (done.exit_code, done.output) == (0, "")
+    written = snapshot(here)
+    done = spread(model, "--resume")
+    assert done.exit_code == 0 and done.output.splitlines() == ["s.csv: already finished, nothing to do"]
+    assert snapshot(here) == written
+    (here / "s.csv").write_text("mine")
+    done = spread(model, "--resume")
+    assert done.exit_code == 2 and "s.csv was changed after the run that wrote it" in done.output
+    assert (here / "s.csv").read_text() == "mine"
+    (here / "s.csv").unlink()  # as a run that was killed before it merged
+    done = spread(model, "--resume")
+    assert done.exit_code == 0 and "s.csv: 3 images" in done.output
+    assert {path: content for path, (_, content) in snapshot(here).items()} == {
+        path: content for path, (_, content) in written.items()
+    }
+
+
+@pytest.mark.parametrize("place", ["in", ".", "in/../in"])
+def test_partitions_are_not_written_among_the_images(here: Path, model: Path, place: str) -> None:
+    before = snapshot(here)
+    done = spread(model, "--partitions", place)
+    assert done.exit_code == 2 and "--partitions" in done.output.splitlines()[-1], done.output
+    assert snapshot(here) == before
