@@ -295,9 +295,13 @@ def test_a_regression_fails_the_command(model: Path, files: list[ImageFile], tmp
             peer["ratio"] *= factor
     (tmp_path / "sunk.json").write_text(json.dumps(sunk))
     (tmp_path / "raised.json").write_text(json.dumps(raised))
-    better = run(*words, "--only", "pipeline", "-o", tmp_path / "b.json", "--overwrite", "--compare", tmp_path / "sunk.json")
+    better = run(
+        *words, "--only", "pipeline", "-o", tmp_path / "b.json", "--overwrite", "--compare", tmp_path / "sunk.json"
+    )
     assert better.exit_code == 0 and "better" in better.output
-    worse = run(*words, "--only", "pipeline", "-o", tmp_path / "b.json", "--overwrite", "--compare", tmp_path / "raised.json")
+    worse = run(
+        *words, "--only", "pipeline", "-o", tmp_path / "b.json", "--overwrite", "--compare", tmp_path / "raised.json"
+    )
     assert worse.exit_code == 1 and "worse" in worse.output
     for content, said in (
         ("{}", "not a file of cloudrt-bench"),
@@ -309,7 +313,9 @@ def test_a_regression_fails_the_command(model: Path, files: list[ImageFile], tmp
         (tmp_path / "c.json").write_text(content)
         refused = run(*words, "-o", tmp_path / "b.json", "--overwrite", "--compare", tmp_path / "c.json")
         assert refused.exit_code == 2 and said in refused.output
-    nothing = run(*words, "--only", "latency", "-o", tmp_path / "b.json", "--overwrite", "--compare", tmp_path / "a.json")
+    nothing = run(
+        *words, "--only", "latency", "-o", tmp_path / "b.json", "--overwrite", "--compare", tmp_path / "a.json"
+    )
     assert nothing.exit_code == 2 and "no ratio in common" in nothing.output
     assert run(model, "--truth", tmp_path / "a.json", "-o", tmp_path / "d.json").exit_code == 2
 
