@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -24,6 +24,9 @@ from .agreement import open_networks
 from .notebook import Network, Presence, Probability, has_data
 from .options import BenchOptions
 from .workload import Workload
+
+if TYPE_CHECKING:
+    from cloudrt.model.network import Checkpoint
 
 
 class OnnxNetwork:
@@ -136,46 +139,39 @@ class OpenvinoNetwork:
 
 
 class TorchGraph:
-    """The checkpoint in PyTorch with its usual speed-ups: channels last and autocast, or torch.compile.
+    """A checkpoint in PyTorch with its usual speed-ups: channels last and half precision, or torch.compile.
 
     Parameters
     ----------
     checkpoint
-        The best.pth the artifact was exported from.
-    artifact
-        Metadata of the artifact.
+        The checkpoint, loaded; see `load_checkpoint`.
+    tta
+        Flips of the artifact.
     device
-        "cpu", with autocast to bf16, or "cuda", with autocast to fp16.
+        "cpu", with autocast to bf16, or "cuda", with the network in fp16.
     compiled
         Whether to use torch.compile, in fp32 on a CPU.
     threads
         CPU threads; 0 is PyTorch's default.
-
-    Raises
-    ------
-    ModuleNotFoundError, ArtifactError
-        See `TorchNetwork`.
     """
 
     def __init__(
-        self, checkpoint: Path, artifact: Artifact, device: str = "cpu", compiled: bool = False, threads: int = 0
+        self, checkpoint: Checkpoint, tta: str, device: str = "cpu", compiled: bool = False, threads: int = 0
     ) -> None:
         import torch
 
         from cloudrt.model.network import InferenceGraph
 
-        loaded = load_checkpoint(checkpoint, artifact)
         if threads:
             torch.set_num_threads(threads)
         self.torch, self.device = torch, device
-        self.dtype = torch.float16 if device == "cuda" else torch.bfloat16
-        self.autocast = device == "cuda" or not compiled
-        precision = str(self.dtype).rpartition(".")[2].replace("bfloat", "bf").replace("float", "fp")
-        self.name = f"PyTorch {'torch.compile' if compiled else 'channels last'} "
-        self.name += f"{precision if self.autocast else 'fp32'}, batch 1"
-        graph = InferenceGraph(loaded.network(), loaded.config).to(device)
+        dtype = torch.float16 if device == "cuda" else torch.float32
+        self.autocast = device == "cpu" and not compiled
+        precision = "fp16" if device == "cuda" else "bf16" if self.autocast else "fp32"
+        self.name = f"PyTorch {'torch.compile' if compiled else 'channels last'} {precision}, batch 1"
+        graph = InferenceGraph(checkpoint.network().to(dtype), checkpoint.config, dtype).to(device)
         graph.network.to(memory_format=torch.channels_last)
-        views = VIEWS[artifact.tta]
+        views = VIEWS[tta]
 
         def answer(image: Any) -> Any:
             return graph.levels(*graph.answers(image.to(torch.float32).permute(0, 3, 1, 2), views))
@@ -184,17 +180,23 @@ class TorchGraph:
 
     def __call__(self, image: Image) -> tuple[Probability, Presence]:
         """See `Network`."""
-        torch = self.torch
-        with torch.inference_mode(), torch.autocast(self.device, self.dtype, enabled=self.autocast):
-            found = self.graph(torch.from_numpy(image[None]).to(self.device))
+        levels, presence = self.run(image[None])
+        return levels[0].transpose(0, 2, 1), None if presence is None else presence[0]
+
+    def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return levels (N, C, W, H) and presence (N, C), or None, of (N, H, W, 3) images, all on the host."""
+        found = self.compute(self.torch.from_numpy(images).to(self.device))
         levels, presence = found if isinstance(found, tuple) else (found, None)
-        return (
-            levels[0].cpu().numpy().transpose(0, 2, 1),
-            None if presence is None else presence[0].cpu().numpy(),
-        )
+        return levels.cpu().numpy(), None if presence is None else presence.cpu().numpy()
+
+    def compute(self, images: Any) -> Any:
+        """Return the same as tensors on the device, for a tensor there; a GPU may still be at work on them."""
+        torch = self.torch
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
+            return self.graph(images)
 
 
-def load_checkpoint(checkpoint: Path, artifact: Artifact) -> Any:
+def load_checkpoint(checkpoint: Path, artifact: Artifact) -> Checkpoint:
     """Return the checkpoint an artifact was exported from.
 
     Raises
@@ -245,7 +247,11 @@ def list_openers(options: BenchOptions, work: Workload) -> dict[str, Callable[[]
     if checkpoint:
         device = "cuda" if work.on_gpu else "cpu"
         openers |= {
-            "PyTorch channels last": lambda: TorchGraph(checkpoint, artifact, device, threads=threads),
-            "PyTorch torch.compile": lambda: TorchGraph(checkpoint, artifact, device, compiled=True, threads=threads),
+            "PyTorch channels last": lambda: TorchGraph(
+                load_checkpoint(checkpoint, artifact), artifact.tta, device, threads=threads
+            ),
+            "PyTorch torch.compile": lambda: TorchGraph(
+                load_checkpoint(checkpoint, artifact), artifact.tta, device, compiled=True, threads=threads
+            ),
         }
     return openers

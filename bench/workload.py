@@ -20,7 +20,7 @@ from cloudrt.data.synth import JPEG_QUALITY
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.image import Image, ImageFile, find_images, load_image
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.labels import LABEL_GRID, Labels
+from cloudrt.labels import LABEL_GRID, Grid, Labels
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import Artifact
 from cloudrt.options import GPU_PROVIDERS
@@ -137,12 +137,12 @@ def open_images(
     return list(sizes), {"count": len(sizes), "size": size, "source": "given images", "unreadable": skipped}
 
 
-def draw_scenes(folder: Path, count: int, advance: Callable[[], object]) -> list[ImageFile]:
-    """Write synthetic images as JPEG files of the size of the competition's images."""
+def draw_scenes(folder: Path, count: int, advance: Callable[[], object], size: Grid = LABEL_GRID) -> list[ImageFile]:
+    """Write synthetic images as JPEG files, by default of the size of the competition's images."""
     folder.mkdir()
 
     def draw(seed: int) -> ImageFile:
-        bgr = cv2.cvtColor(draw_scene(seed, LABEL_GRID).image, cv2.COLOR_RGB2BGR)
+        bgr = cv2.cvtColor(draw_scene(seed, size).image, cv2.COLOR_RGB2BGR)
         path = folder / f"scene-{seed:03d}.jpg"
         path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes())
         return ImageFile(path.name, path)

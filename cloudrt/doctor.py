@@ -46,7 +46,7 @@ _TIMEOUT_S = 120  # TensorRT takes several seconds to start
 
 UNTESTED = (
     "cloudrt's tests do not run TensorRT: they check the values of its options, engine cache key and int8 layout. "
-    "bench/tensorrt.sh in the repository runs the checks on a machine with TensorRT.",
+    "python -m cloudrt.bench.gpu runs it on a machine with TensorRT.",
     "cloudrt's tests have not been run with CUDA, several GPUs, CUDA graphs, or nvImageCodec on a GPU: without a GPU, "
     "they run as much of that code as possible on the CPU and skip the rest.",
 )

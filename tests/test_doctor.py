@@ -254,7 +254,7 @@ def test_command_prints_lines_to_copy(told: Diagnosis) -> None:
     lines = result.stdout.splitlines()
     assert "For cuda: pip install 'cloudrt[cuda]'" in lines
     assert told.conflicts[0] in lines  # longer than the terminal, and still one line
-    assert any("TensorRT" in line and "bench/tensorrt.sh" in line for line in lines)
+    assert any("TensorRT" in line and "cloudrt.bench.gpu" in line for line in lines)
     assert "no: no [bold]GPU" in result.stdout and "works" in result.stdout
 
 

@@ -85,15 +85,15 @@ class Binding:
             batch = np.ascontiguousarray(batch)
             self._device.copy(target, batch.ctypes.data, batch.nbytes, self._stream)
         self._device.wait(self._stream)
-        compute(self._compute)
+        compute(self.compute)
         found = {name: self._arena.empty(tuple(value.shape())) for name, value in self._outputs.items()}
         for name, array in found.items():
             self._device.copy(array.ctypes.data, self._outputs[name].data_ptr(), array.nbytes, self._stream)
         self._device.wait(self._stream)
         return found
 
-    def _compute(self) -> None:
-        """Run the session; its results are on the device when this returns."""
+    def compute(self) -> None:
+        """Run the session on what lies in the buffers; the results are on the device when this returns."""
         self._session.run_with_iobinding(self._binding, self._options)
 
     def warm_up(self, compute: Compute) -> dict[str, NDArray[np.uint8]]:

@@ -118,6 +118,13 @@ class CudaDevice:
         weakref.finalize(memory, self._library.cudaFree, pointer).atexit = False
         return memory
 
+    def free_memory(self) -> int:
+        """Return how many bytes of the GPU's memory no process has taken."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._enter()
+        self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
+        return free.value
+
     def open_stream(self) -> ctypes.c_void_p:
         """Return a stream that does not wait for the default stream."""
         stream = ctypes.c_void_p()

@@ -40,6 +40,10 @@ class Cudart:
         self.calls.append(("allocate", size.value, flags))
         return 0
 
+    def cudaMemGetInfo(self, free: Any, total: Any) -> int:
+        free._obj.value, total._obj.value = 5 << 30, 80 << 30
+        return self.status
+
     def cudaFreeHost(self, pointer: ctypes.c_void_p) -> int:
         del self.held[pointer.value or 0]
         return 0
@@ -112,6 +116,12 @@ def test_errors_read_as_onnx_runtimes() -> None:
         CudaDevice(0, library).allocate_host(100)
 
 
+def test_free_memory_is_that_of_the_gpu_asked_for() -> None:
+    library = Cudart()
+    assert CudaDevice(3, library).free_memory() == 5 * 2**30
+    assert library.calls == [("device", 3)]
+
+
 @pytest.mark.skipif(find_library(cuda_libraries(cuda_major())[0]) is None, reason="the CUDA runtime is not installed")
 @pytest.mark.skipif(nvidia_driver() is not None, reason="there is a driver")
 def test_the_runtime_library_has_these_functions() -> None:
@@ -120,13 +130,14 @@ def test_the_runtime_library_has_these_functions() -> None:
     for call in (
         lambda: device.allocate_host(100),
         device.open_stream,
+        device.free_memory,
         lambda: device.copy(0, 0, 0, ctypes.c_void_p()),
     ):
         with pytest.raises(RuntimeError, match=r"CUDA failure \d+: .*driver.* ; cuda"):
             call()
     for name in ("cudaHostAlloc", "cudaFreeHost", "cudaStreamCreateWithFlags", "cudaStreamDestroy", "cudaMemcpyAsync"):
         assert getattr(device._library, name)
-    assert device._library.cudaStreamSynchronize
+    assert device._library.cudaStreamSynchronize and device._library.cudaMemGetInfo
 
 
 def test_memory_is_used_again_once_no_view_is_left() -> None:
