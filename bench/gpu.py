@@ -1,10 +1,10 @@
-"""Measure and check cloudrt on a GPU: one command that runs every step that the tests cannot run without one.
+"""Check and measure cloudrt on a GPU: one command for everything that the tests cannot run without a GPU.
 
     python -m cloudrt.bench.gpu OUT [--minutes 25] [--model M] [--checkpoint PTH] [--images FOLDER]... [--data FOLDER]
-    python -m cloudrt.bench.gpu OUT --stand-in      without a GPU: the CPU in its place, with small batches
+    python -m cloudrt.bench.gpu OUT --stand-in      without a GPU: on the CPU instead, with small batches
 
-Each step runs in a process of its own, which is stopped at its time limit, so that a crash or a hang of CUDA costs one
-step. OUT receives NAME.json and NAME.log after each step, and summary.md at the end.
+Each step runs in its own process, which is stopped at its time limit, so that a crash or hang of CUDA affects only one
+step. NAME.json and NAME.log are written to OUT after each step, and summary.md at the end.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ STEPS = (
     GpuStep("answers", "tests that need a GPU, and parity with the CPU in fp32", 5, "gpu_steps"),
     GpuStep("engine", "the engine for each batch size and setting", 4, "gpu_steps"),
     GpuStep("pipeline", "files to submission, and the limiting stage", 4, "gpu_pipeline"),
-    GpuStep("memory", "memory that runs out in mid-run", 2, "gpu_pipeline"),
-    GpuStep("decode", "decoding by nvImageCodec", 2, "gpu_pipeline"),
-    GpuStep("pytorch", "PyTorch at the same batch", 3, "gpu_peers"),
+    GpuStep("memory", "running out of memory during a run", 2, "gpu_pipeline"),
+    GpuStep("decode", "decoding with nvImageCodec", 2, "gpu_pipeline"),
+    GpuStep("pytorch", "PyTorch at the same batch size", 3, "gpu_peers"),
     GpuStep("tensorrt", "TensorRT", 6, "gpu_peers"),
-    GpuStep("training", "training, for the rest of the time", 3, "gpu_peers"),
+    GpuStep("training", "training, in the remaining time", 3, "gpu_peers"),
 )
-"""In order of value. The last one takes the time that is left."""
+"""In order of importance. The last one gets the remaining time."""
 
 
 def describe_run(task: GpuTask, command: list[str]) -> dict[str, Any]:
-    """Return what every record begins with: command, device, model, machine, driver and versions."""
+    """Return the fields that every record begins with: command, device, model, machine, driver and versions."""
     driver, found = nvidia_driver(), describe_machine()
     gpus = list(driver.gpus) if driver else []
     artifact = read_artifact(task.model)
@@ -82,7 +82,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> str:
         "",
         f"Provider {first['provider']}, {first['machine']['usable_cores']} cores, model {first['model']['file']} "
         f"({first['model']['network']}, {first['model']['precision']}).",
-        *(["", "**The CPU stood in for a GPU: none of these figures is one of a GPU.**"] if first["stand_in"] else []),
+        *(["", "**Run on the CPU (--stand-in): these are not figures of a GPU.**"] if first["stand_in"] else []),
         *("", f"    {first['command']}", "", "| step | status | seconds | reason |", "|---|---|---|---|"),
     ]
     lines += [
@@ -114,7 +114,7 @@ def _cell(text: str) -> str:
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The best.pth of the artifact: TensorRT then exports it in fp16 and int8.",
+    help="The best.pth of the artifact, which the step tensorrt exports in fp16 and int8.",
 )
 @click.option(
     "--images",
@@ -129,7 +129,7 @@ def _cell(text: str) -> str:
 )
 @click.option("--only", multiple=True, type=click.Choice([step.name for step in STEPS]), help="Step; can be repeated.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in OUT.")
-@click.option("--stand-in", is_flag=True, help="Let the CPU stand in for a GPU, to check this command.")
+@click.option("--stand-in", is_flag=True, help="Use the CPU instead of a GPU, to test this command.")
 @reports_errors
 def main(
     out: Path,
@@ -144,8 +144,8 @@ def main(
 ) -> None:
     """Check and measure cloudrt on the first GPU, and write the results to OUT.
 
-    A step that fails is recorded and passed over; the exit status is then 1. The steps, in order: what works, answers,
-    engine, pipeline, memory that runs out, GPU decoding, PyTorch, TensorRT, training.
+    If a step fails, the reason is recorded, the next step runs, and the exit status is 1. The steps, in order:
+    installation, results, engine, pipeline, running out of memory, decoding on the GPU, PyTorch, TensorRT, training.
     """
     driver = nvidia_driver()
     if not stand_in and not (driver and driver.gpus):

@@ -1,4 +1,4 @@
-"""The steps of `cloudrt.bench.gpu` beside other runtimes: PyTorch, TensorRT; and training."""
+"""Steps of `cloudrt.bench.gpu`: other runtimes (PyTorch, TensorRT), and training."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ TEST_IMAGES = 64
 WARM_UP = 10
 """Number of batches of training before the clock starts: torch.compile compiles in the first."""
 FINISH_S = 60
-"""Time that training keeps for the last validation and the search of rules."""
+"""Seconds reserved for the last validation and the search of rules."""
 
 
 def pytorch(task: GpuTask) -> Iterator[Part]:
-    """The network in PyTorch, fp16 and channels last, eager and compiled, beside the engine at the same batch."""
+    """The network in PyTorch, fp16 and channels last, eager and compiled, compared with the engine, same batch size."""
     size = task.choose(32, 2)
     ours = cache(partial(_our_rate, task, size))
     yield "cloudrt", ours
@@ -120,9 +120,9 @@ def _open_checkpoint(task: GpuTask) -> Checkpoint:
 
 
 def tensorrt(task: GpuTask) -> Iterator[Part]:
-    """TensorRT, where it is installed: the submission beside the CPU's, the engine's cache, and the rate.
+    """TensorRT, if it is installed: the submission compared with the CPU's, the engine cache, and the rate.
 
-    The artifact is exported from the checkpoint in fp16 and int8, with the gate in TensorRT, where there is one.
+    With a checkpoint, it is exported in fp16 and int8, with the gate in TensorRT.
     """
     for provider in task.choose(TENSORRT, ("cpu",)):
         for precision in ("fp16", "int8") if task.checkpoint else ("",):
@@ -278,7 +278,7 @@ class _TimeUp(Exception):
 
 
 class _Clock:
-    """Notes when the batches of each epoch are done, and ends the training after `deadline`."""
+    """Records when the batches of each epoch are done, and ends the training after `deadline`."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
@@ -286,7 +286,7 @@ class _Clock:
 
     @contextmanager
     def bar(self, description: str, _total: int) -> Iterator[Advance]:
-        """Show nothing; note the batches of epochs."""
+        """Show nothing; record the batches of epochs."""
         noted: list[tuple[float, int]] = []
         if description.startswith("Epoch"):
             self.epochs.append(noted)

@@ -1,4 +1,4 @@
-"""The steps of `cloudrt.bench.gpu` that run the pipeline: its rate, memory that runs out, and decoding on the GPU."""
+"""Steps of `cloudrt.bench.gpu` that run the pipeline: its rate, running out of memory, and decoding on the GPU."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from .workload import make_workload
 
 
 def pipeline(task: GpuTask) -> Iterator[Part]:
-    """The whole pipeline on each set of images, its stages, and each of them alone."""
+    """The whole pipeline and each stage alone, for each set of images."""
     for name, files in task.image_sets().items():
         yield name, partial(measure_whole, task, files, "cpu")
 
 
 def measure_whole(task: GpuTask, files: list[ImageFile], decoder: str) -> Values:
-    """Return the rate from files to CSV beside those of the stages alone, and statistics of the stages."""
+    """Return the rates from files to CSV and of each stage alone, and statistics of the stages."""
     options = RunOptions(provider=task.provider, batch_size=task.choose(0, 2), decoder=decoder)
     spent: list[float] = []
     with TemporaryDirectory(dir=task.scratch) as folder, Segmenter(task.model, options) as segmenter:
@@ -95,13 +95,13 @@ def measure_whole(task: GpuTask, files: list[ImageFile], decoder: str) -> Values
 
 
 def memory(task: GpuTask) -> Iterator[Part]:
-    """Memory that another process takes in mid-run: batches are halved, and no image is lost."""
+    """Another process takes the memory during a run: batches must be halved, and no image lost."""
     for pinned in (True, False):
         yield "pinned copies" if pinned else "copies by ONNX Runtime", partial(_run_out, task, pinned)
 
 
 def _run_out(task: GpuTask, pinned: bool) -> Values:
-    """Run small batches, then large ones, for which there is no memory any more.
+    """Run small batches, then large ones, for which there is not enough memory.
 
     With pinned copies a batch that is too large fails when its engine opens; without, when it is run.
     """
@@ -145,19 +145,19 @@ def _run_out(task: GpuTask, pinned: bool) -> Values:
 
 @contextmanager
 def _hold_memory(room: int) -> Iterator[int]:
-    """Let another process take the GPU's memory but for `room` bytes; yield how many bytes it took."""
+    """Let another process allocate the GPU's memory except `room` bytes; yield the number of bytes allocated."""
     code = "import sys; from cloudrt.bench.gpu_pipeline import hold; hold(int(sys.argv[1]))"
     command = [sys.executable, "-P", "-c", code, str(room)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout
         line = holder.stdout.readline()
         if not line.strip().isdigit():
-            raise ProviderError("the process that should take the GPU's memory failed")
+            raise ProviderError("the process that allocates the GPU's memory failed")
         yield int(line)
 
 
 def hold(room: int) -> None:
-    """Take the memory of GPU 0 but for `room` bytes, print how much that is, and keep it until stdin is closed."""
+    """Allocate the memory of GPU 0 except `room` bytes, print the number of bytes, and keep them until stdin closes."""
     load_libraries("cuda")
     gpu, pieces = open_gpu(0), []
     size = piece = gpu.free_memory() - room
@@ -171,7 +171,7 @@ def hold(room: int) -> None:
 
 
 def _limit_batches(segmenter: Segmenter) -> list[int]:
-    """Replace the engines by those of a CPU that refuse larger batches than the first value of the result."""
+    """Replace the engines by CPU engines that refuse batches larger than the first value of the returned list."""
     limit = [MAX_BATCH]
     model, artifact, threads = segmenter.model, segmenter.artifact, segmenter.threads
 
@@ -188,7 +188,7 @@ def _limit_batches(segmenter: Segmenter) -> list[int]:
 
 
 def decode(task: GpuTask) -> Iterator[Part]:
-    """Decoding by nvImageCodec, kept on the device or copied back, beside the CPU's; and the pipeline with it."""
+    """Decoding on the CPU and with nvImageCodec, kept on the device or copied back; the pipeline with --decoder gpu."""
     for name, files in task.image_sets().items():
         yield f"{name}, CPU threads", partial(_decode_on_cpu, task, files)
         for backends in task.choose([*((one,) for one in BACKENDS), BACKENDS], [("cpu",)]):
@@ -212,7 +212,7 @@ def _decode_on_cpu(task: GpuTask, files: list[ImageFile]) -> Values:
 
 
 def _decode_on_gpu(task: GpuTask, files: list[ImageFile], backends: tuple[str, ...]) -> Values:
-    """Return images/s for each number of JPEGs at once, at the network's size, and the difference from the CPU's."""
+    """Return images/s for each number of JPEGs per call, at the network's size, and the difference from the CPU."""
     if find_spec("nvidia") is None or find_spec("nvidia.nvimgcodec") is None:
         raise NotRun(f"nvImageCodec is not installed: {INSTALL}")
     size = task.load()[1].input_size

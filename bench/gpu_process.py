@@ -1,4 +1,4 @@
-"""Run the steps of `cloudrt.bench.gpu`, each in a process of its own with a time limit, and judge what they left."""
+"""Run the steps of `cloudrt.bench.gpu`, each in its own process with a time limit, and determine their status."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cloudrt.system.files import replacing
 from .gpu_task import GpuTask, run_parts
 
 LEAST_S = 1.0
-"""A step that has less time is not started."""
+"""A step with less remaining time is not started."""
 WORK = "import sys; from cloudrt.bench.gpu_process import work; work(*sys.argv[1:])"
 
 
@@ -42,15 +42,15 @@ def run_steps(
     Parameters
     ----------
     steps
-        The last one takes the time that is left.
+        The steps; the last one gets the remaining time.
     task
-        What they work on; `seconds` is set for each.
+        Input of the steps; `seconds` is set for each.
     minutes
-        Total time. Steps that have none left are recorded as not run.
+        Total time. Steps without remaining time are recorded as not run.
     about
-        What every record begins with.
+        Fields that every record begins with.
     tell
-        Called with a line after each step.
+        Called with one line after each step.
     """
     out, end = Path(task.out), time.monotonic() + 60 * minutes
     records = []
@@ -71,7 +71,7 @@ def run_steps(
 
 
 def run_step(step: GpuStep, task: GpuTask) -> dict[str, Any]:
-    """Run a step in a process of its own, and stop it and its children at the time limit.
+    """Run a step in its own process, and stop it and its children at the time limit.
 
     Its output goes to NAME.log in `task.out`.
     """
@@ -118,7 +118,7 @@ def work(module: str, name: str, task: str, results: str) -> None:
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a process and of those that it started; do not wait for one that the driver holds."""
+    """Kill a process and its children; do not wait for one that is blocked in the driver."""
     with suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(child.pid, signal.SIGKILL)

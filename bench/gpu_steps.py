@@ -1,4 +1,4 @@
-"""The first steps of `cloudrt.bench.gpu`: what works, answers, and the engine."""
+"""The first steps of `cloudrt.bench.gpu`: installation, results, and the engine."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def _rates(task: GpuTask, size: int, setting: dict[str, Any]) -> Values:
 
 
 def _compute_alone(task: GpuTask, size: int, options: EngineOptions, batch: NDArray[np.uint8]) -> float:
-    """Return images/s of a session whose batches lie on the device already."""
+    """Return images/s of a session whose batches are already on the device."""
     model, artifact = task.load()
     content = graph_bytes(widen(model) if task.stand_in else model)
     session = open_session(content, artifact, task.provider, size, task.threads, options)

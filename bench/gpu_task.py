@@ -1,8 +1,8 @@
-"""What the steps of `cloudrt.bench.gpu` share: the task, its images, and the loop that runs the parts of a step.
+"""Shared code of the steps of `cloudrt.bench.gpu`: the task, its images, and the loop that runs the parts of a step.
 
 A step is a generator of parts, each a name and a function without arguments that returns plain values. The parts run
-one after the other; the results are written after each, so that a process that crashes or is stopped leaves those that
-are finished. In a part's values, "result" is one line for the summary, and "error" says that the part failed.
+one after another. The results are written after each part, so that they are kept if the process crashes or is stopped.
+In the values of a part, "result" is one line for the summary, and "error" is the reason of a failure.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from .workload import draw_scenes
 
 NO_GPU = "no GPU"
 SIZES: tuple[Grid, ...] = ((350, 525), (1400, 2100))
-"""Height and width of the images that are drawn where none are given: those of copies and of originals."""
+"""Heights and widths of the synthetic images that are drawn if no images are given."""
 SECONDS = 0.3
 """Minimum duration of a timed round."""
 FAULTS: tuple[type[Exception], ...] = (CloudrtError, ImportError, OSError, AssertionError, SubprocessError, *REFUSALS)
-"""Errors of a part, after which the others go on."""
+"""Errors of a part that do not stop the other parts."""
 
 Values = dict[str, Any]
 Part = tuple[str, Callable[[], Values]]
@@ -53,7 +53,7 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class GpuTask:
-    """What the steps work on.
+    """Input of the steps.
 
     Parameters
     ----------
@@ -64,15 +64,15 @@ class GpuTask:
     scratch
         Folder for temporary files, which all steps share.
     seconds
-        Time that the step has.
+        Time limit of the step, in seconds.
     checkpoint
         Path of the best.pth that the artifact was exported from; "" for none.
     images
-        Folders of images; empty draws some.
+        Folders of images; if empty, synthetic images are drawn.
     data
-        Folder of a labelled data set; "" draws one.
+        Folder of a labelled data set; if "", a synthetic one is written.
     stand_in
-        Whether the CPU stands in for the GPU, with few images and small batches.
+        Whether the CPU is used instead of a GPU, with few images and small batches.
     """
 
     model: str
@@ -95,16 +95,16 @@ class GpuTask:
         return usable_cpus()
 
     def choose(self, on_gpu: Any, stand_in: Any) -> Any:
-        """Return a setting: that for a GPU, or that for the CPU in its place."""
+        """Return the setting for a GPU, or that for the CPU if it is used instead."""
         return stand_in if self.stand_in else on_gpu
 
     def require_gpu(self, *, unless: bool = False) -> None:
-        """Raise NotRun if the CPU stands in for the GPU."""
+        """Raise NotRun if the CPU is used instead of a GPU."""
         if self.stand_in and not unless:
             raise NotRun(NO_GPU)
 
     def open_device(self) -> CudaDevice | HostDevice:
-        """Return the GPU, or the host in its place."""
+        """Return the GPU, or the host if the CPU is used instead."""
         load_libraries(self.provider)
         return HostDevice() if self.stand_in else open_gpu(0)
 
@@ -136,7 +136,7 @@ def repeat_images(files: Sequence[ImageFile], count: int) -> list[ImageFile]:
 
 
 def make_batch(size: int, input_size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Return (N, H, W, 3) random images: what they show does not change the rate."""
+    """Return (N, H, W, 3) random images; their content does not influence the rate."""
     pattern = np.random.default_rng(0).integers(0, 256, (4, *input_size, 3), np.uint8)
     return pattern[np.arange(size) % len(pattern)]
 
@@ -147,7 +147,7 @@ def measure_images_per_s(run: Callable[[int], float], images: int) -> float:
     Parameters
     ----------
     run
-        Processes `images` images as often as asked for, and returns the seconds.
+        Processes `images` images the given number of times, and returns the seconds.
     """
     times = max(1, math.ceil(SECONDS / max(run(1), 1e-6)))
     return times * images / min(run(times) for _ in range(2))

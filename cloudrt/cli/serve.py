@@ -17,45 +17,45 @@ TOKEN = "CLOUDRT_TOKEN"
 
 @click.command()
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every network.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="0 takes a free port.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all networks.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="Port; 0 for a free one.")
 @click.option("--name", help="Name of the model in URLs. Default: its file name.")
-@click.option("--token", help=f"Bearer token that requests must have. Default: the environment variable {TOKEN}.")
+@click.option("--token", help=f"Bearer token that requests must contain. Default: the environment variable {TOKEN}.")
 @click.option(
-    "--allow-origin", multiple=True, metavar="ORIGIN", help="Web origin that may call the server, or *; repeatable."
+    "--allow-origin", multiple=True, metavar="ORIGIN", help="Web origin that may send requests, or *; can be repeated."
 )
 @click.option(
     "--max-upload-mb",
     type=click.IntRange(1, 4096),
     default=64,
     show_default=True,
-    help="Largest request in MiB.",
+    help="Maximum size of a request, in MiB.",
 )
 @click.option(
     "--queue",
     type=click.IntRange(1, 100_000),
     default=64,
     show_default=True,
-    help="Largest number of requests in progress; further ones are answered with 503.",
+    help="Maximum number of requests in progress; further ones are answered with status 503.",
 )
 @click.option(
     "--delay-ms",
     type=click.FloatRange(0, 10_000),
     default=5,
     show_default=True,
-    help="How long an image waits for others to share its batch.",
+    help="Maximum time that an image waits for others to fill its batch.",
 )
 @run_options
 @click.option("-v", "--verbose", is_flag=True, help="Also say why other providers were not chosen.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
 @reports_errors
 def serve(model: Path | None, verbose: bool, quiet: bool, **given: Any) -> None:
-    """Serve MODEL: a page to try it on, an HTTP interface, and the Open Inference Protocol.
+    """Serve MODEL over HTTP: a web page to try it, an interface for programs, and the Open Inference Protocol.
 
     Without MODEL, ./model.onnx is served if it exists, else the shipped model. The server listens on this machine only,
-    unless --host says otherwise. SIGTERM and Ctrl-C finish the requests that were accepted.
+    unless --host is given. SIGTERM and Ctrl-C finish the requests that were accepted.
     """
-    import fastapi  # noqa: F401 - says what to install, before anything slow
+    import fastapi  # noqa: F401 - if it is missing, fail before anything slow
     import prometheus_client  # noqa: F401
     import python_multipart  # noqa: F401
     import uvicorn  # noqa: F401

@@ -103,7 +103,7 @@ def test_every_step_runs_to_its_end_and_is_recorded(model: Path, tmp_path: Path)
     assert trained["images"] >= 4 and trained["images_per_s"] > 0 and (out / "training" / "best.pth").is_file()
 
     summary = (out / "summary.md").read_text()
-    assert "The CPU stood in for a GPU" in summary and summary in result.output
+    assert "Run on the CPU (--stand-in)" in summary and summary in result.output
     assert all(f"| {name} | {found[name]['status']} |" in summary for name in NAMES)
     assert run(out, "--stand-in", "--model", model).exit_code == 2  # it would replace these results
 
