@@ -14,7 +14,7 @@ COMMANDS = {
     "train": "Train a segmentation network and find the rule of each class.",
     "export": "Convert a checkpoint to an ONNX artifact, and compare it with PyTorch.",
     "infer": "Segment images and write a submission.",
-    "serve": "Serve a model: a page to try it on, and an HTTP interface.",
+    "serve": "Serve a model over HTTP, with a web page to try it.",
     "bench": "Measure speed and accuracy, and compare them with other implementations.",
     "tune": "Search the rule of each class on labelled images, and store the rules in the artifact.",
     "explore": "Write a page about a labelled data set: statistics, examples and possible errors.",
