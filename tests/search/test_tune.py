@@ -152,7 +152,7 @@ def test_images_whose_label_and_prediction_disagree_are_listed(model: Path, data
         assert float(row["loss"]) == pytest.approx(wanted, abs=1e-4)
         assert float(row["labelled"]) == pytest.approx(mask.mean(), abs=1e-4)
     page = (tmp_path / "t.html").read_text(encoding="utf-8")
-    assert "Label and prediction disagree most" in page and swapped[0].rsplit("_", 1)[0] in page
+    assert "Largest disagreements between label and prediction" in page and swapped[0].rsplit("_", 1)[0] in page
 
 
 def test_images_are_chosen_and_failures_listed(model: Path, data: Path, tmp_path: Path) -> None:
