@@ -12,9 +12,15 @@ from cloudrt.system.telemetry import disable_telemetry
 from cloudrt.system.versions import VERSION
 
 if TYPE_CHECKING:
+    from cloudrt.errors import ArtifactError as ArtifactError
     from cloudrt.errors import CloudrtError as CloudrtError
+    from cloudrt.errors import DataError as DataError
+    from cloudrt.errors import ImageError as ImageError
+    from cloudrt.errors import ProviderError as ProviderError
     from cloudrt.errors import RleError as RleError
     from cloudrt.inference.pipeline import Segmenter as Segmenter
+    from cloudrt.inference.results import Result as Result
+    from cloudrt.inference.results import to_dataframe as to_dataframe
     from cloudrt.inference.run import infer as infer
     from cloudrt.labels import CLOUDS as CLOUDS
     from cloudrt.labels import Labels as Labels
@@ -34,9 +40,14 @@ disable_telemetry()
 __version__ = VERSION
 
 _MODULES = {
+    "ArtifactError": "errors",
     "CLOUDS": "labels",
     "CloudrtError": "errors",
+    "DataError": "errors",
+    "ImageError": "errors",
     "Labels": "labels",
+    "ProviderError": "errors",
+    "Result": "inference.results",
     "RleError": "errors",
     "Rule": "masks.postprocess",
     "RunOptions": "options",
@@ -50,6 +61,7 @@ _MODULES = {
     "rle_decode": "masks.rle",
     "rle_encode": "masks.rle",
     "score": "masks.metric",
+    "to_dataframe": "inference.results",
 }
 """Public name -> the module that defines it."""
 

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from cloudrt.errors import ImageError
-from cloudrt.images.image import Image, ImageFile, StoredImage, is_plain_jpeg, load_image, read_file
+from cloudrt.images.image import Image, ImageFile, StoredImage, is_plain_jpeg, load_image, read_file, to_array
 from cloudrt.labels import Grid
 from cloudrt.system.cuda import Batch, DeviceArray
 from cloudrt.system.overlap import overlap, overlap_parts
@@ -187,6 +187,7 @@ class Decoding:
                 source = source.read()
             if isinstance(source, _Failed):
                 raise ImageError(source.reason)
+            source = to_array(source)
             if not isinstance(source, str | Path | bytes | np.ndarray):
                 raise ImageError(f"is of type {type(source).__name__}, expected a path, bytes or an array")
             load_image(source, self.size, self.max_pixels, out)

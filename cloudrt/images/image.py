@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -138,6 +139,21 @@ def load_image(
             raise ImageError(f"an image array is (H, W, 3) uint8 RGB, found {source.shape} {source.dtype}")
         return resize(reduce(source, size), size, out)
     return resize(decode(source if isinstance(source, bytes) else read_file(source), size, max_pixels), size, out)
+
+
+def to_array(source: object) -> object:
+    """Return a PIL image or a torch tensor as an (H, W, 3) array, and anything else as it is.
+
+    A tensor is (H, W, 3) or (3, H, W). Neither library is imported.
+    """
+    libraries = {cls.__module__.partition(".")[0] for cls in type(source).__mro__}
+    image: Any = source
+    if "PIL" in libraries and hasattr(source, "convert"):
+        return np.asarray(image.convert("RGB"))
+    if "torch" in libraries and hasattr(source, "detach"):
+        array = np.asarray(image.detach().cpu().numpy())
+        return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] == 3 != array.shape[2] else array
+    return source
 
 
 def read_file(path: str | Path) -> bytes:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.headers import MAX_PIXELS
-from cloudrt.images.image import load_image
+from cloudrt.images.image import Image, load_image
 from cloudrt.inference.journal import Record
 from cloudrt.labels import Labels
 from cloudrt.masks.rle import rle_decode
@@ -130,12 +130,29 @@ def write_overlay(
 
     Nothing is written if the image cannot be read.
     """
-    from cloudrt.labels import class_colours
-
     try:
-        picture = load_image(source, labels.submit_grid, max_pixels)[..., ::-1].copy()
+        image = load_image(source, labels.submit_grid, max_pixels)
     except ImageError:
         return
+    picture = draw_masks(image, texts, labels)[..., ::-1]
+    _write_picture(folder / f"{key}.jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+
+
+def draw_masks(image: Image, texts: Sequence[str], labels: Labels) -> Image:
+    """Return an image with the mask of each class in the colour of the class, and the names of the classes.
+
+    Parameters
+    ----------
+    image
+        (H, W, 3) uint8 RGB, of the size of the submission grid.
+    texts
+        RLE texts on the submission grid, one per class.
+    labels
+        Classes and grids.
+    """
+    from cloudrt.labels import class_colours
+
+    picture = image[..., ::-1].copy()
     names = []
     for label, text, colour in zip(labels.classes, texts, class_colours(len(texts)), strict=True):
         if text:
@@ -153,7 +170,7 @@ def write_overlay(
         cv2.rectangle(picture, (0, row * line), (width + 12, (row + 1) * line), (0, 0, 0), cv2.FILLED)
         place = (6, int((row + 0.75) * line))
         cv2.putText(picture, label, place, cv2.FONT_HERSHEY_SIMPLEX, scale, blue_green_red, 1, cv2.LINE_AA)
-    _write_picture(folder / f"{key}.jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return np.asarray(picture[..., ::-1], np.uint8)
 
 
 def compress_counts(counts: Sequence[int]) -> str:

@@ -13,10 +13,11 @@ memory. Decoding, the engines and the kernels release the GIL.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -30,10 +31,11 @@ from cloudrt.engines.plan import Plan, Samples, make_plan
 from cloudrt.engines.pool import EnginePool
 from cloudrt.errors import ArtifactError, DataError, MemoryExhausted
 from cloudrt.images.decoding import Decoded, Decoding, Input
-from cloudrt.images.image import ImageFile, StoredImage
+from cloudrt.images.image import ImageFile, StoredImage, to_array
+from cloudrt.images.inputs import list_inputs
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.results import Result
-from cloudrt.labels import Labels
+from cloudrt.labels import Grid, Labels
 from cloudrt.masks.postprocess import postprocess_batch
 from cloudrt.model.artifact import Artifact, default_model, load_model, parse_artifact
 from cloudrt.model.inferred import Inferred
@@ -98,7 +100,7 @@ class Segmenter:
         artifact = parse_artifact(loaded, self.model)
         self.threads = options.threads or usable_cpus()
         self._sha256 = sha256(self.model)
-        gpu = open_decoder(options.decoder, artifact.input_size, self.threads, options.devices[0])
+        gpu = open_decoder(options.decoder, artifact.input_size, self.threads, options.gpus[0])
         self.plan = make_plan(loaded, artifact, options, plan, samples)
         self.stats = PipelineStats(self.threads)
         self.decoding = Decoding(artifact.input_size, options.max_pixels, self.stats["decode"], gpu)
@@ -106,7 +108,7 @@ class Segmenter:
             lambda device, size: open_engine(
                 loaded, self.plan.provider, size, self.threads, self.plan.options(device, options.allow_cpu)
             ),
-            options.devices,
+            options.gpus,
             self.plan.batch_size,
         )
         self.artifact = self.pool.artifact
@@ -122,8 +124,15 @@ class Segmenter:
         """The artifact's classes and grids."""
         return self.artifact.labels
 
+    def __repr__(self) -> str:
+        return f"Segmenter({str(self.model)!r}, {self.plan.describe()}, {self.threads} threads)"
+
     def predict(
-        self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None = None
+        self,
+        inputs: Input | Iterable[Input],
+        look: Callable[[Inferred], object] | None = None,
+        *,
+        probabilities: bool = False,
     ) -> Generator[Result, None, None]:
         """Yield one `Result` for each input, in order.
 
@@ -133,18 +142,61 @@ class Segmenter:
         Parameters
         ----------
         inputs
-            Paths, the bytes of image files, (H, W, 3) uint8 RGB arrays, or `ImageFile` and `StoredImage` objects.
+            Paths, the bytes of image files, (H, W, 3) uint8 RGB arrays, PIL images, torch tensors of the shape
+            (H, W, 3) or (3, H, W), or `ImageFile` and `StoredImage` objects. One of them is as good as a list of one;
+            the path of a folder stands for the images in it.
         look
             Called with the network's output for each input, in order and some images before the results, for example
             to store the probabilities.
+        probabilities
+            Whether each result holds its `probability`.
 
         Raises
         ------
         ArtifactError
             The artifact has no rules.
+        DataError
+            A missing path or an empty folder, or something else than inputs.
         """
-        _refuse_one(inputs)
         require_rules(self.artifact, self.model)
+        return self._with_sources(self._several(inputs), look, probabilities)
+
+    def _with_sources(
+        self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None, probabilities: bool
+    ) -> Generator[Result, None, None]:
+        """Yield the results with what they need to draw themselves and, on request, with probabilities."""
+        sources: deque[Path | Grid | None] = deque()
+        waiting: deque[NDArray[np.uint8] | None] = deque()
+
+        def drawn() -> Iterator[Input]:
+            for one in inputs:
+                sources.append(_source(one))
+                yield one
+
+        def keep(inferred: Inferred) -> None:
+            if look:
+                look(inferred)
+            waiting.append(None if inferred.probability is None else inferred.probability.transpose(0, 2, 1).copy())
+
+        with closing(self._predict(drawn(), keep if probabilities else look)) as results:
+            for result in results:
+                levels = waiting.popleft() if probabilities else None
+                yield replace(result, source=sources.popleft(), probability=levels)
+
+    def _several(self, inputs: Input | Iterable[Input]) -> Iterable[Input]:
+        """Return one input as a list, and the images of a folder."""
+        if isinstance(inputs, str | Path):
+            return list_inputs([inputs], None, self.labels)
+        array = to_array(inputs)
+        if isinstance(array, bytes | ImageFile | StoredImage) or (isinstance(array, np.ndarray) and array.ndim == 3):
+            return [array]
+        if isinstance(inputs, bytearray) or not isinstance(inputs, Iterable):
+            raise DataError(f"inputs must be paths, bytes, arrays or images, found {type(inputs).__name__}")
+        return inputs
+
+    def _predict(
+        self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None
+    ) -> Generator[Result, None, None]:
         pace, stats = Pace(), self.stats["postprocess"]
         with (
             ThreadPoolExecutor(self.threads, "postprocess") as finishers,
@@ -161,9 +213,14 @@ class Segmenter:
                 finishers.shutdown(wait=False, cancel_futures=True)
                 self.stats.drop()
 
-    def infer(self, inputs: Iterable[Input]) -> Generator[Inferred, None, None]:
-        """Yield the network's output for each input, before any rule is applied, in order and lazily."""
-        _refuse_one(inputs)
+    def infer(self, inputs: Input | Iterable[Input]) -> Generator[Inferred, None, None]:
+        """Yield the network's output for each input, before any rule is applied, in order and lazily.
+
+        The inputs are those of `predict`.
+        """
+        return self._infer_each(self._several(inputs))
+
+    def _infer_each(self, inputs: Iterable[Input]) -> Generator[Inferred, None, None]:
         pace = Pace()
         with closing(self._run(inputs, pace)) as groups:
             try:
@@ -222,7 +279,7 @@ class Segmenter:
             compute_precision=plan.compute_precision,
             cuda_graph=plan.cuda_graph,
             channels_last=plan.channels_last,
-            device=machine.cpu if on_cpu else machine.gpus[self.options.devices[0]],
+            device=machine.cpu if on_cpu else machine.gpus[self.options.gpus[0]],
             precision=self.artifact.precision,
             threads=self.threads,
             decoder=self.options.decoder,
@@ -373,8 +430,11 @@ def require_rules(artifact: Artifact, model: Path) -> None:
         raise ArtifactError(f"{model} has no rules, as its network was never validated: find them with cloudrt tune")
 
 
-def _refuse_one(inputs: Iterable[Input]) -> None:
-    """Refuse a single input: a string would be iterated by characters, and an array by rows."""
-    one = str | bytes | bytearray | Path | ImageFile | StoredImage | np.ndarray
-    if isinstance(inputs, one) or not isinstance(inputs, Iterable):
-        raise DataError(f"inputs must be a list or iterable of paths, bytes or arrays, found {type(inputs).__name__}")
+def _source(one: object) -> Path | Grid | None:
+    """Return the path of an input or the size of an array, (H, W); None for bytes and images in stores."""
+    if isinstance(one, str | Path):
+        return Path(one)
+    if isinstance(one, ImageFile):
+        return one.path
+    array = to_array(one)
+    return (array.shape[0], array.shape[1]) if isinstance(array, np.ndarray) and array.ndim == 3 else None

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
-from cloudrt.labels import Labels
+from cloudrt.images.image import SUFFIXES, Image, decode, load_image, read_file
+from cloudrt.labels import Grid, Labels
 from cloudrt.masks.rle import rle_decode
+from cloudrt.system.files import replacing
+from cloudrt.system.suggest import check_name
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The result for one image.
 
@@ -30,6 +40,10 @@ class Result:
         Position, among the inputs, of the first image of its batch, where a run can be resumed.
     batch_size
         Size of that batch; it is halved after running out of memory.
+    source
+        Path of the file, or height and width of the array; None for bytes.
+    probability
+        (C, H, W) uint8 levels 0..255 on the submission grid, if `Segmenter.predict` was asked for them.
     """
 
     image: str
@@ -39,8 +53,112 @@ class Result:
     batch: int = field(default=0, repr=False)
     batch_size: int = field(default=0, repr=False)
 
-    def mask(self, label: str) -> NDArray[np.uint8]:
-        """Return the (H, W) uint8 mask, 0 or 1, of a class on the submission grid."""
-        if label not in self.rle:
-            raise DataError(f"no class named {label!r}: {', '.join(self.rle)}")
-        return rle_decode(self.rle[label], self.labels.submit_grid)
+    source: Path | Grid | None = field(default=None, repr=False, compare=False)
+    probability: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"Result({self.image!r}, error={self.error!r})"
+        areas = ", ".join(f"{label} {area:,}" for label, area in self.areas().items() if area)
+        return f"Result({self.image!r}, {areas + ' pixels' if areas else 'no masks'})"
+
+    def areas(self) -> dict[str, int]:
+        """Return the number of pixels of each class on the submission grid."""
+        return {label: sum(map(int, text.split()[1::2])) for label, text in self.rle.items()}
+
+    def mask(self, label: str, size: str | Grid = "grid") -> NDArray[np.uint8]:
+        """Return the mask of a class.
+
+        Parameters
+        ----------
+        label
+            Name of the class.
+        size
+            "grid": the submission grid. "image": the size of the image. (H, W): this size. Pixels are repeated or left
+            out, without interpolation.
+
+        Returns
+        -------
+        numpy.ndarray
+            (H, W) uint8, 0 or 1.
+
+        Raises
+        ------
+        DataError
+            No class of that name; a size that cannot be used, or that is unknown: that of bytes.
+        ImageError
+            The file of the image can no longer be read.
+        """
+        check_name("class", label, tuple(self.rle))
+        mask = rle_decode(self.rle[label], self.labels.submit_grid)
+        if size == "grid":
+            return mask
+        if size == "image":
+            size = decode(read_file(self.source)).shape[:2] if isinstance(self.source, Path) else self.source or ()
+            if not size:
+                raise DataError(f'the size of {self.image} is not known: give size=(height, width) instead of "image"')
+        if isinstance(size, str) or len(size) != 2 or min(size) < 1:
+            raise DataError(f'size must be "grid", "image" or (height, width), found {size!r}')
+        return np.asarray(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+
+    def plot(self, image: Image | None = None) -> Image:
+        """Return the image on the submission grid, with the mask of each class in its colour.
+
+        Parameters
+        ----------
+        image
+            (H, W, 3) uint8 RGB. None reads the file; for arrays and bytes the image is needed.
+
+        Returns
+        -------
+        numpy.ndarray
+            (H, W, 3) uint8 RGB.
+
+        Raises
+        ------
+        DataError
+            The image is needed, or it failed, so that there is nothing to draw.
+        ImageError
+            The file of the image can no longer be read.
+        """
+        from cloudrt.inference.outputs import draw_masks
+
+        if self.error is not None:
+            raise DataError(f"{self.image} {self.error}: there is nothing to draw")
+        source = self.source if image is None else image
+        if not isinstance(source, Path | np.ndarray):
+            raise DataError(f"{self.image} is not a file: give its pixels, plot(image)")
+        return draw_masks(load_image(source, self.labels.submit_grid), list(self.rle.values()), self.labels)
+
+    def save(self, path: str | Path, image: Image | None = None) -> None:
+        """Write `plot(image)` to a file whose suffix decides the format, such as .jpg or .png.
+
+        Raises
+        ------
+        DataError, ImageError
+            See `plot`; or a suffix that is no format of images.
+        """
+        if Path(path).suffix.lower() not in SUFFIXES:
+            raise DataError(f"{path}: the suffix decides the format: {', '.join(sorted(SUFFIXES))}")
+        _, content = cv2.imencode(Path(path).suffix, self.plot(image)[..., ::-1])
+        with replacing(path) as partial:
+            partial.write_bytes(content.tobytes())
+
+
+def to_dataframe(results: Iterable[Result]) -> pd.DataFrame:
+    """Return a table of results: a row for each image and class.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `image`, `class`, `rle`: the text on the submission grid; `pixels`: the area of the mask on it; `error`: the
+        reason if the image failed, else None.
+    """
+    import pandas as pd
+
+    rows = [
+        (result.image, label, result.rle[label], area, result.error)
+        for result in results
+        for label, area in result.areas().items()
+    ]
+    return pd.DataFrame(rows, columns=["image", "class", "rle", "pixels", "error"])

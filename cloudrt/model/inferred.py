@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,8 @@ class Inferred:
     """
 
     image: str
-    probability: NDArray[np.uint8] | None
+    probability: NDArray[np.uint8] | None = field(repr=False)
     presence: NDArray[np.uint8] | None
     error: str | None
-    batch: int = 0
-    batch_size: int = 0
+    batch: int = field(default=0, repr=False)
+    batch_size: int = field(default=0, repr=False)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
@@ -180,11 +179,12 @@ def test_the_model_in_the_working_folder_is_not_replaced(
     assert (tmp_path / "model.onnx").read_bytes() == model.read_bytes()
 
 
-def test_a_single_input_is_refused_and_another_kind_is_a_failure(model: Path) -> None:
+def test_wrong_inputs_are_refused_at_once_and_another_kind_is_a_failure(model: Path) -> None:
     with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
-        for one in ("a.jpg", b"bytes", Path("a.jpg"), np.zeros((4, 4, 3), np.uint8), 5):
-            with pytest.raises(DataError, match="inputs must be a list"):
-                next(segmenter.predict(one))  # type: ignore[arg-type]
+        for one, words in (("a.jpg", "a.jpg is missing"), (Path("no/folder"), "is missing"), (5, "inputs must be")):
+            for method in (segmenter.predict, segmenter.infer):
+                with pytest.raises(DataError, match=words):
+                    method(one)  # type: ignore[arg-type]
         assert [result.error for result in segmenter.predict([None, 3])] == [  # type: ignore[list-item]
             "is of type NoneType, expected a path, bytes or an array",
             "is of type int, expected a path, bytes or an array",

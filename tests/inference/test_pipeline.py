@@ -313,5 +313,6 @@ def test_closing_twice_is_fine(model: Path) -> None:
 
 
 def test_result_says_little_of_itself() -> None:
-    shown = repr(Result("a.jpg", {"Fish": ""}, None, LABELS))
-    assert shown == "Result(image='a.jpg', rle={'Fish': ''}, error=None)"
+    assert repr(Result("a.jpg", {"Fish": ""}, None, LABELS)) == "Result('a.jpg', no masks)"
+    assert repr(Result("a.jpg", {"Fish": "1 900 2000 334"}, None, LABELS)) == "Result('a.jpg', Fish 1,234 pixels)"
+    assert repr(Result("a.jpg", {"Fish": ""}, "is empty", LABELS)) == "Result('a.jpg', error='is empty')"
