@@ -130,6 +130,7 @@ def describe(
         weights_license="; ".join(licenses),
         tta=ensemble.tta,
         members=ensemble.describe(),
+        field_of_view=config.labels.label_grid,
     )
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": "Measure speed and accuracy, and compare them with other implementations.",
     "tune": "Search the rule of each class on labelled images, and store the rules in the artifact.",
     "explore": "Write a page about a labelled data set: statistics, examples and possible errors.",
+    "grid": "Write daily frequencies on a coarse grid from a store of daily masks.",
     "synth": "Write a data set of synthetic images.",
     "score": "Compute the competition's Dice of a submission.",
     "doctor": "Show versions, what works on this machine, and what to install.",

@@ -31,7 +31,12 @@ PATH = click.Path(path_type=Path)
     type=PATH,
     help="The submission: .csv, .parquet, or .json (COCO); - writes CSV to standard output. Default: submission.csv.",
 )
-@click.option("--format", "form", type=click.Choice(["csv", "parquet", "coco"]), help="Default: follows the suffix.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "parquet", "coco", "geojson", "geoparquet", "zarr"]),
+    help="Default: follows the suffix. The last three hold positions, and imply --tile.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist, and the journal of an unfinished run.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run; needs the same options.")
 @click.option("--sample", type=PATH, help="A sample_submission.csv: predict only its images, in its order.")
@@ -48,6 +53,18 @@ PATH = click.Path(path_type=Path)
 @click.option("--masks", type=PATH, help="Write masks to this folder: CLASS/IMAGE.png.")
 @click.option("--overlays", type=PATH, help="Write images with their masks to this folder: IMAGE.jpg.")
 @click.option("--save-probabilities", type=PATH, help="Store the network's outputs in this .npz, for cloudrt tune.")
+@click.option("--tile", is_flag=True, help="Cut images larger than the model's field of view into tiles.")
+@click.option("--overlap", type=click.FloatRange(0, 0.9), help="Overlap of tiles, as a fraction. Default: 0.25.")
+@click.option(
+    "--bounds",
+    metavar="LON1,LAT1,LON2,LAT2",
+    help="Where the images lie that have neither tags nor a world file, in degrees.",
+)
+@click.option(
+    "--simplify",
+    type=click.FloatRange(0),
+    help="Pixels by which the outlines of geojson and geoparquet may deviate. Default: 0.5.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Also say why other providers were not chosen.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @cluster_options
@@ -75,6 +92,13 @@ def infer(
     say_logs("cloudrt", logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     cluster = {name: given.pop(name) for name in ("cluster", *CLUSTER_ONLY)}
     run = take_run_options(given)
+    for name in ("overlap", "simplify"):  # the defaults are those of `InferTask`
+        if given[name] is None:
+            del given[name]
+    if given["bounds"] is not None:
+        from cloudrt.geo.positions import parse_bounds
+
+        given["bounds"] = parse_bounds(given["bounds"])
     with ExitStack() as stack:
         printed = output == Path("-")
         if printed:
@@ -89,6 +113,8 @@ def infer(
         output = output or Path(f"submission{SUFFIXES[form or 'csv']}")
         task = InferTask(tuple(inputs), output, format=form or "", run=run, **given)
         if cluster["cluster"] is not None:
+            if task.tiling is not None:
+                raise Failure(f"--format {task.format} does not work with --cluster: use csv, parquet or coco")
             infer_on(task, cluster, quiet)
             return
         done = run_task(task, no_progress if quiet else progress_bar, resumable=not printed)

@@ -34,6 +34,8 @@ class Identity:
         Number of images.
     inputs
         SHA-256 over the keys of the images and the sizes of their files, in order.
+    tiling
+        How panoramas are cut into tiles, and where they lie; "" without tiles.
     partition_size, partition_format
         Partitions of a run on a cluster; 0 and "" on a single machine.
     """
@@ -53,6 +55,7 @@ class Identity:
     versions: dict[str, str] = field(default_factory=dict)
     images: int = 0
     inputs: str = ""
+    tiling: str = ""
     partition_size: int = 0
     partition_format: str = ""
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cloudrt.errors import DataError
+from cloudrt.geo.place import Place
 from cloudrt.inference.identity import Identity
 from cloudrt.system.files import naming, sync_folder
 
@@ -50,6 +51,8 @@ class Record:
         Position of the first image of its batch.
     size
         Batch size of that batch, which is smaller than the identity's after running out of memory.
+    place
+        Grid and position of a panorama's masks.
     """
 
     key: str
@@ -57,6 +60,7 @@ class Record:
     error: str | None
     batch: int
     size: int = 0
+    place: Place | None = None
 
 
 class Journal:
@@ -120,6 +124,7 @@ class Journal:
             self._end = None
         values: dict[str, Any] = {"position": self._position, "key": record.key, "texts": record.texts}
         values |= {"error": record.error, "batch": record.batch, "size": record.size}
+        values |= {"place": record.place.to_dict()} if record.place else {}
         with naming(self.path):
             self._file.write(_line(values))
         self._position += 1
@@ -203,6 +208,7 @@ class Journal:
                     values["error"],
                     int(values["batch"]),
                     int(values["size"]),
+                    Place.from_dict(values["place"]) if "place" in values else None,
                 ),
             )
         except (KeyError, TypeError, ValueError) as error:

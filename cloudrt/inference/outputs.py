@@ -5,25 +5,49 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
+from cloudrt.geo.place import Place
 from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.images.image import Image, load_image
 from cloudrt.inference.journal import Record
 from cloudrt.labels import Labels
 from cloudrt.masks.rle import rle_decode
-from cloudrt.system.files import replacing
+from cloudrt.system.files import remove_tree, replacing, sha256
+
+if TYPE_CHECKING:
+    from cloudrt.geo.polygons import Feature
 
 Records = Callable[[], Iterable[Record]]
 """Returns the finished images in order; can be called several times."""
+SIMPLIFY = 0.5
+"""Default of `FormatOptions.simplify`."""
 ROW_GROUP = 100_000
 """Rows per row group of Parquet, which are kept in memory until they are written."""
+
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """Options of output formats.
+
+    Parameters
+    ----------
+    simplify
+        Outlines of polygons may deviate by this many pixels of the masks.
+    overwrite
+        Whether a zarr store is replaced instead of appended to.
+    """
+
+    simplify: float = SIMPLIFY
+    overwrite: bool = False
 
 
 class _Lines:
@@ -75,24 +99,60 @@ def write_parquet(path: Path, records: Records, labels: Labels) -> None:
 def write_coco(path: Path, records: Records, labels: Labels) -> None:
     """Write a COCO data set: each 8-connected component of a class is an instance, with compressed RLE.
 
-    Image sizes are those of the submission grid. Format: https://cocodataset.org/#format-data, read by pycocotools.
+    Image sizes are those of the submission grid, or of a panorama's grid.
+    Format: https://cocodataset.org/#format-data, read by pycocotools.
     """
-    height, width = labels.submit_grid
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         categories = [{"id": number, "name": label} for number, label in enumerate(labels.classes, 1)]
         file.write('{"info": {"description": "cloudrt"}, "categories": ' + json.dumps(categories) + ', "images": [')
         for number, record in enumerate(records(), 1):
+            height, width = record.place.grid if record.place else labels.submit_grid
             image = {"id": number, "file_name": record.key, "height": height, "width": width}
             file.write((",\n" if number > 1 else "\n") + json.dumps(image))
         file.write('\n], "annotations": [')
         count = 0
         for number, record in enumerate(records(), 1):
             for category, text in enumerate(record.texts, 1):
-                for instance in _instances(text, (height, width)):
+                for instance in _instances(text, record.place.grid if record.place else labels.submit_grid):
                     count += 1
                     known = {"id": count, "image_id": number, "category_id": category, "iscrowd": 0}
                     file.write((",\n" if count > 1 else "\n") + json.dumps(known | instance))
         file.write("\n]}\n")
+
+
+def write_geojson(path: Path, records: Records, labels: Labels, options: FormatOptions) -> None:
+    """Write a FeatureCollection with a polygon for each component; see `cloudrt.geo.polygons`."""
+    from cloudrt.geo import polygons
+
+    polygons.write_geojson(path, _features(records, labels, options))
+
+
+def write_geoparquet(path: Path, records: Records, labels: Labels, options: FormatOptions) -> None:
+    """Write a row for each component, with its polygon as WKB; see `cloudrt.geo.polygons`."""
+    from cloudrt.geo import polygons
+
+    polygons.write_geoparquet(path, _features(records, labels, options))
+
+
+def write_zarr(path: Path, records: Records, labels: Labels, options: FormatOptions) -> None:
+    """Append each panorama as a day to a zarr store; see `cloudrt.geo.store`."""
+    from cloudrt.geo.store import Store
+
+    if options.overwrite:
+        remove_tree(path)
+    with Store(path, labels.classes) as store:
+        for record in records():
+            if record.error is None and record.place is not None:
+                store.append(record.key, record.texts, record.place)
+
+
+def _features(records: Records, labels: Labels, options: FormatOptions) -> Iterator[Feature]:
+    from cloudrt.geo.polygons import features
+
+    for record in records():
+        if record.error is None and record.place is not None:
+            rle = dict(zip(labels.classes, record.texts, strict=True))
+            yield from features(record.key, rle, record.place, options.simplify)
 
 
 FORMATS: dict[str, Callable[[Path, Records, Labels], None]] = {
@@ -100,7 +160,41 @@ FORMATS: dict[str, Callable[[Path, Records, Labels], None]] = {
     "parquet": write_parquet,
     "coco": write_coco,
 }
-SUFFIXES = {"csv": ".csv", "parquet": ".parquet", "coco": ".json"}
+PLACED: dict[str, Callable[[Path, Records, Labels, FormatOptions], None]] = {
+    "geojson": write_geojson,
+    "geoparquet": write_geoparquet,
+    "zarr": write_zarr,
+}
+"""Formats of masks with positions; images without one fail."""
+SUFFIXES = {
+    "csv": ".csv",
+    "parquet": ".parquet",
+    "coco": ".json",
+    "geojson": ".geojson",
+    "geoparquet": ".geoparquet",
+    "zarr": ".zarr",
+}
+
+
+def write_rows(path: Path, form: str, records: Records, labels: Labels, options: FormatOptions | None = None) -> None:
+    """Write the output of a run in one of the formats of `SUFFIXES`."""
+    if form in PLACED:
+        PLACED[form](path, records, labels, options or FormatOptions())
+    else:
+        FORMATS[form](path, records, labels)
+
+
+def require_packages(form: str) -> None:
+    """Import what a format needs, so that a run fails before anything slow if a package is not installed."""
+    shapes = ("rasterio", "shapely", "pyproj")
+    needs = {"parquet": ("pyarrow",), "geojson": shapes, "geoparquet": ("pyarrow", *shapes), "zarr": ("zarr",)}
+    for name in needs.get(form, ()):
+        import_module(name)
+
+
+def output_digest(path: Path) -> str:
+    """Return the SHA-256 of an output; of a zarr store, that of the metadata that is written last."""
+    return sha256(path / ".zmetadata" if path.is_dir() else path)
 
 
 def write_failures(path: Path, records: Records) -> None:
@@ -116,9 +210,17 @@ def write_failures(path: Path, records: Records) -> None:
         writer.writerows(failed)
 
 
-def write_masks(folder: Path, key: str, texts: Sequence[str], labels: Labels) -> None:
-    """Write one black-and-white PNG per class on the submission grid, FOLDER/CLASS/KEY.png, including empty masks."""
+def write_masks(folder: Path, key: str, texts: Sequence[str], labels: Labels, place: Place | None = None) -> None:
+    """Write one black-and-white PNG per class on the submission grid, FOLDER/CLASS/KEY.png, including empty masks.
+
+    The masks of a panorama whose position is known are GeoTIFF files, FOLDER/CLASS/KEY.tif.
+    """
     for label, text in zip(labels.classes, texts, strict=True):
+        if place and place.position:
+            from cloudrt.geo.geotiff import write_geotiff
+
+            write_geotiff(folder / label / f"{key}.tif", text, place)
+            continue
         mask = rle_decode(text, labels.submit_grid) * 255
         _write_picture(folder / label / f"{key}.png", mask, [cv2.IMWRITE_PNG_BILEVEL, 1])
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
+from cloudrt.geo.place import Place
 from cloudrt.images.image import SUFFIXES, Image, decode, load_image, read_file
 from cloudrt.labels import Grid, Labels
 from cloudrt.masks.rle import rle_decode
@@ -44,6 +45,8 @@ class Result:
         Path of the file, or height and width of the array; None for bytes.
     probability
         (C, H, W) uint8 levels 0..255 on the submission grid, if `Segmenter.predict` was asked for them.
+    place
+        Grid and position of a panorama's masks; None for an image that was not cut into tiles.
     """
 
     image: str
@@ -52,7 +55,7 @@ class Result:
     labels: Labels = field(repr=False)
     batch: int = field(default=0, repr=False)
     batch_size: int = field(default=0, repr=False)
-
+    place: Place | None = field(default=None, repr=False)
     source: Path | Grid | None = field(default=None, repr=False, compare=False)
     probability: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 

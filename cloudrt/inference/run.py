@@ -23,11 +23,13 @@ from typing import Any, Unpack
 
 from cloudrt.engines.trial import COMPARED
 from cloudrt.errors import ProviderError
+from cloudrt.geo.tiles import MORE_PIXELS
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_keys, list_inputs, load_sample
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import read_identity
-from cloudrt.inference.outputs import write_masks, write_overlay
+from cloudrt.inference.outputs import require_packages, write_masks, write_overlay
+from cloudrt.inference.panoramas import Check, Days, predict_panoramas
 from cloudrt.inference.pipeline import Segmenter, require_rules
 from cloudrt.inference.results import Result
 from cloudrt.inference.submission import Submission, open_submission, read_run_record
@@ -117,6 +119,7 @@ def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bo
     require_rules(artifact, model)
     files = list_inputs(task.inputs, task.sample, artifact.labels)
     recorded, begun = _recorded(task), task.paths.journal.is_file()
+    require_packages(task.format)
     if begun or not recorded:
         task.check(files, begun=begun)
     plan = recorded.plan() if recorded else None
@@ -128,7 +131,9 @@ def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bo
         samples=sample if len(files) >= COMPARED else None,
     ) as segmenter:
         _announce(segmenter)
-        identity = replace(segmenter.identity(), images=len(files), inputs=digest_keys(files))
+        identity = replace(
+            segmenter.identity(), images=len(files), inputs=digest_keys(files), tiling=str(task.tiling or "")
+        )
         if recorded and not begun:
             recorded.require_same(identity, str(task.output))
             logger.info("%s: already finished, nothing to do", task.output)
@@ -183,31 +188,50 @@ def write_submission(
     if task.report:
         from cloudrt.reports.submission_page import Report
 
-        page = Report(labels, task.report_images, segmenter.options.max_pixels)
+        limit = segmenter.options.max_pixels * (MORE_PIXELS if task.tiling else 1)
+        page = Report(labels, task.report_images, limit)
     keys = [file.key for file in files]
     with ExitStack() as stack:
         submission = stack.enter_context(
-            open_submission(task.output, labels, identity, keys=keys, resume=task.resume, form=task.format)
+            open_submission(
+                task.output,
+                labels,
+                identity,
+                keys=keys,
+                resume=task.resume,
+                form=task.format,
+                options=task.format_options(),
+            )
         )
         if task.resume:
             _resume(segmenter, submission, task)
         paint = partial(_paint, segmenter, task)
+        checks = _checks(task)
         for file, record in zip(files, submission.journal.records(), strict=False):  # of the resumed run
             rle = dict(zip(labels.classes, record.texts, strict=True))
+            grid = record.place.labels(labels) if record.place else labels
             if page:
-                page.add(record.key, file.path, None if record.error else rle, record.error)
-            paint((file, Result(record.key, rle, record.error, labels)))
+                page.add(record.key, file.path, None if record.error else rle, record.error, grid)
+            paint((file, Result(record.key, rle, record.error, grid, place=record.place)))
+            if record.place and record.error is None:
+                for check in checks:
+                    check.check(record.key, record.place)
         keep = None
         if task.save_probabilities:
             keep = _keeper(stack.enter_context(write_probabilities(task.save_probabilities, labels)))
         left = files[submission.resumed :]
         advance = stack.enter_context(progress("Segmenting", len(left)))
         painters = stack.enter_context(ThreadPoolExecutor(segmenter.threads, "paint"))
-        results = zip(left, segmenter.predict(left, keep), strict=True)
+        predicted = (
+            segmenter.predict(left, keep)
+            if task.tiling is None
+            else predict_panoramas(segmenter, left, task.tiling, checks)
+        )
+        results = zip(left, predicted, strict=True)
         for file, result in overlap(painters, paint, results, 2 * segmenter.threads):
-            submission.add(result.image, result.rle, result.error, result.batch, result.batch_size)
+            submission.add(result.image, result.rle, result.error, result.batch, result.batch_size, place=result.place)
             if page:
-                page.add(result.image, file.path, None if result.error else result.rle, result.error)
+                page.add(result.image, file.path, None if result.error else result.rle, result.error, result.labels)
             advance(failed=submission.failed, limit=segmenter.stats.limiting())
     if page:
         page.write(task.paths.report, _facts(segmenter, submission, time.perf_counter() - began))
@@ -266,9 +290,19 @@ def _write_pictures(segmenter: Segmenter, task: InferTask, file: ImageFile, resu
     if "\0" in result.image and (task.masks or task.overlays):
         raise OSError(errno.EINVAL, "its name contains a NUL character")
     if task.masks:
-        write_masks(task.masks, result.image, texts, segmenter.labels)
+        write_masks(task.masks, result.image, texts, result.labels, result.place)
     if task.overlays and result.error is None:
-        write_overlay(task.overlays, result.image, file.path, texts, segmenter.labels, segmenter.options.max_pixels)
+        limit = segmenter.options.max_pixels * (MORE_PIXELS if task.tiling else 1)
+        write_overlay(task.overlays, result.image, file.path, texts, result.labels, limit)
+
+
+def _checks(task: InferTask) -> list[Check]:
+    """Return what panoramas are checked against, besides their own position."""
+    if task.format != "zarr":
+        return [Days()] if task.tiling else []
+    from cloudrt.geo.store import StoreDays
+
+    return [StoreDays(None if task.overwrite else task.output)]
 
 
 def _keeper(writer: ProbabilityWriter) -> Callable[[Inferred], None]:

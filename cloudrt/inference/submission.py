@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloudrt.errors import DataError
+from cloudrt.geo.place import Place
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import Journal, Record
-from cloudrt.inference.outputs import FORMATS, write_failures
+from cloudrt.inference.outputs import FormatOptions, output_digest, write_failures, write_rows
 from cloudrt.labels import Labels
-from cloudrt.system.files import replacing, sha256
+from cloudrt.system.files import replacing
 
 RUN_FORMAT = 1
 
@@ -89,10 +90,18 @@ class Submission:
     failed: int = 0
     rows_with_mask: int = 0
 
-    def add(self, key: str, rle: dict[str, str], error: str | None, batch: int = 0, size: int = 0) -> None:
-        """Add the rows of one image; `batch` and `size` are `Result.batch` and `Result.batch_size`."""
+    def add(
+        self,
+        key: str,
+        rle: dict[str, str],
+        error: str | None,
+        batch: int = 0,
+        size: int = 0,
+        place: Place | None = None,
+    ) -> None:
+        """Add the rows of one image; `batch`, `size` and `place` are those of its `Result`."""
         texts = tuple(rle[label] for label in self.labels.classes)
-        self.journal.add(Record(key, texts, error, self.resumed + batch, size))
+        self.journal.add(Record(key, texts, error, self.resumed + batch, size, place))
         self.count(texts, error)
 
     def count(self, texts: Sequence[str], error: str | None) -> None:
@@ -101,9 +110,9 @@ class Submission:
         self.failed += error is not None
         self.rows_with_mask += sum(bool(text) for text in texts)
 
-    def write(self, paths: RunPaths, form: str = "csv") -> None:
+    def write(self, paths: RunPaths, form: str = "csv", options: FormatOptions | None = None) -> None:
         """Write the rows, and the failures if there are any, each file atomically."""
-        FORMATS[form](paths.output, self.journal.records, self.labels)
+        write_rows(paths.output, form, self.journal.records, self.labels, options)
         write_failures(paths.failures, self.journal.records)
 
 
@@ -116,6 +125,7 @@ def open_submission(
     keys: Sequence[str] | None = None,
     resume: bool = False,
     form: str = "csv",
+    options: FormatOptions | None = None,
 ) -> Iterator[Submission]:
     """Open a submission; at the end of the block, write it to `path`, and the failures to a file named after it.
 
@@ -136,7 +146,9 @@ def open_submission(
     resume
         Whether to continue from the journal, if there is one.
     form
-        One of `cloudrt.inference.outputs.FORMATS`.
+        One of `cloudrt.inference.outputs.SUFFIXES`.
+    options
+        Options of that format.
 
     Raises
     ------
@@ -144,7 +156,7 @@ def open_submission(
         `path` is not a regular file, or the journal cannot be used; see `Journal`.
     """
     paths = RunPaths(path)
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file() and form != "zarr":
         raise DataError(f"{path} is not a regular file: give the name of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(paths.journal, identity, keys=keys, resume=resume)
@@ -154,7 +166,7 @@ def open_submission(
             submission.count(record.texts, record.error)
         yield submission
         journal.sync()
-        submission.write(paths, form)
+        submission.write(paths, form, options)
         if identity is not None:
             write_run_record(paths, identity)
     except BaseException:
@@ -167,7 +179,7 @@ def open_submission(
 
 def write_run_record(paths: RunPaths, identity: Identity) -> None:
     """Write the identity of a finished run and the SHA-256 of its output."""
-    values = {"format": RUN_FORMAT, "identity": identity.to_dict(), "output_sha256": sha256(paths.output)}
+    values = {"format": RUN_FORMAT, "identity": identity.to_dict(), "output_sha256": output_digest(paths.output)}
     with replacing(paths.record) as partial:
         partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
@@ -193,6 +205,6 @@ def read_run_record(paths: RunPaths) -> Identity:
         if isinstance(error, DataError):
             raise DataError(f"{paths.record}: {error}") from error
         raise DataError(f"{paths.record} is damaged: {advice}") from error
-    if sha256(paths.output) != digest:
+    if output_digest(paths.output) != digest:
         raise DataError(f"{paths.output} was changed after the run that wrote it: {advice}")
     return identity

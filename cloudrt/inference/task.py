@@ -8,9 +8,11 @@ from pathlib import Path
 
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import DataError
+from cloudrt.geo.positions import Bounds, check_bounds
+from cloudrt.geo.tiles import OVERLAP, Tiling
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import check_keys
-from cloudrt.inference.outputs import FORMATS, SUFFIXES
+from cloudrt.inference.outputs import PLACED, SIMPLIFY, SUFFIXES, FormatOptions
 from cloudrt.inference.submission import RunPaths
 from cloudrt.model.artifact import default_model
 from cloudrt.options import RunOptions, RunSettings
@@ -35,13 +37,21 @@ class InferTask:
     sample
         A sample_submission.csv: only its images are predicted, in its order.
     format
-        "csv", "parquet" or "coco", which must match the suffix; "" follows the suffix.
+        One of `SUFFIXES`, such as "csv", which must match the suffix; "" follows the suffix.
     resume, overwrite
         Whether to continue an interrupted run, and whether to replace existing outputs.
     report, report_images
         Whether to write an HTML report, and how many images it shows.
     stats, masks, overlays, save_probabilities
         Where to write statistics (JSON), masks (a folder of PNG), overlays (a folder of JPEG) and probabilities (.npz).
+    tile
+        Whether images larger than the artifact's field of view are cut into tiles; the formats with positions imply it.
+    overlap
+        Overlap of neighbouring tiles, as a fraction of a tile.
+    bounds
+        West, south, east and north, in degrees, of the images without tags or a world file.
+    simplify
+        Outlines in GeoJSON and GeoParquet may deviate by this many pixels of the masks.
 
     Raises
     ------
@@ -63,10 +73,14 @@ class InferTask:
     masks: Path | None = None
     overlays: Path | None = None
     save_probabilities: Path | None = None
+    tile: bool = False
+    overlap: float = OVERLAP
+    bounds: Bounds | None = None
+    simplify: float = SIMPLIFY
 
     def __post_init__(self) -> None:
         if self.format:
-            check_name("format", self.format, tuple(FORMATS))
+            check_name("format", self.format, tuple(SUFFIXES))
         by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}.get(self.output.suffix.lower())
         if by_suffix is None or (self.format and self.format != by_suffix):
             known = ", ".join(f"{suffix} ({name})" for name, suffix in SUFFIXES.items())
@@ -79,6 +93,24 @@ class InferTask:
             raise DataError("--save-probabilities stores all images of a run: it cannot be combined with --resume")
         if self.save_probabilities and self.save_probabilities.suffix != ".npz":
             raise DataError(f"--save-probabilities {self.save_probabilities}: the file name ends in .npz")
+        if self.tiling is not None and self.save_probabilities:
+            raise DataError("--save-probabilities stores images of one size: it cannot be combined with --tile")
+        if self.bounds is not None:
+            object.__setattr__(self, "bounds", check_bounds(self.bounds, f"bounds {self.bounds}"))
+            if self.tiling is None:
+                raise DataError("--bounds places panoramas: it needs --tile, or a --format with positions")
+        if not 0 <= self.simplify < float("inf"):
+            raise DataError(f"simplify is 0 or more pixels, found {self.simplify!r}")
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut into tiles; None for images that are resized whole."""
+        placed = self.format in PLACED
+        return Tiling(self.overlap, self.bounds, placed) if self.tile or placed else None
+
+    def format_options(self) -> FormatOptions:
+        """Return the options of the output format."""
+        return FormatOptions(self.simplify, self.overwrite)
 
     @property
     def paths(self) -> RunPaths:
@@ -103,8 +135,9 @@ class InferTask:
         paths = self.paths
         if paths.journal.is_file() and not (self.resume or self.overwrite):
             raise DataError(f"{paths.journal} belongs to an interrupted run: use --resume or --overwrite")
+        store = self.format == "zarr"  # a folder, to which days are appended
         named = {
-            "--output": self.output,
+            "--output": None if store else self.output,
             "the list of failures": paths.failures,
             "the report": paths.report if self.report else None,
             "the record of the run": paths.record,
@@ -113,12 +146,18 @@ class InferTask:
         reads: dict[str, Path | None] = {"--model": self.model or default_model(), "--sample": self.sample}
         reads |= {f"input {one}": Path(one) for one in self.inputs if "://" not in str(one)}
         folders = {"--masks": self.masks, "--overlays": self.overlays}
+        stores = {"--output": self.output if store else None}
         images = [file.path for file in files]
         check_outputs(
-            named | written | {"the journal": paths.journal}, reads, folders=folders, images=images, overwrite=True
+            named | written | {"the journal": paths.journal},
+            reads,
+            folders=folders | stores,
+            images=images,
+            overwrite=True,
         )
         check_outputs(written, overwrite=self.overwrite)
-        check_outputs(named, folders=folders, overwrite=self.overwrite or (self.resume and begun))
+        appends = store and self.output.exists()
+        check_outputs(named, folders=folders, overwrite=self.overwrite or appends or (self.resume and begun))
         if self.masks or self.overlays:
             check_keys(files)
 
@@ -176,3 +215,7 @@ class InferSettings(RunSettings, total=False):
     masks: Path | None
     overlays: Path | None
     save_probabilities: Path | None
+    tile: bool
+    overlap: float
+    bounds: Bounds | None
+    simplify: float

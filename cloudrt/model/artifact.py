@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cloudrt.errors import ArtifactError, DataError
-from cloudrt.labels import CLOUDS, FIELDS, Grid, Labels
+from cloudrt.labels import CLOUDS, FIELDS, LABEL_GRID, Grid, Labels
 from cloudrt.masks.postprocess import Rule
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ class Artifact:
         Architecture, encoder, Dice and SHA-256 of each checkpoint of an ensemble; empty for a single one.
     tuning
         Figures of `cloudrt tune`; empty if the rules are those of training.
+    field_of_view, pixels_per_degree
+        Height and width of the training images in pixels, and their resolution on the Earth; larger images are cut
+        into tiles of this size. 1400x2100 at 100 in files that do not state them.
 
     Raises
     ------
@@ -94,6 +97,8 @@ class Artifact:
     tta: str = "none"
     members: list[dict[str, Any]] = field(default_factory=list)
     tuning: dict[str, Any] = field(default_factory=dict)
+    field_of_view: Grid = LABEL_GRID
+    pixels_per_degree: float = 100.0
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -109,12 +114,17 @@ class Artifact:
             raise DataError(f"{len(self.rules)} rules for {len(self.labels.classes)} classes")
         if len(self.input_size) != 2 or len(self.mean) != 3 or len(self.std) != 3:
             raise DataError("input_size must be (height, width); mean and std must have one value per channel")
+        if len(self.field_of_view) != 2 or not all(type(side) is int and side > 0 for side in self.field_of_view):
+            raise DataError(f"field_of_view is (height, width), found {self.field_of_view!r}")
+        scale = self.pixels_per_degree
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+            raise DataError(f"pixels_per_degree is a positive number, found {scale!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; the keys of `labels` are at the top level."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "labels"}
         values["rules"] = [rule.to_dict() for rule in self.rules]
-        for name in ("input_size", "mean", "std", "kept_fp32"):
+        for name in ("input_size", "mean", "std", "kept_fp32", "field_of_view"):
             values[name] = list(values[name])
         return {"format": ARTIFACT_FORMAT, **self.labels.to_dict(), **values}
 
@@ -133,6 +143,7 @@ class Artifact:
             for name in ("input_size", "mean", "std"):
                 rest[name] = tuple(rest[name])
             rest["kept_fp32"] = tuple(rest.get("kept_fp32", ()))  # absent in files of earlier versions
+            rest["field_of_view"] = tuple(rest.get("field_of_view", LABEL_GRID))  # likewise
             return cls(labels=labels, **rest)
         except (KeyError, TypeError) as error:
             raise DataError(f"the metadata is incomplete: {error}") from error

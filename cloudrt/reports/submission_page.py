@@ -7,6 +7,7 @@ outlines of their masks, and renders `templates/report.html`.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class _Sampled:
     key: str
     path: Path | None
     rle: dict[str, str]
+    labels: Labels
 
 
 class Report:
@@ -74,7 +76,14 @@ class Report:
         self._sample: list[_Sampled] = []
         self._random = random.Random(_SEED)
 
-    def add(self, key: str, path: Path | None, rle: dict[str, str] | None, error: str | None) -> None:
+    def add(
+        self,
+        key: str,
+        path: Path | None,
+        rle: dict[str, str] | None,
+        error: str | None,
+        labels: Labels | None = None,
+    ) -> None:
         """Count one image; images are added in order.
 
         Parameters
@@ -87,6 +96,8 @@ class Report:
             Class name -> RLE text on the submission grid; a missing class is empty.
         error
             Reason of the failure, or None.
+        labels
+            Classes and grids of this image, if they are not those of the report.
         """
         self.images += 1
         if error is not None:
@@ -95,12 +106,13 @@ class Report:
                 self.failures.append((key, error))
             return
         texts = {name: (rle or {}).get(name, "") for name in self.labels.classes}
-        self._count(texts)
+        labels = labels or self.labels
+        self._count(texts, math.prod(labels.submit_grid))
         # Reservoir sampling, algorithm R (Vitter, 1985, ACM TOMS 11, page 37): all valid images are equally likely.
         sound = self.images - self.failed
         place = len(self._sample) if sound <= self.shown else self._random.randrange(sound)
         if place < self.shown:
-            self._sample[place : place + 1] = [_Sampled(sound, key, path, texts)]
+            self._sample[place : place + 1] = [_Sampled(sound, key, path, texts, labels)]
 
     def write(self, path: Path, facts: dict[str, str]) -> None:
         """Write the page atomically.
@@ -123,7 +135,7 @@ class Report:
             facts=facts,
             sound=self.images - self.failed,
             pixels=height * width,
-            cards=(make_card(self.labels, one.key, one.path, one.rle, self.max_pixels, side) for one in sample),
+            cards=(make_card(one.labels, one.key, one.path, one.rle, self.max_pixels, side) for one in sample),
             sampled=len(sample),
             failures_file=f"{path.stem}.failures.csv",
         )
@@ -133,8 +145,7 @@ class Report:
         """Number of rows of the submission that are not empty."""
         return sum(totals.images for totals in self.totals.values())
 
-    def _count(self, texts: dict[str, str]) -> None:
-        height, width = self.labels.submit_grid
+    def _count(self, texts: dict[str, str], pixels: int) -> None:
         present = []
         for index, (name, text) in enumerate(texts.items()):
             if not text:
@@ -143,6 +154,6 @@ class Report:
             totals = self.totals[name]
             totals.images += 1
             totals.area += area
-            totals.histogram[min(area * BINS // (height * width), BINS - 1)] += 1
+            totals.histogram[min(area * BINS // pixels, BINS - 1)] += 1
             present.append(index)
         self.together[np.ix_(present, present)] += 1

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cloudrt.data.scenes import draw_scene
 from cloudrt.images.image import ImageFile
-from cloudrt.labels import CLOUDS, Grid, Labels
+from cloudrt.labels import CLOUDS, LABEL_GRID, Grid, Labels
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import Artifact, write_metadata
 
@@ -32,6 +32,7 @@ def tiny_model(
     presence: bool = False,
     rules: tuple[Rule, ...] | None = None,
     checkpoint_sha256: str = "",
+    field_of_view: Grid = LABEL_GRID,
 ) -> onnx.ModelProto:
     """Return a sound artifact whose rules give masks on `draw_scene`'s scenes.
 
@@ -108,6 +109,7 @@ def tiny_model(
         precision=precision,
         checkpoint_sha256=checkpoint_sha256,
         validation_dice=0.5,
+        field_of_view=field_of_view,
     )
     write_metadata(model, artifact)
     return model
@@ -122,10 +124,17 @@ def tiny_artifact(
     presence: bool = False,
     rules: tuple[Rule, ...] | None = None,
     checkpoint_sha256: str = "",
+    field_of_view: Grid = LABEL_GRID,
 ) -> Path:
     """Write `tiny_model` to `path`, and return it."""
     model = tiny_model(
-        input_size, labels, precision=precision, presence=presence, rules=rules, checkpoint_sha256=checkpoint_sha256
+        input_size,
+        labels,
+        precision=precision,
+        presence=presence,
+        rules=rules,
+        checkpoint_sha256=checkpoint_sha256,
+        field_of_view=field_of_view,
     )
     path.write_bytes(model.SerializeToString())
     return path

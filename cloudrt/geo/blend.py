@@ -1,0 +1,96 @@
+"""Blending the probabilities of overlapping tiles, from left to right, in a strip as wide as a tile.
+
+Each tile is multiplied by weights that fall linearly to its edges, and the sum is divided by the sum of the weights.
+Columns left of the current tiles are finished, and stored as levels; the sums are kept for one strip. Where the
+panorama goes around the Earth, the sums of the first columns are also kept, until the last tiles have reached them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.labels import Grid
+
+Floats = NDArray[np.float32]
+
+
+def tile_weights(size: Grid, overlap: float) -> Floats:
+    """Return the weights of a tile, (W, H) float32: 1 in its middle, falling to its edges over the overlap."""
+    height, width = size
+    return np.outer(_ramp(width, overlap), _ramp(height, overlap)).astype(np.float32)
+
+
+def _ramp(length: int, overlap: float) -> NDArray[np.float64]:
+    middles = np.arange(length) + 0.5
+    ramp = max(1.0, overlap * length)
+    return np.asarray(np.minimum(np.minimum(middles, length - middles) / ramp, 1))
+
+
+class Blend:
+    """Blends the tiles of one panorama, which are added column by column.
+
+    Parameters
+    ----------
+    grid
+        Height and width of the panorama's grid.
+    tile
+        Height and width of a tile on this grid.
+    classes
+        Number of classes.
+    overlap
+        Fraction of a tile over which its weights fall.
+    beyond
+        Columns by which the last tiles reach beyond the last column and, around the Earth, onto the first ones; None
+        if the panorama does not go around the Earth.
+    """
+
+    def __init__(self, grid: Grid, tile: Grid, classes: int, overlap: float, beyond: int | None = None) -> None:
+        height, width = grid
+        self.levels = np.zeros((classes, width, height), np.uint8)
+        self._weights = tile_weights(tile, overlap)
+        self._sum = np.zeros((classes, tile[1], height), np.float32)
+        self._weight = np.zeros((tile[1], height), np.float32)
+        self._begin = 0
+        self._beyond = beyond or 0
+        self._first_sum = np.zeros((classes, self._beyond, height), np.float32)
+        self._first_weight = np.zeros((self._beyond, height), np.float32)
+
+    def add(self, levels: NDArray[np.uint8], x: int, y: int) -> None:
+        """Add a tile, (C, W, H) levels, whose first pixel is column `x` and row `y`; `x` never decreases."""
+        self._finish_until(x)
+        rows = min(levels.shape[2], self._sum.shape[2] - y)
+        weights = self._weights[:, :rows]
+        self._sum[:, :, y : y + rows] += levels[:, :, :rows] * weights
+        self._weight[:, y : y + rows] += weights
+
+    def finish(self) -> NDArray[np.uint8]:
+        """Return the levels of the panorama, (C, W, H), after the last tile."""
+        self._finish_until(self._begin + self._sum.shape[1])
+        self.levels[:, : self._beyond] = _divide(self._first_sum, self._first_weight)
+        return self.levels
+
+    def _finish_until(self, x: int) -> None:
+        done = min(x - self._begin, self._sum.shape[1])
+        if done <= 0:
+            return
+        begin, width = self._begin, self.levels.shape[1]
+        first = max(0, min(self._beyond - begin, done))
+        last = max(first, min(width - begin, done))
+        self._first_sum[:, begin : begin + first] += self._sum[:, :first]
+        self._first_weight[begin : begin + first] += self._weight[:first]
+        self.levels[:, begin + first : begin + last] = _divide(self._sum[:, first:last], self._weight[first:last])
+        rest = min(begin + done - width, self._beyond) if begin + done > width else 0
+        if rest > 0:  # around the Earth
+            at = max(begin - width, 0)
+            some = slice(width + at - begin, width + rest - begin)
+            self._first_sum[:, at:rest] += self._sum[:, some]
+            self._first_weight[at:rest] += self._weight[some]
+        for array in (self._sum.swapaxes(0, 1), self._weight):
+            array[: len(array) - done] = array[done:].copy()
+            array[len(array) - done :] = 0
+        self._begin = x
+
+
+def _divide(total: Floats, weight: Floats) -> NDArray[np.uint8]:
+    return np.rint(total / np.maximum(weight, np.finfo(np.float32).tiny)).astype(np.uint8)

@@ -1,0 +1,95 @@
+"""Components of a panorama's mask, across its tiles and, where it goes around the Earth, across its first column."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.masks.postprocess import Rule
+
+Labelled = NDArray[np.int32]
+
+
+def label(mask: NDArray[np.uint8], wraps: bool = False) -> tuple[Labelled, int]:
+    """Number the 8-connected components of a mask.
+
+    The numbers depend on the shapes alone: they ascend with the top, then the left side of the components, so that the
+    components of a mask that lost some of them keep their order.
+
+    Parameters
+    ----------
+    mask
+        (H, W); a pixel is on if it is not zero.
+    wraps
+        Whether the last column adjoins the first.
+
+    Returns
+    -------
+    labels
+        (H, W) int32: 0 where the mask is off, else 1 to `count`.
+    count
+        Number of components.
+    """
+    count, found, stats, centroids = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask), connectivity=8)
+    if count == 1:
+        return np.asarray(found, np.int32), 0
+    columns = [cv2.CC_STAT_AREA, cv2.CC_STAT_HEIGHT, cv2.CC_STAT_WIDTH, cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP]
+    order = np.lexsort([centroids[1:, 0], *(stats[1:, column] for column in columns)])
+    numbers = np.zeros(count, np.int32)
+    numbers[order + 1] = np.arange(1, count, dtype=np.int32)
+    if wraps:
+        numbers = _join_sides(numbers[found[:, 0]], numbers[found[:, -1]], count)[numbers]
+    return numbers[found], int(numbers.max())
+
+
+def _join_sides(left: Labelled, right: Labelled, count: int) -> Labelled:
+    """Return the new number of each component, where those of the first and the last column are joined."""
+    parent = np.arange(count, dtype=np.int32)
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            number = int(parent[number])
+        return number
+
+    for row, one in enumerate(right):
+        for other in left[max(row - 1, 0) : row + 2]:
+            if one and other:
+                a, b = root(int(one)), root(int(other))
+                parent[max(a, b)] = min(a, b)
+    roots = np.array([root(number) for number in range(count)])
+    kept = np.unique(roots)
+    return np.searchsorted(kept, roots).astype(np.int32)
+
+
+def keep_components(
+    levels: NDArray[np.uint8], rule: Rule, wraps: bool = False
+) -> tuple[NDArray[np.uint8], tuple[float, ...]]:
+    """Apply the threshold and the min area of a rule to the levels of a panorama.
+
+    Parameters
+    ----------
+    levels
+        (W, H): one class, in RLE order.
+    rule
+        Its presence and gate are not applied: they decide for each tile.
+    wraps
+        Whether the last column adjoins the first.
+
+    Returns
+    -------
+    mask
+        (H, W) uint8, 0 or 1, Fortran-ordered.
+    means
+        Mean probability, 0..1, of each component, in the order of `label`.
+    """
+    on = rule.threshold < levels.T
+    found, count = label(on.view(np.uint8), wraps)
+    numbers = found[on]
+    areas = np.bincount(numbers, minlength=count + 1)
+    keep = areas > rule.min_area
+    keep[0] = False
+    sums = np.bincount(numbers, weights=levels.T[on], minlength=count + 1)
+    means = sums[keep] / areas[keep] / 255
+    mask = np.asfortranarray(keep[found]).view(np.uint8)
+    return mask, tuple(round(float(mean), 4) for mean in means)

@@ -1,0 +1,131 @@
+"""Daily frequencies on a coarse grid, from a store of daily masks.
+
+    mask(time, lat, lon, pattern) -> freq(time, lat, lon, pattern), valid(time, lat, lon)
+
+`freq` is the share of a cell's pixels with data that a pattern covers, and `valid` the share of its pixels that have
+data. Days are read one at a time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError
+from cloudrt.geo.store import METADATA
+from cloudrt.system.files import naming, partial_path, remove_tree, replacing
+from cloudrt.system.paths import check_outputs
+
+SUFFIXES = (".nc", ".zarr")
+
+
+def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: bool = False) -> tuple[int, int, int]:
+    """Compute the frequencies and write them as NetCDF 4 or zarr, by the suffix of `output`.
+
+    Parameters
+    ----------
+    store
+        A store that `cloudrt-infer --format zarr` wrote.
+    output
+        A path that ends in .nc or .zarr.
+    degrees
+        Side of a cell; cells begin at -90 and -180, and hold the pixels whose centres lie in them.
+    overwrite
+        Whether to replace an existing output.
+
+    Returns
+    -------
+    days, rows, columns
+        The size of the grid.
+
+    Raises
+    ------
+    DataError
+        `store` is no such store or holds no days; `degrees` or `output` cannot be used.
+    """
+    import xarray
+
+    if output.suffix not in SUFFIXES:
+        raise DataError(f"{output}: the name ends in {' or '.join(SUFFIXES)}")
+    if not 0 < degrees <= 180:
+        raise DataError(f"degrees are more than 0 and at most 180, found {degrees:g}")
+    if not (store / METADATA).is_file():
+        raise DataError(f"{store} is not a store that cloudrt-infer --format zarr wrote")
+    folder = output.suffix == ".zarr"
+    named = {"--output": output}
+    check_outputs({} if folder else named, {"STORE": store}, folders=named if folder else {}, overwrite=overwrite)
+    with xarray.open_zarr(store, consolidated=True, mask_and_scale=False, chunks=None) as data:
+        if not data.sizes["time"]:
+            raise DataError(f"{store} holds no days")
+        found = frequencies(data, degrees)
+    with naming(output):
+        if not folder:
+            with replacing(output) as partial:
+                found.to_netcdf(partial, engine="h5netcdf")
+        else:
+            partial = partial_path(output)
+            try:
+                found.to_zarr(partial, zarr_format=2, consolidated=True)
+                remove_tree(output)
+                partial.rename(output)
+            finally:
+                remove_tree(partial)
+    return found.sizes["time"], found.sizes["lat"], found.sizes["lon"]
+
+
+def frequencies(data: Any, degrees: float) -> Any:
+    """Return the xarray.Dataset of the frequencies of a store that is opened without masking."""
+    import xarray
+
+    lat, first_row, rows = _cells(data["lat"].values, -90, degrees)
+    lon, first_column, columns = _cells(data["lon"].values, -180, degrees)
+    total = np.outer(rows, columns)
+    days, patterns = data.sizes["time"], data.sizes["pattern"]
+    freq = np.full((days, len(lat), len(lon), patterns), np.nan, np.float32)
+    valid = np.zeros((days, len(lat), len(lon)), np.float32)
+
+    def sums(pixels: NDArray[np.bool_]) -> NDArray[np.int64]:
+        by_row = np.add.reduceat(pixels, first_row, axis=0, dtype=np.int64)
+        return np.asarray(np.add.reduceat(by_row, first_column, axis=1))
+
+    for day in range(days):
+        mask = data["mask"][day].values
+        known = sums(mask[..., 0] >= 0)
+        valid[day] = known / total
+        for pattern in range(patterns):
+            np.divide(
+                sums(mask[..., pattern] > 0), known, out=freq[day, ..., pattern], where=known > 0, casting="unsafe"
+            )
+    result = xarray.Dataset(
+        {
+            "freq": (
+                ("time", "lat", "lon", "pattern"),
+                freq,
+                {"long_name": "share of the valid area covered by the pattern", "units": "1"},
+            ),
+            "valid": (("time", "lat", "lon"), valid, {"long_name": "share of the area with data", "units": "1"}),
+        },
+        {
+            "time": data["time"],
+            "lat": ("lat", lat, data["lat"].attrs),
+            "lon": ("lon", lon, data["lon"].attrs),
+            "pattern": ("pattern", data["pattern"].values.astype(str), data["pattern"].attrs),
+        },
+        dict(data.attrs) | {"title": f"Daily frequencies of cloud organisation on {degrees:g} degrees"},
+    )
+    for variable in result.variables.values():
+        variable.encoding = {}
+    return result
+
+
+def _cells(
+    centres: NDArray[np.float64], origin: float, degrees: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return, for each cell that holds pixels, its centre, the index of its first pixel, and its number of pixels."""
+    cells = np.floor((centres - origin) / degrees + 1e-9).astype(np.int64)
+    first = np.flatnonzero(np.diff(cells, prepend=cells[0] - 1))
+    middles = (origin + (cells[first] + 0.5) * degrees).astype(np.float64)
+    return middles, first.astype(np.int64), np.diff(first, append=len(cells)).astype(np.int64)

@@ -1,0 +1,304 @@
+"""A panorama: an image of any size as tiles of the field of view that the network was trained on.
+
+    file -> position -> one decode, at a small scale -> tiles, column by column -> the network's input
+                                                    `-> pixels without data
+
+Lengths are in three units: pixels of the image, pixels at the resolution of training (the panorama is `size`
+of these), and pixels of the grid of its masks, each of which covers a block of the second. Tiles begin at multiples of
+8 pixels and of a block, so that they are exact parts of the JPEG as libjpeg-turbo scales it, and of the grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import DataError, ImageError
+from cloudrt.geo.place import Place
+from cloudrt.geo.positions import Bounds, Position, read_position
+from cloudrt.images.image import NO_DATA_LEVEL, Image, decode, is_plain_jpeg, read_file, reduce, resize
+from cloudrt.labels import Grid
+from cloudrt.masks.postprocess import encode_mask
+from cloudrt.model.artifact import Artifact
+
+OVERLAP = 0.25
+"""Default overlap of neighbouring tiles, as a fraction of a tile; measured in docs/how-to/maps.md."""
+MORE_PIXELS = 10
+"""A panorama may have this many times the pixels of an image."""
+_SCALES = 8
+"""libjpeg-turbo decodes a JPEG at 1/8, 2/8, ... of its size."""
+_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How images are cut into tiles.
+
+    Parameters
+    ----------
+    overlap
+        Overlap of neighbouring tiles, as a fraction of a tile.
+    bounds
+        West, south, east and north, in degrees, of the images without tags or a world file.
+    needs_position
+        Whether an image without a position fails.
+
+    Raises
+    ------
+    DataError
+        An overlap out of range.
+    """
+
+    overlap: float = OVERLAP
+    bounds: Bounds | None = None
+    needs_position: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.overlap, int | float) or not 0 <= self.overlap <= 0.9:
+            raise DataError(f"overlap is from 0 to 0.9 of a tile, found {self.overlap!r}")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile, by the column and row of its first pixel: at the resolution of training, and on the grid."""
+
+    x: int
+    y: int
+    grid_x: int
+    grid_y: int
+
+
+@dataclass(frozen=True)
+class Panorama:
+    """A panorama, decoded and cut into tiles.
+
+    Parameters
+    ----------
+    tiles
+        Its tiles, column by column.
+    images
+        (n, H, W, 3) uint8 RGB: the tiles at the size of the network's input.
+    place
+        Grid and position of its masks; its `means` are empty.
+    beyond
+        See `cloudrt.geo.blend.Blend`.
+    source
+        Where its position was found; "" without one.
+    """
+
+    tiles: list[Tile]
+    images: NDArray[np.uint8]
+    place: Place
+    beyond: int | None = None
+    source: str = ""
+
+
+def open_panorama(path: Path, artifact: Artifact, tiling: Tiling, max_pixels: int) -> Panorama:
+    """Decode a panorama once, and cut it into tiles.
+
+    Parameters
+    ----------
+    path
+        The image.
+    artifact
+        States the field of view, the input size and the grids.
+    tiling
+        How to cut it.
+    max_pixels
+        Larger panoramas are refused.
+
+    Raises
+    ------
+    ImageError
+        See `cloudrt.images.image.decode` and `read_position`; no position, if one is needed; oversized.
+    """
+    data = read_file(path)
+    plain = is_plain_jpeg(data, max_pixels)
+    if data[:2] in (b"II", b"MM"):  # OpenCV would print a warning for each tag of a GeoTIFF
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    whole = None if plain else decode(data, max_pixels=max_pixels)
+    native = _jpeg_size(data) if whole is None else (whole.shape[0], whole.shape[1])
+    position = read_position(path, native, tiling.bounds)
+    if position is None and tiling.needs_position:
+        raise ImageError("has no position: no GeoTIFF tags, no world file, no --bounds, and none in its name")
+    size = _size(native, position, artifact)
+    if math.prod(size) > max_pixels:
+        raise ImageError(f"is oversized: {size[1]}x{size[0]} pixels at {artifact.pixels_per_degree:g} per degree")
+    # As `load_image`: the smallest scale at which a tile covers the network's input.
+    zoom = native[0] / size[0], native[1] / size[1]
+    eighths = _SCALES if whole is not None else _eighths(artifact, zoom)
+    cover = -(-native[0] * eighths // _SCALES), -(-native[1] * eighths // _SCALES)
+    image = decode(data, cover, max_pixels) if whole is None else whole
+    scale = zoom[0] * eighths / _SCALES, zoom[1] * eighths / _SCALES
+    return _lay_out(image, scale, size, position, native, artifact, tiling, shrunk=whole is None)
+
+
+def _jpeg_size(data: bytes) -> Grid:
+    import simplejpeg
+
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    return height, width
+
+
+def _size(native: Grid, position: Position | None, artifact: Artifact) -> Grid:
+    """Return height and width at the resolution of training."""
+    height, width = native
+    if position is None:
+        small = height <= artifact.field_of_view[0] and width <= artifact.field_of_view[1]
+        return artifact.field_of_view if small else native
+    scale = position.degrees_per_unit * artifact.pixels_per_degree
+    found = []
+    for length, pixel in ((height, position.pixel_height), (width, position.pixel_width)):
+        exact = length * pixel * scale
+        found.append(length if abs(exact / length - 1) < 0.005 else max(1, round(exact)))
+    return found[0], found[1]
+
+
+def _eighths(artifact: Artifact, zoom: tuple[float, float]) -> int:
+    for eighths in range(1, _SCALES):
+        sizes = (
+            math.ceil(length * times * eighths / _SCALES - 1e-6)
+            for length, times in zip(artifact.field_of_view, zoom, strict=True)
+        )
+        if all(size >= least for size, least in zip(sizes, artifact.input_size, strict=True)):
+            return eighths
+    return _SCALES
+
+
+def _lay_out(
+    image: Image,
+    scale: tuple[float, float],
+    size: Grid,
+    position: Position | None,
+    native: Grid,
+    artifact: Artifact,
+    tiling: Tiling,
+    *,
+    shrunk: bool,
+) -> Panorama:
+    view, grid = artifact.field_of_view, artifact.labels.submit_grid
+    block = view[0] // grid[0], view[1] // grid[1]
+    masks = -(-size[0] // block[0]), -(-size[1] // block[1])
+    wraps = bool(position and position.wraps(native[1]) and size[1] % block[1] == 0 and size[1] >= view[1])
+    rows = offsets(size[0], view[0], math.lcm(_SCALES, block[0]), tiling.overlap)
+    columns = offsets(size[1], view[1], math.lcm(_SCALES, block[1]), tiling.overlap, wraps)
+    placed = None
+    if position is not None:
+        placed = Position(
+            west=position.west,
+            north=position.north,
+            pixel_width=position.pixel_width * native[1] / size[1] * block[1],
+            pixel_height=position.pixel_height * native[0] / size[0] * block[0],
+            crs=position.crs,
+            degrees_per_unit=position.degrees_per_unit,
+            date=position.date,
+            source=position.source,
+        )
+    no_data = _no_data(image, (scale[0] * block[0], scale[1] * block[1]), masks)
+    tiles = [Tile(x, y, x // block[1], y // block[0]) for x in columns for y in rows]
+    return Panorama(
+        tiles=tiles,
+        images=_cut(image, scale, tiles, artifact, shrunk=shrunk, wraps=wraps),
+        place=Place(masks, placed, wraps, encode_mask(no_data)),
+        beyond=columns[-1] // block[1] + grid[1] - masks[1] if wraps else None,
+        source=position.source if position else "",
+    )
+
+
+def _cut(
+    image: Image, scale: tuple[float, float], tiles: Sequence[Tile], artifact: Artifact, *, shrunk: bool, wraps: bool
+) -> NDArray[np.uint8]:
+    """Return the tiles of a decoded image at the size of the network's input; black beyond its edge.
+
+    `scale` is the number of decoded rows and columns per pixel at the resolution of training; `shrunk` tells whether
+    the image was decoded at a small scale.
+    """
+    height, width = image.shape[:2]
+    images = np.empty((len(tiles), *artifact.input_size, 3), np.uint8)
+    for tile, out in zip(tiles, images, strict=True):
+        (top, bottom), (left, right) = (
+            (round(at * times), round(at * times) + math.ceil(length * times - 1e-6))
+            for at, length, times in zip((tile.y, tile.x), artifact.field_of_view, scale, strict=True)
+        )
+        part = image[top:bottom, left:right]
+        if bottom > height or right > width:
+            whole = np.zeros((bottom - top, right - left, 3), np.uint8)
+            whole[: part.shape[0], : part.shape[1]] = part
+            if wraps and right > width:
+                whole[: part.shape[0], part.shape[1] :] = image[top:bottom, : right - width]
+            part = whole
+        resize(part if shrunk else reduce(part, artifact.input_size), artifact.input_size, out)
+    return images
+
+
+def check_tiles(artifact: Artifact, tiling: Tiling) -> None:
+    """Check that an artifact's field of view can be cut into tiles.
+
+    Raises
+    ------
+    DataError
+        The field of view is not a multiple of the submission grid; tiles that are too small for the overlap.
+    """
+    for view, grid in zip(artifact.field_of_view, artifact.labels.submit_grid, strict=True):
+        if view % grid:
+            height, width = artifact.field_of_view
+            raise DataError(
+                f"the artifact's field of view, {width}x{height} pixels, is not a multiple of its submission grid: its "
+                "images cannot be cut into tiles"
+            )
+        if view * (1 - tiling.overlap) < math.lcm(_SCALES, view // grid):
+            raise DataError(f"overlap {tiling.overlap:g} is too large for a field of view of {view} pixels")
+
+
+def offsets(length: int, view: int, align: int, overlap: float, wraps: bool = False) -> list[int]:
+    """Return where the tiles along one axis begin: at even distances, at multiples of `align` pixels.
+
+    Parameters
+    ----------
+    length
+        Pixels of the panorama.
+    view
+        Pixels of a tile; the last tile may reach less than `align` pixels beyond the panorama, or, if it is the only
+        one, as far as it does.
+    align
+        Every tile begins at a multiple of this.
+    overlap
+        Least overlap of neighbours, as a fraction of a tile, up to the alignment.
+    wraps
+        Whether the panorama goes around the Earth: the last tiles overlap the first ones.
+    """
+    step = min(view * (1 - overlap), view // align * align)  # no gaps
+    if wraps:
+        count = max(2, math.ceil(length / step))
+        return sorted({length * one // count // align * align for one in range(count)})
+    if length <= view:
+        return [0]
+    last = -(-(length - view) // align) * align
+    count = math.ceil(last / step) + 1
+    return sorted({last * one // (count - 1) // align * align for one in range(count)})
+
+
+def _no_data(image: Image, step: tuple[float, float], grid: Grid) -> NDArray[np.uint8]:
+    """Return a mask of `grid`, (H, W) uint8: 1 where less than half of a pixel has data.
+
+    `step` is the number of image rows and columns, not always whole, of one pixel of the grid.
+    """
+    height, width = image.shape[:2]
+    dark = np.empty((height, width), np.uint8)
+    for row in range(0, height, _ROWS):
+        some = image[row : row + _ROWS]
+        brightest = np.maximum(np.maximum(some[..., 0], some[..., 1]), some[..., 2])
+        dark[row : row + _ROWS] = np.where(brightest <= NO_DATA_LEVEL, 255, 0)
+    if not dark.any():
+        return np.zeros(grid, np.uint8)
+    down, right = max(0, round(grid[0] * step[0]) - height), max(0, round(grid[1] * step[1]) - width)
+    dark = np.asarray(cv2.copyMakeBorder(dark, 0, down, 0, right, cv2.BORDER_REPLICATE), np.uint8)
+    shrinks = dark.shape[0] >= grid[0] and dark.shape[1] >= grid[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return (np.asarray(cv2.resize(dark, (grid[1], grid[0]), interpolation=method)) > 127).astype(np.uint8)

@@ -1,0 +1,253 @@
+"""Segmenting panoramas: tiles of all panoramas in the batches of one pipeline, and one result per panorama.
+
+    files --decode threads--> panoramas -> tiles --Segmenter.infer--> levels -> blend --post-process threads--> results
+
+The tiles of successive panoramas share batches. A run is resumed at a panorama whose first tile begins a batch, so that
+all batches contain the same tiles as in a run without interruption.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.errors import ImageError
+from cloudrt.geo.blend import Blend
+from cloudrt.geo.components import keep_components
+from cloudrt.geo.place import Place
+from cloudrt.geo.positions import Bounds
+from cloudrt.geo.tiles import MORE_PIXELS, Panorama, Tile, Tiling, check_tiles, open_panorama
+from cloudrt.images.image import Image, ImageFile
+from cloudrt.inference.pipeline import Segmenter, require_rules
+from cloudrt.inference.results import Result
+from cloudrt.labels import Grid, Labels
+from cloudrt.masks.postprocess import Rule, encode_mask
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.inferred import Inferred
+from cloudrt.system.overlap import overlap
+
+logger = logging.getLogger(__name__)
+
+
+class Check(Protocol):
+    """Decides whether a panorama may be segmented, by those before it."""
+
+    def check(self, key: str, place: Place) -> None:
+        """Raise ImageError if it may not."""
+        ...
+
+
+class Days:
+    """Refuses a panorama of the same day and place as an earlier one, but of another size."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[tuple[datetime.date, Bounds], tuple[str, Grid]] = {}
+
+    def check(self, key: str, place: Place) -> None:
+        """Remember a panorama; raise ImageError if it contradicts an earlier one."""
+        if place.position is None or place.position.date is None:
+            return
+        west, south, east, north = (round(side, 2) for side in place.position.bounds(place.grid))
+        first, grid = self._sizes.setdefault((place.position.date, (west, south, east, north)), (key, place.grid))
+        if grid != place.grid:
+            raise ImageError(
+                f"covers the same place on the same day as {first}, with a grid of {place.grid[1]}x{place.grid[0]} "
+                f"instead of {grid[1]}x{grid[0]}"
+            )
+
+
+@dataclass
+class _Pending:
+    """A panorama some of whose tiles have not arrived yet, or one that failed.
+
+    Parameters
+    ----------
+    file
+        The file.
+    tiles
+        Its tiles; empty if it failed.
+    place, beyond
+        See `Panorama`.
+    error
+        Reason of the failure.
+    blend
+        From its first tile on.
+    batch, batch_size
+        See `Result`.
+    """
+
+    file: ImageFile
+    tiles: Sequence[Tile]
+    place: Place | None = None
+    beyond: int | None = None
+    error: str | None = None
+    blend: Blend | None = None
+    arrived: int = 0
+    batch: int = 0
+    batch_size: int = 0
+
+
+def predict_panoramas(
+    segmenter: Segmenter, files: Iterable[ImageFile], tiling: Tiling, checks: Iterable[Check] = ()
+) -> Generator[Result, None, None]:
+    """Yield one `Result` for each image, in order; see `Segmenter.predict`.
+
+    Parameters
+    ----------
+    segmenter
+        The open model.
+    files
+        The images, read lazily.
+    tiling
+        How to cut them.
+    checks
+        Called for each image, in order, before it is segmented.
+
+    Raises
+    ------
+    ArtifactError, DataError
+        The artifact has no rules, or its field of view cannot be cut into tiles.
+    """
+    artifact = segmenter.artifact
+    require_rules(artifact, segmenter.model)
+    check_tiles(artifact, tiling)
+    threads = segmenter.threads
+    pending: deque[_Pending] = deque()
+    with (
+        ThreadPoolExecutor(threads, "panoramas") as openers,
+        ThreadPoolExecutor(threads, "components") as finishers,
+    ):
+        limit = segmenter.options.max_pixels * MORE_PIXELS
+        try:
+            opened = overlap(openers, partial(_open, artifact, tiling, limit), files, threads + 1)
+            with closing(segmenter.infer(_tiles(opened, pending, list(checks)))) as tiles:
+                blended = _blend(segmenter, tiles, pending, tiling)
+                yield from overlap(finishers, partial(_finish, artifact.labels, artifact.rules), blended, threads + 1)
+        finally:  # after an error or an early close, cancel the tasks that have not started
+            for pool in (openers, finishers):
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _open(artifact: Artifact, tiling: Tiling, max_pixels: int, file: ImageFile) -> tuple[ImageFile, Panorama | str]:
+    """Return a file and its panorama, or the reason of the failure."""
+    try:
+        return file, open_panorama(file.path, artifact, tiling, max_pixels)
+    except ImageError as error:
+        return file, str(error)
+
+
+def _tiles(
+    opened: Iterable[tuple[ImageFile, Panorama | str]], pending: deque[_Pending], checks: Sequence[Check]
+) -> Iterator[Image]:
+    """Yield the tiles of all panoramas; append what they belong to to `pending`."""
+    announced: set[str] = set()
+    for file, opening in opened:
+        error = opening if isinstance(opening, str) else _refusal(file, opening, checks)
+        if error is not None or isinstance(opening, str):
+            pending.append(_Pending(file, (), error=error))
+            continue
+        if opening.source not in announced:
+            announced.add(opening.source)
+            _announce(file, opening)
+        pending.append(_Pending(file, opening.tiles, opening.place, opening.beyond))
+        yield from opening.images
+
+
+def _refusal(file: ImageFile, panorama: Panorama, checks: Sequence[Check]) -> str | None:
+    try:
+        for check in checks:
+            check.check(file.key, panorama.place)
+    except ImageError as error:
+        return str(error)
+    return None
+
+
+def _announce(file: ImageFile, panorama: Panorama) -> None:
+    position = panorama.place.position
+    if position is None:
+        logger.info("%s: no position; %d tiles", file.key, len(panorama.tiles))
+        return
+    west, south, east, north = position.bounds(panorama.place.grid)
+    where = f"{west:g} to {east:g}, {south:g} to {north:g} ({position.crs})"
+    logger.info("%s: position from its %s: %s; %d tiles", file.key, panorama.source, where, len(panorama.tiles))
+
+
+def _blend(
+    segmenter: Segmenter, tiles: Iterator[Inferred], pending: deque[_Pending], tiling: Tiling
+) -> Iterator[tuple[_Pending, NDArray[np.uint8] | None]]:
+    """Yield each panorama, in order, with its levels, (C, W, H), or None if it failed."""
+    start, size, position = 0, 0, 0  # of the last panorama that begins a batch; number of panoramas
+    artifact = segmenter.artifact
+
+    def failed() -> Iterator[tuple[_Pending, None]]:
+        nonlocal position
+        while pending and not pending[0].tiles:
+            one = pending.popleft()
+            yield replace(one, batch=start, batch_size=size), None
+            position += 1
+
+    for number, inferred in enumerate(tiles):
+        yield from failed()
+        one = pending[0]
+        if not one.arrived and one.place is not None:
+            if inferred.batch == number:
+                start, size = position, inferred.batch_size
+            one.batch, one.batch_size = start, size
+            grid, tile = one.place.grid, artifact.labels.submit_grid
+            one.blend = Blend(grid, tile, len(artifact.rules), tiling.overlap, one.beyond)
+        if inferred.error is not None or inferred.probability is None:
+            one.error = inferred.error
+        elif one.blend is not None:
+            place = one.tiles[one.arrived]
+            one.blend.add(_gated(inferred.probability, inferred.presence, artifact.rules), place.grid_x, place.grid_y)
+        one.arrived += 1
+        if one.arrived == len(one.tiles):
+            pending.popleft()
+            position += 1
+            blend, one.blend = one.blend, None
+            yield one, None if one.error is not None or blend is None else blend.finish()
+    yield from failed()
+
+
+def _gated(levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None, rules: Sequence[Rule]) -> NDArray[np.uint8]:
+    """Return the levels of a tile, (C, W, H), without the classes that presence or gate exclude."""
+    absent = [
+        index
+        for index, rule in enumerate(rules)
+        if (presence is not None and presence[index] < rule.presence)
+        or (rule.gate_pixels > 0 and np.count_nonzero(levels[index] > rule.gate_threshold) < rule.gate_pixels)
+    ]
+    if absent:
+        levels = levels.copy()
+        levels[absent] = 0
+    return levels
+
+
+def _finish(labels: Labels, rules: Sequence[Rule], item: tuple[_Pending, NDArray[np.uint8] | None]) -> Result:
+    one, levels = item
+    if levels is None or one.place is None:
+        empty = dict.fromkeys(labels.classes, "")
+        error = one.error or "was not segmented"
+        return Result(one.file.key, empty, error, labels, batch=one.batch, batch_size=one.batch_size)
+    found = [keep_components(levels[index], rule, one.place.wraps) for index, rule in enumerate(rules)]
+    texts = [encode_mask(mask) for mask, _ in found]
+    place = replace(one.place, means=tuple(means for _, means in found))
+    return Result(
+        image=one.file.key,
+        rle=dict(zip(labels.classes, texts, strict=True)),
+        error=None,
+        labels=place.labels(labels),
+        batch=one.batch,
+        batch_size=one.batch_size,
+        place=place,
+    )

@@ -1,0 +1,300 @@
+"""Panoramas in tiles, against a plain loop in numpy, SciPy's components, and the single image."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
+
+import cloudrt
+from cloudrt.data.scenes import draw_scene
+from cloudrt.errors import DataError
+from cloudrt.geo import tiles
+from cloudrt.geo.blend import Blend, tile_weights
+from cloudrt.geo.components import keep_components, label
+from cloudrt.geo.tiles import Tiling, offsets, open_panorama
+from cloudrt.images import image
+from cloudrt.images.image import load_image, resize
+from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rle import rle_decode
+from cloudrt.model.artifact import parse_artifact, read_artifact, write_metadata
+
+VIEW = (120, 180)
+INPUT = (64, 96)
+RULES = (Rule(127, 40), Rule(110, 5, gate_threshold=140, gate_pixels=900), Rule(90, 0, presence=100))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny artifact with a field of view of 180x120 pixels."""
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    return tiny_artifact(path, INPUT, SMALL_GRIDS, presence=True, rules=RULES, field_of_view=VIEW)
+
+
+def write_picture(path: Path, image: NDArray[np.uint8]) -> Path:
+    assert cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return path
+
+
+def rows(path: Path) -> dict[tuple[str, str], str]:
+    with path.open() as file:
+        return {tuple(row[0].rsplit("_", 1)): row[1] for row in list(csv.reader(file))[1:]}  # type: ignore[misc]
+
+
+def run(inputs: Path, output: Path, model: Path, **options: object) -> dict[tuple[str, str], str]:
+    cloudrt.infer(inputs, output, model, provider="cpu", threads=2, **options)  # type: ignore[arg-type]
+    return rows(output)
+
+
+def plain_levels(model: Path, image: NDArray[np.uint8], overlap: float) -> NDArray[np.float64]:
+    """Blend in a plain loop: each tile through ONNX Runtime at batch 1, weights and sums in float64."""
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    height, width = image.shape[:2]
+    padded = np.zeros((height + VIEW[0], width + VIEW[1], 3), np.uint8)
+    padded[:height, :width] = image
+    total = np.zeros((3, (height + VIEW[0]) // 2, (width + VIEW[1]) // 2))
+    weight = np.zeros(total.shape[1:])
+    sides = [np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) for n in (60, 90)]
+    ramps = [np.minimum(side / max(1, overlap * len(side)), 1) for side in sides]
+    for y in offsets(height, VIEW[0], 8, overlap):
+        for x in offsets(width, VIEW[1], 8, overlap):
+            tile = padded[y : y + VIEW[0], x : x + VIEW[1]]
+            small = load_image(tile, INPUT)  # as a single image
+            levels, presence = session.run(["probability", "presence"], {"image": small[None]})
+            for k, rule in enumerate(RULES):
+                found = levels[0, k].T.astype(float)
+                if presence[0, k] < rule.presence or (found > rule.gate_threshold).sum() < rule.gate_pixels:
+                    found[:] = 0
+                total[k, y // 2 : y // 2 + 60, x // 2 : x // 2 + 90] += found * np.outer(*ramps)
+            weight[y // 2 : y // 2 + 60, x // 2 : x // 2 + 90] += np.outer(*ramps)
+    grid = -(-height // 2), -(-width // 2)
+    return total[:, : grid[0], : grid[1]] / weight[: grid[0], : grid[1]]
+
+
+def test_the_answers_of_a_plain_loop(model: Path, tmp_path: Path) -> None:
+    image = draw_scene(5, (331, 530)).image
+    found = run(write_picture(tmp_path / "a.png", image), tmp_path / "a.csv", model, tile=True, overlap=0.3)
+    levels = plain_levels(model, image, 0.3)
+    areas = []
+    for k, (name, rule) in enumerate(zip(SMALL_GRIDS.classes, RULES, strict=True)):
+        on = np.rint(levels[k]) > rule.threshold
+        numbers, count = ndimage.label(on, np.ones((3, 3)))
+        sizes = ndimage.sum_labels(on, numbers, np.arange(count + 1))
+        kept = (sizes > rule.min_area)[numbers] & on
+        mask = rle_decode(found["a.png", name], (166, 265))
+        unsure = np.abs(levels[k] - rule.threshold - 0.5) < 1e-3
+        assert (mask[~unsure] == kept[~unsure]).all()
+        areas.append(int(mask.sum()))
+    assert all(0 < area < 166 * 265 for area in areas)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_one_field_of_view_gives_the_bytes_of_the_image(model: Path, tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for seed, size in enumerate([VIEW, VIEW, (100, 150), (90, 180)]):  # smaller ones too: they are resized
+        write_picture(folder / f"{seed}{suffix}", draw_scene(seed, size).image)
+    run(folder, tmp_path / "whole.csv", model)
+    run(folder, tmp_path / "tiles.csv", model, tile=True)
+    assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "tiles.csv").read_bytes()
+    assert len((tmp_path / "whole.csv").read_bytes()) > 1000
+
+
+def test_a_jpeg_is_decoded_once_at_a_small_scale(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_picture(tmp_path / "a.jpg", draw_scene(1, (480, 1440)).image)
+    decoded: list[tuple[int, ...]] = []
+    before = image.decode
+
+    def decode(*arguments: object, **options: object) -> NDArray[np.uint8]:
+        found = before(*arguments, **options)  # type: ignore[arg-type]
+        decoded.append(found.shape)
+        return found
+
+    monkeypatch.setattr(tiles, "decode", decode)
+    run(path, tmp_path / "a.csv", model, tile=True)
+    assert decoded == [(300, 900, 3)]  # 5/8: at 4/8, 60 rows of a tile would not cover the network's 64
+    panorama = open_panorama(path, read_artifact(model), Tiling(0.25), 10**6)
+    whole = before(path.read_bytes(), (300, 900))
+    last, second = panorama.tiles[-1], panorama.tiles[1]
+    assert (last.x % 8, last.y % 8) == (0, 0) and (last.x + VIEW[1], last.y + VIEW[0]) == (1440 + 4, 480)
+    assert second.x == 0 and (panorama.images[1] == resize(whole[second.y * 5 // 8 :][:75, :113], INPUT)).all()
+
+
+@pytest.mark.parametrize("overlap", [0, 0.1, 0.25, 0.5])
+@pytest.mark.parametrize(("length", "view", "align"), [(36000, 2100, 8), (3000, 1400, 8), (181, 180, 8), (180, 180, 8)])
+@pytest.mark.parametrize("wraps", [False, True])
+def test_tiles_cover_everything(length: int, view: int, align: int, overlap: float, wraps: bool) -> None:
+    if wraps and length < 3 * view:
+        pytest.skip("not around the Earth")
+    found = offsets(length, view, align, overlap, wraps)
+    assert found[0] == 0 and all(at % align == 0 for at in found)
+    gaps = np.diff([*found, length]) if wraps else np.diff(found)
+    assert (gaps <= view * (1 - overlap) + align).all() and (gaps <= view).all()
+    assert wraps or length <= found[-1] + view < length + align
+
+
+def test_a_panorama_around_the_earth_is_blended_like_any_other_part(tmp_path: Path) -> None:
+    """Rolling the tiles rolls the answer: no column is the first."""
+    random = np.random.default_rng(0)
+    width, tile, count = 60, 16, 6
+    levels = random.integers(0, 256, (count, 2, tile, 9), dtype=np.uint8)
+    weights = tile_weights((9, tile), 0.4).astype(float)
+    total, weight = np.zeros((2, width, 9)), np.zeros((width, 9))
+    blend = Blend((9, width), (9, tile), 2, 0.4, beyond=50 + tile - width)
+    for k in range(count):
+        columns = (10 * k + np.arange(tile)) % width
+        total[:, columns] += levels[k] * weights
+        weight[columns] += weights
+        blend.add(levels[k], 10 * k, 0)
+    exact = total / weight
+    assert np.abs(blend.finish() - exact).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_components_are_those_of_scipy(wraps: bool) -> None:
+    random = np.random.default_rng(1)
+    for share in (0.1, 0.35, 0.6):
+        mask = (random.random((40, 70)) < share).astype(np.uint8)
+        found, count = label(mask, wraps)
+        twice = np.hstack([mask, mask, mask]) if wraps else mask
+        numbers, _ = ndimage.label(twice, np.ones((3, 3)))
+        numbers = numbers[:, 70:140] if wraps else numbers
+        pairs = {(a, b) for a, b in zip(found.ravel(), numbers.ravel(), strict=True)}
+        assert count == len(np.unique(found)) - 1
+        if wraps:  # copies of a component may have several numbers, never two components one
+            assert len({b for _, b in pairs if b}) >= count and all((a == 0) == (b == 0) for a, b in pairs)
+            assert len({b: a for a, b in pairs}) == len({b for _, b in pairs})
+        else:
+            assert len(pairs) == count + 1
+        levels = np.ascontiguousarray((mask * 200).T)
+        kept, means = keep_components(levels, Rule(100, 6), wraps)
+        areas = np.bincount(found.ravel())
+        assert (kept == ((areas > 6) & (np.arange(len(areas)) > 0))[found]).all()
+        assert means == (round(200 / 255, 4),) * int((areas[1:] > 6).sum())
+        again, _ = label(kept, wraps)
+        order = [found[again == number][0] for number in range(1, again.max() + 1)]
+        assert order == sorted(order)  # the means are stored in this order
+
+
+def test_a_component_across_the_date_line_is_one(tmp_path: Path) -> None:
+    artifact = tmp_path / "m.onnx"
+    graph = tiny_model(INPUT, SMALL_GRIDS, rules=(Rule(127, 1000),) * 3, field_of_view=VIEW)
+    write_metadata(graph, replace(parse_artifact(graph, artifact), pixels_per_degree=2.0))
+    artifact.write_bytes(graph.SerializeToString())
+    image = np.full((120, 720, 3), 20, np.uint8)
+    image[30:90, :40] = image[30:90, -40:] = 250  # 600 pixels of the grid on either side
+    path = write_picture(tmp_path / "x20200101_-180-180_-30-30.png", image)
+    found = run(path, tmp_path / "a.csv", artifact, tile=True)
+    mask = rle_decode(found[path.name, "Fish"], (60, 360))
+    assert mask[16:44, :18].all() and mask[16:44, -18:].all() and not mask[:, 30:-30].any()
+    cut = write_picture(tmp_path / "cut.png", image)
+    assert not run(cut, tmp_path / "b.csv", artifact, tile=True)[cut.name, "Fish"]
+
+
+def test_images_of_another_resolution_are_brought_to_that_of_training(tmp_path: Path) -> None:
+    """At 50 pixels per degree, one pixel counts as two: the grid is that of an image with twice the pixels."""
+    path = write_picture(tmp_path / "x20200101_0-4_0-3.png", draw_scene(3, (150, 200)).image)
+    model = tiny_artifact(tmp_path / "m.onnx", INPUT, SMALL_GRIDS, field_of_view=VIEW)
+    panorama = open_panorama(path, read_artifact(model), Tiling(), 10**6)
+    assert panorama.place.grid == (150, 200)
+    position = panorama.place.position
+    assert position and position.bounds(panorama.place.grid) == pytest.approx((0, 0, 4, 3))
+    part = draw_scene(3, (150, 200)).image[:60, :90]
+    assert (panorama.images[0] == load_image(part, INPUT)).all()
+
+
+def test_black_swaths_are_no_data(tmp_path: Path, model: Path) -> None:
+    image = np.full((300, 500, 3), 60, np.uint8)
+    image[:, 200:240] = 3
+    panorama = open_panorama(write_picture(tmp_path / "a.png", image), read_artifact(model), Tiling(), 10**6)
+    no_data = rle_decode(panorama.place.no_data, panorama.place.grid)
+    assert no_data[:, 100:120].all() and no_data.sum() == 150 * 20
+
+
+def test_what_cannot_be_read_fails_alone(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"):
+        write_picture(folder / name, draw_scene(7, (300, 400)).image)
+    data = (folder / "b.jpg").read_bytes()
+    (folder / "b.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "c.jgw").write_text("not numbers")
+    summary = cloudrt.infer(folder, tmp_path / "s.csv", model, provider="cpu", tile=True)
+    assert summary.failed == 2 and summary.failures
+    reasons = dict(list(csv.reader(summary.failures.read_text().splitlines()))[1:])
+    assert "damaged JPEG" in reasons["b.jpg"] and "c.jgw, that is not six numbers" in reasons["c.jpg"]
+    found = rows(tmp_path / "s.csv")
+    assert found["a.jpg", "Fish"] and found["a.jpg", "Fish"] == found["d.jpg", "Fish"]
+    assert not found["b.jpg", "Fish"] and not found["c.jpg", "Fish"]
+
+
+def test_one_day_and_place_have_one_size(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_picture(folder / "a20200101_0-4_0-3.png", draw_scene(3, (300, 400)).image)
+    write_picture(folder / "b20200101_0-4_0-3.png", draw_scene(3, (150, 200)).image)  # the same grid
+    write_picture(folder / "c20200101_0-4_0-3.png", draw_scene(3, (303, 402)).image)
+    write_picture(folder / "d20200102_0-4_0-3.png", draw_scene(3, (303, 402)).image)
+    summary = cloudrt.infer(folder, tmp_path / "s.csv", model, provider="cpu", tile=True)
+    assert summary.failures
+    reasons = dict(list(csv.reader(summary.failures.read_text().splitlines()))[1:])
+    assert list(reasons) == ["c20200101_0-4_0-3.png"]
+    assert "same place on the same day as a20200101" in reasons["c20200101_0-4_0-3.png"]
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    from collections.abc import Callable, Iterator
+    from contextlib import contextmanager
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for seed in range(6):
+        write_picture(folder / f"{seed}_0-4_0-3.png", draw_scene(seed, (300, 400)).image)
+    options = {"tile": True, "batch_size": 3, "masks": tmp_path / "masks"}
+    run(folder, tmp_path / "whole.csv", model, **options)
+
+    @contextmanager
+    def stopping(_text: str, _total: int) -> Iterator[Callable[..., object]]:
+        done = 0
+
+        def advance(*_: object, **__: object) -> None:
+            nonlocal done
+            done += 1
+            if done == 4:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    options |= {"overwrite": True}
+    with pytest.raises(KeyboardInterrupt):
+        cloudrt.infer(folder, tmp_path / "cut.csv", model, provider="cpu", threads=2, progress=stopping, **options)  # type: ignore[arg-type]
+    assert (tmp_path / "cut.csv.journal").exists()
+    options |= {"overwrite": False, "resume": True}
+    with pytest.raises(DataError, match="tiling was"):
+        run(folder, tmp_path / "cut.csv", model, **options, overlap=0.4)
+    summary = cloudrt.infer(folder, tmp_path / "cut.csv", model, provider="cpu", threads=2, **options)  # type: ignore[arg-type]
+    assert summary.images == 6 and 0 < summary.resumed < 6
+    assert (tmp_path / "cut.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_options_that_cannot_be(model: Path, tmp_path: Path) -> None:
+    image = write_picture(tmp_path / "a.png", draw_scene(0, (300, 400)).image)
+    with pytest.raises(DataError, match="overlap is from"):
+        run(image, tmp_path / "a.csv", model, tile=True, overlap=0.95)
+    with pytest.raises(DataError, match="save-probabilities"):
+        run(image, tmp_path / "a.csv", model, tile=True, save_probabilities=tmp_path / "p.npz")
+    with pytest.raises(DataError, match="outside the Earth"):
+        run(image, tmp_path / "a.csv", model, tile=True, bounds=(0, 0, 10, 95))
+    with pytest.raises(DataError, match="needs --tile"):
+        run(image, tmp_path / "a.csv", model, bounds=(0, 0, 4, 3))
+    odd = tiny_artifact(tmp_path / "odd.onnx", INPUT, SMALL_GRIDS, field_of_view=(130, 180))
+    with pytest.raises(DataError, match="not a multiple of its submission grid"):
+        run(image, tmp_path / "a.csv", odd, tile=True)
