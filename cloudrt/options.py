@@ -113,6 +113,52 @@ class OpenvinoOptions:
 
 
 @dataclass(frozen=True)
+class RemoteOptions:
+    """Servers of the Open Inference Protocol that run the network instead of this machine.
+
+    Parameters
+    ----------
+    urls
+        Addresses such as "http://HOST:8000" and "grpc://HOST:8001"; none runs the network on this machine.
+    model
+        Name of the model on the servers.
+    rules
+        Path of an artifact whose metadata are used instead of those that the servers state; "" for none.
+    streams
+        Number of concurrent requests; 0 is two per server.
+    attempts
+        How often a batch is sent before the run stops.
+    timeout_s
+        Time in seconds in which an answer must arrive.
+
+    Raises
+    ------
+    DataError
+        A URL of another form, no model, or a value out of range.
+    """
+
+    urls: tuple[str, ...] = ()
+    model: str = ""
+    rules: str = ""
+    streams: int = 0
+    attempts: int = 8
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "urls", tuple(self.urls))  # JSON has lists
+        for url in self.urls:
+            scheme, found, address = url.partition("://")
+            if scheme not in ("http", "https", "grpc", "grpcs") or not found or not address:
+                raise DataError(f"--remote {url}: expected http://HOST:PORT or grpc://HOST:PORT")
+        if self.urls and not self.model:
+            raise DataError("--remote needs --model NAME, the name of the model on the servers")
+        _check_number("streams", self.streams, 0, MAX_STREAMS)
+        _check_number("attempts", self.attempts, 1, 1_000)
+        if not self.timeout_s > 0:
+            raise DataError(f"timeout_s must be positive, found {self.timeout_s}")
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """How to run an artifact.
 
@@ -138,6 +184,8 @@ class RunOptions:
         Images with more pixels are reported as failures.
     cuda, tensorrt, tensorrt_rtx, openvino
         Options of the provider of that name; other providers ignore them.
+    remote
+        Servers that run the network; then `provider` must be "auto".
 
     Raises
     ------
@@ -157,6 +205,7 @@ class RunOptions:
     tensorrt: TensorrtOptions = field(default_factory=TensorrtOptions)
     tensorrt_rtx: TensorrtRtxOptions = field(default_factory=TensorrtRtxOptions)
     openvino: OpenvinoOptions = field(default_factory=OpenvinoOptions)
+    remote: RemoteOptions = field(default_factory=RemoteOptions)
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -180,6 +229,8 @@ class RunOptions:
             raise DataError(f"devices must be a tuple of GPU numbers such as (0, 1), found {devices!r}")
         if not devices or len(set(devices)) < len(devices):
             raise DataError(f"devices must be one or more GPU numbers without repetition, found {devices!r}")
+        if self.remote.urls and (self.provider != "auto" or self.compute_precision != "auto" or self.decoder != "cpu"):
+            raise DataError("--remote does not work with --provider, --compute-precision and --decoder")
         if self.compute_precision != "auto" and self.provider not in ("auto", "openvino"):
             raise DataError(
                 f"--compute-precision {self.compute_precision} applies to --provider openvino; other providers use "
@@ -232,6 +283,7 @@ _NESTED = {
     "tensorrt": TensorrtOptions,
     "tensorrt_rtx": TensorrtRtxOptions,
     "openvino": OpenvinoOptions,
+    "remote": RemoteOptions,
 }
 
 
@@ -250,6 +302,7 @@ class RunSettings(TypedDict, total=False):
     tensorrt: TensorrtOptions
     tensorrt_rtx: TensorrtRtxOptions
     openvino: OpenvinoOptions
+    remote: RemoteOptions
 
 
 def _check_number(name: str, value: object, least: int, most: int) -> None:

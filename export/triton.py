@@ -12,10 +12,11 @@ import re
 import shutil
 from pathlib import Path
 
+from cloudrt.engines.remote_metadata import model_parameters
 from cloudrt.engines.tensorrt import triton_options
 from cloudrt.errors import DataError
 from cloudrt.model.artifact import Artifact
-from cloudrt.system.files import replacing
+from cloudrt.system.files import replacing, sha256
 
 NAME = "cloudrt"
 """Default name of the model in the repository."""
@@ -54,7 +55,7 @@ def write_repository(
     with replacing(labels) as partial:
         partial.write_text("".join(f"{label}\n" for label in artifact.labels.classes))
     with replacing(config) as partial:
-        partial.write_text(triton_config(artifact, name, largest_batch))
+        partial.write_text(triton_config(artifact, name, largest_batch, sha256(model)))
     return folder / name
 
 
@@ -64,14 +65,14 @@ def repository_files(folder: Path, name: str = NAME) -> tuple[Path, Path, Path]:
     return root / "1" / "model.onnx", root / "labels.txt", root / "config.pbtxt"
 
 
-def triton_config(artifact: Artifact, name: str, largest_batch: int) -> str:
+def triton_config(artifact: Artifact, name: str, largest_batch: int, digest: str = "") -> str:
     """Return the text of config.pbtxt.
 
-    The parameters include the rules, for clients that post-process with `cloudrt.masks.postprocess`.
+    The parameters hold the artifact's metadata, for clients that post-process, such as `cloudrt-infer --remote`;
+    `digest` is the SHA-256 of the artifact's file.
     """
     height, width = artifact.input_size
     preferred = sorted({max(1, largest_batch // 4), largest_batch})
-    rules = {label: rule.to_dict() for label, rule in zip(artifact.labels.classes, artifact.rules, strict=False)}
     lines = [
         f"name: {_text(name)}",
         'backend: "onnxruntime"',
@@ -90,8 +91,10 @@ def triton_config(artifact: Artifact, name: str, largest_batch: int) -> str:
         "instance_group [ { count: 1 kind: KIND_AUTO } ]",
         *_accelerator(artifact, largest_batch),
         *(line for batch in preferred for line in _warm_up(artifact, batch)),
-        f'parameters {{ key: "cloudrt.rules" value {{ string_value: {_text(json.dumps(rules))} }} }}',
-        f'parameters {{ key: "cloudrt.classes" value {{ string_value: {_text(",".join(artifact.labels.classes))} }} }}',
+        *(
+            f"parameters {{ key: {_text(key)} value {{ string_value: {_text(value)} }} }}"
+            for key, value in model_parameters(artifact, digest).items()
+        ),
     ]
     return "\n".join(lines) + "\n"
 

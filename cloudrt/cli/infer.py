@@ -18,6 +18,7 @@ from cloudrt.system.terminal import Failure, printable, progress_bar, reports_er
 
 if TYPE_CHECKING:
     from cloudrt.inference.task import RunSummary
+    from cloudrt.options import RunOptions
 
 PATH = click.Path(path_type=Path)
 
@@ -25,6 +26,13 @@ PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path())
 @click.option("-m", "--model", type=PATH, help="The artifact. Default: ./model.onnx, else the shipped one.")
+@click.option(
+    "--remote",
+    multiple=True,
+    metavar="URL",
+    help="Run the network on this server, http://HOST:PORT or grpc://HOST:PORT, where --model is its name; repeatable.",
+)
+@click.option("--rules", type=PATH, help="With --remote: use the metadata of this artifact, not those of the server.")
 @click.option(
     "-o",
     "--output",
@@ -91,7 +99,7 @@ def infer(
         import pyarrow  # noqa: F401 - if it is missing, fail before anything slow
     say_logs("cloudrt", logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     cluster = {name: given.pop(name) for name in ("cluster", *CLUSTER_ONLY)}
-    run = take_run_options(given)
+    run = _take_remote(given, cluster["cluster"] is not None, take_run_options(given))
     for name in ("overlap", "simplify"):  # the defaults are those of `InferTask`
         if given[name] is None:
             del given[name]
@@ -122,6 +130,23 @@ def infer(
             with output.open(encoding="utf-8", newline="") as rows:
                 shutil.copyfileobj(rows, sys.stdout)
         _show(done, quiet, printed)
+
+
+def _take_remote(given: dict[str, Any], clustered: bool, run: RunOptions) -> RunOptions:
+    """Remove --remote and --rules from the arguments, and --model with them; return the options of the run."""
+    from cloudrt.options import RemoteOptions
+
+    urls, rules = given.pop("remote"), given.pop("rules")
+    if not urls:
+        if rules:
+            raise Failure("--rules needs --remote")
+        return run
+    if clustered:
+        raise Failure("--remote does not work with --cluster: leave one of them out")
+    import tritonclient  # noqa: F401 - if it is missing, fail before anything slow
+
+    name = given.pop("model")
+    return run.changed(remote=RemoteOptions(urls, str(name or ""), str(rules or "")))
 
 
 def _show(done: RunSummary, quiet: bool, printed: bool) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.engines import tensorrt_rtx
+from cloudrt.engines.base import Engine
 from cloudrt.engines.choice import open_engine
 from cloudrt.engines.gpu_images import open_decoder
 from cloudrt.engines.plan import Plan, Samples, make_plan
@@ -37,7 +38,7 @@ from cloudrt.inference.identity import Identity
 from cloudrt.inference.results import Result
 from cloudrt.labels import Grid, Labels
 from cloudrt.masks.postprocess import postprocess_batch
-from cloudrt.model.artifact import Artifact, default_model, load_model, parse_artifact
+from cloudrt.model.artifact import Artifact, default_model, load_model, parse_artifact, read_artifact
 from cloudrt.model.inferred import Inferred
 from cloudrt.options import RunOptions, RunSettings
 from cloudrt.system.cuda import Batch
@@ -95,24 +96,46 @@ class Segmenter:
         if options is not None and not isinstance(options, RunOptions):
             raise DataError(f"options must be a RunOptions, found {options!r}; use keywords such as provider='cpu'")
         self.options = options = (options or RunOptions()).changed(**settings)
-        self.model = Path(model) if model is not None else default_model()
-        loaded = load_model(self.model)
-        artifact = parse_artifact(loaded, self.model)
         self.threads = options.threads or usable_cpus()
-        self._sha256 = sha256(self.model)
+        if options.remote.urls:
+            self.model, artifact, open_one = self._open_remote(options, plan)
+        else:
+            self.model, artifact, open_one = self._open_local(model, options, plan, samples)
         gpu = open_decoder(options.decoder, artifact.input_size, self.threads, options.gpus[0])
-        self.plan = make_plan(loaded, artifact, options, plan, samples)
         self.stats = PipelineStats(self.threads)
         self.decoding = Decoding(artifact.input_size, options.max_pixels, self.stats["decode"], gpu)
-        self.pool = EnginePool(
-            lambda device, size: open_engine(
-                loaded, self.plan.provider, size, self.threads, self.plan.options(device, options.allow_cpu)
-            ),
-            options.gpus,
-            self.plan.batch_size,
-        )
+        self.pool = EnginePool(open_one, options.gpus, self.plan.batch_size)
         self.artifact = self.pool.artifact
         self.stats["infer"].threads = self.pool.slots
+
+    def _open_local(
+        self, model: str | Path | None, options: RunOptions, plan: Plan | None, samples: Samples | None
+    ) -> tuple[Path, Artifact, Callable[[int, int], Engine]]:
+        """Load an artifact and plan its run; return its path, its metadata, and a function that opens its engines."""
+        path = Path(model) if model is not None else default_model()
+        loaded = load_model(path)
+        artifact = parse_artifact(loaded, path)
+        self._sha256 = sha256(path)
+        self.plan = make_plan(loaded, artifact, options, plan, samples)
+
+        def open_one(device: int, size: int) -> Engine:
+            return open_engine(
+                loaded, self.plan.provider, size, self.threads, self.plan.options(device, options.allow_cpu)
+            )
+
+        return path, artifact, open_one
+
+    def _open_remote(
+        self, options: RunOptions, plan: Plan | None
+    ) -> tuple[Path, Artifact, Callable[[int, int], Engine]]:
+        """Connect to servers; return what `_open_local` does, with the model's name on the servers as its path."""
+        from cloudrt.engines.remote import BATCH_SIZE, RemoteEngine, connect
+
+        remote = connect(options.remote)
+        self._sha256 = remote.digest
+        size = options.batch_size or min(BATCH_SIZE, remote.largest_batch)
+        self.plan = plan if plan and plan.provider == "remote" else Plan("remote", size, remote.streams)
+        return Path(options.remote.model), remote.artifact, lambda _, batch_size: RemoteEngine(remote, batch_size)
 
     @property
     def batch_size(self) -> int:
@@ -270,7 +293,7 @@ class Segmenter:
         if self.plan.provider == "tensorrt-rtx":
             packages += tensorrt_rtx.PACKAGES
         machine, plan = describe_machine(), self.plan
-        on_cpu = plan.provider in ("cpu", "openvino")
+        on_cpu, remote = plan.provider in ("cpu", "openvino"), plan.provider == "remote"
         return Identity(
             artifact=self._sha256,
             provider=plan.provider,
@@ -279,7 +302,7 @@ class Segmenter:
             compute_precision=plan.compute_precision,
             cuda_graph=plan.cuda_graph,
             channels_last=plan.channels_last,
-            device=machine.cpu if on_cpu else machine.gpus[self.options.gpus[0]],
+            device="" if remote else machine.cpu if on_cpu else machine.gpus[self.options.gpus[0]],
             precision=self.artifact.precision,
             threads=self.threads,
             decoder=self.options.decoder,
@@ -416,6 +439,22 @@ class _Group:
                     batch=decoded.number + batch.rows.start,
                     batch_size=batch.size,
                 )
+
+
+def describe_model(model: Path | None, options: RunOptions) -> tuple[Path, Artifact]:
+    """Return the path of the artifact, or its name on the servers of `options`, and its metadata.
+
+    Raises
+    ------
+    ArtifactError, ProviderError
+        See `Segmenter`.
+    """
+    if options.remote.urls:
+        from cloudrt.engines.remote import connect
+
+        return Path(options.remote.model), connect(options.remote).artifact
+    path = model or default_model()
+    return path, read_artifact(path)
 
 
 def require_rules(artifact: Artifact, model: Path) -> None:

@@ -30,11 +30,10 @@ from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import read_identity
 from cloudrt.inference.outputs import require_packages, write_masks, write_overlay
 from cloudrt.inference.panoramas import Check, Days, predict_panoramas
-from cloudrt.inference.pipeline import Segmenter, require_rules
+from cloudrt.inference.pipeline import Segmenter, describe_model, require_rules
 from cloudrt.inference.results import Result
 from cloudrt.inference.submission import Submission, open_submission, read_run_record
 from cloudrt.inference.task import InferSettings, InferTask, RunSummary
-from cloudrt.model.artifact import default_model, read_artifact
 from cloudrt.model.inferred import Inferred
 from cloudrt.options import RunOptions, RunSettings
 from cloudrt.search.probabilities import ProbabilityWriter, write_probabilities
@@ -114,8 +113,7 @@ _TASK_FIELDS = frozenset(InferSettings.__annotations__) - frozenset(RunSettings.
 
 def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bool = True) -> RunSummary:
     """Run a task; see `infer`. One that is not `resumable` leaves no journal where it is interrupted."""
-    model = task.model or default_model()
-    artifact = read_artifact(model)
+    model, artifact = describe_model(task.model, task.run)
     require_rules(artifact, model)
     files = list_inputs(task.inputs, task.sample, artifact.labels)
     recorded, begun = _recorded(task), task.paths.journal.is_file()

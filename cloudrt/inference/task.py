@@ -143,7 +143,10 @@ class InferTask:
             "the record of the run": paths.record,
         }
         written = {"--stats": self.stats, "--save-probabilities": self.save_probabilities}
-        reads: dict[str, Path | None] = {"--model": self.model or default_model(), "--sample": self.sample}
+        remote = self.run.remote
+        rules = Path(remote.rules) if remote.rules else None
+        model = rules if remote.urls else self.model or default_model()
+        reads: dict[str, Path | None] = {"--model": model, "--sample": self.sample}
         reads |= {f"input {one}": Path(one) for one in self.inputs if "://" not in str(one)}
         folders = {"--masks": self.masks, "--overlays": self.overlays}
         stores = {"--output": self.output if store else None}

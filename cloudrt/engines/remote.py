@@ -1,0 +1,324 @@
+"""Servers of the Open Inference Protocol as an engine: Triton, `cloudrt serve`, and others, over HTTP or gRPC.
+
+    batch --round-robin over the servers, retried with back-off--> server --> probability, presence
+
+Images are decoded and masks are computed here; only the network runs on the servers. The metadata of every server are
+checked before the first batch, and must describe the same artifact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.engines.base import check_batch
+from cloudrt.engines.remote_metadata import read_parameters
+from cloudrt.errors import ArtifactError, ProviderError
+from cloudrt.model.artifact import Artifact, read_artifact
+from cloudrt.options import RemoteOptions
+from cloudrt.system.files import sha256
+
+logger = logging.getLogger(__name__)
+
+TOKEN = "CLOUDRT_TOKEN"
+"""Environment variable of the bearer token that is sent to the servers."""
+BATCH_SIZE, STREAMS_PER_SERVER = 32, 2
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
+"""Back-off of a server that failed: the pause doubles with each failure in succession."""
+_TRANSIENT = (
+    *("408", "429", "500", "502", "503", "504", "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"),
+    *("StatusCode.RESOURCE_EXHAUSTED", "StatusCode.ABORTED", "StatusCode.CANCELLED", "StatusCode.INTERNAL"),
+)
+"""Statuses after which the batch is sent again."""
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model on one or several servers.
+
+    Parameters
+    ----------
+    options
+        The servers and the name of the model.
+    artifact
+        Its metadata.
+    digest
+        SHA-256 of the artifact's file, or of the metadata if a server does not state it.
+    largest_batch
+        Largest number of images per request.
+    outputs
+        Names of its outputs.
+    """
+
+    options: RemoteOptions
+    artifact: Artifact
+    digest: str
+    largest_batch: int
+    outputs: tuple[str, ...]
+
+    @property
+    def streams(self) -> int:
+        """Number of concurrent requests."""
+        return self.options.streams or STREAMS_PER_SERVER * len(self.options.urls)
+
+
+def connect(options: RemoteOptions) -> RemoteModel:
+    """Read and check the metadata of the model on every server.
+
+    Raises
+    ------
+    ArtifactError
+        A model without cloudrt's metadata, or with tensors of other names, types or shapes; different models.
+    ProviderError
+        A server does not answer, or does not have the model.
+    """
+    found = [_describe(url, options) for url in options.urls]
+    for url, other in zip(options.urls[1:], found[1:], strict=True):
+        if (other.artifact, other.digest, other.outputs) != (found[0].artifact, found[0].digest, found[0].outputs):
+            raise ArtifactError(f"{options.urls[0]} and {url} serve different models named {options.model!r}")
+    first = found[0]
+    largest = min(one.largest_batch for one in found)
+    return RemoteModel(options, first.artifact, first.digest, largest, first.outputs)
+
+
+def _describe(url: str, options: RemoteOptions) -> RemoteModel:
+    name, where = options.model, f"model {options.model!r} of {url}"
+    with _open_client(url, options.timeout_s) as client:
+        try:
+            metadata = client.metadata(name)
+        except _failures() as error:
+            raise ProviderError(f"{where}: {_brief(error)}") from error
+        try:
+            config = client.config(name)
+        except _failures() as error:  # an extension that not every server has
+            logger.debug("%s has no configuration: %s", where, _brief(error))
+            config = {}
+    parameters = _strings(metadata.get("parameters")) | _strings(config.get("parameters"))
+    if options.rules:
+        artifact, digest = read_artifact(options.rules), sha256(options.rules)
+    else:
+        artifact, digest = read_parameters(parameters, where)
+        digest = digest or hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
+    outputs = _check_tensors(metadata, artifact, where)
+    return RemoteModel(options, artifact, digest, int(config.get("max_batch_size") or BATCH_SIZE), outputs)
+
+
+def _check_tensors(metadata: Mapping[str, Any], artifact: Artifact, where: str) -> tuple[str, ...]:
+    """Check names, types and shapes of the tensors; return the names of the outputs."""
+    expected = {
+        "image": (*artifact.input_size, 3),
+        "probability": artifact.output_shape,
+        "presence": (len(artifact.labels.classes),),
+    }
+    tensors = [*metadata.get("inputs", ()), *metadata.get("outputs", ())]
+    for tensor in tensors:
+        shape = tuple(int(side) for side in tensor.get("shape", ()))
+        wanted = expected.get(tensor.get("name"))
+        if wanted is None or tensor.get("datatype") != "UINT8" or shape[1:] != wanted:
+            raise ArtifactError(
+                f"{where}: tensor {tensor.get('name')!r} is {tensor.get('datatype')} {list(shape)}, expected "
+                + (f"UINT8 [-1, {', '.join(map(str, wanted))}]" if wanted else f"one of {', '.join(expected)}")
+            )
+    outputs = tuple(tensor["name"] for tensor in metadata.get("outputs", ()))
+    if [tensor["name"] for tensor in metadata.get("inputs", ())] != ["image"] or "probability" not in outputs:
+        raise ArtifactError(f"{where} must have the input 'image' and the output 'probability'")
+    return outputs
+
+
+def _strings(parameters: Any) -> dict[str, str]:
+    """Return the texts of the parameters of metadata or of a configuration."""
+    found = {}
+    for key, value in (parameters or {}).items():
+        text = value.get("string_value", value.get("stringParam")) if isinstance(value, dict) else value
+        if isinstance(text, str):
+            found[key] = text
+    return found
+
+
+class RemoteEngine:
+    """A model on servers; see `cloudrt.engines.base.Engine`.
+
+    Parameters
+    ----------
+    model
+        The model, as `connect` returns it.
+    batch_size
+        The fixed N of every batch.
+    """
+
+    def __init__(self, model: RemoteModel, batch_size: int) -> None:
+        if batch_size > model.largest_batch:
+            raise ProviderError(
+                f"--batch-size {batch_size}: the servers accept up to {model.largest_batch} images per request"
+            )
+        self.artifact, self.provider = model.artifact, "remote"
+        self.batch_size: int | None = batch_size
+        self.streams = model.streams
+        self._model = model
+        self._lock = threading.Lock()
+        self._servers = [_Server(url) for url in model.options.urls]
+        self._next = 0
+        self._local = threading.local()  # a client of tritonclient.http belongs to one thread
+
+    def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images.
+
+        Raises
+        ------
+        ProviderError
+            No server has answered after all attempts, or a server refuses the request.
+        """
+        check_batch(batch, self.artifact, self.batch_size)
+        last = ""
+        for _ in range(self._model.options.attempts):
+            server = self._take()
+            try:
+                found = self._client(server.url).infer(self._model.options.model, batch, self._model.outputs)
+            except _failures() as error:
+                if _status(error) not in (None, *_TRANSIENT):
+                    raise ProviderError(f"{server.url}: {_brief(error)}") from error
+                last = f"{server.url}: {_brief(error)}"
+                pause = self._rest(server)
+                logger.debug("%s; not asked again for %.1f s", last, pause)
+                continue
+            server.failures = 0
+            return found["probability"], found.get("presence")
+        raise ProviderError(f"no server has answered after {self._model.options.attempts} attempts: {last}")
+
+    def probability(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the probability alone."""
+        return self.run(batch)[0]
+
+    def empty(self, batches: int) -> NDArray[np.uint8]:
+        """Return an array for the images of some batches."""
+        return np.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3), np.uint8)
+
+    def close(self) -> None:
+        """Close the connections; those of other threads are closed when their threads end."""
+        for client in getattr(self._local, "clients", {}).values():
+            client.close()
+        self._local = threading.local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _take(self) -> _Server:
+        """Return the next server; if all of them are resting, wait for the first."""
+        with self._lock:
+            now = time.monotonic()
+            count = len(self._servers)
+            order = [self._servers[(self._next + offset) % count] for offset in range(count)]
+            server = next((one for one in order if one.until <= now), None) or min(order, key=lambda one: one.until)
+            self._next = self._servers.index(server) + 1
+        time.sleep(max(0.0, server.until - now))
+        return server
+
+    def _rest(self, server: _Server) -> float:
+        with self._lock:
+            pause: float = min(FIRST_PAUSE_S * 2**server.failures, LONGEST_PAUSE_S)
+            server.failures += 1
+            server.until = time.monotonic() + pause
+        return pause
+
+    def _client(self, url: str) -> _Client:
+        clients: dict[str, _Client] = self._local.__dict__.setdefault("clients", {})
+        if url not in clients:
+            clients[url] = _open_client(url, self._model.options.timeout_s)
+        return clients[url]
+
+
+@dataclass
+class _Server:
+    """A server, how often it has failed in succession, and the time before which it is not asked again."""
+
+    url: str
+    failures: int = 0
+    until: float = 0.0
+
+
+class _Client:
+    """One of tritonclient's two clients, which differ in their arguments and in the form of metadata."""
+
+    def __init__(self, module: Any, client: Any, as_json: dict[str, Any], call: dict[str, Any]) -> None:
+        self._module, self._client, self._as_json, self._call = module, client, as_json, call
+
+    def metadata(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._client.get_model_metadata(name, **self._as_json)
+        return found
+
+    def config(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._client.get_model_config(name, **self._as_json)
+        config: dict[str, Any] = found.get("config", found)
+        return config
+
+    def infer(self, name: str, batch: NDArray[np.uint8], outputs: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]:
+        tensor = self._module.InferInput("image", list(batch.shape), "UINT8")
+        tensor.set_data_from_numpy(np.ascontiguousarray(batch))
+        wanted = [self._module.InferRequestedOutput(output) for output in outputs]
+        answer = self._client.infer(name, [tensor], outputs=wanted, **self._call)
+        found = {output: answer.as_numpy(output) for output in outputs}
+        missing = [output for output, array in found.items() if array is None]
+        if missing:
+            raise ConnectionError(f"an answer without {', '.join(missing)}")
+        return found
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _open_client(url: str, timeout_s: float) -> _Client:
+    parts = urlsplit(url)
+    token = os.environ.get(TOKEN)
+    address = url.partition("://")[2].rstrip("/")
+    if parts.scheme in ("grpc", "grpcs"):
+        from tritonclient import grpc
+
+        client = grpc.InferenceServerClient(address, ssl=parts.scheme == "grpcs")
+        headers = {"headers": {"authorization": f"Bearer {token}"}} if token else {}
+        return _Client(grpc, client, {"as_json": True, **headers}, {"client_timeout": timeout_s, **headers})
+    from tritonclient import http
+
+    client = http.InferenceServerClient(
+        address, connection_timeout=timeout_s, network_timeout=timeout_s, ssl=parts.scheme == "https"
+    )
+    headers = {"headers": {"Authorization": f"Bearer {token}"}} if token else {}
+    return _Client(http, client, headers, headers)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return the exceptions of a request; `ValueError` covers malformed answers, such as cut JSON."""
+    from geventhttpclient.response import HTTPParseError
+    from tritonclient.utils import InferenceServerException
+
+    return InferenceServerException, HTTPParseError, OSError, ValueError, KeyError
+
+
+def _status(error: Exception) -> str | None:
+    """Return the status of an answer; None if there was no sound answer."""
+    status: Callable[[], str | None] | None = getattr(error, "status", None)
+    return status() if callable(status) else None
+
+
+def _brief(error: Exception) -> str:
+    message: Callable[[], str] | None = getattr(error, "message", None)
+    return str(message() if callable(message) else error).strip() or type(error).__name__

@@ -1,0 +1,291 @@
+"""Servers of the Open Inference Protocol as an engine, over HTTP and gRPC: the bytes are those of a local run."""
+
+from __future__ import annotations
+
+import json
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from support.server import serving
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+
+from cloudrt.cli import main
+from cloudrt.engines import remote
+from cloudrt.engines.choice import open_engine
+from cloudrt.engines.remote import RemoteEngine, connect
+from cloudrt.engines.remote_metadata import model_parameters
+from cloudrt.errors import ArtifactError, DataError, ProviderError
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.masks.postprocess import Rule
+from cloudrt.model.artifact import read_artifact
+from cloudrt.options import RemoteOptions, RunOptions
+from cloudrt.serve.batcher import Batcher
+from cloudrt.system.files import sha256
+
+SIZE = (64, 96)
+IMAGES = 31
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, images, one of them broken, and the submission of a local run."""
+    folder = tmp_path_factory.mktemp("remote")
+    rules = (Rule(110, 40), Rule(120, 9), Rule(127, 0, presence=120))
+    model = tiny_artifact(folder / "tiny.onnx", SIZE, SMALL_GRIDS, presence=True, rules=rules)
+    for seed in range(IMAGES):
+        write_jpeg(folder / "images" / f"{seed:02}.jpg", seed)
+    (folder / "images" / "04.jpg").write_bytes(b"no image")
+    done = infer(folder, "local.csv", "--model", str(model), "--provider", "cpu")
+    assert done.exit_code == 1, done.output
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+
+
+def infer(folder: Path, output: str, *words: str) -> Any:
+    line = ["infer", str(folder / "images"), "--output", str(folder / output), "--batch-size", "2", *words]
+    return CliRunner().invoke(main, line)
+
+
+def same(folder: Path, output: str) -> bool:
+    """Whether rows and failures are those of the local run."""
+    pairs = ((f"{output}.csv", "local.csv"), (f"{output}.failures.csv", "local.failures.csv"))
+    return all((folder / one).read_bytes() == (folder / other).read_bytes() for one, other in pairs)
+
+
+def opened(folder: Path) -> Segmenter:
+    return Segmenter(folder / "tiny.onnx", provider="cpu", batch_size=4)
+
+
+@contextmanager
+def grpc_server(folder: Path) -> Iterator[str]:
+    """A gRPC server from the protocol's own stubs, with one model."""
+    grpc = pytest.importorskip("grpc")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tritonclient.grpc import service_pb2 as messages
+        from tritonclient.grpc import service_pb2_grpc as stubs
+    artifact = read_artifact(folder / "tiny.onnx")
+    engine = open_engine(folder / "tiny.onnx", "cpu", None, 1)
+
+    class Servicer(stubs.GRPCInferenceServiceServicer):  # type: ignore[misc]
+        def ModelMetadata(self, request: Any, context: Any) -> Any:
+            tensor = messages.ModelMetadataResponse.TensorMetadata
+            return messages.ModelMetadataResponse(
+                name=request.name,
+                inputs=[tensor(name="image", datatype="UINT8", shape=[-1, *SIZE, 3])],
+                outputs=[
+                    tensor(name="probability", datatype="UINT8", shape=[-1, *artifact.output_shape]),
+                    tensor(name="presence", datatype="UINT8", shape=[-1, 3]),
+                ],
+            )
+
+        def ModelConfig(self, request: Any, context: Any) -> Any:
+            response = messages.ModelConfigResponse()
+            response.config.max_batch_size = 8
+            for key, value in model_parameters(artifact, sha256(folder / "tiny.onnx")).items():
+                response.config.parameters[key].string_value = value
+            return response
+
+        def ModelInfer(self, request: Any, context: Any) -> Any:
+            (image,) = request.inputs
+            batch = np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(image.shape)
+            response = messages.ModelInferResponse(model_name=request.model_name)
+            for name, array in zip(("probability", "presence"), engine.run(batch), strict=True):
+                assert array is not None
+                response.outputs.add(name=name, datatype="UINT8", shape=array.shape)
+                response.raw_output_contents.append(array.tobytes())
+            return response
+
+    server = grpc.server(ThreadPoolExecutor(4))
+    stubs.add_GRPCInferenceServiceServicer_to_server(Servicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"grpc://127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+        engine.close()
+
+
+def test_http(folder: Path) -> None:
+    with opened(folder) as segmenter, serving(segmenter) as server:
+        done = infer(folder, "http.csv", "--remote", server.url, "--model", "tiny")
+        assert done.exit_code == 1, done.output
+        assert "provider remote, batch 2" in done.output
+        assert same(folder, "http")
+        assert server.metric("cloudrt_batch_images_sum") > 0
+
+
+def test_grpc(folder: Path) -> None:
+    with grpc_server(folder) as url:
+        assert infer(folder, "grpc.csv", "--remote", url, "--model", "tiny").exit_code == 1
+    assert same(folder, "grpc")
+
+
+def test_several_servers_share_the_work_and_one_may_die(folder: Path) -> None:
+    with opened(folder) as first, opened(folder) as second, serving(first) as left, serving(second) as right:
+        options = RemoteOptions((left.url, right.url), "tiny")
+        with Segmenter(options=RunOptions(remote=options, batch_size=2)) as segmenter:
+            paths = sorted((folder / "images").iterdir())
+            before = [one.rle for one in segmenter.predict(paths)]
+            assert min(left.metric("cloudrt_batch_images_sum"), right.metric("cloudrt_batch_images_sum")) > 0
+            right.stop()
+            assert [one.rle for one in segmenter.predict(paths)] == before
+
+
+def test_a_server_that_dies_in_mid_run_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers 13 requests; the run stops, and continues once the server is back, with the same bytes."""
+    answer, asked = Batcher.infer, 0
+
+    async def dies(self: Batcher, image: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked > 26:
+            raise ProviderError("the device is lost")
+        return await answer(self, image)
+
+    with opened(folder) as segmenter, serving(segmenter) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(Batcher, "infer", dies)
+            done = infer(folder, "dies.csv", "--remote", server.url, "--model", "tiny")
+        assert done.exit_code == 2
+        assert "no server has answered after 8 attempts" in done.output and "device is lost" in done.output
+        assert (folder / "dies.csv.journal").exists() and not (folder / "dies.csv").exists()
+        resumed = infer(folder, "dies.csv", "--remote", server.url, "--model", "tiny", "--resume")
+        assert resumed.exit_code == 1 and "images are finished, continuing" in resumed.output, resumed.output
+        assert same(folder, "dies")
+
+
+def test_a_batch_is_sent_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, lock, failed = Batcher.infer, threading.Lock(), 0
+
+    async def fails(self: Batcher, image: Any) -> Any:
+        nonlocal failed
+        with lock:
+            failed += 1
+            if failed % 3 == 1:
+                raise ProviderError("busy")
+        return await answer(self, image)
+
+    with opened(folder) as segmenter, serving(segmenter) as server:
+        options = RunOptions(remote=RemoteOptions((server.url,), "tiny", streams=1), batch_size=1)
+        with Segmenter(options=options) as remote_segmenter, opened(folder) as local:
+            monkeypatch.setattr(Batcher, "infer", fails)
+            paths = sorted((folder / "images").iterdir())
+            pairs = zip(remote_segmenter.predict(paths), local.predict(paths), strict=True)
+            assert all((one.rle, one.error) == (other.rle, other.error) for one, other in pairs)
+        assert failed > len(paths)
+
+
+@contextmanager
+def metadata_server(change: Callable[[dict[str, Any]], object], folder: Path) -> Iterator[str]:
+    """A server that states other metadata than `cloudrt serve` does, and has no configuration."""
+    metadata = {
+        "name": "tiny",
+        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, *SIZE, 3]}],
+        "outputs": [{"name": "probability", "datatype": "UINT8", "shape": [-1, 3, 90, 60]}],
+        "parameters": model_parameters(read_artifact(folder / "tiny.onnx"), "0"),
+    }
+    change(metadata)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path == "/v2/models/tiny"
+            body = json.dumps(metadata if known else {"error": "not here"}).encode()
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m["inputs"][0].update(datatype="FP32"), "'image' is FP32"),
+        (lambda m: m["inputs"][0].update(shape=[-1, 3, 64, 96]), r"expected UINT8 \[-1, 64, 96, 3\]"),
+        (lambda m: m["inputs"][0].update(name="picture"), "'picture' is UINT8"),
+        (lambda m: m["outputs"][0].update(shape=[-1, 3, 60, 90]), r"'probability' is UINT8 \[-1, 3, 60, 90\]"),
+        (lambda m: m["outputs"].clear(), "must have the input 'image' and the output 'probability'"),
+        (lambda m: m.pop("parameters"), "no metadata of cloudrt"),
+        (lambda m: m["parameters"].update({"cloudrt.artifact": "[]"}), "malformed metadata"),
+    ],
+)
+def test_other_tensors_and_metadata_are_refused_at_the_start(
+    folder: Path, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    with metadata_server(change, folder) as url, pytest.raises(ArtifactError, match=words):
+        connect(RemoteOptions((url,), "tiny"))
+
+
+def test_rules_of_a_local_artifact(folder: Path, tmp_path: Path) -> None:
+    with metadata_server(lambda m: m.pop("parameters"), folder) as url:
+        found = connect(RemoteOptions((url,), "tiny", rules=str(folder / "tiny.onnx")))
+    assert found.artifact == read_artifact(folder / "tiny.onnx")
+    assert found.outputs == ("probability",)
+
+
+def test_servers_with_different_models_are_refused(folder: Path) -> None:
+    def other(metadata: dict[str, Any]) -> None:
+        metadata["parameters"]["cloudrt.sha256"] = "1"
+
+    with metadata_server(lambda _: None, folder) as one, metadata_server(other, folder) as two:
+        with pytest.raises(ArtifactError, match="different models named 'tiny'"):
+            connect(RemoteOptions((one, two), "tiny"))
+        engine = RemoteEngine(connect(RemoteOptions((one, one), "tiny")), 32)
+        with engine, pytest.raises(DataError, match="uint8 images of shape"):
+            engine.run(np.zeros((1, 2, 2, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--remote", "http://127.0.0.1:9", "--model", "tiny"], "model 'tiny' of http://127.0.0.1:9"),
+        (["--remote", "http://127.0.0.1:9"], "--remote needs --model NAME"),
+        (["--remote", "ftp://127.0.0.1:9", "--model", "tiny"], "expected http://HOST:PORT"),
+        (["--remote", "http://x", "--model", "tiny", "--provider", "cpu"], "--remote does not work with --provider"),
+        (["--remote", "http://x", "--model", "tiny", "--cluster", "local"], "--remote does not work with --cluster"),
+        (["--rules", "tiny.onnx"], "--rules needs --remote"),
+    ],
+)
+def test_wrong_options_are_one_line(folder: Path, words: list[str], text: str) -> None:
+    done = infer(folder, "none.csv", *words)
+    assert (done.exit_code, done.output.count("\n")) == (2, 1), done.output
+    assert text in done.output
+
+
+def test_a_token_is_sent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloudrt.serve.settings import ServeSettings
+
+    with opened(folder) as segmenter, serving(segmenter, ServeSettings(token="secret")) as server:
+        options = RemoteOptions((server.url,), "tiny")
+        with pytest.raises(ProviderError, match="a bearer token is required"):
+            connect(options)
+        monkeypatch.setenv("CLOUDRT_TOKEN", "secret")
+        with RemoteEngine(connect(options), 2) as engine:
+            assert engine.run(np.zeros((2, *SIZE, 3), np.uint8))[0].shape == (2, 3, 90, 60)
