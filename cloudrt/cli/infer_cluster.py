@@ -38,7 +38,9 @@ _OPTIONS = (
     click.option(
         "--partitions", metavar="FOLDER|URI", help="Where --cluster stores finished rows. Default: OUTPUT.parts."
     ),
-    click.option("--partition-format", type=click.Choice(["parquet", "csv"]), help="Partition format. Default: parquet."),
+    click.option(
+        "--partition-format", type=click.Choice(["parquet", "csv"]), help="Partition format. Default: parquet."
+    ),
     click.option(
         "--partition-size", type=click.IntRange(1, 1_000_000), help="Images per partition. Default: at most 1024."
     ),

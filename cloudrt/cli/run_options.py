@@ -30,8 +30,8 @@ _OPTIONS = (
         type=click.Choice(PROVIDERS),
         default="auto",
         show_default=True,
-        help="auto measures once per model and machine, and uses the fastest provider whose results agree with those of "
-        "cpu in fp32.",
+        help="auto measures once per model and machine, and uses the fastest provider whose results agree with those "
+        "of cpu in fp32.",
     ),
     click.option("--batch-size", type=click.IntRange(1, MAX_BATCH), help="Images per batch. Default: measured."),
     click.option(
