@@ -157,8 +157,8 @@ def search() -> str:
     found = load("cpu-search-444")["search"]
     return (
         f"{found['thresholds']} thresholds x {found['min_areas']} min areas x {found['classes']} classes on "
-        f"{found['images']} images took {found['seconds']:.1f} s. Nested loops would take {found['ratio']:,.0f} times as "
-        f"long, extrapolated from a sample ({name_file('cpu-search-444')})."
+        f"{found['images']} images took {found['seconds']:.1f} s. Nested loops would take {found['ratio']:,.0f} times "
+        f"as long, extrapolated from a sample ({name_file('cpu-search-444')})."
     )
 
 
@@ -196,8 +196,8 @@ def cluster() -> str:
     ]
     machine = f"{overhead['machine']['cpu']}, {overhead['machine'].get('usable_cores', overhead['threads'])} cores"
     return (
-        f"Overhead: for {overhead['images']:,} images, the time per image differed by {overhead['overhead']:+.1%} from a "
-        f"run without a cluster on the same cores\n(rounds: {rounds}; byte-identical submissions; {machine}; "
+        f"Overhead: for {overhead['images']:,} images, the time per image differed by {overhead['overhead']:+.1%} from "
+        f"a run without a cluster on the same cores\n(rounds: {rounds}; byte-identical submissions; {machine}; "
         f"{name_file('cpu-cluster-overhead')}).\nThe start of the worker, "
         f"{max(overhead['seconds_to_start_the_worker']):.0f} s at most, is not included.\n\n"
         f"Scaling, with stand-ins for the engine that sleep {scaling['seconds_per_batch']} s per batch of "
