@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -36,7 +37,7 @@ from cloudrt.serve.answers import (
     masks_png,
     picture_jpeg,
 )
-from cloudrt.serve.batcher import Batcher, Outputs, Overloaded
+from cloudrt.serve.batcher import Batcher, Outputs, Overloaded, together
 from cloudrt.serve.inference_protocol import ProtocolError, protocol_router
 from cloudrt.serve.metrics import MeasureRequests, Metrics
 from cloudrt.serve.settings import ServeSettings
@@ -177,7 +178,7 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
             (406, "Neither JSON nor PNG is accepted."),
             (408, "The body did not arrive in time."),
             (413, "The body is too large."),
-            (422, "No image could be decoded; the reason is that of failures.csv."),
+            (422, "No image could be decoded, with the reason as in failures.csv; or an invalid parameter."),
             (503, "Too many requests are in progress; see Retry-After."),
         )
     }
@@ -228,7 +229,11 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
     @router.get(
         "/v1/scenes/{seed}.jpg",
         response_class=Response,
-        responses={200: {"content": {"image/jpeg": {}}, "description": "The image."}, 503: errors[503]},
+        responses={
+            200: {"content": {"image/jpeg": {}}, "description": "The image."},
+            422: errors[422],
+            503: errors[503],
+        },
     )
     async def scene(seed: Annotated[int, Path(ge=0, lt=SCENES)]) -> Response:
         """Draw a made-up scene, to try the model on."""
@@ -255,9 +260,7 @@ async def _segment_all(
             metrics.failures.inc()
             return str(error)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(data)) for _, data in images]
-    return [task.result() for task in tasks]
+    return await together(one(data) for _, data in images)
 
 
 def _list(failures: dict[str, str]) -> str:
@@ -301,6 +304,11 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         return answer(request, error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        words = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        return answer(request, 422, "; ".join(words))
 
     @app.exception_handler(ProtocolError)
     async def malformed(request: Request, error: ProtocolError) -> Response:

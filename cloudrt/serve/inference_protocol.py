@@ -8,7 +8,6 @@ github.com/triton-inference-server/server.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 
 from cloudrt.engines.remote_metadata import model_parameters
-from cloudrt.serve.batcher import Batcher
+from cloudrt.serve.batcher import Batcher, together
 from cloudrt.serve.settings import ServeSettings
 from cloudrt.serve.uploads import read_body, unless_gone
 from cloudrt.system.versions import VERSION
@@ -123,9 +122,7 @@ def protocol_router(batcher: Batcher, settings: ServeSettings, name: str, protec
 
 
 async def _infer_all(batcher: Batcher, images: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(batcher.infer(image)) for image in images]
-    outputs = [task.result() for task in tasks]
+    outputs = await together(batcher.infer(image) for image in images)
     found = {"probability": np.stack([one.levels for one in outputs])}
     presence = [one.presence for one in outputs if one.presence is not None]
     return found | ({"presence": np.stack(presence)} if presence else {})

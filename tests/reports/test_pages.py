@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -11,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from cloudrt.bench.bench_page import write_bench_page
 from support.browser import ask, needs_chromium, photograph
+from support.html import Names
 from support.paths import ROOT
 from support.tiny import tiny_artifact
 
@@ -103,40 +103,6 @@ def test_ten_thousand_failures_and_many_images_are_paged(tmp_path: Path) -> None
     assert elements < 2000
     assert (first, second, again) == ("0.jpg", "24.jpg", "0.jpg")
     assert (row, place, last) == (f"broken{199 * 50}.jpg", "Page 200 of 200", True)
-
-
-class Names(HTMLParser):
-    """Collects what a screen reader would find without a name, or out of order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.wrong: list[str] = []
-        self.level = 0
-        self.ids: set[str] = set()
-        self.told: list[str] = []
-        self.feed(text)
-        self.wrong += [f"no element {one}" for one in self.told if one not in self.ids]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        if (one := values.get("id")) is not None:
-            if one in self.ids:
-                self.wrong.append(f"two elements {one}")
-            self.ids.add(one)
-        self.told += (values.get("aria-labelledby") or "").split()
-        if tag == "html" and not values.get("lang"):
-            self.wrong.append("no language")
-        if tag == "img" and not values.get("alt"):
-            self.wrong.append("an image without a text")
-        if tag == "svg" and not (values.get("aria-label") or values.get("aria-hidden") == "true"):
-            self.wrong.append("a drawing without a text")
-        if tag == "th" and not values.get("scope"):
-            self.wrong.append("a heading of no row or column")
-        if tag in ("h1", "h2", "h3", "h4"):
-            level = int(tag[1])
-            if level > self.level + 1:
-                self.wrong.append(f"{tag} after h{self.level}")
-            self.level = level
 
 
 @pytest.mark.parametrize("name", PAGES)

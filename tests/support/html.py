@@ -38,3 +38,37 @@ class Page(HTMLParser):
 
     def find(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
+
+
+class Names(HTMLParser):
+    """Collects what a screen reader would find without a name, or out of order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.wrong: list[str] = []
+        self.level = 0
+        self.ids: set[str] = set()
+        self.told: list[str] = []
+        self.feed(text)
+        self.wrong += [f"no element {one}" for one in self.told if one not in self.ids]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if (one := values.get("id")) is not None:
+            if one in self.ids:
+                self.wrong.append(f"two elements {one}")
+            self.ids.add(one)
+        self.told += (values.get("aria-labelledby") or "").split()
+        if tag == "html" and not values.get("lang"):
+            self.wrong.append("no language")
+        if tag == "img" and not values.get("alt"):
+            self.wrong.append("an image without a text")
+        if tag == "svg" and not (values.get("aria-label") or values.get("aria-hidden") == "true"):
+            self.wrong.append("a drawing without a text")
+        if tag == "th" and not values.get("scope"):
+            self.wrong.append("a heading of no row or column")
+        if tag in ("h1", "h2", "h3", "h4"):
+            level = int(tag[1])
+            if level > self.level + 1:
+                self.wrong.append(f"{tag} after h{self.level}")
+            self.level = level
