@@ -93,7 +93,7 @@ def compare_submissions(agreement: Agreement, labels: Labels, folder: Path) -> A
 def open_networks(
     openers: Mapping[str, Callable[[], notebook.Network]], work: Workload
 ) -> tuple[dict[str, notebook.Network], dict[str, str]]:
-    """Open each network and compare its answers with ours.
+    """Open each network and compare its masks with ours.
 
     Parameters
     ----------

@@ -136,7 +136,7 @@ def _run_tests(task: GpuTask) -> Values:
 
 
 def _find_answers(task: GpuTask) -> tuple[Answers, list[Image]]:
-    """Return the answers of ONNX Runtime's CPU provider in fp32, and the images."""
+    """Return the outputs of ONNX Runtime's CPU provider in fp32, and the images."""
     _, artifact = task.load()
     count = task.choose(COMPARED, 4)
     if task.images:

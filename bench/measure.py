@@ -109,7 +109,7 @@ def _measure_pipeline_and_stages(
     if "stages" in parts:
         stages = list_stages(work, peer)
         if "pipeline" in parts:
-            stages = stages[:-1]  # the pipeline part measures the whole, beside all peers
+            stages = stages[:-1]  # the pipeline part measures the whole pipeline and all peers
         with progress("Measuring stages", passes(stages, repeat)) as advance:
             found.stages = measure(stages, len(work.files), repeat, advance)
     if "pipeline" in parts:

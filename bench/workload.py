@@ -48,7 +48,7 @@ class Workload:
     loaded
         The images decoded at the network's input size.
     maps
-        The model's answers for `loaded`.
+        The model's outputs for `loaded`.
     folder
         For temporary files.
     """
@@ -87,7 +87,7 @@ def make_workload(segmenter: Segmenter, files: Sequence[ImageFile], folder: Path
 
 
 def infer(segmenter: Segmenter, images: Sequence[Image]) -> Maps:
-    """Run the engine on batches, the last one padded, with as many in flight as in the pipeline."""
+    """Run the engine on batches, the last one padded, with as many concurrent batches as in the pipeline."""
     size = segmenter.batch_size
     batches = [images[begin : begin + size] for begin in range(0, len(images), size)]
     maps: Maps = []

@@ -109,8 +109,8 @@ class Exported:
     layers
         Number of layers that could be lowered; those that were not are in `artifact.kept_fp32`.
     speed
-        Speed relative to the same network in fp32, in the gate's provider on this machine. None where it was not
-        measured: the provider emulates the precision, or would build another engine.
+        Speed relative to the same network in fp32, in the gate's provider on this machine. None if it was not measured,
+        because the provider emulates the precision or would build another engine.
     tensorrt
         Result of TensorRT's parser and builder, or the reason why they refuse the artifact; None if TensorRT for RTX is
         not installed.

@@ -24,7 +24,7 @@ FEW = 16
 
 
 class Reference:
-    """PyTorch's answers in fp32 for a set of images.
+    """PyTorch's outputs in fp32 for a set of images.
 
     Parameters
     ----------

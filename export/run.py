@@ -41,7 +41,7 @@ class ExportRequest:
     checkpoints
         best.pth of one or more training runs; several become one ensemble.
     output
-        Path of the artifact; model.onnx beside the first checkpoint where it is None.
+        Path of the artifact; None uses model.onnx beside the first checkpoint.
     precision
         One of `PRECISIONS`, or "all" for one artifact each: model.fp32.onnx and so on.
     int8_target, provider
@@ -172,7 +172,7 @@ class ExportSummary:
     triton
         Folder of the Triton model.
     engine_seconds
-        How long TensorRT's engine took to build; None where none was asked for.
+        Build time of TensorRT's engine; None if none was built.
     """
 
     written: list[Exported]

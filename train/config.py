@@ -24,8 +24,8 @@ RESUMABLE = ("epochs", "workers", "device", "compile", "time_budget", "tensorboa
 def default_input_size(labels: Labels) -> Grid:
     """Return the height and width, multiples of 32, of the input for the images of a data set.
 
-    640x320, as in the competition's notebook, for its images. For other data about as many pixels in the shape of the
-    label grid, and not more than the grid has.
+    This is 640x320, as in the competition's notebook, for the competition's images. For other data, it has the shape of
+    the label grid and about as many pixels, but not more than the grid.
     """
     if labels.label_grid == CLOUDS.label_grid:
         return 320, 640
