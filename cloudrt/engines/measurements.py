@@ -27,7 +27,7 @@ VERSIONED = (
 )
 
 
-class Known:
+class MeasurementCache:
     """The measurements of one artifact on this machine: key -> value.
 
     If the cache cannot be read, it is empty; if it cannot be written, values are kept in memory only.

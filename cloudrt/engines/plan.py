@@ -1,9 +1,9 @@
-"""How to run an artifact on this machine: measured once, cached, and recorded with every run.
+"""Plan how to run an artifact on this machine: measured once, cached, and recorded with every run.
 
     providers that can run here -> those that agree with ONNX Runtime CPU fp32 -> the fastest, at its best batch
 
-Measurements are cached in the user's cache folder, keyed by the artifact's graph, the machine and the versions: new
-rules, which `cloudrt tune` writes, change nothing.
+Measurements are stored in the user's cache folder, with a key from the artifact's graph, the machine and the versions.
+New rules, as written by `cloudrt tune`, do not change the key.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from cloudrt.engines.availability import NAMES
 from cloudrt.engines.base import BATCH_SIZES, EngineOptions
 from cloudrt.engines.choice import hindrance, require
-from cloudrt.engines.measurements import Known
-from cloudrt.engines.trial import Entrant, Ladder, ProviderTrial, Rung, best_rung
+from cloudrt.engines.measurements import MeasurementCache
+from cloudrt.engines.trial import Candidate, FixedSettings, ProviderTrial, Setting, best_setting
 from cloudrt.errors import ArtifactError, MemoryExhausted, ProviderError
 from cloudrt.model.artifact import Artifact, graph_bytes
 from cloudrt.options import GPU_PROVIDERS, RunOptions
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MARGIN = 1.1
-"""How many times as fast as ONNX Runtime's own provider another one must be."""
+"""How many times as fast as ONNX Runtime's CUDA or CPU provider another provider must be to be chosen."""
 CLEAR = 1.5
-"""A ratio of two rates, measured apart, that noise does not explain; below it, the two are timed in turns."""
+"""If two rates, measured one after the other, differ by less than this factor, the plans are timed alternately."""
 Samples = Callable[[], NDArray[np.uint8]]
-"""Gives (N, H, W, 3) uint8 images of the user's to compare providers on."""
+"""Returns images of the user, (N, H, W, 3) uint8, on which the outputs of providers are compared."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Plan:
     batch_size, streams, compute_precision, cuda_graph, channels_last, pinned
         See `EngineOptions`.
     images_per_s
-        Of the network alone, the highest measured; 0 where nothing was measured.
+        Highest measured rate of the network alone; 0 if nothing was measured.
     passed_over
         The providers that were not chosen, with the reason for each.
     """
@@ -69,7 +69,7 @@ class Plan:
     pinned: bool = True
 
     def describe(self) -> str:
-        """Return the plan in words."""
+        """Return the plan as text, such as "provider cuda, batch 32, 2 streams"."""
         words = [f"provider {self.provider}", f"batch {self.batch_size}"]
         words += [f"{self.streams} streams"] if self.streams > 1 else []
         words += [f"computing in {self.compute_precision}"] if self.provider == "openvino" else []
@@ -79,7 +79,7 @@ class Plan:
         return ", ".join(words)
 
     def satisfies(self, options: RunOptions) -> bool:
-        """Whether it is what `options` ask for."""
+        """Return whether the plan has all values that `options` fix."""
         fixed = _fixed(options, self.provider)
         return (
             options.provider in ("auto", self.provider)
@@ -91,7 +91,7 @@ class Plan:
         )
 
     def options(self, device: int = 0, allow_cpu: bool = False) -> EngineOptions:
-        """Return the options of its engine on a device."""
+        """Return the options of the engine on one device."""
         return EngineOptions(
             streams=self.streams,
             compute_precision=self.compute_precision,
@@ -111,28 +111,28 @@ def make_plan(
     settled: Plan | None = None,
     samples: Samples | None = None,
 ) -> Plan:
-    """Return how to run an artifact; measures what was not measured before on this machine.
+    """Choose the provider and the settings to run an artifact with, measuring what the cache does not contain.
 
-    "auto" prefers GPU providers to CPU providers. Among either it takes ONNX Runtime's own, CUDA or CPU, unless another
-    one agrees with ONNX Runtime's CPU provider in fp32 and is at least `MARGIN` times as fast. A TensorRT engine that
-    exists is used; none is built.
+    "auto" prefers GPU providers to CPU providers. Of these, it takes ONNX Runtime's CUDA or CPU provider, unless
+    another one is at least `MARGIN` times as fast and its output agrees with ONNX Runtime's CPU provider in fp32.
+    TensorRT is considered only if its engine is in the cache, because building an engine takes minutes.
 
     Parameters
     ----------
     model, artifact
-        The model and its description.
+        The model and its metadata.
     options
-        What the user asks for.
+        The user's options.
     settled
-        The plan of a run that is resumed: it is checked, and nothing is measured.
+        The plan of a resumed run: it is checked and returned, and nothing is measured.
     samples
-        Gives images to compare providers on; without it, made-up scenes are compared.
+        Returns images to compare providers on; None uses synthetic scenes.
 
     Raises
     ------
     ProviderError
-        The provider asked for cannot run here (names what to install), would only emulate the artifact's int8 layers,
-        or is given options of another provider.
+        The requested provider cannot run on this machine (the message says what to install), would only emulate the
+        artifact's int8 layers, or does not support one of the options.
     """
     require(options.provider, artifact)
     if settled:
@@ -146,28 +146,30 @@ def make_plan(
         return settled
     threads = options.threads or usable_cpus()
     digest = hashlib.sha256(graph_bytes(model)).hexdigest()
-    measurements = _Measurements(model, artifact, options, Known(digest, threads, options.allow_cpu), samples)
+    measurements = _Measurements(
+        model, artifact, options, MeasurementCache(digest, threads, options.allow_cpu), samples
+    )
     if options.provider != "auto":
         return measurements.plan(options.provider, measurements.precision(options.provider), alone=True)
     return _take_the_fastest(measurements, artifact)
 
 
-def _fixed(options: RunOptions, provider: str) -> Ladder:
-    """Return the settings that the options fix for a provider."""
+def _fixed(options: RunOptions, provider: str) -> FixedSettings:
+    """Return the settings of a provider that the options fix."""
     size = options.batch_size or (BATCH_SIZES["tensorrt"] if provider == "tensorrt" else 0)
     if provider == "cpu":
-        return Ladder(size, 1, False)
+        return FixedSettings(size, 1, False)
     if provider == "openvino":
-        return Ladder(size, options.openvino.streams, False)
+        return FixedSettings(size, options.openvino.streams, False)
     if provider == "cuda":
         chosen = options.cuda
-        return Ladder(size, 1 if chosen.graph else chosen.streams, chosen.graph, chosen.channels_last)
+        return FixedSettings(size, 1 if chosen.graph else chosen.streams, chosen.graph, chosen.channels_last)
     other = options.tensorrt if provider == "tensorrt" else options.tensorrt_rtx
-    return Ladder(size, 1 if other.graph else other.streams, other.graph)
+    return FixedSettings(size, 1 if other.graph else other.streams, other.graph)
 
 
 def _check_precision(precision: str) -> None:
-    """Refuse what the CPU has no instructions for before anything is measured."""
+    """Raise ProviderError for a precision that the CPU has no instructions for."""
     from cloudrt.engines.openvino import native_precisions
 
     native = native_precisions()
@@ -176,19 +178,19 @@ def _check_precision(precision: str) -> None:
 
 
 def _check_devices(options: RunOptions, provider: str) -> None:
-    """Refuse GPUs that do not exist, and GPUs of different models, whose last bits differ."""
+    """Raise ProviderError for GPUs that do not exist, or of different models, whose results could differ."""
     if options.devices is None:
         return
     if provider not in ("auto", *GPU_PROVIDERS):
-        raise ProviderError(f"--devices are GPUs: --provider {provider} runs on none")
+        raise ProviderError(f"--devices selects GPUs, but --provider {provider} does not run on a GPU")
     driver = nvidia_driver()
     gpus = driver.gpus if driver else ()
     missing = [str(device) for device in options.devices if device >= len(gpus)]
     if missing:
-        raise ProviderError(f"no GPU {', '.join(missing)} here: this process may use {len(gpus)}")
+        raise ProviderError(f"there is no GPU {', '.join(missing)}: this process may use {len(gpus)} GPUs")
     kinds = sorted({gpus[device] for device in options.devices})
     if len(kinds) > 1:
-        raise ProviderError(f"--devices of several kinds ({'; '.join(kinds)}): give each kind a run of its own")
+        raise ProviderError(f"--devices has GPUs of different models ({'; '.join(kinds)}): start one run per model")
 
 
 def _take_the_fastest(measurements: _Measurements, artifact: Artifact) -> Plan:
@@ -202,23 +204,23 @@ def _take_the_fastest(measurements: _Measurements, artifact: Artifact) -> Plan:
     if not plans:
         who = "no provider here" if measurements.on_any_device else "--devices asks for GPUs, but no GPU provider here"
         raise ProviderError(f"{who} runs this artifact: {'; '.join(passed_over.values())}")
-    best = plans[-1]  # ONNX Runtime's own, unless it is hindered
+    best = plans[-1]  # ONNX Runtime's CUDA or CPU provider, if it can run
     for plan in plans[-2::-1]:
         ratio = measurements.ratio(plan, best)
         winner, loser = (plan, best) if ratio >= MARGIN else (best, plan)
-        words = f"{loser.images_per_s:.1f} images/s beside {winner.images_per_s:.1f}, as measured here"
+        words = f"{loser.images_per_s:.1f} images/s, compared with {winner.images_per_s:.1f}"
         if winner is best and ratio > 1:
-            words = f"{ratio:.2f} times as fast as {best.provider}, and less than {MARGIN} may be noise"
+            words = f"{ratio:.2f} times as fast as {best.provider}; a ratio below {MARGIN} may be noise"
         passed_over[loser.provider] = words
         best = winner
-    level = logging.INFO if measurements.measured else logging.DEBUG  # every later run would repeat them
+    level = logging.INFO if measurements.measured else logging.DEBUG  # logged only by the run that measures
     for name, reason in passed_over.items():
         logger.log(level, "  %s was not chosen: %s", name, reason)
     return replace(best, passed_over=passed_over)
 
 
 def _find_candidates(measurements: _Measurements, artifact: Artifact) -> tuple[dict[str, str], dict[str, str]]:
-    """Return provider -> compute precision of those that can run and agree, and the reason against each other one."""
+    """Return provider -> precision of those that can run and agree with the reference, and the others with a reason."""
     precisions: dict[str, str] = {}
     passed_over: dict[str, str] = {}
     for provider in NAMES:
@@ -227,7 +229,7 @@ def _find_candidates(measurements: _Measurements, artifact: Artifact) -> tuple[d
             break
         reason = hindrance(provider, artifact)
         if reason is None and provider == "tensorrt" and not measurements.has_tensorrt_engine():
-            reason = "its engine would take minutes to build: ask for it with --provider tensorrt"
+            reason = "building its engine would take minutes: request it with --provider tensorrt"
         if reason is None:
             try:
                 precision = measurements.precision(provider)
@@ -242,10 +244,15 @@ def _find_candidates(measurements: _Measurements, artifact: Artifact) -> tuple[d
 
 
 class _Measurements:
-    """The measurements of one artifact, each taken once."""
+    """The measurements of one artifact, read from the cache if they are there."""
 
     def __init__(
-        self, model: onnx.ModelProto, artifact: Artifact, options: RunOptions, known: Known, samples: Samples | None
+        self,
+        model: onnx.ModelProto,
+        artifact: Artifact,
+        options: RunOptions,
+        known: MeasurementCache,
+        samples: Samples | None,
     ) -> None:
         self._model, self._artifact, self._options, self._known = model, artifact, options, known
         self._samples = samples
@@ -262,7 +269,7 @@ class _Measurements:
         return self._trial is not None
 
     def precision(self, provider: str) -> str:
-        """Return what a provider computes in: what is asked for, or the fastest that agrees."""
+        """Return the precision that a provider computes in: the requested one, or the fastest one that agrees."""
         if provider != "openvino":
             return "fp32"
         if self._options.compute_precision != "auto":
@@ -270,7 +277,7 @@ class _Measurements:
         from cloudrt.engines.openvino import native_precisions
 
         native = native_precisions()
-        # An fp32 artifact asks for fp32.
+        # For an fp32 artifact, fp32.
         for precision in {"fp16": ("fp16", "bf16"), "int8": ("bf16",)}.get(self._artifact.precision, ()):
             if precision in native and self.disagreement(provider, precision) is None:
                 return precision
@@ -284,9 +291,10 @@ class _Measurements:
         return all(tensorrt_engine_exists(self._artifact, size, content, device) for device in self._options.gpus)
 
     def disagreement(self, provider: str, precision: str) -> str | None:
-        """See `ProviderTrial.disagreement`; ONNX Runtime's CPU provider is the reference.
+        """Return `ProviderTrial.disagreement`, from the cache if it is there; None for the reference, the CPU provider.
 
-        A result on images of the user's is preferred to one on made-up scenes, and either is kept.
+        Results for the user's images and for synthetic scenes are stored separately. Without images, a stored result of
+        either kind is returned.
         """
         if provider == "cpu":
             return None
@@ -300,9 +308,9 @@ class _Measurements:
         return reason
 
     def plan(self, provider: str, precision: str, *, alone: bool) -> Plan:
-        """Return the fastest way to run a provider; nothing is measured where only one way remains.
+        """Return the plan with the fastest settings of a provider.
 
-        `alone` says that no other provider competes.
+        Nothing is measured if the options leave only one setting and no other provider is compared (`alone`).
         """
         fixed = _fixed(self._options, provider)
         asked = fixed.batch_size
@@ -312,17 +320,17 @@ class _Measurements:
             f"rate of {provider} {precision}, batch {asked or 'free'}, streams {fixed.streams or 'free'}, "
             f"graph {fixed.cuda_graph}, channels last {fixed.channels_last}"
         )
-        rungs = Rung.read(self._known.get(key))
+        settings = Setting.read(self._known.get(key))
         refusal = None
-        if not rungs:
+        if not settings:
             trial = self._open_trial()
-            rungs, refusal = trial.climb(provider, precision, fixed), trial.refusal
-            if rungs:  # memory that is short now may be free next time
-                self._known.put(key, [rung.to_dict() for rung in rungs])
-        best = best_rung(rungs)
+            settings, refusal = trial.measure_settings(provider, precision, fixed), trial.refusal
+            if settings:  # not stored if memory ran out: there may be enough next time
+                self._known.put(key, [setting.to_dict() for setting in settings])
+        best = best_setting(settings)
         if best is None:
             raise refusal or MemoryExhausted(
-                f"{provider} has no memory for {asked or 1} images: use a smaller --batch-size"
+                f"{provider} has not enough memory for {asked or 1} images: use a smaller --batch-size"
             )
         return Plan(
             provider=provider,
@@ -332,11 +340,11 @@ class _Measurements:
             cuda_graph=best.cuda_graph,
             channels_last=best.channels_last,
             pinned=best.pinned,
-            images_per_s=max(rung.images_per_s for rung in rungs),
+            images_per_s=max(setting.images_per_s for setting in settings),
         )
 
     def ratio(self, plan: Plan, other: Plan) -> float:
-        """Return how many times as fast a plan is as another; timed in turns unless the rates are far apart."""
+        """Return how many times as fast a plan is as another; they are timed alternately if the rates are close."""
         apart = plan.images_per_s / other.images_per_s if other.images_per_s else math.inf
         if not 1 / CLEAR < apart < CLEAR:
             return apart
@@ -344,16 +352,16 @@ class _Measurements:
         ratio = self._known.get(key)
         if not isinstance(ratio, float) or not 0 < ratio < math.inf:
             try:
-                ratio = self._open_trial().compare(_entrant(plan), _entrant(other))
+                ratio = self._open_trial().compare(_candidate(plan), _candidate(other))
             except (ArtifactError, ProviderError) as error:
-                logger.info("  %s and %s cannot be timed in turns: %s", plan.provider, other.provider, error)
+                logger.info("  %s and %s cannot be timed alternately: %s", plan.provider, other.provider, error)
                 return apart
             self._known.put(key, ratio)
         return ratio
 
     def _open_trial(self) -> ProviderTrial:
         if self._trial is None:
-            logger.info("Measuring how this model runs best here, once per model and machine: up to a minute")
+            logger.info("Measuring the fastest settings, once per model and machine; this takes up to a minute")
             options = self._options
             self._trial = ProviderTrial(
                 self._model,
@@ -367,6 +375,8 @@ class _Measurements:
         return self._trial
 
 
-def _entrant(plan: Plan) -> Entrant:
-    rung = Rung(plan.batch_size, plan.streams, plan.cuda_graph, channels_last=plan.channels_last, pinned=plan.pinned)
-    return Entrant(plan.provider, plan.compute_precision, rung)
+def _candidate(plan: Plan) -> Candidate:
+    setting = Setting(
+        plan.batch_size, plan.streams, plan.cuda_graph, channels_last=plan.channels_last, pinned=plan.pinned
+    )
+    return Candidate(plan.provider, plan.compute_precision, setting)

@@ -1,4 +1,4 @@
-"""The measurements behind a plan: whether a provider agrees with the reference, and its fastest setting."""
+"""The measurements for a plan: whether a provider agrees with the reference, and its fastest settings."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COMPARED = 64
-"""How many images a provider must agree on: enough rows to measure a share of 0.5%."""
+"""Number of images on which a provider is compared with the reference: 256 rows for four classes, enough to measure
+a fraction of 0.5%."""
 SCENES = 16
-"""How many different scenes `make_samples` draws."""
+"""Number of different scenes that `make_samples` draws."""
 BUDGET = 12.0
-"""Seconds that climbing may take for each provider, loading apart; a rung that would take longer is left out."""
+"""Time limit of `measure_settings` in seconds; a setting that would exceed it is not measured."""
 SHORTEST = 0.2
-"""Seconds that a rung is timed at least."""
+"""Shortest time to measure a setting, in seconds."""
 GAIN = 1.05
-"""What a larger batch must give to be worth its memory."""
+"""Factor by which a setting must be faster to be preferred to one that was measured before it."""
 ROUNDS = 5
-"""How often two settings are timed in turns."""
+"""Number of rounds in which two settings are timed alternately."""
 BATCHES = {
     "cpu": (1, 2, 4, 8),
     "openvino": (1, 2, 4, 8),
@@ -50,8 +51,8 @@ BATCHES = {
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One way to run an engine, and the images/s that it gave."""
+class Setting:
+    """Settings of an engine, and the images/s measured with them; see `EngineOptions`."""
 
     batch_size: int
     streams: int = 1
@@ -61,27 +62,31 @@ class Rung:
     pinned: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self)
 
     @classmethod
-    def read(cls, values: Any) -> list[Rung]:
-        """Return rungs from what `to_dict` gave of each; none where that is no such list."""
+    def read(cls, values: Any) -> list[Setting]:
+        """Return settings from a list of the values that `to_dict` returned; an empty list if it is malformed."""
         try:
-            rungs = [cls(**one) for one in values]
+            settings = [cls(**one) for one in values]
         except TypeError:
             return []
         kinds = (int, int, bool, float, bool, bool)
-        for rung in rungs:
-            found = tuple(map(type, asdict(rung).values()))
-            if found != kinds or min(rung.batch_size, rung.streams) < 1 or not 0 < rung.images_per_s < math.inf:
+        for setting in settings:
+            found = tuple(map(type, asdict(setting).values()))
+            if (
+                found != kinds
+                or min(setting.batch_size, setting.streams) < 1
+                or not 0 < setting.images_per_s < math.inf
+            ):
                 return []
-        return rungs
+        return settings
 
 
 @dataclass(frozen=True)
-class Ladder:
-    """The settings that the user fixes; 0 and None are measured."""
+class FixedSettings:
+    """The settings that the user fixes; those that are 0 or None are measured."""
 
     batch_size: int = 0
     streams: int = 0
@@ -89,36 +94,36 @@ class Ladder:
     channels_last: bool | None = None
 
 
-ANY = Ladder()
+NOTHING_FIXED = FixedSettings()
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """A provider at one setting."""
+class Candidate:
+    """A provider with its settings."""
 
     provider: str
     precision: str
-    rung: Rung
+    setting: Setting
 
 
 @dataclass
 class ProviderTrial:
-    """Measures one artifact in several providers.
+    """Measures one artifact with several providers.
 
     Parameters
     ----------
     model, artifact
-        The model and its description.
+        The model and its metadata.
     threads
-        CPU threads of an engine.
+        Number of CPU threads of an engine.
     device
-        The GPU to measure; the others are of the same model.
+        Number of the GPU to measure; the other GPUs are of the same model.
     allow_cpu
         See `EngineOptions`.
     batch_size
-        The one to run, for which TensorRT's engine exists; 0 takes the provider's default.
+        The batch size of the run, for which TensorRT's engine exists; 0 uses the provider's default.
     samples
-        Gives (N, H, W, 3) uint8 images to compare on; fewer than `COMPARED` are filled up with made-up scenes.
+        Returns images to compare on, (N, H, W, 3) uint8. Synthetic scenes are added up to `COMPARED` images.
     """
 
     model: onnx.ModelProto
@@ -136,7 +141,7 @@ class ProviderTrial:
 
     @property
     def images(self) -> NDArray[np.uint8]:
-        """(`COMPARED`, H, W, 3) uint8."""
+        """The images to compare on, (`COMPARED`, H, W, 3) uint8."""
         if self._images is None:
             size = self.artifact.input_size
             given = self.samples()[:COMPARED] if self.samples else np.empty((0, *size, 3), np.uint8)
@@ -144,24 +149,25 @@ class ProviderTrial:
             self._images = np.concatenate([given, *scenes])
         return self._images
 
-    def open(self, provider: str, precision: str, rung: Rung) -> Engine:
-        """Open an engine with the settings of a rung."""
+    def open(self, provider: str, precision: str, setting: Setting) -> Engine:
+        """Open an engine with the given settings."""
         options = EngineOptions(
-            streams=rung.streams,
+            streams=setting.streams,
             compute_precision=precision,
-            cuda_graph=rung.cuda_graph,
-            channels_last=rung.channels_last,
-            pinned=rung.pinned,
+            cuda_graph=setting.cuda_graph,
+            channels_last=setting.channels_last,
+            pinned=setting.pinned,
             device=self.device,
             allow_cpu=self.allow_cpu,
         )
-        return open_engine(self.model, provider, rung.batch_size, self.threads, options)
+        return open_engine(self.model, provider, setting.batch_size, self.threads, options)
 
     def disagreement(self, provider: str, precision: str) -> str | None:
-        """Return what is past the gate's tolerances between a provider and ONNX Runtime CPU fp32; None where it agrees.
+        """Return how the output of a provider differs from ONNX Runtime's CPU provider in fp32, or None if it agrees.
 
-        `COMPARED` images are compared, level by level and by the submissions that the artifact's rules give, until the
-        result is certain. An artifact's int8 layers round in the reference too, in float.
+        The outputs agree if they are within `TOLERANCES`. They are compared on `COMPARED` images, by levels and by the
+        submissions that the artifact's rules give; the comparison stops as soon as a limit is certainly exceeded. For
+        an int8 artifact, the reference quantises and dequantises in float.
         """
         answers = self._reference()
         widest = max((TOLERANCES[precision], TOLERANCES[self.artifact.precision]), key=lambda one: one.mean_difference)
@@ -170,117 +176,120 @@ class ProviderTrial:
         if provider in ("tensorrt", "tensorrt-rtx"):
             size = self.batch_size or size
         try:
-            with self.open(provider, precision, Rung(size)) as engine:
+            with self.open(provider, precision, Setting(size)) as engine:
                 for position, levels, presence in _run_all(engine, self.images):
                     tally.add(position, levels, presence)
                     faults = tally.at_best(provider).faults(widest)
                     if faults:
                         break
         except MemoryExhausted:
-            raise  # says nothing about the answers
+            raise  # does not mean that the outputs differ
         except (ArtifactError, ProviderError) as error:
             return str(error)
-        return f"its answers differ from ONNX Runtime's CPU provider in fp32: {'; '.join(faults)}" if faults else None
+        return f"its output differs from ONNX Runtime's CPU provider in fp32: {'; '.join(faults)}" if faults else None
 
-    def climb(self, provider: str, precision: str, given: Ladder = ANY) -> list[Rung]:
-        """Return the rungs that were tried, with their rates; none where the provider runs no batch at all.
+    def measure_settings(self, provider: str, precision: str, given: FixedSettings = NOTHING_FIXED) -> list[Setting]:
+        """Return the settings that were measured, with their rates; an empty list if the provider cannot run any.
 
-        Streams first, at the smallest batch, then batches, then channels-last convolutions, copies by ONNX Runtime
-        itself and a CUDA graph, each at the best so far. Each ladder ends where two rungs in a row gain nothing, where
-        a rung is refused, or at the end of `BUDGET`. `refusal` is then why the last rung was refused, else None.
+        The steps are: numbers of streams with the smallest batch, batch sizes, channels-last convolutions, copies by
+        ONNX Runtime itself, and a CUDA graph. Each step starts from the best settings so far. It ends when two settings
+        in a row are not faster, when the provider refuses one, or when `BUDGET` is used up. Afterwards, `refusal` is
+        the error of the last refused settings, or None.
         """
         self.refusal = None
-        rungs: list[Rung] = []
+        settings: list[Setting] = []
         deadline = time.perf_counter() + BUDGET
-        for ladder in self._ladders(provider, given):
+        for step in self._steps(provider, given):
             useless = 0
-            for rung in ladder(best_rung(rungs)):
-                tried = self._try(provider, precision, rung, best_rung(rungs), deadline)
+            for setting in step(best_setting(settings)):
+                tried = self._try(provider, precision, setting, best_setting(settings), deadline)
                 if tried is None:
                     break
-                best = best_rung(rungs)
+                best = best_setting(settings)
                 useless = 0 if best is None or tried.images_per_s > GAIN * best.images_per_s else useless + 1
-                rungs.append(tried)
+                settings.append(tried)
                 if useless == 2:
                     break
-        return rungs
+        return settings
 
-    def compare(self, one: Entrant, other: Entrant) -> float:
-        """Return how many times as fast `one` is as `other`: the median of `ROUNDS` ratios, timed in turns.
+    def compare(self, one: Candidate, other: Candidate) -> float:
+        """Return how many times as fast `one` is as `other`: the median of `ROUNDS` ratios, timed alternately.
 
         Raises
         ------
         ArtifactError, ProviderError
-            One of them cannot be opened beside the other, or fails.
+            The two engines cannot be open at the same time, or one fails.
         """
         with ExitStack() as stack:
-            engines = [stack.enter_context(self.open(it.provider, it.precision, it.rung)) for it in (one, other)]
-            batches = [self._batch(it.rung) for it in (one, other)]
+            engines = [stack.enter_context(self.open(it.provider, it.precision, it.setting)) for it in (one, other)]
+            batches = [self._batch(it.setting) for it in (one, other)]
             ratios = []
             for _ in range(ROUNDS):
                 ours, theirs = (measure_rate(engine, batch) for engine, batch in zip(engines, batches, strict=True))
                 ratios.append(ours / theirs)
         return float(np.median(ratios))
 
-    def _ladders(self, provider: str, given: Ladder) -> Iterator[Callable[[Rung | None], Iterator[Rung]]]:
+    def _steps(self, provider: str, given: FixedSettings) -> Iterator[Callable[[Setting | None], Iterator[Setting]]]:
         graph, layout = bool(given.cuda_graph), bool(given.channels_last)
 
-        def streams(_best: Rung | None) -> Iterator[Rung]:
+        def streams(_best: Setting | None) -> Iterator[Setting]:
             smallest = given.batch_size or BATCHES[provider][0]
             if given.streams:
-                yield Rung(smallest, given.streams, graph, channels_last=layout)
+                yield Setting(smallest, given.streams, graph, channels_last=layout)
                 return
             most = {"openvino": self.threads, "cpu": 1, "tensorrt-rtx": 1}.get(provider, 2)
             for power in range(math.floor(math.log2(most)) + 1):
-                yield Rung(smallest, 2**power, channels_last=layout)
+                yield Setting(smallest, 2**power, channels_last=layout)
 
-        def batches(best: Rung | None) -> Iterator[Rung]:
+        def batches(best: Setting | None) -> Iterator[Setting]:
             if best and not given.batch_size:
                 for size in BATCHES[provider][1:]:
                     yield replace(best, batch_size=size)
 
-        def layouts(best: Rung | None) -> Iterator[Rung]:
+        def layouts(best: Setting | None) -> Iterator[Setting]:
             if best and provider == "cuda" and given.channels_last is None:
                 yield replace(best, channels_last=True)
 
-        def copies(best: Rung | None) -> Iterator[Rung]:
+        def copies(best: Setting | None) -> Iterator[Setting]:
             if best and provider in ("cuda", "tensorrt") and not best.cuda_graph:
                 yield replace(best, pinned=False)
 
-        def graphs(best: Rung | None) -> Iterator[Rung]:
+        def graphs(best: Setting | None) -> Iterator[Setting]:
             if best and provider in GPU_PROVIDERS and given.cuda_graph is None and given.streams in (0, 1):
                 yield replace(best, streams=1, cuda_graph=True, pinned=True)
 
         yield from (streams, batches, layouts, copies, graphs)
 
-    def _try(self, provider: str, precision: str, rung: Rung, best: Rung | None, deadline: float) -> Rung | None:
-        """Return the rung with its rate; None where there is no time for it, or the provider refuses it."""
-        work = rung.batch_size * rung.streams
+    def _try(
+        self, provider: str, precision: str, setting: Setting, best: Setting | None, deadline: float
+    ) -> Setting | None:
+        """Return the settings with their rate, or None if there is no time left or the provider refuses them."""
+        work = setting.batch_size * setting.streams
         if best and time.perf_counter() + 3 * work / best.images_per_s > deadline:
             return None
-        words = f"{provider} {precision}: batch {rung.batch_size}, streams {rung.streams}"
-        words += ", channels last" if rung.channels_last else ""
-        words += ", CUDA graph" if rung.cuda_graph else ""
-        words += "" if rung.pinned else ", plain copies"
+        words = f"{provider} {precision}: batch {setting.batch_size}, streams {setting.streams}"
+        words += ", channels last" if setting.channels_last else ""
+        words += ", CUDA graph" if setting.cuda_graph else ""
+        words += "" if setting.pinned else ", plain copies"
         try:
-            with self.open(provider, precision, rung) as engine:
-                rate = measure_rate(engine, self._batch(rung))
+            with self.open(provider, precision, setting) as engine:
+                rate = measure_rate(engine, self._batch(setting))
         except (ArtifactError, ProviderError) as error:
             self.refusal = error
         except MemoryError as error:
-            self.refusal = MemoryExhausted(f"{provider} has no memory for a batch of {rung.batch_size}: {error}")
+            self.refusal = MemoryExhausted(f"{provider} has not enough memory for {setting.batch_size} images: {error}")
         else:
             logger.info("  %s: %.1f images/s", words, rate)
-            return replace(rung, images_per_s=max(0.01, round(float(rate), 2)))
+            return replace(setting, images_per_s=max(0.01, round(float(rate), 2)))
         logger.info("  %s: %s", words, self.refusal)
         return None
 
-    def _batch(self, rung: Rung) -> NDArray[np.uint8]:
-        if self._images is None:  # what an image shows does not change the rate
+    def _batch(self, setting: Setting) -> NDArray[np.uint8]:
+        if self._images is None:  # the content of an image does not change the rate
             pattern = np.random.default_rng(0).integers(0, 256, (4, *self.artifact.input_size, 3), np.uint8)
         else:
             pattern = self._images
-        return pattern[np.arange(rung.batch_size) % len(pattern)]
+        return pattern[np.arange(setting.batch_size) % len(pattern)]
 
     def _reference(self) -> Answers:
         if self._answers is None:
@@ -302,7 +311,7 @@ class ProviderTrial:
 
 
 def make_samples(count: int, size: Grid, threads: int = 1) -> NDArray[np.uint8]:
-    """Return made-up images (N, H, W, 3): up to `SCENES` scenes, then the same shifted, mirrored and paler."""
+    """Return synthetic images, (count, H, W, 3) uint8: `SCENES` scenes, then shifted, mirrored and darker copies."""
     from cloudrt.data.scenes import draw_image
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -312,7 +321,7 @@ def make_samples(count: int, size: Grid, threads: int = 1) -> NDArray[np.uint8]:
         turn = number // SCENES
         image = np.roll(scenes[number % SCENES], (turn * size[0] // 3, turn * size[1] // 5), (0, 1))
         image = image[:, ::-1] if turn % 2 else image
-        # Dark pixels stay as they are: black ones are pixels without data.
+        # Rounding down keeps the lowest levels: pixels without data stay black.
         images.append(image - (image * (0.12 * turn)).astype(np.uint8))
     return np.stack(images)
 
@@ -320,7 +329,7 @@ def make_samples(count: int, size: Grid, threads: int = 1) -> NDArray[np.uint8]:
 def _run_all(
     engine: Engine, images: NDArray[np.uint8]
 ) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint8] | None]]:
-    """Yield position, (C, W, H) levels and (C,) presence of each image; the last batch is filled up."""
+    """Yield the position, (C, W, H) levels and (C,) presence of each image; the last batch is padded."""
     size = engine.batch_size or len(images)
     for begin in range(0, len(images), size):
         probability, presence = engine.run(images[np.arange(begin, begin + size) % len(images)])
@@ -329,8 +338,8 @@ def _run_all(
 
 
 def measure_rate(engine: Engine, batch: NDArray[np.uint8]) -> float:
-    """Return images/s of an engine with all of its streams at work, the best of two rounds after a warm-up."""
-    images = engine.empty(1)  # where the pipeline decodes to
+    """Return the images/s of an engine with all streams busy: the higher rate of two rounds, after a warm-up."""
+    images = engine.empty(1)  # the same memory as in the pipeline
     images[...] = batch
     with ThreadPoolExecutor(engine.streams) as pool:
 
@@ -346,9 +355,9 @@ def measure_rate(engine: Engine, batch: NDArray[np.uint8]) -> float:
     return times * engine.streams * len(batch) / best
 
 
-def best_rung(rungs: list[Rung]) -> Rung | None:
-    """Return the fastest rung, the first of those that are as good; None where there are none."""
-    if not rungs:
+def best_setting(settings: list[Setting]) -> Setting | None:
+    """Return the first settings whose rate is within a factor `GAIN` of the highest; None for an empty list."""
+    if not settings:
         return None
-    fastest = max(rung.images_per_s for rung in rungs)
-    return next(rung for rung in rungs if GAIN * rung.images_per_s >= fastest)
+    fastest = max(setting.images_per_s for setting in settings)
+    return next(setting for setting in settings if GAIN * setting.images_per_s >= fastest)

@@ -16,7 +16,15 @@ from cloudrt.engines import trial as trial_module
 from cloudrt.engines.base import BATCH_SIZES
 from cloudrt.engines.choice import open_engine
 from cloudrt.engines.plan import MARGIN, Plan, make_plan
-from cloudrt.engines.trial import ANY, COMPARED, Entrant, Ladder, ProviderTrial, Rung, make_samples
+from cloudrt.engines.trial import (
+    COMPARED,
+    NOTHING_FIXED,
+    Candidate,
+    FixedSettings,
+    ProviderTrial,
+    Setting,
+    make_samples,
+)
 from cloudrt.errors import ProviderError
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import load_sample
@@ -42,13 +50,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Rung]]:
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Setting]]:
     """Every provider works, by ONNX Runtime's CPU provider; what is opened is noted down."""
-    found: list[tuple[str, Rung]] = []
+    found: list[tuple[str, Setting]] = []
 
-    def open_here(self: ProviderTrial, provider: str, precision: str, rung: Rung) -> Any:
-        found.append((provider, rung))
-        return open_engine(self.model, "cpu", rung.batch_size, 1)
+    def open_here(self: ProviderTrial, provider: str, precision: str, setting: Setting) -> Any:
+        found.append((provider, setting))
+        return open_engine(self.model, "cpu", setting.batch_size, 1)
 
     monkeypatch.setattr(ProviderTrial, "open", open_here)
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name != "openvino" else "not here")
@@ -59,50 +67,50 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Rung]]:
     return found
 
 
-def test_auto_builds_no_engine_of_tensorrt(opened: list[tuple[str, Rung]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_builds_no_engine_of_tensorrt(opened: list[tuple[str, Setting]], monkeypatch: pytest.MonkeyPatch) -> None:
     make_plan(MODEL, ARTIFACT, RunOptions())
     assert opened and "tensorrt" not in {provider for provider, _ in opened}
     opened.clear()
     # Its engine for batches of 32 exists: nothing else is opened, by the comparison nor by the measurements.
     monkeypatch.setattr("cloudrt.engines.session.tensorrt_engine_exists", lambda *words: words[1] == 32)
     make_plan(OTHER, OTHER_ARTIFACT, RunOptions())
-    sizes = [rung.batch_size for provider, rung in opened if provider == "tensorrt"]
+    sizes = [setting.batch_size for provider, setting in opened if provider == "tensorrt"]
     assert len(sizes) >= 3 and set(sizes) == {32}
     opened.clear()
     make_plan(OTHER, OTHER_ARTIFACT, RunOptions(batch_size=16))
     assert "tensorrt" not in {provider for provider, _ in opened}
     monkeypatch.setattr("cloudrt.engines.session.tensorrt_engine_exists", lambda *words: words[1] == 16)
     make_plan(OTHER, OTHER_ARTIFACT, RunOptions(batch_size=16))
-    assert {rung.batch_size for provider, rung in opened if provider == "tensorrt"} == {16}
+    assert {setting.batch_size for provider, setting in opened if provider == "tensorrt"} == {16}
 
 
-def test_tensorrt_rtx_takes_part(opened: list[tuple[str, Rung]]) -> None:
+def test_tensorrt_rtx_takes_part(opened: list[tuple[str, Setting]]) -> None:
     """It compiles in seconds, and runs one batch at a time."""
     make_plan(MODEL, ARTIFACT, RunOptions())
-    rungs = [rung for provider, rung in opened if provider == "tensorrt-rtx"]
-    assert {rung.batch_size for rung in rungs} == {BATCH_SIZES["tensorrt-rtx"]}
-    assert {rung.streams for rung in rungs} == {1}
-    assert {rung.cuda_graph for rung in rungs} == {False, True}
-    assert not any(rung.channels_last for rung in rungs)
+    settings = [setting for provider, setting in opened if provider == "tensorrt-rtx"]
+    assert {setting.batch_size for setting in settings} == {BATCH_SIZES["tensorrt-rtx"]}
+    assert {setting.streams for setting in settings} == {1}
+    assert {setting.cuda_graph for setting in settings} == {False, True}
+    assert not any(setting.channels_last for setting in settings)
     fixed = RunOptions(provider="tensorrt-rtx", tensorrt_rtx=TensorrtRtxOptions(graph=True))
     chosen = make_plan(MODEL, ARTIFACT, fixed)
     assert chosen.cuda_graph and chosen.satisfies(fixed)
 
 
-def test_the_layout_of_convolutions_is_measured_on_cuda(opened: list[tuple[str, Rung]]) -> None:
+def test_the_layout_of_convolutions_is_measured_on_cuda(opened: list[tuple[str, Setting]]) -> None:
     make_plan(MODEL, ARTIFACT, RunOptions(provider="cuda", batch_size=8))
-    assert [rung.channels_last for _, rung in opened].count(True) >= 1
+    assert [setting.channels_last for _, setting in opened].count(True) >= 1
     opened.clear()
     for asked in (False, True):
         options = RunOptions(provider="cuda", batch_size=8, cuda=CudaOptions(channels_last=asked))
         chosen = make_plan(MODEL, ARTIFACT, options)
-        assert {rung.channels_last for _, rung in opened} == {asked}
+        assert {setting.channels_last for _, setting in opened} == {asked}
         assert chosen.channels_last is asked and chosen.satisfies(options)
         assert chosen.options().channels_last is asked
         opened.clear()
 
 
-def test_new_rules_measure_nothing(opened: list[tuple[str, Rung]]) -> None:
+def test_new_rules_measure_nothing(opened: list[tuple[str, Setting]]) -> None:
     """What `cloudrt tune` changes: the choice stays."""
     first = make_plan(MODEL, ARTIFACT, RunOptions())
     opened.clear()
@@ -199,15 +207,17 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name in found else f"no {name}")
     monkeypatch.setattr(ProviderTrial, "disagreement", lambda *_: None)
 
-    def climb(self: ProviderTrial, provider: str, precision: str, given: Ladder = ANY) -> list[Rung]:
-        return [Rung(4, 1, False, found[provider])]
+    def measure_settings(
+        self: ProviderTrial, provider: str, precision: str, given: FixedSettings = NOTHING_FIXED
+    ) -> list[Setting]:
+        return [Setting(4, 1, False, found[provider])]
 
-    def compare(self: ProviderTrial, one: Entrant, other: Entrant) -> float:
+    def compare(self: ProviderTrial, one: Candidate, other: Candidate) -> float:
         assert (one.provider, other.provider) == ("openvino", "cpu")
         found["timed in turns"] += 1
         return found["ratio"]
 
-    monkeypatch.setattr(ProviderTrial, "climb", climb)
+    monkeypatch.setattr(ProviderTrial, "measure_settings", measure_settings)
     monkeypatch.setattr(ProviderTrial, "compare", compare)
     return found
 
@@ -237,24 +247,24 @@ def test_rates_that_are_far_apart_need_no_second_look(rates: dict[str, float], o
     assert rates["timed in turns"] == 0
 
 
-def test_two_settings_are_timed_in_turns(opened: list[tuple[str, Rung]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_settings_are_timed_in_turns(opened: list[tuple[str, Setting]], monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([2.0, 1.0, 8.0, 2.0, 3.0, 1.0, 1.0, 1.0, 30.0, 1.0])
     monkeypatch.setattr(trial_module, "measure_rate", lambda engine, batch: next(times))
     trial = ProviderTrial(MODEL, ARTIFACT, 1)
-    ratio = trial.compare(Entrant("openvino", "fp32", Rung(2)), Entrant("cpu", "fp32", Rung(4)))
+    ratio = trial.compare(Candidate("openvino", "fp32", Setting(2)), Candidate("cpu", "fp32", Setting(4)))
     assert ratio == 3.0  # the median of 2, 4, 3, 1 and 30
-    assert opened == [("openvino", Rung(2)), ("cpu", Rung(4))]
+    assert opened == [("openvino", Setting(2)), ("cpu", Setting(4))]
 
 
 def test_a_provider_that_fails_in_the_measurement_is_passed_over(
-    opened: list[tuple[str, Rung]], monkeypatch: pytest.MonkeyPatch
+    opened: list[tuple[str, Setting]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = ProviderTrial.open
 
-    def refuse(self: ProviderTrial, provider: str, precision: str, rung: Rung) -> Any:
+    def refuse(self: ProviderTrial, provider: str, precision: str, setting: Setting) -> Any:
         if provider == "cuda":
             raise ProviderError("the GPU is lost")
-        return real(self, provider, precision, rung)
+        return real(self, provider, precision, setting)
 
     monkeypatch.setattr(ProviderTrial, "open", refuse)
     monkeypatch.setattr(ProviderTrial, "disagreement", lambda *_: None)

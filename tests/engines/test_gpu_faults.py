@@ -21,7 +21,7 @@ from cloudrt.engines.base import EngineOptions, brief
 from cloudrt.engines.choice import open_engine
 from cloudrt.engines.libraries import cuda_libraries, cuda_major, is_present
 from cloudrt.engines.plan import Plan
-from cloudrt.engines.trial import Ladder, ProviderTrial, Rung
+from cloudrt.engines.trial import FixedSettings, ProviderTrial, Setting
 from cloudrt.errors import MemoryExhausted, ProviderError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.run import infer
@@ -153,7 +153,7 @@ def test_a_gpu_that_is_lost_ends_the_run_and_resume_finishes_it(
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
-    monkeypatch.setattr(ProviderTrial, "climb", lambda *_: [Rung(4, images_per_s=10.0)])
+    monkeypatch.setattr(ProviderTrial, "measure_settings", lambda *_: [Setting(4, images_per_s=10.0)])
     wanted = tmp_path / "wanted.csv"
     infer(images, wanted, model, provider="cuda", batch_size=4)
     runs: list[int] = []
@@ -214,17 +214,19 @@ def test_errors_are_brief(text: str, wanted: str) -> None:
 def test_a_setting_that_is_refused_ends_neither_trial_nor_command(
     monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
-    def open_one(self: ProviderTrial, provider: str, precision: str, rung: Rung) -> Any:
-        if getattr(rung, refused) > 1 or getattr(rung, refused) is True:
+    def open_one(self: ProviderTrial, provider: str, precision: str, setting: Setting) -> Any:
+        if getattr(setting, refused) > 1 or getattr(setting, refused) is True:
             raise ProviderError(f"{refused} is refused")
-        options = EngineOptions(streams=rung.streams)
-        return open_engine(MODEL, "cpu", rung.batch_size, 1, options)
+        options = EngineOptions(streams=setting.streams)
+        return open_engine(MODEL, "cpu", setting.batch_size, 1, options)
 
     monkeypatch.setattr(ProviderTrial, "open", open_one)
     monkeypatch.setattr("cloudrt.engines.trial.SHORTEST", 1e-6)
     trial = ProviderTrial(MODEL, ARTIFACT, 1)
-    rungs = trial.climb("cuda", "fp32", Ladder(batch_size=2))
-    assert rungs and not any(getattr(rung, refused) > 1 or getattr(rung, refused) is True for rung in rungs)
+    settings = trial.measure_settings("cuda", "fp32", FixedSettings(batch_size=2))
+    assert settings and not any(
+        getattr(setting, refused) > 1 or getattr(setting, refused) is True for setting in settings
+    )
 
 
 def test_a_provider_that_runs_nothing_says_why(gpu: Gpu, model: Path) -> None:

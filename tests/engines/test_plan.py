@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
 
 import cloudrt.engines.plan
-from cloudrt.engines.measurements import Known
+from cloudrt.engines.measurements import MeasurementCache
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.engines.plan import Plan, make_plan
-from cloudrt.engines.trial import ANY, Ladder, ProviderTrial, Rung
+from cloudrt.engines.trial import NOTHING_FIXED, FixedSettings, ProviderTrial, Setting
 from cloudrt.errors import MemoryExhausted, ProviderError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.model.artifact import Artifact, parse_artifact, write_metadata
@@ -42,19 +42,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Every provider works and agrees; their rates are what a test puts here; what is measured is counted."""
-    found: dict[str, float] = {"looks": 0, "climbs": 0}
+    found: dict[str, float] = {"comparisons": 0, "measurements": 0}
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name in found else f"no {name}")
 
     def agree(self: ProviderTrial, provider: str, precision: str) -> None:
-        found["looks"] += 1
+        found["comparisons"] += 1
 
-    def climb(self: ProviderTrial, provider: str, precision: str, given: Ladder = ANY) -> list[Rung]:
-        found["climbs"] += 1
+    def measure_settings(
+        self: ProviderTrial, provider: str, precision: str, given: FixedSettings = NOTHING_FIXED
+    ) -> list[Setting]:
+        found["measurements"] += 1
         streams = given.streams or (2 if provider == "openvino" else 1)
-        return [Rung(given.batch_size or 4, streams, bool(given.cuda_graph), found[provider])]
+        return [Setting(given.batch_size or 4, streams, bool(given.cuda_graph), found[provider])]
 
     monkeypatch.setattr(ProviderTrial, "disagreement", agree)
-    monkeypatch.setattr(ProviderTrial, "climb", climb)
+    monkeypatch.setattr(ProviderTrial, "measure_settings", measure_settings)
     return found
 
 
@@ -75,19 +77,19 @@ def test_the_fastest_on_a_cpu_is_taken_and_the_other_is_named(
         "tensorrt": "no tensorrt",
         "tensorrt-rtx": "no tensorrt-rtx",
         "cuda": "no cuda",
-        other: "10.0 images/s beside 20.0, as measured here",
+        other: "10.0 images/s, compared with 20.0",
     }
-    measured = rates["looks"], rates["climbs"]
+    measured = rates["comparisons"], rates["measurements"]
     assert plan(RunOptions()) == chosen
-    assert (rates["looks"], rates["climbs"]) == measured  # remembered
+    assert (rates["comparisons"], rates["measurements"]) == measured  # remembered
     plan(RunOptions(), model=OTHER)
-    assert rates["climbs"] == measured[1] + 2
+    assert rates["measurements"] == measured[1] + 2
 
 
 def test_a_gpu_is_taken_before_any_cpu(rates: dict[str, float]) -> None:
     rates |= {"cuda": 5.0, "openvino": 20.0, "cpu": 10.0}
     assert plan(RunOptions()).provider == "cuda"
-    assert rates["climbs"] == 1
+    assert rates["measurements"] == 1
 
 
 def test_tensorrt_is_taken_where_its_engine_exists(rates: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,14 +107,14 @@ def test_tensorrt_is_taken_where_its_engine_exists(rates: dict[str, float], monk
     chosen = plan(RunOptions())
     assert (chosen.provider, chosen.batch_size) == ("tensorrt", 32)
     assert asked == [32]  # of the batch that it would run
-    assert "5.0 images/s beside 9.0" in chosen.passed_over["cuda"]
+    assert "5.0 images/s, compared with 9.0" in chosen.passed_over["cuda"]
 
 
 def test_nothing_is_measured_where_nothing_is_left_open(rates: dict[str, float], cache: Path) -> None:
     rates |= {"cpu": 1.0}
     assert plan(RunOptions(provider="cpu", batch_size=8)) == Plan("cpu", 8)
     assert plan(RunOptions(provider="auto", batch_size=8)).batch_size == 8
-    assert rates["climbs"] == rates["looks"] == 0
+    assert rates["measurements"] == rates["comparisons"] == 0
     assert not cache.exists()
 
 
@@ -128,7 +130,7 @@ def test_who_disagrees_is_passed_over_and_runs_when_asked_for(monkeypatch: pytes
     monkeypatch.setattr(openvino.OpenvinoEngine, "run", too_high)
     chosen = plan(RunOptions())
     assert chosen.provider == "cpu"
-    assert "differ from ONNX Runtime's CPU provider in fp32: mean difference" in chosen.passed_over["openvino"]
+    assert "differs from ONNX Runtime's CPU provider in fp32: mean difference" in chosen.passed_over["openvino"]
     assert plan(RunOptions(provider="openvino", batch_size=4)).provider == "openvino"
 
 
@@ -184,10 +186,10 @@ def test_instructions_that_are_missing_are_refused(monkeypatch: pytest.MonkeyPat
 def test_devices_are_gpus_that_are_there_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = ("H200, 139 GiB", "H200, 139 GiB", "T4, 15 GiB")
     monkeypatch.setattr(cloudrt.engines.plan, "nvidia_driver", lambda: Driver((13, 0), gpus))
-    for devices, words in (((0, 3), "no GPU 3 here: this process may use 3"), ((0, 2), "of several kinds")):
+    for devices, words in (((0, 3), "there is no GPU 3: this process may use 3"), ((0, 2), "of different models")):
         with pytest.raises(ProviderError, match=words):
             plan(RunOptions(provider="auto", batch_size=4, devices=devices))
-    with pytest.raises(ProviderError, match="--provider cpu runs on none"):
+    with pytest.raises(ProviderError, match="--provider cpu does not run on a GPU"):
         plan(RunOptions(provider="cpu", batch_size=4, devices=(0, 1)))
 
 
@@ -198,9 +200,11 @@ def test_devices_are_never_answered_with_a_cpu(
     rates |= {"cpu": 9.0}
     monkeypatch.setattr(cloudrt.engines.plan, "nvidia_driver", lambda: Driver((13, 0), gpus) if gpus else None)
     assert plan(RunOptions(batch_size=4)).provider == "cpu"
-    words = "--devices asks for GPUs, but .*no cuda" if gpus else "no GPU 0 here"
+    words = "--devices asks for GPUs, but .*no cuda" if gpus else "there is no GPU 0"
     for provider in ("auto", "cpu"):
-        with pytest.raises(ProviderError, match=words if provider == "auto" else "--provider cpu runs on none"):
+        with pytest.raises(
+            ProviderError, match=words if provider == "auto" else "--provider cpu does not run on a GPU"
+        ):
             plan(RunOptions(provider=provider, batch_size=4, devices=(0,)))
 
 
@@ -213,7 +217,7 @@ def test_reasons_against_providers_are_told_once_when_they_are_measured(
     plan(RunOptions())
     assert [text for text in caplog.messages if " was not chosen: " in text] == [
         *(f"  {name} was not chosen: no {name}" for name in ("tensorrt", "tensorrt-rtx", "cuda")),
-        "  cpu was not chosen: 10.0 images/s beside 20.0, as measured here",
+        "  cpu was not chosen: 10.0 images/s, compared with 20.0",
     ]
     caplog.clear()
     plan(RunOptions())
@@ -226,24 +230,24 @@ def test_reasons_against_providers_are_told_once_when_they_are_measured(
 def test_what_was_measured_is_kept_by_everything_that_it_hangs_on(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Known("ab", 2, False).put("rate", [1, 2])
-    assert Known("ab", 2, False).get("rate") == [1, 2]
-    assert "rate" not in Known("cd", 2, False)
-    assert "rate" not in Known("ab", 3, False)
-    assert "rate" not in Known("ab", 2, True)
+    MeasurementCache("ab", 2, False).put("rate", [1, 2])
+    assert MeasurementCache("ab", 2, False).get("rate") == [1, 2]
+    assert "rate" not in MeasurementCache("cd", 2, False)
+    assert "rate" not in MeasurementCache("ab", 3, False)
+    assert "rate" not in MeasurementCache("ab", 2, True)
     monkeypatch.setattr("cloudrt.engines.measurements.package_version", lambda name: "99")
-    assert "rate" not in Known("ab", 2, False)
+    assert "rate" not in MeasurementCache("ab", 2, False)
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     (file,) = (cache / "cloudrt" / "plans").iterdir()
     for damaged in ("", "[1]", "{", '{"rate": '):
         file.write_text(damaged)
-        assert "rate" not in Known("ab", 2, False)
+        assert "rate" not in MeasurementCache("ab", 2, False)
     file.unlink()
     file.parent.rmdir()
     file.parent.write_text("in the way")
     caplog.set_level("WARNING", "cloudrt")
-    known = Known("ab", 2, False)
+    known = MeasurementCache("ab", 2, False)
     known.put("rate", 3)
     assert known.get("rate") == 3
     assert "cannot store the tuning" in caplog.text
@@ -269,25 +273,27 @@ def test_a_plan_satisfies_the_options_that_it_was_made_for() -> None:
 @pytest.mark.parametrize(
     ("options", "given"),
     [
-        (RunOptions(provider="openvino", openvino=OpenvinoOptions(streams=3)), Ladder(0, 3, False)),
-        (RunOptions(provider="cuda", batch_size=8, cuda=CudaOptions(streams=2)), Ladder(8, 2, None)),
-        (RunOptions(provider="cuda", cuda=CudaOptions(graph=True)), Ladder(0, 1, True)),
-        (RunOptions(provider="cuda", tensorrt=TensorrtOptions(graph=True)), Ladder(0, 0, None)),
-        (RunOptions(provider="tensorrt", tensorrt=TensorrtOptions(graph=True)), Ladder(32, 1, True)),
+        (RunOptions(provider="openvino", openvino=OpenvinoOptions(streams=3)), FixedSettings(0, 3, False)),
+        (RunOptions(provider="cuda", batch_size=8, cuda=CudaOptions(streams=2)), FixedSettings(8, 2, None)),
+        (RunOptions(provider="cuda", cuda=CudaOptions(graph=True)), FixedSettings(0, 1, True)),
+        (RunOptions(provider="cuda", tensorrt=TensorrtOptions(graph=True)), FixedSettings(0, 0, None)),
+        (RunOptions(provider="tensorrt", tensorrt=TensorrtOptions(graph=True)), FixedSettings(32, 1, True)),
     ],
 )
 def test_settings_of_a_provider_are_fixed_by_its_own_options(
-    rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, options: RunOptions, given: Ladder
+    rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, options: RunOptions, given: FixedSettings
 ) -> None:
     rates |= {"cpu": 1.0, "openvino": 2.0, "cuda": 3.0, "tensorrt": 4.0}
-    asked: list[Ladder] = []
-    real = ProviderTrial.climb
+    asked: list[FixedSettings] = []
+    real = ProviderTrial.measure_settings
 
-    def climb(self: ProviderTrial, provider: str, precision: str, ladder: Ladder = ANY) -> list[Rung]:
-        asked.append(ladder)
-        return real(self, provider, precision, ladder)
+    def measure_settings(
+        self: ProviderTrial, provider: str, precision: str, given: FixedSettings = NOTHING_FIXED
+    ) -> list[Setting]:
+        asked.append(given)
+        return real(self, provider, precision, given)
 
-    monkeypatch.setattr(ProviderTrial, "climb", climb)
+    monkeypatch.setattr(ProviderTrial, "measure_settings", measure_settings)
     chosen = plan(options)
     assert asked == [given]
     assert chosen.satisfies(options)
@@ -315,10 +321,10 @@ def test_a_segmenter_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         plan = first.plan
         assert plan.images_per_s > 0
 
-    def never(*_: object) -> Iterator[Rung]:
+    def never(*_: object) -> Iterator[Setting]:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(ProviderTrial, "climb", never)
+    monkeypatch.setattr(ProviderTrial, "measure_settings", never)
     monkeypatch.setattr(ProviderTrial, "disagreement", never)
     with Segmenter(model, threads=1) as second:
         assert second.plan == plan
@@ -326,7 +332,7 @@ def test_a_segmenter_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @needs_openvino
-@pytest.mark.parametrize("where", ["climb", "disagreement"])
+@pytest.mark.parametrize("where", ["measure_settings", "disagreement"])
 def test_memory_that_lacks_today_is_not_remembered(
     rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -337,15 +343,15 @@ def test_memory_that_lacks_today_is_not_remembered(
     def lacking(self: ProviderTrial, provider: str, *words: Any) -> Any:
         if provider != "openvino":
             return real(self, provider, *words)
-        if where == "climb":
+        if where == "measure_settings":
             return []
-        raise MemoryExhausted("no memory for openvino")
+        raise MemoryExhausted("not enough memory for openvino")
 
     with monkeypatch.context() as patch:
         patch.setattr(ProviderTrial, where, lacking)
         chosen = plan(RunOptions())
         assert chosen.provider == "cpu"
-        assert "no memory" in chosen.passed_over["openvino"]
+        assert "not enough memory" in chosen.passed_over["openvino"]
     assert plan(RunOptions()).provider == "openvino"
 
 
@@ -371,15 +377,15 @@ def test_what_was_kept_wrongly_is_measured_anew(rates: dict[str, float], cache: 
     (file,) = (cache / "cloudrt" / "plans").iterdir()
     values = json.loads(file.read_text())
     file.write_text(json.dumps(dict.fromkeys(values, kept)))
-    climbs = rates["climbs"]
+    measurements = rates["measurements"]
     assert plan(RunOptions()) == first
-    assert rates["climbs"] == climbs + 1
+    assert rates["measurements"] == measurements + 1
 
 
 def test_a_plan_of_an_earlier_run_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     settled = Plan("cpu", 4)
     assert make_plan(MODEL, ARTIFACT, RunOptions(), settled) == settled
-    with pytest.raises(ProviderError, match="--provider cpu runs on none"):
+    with pytest.raises(ProviderError, match="--provider cpu does not run on a GPU"):
         make_plan(MODEL, ARTIFACT, RunOptions(devices=(0, 1)), settled)
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: "it was uninstalled")
     with pytest.raises(ProviderError, match="it was uninstalled"):

@@ -1,4 +1,4 @@
-"""The ladder of batches and streams: where it ends, and what it measures."""
+"""Which batch sizes and numbers of streams are measured, and when the measurements stop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from support.tiny import SMALL_GRIDS, tiny_model
 
-from cloudrt.engines.trial import COMPARED, Ladder, ProviderTrial, Rung, best_rung, measure_rate
+from cloudrt.engines.trial import COMPARED, FixedSettings, ProviderTrial, Setting, best_setting, measure_rate
 from cloudrt.errors import MemoryExhausted
 from cloudrt.model.artifact import parse_artifact
 
@@ -22,9 +22,9 @@ ARTIFACT = parse_artifact(MODEL, "model.onnx")
 class Simulated:
     """An engine whose batch takes `fixed` + `each` * N seconds of a clock that only it moves."""
 
-    def __init__(self, rung: Rung, clock: list[float], fixed: float, each: float) -> None:
-        self.batch_size, self.streams = rung.batch_size, rung.streams
-        self._clock, self._seconds = clock, fixed + each * rung.batch_size
+    def __init__(self, setting: Setting, clock: list[float], fixed: float, each: float) -> None:
+        self.batch_size, self.streams = setting.batch_size, setting.streams
+        self._clock, self._seconds = clock, fixed + each * setting.batch_size
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
         return np.empty((batches * self.batch_size, *ARTIFACT.input_size, 3), np.uint8)
@@ -39,20 +39,24 @@ class Simulated:
 
 
 @pytest.fixture
-def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Rung]]:
+def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Setting]]:
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
 
-    def climb(provider: str, fixed: float, each: float, threads: int = 4, most: int = 1000, asked: int = 0) -> Any:
-        def open_one(self: ProviderTrial, provider: str, precision: str, rung: Rung) -> Simulated:
-            if rung.batch_size > most:
+    def measure_settings(
+        provider: str, fixed: float, each: float, threads: int = 4, most: int = 1000, asked: int = 0
+    ) -> Any:
+        def open_one(self: ProviderTrial, provider: str, precision: str, setting: Setting) -> Simulated:
+            if setting.batch_size > most:
                 raise MemoryExhausted("no memory")
-            return Simulated(rung, clock, fixed, each)
+            return Simulated(setting, clock, fixed, each)
 
         monkeypatch.setattr(ProviderTrial, "open", open_one)
-        return ProviderTrial(MODEL, ARTIFACT, threads).climb(provider, "fp32", Ladder(batch_size=asked))
+        return ProviderTrial(MODEL, ARTIFACT, threads).measure_settings(
+            provider, "fp32", FixedSettings(batch_size=asked)
+        )
 
-    return climb
+    return measure_settings
 
 
 @pytest.mark.parametrize("size", [(32, 64), (32, 32)])
@@ -64,41 +68,43 @@ def test_providers_are_compared_on_networks_smaller_than_a_scene(size: tuple[int
     assert trial.disagreement("cpu", "fp32") is None
 
 
-def test_a_ladder_ends_where_larger_batches_gain_nothing(simulate: Callable[..., list[Rung]]) -> None:
-    rungs = simulate("cpu", fixed=0.0, each=0.01)
-    assert [rung.batch_size for rung in rungs] == [1, 2, 4]
-    assert best_rung(rungs) == Rung(1, 1, False, 100.0)
-    rungs = simulate("cpu", fixed=0.1, each=0.001)
-    assert [rung.batch_size for rung in rungs] == [1, 2, 4, 8]
-    best = best_rung(rungs)
+def test_measurements_stop_if_larger_batches_gain_nothing(simulate: Callable[..., list[Setting]]) -> None:
+    settings = simulate("cpu", fixed=0.0, each=0.01)
+    assert [setting.batch_size for setting in settings] == [1, 2, 4]
+    assert best_setting(settings) == Setting(1, 1, False, 100.0)
+    settings = simulate("cpu", fixed=0.1, each=0.001)
+    assert [setting.batch_size for setting in settings] == [1, 2, 4, 8]
+    best = best_setting(settings)
     assert best and best.batch_size == 8
     assert best.images_per_s == pytest.approx(8 / 0.108, rel=1e-3)
 
 
-def test_a_ladder_ends_at_the_end_of_memory_and_of_time(simulate: Callable[..., list[Rung]]) -> None:
-    assert [rung.batch_size for rung in simulate("cpu", fixed=0.1, each=0.001, most=4)] == [1, 2, 4]
+def test_measurements_stop_without_memory_or_time(simulate: Callable[..., list[Setting]]) -> None:
+    assert [setting.batch_size for setting in simulate("cpu", fixed=0.1, each=0.001, most=4)] == [1, 2, 4]
     assert simulate("cpu", fixed=0.1, each=0.001, most=0) == []
     slow = simulate("cpu", fixed=1.0, each=2.0)  # 3 s, then 5 s a batch: three of them are more than is left
-    assert [rung.batch_size for rung in slow] == [1]
+    assert [setting.batch_size for setting in slow] == [1]
 
 
-def test_streams_come_first_then_batches_then_a_graph(simulate: Callable[..., list[Rung]]) -> None:
-    rungs = simulate("openvino", fixed=0.001, each=0.01)
-    assert [(rung.batch_size, rung.streams) for rung in rungs[:3]] == [(1, 1), (1, 2), (1, 4)]
-    assert {rung.streams for rung in rungs[3:]} == {4}
-    rungs = simulate("cuda", fixed=0.01, each=0.001)
-    assert [(rung.batch_size, rung.streams) for rung in rungs[:2]] == [(8, 1), (8, 2)]
-    assert rungs[-1].cuda_graph and rungs[-1].streams == 1
-    rungs = simulate("cuda", fixed=0.01, each=0.001, asked=24)
-    assert {rung.batch_size for rung in rungs} == {24}
-    assert [rung.pinned for rung in rungs].count(False) == 1
+def test_streams_come_first_then_batches_then_a_graph(simulate: Callable[..., list[Setting]]) -> None:
+    settings = simulate("openvino", fixed=0.001, each=0.01)
+    assert [(setting.batch_size, setting.streams) for setting in settings[:3]] == [(1, 1), (1, 2), (1, 4)]
+    assert {setting.streams for setting in settings[3:]} == {4}
+    settings = simulate("cuda", fixed=0.01, each=0.001)
+    assert [(setting.batch_size, setting.streams) for setting in settings[:2]] == [(8, 1), (8, 2)]
+    assert settings[-1].cuda_graph and settings[-1].streams == 1
+    settings = simulate("cuda", fixed=0.01, each=0.001, asked=24)
+    assert {setting.batch_size for setting in settings} == {24}
+    assert [setting.pinned for setting in settings].count(False) == 1
 
 
 def test_plain_copies_are_taken_where_they_are_faster() -> None:
-    plain = Rung(8, 2, images_per_s=20.0, pinned=False)
-    assert best_rung([Rung(8, 2, images_per_s=10.0), plain]) is plain
-    assert Rung.read([plain.to_dict()]) == [plain]
-    assert Rung.read([{"batch_size": 8, "images_per_s": 2.0}]) == [Rung(8, images_per_s=2.0)]  # of an earlier version
+    plain = Setting(8, 2, images_per_s=20.0, pinned=False)
+    assert best_setting([Setting(8, 2, images_per_s=10.0), plain]) is plain
+    assert Setting.read([plain.to_dict()]) == [plain]
+    assert Setting.read([{"batch_size": 8, "images_per_s": 2.0}]) == [
+        Setting(8, images_per_s=2.0)
+    ]  # of an earlier version
 
 
 def test_all_streams_are_at_work_when_they_are_timed() -> None:
