@@ -166,20 +166,20 @@ class Segmenter:
         ----------
         inputs
             Paths, the bytes of image files, (H, W, 3) uint8 RGB arrays, PIL images, torch tensors of the shape
-            (H, W, 3) or (3, H, W), or `ImageFile` and `StoredImage` objects. One of them is as good as a list of one;
-            the path of a folder stands for the images in it.
+            (H, W, 3) or (3, H, W), or `ImageFile` and `StoredImage` objects. A single input is treated like a list of
+            one, and the path of a folder like a list of its images.
         look
             Called with the network's output for each input, in order and some images before the results, for example
             to store the probabilities.
         probabilities
-            Whether each result holds its `probability`.
+            Whether to set `probability` of each result.
 
         Raises
         ------
         ArtifactError
             The artifact has no rules.
         DataError
-            A missing path or an empty folder, or something else than inputs.
+            A missing path, an empty folder, or an input of another type.
         """
         require_rules(self.artifact, self.model)
         return self._with_sources(self._several(inputs), look, probabilities)
@@ -187,7 +187,7 @@ class Segmenter:
     def _with_sources(
         self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None, probabilities: bool
     ) -> Generator[Result, None, None]:
-        """Yield the results with what they need to draw themselves and, on request, with probabilities."""
+        """Yield the results with the source of each image, for plotting, and with probabilities if requested."""
         sources: deque[Path | Grid | None] = deque()
         waiting: deque[NDArray[np.uint8] | None] = deque()
 

@@ -44,7 +44,7 @@ class Result:
     source
         Path of the file, or height and width of the array; None for bytes.
     probability
-        (C, H, W) uint8 levels 0..255 on the submission grid, if `Segmenter.predict` was asked for them.
+        (C, H, W) uint8 levels 0..255 on the submission grid, with `Segmenter.predict(..., probabilities=True)`.
     place
         Grid and position of a panorama's masks; None for an image that was not cut into tiles.
     """
@@ -77,8 +77,8 @@ class Result:
         label
             Name of the class.
         size
-            "grid": the submission grid. "image": the size of the image. (H, W): this size. Pixels are repeated or left
-            out, without interpolation.
+            "grid": the submission grid. "image": the size of the image. (H, W): this size. The mask is resized by
+            nearest neighbours.
 
         Returns
         -------
@@ -88,7 +88,7 @@ class Result:
         Raises
         ------
         DataError
-            No class of that name; a size that cannot be used, or that is unknown: that of bytes.
+            No class of that name, an invalid size, or "image" for an image of unknown size (from bytes).
         ImageError
             The file of the image can no longer be read.
         """
@@ -110,7 +110,7 @@ class Result:
         Parameters
         ----------
         image
-            (H, W, 3) uint8 RGB. None reads the file; for arrays and bytes the image is needed.
+            (H, W, 3) uint8 RGB. None reads the file; required for arrays and bytes.
 
         Returns
         -------
@@ -120,7 +120,7 @@ class Result:
         Raises
         ------
         DataError
-            The image is needed, or it failed, so that there is nothing to draw.
+            `image` is required, or the image failed.
         ImageError
             The file of the image can no longer be read.
         """
@@ -139,7 +139,7 @@ class Result:
         Raises
         ------
         DataError, ImageError
-            See `plot`; or a suffix that is no format of images.
+            See `plot`; or the suffix of an unsupported format.
         """
         if Path(path).suffix.lower() not in SUFFIXES:
             raise DataError(f"{path}: the suffix decides the format: {', '.join(sorted(SUFFIXES))}")
