@@ -7,9 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -87,3 +88,38 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
 def test_settings_out_of_range(wrong: dict[str, int]) -> None:
     with pytest.raises(DataError, match=next(iter(wrong))):
         ServeSettings(**wrong)  # type: ignore[arg-type]
+
+
+def resident_bytes(process: int) -> int:
+    """Return the memory of a process and its threads (proc(5))."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_five_minutes_of_overload_leave_memory_flat(tmp_path: Path) -> None:
+    """32 clients without a pause, 8 slots: every answer is 200 or 503, and memory does not grow after a minute."""
+    model = tiny_artifact(tmp_path / "mine.onnx", (64, 96), SMALL_GRIDS)
+    picture = write_jpeg(tmp_path / "0.jpg", 0, (1400, 2100)).path.read_bytes()
+    words = [str(model), "--batch-size", "4", "--threads", "2", "--queue", "8"]
+    with command(*words) as (process, _, port), ThreadPoolExecutor(32) as pool:
+        end = time.monotonic() + 300
+
+        def ask(_: int) -> set[int]:
+            statuses = set()
+            while time.monotonic() < end:
+                connection = HTTPConnection("127.0.0.1", port, timeout=60)
+                with suppress(ConnectionResetError, BrokenPipeError):  # refused before the body was read
+                    connection.request("POST", "/v1/segment", picture)
+                    statuses.add(connection.getresponse().status)
+                connection.close()
+            return statuses
+
+        clients = [pool.submit(ask, number) for number in range(32)]
+        time.sleep(60)
+        early = resident_bytes(process.pid)
+        found = set[int]().union(*(client.result() for client in clients))
+        assert found == {200, 503}
+        assert resident_bytes(process.pid) < early + 50e6
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
