@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,15 +21,11 @@ from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.run import infer
 from cloudrt.masks.metric import score
 from cloudrt.model.artifact import read_artifact
-from cloudrt.model.network_config import NetworkConfig
 from cloudrt.model.parity import TOLERANCES
 from cloudrt.system.terminal import Advance, progress_bar
 
 from .gpu_task import GpuTask, NotRun, Part, Values, make_batch, measure_images_per_s
-from .networks import TorchGraph, load_checkpoint
-
-if TYPE_CHECKING:
-    from cloudrt.model.network import Checkpoint
+from .networks import TorchGraph, load_checkpoint, make_checkpoint
 
 TENSORRT = ("tensorrt", "tensorrt-rtx")
 TEST_IMAGES = 64
@@ -64,8 +60,10 @@ def _our_rate(task: GpuTask, size: int) -> Values:
 def _torch_rate(task: GpuTask, size: int, compiled: bool, ours: Any) -> Values:
     if compiled and task.stand_in:
         raise NotRun("no GPU, and torch.compile takes minutes on a CPU")
-    _, artifact = task.load()
-    network = TorchGraph(_open_checkpoint(task), artifact.tta, task.choose("cuda", "cpu"), compiled, task.threads)
+    model, artifact = task.load()
+    path = task.checkpoint
+    checkpoint = load_checkpoint(Path(path), artifact) if path else make_checkpoint(model, artifact)
+    network = TorchGraph(checkpoint, artifact.tta, task.choose("cuda", "cpu"), compiled, task.threads)
     torch, batch = network.torch, make_batch(size, artifact.input_size)
     on_device = torch.from_numpy(batch).to(network.device)
 
@@ -97,26 +95,6 @@ def _torch_rate(task: GpuTask, size: int, compiled: bool, ours: Any) -> Values:
         "ratio": ratio,
         "weights": "of the checkpoint" if task.checkpoint else "random",
     }
-
-
-def _open_checkpoint(task: GpuTask) -> Checkpoint:
-    """Return the checkpoint or, without one, the artifact's network with random weights, which is as fast."""
-    model, artifact = task.load()
-    if task.checkpoint:
-        return load_checkpoint(Path(task.checkpoint), artifact)
-    from cloudrt.model.network import Checkpoint, build_network
-
-    has_presence = any(output.name == "presence" for output in model.graph.output)
-    config = NetworkConfig(
-        architecture=artifact.architecture,
-        encoder=artifact.encoder,
-        options=artifact.options,
-        input_size=artifact.input_size,
-        subtract_no_data=artifact.subtract_no_data,
-        presence="head" if has_presence else "none",
-        labels=artifact.labels,
-    )
-    return Checkpoint(config, build_network(config).state_dict(), (), 0.0, 0)
 
 
 def tensorrt(task: GpuTask) -> Iterator[Part]:

@@ -17,7 +17,7 @@ from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError
 from cloudrt.images.image import Image
 from cloudrt.model.artifact import Artifact, load_model, parse_artifact
-from cloudrt.model.network_config import VIEWS
+from cloudrt.model.network_config import VIEWS, NetworkConfig
 from cloudrt.system.files import sha256
 
 from .agreement import open_networks
@@ -212,6 +212,29 @@ def load_checkpoint(checkpoint: Path, artifact: Artifact) -> Checkpoint:
     if len(artifact.members) > 1:
         raise ArtifactError(f"the artifact averages {len(artifact.members)} networks: {checkpoint} is only one of them")
     return loaded
+
+
+def make_checkpoint(model: Any, artifact: Artifact) -> Checkpoint:
+    """Return a checkpoint of an artifact's network with random weights, which is as fast.
+
+    Raises
+    ------
+    ModuleNotFoundError, DataError
+        PyTorch is not installed; the network cannot be built.
+    """
+    from cloudrt.model.network import Checkpoint, build_network
+
+    has_presence = any(output.name == "presence" for output in model.graph.output)
+    config = NetworkConfig(
+        architecture=artifact.architecture,
+        encoder=artifact.encoder,
+        options=artifact.options,
+        input_size=artifact.input_size,
+        subtract_no_data=artifact.subtract_no_data,
+        presence="head" if has_presence else "none",
+        labels=artifact.labels,
+    )
+    return Checkpoint(config, build_network(config).state_dict(), (), 0.0, 0)
 
 
 def open_peer(options: BenchOptions, work: Workload) -> tuple[Network, dict[str, str]]:
