@@ -37,7 +37,7 @@ _BLOCK = re.compile(
 _SAID = re.compile(r"^print\(.*?\)  # -> (.*)$", re.MULTILINE)
 SHELL = ("cat", "cp", "echo", "head", "split")
 """Programs that every machine has."""
-ELSEWHERE = ("bench/tensorrt.sh", "curl", "docker", "eval", "export", "kaggle", "ray", "sbatch", "sh")
+ELSEWHERE = ("curl", "docker", "eval", "export", "kaggle", "ray", "sbatch", "sh")
 """What pages may name but nothing here runs: such a block says why."""
 
 _SMALL = [
