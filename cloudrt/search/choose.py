@@ -1,13 +1,13 @@
-"""The choice of a rule that generalises, from the exact tables of `tables.py`.
+"""Choice of rules that generalise to other images, from the exact tables of `tables.py`.
 
-The maximum of a Dice surface is often a spike: a threshold and min area that fit these images by chance. The chosen
-rule is instead the maximum of the surface averaged over a neighbourhood, a plateau. Cross-validation estimates the Dice
-of such a choice on unseen images:
+The maximum of the Dice over threshold and min area (the surface) is often a narrow peak (spike), which fits these
+images by chance. Therefore the surface is smoothed by a moving average, and the rule at the maximum of the smoothed
+surface is chosen. Cross-validation estimates the Dice of such a choice on unseen images:
 
     folds --choose on the others--> one rule per fold --score on the fold--> out-of-fold Dice of every image
 
-A gate (the class is empty unless enough pixels exceed a high level) and the presence output are searched jointly with
-all thresholds and min areas, first alone, then both together on the grid of `JOINT`. Each is used only if it raises
+A gate (the class is empty unless enough pixels exceed a high level) and the presence output are each searched together
+with all thresholds and min areas, and then both at once on the coarser grid of `JOINT`. Each is used only if it raises
 the out-of-fold Dice by more than the standard error of the difference. A previous rule is replaced under the same
 condition.
 """
@@ -32,13 +32,13 @@ GATE_SHARES = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.045, 0.
 """Fraction of the grid's pixels that must exceed the threshold of the gate."""
 PRESENCES = tuple(range(0, 256, 4))
 JOINT = {"threshold": 4, "gate_threshold": 2, "presence": 2}
-"""Search of gate and presence together: every how many of the thresholds, gate levels and presence levels are tried."""
+"""Strides of the search of gate and presence at once: of the thresholds, gate thresholds and presence levels."""
 
 TIE = 1e-9
-"""Sums of Dice that differ by less count as equal; of equal rules, the one in the middle is chosen."""
+"""Sums of Dice that differ by less are considered equal; the rule nearest to the mean of equal rules is chosen."""
 
 REACH = 1 / 32
-"""Half-width of the neighbourhood, as a fraction of the values tried; at least one value."""
+"""Half-width of the moving average, as a fraction of the number of values along an axis; at least one value."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class RuleScore:
     Parameters
     ----------
     dice
-        Over all images.
+        Mean over all images.
     negatives, positives
-        Over the images without and with the class; NaN if there are none.
+        Mean over the images without and with the class; NaN if there are none.
     """
 
     dice: float
@@ -60,7 +60,7 @@ class RuleScore:
 
 @dataclass(frozen=True)
 class RuleChoice:
-    """The chosen rule of a class, its score and its reliability.
+    """The chosen rule of a class, and estimates of its Dice.
 
     Parameters
     ----------
@@ -69,11 +69,12 @@ class RuleChoice:
     score
         Its score on the images that it was chosen on.
     out_of_fold, error
-        Cross-validated mean Dice of this way of choosing, and its standard error.
+        Cross-validated mean Dice of this selection, and its standard error. If the previous rule was kept, its mean
+        Dice.
     spike, spike_score, spike_out_of_fold
-        The same for the maximum of the surface, without averaging.
+        Rule at the maximum of the surface without smoothing, its score, and the cross-validated mean Dice.
     fold_rules
-        The rule chosen without the images of each fold.
+        For each fold, the rule that the search found without the images of the fold.
     surface
         (T, A): mean Dice of every threshold and min area, with the gate and presence of `rule`.
     found
@@ -98,12 +99,12 @@ class RuleChoice:
 
     @property
     def kept(self) -> bool:
-        """Whether the previous rule was kept, because the new one was not better beyond the error."""
+        """Whether the previous rule was kept, because the gain of the new one did not exceed its standard error."""
         return self.rule != self.found
 
 
 def score_rule(tables: DiceTables, label: int, rule: Rule) -> RuleScore:
-    """Return the score of a rule for class number `label`; see `DiceTables.of_rule` for the errors."""
+    """Return the score of a rule for class number `label`; the errors are those of `DiceTables.of_rule`."""
     return _score(tables.of_rule(label, rule), tables.true_pixels[label] > 0)
 
 
@@ -122,12 +123,12 @@ def choose_rules(
     tables
         From `cloudrt.search.tables.measure`.
     folds
-        Number of folds; at most one per image is used.
+        Number of folds; limited to the number of images.
     seed
         Seed of the shuffle that assigns images to folds.
     before
-        The previous rules, one per class, whose thresholds and min areas are in the tables. A new rule replaces one
-        only if its out-of-fold Dice is higher by more than the standard error of the difference.
+        The previous rules, one per class; their thresholds and min areas must be in the tables. A new rule replaces a
+        previous rule only if its out-of-fold Dice is higher by more than the standard error of the difference.
 
     Raises
     ------
@@ -151,9 +152,9 @@ class _RuleFamily:
     kinds
         The gates and presence levels, as rules without threshold and min area, in the shape of their grid.
     shown
-        (K, N) bool: on which images each of them keeps the class.
+        (K, N) bool: whether each of the K kinds keeps the class on each image.
     step
-        Every how many of the thresholds are tried.
+        Stride of the thresholds.
     """
 
     kinds: NDArray[np.object_]
@@ -184,13 +185,13 @@ class _Selection:
     Parameters
     ----------
     rule
-        Chosen on all images.
+        The rule chosen on all images.
     fold_rules
-        Chosen without the images of each fold.
+        For each fold, the rule chosen without its images.
     out_of_fold
         (N,): Dice of each image with the rule of its fold.
     surface
-        (T, A): mean Dice, with the gate and presence of `rule`.
+        (T, A): mean Dice of every threshold and min area, with the gate and presence of `rule`.
     """
 
     rule: Rule
@@ -245,7 +246,7 @@ def _error(values: NDArray[np.float64]) -> float:
 
 
 def _select(tables: DiceTables, label: int, family: _RuleFamily, fold: NDArray[np.int_], smooth: bool) -> _Selection:
-    """Choose a rule from a family on all images, and one without each fold."""
+    """Choose a rule from a family on all images, and one without the images of each fold."""
     sums = np.stack([_sums(tables, label, family, fold == f) for f in range(fold.max() + 1)])
     total = sums.sum(axis=0)
     rule = _highest(tables, family, total, smooth)
@@ -273,7 +274,7 @@ def _highest(tables: DiceTables, family: _RuleFamily, surface: NDArray[np.float6
     if smooth:
         for axis in range(surface.ndim):
             surface = _average(surface, axis)
-    ties = np.argwhere(surface >= surface.max() - TIE)  # sums in another order differ by rounding
+    ties = np.argwhere(surface >= surface.max() - TIE)  # the rounding of a sum depends on its order
     middle = ((ties - ties.mean(axis=0)) ** 2).sum(axis=1).argmin() if smooth else 0
     *place, t, a = (int(i) for i in ties[middle])
     kind: Rule = family.kinds[tuple(place)]
@@ -281,7 +282,7 @@ def _highest(tables: DiceTables, family: _RuleFamily, surface: NDArray[np.float6
 
 
 def _average(surface: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Return the moving average along an axis, over `REACH` of the values to either side, fewer at the ends."""
+    """Return the moving average along an axis, with half-width `REACH`; at the ends, over the values that exist."""
     count = surface.shape[axis]
     length = 2 * max(1, round(REACH * count)) + 1
     last = axis == surface.ndim - 1

@@ -37,16 +37,16 @@ _DAMAGE = (
     tokenize.TokenError,
     SyntaxError,
 )
-"""What zipfile and numpy raise for damaged, encrypted or forged files."""
+"""Exceptions that zipfile and NumPy raise for damaged, encrypted or manipulated files."""
 
 MAX_LABELS_BYTES = 2**20
-"""Size of `labels` in the file; compressed, thousands of bytes may take one."""
+"""Largest size of `labels` in bytes after decompression; compressed, it can be a thousand times smaller."""
 MAX_MAP_BYTES = 2**30
-"""Size of the maps of one image."""
+"""Largest size of the maps of one image, in bytes."""
 MAX_MEMBERS = 10_000_000
-"""Number of arrays in the file."""
+"""Largest number of arrays in a file."""
 _HEADER_BYTES = 4096
-"""Maximum size of an array's header; numpy writes 128."""
+"""Largest size of the header of an array, in bytes; NumPy writes 128."""
 
 _LABELS, _MAPS, _PRESENCE = "labels.npy", "maps/", "presence/"
 
@@ -58,7 +58,7 @@ class ProbabilityWriter:
         self._archive = archive
 
     def add(self, key: str, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None = None) -> None:
-        """Write the (C, W, H) levels of an image and, if there are any, its (C,) presence levels."""
+        """Write the (C, W, H) uint8 levels of an image and, if given, its (C,) uint8 presence levels."""
         self._write(f"{_MAPS}{key}.npy", levels)
         if presence is not None:
             self._write(f"{_PRESENCE}{key}.npy", presence)
@@ -92,7 +92,7 @@ class Probabilities:
     Raises
     ------
     DataError
-        No such file, or not a file of probabilities.
+        A missing file, or a file that does not contain probabilities.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -1,10 +1,10 @@
 """Exact search of rules on a validation set: the Dice of every threshold and min area for each image and class.
 
-    levels, truth --one sweep per map (kernels/sweep.py)--> pixels and true pixels kept, (T, A) --> DiceTables --> rules
+    levels, truth --one pass per map (kernels/sweep.py)--> pixels and true pixels kept, (T, A) --> DiceTables --> rules
 
-Trying 256 thresholds and 17 min areas separately would threshold, label and filter each map 4,352 times. A sweep
-computes all of them at once, with the same integer counts; Dice follows in float64. `search_rules` takes the best rule
-on these images; `choose.py` chooses one that generalises.
+Trying 256 thresholds and 17 min areas separately would threshold, label and filter each map 4,352 times. One pass
+over the map (`sweep`) computes all 4,352 results with the same integer counts, from which Dice is computed in float64.
+`search_rules` returns the best rule on these images; `choose.py` chooses one that generalises to other images.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cloudrt.system.overlap import overlap
 
 THRESHOLDS = tuple(range(256))
 MIN_AREAS = (0, 500, 1000, 2500, 5000, 7500, *range(9000, 25001, 1000), 27500, 30000, 35000, 40000, 50000)
-"""Pixels of the 350x525 grid; those from 9,000 to 25,000 are the notebook's."""
+"""Min areas in pixels of the 350x525 grid; those from 9,000 to 25,000 are tried by the Kaggle notebook too."""
 
 
 _LOSSES = -np.log((np.arange(256) + 0.5) / 256)
@@ -36,7 +36,7 @@ _LOSSES = -np.log((np.arange(256) + 0.5) / 256)
 
 
 def min_areas_for(grid: Grid) -> tuple[int, ...]:
-    """Return `MIN_AREAS` scaled to another submission grid: the same fractions of its pixels."""
+    """Return `MIN_AREAS` scaled to a submission grid, so that they are the same fractions of its pixels."""
     share = grid[0] * grid[1] / (SUBMIT_GRID[0] * SUBMIT_GRID[1])
     return tuple(dict.fromkeys(round(area * share) for area in MIN_AREAS))
 
@@ -75,10 +75,10 @@ class DiceTables:
     true_pixels
         (C, N) int64: area of the true mask.
     above
-        (C, N, 256) int64: number of pixels above each level, for gates.
+        (C, N, 256) int64: number of pixels above each level 0..255, for gates.
     loss
-        (C, N) float64: mean binary cross-entropy of the pixels, where a level v stands for the probability
-        (v + 0.5) / 256; the images with the highest are those whose label and prediction disagree most.
+        (C, N) float64: mean binary cross-entropy of the pixels, in nats, where a level v is the probability
+        (v + 0.5) / 256. It is highest for the images whose label and prediction differ most.
     presence
         (C, N) uint8, or None if the network has no such output.
     """
@@ -98,7 +98,7 @@ class DiceTables:
         Raises
         ------
         DataError
-            The threshold or min area was not searched.
+            The threshold or min area of the rule is not in the tables.
         """
         if rule.threshold not in self.thresholds or rule.min_area not in self.min_areas:
             raise DataError(f"threshold {rule.threshold} with min area {rule.min_area} was not searched")
@@ -122,7 +122,7 @@ class BestRule:
 
 
 class Sweeper:
-    """Sweeps maps of one size, in work space that is reused; one instance per thread.
+    """Runs `sweep` on maps of one size, in work space that is reused; one instance per thread.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ class Sweeper:
     def __init__(self, width: int, height: int, thresholds: NDArray[np.int64], min_areas: NDArray[np.int64]) -> None:
         framed = (width + 2) * (height + 2)
         if framed > MAX_PIXELS:
-            raise DataError(f"a map has at most {MAX_PIXELS} pixels, found {height}x{width}")
+            raise DataError(f"a map must have at most {MAX_PIXELS} pixels, found {height}x{width}")
         self._ranks = np.searchsorted(thresholds, np.arange(256)).astype(np.int16)
         self._min_areas = min_areas
         self._pixels = np.empty(framed, PIXEL)
@@ -205,13 +205,14 @@ def measure(
     Raises
     ------
     DataError
-        Maps of other shapes or dtypes, no images, nothing to try, a threshold or area out of range.
+        Maps of different shapes or wrong dtypes, no images or more than `count`, no threshold or min area, or one that
+        is out of range.
     """
     levels, areas = (np.unique(np.asarray(values, np.int64)) for values in (thresholds, min_areas))
     if not len(levels) or not len(areas):
         raise DataError("nothing to search: give at least one threshold and one min area")
     if levels[0] < 0 or levels[-1] > 255 or areas[0] < 0:
-        raise DataError(f"thresholds are within 0..255 and areas at least 0, found {levels} and {areas}")
+        raise DataError(f"thresholds must be within 0..255 and min areas at least 0, found {levels} and {areas}")
     threads = jobs or usable_cpus()
     local = threading.local()
     first: list[LabelledMaps] = []
@@ -240,7 +241,7 @@ def measure(
             if not tables:
                 tables = tuple(np.empty((len(part), count, *part.shape[1:]), part.dtype) for part in parts)
             if done == count:
-                raise DataError(f"there are more images than the announced {count}")
+                raise DataError(f"there are more images than count={count}")
             for table, part in zip(tables, parts, strict=True):
                 table[:, done] = part
             done += 1
@@ -258,16 +259,16 @@ def measure(
 def _check_maps(image: LabelledMaps, first: LabelledMaps) -> None:
     levels, truth, presence = image.levels, image.truth, image.presence
     if levels.ndim != 3 or levels.dtype != np.uint8 or not levels.size:
-        raise DataError(f"levels are (C, W, H) uint8, found {levels.shape} {levels.dtype}")
+        raise DataError(f"levels must be (C, W, H) uint8, found {levels.shape} {levels.dtype}")
     classes, width, height = levels.shape
     if truth.shape != (classes, (width * height + 7) // 8) or truth.dtype != np.uint8:
         raise DataError(f"levels {levels.shape} and packed truth {truth.shape} {truth.dtype} do not match")
     if presence is not None and (presence.shape != (classes,) or presence.dtype != np.uint8):
-        raise DataError(f"presence is ({classes},) uint8, found {presence.shape} {presence.dtype}")
+        raise DataError(f"presence must be ({classes},) uint8, found {presence.shape} {presence.dtype}")
     if (presence is None) != (first.presence is None):
-        raise DataError("all images of a search have presence levels, or none; these are mixed")
+        raise DataError("either all images of a search must have presence levels, or none; found both")
     if levels.shape != first.levels.shape:
-        raise DataError(f"all maps of a search have one shape, found {first.levels.shape} and {levels.shape}")
+        raise DataError(f"all maps of a search must have the same shape, found {first.levels.shape} and {levels.shape}")
 
 
 def search_rules(
@@ -278,9 +279,10 @@ def search_rules(
     jobs: int | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> list[BestRule]:
-    """Return the best rule of each class on these images; of equal rules, the lowest threshold, then min area.
+    """Return the best rule of each class on these images; of equal rules, the first by threshold and min area.
 
-    `probability` is (N, C, W, H) uint8 and `truth` (N, C, ceil(W * H / 8)) uint8; see `measure` for the others.
+    `probability` is (N, C, W, H) uint8 and `truth` (N, C, ceil(W * H / 8)) uint8; the other arguments and the
+    errors are those of `measure`.
     """
     if probability.ndim != 4 or len(truth) != len(probability):
         raise DataError(f"probability {probability.shape} and packed truth {truth.shape} do not match")
@@ -292,7 +294,7 @@ def best_rules(tables: DiceTables) -> list[BestRule]:
     """Return the threshold and min area with the highest mean Dice of each class; see `search_rules`."""
     best = []
     for dice in tables.dice:
-        mean = dice.sum(axis=0) / len(dice)  # summed in order of the images: independent of the number of threads
+        mean = dice.sum(axis=0) / len(dice)  # in the order of the images, for every number of threads
         t, a = np.unravel_index(int(mean.argmax()), mean.shape)
         best.append(BestRule(Rule(int(tables.thresholds[t]), int(tables.min_areas[a])), float(mean[t, a])))
     return best

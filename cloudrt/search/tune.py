@@ -48,7 +48,7 @@ class MapSource(Protocol):
 
 
 class StoredMaps:
-    """The maps in a file of probabilities."""
+    """The probability maps in a file; see `Probabilities`."""
 
     def __init__(self, stored: Probabilities) -> None:
         self._stored = stored
@@ -99,7 +99,7 @@ class Tuned:
     tables
         Dice of every rule on every image.
     choices
-        The rules, one per class: a new one where it is better than the previous one, which else is kept.
+        The choices, one per class: a new rule if it is better than the previous rule, else the previous rule.
     before
         The previous rules and their scores, one per class; empty if there were none.
     names
@@ -107,7 +107,7 @@ class Tuned:
     failures
         Name -> reason, of the images that were not used.
     seconds
-        Duration of choosing the rules from the tables.
+        Time to choose the rules from the tables.
     """
 
     labels: Labels
@@ -134,7 +134,7 @@ class Tuned:
         return sum(choice.out_of_fold for choice in self.choices) / len(self.choices)
 
     def disagreements(self, count: int = 200) -> list[Disagreement]:
-        """Return the images and classes with the highest loss, highest first: candidates for labelling again."""
+        """Return the images and classes with the highest loss, highest first: candidates for labelling errors."""
         dice = np.stack([self.tables.of_rule(label, choice.rule) for label, choice in enumerate(self.choices)])
         order = np.argsort(-self.tables.loss, axis=None, kind="stable")[:count]
         return [
@@ -156,12 +156,12 @@ class TuneOptions:
     Parameters
     ----------
     before
-        The previous rules, one per class; their thresholds and min areas are searched too. Each is kept unless the new
-        one is better; see `choose_rules`.
+        The previous rules, one per class; their thresholds and min areas are searched too. A previous rule is kept
+        unless the new one is better; see `choose_rules`.
     thresholds
-        Levels to try.
+        Levels 0..255 to try.
     min_areas
-        Pixels to try; None takes `min_areas_for` the grid.
+        Min areas to try, in pixels; None uses `min_areas_for` the grid.
     folds
         Number of folds of the cross-validation.
     threads
@@ -195,9 +195,9 @@ def tune(
     names
         The images to use.
     options
-        What to search.
+        Options of the search.
     save
-        Store the probabilities in this file.
+        File to store the probabilities in, if given.
     bar
         Shows progress: `bar(description, total)` is a context manager that yields `advance(n)`.
 

@@ -288,13 +288,13 @@ def test_maps_are_read_lazily_and_few_are_held() -> None:
 def test_images_that_differ_are_refused() -> None:
     maps = labelled(14, images=3)
     other = labelled(14, images=1, classes=1)
-    with pytest.raises(DataError, match="have one shape"):
+    with pytest.raises(DataError, match="have the same shape"):
         measure([*maps, *other], 4)
     with pytest.raises(DataError, match="more images"):
         measure(maps, 2)
     with pytest.raises(DataError, match="no image"):
         measure([], 2)
-    with pytest.raises(DataError, match="these are mixed"):
+    with pytest.raises(DataError, match="or none; found both"):
         measure([maps[0], labelled(14, presence=True)[1]], 2)
     assert measure(maps, 50).dice.shape == (2, 3, 256, len(MIN_AREAS))  # fewer than announced: some could not be read
 
