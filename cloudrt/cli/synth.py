@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from cloudrt.cli.types import Size
+from cloudrt.labels import Grid
 from cloudrt.system.terminal import progress_bar, reports_errors
 
 
@@ -16,19 +18,39 @@ from cloudrt.system.terminal import progress_bar, reports_errors
 @click.option("--size", type=Size(), default="2100x1400", show_default=True, help="Size of the images.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same bytes.")
 @click.option("--test-share", default=0.25, show_default=True, help="Fraction of the images for testing.")
+@click.option("--panorama", type=Size(), help="Instead write panoramas of this size, such as 36000x3000, one per day.")
+@click.option("--days", default=1, show_default=True, help="Number of panoramas.")
 @click.option("--jobs", default=0, help="Threads. Default: all usable cores, up to 8.")
 @reports_errors
-def synth(out: Path, images: int, size: tuple[int, int], *, seed: int, test_share: float, jobs: int) -> None:
+def synth(
+    out: Path, images: int, size: tuple[int, int], panorama: tuple[int, int] | None, *, days: int, **options: Any
+) -> None:
     """Write a data set of synthetic scenes to OUT, in the competition's layout.
 
     The scenes show the four cloud organisations over dark ocean. The labels of the test images are in test_truth.csv.
     OUT must be empty or not exist.
+
+    With --panorama, it writes images of a belt of the Earth instead, composed of scenes of --size. Their names contain
+    day, longitudes and latitudes; truth.csv has their masks.
     """
+    if panorama is not None:
+        _write_panoramas(out, panorama, days, size, seed=options["seed"], jobs=options["jobs"])
+        return
     from cloudrt.data.synth import write_dataset
 
     with progress_bar("Drawing scenes", images) as advance:
-        written = write_dataset(
-            out, images, size, seed, test_share=test_share, jobs=jobs, progress=lambda done, total: advance()
-        )
+        written = write_dataset(out, images, size, **options, progress=lambda done, total: advance())
     click.echo(f"{written.train} training and {written.test} test images of {size[1]}x{size[0]} in {out}")
     click.echo(f"Next: cloudrt-train {out}")
+
+
+def _write_panoramas(out: Path, panorama: Grid, days: int, scene: Grid, *, seed: int, jobs: int) -> None:
+    from cloudrt.data.panorama import write_panoramas
+
+    scenes = days * -(-panorama[0] // scene[0]) * -(-panorama[1] // scene[1])
+    with progress_bar("Drawing scenes", scenes) as advance:
+        paths = write_panoramas(
+            out, panorama, days, seed, scene=scene, jobs=jobs, progress=lambda done, total: advance()
+        )
+    click.echo(f"{len(paths)} panoramas of {panorama[1]}x{panorama[0]} in {out}")
+    click.echo(f"Next: cloudrt-infer {out} --tile")

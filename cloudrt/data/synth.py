@@ -105,7 +105,7 @@ def write_dataset(
     names = [f"{number:07x}.jpg" for number in numbers]
 
     jobs = jobs or min(usable_cpus(), MAX_JOBS)
-    with _folder(out) as folder, ThreadPoolExecutor(jobs) as pool:
+    with output_folder(out) as folder, ThreadPoolExecutor(jobs) as pool:
         try:
             paths = [folder / ("train_images" if k < train else "test_images") / name for k, name in enumerate(names)]
             for part in ("train_images", "test_images"):
@@ -130,7 +130,7 @@ def write_dataset(
 
 
 @contextmanager
-def _folder(out: Path) -> Iterator[Path]:
+def output_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `out` at the end of the block, or removed on an error."""
     check_outputs({}, folders={"OUT": out}, overwrite=None)
     out = Path(out).absolute()

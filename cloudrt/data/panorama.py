@@ -1,0 +1,129 @@
+"""Synthetic panoramas: daily images of a belt of the Earth, of scenes side by side, with their true masks.
+
+    OUT/synthetic_20200101_-180-180_-15-15.jpg    named with day, longitudes and latitudes
+    OUT/truth.csv                                 Image_Label,EncodedPixels, on the grid of the panorama's masks
+
+A panorama has 100 pixels per degree, and its masks a quarter of its pixels in both directions.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.data.scenes import SyntheticScene, draw_scene
+from cloudrt.data.synth import HEADER, JPEG_QUALITY, MAX_JOBS, output_folder
+from cloudrt.errors import DataError
+from cloudrt.labels import CLASSES, LABEL_GRID, Grid
+from cloudrt.masks.rle import rle_encode
+from cloudrt.system.machine import usable_cpus
+from cloudrt.system.overlap import overlap
+
+BLOCK = 4
+"""Pixels of the panorama per pixel of its masks."""
+FIRST_DAY = datetime.date(2020, 1, 1)
+MAX_SIDE = 65_500
+"""Largest width and height of a JPEG."""
+PIXELS_PER_DEGREE = 100
+
+
+def write_panoramas(
+    out: Path,
+    size: Grid,
+    days: int = 1,
+    seed: int = 0,
+    *,
+    scene: Grid = LABEL_GRID,
+    jobs: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Draw panoramas and write them, one per day, with their truth.
+
+    Parameters
+    ----------
+    out
+        A folder that does not exist, or is empty.
+    size
+        Height and width of a panorama in pixels, multiples of 4. It covers as many hundredths of a degree, around
+        longitude and latitude 0.
+    days
+        Number of panoramas.
+    seed
+        0 or more; the same arguments give the same bytes.
+    scene
+        Height and width of the scenes; the last row and column of scenes are cut.
+    jobs
+        Number of threads; 0 uses all usable cores, up to 8.
+    progress
+        Called as ``progress(done, scenes)`` after each scene.
+
+    Raises
+    ------
+    DataError
+        Arguments out of range, `out` exists and is not empty, or the disk cannot be written.
+    """
+    height, width = size
+    if not all(side % BLOCK == 0 and scene[0] <= side <= MAX_SIDE for side in size):
+        raise DataError(f"a panorama's sides are multiples of {BLOCK} up to {MAX_SIDE}, found {width}x{height}")
+    if any(side % BLOCK for side in scene):
+        raise DataError(f"the sides of a scene are multiples of {BLOCK}, found {scene[1]}x{scene[0]}")
+    if width > 360 * PIXELS_PER_DEGREE or height > 180 * PIXELS_PER_DEGREE:
+        raise DataError(f"a panorama is at most 36000x18000 pixels, found {width}x{height}")
+    if days < 1 or seed < 0 or jobs < 0:
+        raise DataError(f"days are at least 1, seed and jobs at least 0, found {days}, {seed} and {jobs}")
+    corners = [(y, x) for y in range(0, height, scene[0]) for x in range(0, width, scene[1])]
+    seeds = np.random.SeedSequence(seed).spawn(days * len(corners))
+    jobs = jobs or min(usable_cpus(), MAX_JOBS)
+    names = []
+    with (
+        output_folder(out) as folder,
+        ThreadPoolExecutor(jobs) as pool,
+        (folder / "truth.csv").open("w", encoding="utf-8", newline="\n") as table,
+    ):
+        table.write(HEADER)
+        writer = csv.writer(table, lineterminator="\n")
+        drawn = overlap(pool, lambda one: draw_scene(one, scene), seeds, 2 * jobs)
+        for day in range(days):
+            image = np.zeros((height, width, 3), np.uint8)
+            masks = np.zeros((len(CLASSES), height // BLOCK, width // BLOCK), np.uint8)
+            for number, corner in enumerate(corners, day * len(corners) + 1):
+                _paste(next(drawn), corner, image, masks)
+                if progress:
+                    progress(number, len(seeds))
+            name = _name(FIRST_DAY + datetime.timedelta(day), size)
+            _write_jpeg(folder / name, image)
+            names.append(name)
+            writer.writerows((f"{name}_{label}", rle_encode(mask)) for label, mask in zip(CLASSES, masks, strict=True))
+    return [out / name for name in names]
+
+
+def _name(day: datetime.date, size: Grid) -> str:
+    south, west = (-side / 2 / PIXELS_PER_DEGREE for side in size)
+    return f"synthetic_{day:%Y%m%d}_{west:g}-{-west:g}_{south:g}-{-south:g}.jpg"
+
+
+def _paste(scene: SyntheticScene, corner: tuple[int, int], image: NDArray[np.uint8], masks: NDArray[np.uint8]) -> None:
+    """Copy a scene to its place, as far as it lies within the panorama."""
+    y, x = corner
+    rows, columns = scene.image.shape[:2]
+    part = image[y : y + rows, x : x + columns]
+    part[...] = scene.image[: part.shape[0], : part.shape[1]]
+    target = masks[:, y // BLOCK : (y + rows) // BLOCK, x // BLOCK : (x + columns) // BLOCK]
+    for mask, out in zip(scene.masks, target, strict=True):
+        small = cv2.resize(mask, (columns // BLOCK, rows // BLOCK), interpolation=cv2.INTER_NEAREST)
+        out[...] = small[: out.shape[0], : out.shape[1]]
+
+
+def _write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    sound, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not sound:
+        raise DataError(f"OpenCV could not encode {path.name} as JPEG")
+    path.write_bytes(encoded.tobytes())
