@@ -68,7 +68,7 @@ class Days:
 
 @dataclass
 class _Pending:
-    """A panorama some of whose tiles have not arrived yet, or one that failed.
+    """A panorama of which not all tiles have been segmented yet, or that failed.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class _Pending:
     error
         Reason of the failure.
     blend
-        From its first tile on.
+        Blended probabilities; None before the first tile.
     batch, batch_size
         See `Result`.
     """
@@ -149,7 +149,7 @@ def _open(artifact: Artifact, tiling: Tiling, max_pixels: int, file: ImageFile) 
 def _tiles(
     opened: Iterable[tuple[ImageFile, Panorama | str]], pending: deque[_Pending], checks: Sequence[Check]
 ) -> Iterator[Image]:
-    """Yield the tiles of all panoramas; append what they belong to to `pending`."""
+    """Yield the tiles of all panoramas, and append each panorama to `pending`."""
     announced: set[str] = set()
     for file, opening in opened:
         error = opening if isinstance(opening, str) else _refusal(file, opening, checks)
