@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from cloudrt.labels import class_colours
 from cloudrt.system.files import replacing
 
 
@@ -34,9 +35,9 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
     line(loss, "valid_loss", "held out")
     loss.set_title("Loss")
     line(dice, "dice", "mean", color="black", linewidth=2)
-    for name in history[0]:
-        if name.startswith("dice_"):
-            line(dice, name, name.removeprefix("dice_"), linewidth=1)
+    names = [name for name in history[0] if name.startswith("dice_")]  # in the order of the classes
+    for name, colour in zip(names, class_colours(len(names)), strict=True):
+        line(dice, name, name.removeprefix("dice_"), linewidth=1, color=colour)
     dice.axhline(history[-1]["all_empty"], color="grey", linestyle=":", label="all empty")
     best = max(history, key=lambda row: row["dice"])
     dice.set_title(f"Held-out Dice, best {best['dice']:.4f} at epoch {best['epoch']:.0f}")

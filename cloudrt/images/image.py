@@ -223,7 +223,8 @@ def reduce(image: Image, cover: Grid) -> Image:
     shrunk = image.astype(np.float32)
     for _ in range(2):
         blocks = shrunk.reshape(-1, 8, shrunk.shape[1] * 3)
-        shrunk = cv2.transpose((_reduction(eighths) @ blocks).reshape(-1, shrunk.shape[1], 3))
+        reduced = (_reduction(eighths) @ blocks).reshape(-1, shrunk.shape[1], 3)
+        shrunk = np.asarray(cv2.transpose(reduced), np.float32)
     return np.clip(np.rint(shrunk), 0, 255).astype(np.uint8)[:rows, :columns]
 
 

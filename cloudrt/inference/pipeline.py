@@ -213,7 +213,7 @@ class Segmenter:
         array = to_array(inputs)
         if isinstance(array, bytes | ImageFile | StoredImage) or (isinstance(array, np.ndarray) and array.ndim == 3):
             return [array]
-        if isinstance(inputs, bytearray) or not isinstance(inputs, Iterable):
+        if isinstance(inputs, bytes | bytearray) or not isinstance(inputs, Iterable):
             raise DataError(f"inputs must be paths, bytes, arrays or images, found {type(inputs).__name__}")
         return inputs
 

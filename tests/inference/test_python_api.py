@@ -12,6 +12,7 @@ import pytest
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 import cloudrt
+from cloudrt.images.decoding import Input
 from cloudrt.images.image import decode
 
 SIZE = (120, 180)
@@ -106,7 +107,8 @@ def test_results_are_drawn_and_saved(segmenter: cloudrt.Segmenter, images: Path,
     assert np.array_equal(picture[away], plain[away])
     assert (picture != plain).any(axis=2)[on > 0].mean() > 0.9
     result.save(tmp_path / "a.png")
-    assert np.array_equal(cv2.imread(str(tmp_path / "a.png"))[..., ::-1], picture)
+    saved = cv2.imread(str(tmp_path / "a.png"))
+    assert saved is not None and np.array_equal(saved[..., ::-1], picture)
     pixels = decode((images / "0.jpg").read_bytes())
     (array,) = segmenter.predict(pixels)
     assert array.plot(pixels).shape == picture.shape
@@ -120,7 +122,7 @@ def test_results_are_drawn_and_saved(segmenter: cloudrt.Segmenter, images: Path,
 
 
 def test_probabilities_are_those_of_the_network(segmenter: cloudrt.Segmenter, images: Path) -> None:
-    inputs = [images / "0.jpg", b"no image", images / "1.jpg"]
+    inputs: list[Input] = [images / "0.jpg", b"no image", images / "1.jpg"]
     seen: list[str] = []
     results = list(segmenter.predict(inputs, lambda inferred: seen.append(inferred.image), probabilities=True))
     assert len(seen) == 3
@@ -134,12 +136,13 @@ def test_probabilities_are_those_of_the_network(segmenter: cloudrt.Segmenter, im
 
 
 def test_many_results_are_a_table(segmenter: cloudrt.Segmenter, images: Path) -> None:
-    results = list(segmenter.predict([images / "0.jpg", b"no image"]))
+    inputs: list[Input] = [images / "0.jpg", b"no image"]
+    results = list(segmenter.predict(inputs))
     table = cloudrt.to_dataframe(results)
     assert list(table.columns) == ["image", "class", "rle", "pixels", "error"]
     assert len(table) == 2 * len(SMALL_GRIDS.classes)
     for row in table.itertuples(index=False):
-        result = results[row.image != results[0].image]
+        result = results[int(row.image != results[0].image)]
         assert row[2] == result.rle[row[1]]
         assert row[3] == result.mask(row[1]).sum()
     assert set(table[table.image == "image-1"].error) == {results[1].error}

@@ -66,6 +66,18 @@ def test_no_script_fails_and_nothing_is_wider_than_the_screen(
 
 @needs_chromium
 @pytest.mark.parametrize("name", PAGES)
+def test_what_scrolls_sideways_on_a_phone_says_so(pages: dict[str, Path], name: str, tmp_path: Path) -> None:
+    script = """
+    const hint = (one) => getComputedStyle(one, "::before");
+    return [...document.querySelectorAll(".scroll")].filter((one) => one.scrollWidth > one.clientWidth + 1)
+        .filter((one) => hint(one).display === "none" || !hint(one).content.includes("Scroll sideways"))
+        .map((one) => one.getAttribute("aria-labelledby"));
+    """
+    assert json.loads(ask(pages[name], tmp_path, script, 390)) == []
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("width", [1280, 390])
 def test_pictures_are_not_blank(pages: dict[str, Path], name: str, width: int, tmp_path: Path) -> None:
     photograph(pages[name], tmp_path / "seen.png", tmp_path, width, 844)
