@@ -70,6 +70,7 @@ SHRINK: dict[str, list[str]] = {
     "bench --compare": [*_BENCH, "--tolerance", "1"],
     "bench --truth": [*_BENCH, "--only", "accuracy"],
     "synth": ["-n", "12", "--size", "140x210"],
+    "synth --panorama": ["--panorama", "2800x1400", "--size", "700x464", "--days", "2"],
     "infer": ["--provider", "cpu", "--batch-size", "2"],
     "infer --provider": ["--batch-size", "2"],
     "tune": ["--provider", "cpu"],
@@ -136,7 +137,7 @@ def run(line: str, words: list[str], status: int) -> None:
     name, rest = _command_of(words)
     assert words[0] not in ELSEWHERE, f"say why nothing here runs {words[0]}"
     if name:
-        given = [option for option in ("--folds", "--compare", "--truth", "--provider") if option in rest]
+        given = [option for option in ("--folds", "--compare", "--truth", "--provider", "--panorama") if option in rest]
         extra = next((SHRINK[key] for option in given if (key := f"{name} {option}") in SHRINK), SHRINK.get(name, []))
         if name == "synth":
             shutil.rmtree(rest[0], ignore_errors=True)  # the page makes it
