@@ -248,7 +248,7 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
         (["BEST", "--precision", "all", "--json", "m.int8.onnx", "-o", "m.onnx"], "m.int8.onnx would be replaced"),
         (["BEST", "-o", "/dev/null"], "is not a regular file"),
         (["BEST", "-o", "BEST/m.onnx"], "is not a folder"),
-        (["BEST", "--triton", "BEST"], "would be replaced"),
+        (["BEST", "--triton", "BEST"], "best.pth is not a folder"),
     ],
 )
 def test_wrong_words_are_one_line_before_anything_slow(

@@ -123,9 +123,13 @@ def run_limited(words: list[str], largest: int) -> subprocess.CompletedProcess[s
 def test_a_full_disk_leaves_the_older_artifact(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.onnx"
     out.write_bytes(b"an older artifact")
-    done = run_limited([str(checkpoint), "-o", str(out), "--precision", "fp32"], 4_000_000)
+    done = run_limited([str(checkpoint), "-o", str(out), "--precision", "fp32", "--overwrite"], 4_000_000)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    last = done.stderr.splitlines()[-1]
+    assert (
+        last
+        == f"Error: {out}: File too large: raise the limit on the size of files (ulimit -f), or write to another disk"
+    )
     assert "Traceback" not in done.stderr
     assert "File too large" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
@@ -146,5 +150,5 @@ def test_no_space_left_is_one_line(
     monkeypatch.setattr(Path, "write_bytes", full)
     done = CliRunner().invoke(command, [str(checkpoint), "-o", str(tmp_path / "model.onnx")])
     assert done.exit_code == 2
-    assert done.output.splitlines()[-1].endswith("model.onnx: No space left on device")
+    assert "model.onnx: No space left on device: free space on this disk" in done.output.splitlines()[-1]
     assert not list(tmp_path.iterdir())

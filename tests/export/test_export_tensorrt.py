@@ -164,7 +164,7 @@ def test_the_command_shows_it(
     stored = json.loads(figures.read_text())["artifacts"][0]["tensorrt"]
     wanted = {"version": "1.7", "layers": 123, "engines": []}
     assert stored == (wanted if accepted else "TensorRT's parser refuses the model: no")
-    asked = CliRunner().invoke(command, [*words, "--check", "tensorrt"])
+    asked = CliRunner().invoke(command, [*words, "--check", "tensorrt", "--overwrite"])
     assert asked.exit_code == (0 if accepted else 2), asked.output
     assert (tmp_path / "m.onnx").exists()
 
