@@ -119,22 +119,22 @@ class RemoteOptions:
     Parameters
     ----------
     urls
-        Addresses such as "http://HOST:8000" and "grpc://HOST:8001"; none runs the network on this machine.
+        Addresses such as "http://HOST:8000" and "grpc://HOST:8001"; if empty, the network runs on this machine.
     model
         Name of the model on the servers.
     rules
-        Path of an artifact whose metadata are used instead of those that the servers state; "" for none.
+        Path of an artifact whose metadata are used instead of those of the servers; "" uses those of the servers.
     streams
-        Number of concurrent requests; 0 is two per server.
+        Number of concurrent requests; 0 means two per server.
     attempts
-        How often a batch is sent before the run stops.
+        Number of times that a batch is sent before the run stops.
     timeout_s
-        Time in seconds in which an answer must arrive.
+        Time limit of a response, in seconds.
 
     Raises
     ------
     DataError
-        A URL of another form, no model, or a value out of range.
+        A malformed URL, no model name, or a value out of range.
     """
 
     urls: tuple[str, ...] = ()
@@ -174,8 +174,8 @@ class RunOptions:
     threads
         Number of CPU threads of each stage; 0 uses all cores that this process may use.
     devices
-        GPU numbers; one engine runs on each. All GPUs must be of the same model. With numbers, a provider on the CPU is
-        refused. None is the first GPU, if the provider needs one.
+        GPU numbers; one engine runs on each. All GPUs must be of the same model. If devices
+        are given, CPU providers are refused. None means GPU 0, if the provider needs a GPU.
     allow_cpu
         With a GPU provider, allow convolutions, resizes and normalisations to run on the CPU.
     decoder

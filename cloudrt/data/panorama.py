@@ -1,9 +1,9 @@
-"""Synthetic panoramas: daily images of a belt of the Earth, of scenes side by side, with their true masks.
+"""Synthetic panoramas with true masks: daily images of a part of the Earth, composed of scenes side by side.
 
     OUT/synthetic_20200101_-180-180_-15-15.jpg    named with day, longitudes and latitudes
     OUT/truth.csv                                 Image_Label,EncodedPixels, on the grid of the panorama's masks
 
-A panorama has 100 pixels per degree, and its masks a quarter of its pixels in both directions.
+A panorama has 100 pixels per degree. The height and width of its masks are a quarter of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cloudrt.system.machine import usable_cpus
 from cloudrt.system.overlap import overlap
 
 BLOCK = 4
-"""Pixels of the panorama per pixel of its masks."""
+"""Pixels of the panorama per pixel of its masks, along each axis."""
 FIRST_DAY = datetime.date(2020, 1, 1)
 MAX_SIDE = 65_500
 """Largest width and height of a JPEG."""
@@ -51,14 +51,14 @@ def write_panoramas(
     out
         A folder that does not exist, or is empty.
     size
-        Height and width of a panorama in pixels, multiples of 4. It covers as many hundredths of a degree, around
+        Height and width of a panorama in pixels, multiples of 4. A pixel covers 0.01 degrees; the centre is at
         longitude and latitude 0.
     days
         Number of panoramas.
     seed
         0 or more; the same arguments give the same bytes.
     scene
-        Height and width of the scenes; the last row and column of scenes are cut.
+        Height and width of the scenes; scenes at the right and lower edge are cropped.
     jobs
         Number of threads; 0 uses all usable cores, up to 8.
     progress
@@ -110,7 +110,7 @@ def _name(day: datetime.date, size: Grid) -> str:
 
 
 def _paste(scene: SyntheticScene, corner: tuple[int, int], image: NDArray[np.uint8], masks: NDArray[np.uint8]) -> None:
-    """Copy a scene to its place, as far as it lies within the panorama."""
+    """Copy a scene to its place, cropped to the panorama."""
     y, x = corner
     rows, columns = scene.image.shape[:2]
     part = image[y : y + rows, x : x + columns]

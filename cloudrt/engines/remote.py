@@ -1,8 +1,8 @@
-"""Servers of the Open Inference Protocol as an engine: Triton, `cloudrt serve`, and others, over HTTP or gRPC.
+"""The engine for servers of the Open Inference Protocol, such as Triton and `cloudrt serve`, over HTTP or gRPC.
 
     batch --round-robin over the servers, retried with back-off--> server --> probability, presence
 
-Images are decoded and masks are computed here; only the network runs on the servers. The metadata of every server are
+Decoding and post-processing run on this machine; only the network runs on the servers. The metadata of every server are
 checked before the first batch, and must describe the same artifact.
 """
 
@@ -32,15 +32,15 @@ from cloudrt.system.files import sha256
 logger = logging.getLogger(__name__)
 
 TOKEN = "CLOUDRT_TOKEN"
-"""Environment variable of the bearer token that is sent to the servers."""
+"""Environment variable with the bearer token that is sent to the servers."""
 BATCH_SIZE, STREAMS_PER_SERVER = 32, 2
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
-"""Back-off of a server that failed: the pause doubles with each failure in succession."""
+"""Back-off after a failure of a server: the pause doubles with each consecutive failure, up to the longest."""
 _TRANSIENT = (
     *("408", "429", "500", "502", "503", "504", "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"),
     *("StatusCode.RESOURCE_EXHAUSTED", "StatusCode.ABORTED", "StatusCode.CANCELLED", "StatusCode.INTERNAL"),
 )
-"""Statuses after which the batch is sent again."""
+"""HTTP and gRPC statuses after which the batch is sent again."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RemoteModel:
     artifact
         Its metadata.
     digest
-        SHA-256 of the artifact's file, or of the metadata if a server does not state it.
+        SHA-256 of the artifact's file, or of the metadata if the server does not report it.
     largest_batch
         Largest number of images per request.
     outputs
@@ -79,7 +79,8 @@ def connect(options: RemoteOptions) -> RemoteModel:
     Raises
     ------
     ArtifactError
-        A model without cloudrt's metadata, or with tensors of other names, types or shapes; different models.
+        A model without cloudrt's metadata, or whose tensors have wrong names, types or shapes; servers with different
+        models.
     ProviderError
         A server does not answer, or does not have the model.
     """
@@ -101,7 +102,7 @@ def _describe(url: str, options: RemoteOptions) -> RemoteModel:
             raise ProviderError(f"{where}: {_brief(error)}") from error
         try:
             config = client.config(name)
-        except _failures() as error:  # an extension that not every server has
+        except _failures() as error:  # not every server supports this extension
             logger.debug("%s has no configuration: %s", where, _brief(error))
             config = {}
     parameters = _strings(metadata.get("parameters")) | _strings(config.get("parameters"))
@@ -137,7 +138,7 @@ def _check_tensors(metadata: Mapping[str, Any], artifact: Artifact, where: str) 
 
 
 def _strings(parameters: Any) -> dict[str, str]:
-    """Return the texts of the parameters of metadata or of a configuration."""
+    """Return the parameters of metadata, or of a configuration, whose values are strings."""
     found = {}
     for key, value in (parameters or {}).items():
         text = value.get("string_value", value.get("stringParam")) if isinstance(value, dict) else value
@@ -152,7 +153,7 @@ class RemoteEngine:
     Parameters
     ----------
     model
-        The model, as `connect` returns it.
+        The model, from `connect`.
     batch_size
         The fixed N of every batch.
     """
@@ -169,15 +170,15 @@ class RemoteEngine:
         self._lock = threading.Lock()
         self._servers = [_Server(url) for url in model.options.urls]
         self._next = 0
-        self._local = threading.local()  # a client of tritonclient.http belongs to one thread
+        self._local = threading.local()  # a client of tritonclient.http must stay in its thread
 
     def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return probability (N, C, W_out, H_out) and presence (N, C), or None, of (N, H, W, 3) uint8 RGB images.
+        """Return probability (N, C, W_out, H_out) and presence (N, C) or None; see `Engine.run`.
 
         Raises
         ------
         ProviderError
-            No server has answered after all attempts, or a server refuses the request.
+            All attempts failed, or a server refused the request.
         """
         check_batch(batch, self.artifact, self.batch_size)
         last = ""
@@ -190,7 +191,7 @@ class RemoteEngine:
                     raise ProviderError(f"{server.url}: {_brief(error)}") from error
                 last = f"{server.url}: {_brief(error)}"
                 pause = self._rest(server)
-                logger.debug("%s; not asked again for %.1f s", last, pause)
+                logger.debug("%s; not used again for %.1f s", last, pause)
                 continue
             server.failures = 0
             return found["probability"], found.get("presence")
@@ -201,7 +202,7 @@ class RemoteEngine:
         return self.run(batch)[0]
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
-        """Return an array for the images of some batches."""
+        """Return an uninitialised array for the images of `batches` batches."""
         return np.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3), np.uint8)
 
     def close(self) -> None:
@@ -217,7 +218,7 @@ class RemoteEngine:
         self.close()
 
     def _take(self) -> _Server:
-        """Return the next server; if all of them are resting, wait for the first."""
+        """Return the next server that is not in a back-off pause; wait if all are."""
         with self._lock:
             now = time.monotonic()
             count = len(self._servers)
@@ -243,7 +244,7 @@ class RemoteEngine:
 
 @dataclass
 class _Server:
-    """A server, how often it has failed in succession, and the time before which it is not asked again."""
+    """A server, its number of consecutive failures, and the end of its back-off pause (monotonic time in seconds)."""
 
     url: str
     failures: int = 0
@@ -251,7 +252,7 @@ class _Server:
 
 
 class _Client:
-    """One of tritonclient's two clients, which differ in their arguments and in the form of metadata."""
+    """Common interface of tritonclient's HTTP and gRPC clients, which differ in arguments and format of metadata."""
 
     def __init__(self, module: Any, client: Any, as_json: dict[str, Any], call: dict[str, Any]) -> None:
         self._module, self._client, self._as_json, self._call = module, client, as_json, call
@@ -273,7 +274,7 @@ class _Client:
         found = {output: answer.as_numpy(output) for output in outputs}
         missing = [output for output, array in found.items() if array is None]
         if missing:
-            raise ConnectionError(f"an answer without {', '.join(missing)}")
+            raise ConnectionError(f"the response has no output {', '.join(missing)}")
         return found
 
     def close(self) -> None:
@@ -306,7 +307,7 @@ def _open_client(url: str, timeout_s: float) -> _Client:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions of a request; `ValueError` covers malformed answers, such as cut JSON."""
+    """Return the exceptions of a request; `ValueError` is raised for malformed responses, such as truncated JSON."""
     from geventhttpclient.response import HTTPParseError
     from tritonclient.utils import InferenceServerException
 
@@ -314,7 +315,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _status(error: Exception) -> str | None:
-    """Return the status of an answer; None if there was no sound answer."""
+    """Return the status of a response; None if there was no valid response."""
     status: Callable[[], str | None] | None = getattr(error, "status", None)
     return status() if callable(status) else None
 

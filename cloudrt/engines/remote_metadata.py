@@ -1,6 +1,6 @@
-"""The metadata of an artifact as the parameters of a served model: in Triton's configuration and `cloudrt serve`.
+"""The metadata of an artifact as parameters of a served model, in Triton's configuration and in `cloudrt serve`.
 
-The value of `cloudrt.artifact` is that of `Artifact.to_dict` in JSON, and `cloudrt.sha256` is the digest of its file.
+`cloudrt.artifact` is the result of `Artifact.to_dict` as JSON; `cloudrt.sha256` is the SHA-256 of the artifact's file.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def read_parameters(parameters: Mapping[str, str], where: str) -> tuple[Artifact
     Parameters
     ----------
     parameters
-        Key -> value of the model's configuration.
+        Parameters of the model on the server: key -> value.
     where
         The model and the server, for error messages.
 
     Raises
     ------
     ArtifactError
-        They are missing or malformed.
+        The parameters are missing or malformed.
     """
     if ARTIFACT not in parameters:
         raise ArtifactError(
@@ -48,5 +48,5 @@ def read_parameters(parameters: Mapping[str, str], where: str) -> tuple[Artifact
         )
     try:
         return Artifact.from_dict(json.loads(parameters[ARTIFACT])), parameters.get(DIGEST, "")
-    except (ValueError, AttributeError, TypeError) as error:  # DataError and what json raises are ValueErrors
+    except (ValueError, AttributeError, TypeError) as error:  # ValueError: DataError, invalid JSON
         raise ArtifactError(f"{where}: malformed metadata: {error}") from error

@@ -1,7 +1,7 @@
 """Atomic writes, locks and checksums of files.
 
-A file is written to a hidden name beside it and renamed at the end. The hidden name holds the machine, process id and
-start time of its writer, so that a later run removes what a killed process left, and nothing else:
+A file is first written under a hidden name in the same folder, and renamed at the end. The hidden name contains the
+machine, process id and start time of the writer, so that a later run can remove the files of killed processes only:
 
     .NAME.MACHINE-PID-START.part
 """
@@ -33,8 +33,8 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     path
         The file to write; missing folders are created.
     sync
-        Flush the file and its folder to disk, so that a power cut leaves the old file or the new one. False leaves
-        that to the operating system, for many small files.
+        Flush the file and its folder to disk, so that a power cut leaves the old file or the new one. With
+        False, the operating system decides when to write, which is faster for many small files.
 
     Yields
     ------
@@ -82,10 +82,10 @@ def partial_path(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the partial files and folders of processes that have ended; looks once per process and folder.
+    """Remove the partial files and folders of processes that have ended; each process checks a folder once.
 
-    Those of living processes, and of other machines or containers, are kept; so is everything on systems without
-    /proc. They are kept after a restart of the machine, too.
+    Files of running processes, of other machines or containers, and from before a restart of the machine are kept. On
+    systems without /proc, all files are kept.
     """
     _remove_leftovers(str(folder.absolute()), os.getpid())
 
@@ -103,7 +103,7 @@ def _remove_leftovers(folder: str, _process: int) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, a link or a folder with all it holds; best effort."""
+    """Remove a file, a link, or a folder with its content; errors are ignored."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -113,7 +113,7 @@ def remove_tree(path: Path) -> None:
 
 @cache
 def _machine() -> str:
-    """Return 16 hexadecimal digits for what process ids are unique in: a boot of a machine, and a container."""
+    """Return 16 hexadecimal digits that identify machine, boot and container, in which process ids are unique."""
     parts = [platform.node()]
     with suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
@@ -121,7 +121,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> int | None:
-    """Return when a process was started, in clock ticks since boot; None where there is none, or no /proc."""
+    """Return the start time of a process in clock ticks since boot; None if there is no such process, or no /proc."""
     try:
         status = Path(f"/proc/{process}/stat").read_bytes()
         return int(status.rpartition(b")")[2].split()[19])  # proc(5): field 22; the name, field 2, may hold spaces
@@ -140,14 +140,14 @@ def _ended(process: int, started: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except OSError:  # another user's, hidden in /proc
+    except OSError:  # a process of another user, hidden in /proc
         return False
     return False
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add `path` to errors of the operating system that name no file, such as those of a full disk."""
+    """Add `path` to an OSError without a file name, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -156,7 +156,8 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def reserve(file: int) -> None:
-    """Allocate the bytes of an open file that is memory-mapped: writing to the map on a full disk ends the process.
+    """Allocate disk space for an open file before it is memory-mapped: writing to the map on a full disk would raise
+    SIGBUS, which ends the process.
 
     Raises
     ------
@@ -180,7 +181,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, advice: str) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`, created where it is missing, for the duration of the block.
+    """Hold an exclusive lock on the file `path`, created if it is missing, for the duration of the block.
 
     Raises
     ------

@@ -105,7 +105,7 @@ def _words(fields: dict[str, Any]) -> list[str]:
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Decorate a command: errors become one line on stderr and exit status 2, without a traceback.
 
-    With -v, which every command gets, the traceback of an unexpected error is printed before that line. For a missing
+    With -v, which every command has, the traceback of an unexpected error is printed before that line. For a missing
     optional package, the line is the command that installs it. After SIGINT the command cleans up and exits with status
     130; after SIGTERM or SIGHUP, with 143; after the reader closed the output pipe, with 141.
     """
@@ -182,8 +182,8 @@ def _verbose() -> bool:
 def _open_streams() -> None:
     """Open closed standard streams on the null device.
 
-    Files of the run would otherwise get their numbers, and what libraries print to stderr. Python's `sys.stdout` stays
-    None where it was closed.
+    Otherwise, the first files that the run opens would get their file descriptors, and receive what libraries print to
+    stderr. Python's `sys.stdout` stays None if it was closed.
     """
     for number in range(3):
         try:
