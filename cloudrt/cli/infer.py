@@ -73,7 +73,7 @@ PATH = click.Path(path_type=Path)
     type=click.FloatRange(0),
     help="Pixels by which the outlines of geojson and geoparquet may deviate. Default: 0.5.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Also say why other providers were not chosen.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print why other providers were not chosen.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @cluster_options
 @reports_errors
