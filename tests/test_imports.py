@@ -99,7 +99,7 @@ def written_commands() -> list[str]:
 
 def test_every_command_is_written_and_listed() -> None:
     assert written_commands() == list(COMMANDS)
-    others = {"__init__", "bench_tables", "common", "export_report", "infer_checks", "infer_cluster", "types"}
+    others = {"__init__", "bench_tables", "export_report", "infer_cluster", "run_options", "types"}
     assert {path.stem for path in (PACKAGE / "cli").glob("*.py")} - others == set(COMMANDS)
 
 
