@@ -71,13 +71,13 @@ def write_panoramas(
     """
     height, width = size
     if not all(side % BLOCK == 0 and scene[0] <= side <= MAX_SIDE for side in size):
-        raise DataError(f"a panorama's sides are multiples of {BLOCK} up to {MAX_SIDE}, found {width}x{height}")
+        raise DataError(f"panorama sides must be multiples of {BLOCK} up to {MAX_SIDE}, found {width}x{height}")
     if any(side % BLOCK for side in scene):
-        raise DataError(f"the sides of a scene are multiples of {BLOCK}, found {scene[1]}x{scene[0]}")
+        raise DataError(f"the sides of a scene must be multiples of {BLOCK}, found {scene[1]}x{scene[0]}")
     if width > 360 * PIXELS_PER_DEGREE or height > 180 * PIXELS_PER_DEGREE:
-        raise DataError(f"a panorama is at most 36000x18000 pixels, found {width}x{height}")
+        raise DataError(f"a panorama must have at most 36000x18000 pixels, found {width}x{height}")
     if days < 1 or seed < 0 or jobs < 0:
-        raise DataError(f"days are at least 1, seed and jobs at least 0, found {days}, {seed} and {jobs}")
+        raise DataError(f"days must be at least 1, seed and jobs at least 0, found {days}, {seed} and {jobs}")
     corners = [(y, x) for y in range(0, height, scene[0]) for x in range(0, width, scene[1])]
     seeds = np.random.SeedSequence(seed).spawn(days * len(corners))
     jobs = jobs or min(usable_cpus(), MAX_JOBS)

@@ -93,7 +93,7 @@ class Binding:
         return found
 
     def compute(self) -> None:
-        """Run the session on what lies in the buffers; the results are on the device when this returns."""
+        """Run the session on the content of the buffers; the outputs are complete, on the device, when this returns."""
         self._session.run_with_iobinding(self._binding, self._options)
 
     def warm_up(self, compute: Compute) -> dict[str, NDArray[np.uint8]]:

@@ -28,8 +28,9 @@ class Choice:
 def choose_provider(wanted: str = "auto", artifact: Artifact | None = None) -> Choice:
     """Choose a provider without measuring: "auto" takes CUDA if it works, else ONNX Runtime's CPU provider.
 
-    "auto" does not take TensorRT, which builds an engine for each artifact for minutes, or OpenVINO, which is faster on
-    some processors and slower on others. `cloudrt.engines.plan` chooses by measurement.
+    "auto" does not take TensorRT, which builds an engine for each artifact for minutes, TensorRT for RTX, which
+    compiles for seconds, or OpenVINO, which is faster on some processors and slower on others. `cloudrt.engines.plan`
+    chooses by measurement.
 
     Parameters
     ----------

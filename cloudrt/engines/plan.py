@@ -260,7 +260,7 @@ class _Measurements:
 
     @property
     def on_any_device(self) -> bool:
-        """Whether providers on the CPU may be chosen: no GPUs were asked for."""
+        """Whether CPU providers may be chosen, because `devices` is not given."""
         return self._options.devices is None
 
     @property

@@ -45,7 +45,7 @@ class EnginePool:
         self._free: list[Engine] = []  # each engine once per idle stream
         self._turn = Condition()  # protects _free, _lent, _claimed and _gone
         self._lent = 0  # number of busy streams
-        self._claimed = False  # exclusive while the engines reopen: no thread takes one then
+        self._claimed = False  # True while the engines are reopened: no thread may take one
         self._gone: CloudrtError | None = None  # raised by all calls once the engines are closed or failed to reopen
         self._change = Lock()  # one `step_down` at a time
         self._open()

@@ -132,17 +132,17 @@ def load_image(
     Raises
     ------
     ImageError
-        Unreadable, empty, truncated, corrupt, oversized, not an image, or an array of another shape or dtype.
+        Unreadable, empty, truncated, corrupt, oversized, not an image, or an array of a wrong shape or dtype.
     """
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
-            raise ImageError(f"an image array is (H, W, 3) uint8 RGB, found {source.shape} {source.dtype}")
+            raise ImageError(f"an image array must be (H, W, 3) uint8 RGB, found {source.shape} {source.dtype}")
         return resize(reduce(source, size), size, out)
     return resize(decode(source if isinstance(source, bytes) else read_file(source), size, max_pixels), size, out)
 
 
 def to_array(source: object) -> object:
-    """Return a PIL image or a torch tensor as an (H, W, 3) array, and anything else as it is.
+    """Return a PIL image or a torch tensor as an (H, W, 3) array, and any other object unchanged.
 
     A tensor is (H, W, 3) or (3, H, W). Neither library is imported.
     """
@@ -162,11 +162,11 @@ def read_file(path: str | Path) -> bytes:
     Raises
     ------
     ImageError
-        It cannot be read.
+        The file cannot be read.
     """
     try:
         status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a pipe may not end
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a pipe may block forever
             raise ImageError("cannot be read: not a regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise ImageError(f"is oversized: {status.st_size:,} bytes are more than {MAX_FILE_BYTES:,}")
@@ -197,7 +197,7 @@ def resize(image: Image, size: Grid, out: Image | None = None) -> Image:
 
 
 def reduce(image: Image, cover: Grid) -> Image:
-    """Shrink an image as libjpeg-turbo shrinks a JPEG of the same pixels that it decodes at a smaller scale.
+    """Shrink an image like libjpeg-turbo when it decodes a JPEG of the same pixels at a smaller scale.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def reduce(image: Image, cover: Grid) -> Image:
 
 @cache
 def _reduction(count: int) -> NDArray[np.float32]:
-    """Return the matrix (count, 8) of jidctint.c: the DCT of 8 values, whose low frequencies are inverted."""
+    """Return the (count, 8) matrix of jidctint.c: a DCT of 8 values, and the inverse of `count` low frequencies."""
 
     def waves(length: int) -> NDArray[np.float64]:
         positions, frequencies = np.arange(length) + 0.5, np.arange(count)[:, None]

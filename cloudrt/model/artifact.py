@@ -115,10 +115,10 @@ class Artifact:
         if len(self.input_size) != 2 or len(self.mean) != 3 or len(self.std) != 3:
             raise DataError("input_size must be (height, width); mean and std must have one value per channel")
         if len(self.field_of_view) != 2 or not all(type(side) is int and side > 0 for side in self.field_of_view):
-            raise DataError(f"field_of_view is (height, width), found {self.field_of_view!r}")
+            raise DataError(f"field_of_view must be (height, width), found {self.field_of_view!r}")
         scale = self.pixels_per_degree
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
-            raise DataError(f"pixels_per_degree is a positive number, found {scale!r}")
+            raise DataError(f"pixels_per_degree must be a positive number, found {scale!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON; the keys of `labels` are at the top level."""

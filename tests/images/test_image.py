@@ -132,7 +132,7 @@ def test_unreadable_paths(tmp_path: Path) -> None:
     ids=lambda array: f"{array.shape} {array.dtype}",
 )
 def test_arrays_of_another_form_are_refused(array: NDArray[Any]) -> None:
-    assert "an image array is (H, W, 3) uint8 RGB, found" in refusal(array)
+    assert "an image array must be (H, W, 3) uint8 RGB, found" in refusal(array)
 
 
 def test_arrays_in_any_layout_give_the_same() -> None:
