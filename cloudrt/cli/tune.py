@@ -68,6 +68,7 @@ def tune(
     the difference. A plot (.png) and a page (.html) of the Dice surfaces are written beside the output.
     """
     from cloudrt.data.folder import open_data
+    from cloudrt.model.artifact import read_artifact
     from cloudrt.search.tables import THRESHOLDS
     from cloudrt.search.tune import StoredMaps, TuneOptions
     from cloudrt.search.tune import tune as search_rules
@@ -75,7 +76,16 @@ def tune(
 
     from_file = source.suffix == ".npz"
     target = _target(output, model, save_probabilities, from_file)
+    run = take_run_options(given)
     folder = open_data(data)
+    listed = _read_names(image_list) if image_list else []
+    rows = folder.read_train()
+    unknown = [name for name in listed if name not in rows]
+    if unknown:
+        raise Failure(f"{folder.train_csv} has no row of {unknown[0]} ({len(unknown)} of {len(listed)} images)")
+    for one in (source, model):
+        if one and one.suffix != ".npz":
+            read_artifact(one)
     in_place = overwrite and any(
         path and target.exists() and path.exists() and path.samefile(target) for path in (source, model)
     )
@@ -91,11 +101,11 @@ def tune(
         images=(folder.train_images / name for name in folder.read_names()),
         overwrite=overwrite,
     )
-    run = take_run_options(given)
-    listed = _read_names(image_list) if image_list else []
+    if not (listed or from_file) and folder.describe_unlisted():
+        click.echo(folder.describe_unlisted(), err=True)
     with ExitStack() as stack:
         opened, artifact = _open(source, model, run, stack)
-        names = listed or (opened.keys if isinstance(opened, StoredMaps) else list(folder.read_train()))
+        names = listed or (opened.keys if isinstance(opened, StoredMaps) else list(rows))
         options = TuneOptions(
             before=artifact.rules if artifact else (),
             thresholds=thresholds or THRESHOLDS,

@@ -142,7 +142,7 @@ def test_many_results_are_a_table(segmenter: cloudrt.Segmenter, images: Path) ->
     assert list(table.columns) == ["image", "class", "rle", "pixels", "error"]
     assert len(table) == 2 * len(SMALL_GRIDS.classes)
     for row in table.itertuples(index=False):
-        result = results[int(row.image != results[0].image)]
+        result = results[0 if str(row.image) == results[0].image else 1]
         assert row[2] == result.rle[row[1]]
         assert row[3] == result.mask(row[1]).sum()
     assert set(table[table.image == "image-1"].error) == {results[1].error}
