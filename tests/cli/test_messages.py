@@ -56,6 +56,27 @@ def test_mistakes_are_answered_with_what_to_do(
     assert said in refused(*words)
 
 
+def test_inputs_are_checked_before_outputs_and_both_before_a_model_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cloudrt.inference.pipeline.make_plan", lambda *_: pytest.fail("a model was opened"))
+    tiny_artifact(Path("m.onnx"), (64, 96))
+    for folder in ("in", "data/train_images"):
+        Path(folder).mkdir(parents=True)
+        cv2.imwrite(f"{folder}/a.png", np.zeros((20, 30, 3), np.uint8))
+    Path("data/train.csv").write_text("Image_Label,EncodedPixels\na.png_Fish,1 1\n")
+    Path("names.txt").write_text("b.png\n")
+    for name in ("s.csv", "t.onnx"):
+        Path(name).touch()
+    assert "nowhere is missing" in refused("infer", "nowhere", "-m", "m.onnx", "-o", "s.csv")
+    assert "no.onnx is missing" in refused("infer", "in", "-m", "no.onnx", "-o", "s.csv")
+    assert "s.csv exists" in refused("infer", "in", "-m", "m.onnx", "-o", "s.csv")
+    assert "no.onnx is missing" in refused("tune", "no.onnx", "data", "-o", "t.onnx")
+    assert "no row of b.png" in refused("tune", "m.onnx", "data", "-o", "t.onnx", "--image-list", "names.txt")
+    assert "t.onnx exists" in refused("tune", "m.onnx", "data", "-o", "t.onnx")
+
+
 def test_a_float_tiff_is_named_and_opencv_is_silent(tmp_path: Path) -> None:
     model = tiny_artifact(tmp_path / "m.onnx", (64, 96))
     (tmp_path / "in").mkdir()
