@@ -17,9 +17,9 @@ from cloudrt.masks.rle import rle_to_submit_grid
 from cloudrt.masks.table import read_rows
 
 SMALL = 0.1
-"""Masks smaller than this fraction of the median mask of their class are suspicious."""
+"""Masks with less than this fraction of the median area of their class are suspicious."""
 LARGE = 0.9
-"""So are masks that cover more of the grid than this, unless most masks of their class cover more than half of it."""
+"""Masks with a larger fraction of the grid are suspicious, unless the median mask of their class covers half of it."""
 OUTSIDE = 0.5
 """Largest fraction of a mask that may lie where the image has no data."""
 SAME = 0.9
@@ -150,9 +150,7 @@ def audit_shares(shares: Mapping[str, Sequence[float]], labels: Labels) -> Itera
         typical = float(np.median(list(covered.values()))) if covered else 0.0
         for name, share in covered.items():
             if share < SMALL * typical:
-                reason = (
-                    f"covers only {100 * share:.2g}% of the image, half of all {label} more than {100 * typical:.2g}%"
-                )
+                reason = f"covers only {100 * share:.2g}% of the image; the median of {label} is {100 * typical:.2g}%"
                 yield Finding("Suspicious mask", f"{name}_{label}", reason)
             if share > LARGE and typical < 0.5:
                 yield Finding("Suspicious mask", f"{name}_{label}", f"covers {100 * share:.0f}% of the image")

@@ -1,7 +1,7 @@
 """Statistics and possible errors of a labelled data set: the library behind `cloudrt explore`.
 
     train.csv --audit_rows--> valid rows, findings
-    each image --read once, at a small size--> ImageSummary, position maps, findings    --> Exploration
+    each image --decoded once, reduced--> ImageSummary, position maps, findings    --> Exploration
 
 A summary is a few numbers, so that the summaries of 100,000 images fit into memory.
 """

@@ -103,8 +103,8 @@ def check_keys(files: Iterable[ImageFile]) -> None:
     Raises
     ------
     DataError
-        An absolute key, or one with "..", which lists can contain; or two keys for one file, at least where case does
-        not count.
+        An absolute key, or one with "..", which lists can contain; or two keys that are equal apart from case, which
+        would be one file on a case-insensitive file system.
     """
     seen: dict[str, str] = {}
     for file in files:
@@ -112,8 +112,8 @@ def check_keys(files: Iterable[ImageFile]) -> None:
         other = seen.setdefault(path.casefold(), file.key)
         if other is not file.key:
             raise DataError(
-                f"{other!r} and {file.key!r} would share a file in the folder of --masks or --overlays where case "
-                "does not count: rename one, or list each once"
+                f"{other!r} and {file.key!r} would share a file in the folder of --masks or --overlays if case is "
+                "ignored: rename one, or list each once"
             )
         if PurePosixPath(file.key).is_absolute() or ".." in PurePosixPath(file.key).parts:
             raise DataError(
