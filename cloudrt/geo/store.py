@@ -142,6 +142,8 @@ class Store:
         if found != self.classes:
             raise DataError(f"{self.path} holds the patterns {', '.join(found)}: give another --output")
         self._days = _days(committed)
+        for leftover in self.path.glob("*/*.partial"):  # of zarr
+            leftover.unlink(missing_ok=True)
         self._group = zarr.open_group(self.path, mode="r+", zarr_format=2, use_consolidated=False)
         for name in ("mask", "time", "image"):
             array = self._group[name]
@@ -236,16 +238,16 @@ def _write_empty(path: Path, place: Place, classes: tuple[str, ...]) -> None:
         "image": (("time",), str, (0,), (_DAYS_PER_CHUNK,), "", {"long_name": "key of the image"}),
     }
     for name, (dimensions, dtype, shape, chunks, fill, attributes) in arrays.items():
-        array = group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill)
-        array.attrs.update({"_ARRAY_DIMENSIONS": list(dimensions), **attributes})
+        named = {"_ARRAY_DIMENSIONS": list(dimensions), **attributes}
+        group.create_array(name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, attributes=named)
     fixed: dict[str, tuple[Any, dict[str, Any]]] = {
         "lat": (lat, {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}),
         "lon": (lon, {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}),
         "pattern": (np.array(classes), {"long_name": "class"}),
     }
     for name, (values, attributes) in fixed.items():
-        array = group.create_array(name, data=values, chunks=values.shape, fill_value=None)
-        array.attrs.update({"_ARRAY_DIMENSIONS": [name], **attributes})
+        named = {"_ARRAY_DIMENSIONS": [name], **attributes}
+        group.create_array(name, data=values, chunks=values.shape, fill_value=None, attributes=named)
     _consolidate(path)
 
 

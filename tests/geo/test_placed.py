@@ -256,7 +256,7 @@ def test_a_store_survives_a_kill_at_every_write(tmp_path: Path, stride: int) -> 
         status = append_and_die(store, days + 1, step)
         assert status in (0, -signal.SIGKILL)
         killed += status != 0
-        step = step + (stride if days else 4 * stride) if status else 0
+        step = step + (stride if days else 10 * stride) if status else 0
         if store.exists():
             with xarray.open_zarr(store, consolidated=True) as data:
                 count = data.sizes["time"]
