@@ -113,8 +113,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         _open_streams()
-        if not _verbose():
-            os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")  # its warnings about files; read when it is imported
+        _silence_opencv()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # print ? for characters that the terminal cannot encode
                 stream.reconfigure(errors="replace")
@@ -177,6 +176,12 @@ _verbose_option = click.option(
 def _verbose() -> bool:
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(__name__) or context.params.get("verbose"))
+
+
+def _silence_opencv() -> None:
+    """Turn off OpenCV's own warnings about files, unless -v is given; it reads the variable when it is imported."""
+    if not _verbose():
+        os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
 
 
 def _open_streams() -> None:
