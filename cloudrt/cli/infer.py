@@ -43,7 +43,7 @@ PATH = click.Path(path_type=Path)
     "--format",
     "form",
     type=click.Choice(["csv", "parquet", "coco", "geojson", "geoparquet", "zarr"]),
-    help="Default: follows the suffix. The last three hold positions, and imply --tile.",
+    help="Format of the submission. Default: follows the suffix. The last three have positions, and imply --tile.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist, and the journal of an unfinished run.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run; needs the same options.")
@@ -66,7 +66,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--bounds",
     metavar="LON1,LAT1,LON2,LAT2",
-    help="Where the images lie that have neither tags nor a world file, in degrees.",
+    help="Bounds, in degrees, of images without GeoTIFF tags and without a world file.",
 )
 @click.option(
     "--simplify",

@@ -65,7 +65,8 @@ def tune(
     network does not run again. Use images that the network was not trained on, such as those in runs/NAME/held_out.txt.
 
     A rule of MODEL is only replaced if the out-of-fold Dice of the new one is higher by more than the standard error of
-    the difference. A plot (.png) and a page (.html) of the Dice surfaces are written beside the output.
+    the difference. A plot (.png) and a page (.html) of the Dice surfaces are written beside the output, and a list of
+    the images whose label and prediction disagree most (.disagreements.csv), which may need another label.
     """
     from cloudrt.data.folder import open_data
     from cloudrt.model.artifact import read_artifact
@@ -94,6 +95,7 @@ def tune(
             "--output": target,
             "the plot of --output": target.with_suffix(".png"),
             "the page of --output": target.with_suffix(".html"),
+            "the disagreements of --output": target.with_suffix(".disagreements.csv"),
             "--save-probabilities": save_probabilities,
         },
         {"train.csv": folder.train_csv, "data.json": data / "data.json", "--image-list": image_list}
@@ -180,7 +182,7 @@ def _open(source: Path, model: Path | None, run: RunOptions, stack: ExitStack) -
 
 def _write(tuned: Tuned, artifact: Artifact | None, model: Path, target: Path, data: Path) -> None:
     from cloudrt.reports.tune_page import plot_surfaces, write_tune_page
-    from cloudrt.search.tune import write_tuned
+    from cloudrt.search.tune import write_disagreements, write_tuned
     from cloudrt.system.files import replacing
 
     plot = plot_surfaces(tuned)
@@ -201,6 +203,7 @@ def _write(tuned: Tuned, artifact: Artifact | None, model: Path, target: Path, d
     with replacing(target.with_suffix(".png")) as partial:
         partial.write_bytes(plot)
     write_tune_page(tuned, plot, facts, target.with_suffix(".html"))
+    write_disagreements(tuned, target.with_suffix(".disagreements.csv"))
 
 
 def _mean(values: list[float]) -> float:

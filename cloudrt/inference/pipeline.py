@@ -363,13 +363,12 @@ class Segmenter:
         """Return the results of some rows of a group."""
         group, wanted = share
         decoded, labels = group.decoded, self.labels
-        results = []
+        began, sound, results = time.perf_counter(), 0, []
         for batch in group.batches:
             rows = range(max(wanted.start, batch.rows.start), min(wanted.stop, batch.rows.stop))
-            if decoded.errors:
-                texts = iter(self._some_texts(batch, [row for row in rows if row not in decoded.errors]))
-            else:
-                texts = iter(self._some_texts(batch, rows))
+            left = [row for row in rows if row not in decoded.errors] if decoded.errors else rows
+            texts = iter(self._some_texts(batch, left))
+            sound += len(left)
             for row in rows:
                 error = decoded.errors.get(row)
                 row_texts = next(texts) if error is None else [""] * len(labels.classes)
@@ -383,18 +382,18 @@ class Segmenter:
                         batch_size=batch.size,
                     )
                 )
+        if sound:
+            self.stats["postprocess"].add((time.perf_counter() - began) / sound, sound)
         return results
 
     def _some_texts(self, batch: _Batch, rows: Sequence[int]) -> list[list[str]]:
         """Return the RLE texts of some rows of a group; all of them are in `batch`."""
         if not rows or batch.probability is None:
             return []
-        began, first = time.perf_counter(), batch.rows.start
+        first = batch.rows.start
         whole = rows[-1] - rows[0] + 1 == len(rows)  # otherwise the rows of failed inputs are left out by a copy
         some = slice(rows[0] - first, rows[-1] - first + 1) if whole else [row - first for row in rows]
-        texts = self.texts(batch.probability[some], None if batch.presence is None else batch.presence[some])
-        self.stats["postprocess"].add((time.perf_counter() - began) / len(rows), len(rows))
-        return texts
+        return self.texts(batch.probability[some], None if batch.presence is None else batch.presence[some])
 
 
 @dataclass(frozen=True)
