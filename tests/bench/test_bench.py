@@ -84,7 +84,20 @@ def run(*words: str | Path | int) -> Result:
 def test_the_table_and_the_file(model: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     output.write_text("of an earlier run")
-    result = run(model, "--data", images, "--max-images", 2, "--repeat", 2, "--provider", "cpu", "--output", output, "--overwrite")
+    result = run(
+        model,
+        "--data",
+        images,
+        "--max-images",
+        2,
+        "--repeat",
+        2,
+        "--provider",
+        "cpu",
+        "--output",
+        output,
+        "--overwrite",
+    )
     assert result.exit_code == 0
     for word in (
         *STAGES,

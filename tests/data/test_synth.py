@@ -167,7 +167,7 @@ def test_fish_is_elongated_and_flower_is_not(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_refuses_a_folder_in_use(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(DataError, match="is not empty: give another OUT$"):
+    with pytest.raises(DataError, match=r"is not empty: give another OUT$"):
         write_dataset(tmp_path, 2, SMALL)
     with pytest.raises(DataError, match="is not a folder: give the name of a folder to fill"):
         write_dataset(tmp_path / "mine.txt", 2, SMALL)
