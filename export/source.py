@@ -35,7 +35,7 @@ class SourceOptions:
     Parameters
     ----------
     tta
-        Test-time augmentation inside the graph, the mean over flips: "none", "h", "v" or "hv".
+        Test-time augmentation inside the graph, the mean of the logits over flips: "none", "h", "v" or "hv".
     input_size
         Height and width of the input images, multiples of 32. None takes the checkpoint's.
     data

@@ -289,6 +289,23 @@ def export() -> str:
     return f"{table(heads, rows)}\n\n{describe_machine('cpu-export')}"
 
 
+def flips() -> str:
+    """Gain of each set of flips, averaged as probabilities or as logits."""
+    found = load("cpu-flips")
+    rows = [
+        (one["views"], one["mean"], f"{one['dice']:.4f}", f"{one['gain']:+.4f} ± {one['error']:.4f}")
+        for one in found["ways"]
+        if one["views"] != "none"
+    ]
+    one_view = next(one for one in found["ways"] if one["views"] == "none")
+    about = (
+        f"Out-of-fold Dice on {found['images']} held-out images, with the network of the shipped model; one view has "
+        f"{one_view['dice']:.4f} ({name_file('cpu-flips')}).\nThe error is that of the gain, over the images."
+    )
+    heads = ("`--tta`", "mean of the", "Dice", "gain over one view")
+    return f"{table(heads, rows)}\n\n{about}"
+
+
 def held_out() -> str:
     """Dice lost by choosing rules on few images."""
     found = load("cpu-held-out")
@@ -306,7 +323,7 @@ def held_out() -> str:
 
 _FUNCTIONS = (
     *(summary, front, stages, postprocess, pipeline, search),
-    *(memory, scaling, cluster, loader, decode, ablation, export, held_out),
+    *(memory, scaling, cluster, loader, decode, ablation, export, flips, held_out),
 )
 BLOCKS: dict[str, Callable[[], str]] = {one.__name__: one for one in _FUNCTIONS}
 """Name in the markers of a page -> the function that renders its figures."""

@@ -124,7 +124,7 @@ class InferenceGraph(nn.Module):
         levels
             (N, 3, H, W) float32, 0..255.
         views
-            Test-time augmentation; see `VIEWS`. The result is the mean over the views.
+            Test-time augmentation; see `VIEWS`. The logits are averaged over the views, before they are enlarged.
 
         Returns
         -------
@@ -139,16 +139,16 @@ class InferenceGraph(nn.Module):
         found = self.network(normalised)
         logits, head = found if isinstance(found, tuple) else (found, None)
         logits = logits.to(torch.float32)
-        if len(views) > 1:  # flipped back at the smaller size: resizing with half-pixel centres commutes with flips
+        if len(views) > 1:  # flipped back and averaged at the smaller size: one resize and one sigmoid for all views
             each = logits.reshape(len(views), -1, *logits.shape[1:])
-            logits = torch.cat([each[number].flip(view) if view else each[number] for number, view in enumerate(views)])
+            logits = torch.stack([one.flip(view) if view else one for one, view in zip(each, views, strict=True)]).mean(
+                0
+            )
+            head = None if head is None else head.to(torch.float32).reshape(len(views), -1, head.shape[1]).mean(0)
         # Half-pixel centres, like OpenCV's INTER_LINEAR.
         logits = functional.interpolate(logits, size=self.submit_grid, mode="bilinear", align_corners=False)
         probability = torch.sigmoid(logits)
         presence = None if head is None else torch.sigmoid(head.to(torch.float32))
-        if len(views) > 1:
-            probability = probability.reshape(len(views), -1, *probability.shape[1:]).mean(0)
-            presence = None if presence is None else presence.reshape(len(views), -1, presence.shape[1]).mean(0)
         if self.subtract_no_data:
             probability = probability * self._has_data(levels)
         return probability, presence

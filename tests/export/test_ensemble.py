@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from cloudrt.export.export import Target, export
 from cloudrt.export.source import ExportSource, SourceOptions
+from scipy.special import expit, logit
 from support.networks import make_checkpoint, probability
 
 from cloudrt.cli.export import export as command
@@ -42,16 +43,18 @@ def test_flips_and_members_are_averaged_in_the_graph(
     paths = [checkpoint, second][:members]
     done = export(ExportSource(paths, SourceOptions(tta=tta)), tmp_path / "m.onnx", Target("fp32"))
     images = np.stack([draw_scene(seed, (64, 96)).image for seed in range(3)])
-    views = []
+    each = []  # of each member, from the mean logits of its views
     for path in paths:
+        logits = []
         for up_down, left_right in FLIPS[tta]:
             flipped = images[:, :: -1 if up_down else 1, :: -1 if left_right else 1].copy()
-            views.append(probability(path, flipped)[:, :, :: -1 if up_down else 1, :: -1 if left_right else 1])
-    wanted = np.rint(np.mean(views, axis=0) * 255).transpose(0, 1, 3, 2)
+            logits.append(logit(probability(path, flipped)[:, :, :: -1 if up_down else 1, :: -1 if left_right else 1]))
+        each.append(expit(np.mean(logits, axis=0)))
+    wanted = np.rint(np.mean(each, axis=0) * 255).transpose(0, 1, 3, 2)
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": images})
     assert np.abs(found - wanted).max() <= 1
-    assert done.networks_per_image == len(views)
+    assert done.networks_per_image == members * len(FLIPS[tta])
     said = read_artifact(tmp_path / "m.onnx")
     assert said.tta == tta
     assert [member["encoder"] for member in said.members] == (["resnet18", "tu-regnety_002"] if members == 2 else [])
