@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloudrt.geo.place import Place
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import replacing
 
 NO_DATA = 255
 
 
-def write_geotiff(path: Path, text: str, place: Place) -> None:
+def write_geotiff(path: Path, text: str, place: MaskGrid) -> None:
     """Write a mask as a compressed GeoTIFF of one band: 0, 1, or 255 where the image has no data."""
     import rasterio
     from rasterio.transform import from_origin

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.geo.components import label
-from cloudrt.geo.place import Place
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.positions import WGS84, Position
 from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import replacing
@@ -63,7 +63,7 @@ class Feature:
         }
 
 
-def features(key: str, rle: Mapping[str, str], place: Place, simplify: float) -> Iterator[Feature]:
+def features(key: str, rle: Mapping[str, str], place: MaskGrid, simplify: float) -> Iterator[Feature]:
     """Yield a feature for each component of each class.
 
     Parameters

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.geo.place import Place
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.positions import WGS84
 from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import locked, naming, partial_path, remove_leftovers, remove_tree, replacing
@@ -53,7 +53,7 @@ class StoreDays:
             self._grid = group["lat"][:], group["lon"][:]
             self._name, self._days = str(path), _days(group)
 
-    def check(self, key: str, place: Place) -> None:
+    def check(self, key: str, place: MaskGrid) -> None:
         """Remember a panorama; raise ImageError if it has no day, a day that is taken, or another grid."""
         position = place.position
         if position is None or position.crs != WGS84:
@@ -101,7 +101,7 @@ class Store:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def append(self, key: str, texts: tuple[str, ...], place: Place) -> None:
+    def append(self, key: str, texts: tuple[str, ...], place: MaskGrid) -> None:
         """Append the masks of one day, or replace them if the same image wrote them.
 
         Raises
@@ -150,7 +150,7 @@ class Store:
             if array.shape[0] != len(self._days):
                 array.resize((len(self._days), *array.shape[1:]))
 
-    def _create(self, place: Place) -> None:
+    def _create(self, place: MaskGrid) -> None:
         """Write an empty store beside `path`, and rename it."""
         remove_leftovers(self.path.parent)
         partial = partial_path(self.path)
@@ -166,7 +166,7 @@ class Store:
         self._stack.enter_context(locked(self.path / ".lock", "wait for it, or give another --output"))
 
 
-def coordinates(place: Place) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def coordinates(place: MaskGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return latitudes, from north to south, and longitudes of the centres of a grid's pixels."""
     position = place.position
     assert position is not None
@@ -209,7 +209,7 @@ def _days(group: Any) -> dict[int, str]:
     return {int(day): str(key) for day, key in zip(group["time"][:], group["image"][:], strict=True)}
 
 
-def _write_empty(path: Path, place: Place, classes: tuple[str, ...]) -> None:
+def _write_empty(path: Path, place: MaskGrid, classes: tuple[str, ...]) -> None:
     import zarr
 
     lat, lon = coordinates(place)

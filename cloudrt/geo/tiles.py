@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.geo.place import Place
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.positions import Bounds, Position, read_position
 from cloudrt.images.image import NO_DATA_LEVEL, Image, decode, is_plain_jpeg, read_file, reduce, resize
 from cloudrt.labels import Grid
@@ -94,7 +94,7 @@ class Panorama:
 
     tiles: list[Tile]
     images: NDArray[np.uint8]
-    place: Place
+    place: MaskGrid
     beyond: int | None = None
     source: str = ""
 
@@ -205,7 +205,7 @@ def _lay_out(
     return Panorama(
         tiles=tiles,
         images=_cut(image, scale, tiles, artifact, shrunk=shrunk, wraps=wraps),
-        place=Place(masks, placed, wraps, encode_mask(no_data)),
+        place=MaskGrid(masks, placed, wraps, encode_mask(no_data)),
         beyond=columns[-1] // block[1] + grid[1] - masks[1] if wraps else None,
         source=position.source if position else "",
     )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cloudrt.errors import DataError
-from cloudrt.geo.place import Place
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.inference.identity import Identity
 from cloudrt.system.files import naming, sync_folder
 
@@ -60,7 +60,7 @@ class Record:
     error: str | None
     batch: int
     size: int = 0
-    place: Place | None = None
+    place: MaskGrid | None = None
 
 
 class Journal:
@@ -208,7 +208,7 @@ class Journal:
                     values["error"],
                     int(values["batch"]),
                     int(values["size"]),
-                    Place.from_dict(values["place"]) if "place" in values else None,
+                    MaskGrid.from_dict(values["place"]) if "place" in values else None,
                 ),
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.geo.place import Place
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.images.image import Image, load_image
 from cloudrt.inference.journal import Record
@@ -210,7 +210,7 @@ def write_failures(path: Path, records: Records) -> None:
         writer.writerows(failed)
 
 
-def write_masks(folder: Path, key: str, texts: Sequence[str], labels: Labels, place: Place | None = None) -> None:
+def write_masks(folder: Path, key: str, texts: Sequence[str], labels: Labels, place: MaskGrid | None = None) -> None:
     """Write one black-and-white PNG per class on the submission grid, FOLDER/CLASS/KEY.png, including empty masks.
 
     The masks of a panorama whose position is known are GeoTIFF files, FOLDER/CLASS/KEY.tif.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from cloudrt.errors import ImageError
 from cloudrt.geo.blend import Blend
 from cloudrt.geo.components import keep_components
-from cloudrt.geo.place import Place
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.positions import Bounds
 from cloudrt.geo.tiles import MORE_PIXELS, Panorama, Tile, Tiling, check_tiles, open_panorama
 from cloudrt.images.image import Image, ImageFile
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 class Check(Protocol):
     """Decides whether a panorama may be segmented, by those before it."""
 
-    def check(self, key: str, place: Place) -> None:
+    def check(self, key: str, place: MaskGrid) -> None:
         """Raise ImageError if it may not."""
         ...
 
@@ -53,7 +53,7 @@ class Days:
     def __init__(self) -> None:
         self._sizes: dict[tuple[datetime.date, Bounds], tuple[str, Grid]] = {}
 
-    def check(self, key: str, place: Place) -> None:
+    def check(self, key: str, place: MaskGrid) -> None:
         """Remember a panorama; raise ImageError if it contradicts an earlier one."""
         if place.position is None or place.position.date is None:
             return
@@ -88,7 +88,7 @@ class _Pending:
 
     file: ImageFile
     tiles: Sequence[Tile]
-    place: Place | None = None
+    place: MaskGrid | None = None
     beyond: int | None = None
     error: str | None = None
     blend: Blend | None = None

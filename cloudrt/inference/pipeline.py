@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -34,6 +34,7 @@ from cloudrt.errors import ArtifactError, DataError, MemoryExhausted
 from cloudrt.images.decoding import Decoded, Decoding, Input
 from cloudrt.images.image import ImageFile, StoredImage, to_array
 from cloudrt.images.inputs import list_inputs
+from cloudrt.inference.groups import BatchOutput, Group
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.results import Result
 from cloudrt.labels import Grid, Labels
@@ -257,7 +258,7 @@ class Segmenter:
         """Return the RLE texts, one per class, of images with (n, C, W, H) levels and (n, C) presence or None."""
         return postprocess_batch(levels, self.artifact.rules, presence)
 
-    def _run(self, inputs: Iterable[Input], pace: Pace) -> Generator[_Group, None, None]:
+    def _run(self, inputs: Iterable[Input], pace: Pace) -> Generator[Group, None, None]:
         """Yield groups of inputs with the network's outputs, in order; `pace` sets the number of batches per group."""
         slots = self.pool.slots
         # The next group of every engine, and at least one image for every decoding thread.
@@ -325,15 +326,15 @@ class Segmenter:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _infer(self, decoded: Decoded) -> _Group:
+    def _infer(self, decoded: Decoded) -> Group:
         """Run the batches of a group, with a smaller batch size after running out of memory."""
-        group = _Group(decoded)
+        group = Group(decoded)
         begin, count, errors, times = 0, len(decoded.keys), decoded.errors, []
         while begin < count:
             size = self.batch_size
             rows = range(begin, min(begin + size, count))
             if errors and all(row in errors for row in rows):
-                group.batches.append(_Batch(rows, size))
+                group.batches.append(BatchOutput(rows, size))
             else:
                 began = time.perf_counter()
                 try:
@@ -342,14 +343,14 @@ class Segmenter:
                     self.pool.step_down(size, reason)
                     continue
                 times.append(time.perf_counter() - began)
-                group.batches.append(_Batch(rows, size, probability, presence))
+                group.batches.append(BatchOutput(rows, size, probability, presence))
             begin = rows.stop
         self.stats["infer"].add_all(times)
         return group
 
     def _shares(
-        self, groups: Iterable[_Group], look: Callable[[Inferred], object] | None
-    ) -> Iterator[Iterator[tuple[_Group, range]]]:
+        self, groups: Iterable[Group], look: Callable[[Inferred], object] | None
+    ) -> Iterator[Iterator[tuple[Group, range]]]:
         """Divide the rows of each group among the post-processing threads."""
         for group in groups:
             if look:
@@ -359,7 +360,7 @@ class Segmenter:
             size = -(-count // self.threads)
             yield ((group, range(begin, min(begin + size, count))) for begin in range(0, count, size))
 
-    def _finish(self, share: tuple[_Group, range]) -> list[Result]:
+    def _finish(self, share: tuple[Group, range]) -> list[Result]:
         """Return the results of some rows of a group."""
         group, wanted = share
         decoded, labels = group.decoded, self.labels
@@ -386,7 +387,7 @@ class Segmenter:
             self.stats["postprocess"].add((time.perf_counter() - began) / sound, sound)
         return results
 
-    def _some_texts(self, batch: _Batch, rows: Sequence[int]) -> list[list[str]]:
+    def _some_texts(self, batch: BatchOutput, rows: Sequence[int]) -> list[list[str]]:
         """Return the RLE texts of some rows of a group; all of them are in `batch`."""
         if not rows or batch.probability is None:
             return []
@@ -394,50 +395,6 @@ class Segmenter:
         whole = rows[-1] - rows[0] + 1 == len(rows)  # otherwise the rows of failed inputs are left out by a copy
         some = slice(rows[0] - first, rows[-1] - first + 1) if whole else [row - first for row in rows]
         return self.texts(batch.probability[some], None if batch.presence is None else batch.presence[some])
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """The network's outputs for one batch.
-
-    Parameters
-    ----------
-    rows
-        Its rows in the group.
-    size
-        Batch size of the engine; the last batch of a run may have fewer rows.
-    probability, presence
-        (n, C, W, H) and (n, C) uint8; None if every input failed, or the artifact has no such output.
-    """
-
-    rows: range
-    size: int
-    probability: NDArray[np.uint8] | None = None
-    presence: NDArray[np.uint8] | None = None
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Consecutive inputs, decoded, and the network's outputs for them, in order."""
-
-    decoded: Decoded
-    batches: list[_Batch] = field(default_factory=list)
-
-    def each(self) -> Iterator[Inferred]:
-        """Yield the outputs for each input."""
-        decoded = self.decoded
-        for batch in self.batches:
-            for position, row in enumerate(batch.rows):
-                error = decoded.errors.get(row)
-                sound = error is None and batch.probability is not None
-                yield Inferred(
-                    image=decoded.keys[row],
-                    probability=batch.probability[position] if sound and batch.probability is not None else None,
-                    presence=batch.presence[position] if sound and batch.presence is not None else None,
-                    error=error,
-                    batch=decoded.number + batch.rows.start,
-                    batch_size=batch.size,
-                )
 
 
 def describe_model(model: Path | None, options: RunOptions) -> tuple[Path, Artifact]:

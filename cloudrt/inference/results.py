@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
-from cloudrt.geo.place import Place
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.images.image import SUFFIXES, Image, decode, load_image, read_file
 from cloudrt.labels import Grid, Labels
 from cloudrt.masks.rle import rle_decode
@@ -55,7 +55,7 @@ class Result:
     labels: Labels = field(repr=False)
     batch: int = field(default=0, repr=False)
     batch_size: int = field(default=0, repr=False)
-    place: Place | None = field(default=None, repr=False)
+    place: MaskGrid | None = field(default=None, repr=False)
     source: Path | Grid | None = field(default=None, repr=False, compare=False)
     probability: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 

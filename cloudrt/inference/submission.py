@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloudrt.errors import DataError
-from cloudrt.geo.place import Place
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import Journal, Record
 from cloudrt.inference.outputs import FormatOptions, output_digest, write_failures, write_rows
@@ -97,7 +97,7 @@ class Submission:
         error: str | None,
         batch: int = 0,
         size: int = 0,
-        place: Place | None = None,
+        place: MaskGrid | None = None,
     ) -> None:
         """Add the rows of one image; `batch`, `size` and `place` are those of its `Result`."""
         texts = tuple(rle[label] for label in self.labels.classes)

@@ -11,7 +11,7 @@ from cloudrt.labels import Grid, Labels
 
 
 @dataclass(frozen=True)
-class Place:
+class MaskGrid:
     """The grid of the masks of one panorama.
 
     Parameters
