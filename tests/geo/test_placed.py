@@ -23,7 +23,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact
 import cloudrt
 from cloudrt.cli import main
 from cloudrt.errors import DataError
-from cloudrt.geo.place import Place
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.polygons import cell_areas, features
 from cloudrt.geo.positions import Position
 from cloudrt.geo.store import Store
@@ -214,8 +214,8 @@ def days_of(store: Path) -> list[str]:
         return [str(day)[:10] for day in data["time"].values]
 
 
-def place_of(day: int) -> Place:
-    return Place((20, 300), Position(0, 10, 0.5, 0.5, date=datetime.date(2020, 1, day)))
+def place_of(day: int) -> MaskGrid:
+    return MaskGrid((20, 300), Position(0, 10, 0.5, 0.5, date=datetime.date(2020, 1, day)))
 
 
 def append_and_die(store: Path, day: int, step: int) -> int:
@@ -300,7 +300,7 @@ def test_outlines_are_valid_and_near_the_pixels() -> None:
     mask = (noise > 0.5).astype(np.uint8)
     position = Position(10, 20, 0.04, 0.04)
     for simplify in (0, 0.5, 2):
-        place = Place((80, 120), position, means=((0.5,) * 1000,))
+        place = MaskGrid((80, 120), position, means=((0.5,) * 1000,))
         found = list(features("a", {"Fish": encode_mask(mask)}, place, simplify))
         assert all(one.geometry.is_valid for one in found) and len(found) > 5
         assert any(shapely.get_num_interior_rings(shapely.get_parts(one.geometry)).sum() for one in found)
@@ -314,11 +314,11 @@ def test_outlines_are_valid_and_near_the_pixels() -> None:
 def test_polygons_are_cut_at_the_date_line() -> None:
     mask = np.zeros((10, 40), np.uint8)
     mask[2:5, 15:25] = 1
-    place = Place((10, 40), Position(170, 5, 0.5, 0.5), means=((0.5,),))
+    place = MaskGrid((10, 40), Position(170, 5, 0.5, 0.5), means=((0.5,),))
     (one,) = features("a", {"Fish": encode_mask(mask)}, place, 0.5)
     assert one.geometry.is_valid and one.geometry.geom_type == "MultiPolygon"
     assert sorted(part.bounds for part in one.geometry.geoms) == [(-180, 2.5, -177.5, 4), (177.5, 2.5, 180, 4)]
-    around = Place((10, 720), Position(-180, 5, 0.5, 0.5), wraps=True, means=((0.5,),))
+    around = MaskGrid((10, 720), Position(-180, 5, 0.5, 0.5), wraps=True, means=((0.5,),))
     ring = np.zeros((10, 720), np.uint8)
     ring[2:5, :5] = ring[2:5, -5:] = 1
     (both,) = features("a", {"Fish": encode_mask(ring)}, around, 0.5)
