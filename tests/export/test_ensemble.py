@@ -71,10 +71,10 @@ def test_a_flip_that_is_not_flipped_back_is_refused(checkpoint: Path, source: Ex
 
 def test_members_must_go_together(checkpoint: Path, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "large.pth", input_size=(96, 96))
-    with pytest.raises(DataError, match="one input size"):
+    with pytest.raises(DataError, match="need the same input size"):
         ExportSource([checkpoint, tmp_path / "large.pth"])
     make_checkpoint(tmp_path / "other.pth", rules=False, labels=Labels(("A", "B")))
-    with pytest.raises(DataError, match="one labels"):
+    with pytest.raises(DataError, match="need the same labels"):
         ExportSource([checkpoint, tmp_path / "other.pth"])
     with pytest.raises(DataError, match="tta is one of"):
         ExportSource(checkpoint, SourceOptions(tta="diagonal"))

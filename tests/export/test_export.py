@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -252,20 +253,28 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_words_are_one_line_before_anything_slow(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+    checkpoint: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    said: str,
 ) -> None:
+    own = tmp_path_factory.mktemp("own") / "best.pth"  # no model.onnx of another test lies beside it
+    shutil.copyfile(checkpoint, own)
+
     def slow(*_: object) -> None:
         raise AssertionError("traced")
 
     monkeypatch.setattr("cloudrt.export.source.trace", slow)
     monkeypatch.setattr("cloudrt.engines.availability.nvidia_driver", lambda: None)
     monkeypatch.chdir(tmp_path)
-    before = checkpoint.read_bytes()
-    done = CliRunner().invoke(command, [word.replace("BEST", str(checkpoint)) for word in words])
+    done = CliRunner().invoke(command, [word.replace("BEST", str(own)) for word in words])
     assert done.exit_code == 2, done.output
     assert said in done.output
     assert not list(tmp_path.iterdir())
-    assert checkpoint.read_bytes() == before
+    assert own.read_bytes() == checkpoint.read_bytes()
+    assert list(own.parent.iterdir()) == [own]
 
 
 def test_python_does_not_replace_the_checkpoint_either(source: ExportSource, checkpoint: Path) -> None:

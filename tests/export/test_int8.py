@@ -262,7 +262,7 @@ def test_layers_that_hurt_are_kept_in_fp32(source: ExportSource, tmp_path: Path)
         ("tensorrt", "cuda", "no int8 convolutions on CUDA"),
         ("tensorrt", "cpu", "quantised for TensorRT: export it with --int8-target cpu"),
         ("tensorrt", "openvino", "quantised for TensorRT"),
-        ("cpu", "tensorrt", "no asymmetric int8"),
+        ("cpu", "tensorrt", "does not support asymmetric int8"),
     ],
 )
 def test_a_provider_that_would_emulate_is_refused(

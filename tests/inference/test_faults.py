@@ -148,7 +148,7 @@ def test_a_folder_that_changes_underfoot(
         (["-o", "a.csv", "--masks", "model.onnx"], "both --model and --masks"),
         (["-o", "a.csv", "--masks", "in/03.jpg"], "is not a folder"),
         (["-o", "a.csv", "--devices", ""], "GPU numbers such as 0,1"),
-        (["-o", "a.csv", "--devices", "0,0"], "each given once"),
+        (["-o", "a.csv", "--devices", "0,0"], "without repetition"),
         (["-o", "a.csv", "--batch-size", "99999999999999999999"], "--batch-size"),
     ],
 )

@@ -48,7 +48,8 @@ def test_shipped_model_is_small_and_says_where_it_comes_from() -> None:
     assert said.precision == "fp16"
     assert said.parity["dice"] >= 0.995
     assert said.parity["empty_mismatch"] <= 0.005
-    assert "NASA Worldview" in said.weights_license
+    assert "Apache-2.0" in said.weights_license
+    assert "NASA Worldview" in path.with_name("README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif("CLOUDRT_DATA" not in os.environ, reason="CLOUDRT_DATA names no real data")

@@ -240,7 +240,7 @@ def test_a_class_that_no_held_out_image_has_is_said(
         (["--folds", "3", "--fold", "3"], "folds must be 0 or at least 2"),
         (["--loss", "bce+dyce"], "dyce"),
         (["--ema", "1.5"], "ema must be at least 0"),
-        (["--time-budget", "soon"], "no time such as 90m"),
+        (["--time-budget", "soon"], "is not a duration such as 90m"),
         (["--presence", "top-k", "--top-k", "0"], "top_k"),
         (["--encoder", "resnet19", "--name", "b"], "resnet18"),
     ],
