@@ -36,7 +36,14 @@ FLIPS: dict[str, list[tuple[bool, bool]]] = {
 }
 
 
-@pytest.mark.parametrize(("members", "tta"), [(1, "h"), (1, "v"), (1, "hv"), (2, "none"), (2, "hv")])
+@pytest.mark.parametrize(
+    ("members", "tta"),
+    [
+        (1, "h"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1, "v"), (1, "hv"), (2, "none"))),
+        (2, "hv"),
+    ],
+)
 def test_flips_and_members_are_averaged_in_the_graph(
     checkpoint: Path, second: Path, tmp_path: Path, tta: str, members: int
 ) -> None:

@@ -22,14 +22,15 @@ from cloudrt.labels import Labels
 from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig, build_network
 
 SMALL = Labels(("Fish", "Flower", "Gravel", "Sugar"), (280, 420), (70, 105))
-ALWAYS = (("FPN", "tu-convnext_atto"), ("Unet", "tu-mobilenetv3_small_075"), ("FPN", "mit_b0"))
+ALWAYS = (("FPN", "tu-convnext_atto"),)
 NOTEBOOK = ("resnet50", "resnet101", "efficientnet-b2", "efficientnet-b7", "densenet121", "se_resnext101_32x4d")
-FAMILIES = ("efficientnet-b0", "tu-resnest14d", "mobilenet_v2")
+FAMILIES = ("efficientnet-b0", "tu-resnest14d", "mobilenet_v2", "mit_b0")
 ARCHITECTURES = ("Unet", "DeepLabV3Plus", "UPerNet")
 CASES = [
     *ALWAYS,
     *(pytest.param("FPN", encoder, marks=pytest.mark.slow) for encoder in (*NOTEBOOK, *FAMILIES)),
     pytest.param("UPerNet", "mit_b0", marks=pytest.mark.slow),
+    pytest.param("Unet", "tu-mobilenetv3_small_075", marks=pytest.mark.slow),
     *(pytest.param(architecture, "resnet18", marks=pytest.mark.slow) for architecture in ARCHITECTURES),
 ]
 

@@ -62,7 +62,7 @@ def by_hand(checkpoint: Checkpoint, batch: NDArray[np.uint8]) -> tuple[NDArray[n
 
 
 @pytest.mark.parametrize("presence", ["head", "top-k"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", pytest.param("int8", marks=pytest.mark.slow)])
 def test_the_artifact_says_what_the_network_says(
     tmp_path: Path, batch: NDArray[np.uint8], presence: str, precision: str
 ) -> None:
