@@ -86,13 +86,13 @@ class TorchNetwork:
         normalised = (image - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
         batch = normalised.transpose(2, 0, 1)[None]
         answers = [self._answer(batch, view) for view in self.views]
-        probability = np.mean([one for one, _ in answers], axis=0)
+        probability = _sigmoid(np.mean([one for one, _ in answers], axis=0))
         if config.subtract_no_data:
             probability[:, ~has_data(image, config.labels.submit_grid)] = 0
         heads = [head for _, head in answers if head is not None]
         presence = None
         if heads:
-            presence = np.mean(heads, axis=0)
+            presence = _sigmoid(np.mean(heads, axis=0))
         elif config.presence == "top-k":
             presence = np.sort(probability.reshape(len(probability), -1), axis=1)[:, -config.top_k :].mean(axis=1)
         return probability, None if presence is None else np.round(255 * presence).astype(np.uint8)
@@ -100,7 +100,7 @@ class TorchNetwork:
     def _answer(
         self, batch: NDArray[np.floating[Any]], view: tuple[int, ...]
     ) -> tuple[Probability, Probability | None]:
-        """Return (C, H, W) on the submission grid, and (C,) of the presence head, for an image flipped as `view`."""
+        """Return the logits (C, H, W) on the submission grid, and (C,) of the presence head, for one view."""
         with self.torch.no_grad():
             found = self.network(self.torch.from_numpy(np.flip(batch, view).copy()))
         masks, head = found if isinstance(found, tuple) else (found, None)
@@ -109,7 +109,11 @@ class TorchNetwork:
         resized = np.stack(
             [cv2.resize(np.ascontiguousarray(each), (width, height), interpolation=cv2.INTER_LINEAR) for each in logits]
         )
-        return 1 / (1 + np.exp(-resized)), None if head is None else 1 / (1 + np.exp(-head[0].numpy()))
+        return resized, None if head is None else head[0].numpy()
+
+
+def _sigmoid(logits: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+    return np.asarray(1 / (1 + np.exp(-logits)))
 
 
 class OpenvinoNetwork:

@@ -76,7 +76,9 @@ def summary() -> str:
         ("loading of training samples, one core", "notebook", speedup(loader["ratio"])),
     ]
     machine = describe_machine("cpu-full-originals", "cpu-search-444", "cpu-loader-originals")
-    return f"{dice}\n\n{table(('work', 'compared with', 'speed of cloudrt'), rows)}\n\n{machine}"
+    other = bench["model"]["sha256"] != validation["model"]["sha256"]
+    note = "\nThe rows of JPEG files were measured with the model that shipped before." if other else ""
+    return f"{dice}\n\n{table(('work', 'compared with', 'speed of cloudrt'), rows)}\n\n{machine}{note}"
 
 
 def front() -> str:
