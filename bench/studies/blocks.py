@@ -91,7 +91,7 @@ def front() -> str:
             f"{way['precision']}{', as shipped' if way['model'] == 'clouds.onnx' else ''}",
             {"cpu": "ONNX Runtime", "openvino": "OpenVINO"}[way["provider"]],
             f"{way['dice']:.4f}",
-            f"{relative_speed(way, plain):.2f}x",
+            f"{relative_speed(way, plain):.2f}x" if len(way["timing"]["repetitions_s"]) > 1 else "one round, not shown",
         )
         for way in ways
     ]
