@@ -42,6 +42,8 @@ class Decoded:
         Position of the group's first input among all inputs.
     keys
         Keys of the rows of these inputs, in the table that is written.
+    sources
+        For each input, the path of its file or (H, W) of its array; None for bytes and images in stores.
     images
         (n, H, W, 3) uint8 RGB; failed inputs are black.
     errors
@@ -50,6 +52,7 @@ class Decoded:
 
     number: int
     keys: list[str]
+    sources: list[str | Path | Grid | None]
     images: Batch
     errors: dict[int, str]
 
@@ -66,7 +69,7 @@ class _Part:
         Row of the first input.
     numbered
         The inputs, each with its position among all inputs.
-    keys, errors
+    keys, sources, errors
         See `Decoded`.
     jpegs
         Row -> bytes of the file, for the inputs that the GPU decodes.
@@ -76,8 +79,17 @@ class _Part:
     begin: int
     numbered: list[tuple[int, Input]]
     keys: list[str] = field(default_factory=list)
+    sources: list[str | Path | Grid | None] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     jpegs: dict[int, bytes] = field(default_factory=dict)
+
+    def note(self, number: int, source: Input) -> object:
+        """Append the key and the source of an input; return its path, bytes, stored image or array."""
+        key, where = _key(number, source)
+        self.keys.append(key)
+        size = where.shape[:2] if isinstance(where, np.ndarray) and where.ndim == 3 else None
+        self.sources.append(where if isinstance(where, str | Path) else size)
+        return where
 
 
 class BatchDecoder(Protocol):
@@ -173,8 +185,7 @@ class Decoding:
         times = []
         for row, (number, source) in enumerate(part.numbered, part.begin):
             began = time.perf_counter()
-            key, where = _key(number, source)
-            part.keys.append(key)
+            where = part.note(number, source)
             self._load(part, row, where)
             times.append(time.perf_counter() - began)
         self.stats.add_all(times)
@@ -187,7 +198,6 @@ class Decoding:
                 source = source.read()
             if isinstance(source, _Failed):
                 raise ImageError(source.reason)
-            source = to_array(source)
             if not isinstance(source, str | Path | bytes | np.ndarray):
                 raise ImageError(f"is of type {type(source).__name__}, expected a path, bytes or an array")
             load_image(source, self.size, self.max_pixels, out)
@@ -208,8 +218,7 @@ class Decoding:
         """Read the JPEGs for the GPU; decode other inputs."""
         for row, (number, source) in enumerate(part.numbered, part.begin):
             began = time.perf_counter()
-            key, where = _key(number, source)
-            part.keys.append(key)
+            where = part.note(number, source)
             try:
                 if isinstance(where, StoredImage):
                     where = where.read()
@@ -254,15 +263,21 @@ class _Failed:
 
 
 def _key(number: int, source: Input) -> tuple[str, object]:
-    """Return the key of an input and the source of its image."""
+    """Return the key of an input, and its path, bytes, stored image or array."""
     if isinstance(source, ImageFile):
         return source.key, source.path
     if isinstance(source, StoredImage):
         return source.key, source
-    return (str(source) if isinstance(source, str | Path) else f"image-{number}"), source
+    if isinstance(source, str | Path):
+        return str(source), source
+    try:
+        return f"image-{number}", to_array(source)
+    except ImageError as error:
+        return f"image-{number}", _Failed(str(error))
 
 
 def _join(parts: list[_Part]) -> Decoded:
     keys = [key for part in parts for key in part.keys]
+    sources = [source for part in parts for source in part.sources]
     errors = {row: error for part in parts for row, error in part.errors.items()}
-    return Decoded(parts[0].numbered[0][0], keys, parts[0].group[: len(keys)], errors)
+    return Decoded(parts[0].numbered[0][0], keys, sources, parts[0].group[: len(keys)], errors)

@@ -145,14 +145,24 @@ def to_array(source: object) -> object:
     """Return a PIL image or a torch tensor as an (H, W, 3) array, and any other object unchanged.
 
     A tensor is (H, W, 3) or (3, H, W). Neither library is imported.
+
+    Raises
+    ------
+    ImageError
+        The object cannot be converted, such as a truncated file that PIL reads only now.
     """
+    if isinstance(source, np.ndarray | bytes):
+        return source
     libraries = {cls.__module__.partition(".")[0] for cls in type(source).__mro__}
     image: Any = source
-    if "PIL" in libraries and hasattr(source, "convert"):
-        return np.asarray(image.convert("RGB"))
-    if "torch" in libraries and hasattr(source, "detach"):
-        array = np.asarray(image.detach().cpu().numpy())
-        return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] == 3 != array.shape[2] else array
+    try:
+        if "PIL" in libraries and hasattr(source, "convert"):
+            return np.asarray(image.convert("RGB"))
+        if "torch" in libraries and hasattr(source, "detach"):
+            array = np.asarray(image.detach().cpu().numpy())
+            return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] == 3 != array.shape[2] else array
+    except (OSError, SyntaxError, TypeError, ValueError, RuntimeError) as error:
+        raise ImageError(f"cannot be converted to an array: {error}") from error
     return source
 
 

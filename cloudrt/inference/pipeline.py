@@ -13,13 +13,12 @@ memory. Decoding, the engines and the kernels release the GIL.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Self, Unpack
+from typing import Self, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +29,14 @@ from cloudrt.engines.choice import open_engine
 from cloudrt.engines.gpu_images import open_decoder
 from cloudrt.engines.plan import Plan, Samples, make_plan
 from cloudrt.engines.pool import EnginePool
-from cloudrt.errors import ArtifactError, DataError, MemoryExhausted
+from cloudrt.errors import ArtifactError, DataError, ImageError, MemoryExhausted
 from cloudrt.images.decoding import Decoded, Decoding, Input
 from cloudrt.images.image import ImageFile, StoredImage, to_array
 from cloudrt.images.inputs import list_inputs
 from cloudrt.inference.groups import BatchOutput, Group
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.results import Result
-from cloudrt.labels import Grid, Labels
+from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import postprocess_batch
 from cloudrt.model.artifact import Artifact, default_model, load_model, parse_artifact, read_artifact
 from cloudrt.model.inferred import Inferred
@@ -183,35 +182,16 @@ class Segmenter:
             A missing path, an empty folder, or an input of another type.
         """
         require_rules(self.artifact, self.model)
-        return self._with_sources(self._several(inputs), look, probabilities)
-
-    def _with_sources(
-        self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None, probabilities: bool
-    ) -> Generator[Result, None, None]:
-        """Yield the results with the source of each image, for plotting, and with probabilities if requested."""
-        sources: deque[Path | Grid | None] = deque()
-        waiting: deque[NDArray[np.uint8] | None] = deque()
-
-        def drawn() -> Iterator[Input]:
-            for one in inputs:
-                sources.append(_source(one))
-                yield one
-
-        def keep(inferred: Inferred) -> None:
-            if look:
-                look(inferred)
-            waiting.append(None if inferred.probability is None else inferred.probability.transpose(0, 2, 1).copy())
-
-        with closing(self._predict(drawn(), keep if probabilities else look)) as results:
-            for result in results:
-                levels = waiting.popleft() if probabilities else None
-                yield replace(result, source=sources.popleft(), probability=levels)
+        return self._predict(self._several(inputs), look, probabilities)
 
     def _several(self, inputs: Input | Iterable[Input]) -> Iterable[Input]:
         """Return one input as a list, and the images of a folder."""
         if isinstance(inputs, str | Path):
             return list_inputs([inputs], None, self.labels)
-        array = to_array(inputs)
+        try:
+            array = to_array(inputs)
+        except ImageError:  # fails as the only image of the run
+            return [cast(Input, inputs)]
         if isinstance(array, bytes | ImageFile | StoredImage) or (isinstance(array, np.ndarray) and array.ndim == 3):
             return [array]
         if isinstance(inputs, bytes | bytearray) or not isinstance(inputs, Iterable):
@@ -219,8 +199,9 @@ class Segmenter:
         return inputs
 
     def _predict(
-        self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None
+        self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None, probabilities: bool
     ) -> Generator[Result, None, None]:
+        finish = partial(self._finish, probabilities=probabilities)
         pace, stats = Pace(), self.stats["postprocess"]
         with (
             ThreadPoolExecutor(self.threads, "postprocess") as finishers,
@@ -228,7 +209,7 @@ class Segmenter:
         ):
             try:
                 shares = self._shares(groups, look)
-                for done in overlap_parts(finishers, self._finish, shares, 2):
+                for done in overlap_parts(finishers, finish, shares, 2):
                     results = [result for share in done for result in share]
                     stats.pulled(sum(result.error is None for result in results))
                     pace.arrived(len(results))
@@ -360,8 +341,8 @@ class Segmenter:
             size = -(-count // self.threads)
             yield ((group, range(begin, min(begin + size, count))) for begin in range(0, count, size))
 
-    def _finish(self, share: tuple[Group, range]) -> list[Result]:
-        """Return the results of some rows of a group."""
+    def _finish(self, share: tuple[Group, range], probabilities: bool) -> list[Result]:
+        """Return the results of some rows of a group, with their probabilities if requested."""
         group, wanted = share
         decoded, labels = group.decoded, self.labels
         began, sound, results = time.perf_counter(), 0, []
@@ -373,6 +354,9 @@ class Segmenter:
             for row in rows:
                 error = decoded.errors.get(row)
                 row_texts = next(texts) if error is None else [""] * len(labels.classes)
+                levels = None
+                if probabilities and error is None and batch.probability is not None:
+                    levels = batch.probability[row - batch.rows.start].transpose(0, 2, 1).copy()
                 results.append(
                     Result(
                         image=decoded.keys[row],
@@ -381,6 +365,8 @@ class Segmenter:
                         labels=labels,
                         batch=decoded.number + batch.rows.start,
                         batch_size=batch.size,
+                        source=decoded.sources[row],
+                        probability=levels,
                     )
                 )
         if sound:
@@ -423,13 +409,3 @@ def require_rules(artifact: Artifact, model: Path) -> None:
     """
     if not artifact.rules:
         raise ArtifactError(f"{model} has no rules, as its network was never validated: find them with cloudrt tune")
-
-
-def _source(one: object) -> Path | Grid | None:
-    """Return the path of an input or the size of an array, (H, W); None for bytes and images in stores."""
-    if isinstance(one, str | Path):
-        return Path(one)
-    if isinstance(one, ImageFile):
-        return one.path
-    array = to_array(one)
-    return (array.shape[0], array.shape[1]) if isinstance(array, np.ndarray) and array.ndim == 3 else None

@@ -42,7 +42,7 @@ class Result:
     batch_size
         Size of that batch; it is halved after running out of memory.
     source
-        Path of the file, or height and width of the array; None for bytes.
+        Path of the file, or height and width of the array; None for bytes and images in stores.
     probability
         (C, H, W) uint8 levels 0..255 on the submission grid, with `Segmenter.predict(..., probabilities=True)`.
     place
@@ -56,7 +56,7 @@ class Result:
     batch: int = field(default=0, repr=False)
     batch_size: int = field(default=0, repr=False)
     place: MaskGrid | None = field(default=None, repr=False)
-    source: Path | Grid | None = field(default=None, repr=False, compare=False)
+    source: str | Path | Grid | None = field(default=None, repr=False, compare=False)
     probability: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -97,9 +97,9 @@ class Result:
         if size == "grid":
             return mask
         if size == "image":
-            size = decode(read_file(self.source)).shape[:2] if isinstance(self.source, Path) else self.source or ()
-            if not size:
+            if self.source is None:
                 raise DataError(f'the size of {self.image} is not known: give size=(height, width) instead of "image"')
+            size = decode(read_file(self.source)).shape[:2] if isinstance(self.source, str | Path) else self.source
         if isinstance(size, str) or len(size) != 2 or min(size) < 1:
             raise DataError(f'size must be "grid", "image" or (height, width), found {size!r}')
         return np.asarray(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
@@ -129,7 +129,7 @@ class Result:
         if self.error is not None:
             raise DataError(f"{self.image} {self.error}: there is nothing to draw")
         source = self.source if image is None else image
-        if not isinstance(source, Path | np.ndarray):
+        if not isinstance(source, str | Path | np.ndarray):
             raise DataError(f"{self.image} is not a file: give its pixels, plot(image)")
         return draw_masks(load_image(source, self.labels.submit_grid), list(self.rle.values()), self.labels)
 

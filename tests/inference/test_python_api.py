@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -64,6 +66,20 @@ def test_images_of_other_libraries_are_arrays(segmenter: cloudrt.Segmenter, imag
     assert "float32" in str(wrong.error)
     (single,) = segmenter.predict(Image.fromarray(pixels).convert("L"))  # type: ignore[arg-type]
     assert single.error is None
+
+
+def test_an_image_that_pil_cannot_read_fails_alone(segmenter: cloudrt.Segmenter, images: Path) -> None:
+    """PIL reads the pixels only when they are needed."""
+    from PIL import Image
+
+    content = (images / "0.jpg").read_bytes()
+    cut: Any = Image.open(BytesIO(content[: len(content) // 2]))
+    (single,) = segmenter.predict(cut)
+    broken, sound = segmenter.predict([cut, images / "1.jpg"])
+    for result in (single, broken):
+        assert "cannot be converted to an array: image file is truncated" in str(result.error)
+        assert result.source is None
+    assert sound.error is None and sound.source == images / "1.jpg"
 
 
 def test_neither_library_is_imported() -> None:
