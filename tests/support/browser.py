@@ -33,21 +33,21 @@ addEventListener("message", (said) => { document.getElementById("answer").textCo
 """
 
 
+def chromium(folder: Path) -> list[str]:
+    """Return the command of Chromium without a window, with an empty profile in `folder`."""
+    assert CHROMIUM, "Chromium is not installed"
+    switches = (
+        *("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run", "disable-extensions"),
+        *("disable-background-networking", "hide-scrollbars", f"user-data-dir={folder / 'profile'}"),
+    )
+    return [CHROMIUM, *(f"--{switch}" for switch in switches)]
+
+
 def browse(folder: Path, *words: str) -> str:
     """Run Chromium; fail where a script failed or anything was asked of the network. Returns its standard output."""
-    assert CHROMIUM, "Chromium is not installed"
     command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-extensions",
-        "--disable-background-networking",
-        "--hide-scrollbars",
+        *chromium(folder),
         "--allow-file-access-from-files",
-        f"--user-data-dir={folder / 'profile'}",
         "--enable-logging=stderr",
         "--virtual-time-budget=5000",
         *words,

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.browser import CHROMIUM
+from support.browser import chromium
 
 WAIT_S = 90
 
@@ -109,23 +109,13 @@ class Page:
 @contextmanager
 def browsing(folder: Path) -> Iterator[Page]:
     """Run Chromium with an empty profile in `folder`."""
-    assert CHROMIUM, "Chromium is not installed"
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
     # Out of the way of 3 and 4, which the shell makes of them.
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 64) for end in (to_read, from_write)]
     command = [
         *("bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash"),
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-extensions",
-        "--disable-background-networking",
-        "--hide-scrollbars",
-        f"--user-data-dir={folder / 'profile'}",
+        *chromium(folder),
         "--remote-debugging-pipe",
     ]
 
