@@ -13,7 +13,7 @@ import errno
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -225,8 +225,10 @@ def write_submission(
             if task.tiling is None
             else predict_panoramas(segmenter, left, task.tiling, checks)
         )
-        results = zip(left, predicted, strict=True)
-        for file, result in overlap(painters, paint, results, 2 * segmenter.threads):
+        results: Iterable[tuple[ImageFile, Result]] = zip(left, predicted, strict=True)
+        if task.masks or task.overlays:
+            results = overlap(painters, paint, results, 2 * segmenter.threads)
+        for file, result in results:
             submission.add(result.image, result.rle, result.error, result.batch, result.batch_size, place=result.place)
             if page:
                 page.add(result.image, file.path, None if result.error else result.rle, result.error, result.labels)
