@@ -153,8 +153,10 @@ def main(
     chosen = model or default_model()
     steps = [step for step in STEPS if not only or step.name in only]
     names = [*(f"{step.name}{suffix}" for step in steps for suffix in (".json", ".log")), "summary.md"]
-    reads = {"--model": chosen, "--checkpoint": checkpoint}
-    check_outputs({f"{name} of OUT": out / name for name in names}, reads, overwrite=overwrite)
+    reads = {"--model": chosen, "--checkpoint": checkpoint, "--data": data}
+    outputs = {f"{name} of OUT": out / name for name in names}
+    folders = {"training of OUT": out / "training"} if any(step.name == "training" for step in steps) else {}
+    check_outputs(outputs, reads, folders=folders, overwrite=overwrite)
     words = ["python -m cloudrt.bench.gpu OUT", f"--minutes {minutes:g}", f"--model {chosen.name}"]
     words += [f"--checkpoint {checkpoint.name}"] if checkpoint else []
     words += ["--images DIR"] * len(images) + ["--data DIR"] * bool(data)

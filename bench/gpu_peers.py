@@ -248,7 +248,7 @@ def _train(task: GpuTask, settings: dict[str, Any], seconds: float, name: str = 
         "images": sum(count for epoch in clock.epochs for _, count in epoch),
         "dice": dice,
     }
-    return values if rate else values | {"error": f"no batch after the first {WARM_UP} in {seconds:.0f} s"}
+    return values if rate else values | {"error": f"fewer than two batches in {seconds:.0f} s"}
 
 
 class _TimeUp(Exception):
@@ -275,6 +275,7 @@ class _Clock:
                 raise _TimeUp
 
         yield advance
+        noted.append((perf_counter(), 0))  # the epoch has waited for the device
 
     def images_per_s(self) -> float:
         """Return the rate without the first `WARM_UP` batches, if there are more, and without validation."""

@@ -129,7 +129,12 @@ def _run_tests(task: GpuTask) -> Values:
     task.require_gpu()  # they would all be skipped
     files = [str(path) for path in sorted((root / "tests").rglob("test_*.py")) if "mark.cuda" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-rfEs", "--color=no", *files]
-    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, timeout=task.seconds * 0.6, check=False)
+    limit = task.seconds * 0.6
+    try:
+        done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired as error:
+        click.echo(error.stdout or "")  # which test did not end
+        raise
     click.echo(done.stdout)
     last = (done.stdout.splitlines() or ["no output"])[-1].strip("= ")
     return {"result": last} | ({"error": last} if done.returncode else {})

@@ -213,9 +213,14 @@ def load_checkpoint(checkpoint: Path, artifact: Artifact) -> Checkpoint:
     loaded = Checkpoint.load(checkpoint)
     if sha256(checkpoint) != artifact.checkpoint_sha256:
         raise ArtifactError(f"{checkpoint} is not the checkpoint the artifact was exported from")
-    if len(artifact.members) > 1:
-        raise ArtifactError(f"the artifact averages {len(artifact.members)} networks: {checkpoint} is only one of them")
+    _refuse_ensemble(artifact)
     return loaded
+
+
+def _refuse_ensemble(artifact: Artifact) -> None:
+    """Raise ArtifactError for several networks: one of them in PyTorch would be compared with all."""
+    if len(artifact.members) > 1:
+        raise ArtifactError(f"the artifact averages {len(artifact.members)} networks, and one is compared")
 
 
 def make_checkpoint(model: Any, artifact: Artifact) -> Checkpoint:
@@ -223,11 +228,12 @@ def make_checkpoint(model: Any, artifact: Artifact) -> Checkpoint:
 
     Raises
     ------
-    ModuleNotFoundError, DataError
-        PyTorch is not installed; the network cannot be built.
+    ModuleNotFoundError, ArtifactError, DataError
+        PyTorch is not installed; the artifact has several networks; the network cannot be built.
     """
     from cloudrt.model.network import Checkpoint, build_network
 
+    _refuse_ensemble(artifact)
     has_presence = any(output.name == "presence" for output in model.graph.output)
     config = NetworkConfig(
         architecture=artifact.architecture,

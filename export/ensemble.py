@@ -1,6 +1,6 @@
 """Average several networks and several flips of the image in one graph.
 
-    image -> each flip -> each network -> probability, flipped back -> mean -> uint8 levels
+    image -> each network, on all flips -> logits, flipped back -> mean -> probability -> mean over networks -> levels
 
 The cost is one network run per member and flip: two members with all four flips run eight networks per image.
 """
@@ -99,7 +99,7 @@ class Ensemble:
 
 
 class Mean(nn.Module):
-    """Mean probability of several graphs over several views of the image."""
+    """Mean probability of several networks; each averages its logits over the views of the image."""
 
     def __init__(self, members: list[InferenceGraph], views: tuple[tuple[int, ...], ...]) -> None:
         super().__init__()

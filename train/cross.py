@@ -20,8 +20,8 @@ from cloudrt.errors import DataError
 from cloudrt.labels import Labels
 from cloudrt.model.network import Checkpoint
 from cloudrt.search.choose import choose_rules
-from cloudrt.search.probabilities import Probabilities, write_probabilities
-from cloudrt.search.tables import THRESHOLDS, LabelledMaps, measure, min_areas_for
+from cloudrt.search.probabilities import Probabilities, labelled_maps, write_probabilities
+from cloudrt.search.tables import THRESHOLDS, measure, min_areas_for
 from cloudrt.system.files import replacing
 from cloudrt.system.terminal import ProgressBar
 
@@ -88,14 +88,10 @@ def cross_validate(
         empty.append(done["all_empty"])
     source = open_data(data)
     merge([part / PROBABILITIES for part in parts], folder / "oof.npz", source.labels)
-    table = source.read_train()
     with Probabilities(folder / "oof.npz") as kept:
-        maps = (
-            LabelledMaps(levels, source.truth_bits(key, table[key]), presence)
-            for key in kept.keys
-            for levels, presence in [kept.read(key)]
+        choices = choose_rules(
+            measure(labelled_maps(kept, source), len(kept.keys), THRESHOLDS, min_areas_for(source.labels.submit_grid))
         )
-        choices = choose_rules(measure(maps, len(kept.keys), THRESHOLDS, min_areas_for(source.labels.submit_grid)))
     dice = float(np.mean([choice.out_of_fold for choice in choices]))
     for part in parts:
         best = Checkpoint.load(part / "best.pth")

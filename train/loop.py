@@ -202,12 +202,13 @@ class _Run:
             if trainer.out_of_time:
                 break
             rates = self._rates()
-            before = trainer.seconds
+            seconds, images = trainer.seconds, trainer.images
             with bar(f"Epoch {epoch}/{config.epochs}", trainer.images_an_epoch) as advance:
                 train_loss = trainer.epoch(epoch, advance)
             loss = 0.0
             if self.team.first:
-                loss = self._validate(epoch, train_loss, rates, trainer.seconds - before)
+                rate = (trainer.images - images) / max(trainer.seconds - seconds, 1e-9)
+                loss = self._validate(epoch, train_loss, rates, rate)
             trainer.schedule.report(self.team.share(loss))
             if self.team.first:
                 self._save_state(epoch)
@@ -215,9 +216,9 @@ class _Run:
         self.team.wait()
         return result
 
-    def _validate(self, epoch: int, train_loss: float, rates: tuple[float, float], seconds: float) -> float:
+    def _validate(self, epoch: int, train_loss: float, rates: tuple[float, float], rate: float) -> float:
         result = self.validator.run(self.trainer.evaluated, self.info.network)
-        self._record(epoch, train_loss, result, rates, seconds)
+        self._record(epoch, train_loss, result, rates, rate)
         checkpoint = self._checkpoint(result, epoch)
         checkpoint.save(self.folder / "last.pth")
         if result.dice > self.best_dice:
@@ -236,7 +237,7 @@ class _Run:
         return result.loss
 
     def _record(
-        self, epoch: int, train_loss: float, result: Validation, rates: tuple[float, float], seconds: float
+        self, epoch: int, train_loss: float, result: Validation, rates: tuple[float, float], rate: float
     ) -> None:
         row = {
             "epoch": float(epoch),
@@ -246,7 +247,7 @@ class _Run:
             "all_empty": result.all_empty,
             "encoder_lr": rates[0],
             "decoder_lr": rates[1],
-            "images_per_second": self.trainer.images_an_epoch / seconds,
+            "images_per_second": rate,
             "memory_mb": memory() or 0.0,
         }
         for label, found in zip(self.info.network.labels.classes, result.found, strict=True):
@@ -302,13 +303,12 @@ class _Run:
         if self.config.folds:
             self.validator.run(network, config, keep=self.folder / PROBABILITIES)
         (self.folder / STATE).unlink(missing_ok=True)
-        images = len(self.history) * self.trainer.images_an_epoch
         return TrainResult(
             folder=self.folder,
             dice=final.dice,
             epoch=final.epoch,
             all_empty=result.all_empty,
-            images_per_second=images / max(self.trainer.seconds, 1e-9),
+            images_per_second=self.trainer.images / max(self.trainer.seconds, 1e-9),
         )
 
 

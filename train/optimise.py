@@ -52,6 +52,8 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise DataError(f"no device named {name!r}: use auto, cpu, cuda or cuda:1")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DataError(f"no device {name}: PyTorch finds {torch.cuda.device_count()} GPUs, counted from 0")
     return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
 
 

@@ -64,17 +64,21 @@ def pretrain(
                 found = network(hide(pixels, random))
             logits = found[0] if isinstance(found, tuple) else found
             loss = functional.binary_cross_entropy_with_logits(logits.float(), target)
-            bad = losses.add(loss)
-            if bad:
-                raise DataError(f"the loss of pre-training is {bad[1]} at batch {bad[0]}: lower the learning rates")
+            _check(losses.add(loss))
             torch.autograd.backward(loss)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             steps += 1
             advance(len(image), loss=losses.mean)
+    _check(losses.read())
     with torch.no_grad():
         for value, first in zip(_head(network).parameters(), initial, strict=True):
             value.copy_(first)
+
+
+def _check(bad: tuple[int, float] | None) -> None:
+    if bad:
+        raise DataError(f"the loss of pre-training is {bad[1]} at batch {bad[0]}: lower the learning rates")
 
 
 def brightness(pixels: torch.Tensor, classes: int) -> torch.Tensor:

@@ -58,6 +58,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.steps = 0
         self.seconds = 0.0
+        self.images = 0
         self._wrapped = team.wrap(network, device)
         self._forward: Callable[[torch.Tensor], Any] = torch.compile(self._wrapped) if config.compile else self._wrapped
 
@@ -106,9 +107,11 @@ class Trainer:
             if last:
                 self.seconds = self._agreed(before + time.perf_counter() - began)
             advance(len(image) * self.team.world, loss=losses.mean)
+            self.images += len(image) * self.team.world
             if last and self.out_of_time:
                 break
-        self._check(losses.read())
+        self._check(losses.read())  # waits for the device
+        self.seconds = self._agreed(before + time.perf_counter() - began)
         return losses.mean
 
     def _batch(self, image: torch.Tensor, target: torch.Tensor, position: int, last: bool) -> torch.Tensor:
@@ -179,6 +182,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "steps": self.steps,
             "seconds": self.seconds,
+            "images": self.images,
             "random": torch.get_rng_state(),
             "random_gpu": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -191,7 +195,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        self.steps, self.seconds = state["steps"], state["seconds"]
+        self.steps, self.seconds, self.images = state["steps"], state["seconds"], state["images"]
         torch.set_rng_state(state["random"])
         if state["random_gpu"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_gpu"], self.device)

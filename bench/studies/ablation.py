@@ -96,7 +96,7 @@ def run(name: str, config: TrainConfig, cache: DatasetCache, network_config: Net
         dice["flips"] = judge(replace(validator, tta="hv"), network)
         dice["top-k presence"] = judge(validator, network, presence="top-k")
         dice["no-data kept"] = judge(validator, network, subtract_no_data=False)
-    return Outcome(dice, config.epochs * trainer.images_an_epoch / trainer.seconds)
+    return Outcome(dice, trainer.images / trainer.seconds)
 
 
 def summarise(runs: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:

@@ -77,8 +77,13 @@ def summary() -> str:
     ]
     machine = describe_machine("cpu-full-originals", "cpu-search-444", "cpu-loader-originals")
     other = bench["model"]["sha256"] != validation["model"]["sha256"]
-    note = "\nThe rows of JPEG files were measured with the model that shipped before." if other else ""
-    return f"{dice}\n\n{table(('work', 'compared with', 'speed of cloudrt'), rows)}\n\n{machine}{note}"
+    note = (
+        "\nThe rows of JPEG files and of probability maps were measured with the model that shipped before."
+        if other
+        else ""
+    )
+    heads = ("work", "compared with", "speed of cloudrt")
+    return f"{dice}\n\n{table(heads, rows)}\n\n{machine}{note}"
 
 
 def front() -> str:

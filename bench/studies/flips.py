@@ -23,7 +23,7 @@ from cloudrt.data.folder import DataFolder, open_data
 from cloudrt.images.image import load_image
 from cloudrt.model.network import Checkpoint, InferenceGraph
 from cloudrt.model.network_config import VIEWS
-from cloudrt.search.choose import FOLDS, choose_rules
+from cloudrt.search.choose import assign_folds, choose_rules
 from cloudrt.search.tables import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for
 from cloudrt.system.terminal import progress_bar
 
@@ -109,9 +109,8 @@ def measure_flips(checkpoint: Checkpoint, data: DataFolder, names: Sequence[str]
 
 def score_images(tables: DiceTables, seed: int = 0) -> NDArray[np.float64]:
     """Return the Dice of each image, (N,), the mean over the classes, with rules chosen without the image's fold."""
-    images = tables.dice.shape[1]
-    fold = np.random.default_rng(seed).permutation(images) % FOLDS  # as in `choose_rules`
-    dice = np.empty((len(tables.dice), images))
+    fold = assign_folds(tables.dice.shape[1], seed=seed)
+    dice = np.empty((len(tables.dice), len(fold)))
     for label, choice in enumerate(choose_rules(tables, seed=seed)):
         for number, rule in enumerate(choice.fold_rules):
             dice[label, fold == number] = tables.of_rule(label, rule)[fold == number]
@@ -126,7 +125,7 @@ def score_images(tables: DiceTables, seed: int = 0) -> NDArray[np.float64]:
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file.")
 def flips(checkpoint: Path, data: Path, image_list: Path, output: Path | None) -> None:
     """Measure the Dice of flips and of both means with CHECKPOINT on the listed images of DATA."""
-    names = image_list.read_text(encoding="utf-8").split()
+    names = image_list.read_text(encoding="utf-8").splitlines()
     found = measure_flips(Checkpoint.load(checkpoint), open_data(data), names)
     save({"images": len(names), "ways": found}, output, "torch")
 

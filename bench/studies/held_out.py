@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from cloudrt.data.folder import open_data
 from cloudrt.search.choose import choose_rules, score_rule
-from cloudrt.search.probabilities import Probabilities
-from cloudrt.search.tables import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for
+from cloudrt.search.probabilities import Probabilities, labelled_maps
+from cloudrt.search.tables import THRESHOLDS, DiceTables, measure, min_areas_for
 from cloudrt.system.terminal import progress_bar
 
 from .results import save
@@ -78,15 +78,9 @@ def measure_losses(tables: DiceTables, repetitions: int, seed: int = 0) -> dict[
 def main(probabilities: Path, data: Path, repetitions: int, output: Path | None) -> None:
     """Measure the Dice that is lost by choosing rules on few images."""
     source = open_data(data)
-    table = source.read_train()
     with Probabilities(probabilities) as kept, progress_bar("Measuring", len(kept.keys)) as advance:
-        maps = (
-            LabelledMaps(levels, source.truth_bits(key, table[key]), presence)
-            for key in kept.keys
-            for levels, presence in [kept.read(key)]
-        )
         areas = min_areas_for(source.labels.submit_grid)
-        tables = measure(maps, len(kept.keys), THRESHOLDS, areas, advance=advance)
+        tables = measure(labelled_maps(kept, source), len(kept.keys), THRESHOLDS, areas, advance=advance)
     save(measure_losses(tables, repetitions), output)
 
 

@@ -135,12 +135,16 @@ def choose_rules(
     DataError
         Fewer than two folds or images.
     """
-    images = tables.dice.shape[1]
-    if folds < 2 or images < 2:
-        raise DataError(f"cross-validation needs at least two folds and two images, found {folds} and {images}")
-    fold = np.random.default_rng(seed).permutation(images) % min(folds, images)
+    fold = assign_folds(tables.dice.shape[1], folds, seed)
     previous = tuple(before) or (None,) * len(tables.dice)
     return [_choose(tables, label, fold, rule) for label, rule in enumerate(previous)]
+
+
+def assign_folds(images: int, folds: int = FOLDS, seed: int = 0) -> NDArray[np.int_]:
+    """Return the fold of each image, (N,), at random; see `choose_rules`."""
+    if folds < 2 or images < 2:
+        raise DataError(f"cross-validation needs at least two folds and two images, found {folds} and {images}")
+    return np.random.default_rng(seed).permutation(images) % min(folds, images)
 
 
 @dataclass(frozen=True)
@@ -190,14 +194,11 @@ class _Selection:
         For each fold, the rule chosen without its images.
     out_of_fold
         (N,): Dice of each image with the rule of its fold.
-    surface
-        (T, A): mean Dice of every threshold and min area, with the gate and presence of `rule`.
     """
 
     rule: Rule
     fold_rules: tuple[Rule, ...]
     out_of_fold: NDArray[np.float64]
-    surface: NDArray[np.float64]
 
 
 def _choose(tables: DiceTables, label: int, fold: NDArray[np.int_], before: Rule | None) -> RuleChoice:
@@ -215,7 +216,7 @@ def _choose(tables: DiceTables, label: int, fold: NDArray[np.int_], before: Rule
         difference: NDArray[np.float64] = best.out_of_fold - previous
         gain, gain_error = float(difference.mean()), _error(difference)
         if gain <= gain_error:
-            best = _Selection(before, best.fold_rules, previous, _surface(tables, label, before))
+            best = _Selection(before, best.fold_rules, previous)
     return RuleChoice(
         rule=best.rule,
         score=score_rule(tables, label, best.rule),
@@ -225,7 +226,7 @@ def _choose(tables: DiceTables, label: int, fold: NDArray[np.int_], before: Rule
         spike_score=score_rule(tables, label, spike.rule),
         spike_out_of_fold=float(spike.out_of_fold.mean()),
         fold_rules=best.fold_rules,
-        surface=best.surface,
+        surface=_surface(tables, label, best.rule),
         found=found,
         gain=gain,
         gain_error=gain_error,
@@ -256,7 +257,7 @@ def _select(tables: DiceTables, label: int, family: _RuleFamily, fold: NDArray[n
         chosen = _highest(tables, family, total - one, smooth)
         fold_rules.append(chosen)
         out_of_fold[fold == f] = tables.of_rule(label, chosen)[fold == f]
-    return _Selection(rule, tuple(fold_rules), out_of_fold, _surface(tables, label, rule))
+    return _Selection(rule, tuple(fold_rules), out_of_fold)
 
 
 def _sums(tables: DiceTables, label: int, family: _RuleFamily, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:

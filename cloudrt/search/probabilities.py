@@ -20,8 +20,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.data.folder import DataFolder
 from cloudrt.errors import DataError
 from cloudrt.labels import Labels
+from cloudrt.search.tables import LabelledMaps
 from cloudrt.system.files import replacing
 
 _DAMAGE = (
@@ -163,3 +165,11 @@ class Probabilities:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def labelled_maps(kept: Probabilities, data: DataFolder) -> Iterator[LabelledMaps]:
+    """Yield the stored outputs of each image with its true masks, for `cloudrt.search.tables.measure`."""
+    rows = data.read_train()
+    for key in kept.keys:
+        levels, presence = kept.read(key)
+        yield LabelledMaps(levels, data.truth_bits(key, rows[key]), presence)

@@ -214,6 +214,9 @@ def test_files_of_something_else_are_one_line(content: Any, tmp_path: Path) -> N
     path.write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"w\.pth is not a state dict of tensors"):
         read_weights(path, "resnet18")
+    (tmp_path / "w.safetensors").write_bytes(np.random.default_rng(0).bytes(4000))
+    with pytest.raises(DataError, match=r"w\.safetensors is not a state dict of tensors"):
+        read_weights(tmp_path / "w.safetensors", "resnet18")
     make_checkpoint(tmp_path / "best.pth")
     with pytest.raises(DataError, match=r"for a checkpoint of cloudrt, use --init"):
         read_weights(tmp_path / "best.pth", "resnet18")
