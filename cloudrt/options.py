@@ -21,6 +21,8 @@ GPU_PROVIDERS = ("tensorrt", "tensorrt-rtx", "cuda")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """Precisions that OpenVINO can compute in; the other providers use the artifact's precision."""
 DECODERS = ("cpu", "gpu")
+TOKEN = "CLOUDRT_TOKEN"
+"""Environment variable with the bearer token that a server requires and that clients send."""
 MAX_BATCH, MAX_THREADS, MAX_STREAMS = 65_536, 4_096, 64
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import click
 
 from cloudrt.cli.run_options import run_options, take_run_options
+from cloudrt.options import TOKEN
 from cloudrt.system.terminal import Failure, reports_errors, say_logs
-
-TOKEN = "CLOUDRT_TOKEN"
 
 
 @click.command()

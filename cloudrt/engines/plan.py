@@ -49,7 +49,7 @@ class Plan:
     Parameters
     ----------
     provider
-        One of `cloudrt.options.PROVIDERS`, never "auto".
+        One of `cloudrt.options.PROVIDERS`, never "auto"; or "remote", for the servers of `RemoteOptions`.
     batch_size, streams, compute_precision, cuda_graph, channels_last, pinned
         See `EngineOptions`.
     images_per_s
@@ -82,7 +82,8 @@ class Plan:
         """Return whether the plan has all values that `options` fix."""
         fixed = _fixed(options, self.provider)
         return (
-            options.provider in ("auto", self.provider)
+            (self.provider == "remote") == bool(options.remote.urls)
+            and options.provider in ("auto", self.provider)
             and options.batch_size in (0, self.batch_size)
             and options.compute_precision in ("auto", self.compute_precision)
             and fixed.streams in (0, self.streams)
@@ -159,6 +160,8 @@ def _fixed(options: RunOptions, provider: str) -> FixedSettings:
     size = options.batch_size or (BATCH_SIZES["tensorrt"] if provider == "tensorrt" else 0)
     if provider == "cpu":
         return FixedSettings(size, 1, False)
+    if provider == "remote":
+        return FixedSettings(size, options.remote.streams, False)
     if provider == "openvino":
         return FixedSettings(size, options.openvino.streams, False)
     if provider == "cuda":

@@ -11,18 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.engines.base import check_batch
+from cloudrt.engines.remote_client import TRANSIENT, RemoteClient, brief, failures, open_client, status_of
 from cloudrt.engines.remote_metadata import read_parameters
 from cloudrt.errors import ArtifactError, ProviderError
 from cloudrt.model.artifact import Artifact, read_artifact
@@ -31,16 +30,9 @@ from cloudrt.system.files import sha256
 
 logger = logging.getLogger(__name__)
 
-TOKEN = "CLOUDRT_TOKEN"
-"""Environment variable with the bearer token that is sent to the servers."""
 BATCH_SIZE, STREAMS_PER_SERVER = 32, 2
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 """Back-off after a failure of a server: the pause doubles with each consecutive failure, up to the longest."""
-_TRANSIENT = (
-    *("408", "429", "500", "502", "503", "504", "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"),
-    *("StatusCode.RESOURCE_EXHAUSTED", "StatusCode.ABORTED", "StatusCode.CANCELLED", "StatusCode.INTERNAL"),
-)
-"""HTTP and gRPC statuses after which the batch is sent again."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,8 @@ class RemoteModel:
     artifact
         Its metadata.
     digest
-        SHA-256 of the artifact's file, or of the metadata if the server does not report it.
+        SHA-256 of the artifact's file as the server reports it, else of the metadata; with `options.rules`, of the file
+        of the rules and the metadata.
     largest_batch
         Largest number of images per request.
     outputs
@@ -95,24 +88,29 @@ def connect(options: RemoteOptions) -> RemoteModel:
 
 def _describe(url: str, options: RemoteOptions) -> RemoteModel:
     name, where = options.model, f"model {options.model!r} of {url}"
-    with _open_client(url, options.timeout_s) as client:
+    with open_client(url, options.timeout_s) as client:
         try:
             metadata = client.metadata(name)
-        except _failures() as error:
-            raise ProviderError(f"{where}: {_brief(error)}") from error
+        except failures() as error:
+            raise ProviderError(f"{where}: {brief(error)}") from error
         try:
             config = client.config(name)
-        except _failures() as error:  # not every server supports this extension
-            logger.debug("%s has no configuration: %s", where, _brief(error))
+        except failures() as error:  # not every server supports this extension
+            logger.debug("%s has no configuration: %s", where, brief(error))
             config = {}
     parameters = _strings(metadata.get("parameters")) | _strings(config.get("parameters"))
     if options.rules:
-        artifact, digest = read_artifact(options.rules), sha256(options.rules)
+        artifact = read_artifact(options.rules)
+        digest = _digest([sha256(options.rules), parameters])  # the server's model may change while the rules do not
     else:
         artifact, digest = read_parameters(parameters, where)
-        digest = digest or hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()
+        digest = digest or _digest(parameters)
     outputs = _check_tensors(metadata, artifact, where)
     return RemoteModel(options, artifact, digest, int(config.get("max_batch_size") or BATCH_SIZE), outputs)
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _check_tensors(metadata: Mapping[str, Any], artifact: Artifact, where: str) -> tuple[str, ...]:
@@ -186,10 +184,10 @@ class RemoteEngine:
             server = self._take()
             try:
                 found = self._client(server.url).infer(self._model.options.model, batch, self._model.outputs)
-            except _failures() as error:
-                if _status(error) not in (None, *_TRANSIENT):
-                    raise ProviderError(f"{server.url}: {_brief(error)}") from error
-                last = f"{server.url}: {_brief(error)}"
+            except failures() as error:
+                if status_of(error) not in (None, *TRANSIENT):
+                    raise ProviderError(f"{server.url}: {brief(error)}") from error
+                last = f"{server.url}: {brief(error)}"
                 pause = self._rest(server)
                 logger.debug("%s; not used again for %.1f s", last, pause)
                 continue
@@ -229,16 +227,19 @@ class RemoteEngine:
         return server
 
     def _rest(self, server: _Server) -> float:
+        """Start the back-off pause of a server, unless another stream has; return its remaining seconds."""
         with self._lock:
-            pause: float = min(FIRST_PAUSE_S * 2**server.failures, LONGEST_PAUSE_S)
-            server.failures += 1
-            server.until = time.monotonic() + pause
-        return pause
+            now = time.monotonic()
+            if server.until <= now:
+                pause = FIRST_PAUSE_S * 2.0 ** min(server.failures, 16)
+                server.failures += 1
+                server.until = now + min(pause, LONGEST_PAUSE_S)
+            return server.until - now
 
-    def _client(self, url: str) -> _Client:
-        clients: dict[str, _Client] = self._local.__dict__.setdefault("clients", {})
+    def _client(self, url: str) -> RemoteClient:
+        clients: dict[str, RemoteClient] = self._local.__dict__.setdefault("clients", {})
         if url not in clients:
-            clients[url] = _open_client(url, self._model.options.timeout_s)
+            clients[url] = open_client(url, self._model.options.timeout_s)
         return clients[url]
 
 
@@ -249,77 +250,3 @@ class _Server:
     url: str
     failures: int = 0
     until: float = 0.0
-
-
-class _Client:
-    """Common interface of tritonclient's HTTP and gRPC clients, which differ in arguments and format of metadata."""
-
-    def __init__(self, module: Any, client: Any, as_json: dict[str, Any], call: dict[str, Any]) -> None:
-        self._module, self._client, self._as_json, self._call = module, client, as_json, call
-
-    def metadata(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._client.get_model_metadata(name, **self._as_json)
-        return found
-
-    def config(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._client.get_model_config(name, **self._as_json)
-        config: dict[str, Any] = found.get("config", found)
-        return config
-
-    def infer(self, name: str, batch: NDArray[np.uint8], outputs: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]:
-        tensor = self._module.InferInput("image", list(batch.shape), "UINT8")
-        tensor.set_data_from_numpy(np.ascontiguousarray(batch))
-        wanted = [self._module.InferRequestedOutput(output) for output in outputs]
-        answer = self._client.infer(name, [tensor], outputs=wanted, **self._call)
-        found = {output: answer.as_numpy(output) for output in outputs}
-        missing = [output for output, array in found.items() if array is None]
-        if missing:
-            raise ConnectionError(f"the response has no output {', '.join(missing)}")
-        return found
-
-    def close(self) -> None:
-        self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _open_client(url: str, timeout_s: float) -> _Client:
-    parts = urlsplit(url)
-    token = os.environ.get(TOKEN)
-    address = url.partition("://")[2].rstrip("/")
-    if parts.scheme in ("grpc", "grpcs"):
-        from tritonclient import grpc
-
-        client = grpc.InferenceServerClient(address, ssl=parts.scheme == "grpcs")
-        headers = {"headers": {"authorization": f"Bearer {token}"}} if token else {}
-        return _Client(grpc, client, {"as_json": True, **headers}, {"client_timeout": timeout_s, **headers})
-    from tritonclient import http
-
-    client = http.InferenceServerClient(
-        address, connection_timeout=timeout_s, network_timeout=timeout_s, ssl=parts.scheme == "https"
-    )
-    headers = {"headers": {"Authorization": f"Bearer {token}"}} if token else {}
-    return _Client(http, client, headers, headers)
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions of a request; `ValueError` is raised for malformed responses, such as truncated JSON."""
-    from geventhttpclient.response import HTTPParseError
-    from tritonclient.utils import InferenceServerException
-
-    return InferenceServerException, HTTPParseError, OSError, ValueError, KeyError
-
-
-def _status(error: Exception) -> str | None:
-    """Return the status of a response; None if there was no valid response."""
-    status: Callable[[], str | None] | None = getattr(error, "status", None)
-    return status() if callable(status) else None
-
-
-def _brief(error: Exception) -> str:
-    message: Callable[[], str] | None = getattr(error, "message", None)
-    return str(message() if callable(message) else error).strip() or type(error).__name__

@@ -134,7 +134,7 @@ class Segmenter:
         remote = connect(options.remote)
         self._sha256 = remote.digest
         size = options.batch_size or min(BATCH_SIZE, remote.largest_batch)
-        self.plan = plan if plan and plan.provider == "remote" else Plan("remote", size, remote.streams)
+        self.plan = plan or Plan("remote", size, remote.streams)
         return Path(options.remote.model), remote.artifact, lambda _, batch_size: RemoteEngine(remote, batch_size)
 
     @property

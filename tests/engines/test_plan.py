@@ -23,7 +23,7 @@ from cloudrt.engines.trial import NOTHING_FIXED, FixedSettings, ProviderTrial, S
 from cloudrt.errors import MemoryExhausted, ProviderError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.model.artifact import Artifact, parse_artifact, write_metadata
-from cloudrt.options import CudaOptions, OpenvinoOptions, RunOptions, TensorrtOptions
+from cloudrt.options import CudaOptions, OpenvinoOptions, RemoteOptions, RunOptions, TensorrtOptions
 from cloudrt.system.nvidia import Driver
 
 MODEL = tiny_model(labels=SMALL_GRIDS)
@@ -268,6 +268,10 @@ def test_a_plan_satisfies_the_options_that_it_was_made_for() -> None:
     assert not cuda.satisfies(RunOptions(cuda=CudaOptions(graph=False)))
     assert not cuda.satisfies(RunOptions(cuda=CudaOptions(streams=2)))
     assert Plan("cpu", 4).satisfies(RunOptions(provider="cpu", openvino=OpenvinoOptions(streams=4)))
+    remote, servers = Plan("remote", 4, 2), RemoteOptions(("http://127.0.0.1:9",), "tiny")
+    assert remote.satisfies(RunOptions(remote=servers)) and not remote.satisfies(RunOptions())
+    assert not Plan("cpu", 4).satisfies(RunOptions(remote=servers))
+    assert not remote.satisfies(RunOptions(remote=replace(servers, streams=3)))
 
 
 @pytest.mark.parametrize(

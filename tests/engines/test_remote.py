@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from cloudrt.engines.choice import open_engine
 from cloudrt.engines.remote import RemoteEngine, connect
 from cloudrt.engines.remote_metadata import model_parameters
 from cloudrt.errors import ArtifactError, DataError, ProviderError
+from cloudrt.inference.journal import Journal, Record
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import read_artifact
@@ -190,6 +192,70 @@ def test_a_batch_is_sent_again(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert failed > len(paths)
 
 
+def test_pauses_do_not_grow_beyond_the_longest(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """After more failures than a float has powers of two."""
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
+    with metadata_server(lambda _: None, folder) as url:
+        model = connect(RemoteOptions((url,), "tiny", attempts=600))
+    with RemoteEngine(model, 1) as engine:
+        for _ in range(2):
+            with pytest.raises(ProviderError, match="after 600 attempts"):
+                engine.run(np.zeros((1, *SIZE, 3), np.uint8))
+
+
+def test_streams_that_fail_together_count_once(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 60.0)
+    together = threading.Barrier(4)
+
+    class Lost:
+        def infer(self, *_: Any) -> Any:
+            together.wait(60)
+            raise ConnectionError("lost")
+
+    with metadata_server(lambda _: None, folder) as url:
+        engine = RemoteEngine(connect(RemoteOptions((url,), "tiny", attempts=1)), 1)
+    monkeypatch.setattr(engine, "_client", lambda _: Lost())
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(engine.run, np.zeros((1, *SIZE, 3), np.uint8)) for _ in range(4)]
+        assert all(isinstance(one.exception(), ProviderError) for one in done)
+    assert [server.failures for server in engine._servers] == [1]
+
+
+def test_metadata_of_a_silent_grpc_server_have_a_time_limit() -> None:
+    pytest.importorskip("grpc")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        options = RemoteOptions((f"grpc://127.0.0.1:{silent.getsockname()[1]}",), "tiny", timeout_s=0.2)
+        with pytest.raises(ProviderError, match="Deadline Exceeded"):
+            connect(options)
+
+
+def test_a_journal_of_a_remote_run_is_refused_on_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the reverse; the message names the provider."""
+    add, added = Journal.add, 0
+
+    def stop_in_the_middle(self: Journal, record: Record) -> None:
+        nonlocal added
+        added += 1
+        if added % 9 == 0:
+            raise OSError("no space")
+        add(self, record)
+
+    with opened(folder) as segmenter, serving(segmenter) as server:
+        remotely = ["--remote", server.url, "--model", "tiny"]
+        locally = ["--model", str(folder / "tiny.onnx"), "--provider", "cpu"]
+        for first, then, words in (
+            (remotely, locally[:2], "provider was remote, now"),
+            (locally, remotely, "provider was cpu, now remote"),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "add", stop_in_the_middle)
+                infer(folder, "moved.csv", *first)
+            assert (folder / "moved.csv.journal").exists()
+            resumed = infer(folder, "moved.csv", *then, "--resume")
+            assert resumed.exit_code == 2 and words in resumed.output, resumed.output
+            (folder / "moved.csv.journal").unlink()
+
+
 @contextmanager
 def metadata_server(change: Callable[[dict[str, Any]], object], folder: Path) -> Iterator[str]:
     """A server that states other metadata than `cloudrt serve` does, and has no configuration."""
@@ -255,6 +321,11 @@ def test_servers_with_different_models_are_refused(folder: Path) -> None:
         metadata["parameters"]["cloudrt.sha256"] = "1"
 
     with metadata_server(lambda _: None, folder) as one, metadata_server(other, folder) as two:
+        rules = str(folder / "tiny.onnx")
+        with pytest.raises(ArtifactError, match="different models named 'tiny'"):
+            connect(RemoteOptions((one, two), "tiny", rules=rules))
+        alone = [connect(RemoteOptions((url,), "tiny", rules=rules)) for url in (one, two)]
+        assert alone[0].digest != alone[1].digest  # a resumed run finds that the model was replaced
         with pytest.raises(ArtifactError, match="different models named 'tiny'"):
             connect(RemoteOptions((one, two), "tiny"))
         engine = RemoteEngine(connect(RemoteOptions((one, one), "tiny")), 32)
