@@ -52,7 +52,7 @@ def serve(model: Path | None, verbose: bool, quiet: bool, **given: Any) -> None:
     """Serve MODEL over HTTP: a web page to try it, an interface for programs, and the Open Inference Protocol.
 
     Without MODEL, ./model.onnx is served if it exists, else the shipped model. The server listens on this machine only,
-    unless --host is given. SIGTERM and Ctrl-C finish the requests that were accepted.
+    unless --host is given. SIGTERM and Ctrl-C finish the requests in progress, for at most 60 seconds.
     """
     import fastapi  # noqa: F401 - if it is missing, fail before anything slow
     import prometheus_client  # noqa: F401
@@ -60,6 +60,7 @@ def serve(model: Path | None, verbose: bool, quiet: bool, **given: Any) -> None:
     import uvicorn  # noqa: F401
 
     from cloudrt.inference.pipeline import Segmenter
+    from cloudrt.serve.server import bind
     from cloudrt.serve.server import serve as run
     from cloudrt.serve.settings import ServeSettings
 
@@ -77,5 +78,5 @@ def serve(model: Path | None, verbose: bool, quiet: bool, **given: Any) -> None:
     )
     if given["decoder"] != "cpu":
         raise Failure(f"--decoder {given['decoder']}: the server decodes on the CPU")
-    with Segmenter(model, take_run_options(given)) as segmenter:
-        run(segmenter, settings)
+    with bind(settings) as listener, Segmenter(model, take_run_options(given)) as segmenter:
+        run(segmenter, settings, listener)

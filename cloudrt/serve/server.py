@@ -1,4 +1,4 @@
-"""Running the application with uvicorn until SIGINT or SIGTERM; requests that were accepted are finished first."""
+"""Running the application with uvicorn until SIGINT or SIGTERM, which finish the requests in progress."""
 
 from __future__ import annotations
 
@@ -15,37 +15,62 @@ from cloudrt.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
+BACKLOG = 2048
+"""Largest number of connections that wait to be accepted."""
 GRACE_S = 60
-"""Seconds in which accepted requests are finished after SIGTERM."""
+"""Seconds after SIGTERM in which the requests in progress are finished; then their connections are closed."""
 
 
-def serve(segmenter: Segmenter, settings: ServeSettings) -> None:
-    """Serve a model until SIGINT or SIGTERM.
+def bind(settings: ServeSettings) -> socket.socket:
+    """Return a socket with the address of the server, which does not listen yet; call it before a model is opened.
 
     Raises
     ------
     DataError
         The address cannot be used.
     """
-    app = create_app(segmenter, settings)
-    with _listen(settings) as listener:
-        _announce(segmenter, settings, listener.getsockname()[1])
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S, server_header=False
-        )
-        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after it has stopped
-            uvicorn.Server(config).run([listener])
-    logger.info("Stopped; every accepted request was answered")
-
-
-def _listen(settings: ServeSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listener.family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((settings.host, settings.port))
     except OSError as error:
-        raise DataError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; use another --host or --port"
-        ) from error
+        listener.close()
+        raise _unusable(settings, error) from error
+    return listener
+
+
+def serve(segmenter: Segmenter, settings: ServeSettings, listener: socket.socket) -> None:
+    """Serve a model at the address of `listener`, from `bind`, until SIGINT or SIGTERM.
+
+    Raises
+    ------
+    DataError
+        Another program has begun to listen on the address.
+    """
+    app = create_app(segmenter, settings)
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise _unusable(settings, error) from error
+    _announce(segmenter, settings, listener.getsockname()[1])
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=GRACE_S,
+        server_header=False,
+    )
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after it has stopped
+        uvicorn.Server(config).run([listener])
+    logger.info("Stopped")
+
+
+def _unusable(settings: ServeSettings, error: OSError) -> DataError:
+    place, reason = f"{settings.host}:{settings.port}", error.strerror or error
+    return DataError(f"cannot listen on {place}: {reason}; use another --host or --port")
 
 
 def _announce(segmenter: Segmenter, settings: ServeSettings, port: int) -> None:
