@@ -50,6 +50,11 @@ class EnginePool:
         self._change = Lock()  # one `step_down` at a time
         self._open()
 
+    @property
+    def usable(self) -> bool:
+        """False once the engines are closed or could not be opened again."""
+        return self._gone is None
+
     def empty(self, batches: int) -> NDArray[np.uint8]:
         """Return an uninitialised array for the images of `batches` batches, (n, H, W, 3) uint8."""
         with self._turn:

@@ -2,8 +2,9 @@
 
     client --admission (503)--> body (408, 413) --Batcher--> JSON or PNG
 
-A request holds one of `ServeSettings.queue` slots from before its body is read until it is answered or its client has
-disconnected: memory is bounded. The Open Inference Protocol is in `inference_protocol`, the pages in `pages`.
+A request holds one of `ServeSettings.queue` slots from before its body is read until its answer is encoded or its
+client has disconnected, which bounds the memory. An answer that is being sent holds no slot. The Open Inference
+Protocol is in `inference_protocol`, the pages in `pages`.
 """
 
 from __future__ import annotations
@@ -15,15 +16,13 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
 
-from cloudrt.errors import CloudrtError, ImageError
+from cloudrt.errors import ImageError
 from cloudrt.inference.pipeline import Segmenter, require_rules
+from cloudrt.labels import Labels
 from cloudrt.serve import pages
 from cloudrt.serve.answers import (
     ImageAnswer,
@@ -37,14 +36,14 @@ from cloudrt.serve.answers import (
     masks_png,
     picture_jpeg,
 )
-from cloudrt.serve.batcher import Batcher, Outputs, Overloaded, together
-from cloudrt.serve.inference_protocol import ProtocolError, protocol_router
+from cloudrt.serve.batcher import Batcher, Outputs, together
+from cloudrt.serve.errors import accepted, handle_errors
+from cloudrt.serve.inference_protocol import protocol_router
 from cloudrt.serve.metrics import MeasureRequests, Metrics
 from cloudrt.serve.settings import ServeSettings
 from cloudrt.serve.uploads import read_images, unless_gone
 from cloudrt.system.versions import VERSION
 
-RETRY_AFTER_S = 1
 SCENES = 1000
 """Number of different made-up scenes."""
 
@@ -100,10 +99,10 @@ def create_app(segmenter: Segmenter, settings: ServeSettings | None = None) -> F
         redoc_url=None,
         lifespan=lifespan,
     )
-    _handle_errors(app)
+    handle_errors(app)
     model = _describe(batcher, settings)
     protected = [Depends(_token_check(settings.token))]
-    app.include_router(_status_router())
+    app.include_router(_status_router(batcher))
     app.include_router(_segment_router(batcher, settings, metrics, model), dependencies=protected)
     app.include_router(protocol_router(batcher, settings, model.name, protected))
     app.include_router(pages.pages_router(app, segmenter.artifact, model))
@@ -151,7 +150,7 @@ def _token_check(token: str) -> Any:
     return check
 
 
-def _status_router() -> APIRouter:
+def _status_router(batcher: Batcher) -> APIRouter:
     router = APIRouter(tags=["status"])
 
     @router.get("/healthz")
@@ -159,9 +158,11 @@ def _status_router() -> APIRouter:
         """Whether the server runs."""
         return StatusAnswer(status="ok")
 
-    @router.get("/readyz")
+    @router.get("/readyz", responses={503: {"model": Problem, "description": "The model can no longer run."}})
     async def readyz() -> StatusAnswer:
-        """Whether the model is open; the server does not listen before that."""
+        """Whether the model can run; the server does not listen before it is open."""
+        if not batcher.segmenter.pool.usable:
+            raise HTTPException(503, "the model can no longer run: restart the server")
         return StatusAnswer(status="ready")
 
     return router
@@ -195,7 +196,7 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
         The body is an image, or several as multipart/form-data. The answer is JSON, or with `Accept: image/png` the
         masks of one image: of one class in black and white, or of all classes in colour on a transparent ground.
         """
-        as_png = _accepted(request.headers.get("accept", "")) == "image/png"
+        as_png = accepted(request.headers.get("accept", "")) == "image/png"
         if label is not None and label not in labels.classes:
             raise HTTPException(400, f"no class named {label!r}: {', '.join(labels.classes)}")
         with batcher.request():
@@ -203,23 +204,16 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
             if as_png and len(images) > 1:
                 raise HTTPException(400, f"image/png is for one image, found {len(images)}")
             results = await unless_gone(request, _segment_all(batcher, images, metrics))
-        failures = {name: result for (name, _), result in zip(images, results, strict=True) if isinstance(result, str)}
-        if len(failures) == len(images):
-            raise HTTPException(422, results[0] if len(images) == 1 else _list(failures))
-        if as_png:
-            (found,) = results
-            assert not isinstance(found, str)
-            texts = dict(zip(labels.classes, found[0], strict=True))
-            content = masks_png(found[0], labels) if label is None else mask_png(texts[label], labels)
-            return Response(content, media_type="image/png")
-        answers = [
-            ImageAnswer(image=name, error=result, classes={})
-            if isinstance(result, str)
-            else image_answer(name, labels, *result, levels=levels)
-            for (name, _), result in zip(images, results, strict=True)
-        ]
-        answer = SegmentAnswer(model=model.name, grid=labels.submit_grid, images=answers)
-        return Response(answer.model_dump_json(), media_type="application/json")
+            failures = [
+                (name, result) for (name, _), result in zip(images, results, strict=True) if isinstance(result, str)
+            ]
+            if len(failures) == len(images):
+                raise HTTPException(422, failures[0][1] if len(images) == 1 else _list(failures))
+            if as_png:
+                (found,) = results
+                assert not isinstance(found, str)
+                return await batcher.call(_picture, found[0], labels, label)
+            return await batcher.call(_json, model, labels, [name for name, _ in images], results, levels)
 
     @router.get("/v1/models")
     async def models() -> ModelsAnswer:
@@ -263,66 +257,31 @@ async def _segment_all(
     return await together(one(data) for _, data in images)
 
 
-def _list(failures: dict[str, str]) -> str:
-    return "; ".join(f"{name} {reason}" for name, reason in failures.items())
+def _list(failures: list[tuple[str, str]]) -> str:
+    return "; ".join(f"{name} {reason}" for name, reason in failures)
+
+
+def _picture(texts: list[str], labels: Labels, label: str | None) -> Response:
+    """Return the masks of an image as a PNG: of one class, or of all if `label` is None."""
+    content = masks_png(texts, labels) if label is None else mask_png(texts[labels.classes.index(label)], labels)
+    return Response(content, media_type="image/png")
+
+
+def _json(
+    model: ModelAnswer, labels: Labels, names: list[str], results: list[tuple[list[str], Outputs] | str], levels: bool
+) -> Response:
+    """Return the results of images, or why they failed, as JSON."""
+    answers = [
+        ImageAnswer(image=name, error=result, classes={})
+        if isinstance(result, str)
+        else image_answer(name, labels, *result, levels=levels)
+        for name, result in zip(names, results, strict=True)
+    ]
+    answer = SegmentAnswer(model=model.name, grid=labels.submit_grid, images=answers)
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _draw(seed: int) -> bytes:
     from cloudrt.data.scenes import draw_scene
 
     return picture_jpeg(draw_scene(seed, (700, 1050)).image)
-
-
-def _accepted(header: str) -> str:
-    """Return the first of the media types in an Accept header that the interface has; JSON without a header."""
-    choices: list[tuple[float, str]] = []
-    for part in header.split(",") if header.strip() else ["*/*"]:
-        kind, *parameters = (word.strip().lower() for word in part.split(";"))
-        weight = next((word[2:] for word in parameters if word.startswith("q=")), "1")
-        try:
-            quality = float(weight)
-        except ValueError:
-            quality = 0.0
-        for offered, patterns in (
-            ("application/json", ("application/json", "application/*", "*/*")),
-            ("image/png", ("image/png", "image/*")),
-        ):
-            if kind in patterns and quality > 0:
-                choices.append((quality, offered))
-    if not choices:
-        raise HTTPException(406, "the answer is application/json or image/png")
-    return max(choices, key=lambda choice: choice[0])[1]
-
-
-def _handle_errors(app: FastAPI) -> None:
-    """Turn exceptions into answers; those of the Open Inference Protocol have the key "error"."""
-
-    def answer(request: Request, status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-        key = "error" if request.url.path.startswith("/v2") else "detail"
-        return JSONResponse({key: message}, status, headers)
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        return answer(request, error.status_code, str(error.detail), dict(error.headers or {}))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        words = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        return answer(request, 422, "; ".join(words))
-
-    @app.exception_handler(ProtocolError)
-    async def malformed(request: Request, error: ProtocolError) -> Response:
-        return answer(request, error.status, str(error))
-
-    @app.exception_handler(Overloaded)
-    async def overloaded(request: Request, error: Overloaded) -> Response:
-        # The connection is closed because the body is not read.
-        return answer(request, 503, str(error), {"Retry-After": str(RETRY_AFTER_S), "Connection": "close"})
-
-    @app.exception_handler(CloudrtError)
-    async def failed(request: Request, error: CloudrtError) -> Response:
-        return answer(request, 500, str(error))
-
-    @app.exception_handler(ClientDisconnect)
-    async def gone(_request: Request, _error: ClientDisconnect) -> Response:
-        return Response(status_code=499)

@@ -144,7 +144,7 @@ class Batcher:
         """Return the network's outputs for an image in its input size."""
         waiting = _Waiting(image, time.monotonic(), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        self._dispatch()
+        asyncio.get_running_loop().call_soon(self._dispatch)  # after the other images of the request
         return await waiting.done
 
     async def call(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

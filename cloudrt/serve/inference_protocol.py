@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 
 from cloudrt.engines.remote_metadata import model_parameters
-from cloudrt.serve.batcher import Batcher, together
+from cloudrt.serve.batcher import Batcher, Outputs, together
 from cloudrt.serve.settings import ServeSettings
 from cloudrt.serve.uploads import read_body, unless_gone
 from cloudrt.system.versions import VERSION
@@ -68,11 +68,18 @@ def protocol_router(batcher: Batcher, settings: ServeSettings, name: str, protec
         if model != name or version != VERSION_OF_MODEL:
             raise ProtocolError(f"no model {model!r} of version {version}: this server has {name!r}", 404)
 
+    def readiness() -> Response:
+        return Response(status_code=200 if batcher.segmenter.pool.usable else 503)
+
     @router.get("/v2/health/live", response_class=Response)
-    @router.get("/v2/health/ready", response_class=Response)
-    async def health() -> Response:
-        """Whether the server can infer."""
+    async def live() -> Response:
+        """Whether the server runs."""
         return Response(status_code=200)
+
+    @router.get("/v2/health/ready", response_class=Response, responses={503: {"description": "It can no longer."}})
+    async def server_ready() -> Response:
+        """Whether the server can infer."""
+        return readiness()
 
     @guarded.get("/v2")
     async def server() -> dict[str, Any]:
@@ -84,7 +91,7 @@ def protocol_router(batcher: Batcher, settings: ServeSettings, name: str, protec
     async def ready(model: str, version: str = VERSION_OF_MODEL) -> Response:
         """Whether a model can infer."""
         check(model, version)
-        return Response(status_code=200)
+        return readiness()
 
     @guarded.get("/v2/models/{model}")
     @guarded.get("/v2/models/{model}/versions/{version}")
@@ -109,29 +116,27 @@ def protocol_router(batcher: Batcher, settings: ServeSettings, name: str, protec
             raise ProtocolError("compressed requests are not supported")
         with batcher.request():
             body = await read_body(request, settings)
-            asked, images = tensors.parse(body, request.headers.get(HEADER_LENGTH))
+            asked, images = await batcher.call(tensors.parse, body, request.headers.get(HEADER_LENGTH))
             wanted = tensors.wanted(asked)
-            found = await unless_gone(request, _infer_all(batcher, images))
-        answer = {"model_name": name, "model_version": VERSION_OF_MODEL}
-        if isinstance(asked.get("id"), str):
-            answer["id"] = asked["id"]
-        return _response(answer, {one: (found[one], binary) for one, binary in wanted.items()})
+            outputs = await unless_gone(request, together(batcher.infer(image) for image in images))
+            answer = {"model_name": name, "model_version": VERSION_OF_MODEL}
+            if isinstance(asked.get("id"), str):
+                answer["id"] = asked["id"]
+            return await batcher.call(_response, answer, outputs, wanted)
 
     router.include_router(guarded)
     return router
 
 
-async def _infer_all(batcher: Batcher, images: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
-    outputs = await together(batcher.infer(image) for image in images)
-    found = {"probability": np.stack([one.levels for one in outputs])}
-    presence = [one.presence for one in outputs if one.presence is not None]
-    return found | ({"presence": np.stack(presence)} if presence else {})
-
-
-def _response(answer: dict[str, Any], outputs: dict[str, tuple[NDArray[np.uint8], bool]]) -> Response:
-    """Return the outputs, each in JSON or as binary data after it."""
+def _response(answer: dict[str, Any], outputs: list[Outputs], wanted: dict[str, bool]) -> Response:
+    """Return the wanted outputs of all images, each in JSON or as binary data after it."""
+    arrays = {
+        "probability": [one.levels for one in outputs],
+        "presence": [one.presence for one in outputs if one.presence is not None],
+    }
     described, rest = [], []
-    for name, (array, binary) in outputs.items():
+    for name, binary in wanted.items():
+        array = np.stack(arrays[name])
         one: dict[str, Any] = {"name": name, "datatype": "UINT8", "shape": list(array.shape)}
         if binary:
             rest.append(array.tobytes())

@@ -54,6 +54,9 @@ class MeasureRequests:
 
         try:
             await self._app(scope, receive, record)
+        except Exception:  # the server answers with status 500
+            status = 500
+            raise
         finally:
             path = getattr(scope.get("route"), "path", "other")  # a template: few values
             self._metrics.requests.labels(path, str(status)).inc()

@@ -144,9 +144,13 @@ def test_malformed_requests_are_refused(server: Server, body: Any, words: str) -
 
 def test_wrong_headers_and_models_are_refused(server: Server) -> None:
     for length in ("x", "-1", "10", "²"):
-        headers = {"Inference-Header-Content-Length": length}
-        if length.isascii():
-            assert server.ask(INFER, b"{}", headers).status == 400
+        answer = server.ask(INFER, b"{}", {"Inference-Header-Content-Length": length})
+        assert answer.status == 400
+        assert answer.json["error"].startswith("Inference-Header-Content-Length must be a number")
     assert server.ask(INFER, b"{}", {"Content-Encoding": "gzip"}).json["error"].startswith("compressed")
     assert server.ask("/v2/models/other/infer", b"{}").status == 404
     assert server.ask("/v2/models/other").json["error"].startswith("no model 'other'")
+    for path in ("/v2/other", "/v2/models/tiny/other"):
+        answer = server.ask(path)
+        assert (answer.status, answer.json) == (404, {"error": "Not Found"})
+    assert server.ask(INFER).json == {"error": "Method Not Allowed"}

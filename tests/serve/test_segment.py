@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import threading
 from base64 import b64decode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,14 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from support.server import Server, serving
+from support.server import WAIT_S, Server, serving
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli import main
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.postprocess import Rule
+from cloudrt.serve import app, inference_protocol
+from cloudrt.serve.batcher import Batcher
 from cloudrt.serve.settings import ServeSettings
 
 MEGAPIXELS = 0.1
@@ -161,9 +166,10 @@ def test_uploads_are_limited_before_they_are_read(server: Server) -> None:
 
 
 def test_all_failed_images_of_a_form_are_named(server: Server) -> None:
-    answer = server.upload("/v1/segment", [("a.jpg", b""), ("b.jpg", b"?")])
-    assert answer.status == 422
-    assert answer.json["detail"] == "a.jpg is empty; b.jpg is not a JPEG, PNG, WebP, TIFF or BMP image"
+    for second in ("b.jpg", "a.jpg"):
+        answer = server.upload("/v1/segment", [("a.jpg", b""), (second, b"?")])
+        assert answer.status == 422
+        assert answer.json["detail"] == f"a.jpg is empty; {second} is not a JPEG, PNG, WebP, TIFF or BMP image"
 
 
 def test_models_health_and_metrics(server: Server, folder: Path) -> None:
@@ -178,6 +184,67 @@ def test_models_health_and_metrics(server: Server, folder: Path) -> None:
     after = server.metric(f'cloudrt_requests_total{{{path}"200"}}'), server.metric("cloudrt_failed_images_total")
     assert after == (before[0] + 1, before[1] + 1)
     assert server.metric("cloudrt_batch_images_sum") >= 6
+
+
+def test_an_unexpected_exception_is_counted_as_500(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: Any) -> None:
+        raise RuntimeError("unexpected")
+
+    counter = 'cloudrt_requests_total{path="/v1/segment",status="500"}'
+    before = server.metric(counter)
+    monkeypatch.setattr(Batcher, "segment", fails)
+    assert server.ask("/v1/segment", images(folder)[0][1]).status == 500
+    assert server.metric(counter) == before + 1
+
+
+def test_a_server_whose_engines_are_gone_is_not_ready(folder: Path) -> None:
+    ready = ("/readyz", "/v2/health/ready", "/v2/models/clouds/ready")
+    with Segmenter(folder / "clouds.onnx", provider="cpu", batch_size=4) as segmenter, serving(segmenter) as server:
+        assert [server.ask(path).status for path in ready] == [200] * 3
+        segmenter.close()
+        assert [server.ask(path).status for path in ready] == [503] * 3
+        assert [server.ask(path).status for path in ("/healthz", "/v2/health/live")] == [200] * 2
+        assert "restart the server" in server.ask("/readyz").json["detail"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "path"),
+    [
+        (app, "image_answer", "/v1/segment"),
+        (app, "masks_png", "/v1/segment"),
+        (inference_protocol, "_response", "/v2/models/clouds/infer"),
+    ],
+)
+def test_encoding_keeps_the_slot_and_leaves_the_event_loop_free(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, path: str
+) -> None:
+    begun, go_on, encode = threading.Event(), threading.Event(), getattr(owner, name)
+
+    def slow(*given: Any, **named: Any) -> Any:
+        begun.set()
+        assert go_on.wait(WAIT_S)
+        return encode(*given, **named)
+
+    monkeypatch.setattr(owner, name, slow)
+    pixels = [0] * (64 * 96 * 3)
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 64, 96, 3], "data": pixels}
+    body = json.dumps({"inputs": [tensor]}).encode() if "v2" in path else images(folder)[0][1]
+    headers = {"Accept": "image/png"} if name == "masks_png" else {}
+    with (
+        Segmenter(folder / "clouds.onnx", provider="cpu", batch_size=4, threads=1) as segmenter,
+        serving(segmenter) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asked = pool.submit(server.ask, path, body, headers)
+        try:
+            assert begun.wait(WAIT_S)
+            assert server.metric("cloudrt_requests_in_progress") == 1
+        finally:
+            go_on.set()
+        assert asked.result().status == 200
+        assert server.metric("cloudrt_requests_in_progress") == 0
 
 
 def test_scenes_are_images_that_can_be_segmented(server: Server) -> None:
