@@ -46,6 +46,9 @@ class Blend:
     """
 
     def __init__(self, grid: Grid, tile: Grid, classes: int, overlap: float, beyond: int | None = None) -> None:
+        from cloudrt.kernels import weighted  # importing numba takes about a second
+
+        self._kernels = weighted
         height, width = grid
         self.levels = np.zeros((classes, width, height), np.uint8)
         self._weights = tile_weights(tile, overlap)
@@ -60,9 +63,7 @@ class Blend:
         """Add a tile, (C, W, H) levels, whose first pixel is column `x` and row `y`; `x` never decreases."""
         self._finish_until(x)
         rows = min(levels.shape[2], self._sum.shape[2] - y)
-        weights = self._weights[:, :rows]
-        self._sum[:, :, y : y + rows] += levels[:, :, :rows] * weights
-        self._weight[:, y : y + rows] += weights
+        self._kernels.add_weighted(np.ascontiguousarray(levels), self._weights, y, rows, self._sum, self._weight)
 
     def finish(self) -> NDArray[np.uint8]:
         """Return the levels of the panorama, (C, W, H), after the last tile."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
 from cloudrt.geo.store import METADATA
-from cloudrt.system.files import naming, partial_path, remove_tree, replacing
+from cloudrt.system.files import naming, replacing, replacing_folder
 from cloudrt.system.paths import check_outputs
 
 SUFFIXES = (".nc", ".zarr")
@@ -66,13 +66,8 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
             with replacing(output) as partial:
                 found.to_netcdf(partial, engine="h5netcdf")
         else:
-            partial = partial_path(output)
-            try:
+            with replacing_folder(output) as partial:
                 found.to_zarr(partial, zarr_format=2, consolidated=True)
-                remove_tree(output)
-                partial.rename(output)
-            finally:
-                remove_tree(partial)
     return found.sizes["time"], found.sizes["lat"], found.sizes["lon"]
 
 

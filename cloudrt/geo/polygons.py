@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cloudrt.geo.components import label
 from cloudrt.geo.mask_grid import MaskGrid
-from cloudrt.geo.positions import WGS84, Position
+from cloudrt.geo.positions import WGS84, Position, to_degrees
 from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import replacing
 
@@ -194,29 +194,38 @@ def _simplify(outline: Any, tolerance: float) -> Any:
 
 
 def _to_degrees(outline: Any, position: Position) -> Any:
+    """Return the outline with longitudes less than 180 degrees from its centre, some of them beyond -180 or 180."""
     if position.crs == WGS84:
         return outline
     import shapely
-    from rasterio.warp import transform
+
+    west, south, east, north = outline.bounds
+    ((reference, _),) = to_degrees(np.array([[(west + east) / 2, (south + north) / 2]]), position.crs)
 
     def convert(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.column_stack(transform(position.crs, WGS84, points[:, 0], points[:, 1]))
+        found = to_degrees(points, position.crs)
+        found[:, 0] -= 360 * np.rint((found[:, 0] - reference) / 360)
+        return found
 
     return shapely.transform(outline, convert)
 
 
 def _cut_at_date_line(geometry: Any) -> Any:
-    """Return the geometry within -180 to 180 degrees, cut in two where it crosses 180 (RFC 7946, 3.1.9)."""
+    """Return the geometry within -180 to 180 degrees, cut in two where it crosses 180 (RFC 7946, 3.1.9).
+
+    Exterior rings are counter-clockwise and holes clockwise (RFC 7946, 3.1.6), as those of `_outlines`.
+    """
     west, south, east, north = geometry.bounds
     if west >= -180 and east <= 180:
         return geometry
     import shapely
     from shapely.affinity import translate
+    from shapely.geometry.polygon import orient
 
     parts = []
     for turn in (-360, 0, 360):
         inside = geometry.intersection(shapely.box(turn - 180, south - 1, turn + 180, north + 1))
-        parts += [part for part in shapely.get_parts(translate(inside, -turn)) if part.geom_type == "Polygon"]
+        parts += [orient(part) for part in shapely.get_parts(translate(inside, -turn)) if part.geom_type == "Polygon"]
     return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
 
 

@@ -14,8 +14,12 @@ import math
 import re
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
 from cloudrt.labels import Grid
@@ -51,7 +55,7 @@ class Position:
     date
         The day of the image, from its name; None if the name has none.
     source
-        Where the position was found: "GeoTIFF tags", "world file", "--bounds" or "file name".
+        Where the position was found: "GeoTIFF tags", "world file" and its suffix, "--bounds" or "file name".
     """
 
     west: float
@@ -129,6 +133,39 @@ def read_position(path: Path, size: Grid, bounds: Bounds | None = None) -> Posit
     return found
 
 
+def check_degrees(position: Position, size: Grid) -> None:
+    """Raise ImageError if not all of an image of `size` has longitudes and latitudes.
+
+    Some projections cover only a part of the plane: the corners of a geostationary view, for example, lie beside the
+    Earth. The points where the pixels along the edges of the image meet are tested.
+    """
+    if position.crs == WGS84:
+        return
+    from pyproj.exceptions import ProjError
+
+    west, south, east, north = position.bounds(size)
+    x, y = np.linspace(west, east, size[1] + 1), np.linspace(north, south, size[0] + 1)
+    sides = [np.column_stack(np.broadcast_arrays(*side)) for side in ((x, south), (x, north), (west, y), (east, y))]
+    try:
+        inside = np.isfinite(to_degrees(np.concatenate(sides), position.crs)).all()
+    except ProjError as error:
+        raise ImageError(f"has a reference system without longitudes and latitudes ({position.source})") from error
+    if not inside:
+        raise ImageError(f"reaches beyond the Earth as its projection shows it ({position.source})")
+
+
+def to_degrees(points: NDArray[np.float64], crs: str) -> NDArray[np.float64]:
+    """Return the longitudes and latitudes of points, (n, 2); infinite where the projection has none."""
+    return np.column_stack(_transformer(crs).transform(points[:, 0], points[:, 1]))
+
+
+@lru_cache(16)
+def _transformer(crs: str) -> Any:
+    from pyproj import Transformer
+
+    return Transformer.from_crs(crs, WGS84, always_xy=True)
+
+
 def parse_bounds(text: str) -> Bounds:
     """Return the numbers of "LON1,LAT1,LON2,LAT2": west, south, east and north in degrees.
 
@@ -176,7 +213,7 @@ def _from_tags(path: Path, date: datetime.date | None) -> Position | None:
     if path.suffix.lower() not in (".tif", ".tiff"):
         return None
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 
     try:
         with warnings.catch_warnings():
@@ -189,7 +226,7 @@ def _from_tags(path: Path, date: datetime.date | None) -> Position | None:
                 if crs and not crs.is_geographic:
                     unit = crs.linear_units_factor[1] / METRES_PER_DEGREE
                 name = WGS84 if crs is None or crs.to_string() in (WGS84, "OGC:CRS84") else crs.to_string()
-    except RasterioError as error:
+    except (RasterioError, CRSError) as error:  # CRSError: no length of a unit, as in a local system
         raise ImageError(f"has no readable GeoTIFF tags: {error}") from error
     return _from_affine(tuple(transform)[:6], "GeoTIFF tags", name, unit, date)
 

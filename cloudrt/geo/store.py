@@ -2,13 +2,17 @@
 
 The store has zarr format 2 with consolidated metadata, `.zmetadata`, which xarray opens. An append writes the chunks of
 the new day first and replaces `.zmetadata` last, in one step: until then the store holds the days that it held before,
-even if the process is killed or the disk fills up. The next append removes what was left behind.
+even if the process is killed or the disk fills up. The next append removes what was left behind. A day that is replaced
+is not protected in this way: its chunks are overwritten one by one, and after a kill it may hold chunks of both masks
+until the image is written again. The attribute `crc32` of `mask` has a checksum for each day, so that `.zmetadata`
+changes with the masks.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -38,18 +42,20 @@ class StoreDays:
     ----------
     path
         The store to append to; None, or a path that does not exist, for a new one.
+    classes
+        Names of the patterns; None accepts any.
 
     Raises
     ------
     DataError
-        `path` is something else than a store of cloudrt.
+        `path` is something else than a store of cloudrt, or has other classes.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, classes: tuple[str, ...] | None = None) -> None:
         self._grid: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._name, self._days = "the first image", dict[int, str]()
         if path is not None and path.exists():
-            group = _open(path)
+            group = _open(path, classes)
             self._grid = group["lat"][:], group["lon"][:]
             self._name, self._days = str(path), _days(group)
 
@@ -91,6 +97,7 @@ class Store:
         self.path, self.classes = path, classes
         self._group: Any = None
         self._days: dict[int, str] = {}
+        self._checksums: list[int] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -130,6 +137,8 @@ class Store:
                     array.resize((count + 1, *array.shape[1:]))
                 array[index] = value
             self._days[day] = key
+            self._checksums[index : index + 1] = [zlib.crc32(masks.tobytes())]
+            self._group["mask"].attrs["crc32"] = self._checksums
             _consolidate(self.path)
 
     def _take_up(self) -> None:
@@ -137,11 +146,9 @@ class Store:
         import zarr
 
         self._lock()
-        committed = _open(self.path)
-        found = tuple(str(name) for name in committed["pattern"][:])
-        if found != self.classes:
-            raise DataError(f"{self.path} holds the patterns {', '.join(found)}: give another --output")
+        committed = _open(self.path, self.classes)
         self._days = _days(committed)
+        self._checksums = list(committed["mask"].attrs.get("crc32", [0] * len(self._days)))
         for leftover in self.path.glob("*/*.partial"):  # of zarr
             leftover.unlink(missing_ok=True)
         self._group = zarr.open_group(self.path, mode="r+", zarr_format=2, use_consolidated=False)
@@ -189,19 +196,22 @@ def _number(date: datetime.date) -> int:
     return (date - _EPOCH).days
 
 
-def _open(path: Path) -> Any:
-    """Return the group as the last `.zmetadata` describes it."""
+def _open(path: Path, classes: tuple[str, ...] | None) -> Any:
+    """Return the group as the last `.zmetadata` describes it; DataError if it is no store, or has other classes."""
     import zarr
 
     try:
         if not (path / METADATA).is_file():
             raise DataError("no consolidated metadata")
-        group = zarr.open_group(path, mode="r", zarr_format=2, use_consolidated=True)
+        group: Any = zarr.open_group(path, mode="r", zarr_format=2, use_consolidated=True)
         for name in ("mask", "time", "image", "lat", "lon", "pattern"):
             if name not in group:
                 raise DataError(f"no {name}")
     except (ValueError, KeyError, OSError) as error:
         raise DataError(f"{path} is not a store that cloudrt-infer --format zarr wrote: {error}") from error
+    found = tuple(str(name) for name in group["pattern"][:])
+    if classes is not None and found != classes:
+        raise DataError(f"{path} holds the patterns {', '.join(found)}: give another --output")
     return group
 
 
@@ -225,7 +235,7 @@ def _write_empty(path: Path, place: MaskGrid, classes: tuple[str, ...]) -> None:
             (0, len(lat), len(lon), len(classes)),
             sizes,
             NO_DATA,
-            {"long_name": "pattern is present", "flag_values": [0, 1], "flag_meanings": "absent present"},
+            {"long_name": "pattern is present", "flag_values": [0, 1], "flag_meanings": "absent present", "crc32": []},
         ),
         "time": (
             ("time",),

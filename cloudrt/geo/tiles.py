@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
 from cloudrt.geo.mask_grid import MaskGrid
-from cloudrt.geo.positions import Bounds, Position, read_position
+from cloudrt.geo.positions import Bounds, Position, check_degrees, read_position
 from cloudrt.images.image import NO_DATA_LEVEL, Image, decode, is_plain_jpeg, read_file, reduce, resize
 from cloudrt.labels import Grid
 from cloudrt.masks.postprocess import encode_mask
@@ -99,6 +99,31 @@ class Panorama:
     source: str = ""
 
 
+@dataclass(frozen=True)
+class _Decoded:
+    """A decoded panorama.
+
+    Parameters
+    ----------
+    image
+        (H, W, 3) uint8 RGB.
+    native
+        Height and width of the file.
+    size
+        Height and width at the resolution of training.
+    scale
+        Rows and columns of `image` per pixel at the resolution of training.
+    shrunk
+        Whether it was decoded at a small scale.
+    """
+
+    image: Image
+    native: Grid
+    size: Grid
+    scale: tuple[float, float]
+    shrunk: bool
+
+
 def open_panorama(path: Path, artifact: Artifact, tiling: Tiling, max_pixels: int) -> Panorama:
     """Decode a panorama once, and cut it into tiles.
 
@@ -116,12 +141,11 @@ def open_panorama(path: Path, artifact: Artifact, tiling: Tiling, max_pixels: in
     Raises
     ------
     ImageError
-        See `cloudrt.images.image.decode` and `read_position`; no position, if one is needed; oversized.
+        See `cloudrt.images.image.decode` and `read_position`; oversized; no position, or one without longitudes and
+        latitudes, if it is needed.
     """
     data = read_file(path)
     plain = is_plain_jpeg(data, max_pixels)
-    if data[:2] in (b"II", b"MM"):  # OpenCV would print a warning for each tag of a GeoTIFF
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     whole = None if plain else decode(data, max_pixels=max_pixels)
     native = _jpeg_size(data) if whole is None else (whole.shape[0], whole.shape[1])
     position = read_position(path, native, tiling.bounds)
@@ -136,7 +160,11 @@ def open_panorama(path: Path, artifact: Artifact, tiling: Tiling, max_pixels: in
     cover = -(-native[0] * eighths // _SCALES), -(-native[1] * eighths // _SCALES)
     image = decode(data, cover, max_pixels) if whole is None else whole
     scale = zoom[0] * eighths / _SCALES, zoom[1] * eighths / _SCALES
-    return _lay_out(image, scale, size, position, native, artifact, tiling, shrunk=whole is None)
+    decoded = _Decoded(image=image, native=native, size=size, scale=scale, shrunk=whole is None)
+    place = _place(decoded, position, artifact)
+    if place.position is not None and tiling.needs_position:
+        check_degrees(place.position, place.grid)
+    return _lay_out(decoded, place, artifact, tiling)
 
 
 def _jpeg_size(data: bytes) -> Grid:
@@ -171,60 +199,52 @@ def _eighths(artifact: Artifact, zoom: tuple[float, float]) -> int:
     return _SCALES
 
 
-def _lay_out(
-    image: Image,
-    scale: tuple[float, float],
-    size: Grid,
-    position: Position | None,
-    native: Grid,
-    artifact: Artifact,
-    tiling: Tiling,
-    *,
-    shrunk: bool,
-) -> Panorama:
+def _block(artifact: Artifact) -> Grid:
+    """Return height and width, at the resolution of training, of a pixel of the grid."""
     view, grid = artifact.field_of_view, artifact.labels.submit_grid
-    block = view[0] // grid[0], view[1] // grid[1]
-    masks = -(-size[0] // block[0]), -(-size[1] // block[1])
-    wraps = bool(position and position.wraps(native[1]) and size[1] % block[1] == 0 and size[1] >= view[1])
+    return view[0] // grid[0], view[1] // grid[1]
+
+
+def _place(decoded: _Decoded, position: Position | None, artifact: Artifact) -> MaskGrid:
+    """Return the grid of the masks and its position; which pixels have no data is not known yet."""
+    native, size, block = decoded.native, decoded.size, _block(artifact)
+    grid = -(-size[0] // block[0]), -(-size[1] // block[1])
+    if position is None:
+        return MaskGrid(grid)
+    placed = replace(
+        position,
+        pixel_width=position.pixel_width * native[1] / size[1] * block[1],
+        pixel_height=position.pixel_height * native[0] / size[0] * block[0],
+    )
+    fits = size[1] % block[1] == 0 and size[1] >= artifact.field_of_view[1]
+    return MaskGrid(grid, placed, wraps=fits and position.wraps(native[1]))
+
+
+def _lay_out(decoded: _Decoded, place: MaskGrid, artifact: Artifact, tiling: Tiling) -> Panorama:
+    view, grid, block = artifact.field_of_view, artifact.labels.submit_grid, _block(artifact)
+    size, scale, wraps = decoded.size, decoded.scale, place.wraps
     rows = offsets(size[0], view[0], math.lcm(_SCALES, block[0]), tiling.overlap)
     columns = offsets(size[1], view[1], math.lcm(_SCALES, block[1]), tiling.overlap, wraps)
-    placed = None
-    if position is not None:
-        placed = Position(
-            west=position.west,
-            north=position.north,
-            pixel_width=position.pixel_width * native[1] / size[1] * block[1],
-            pixel_height=position.pixel_height * native[0] / size[0] * block[0],
-            crs=position.crs,
-            degrees_per_unit=position.degrees_per_unit,
-            date=position.date,
-            source=position.source,
-        )
-    no_data = _no_data(image, (scale[0] * block[0], scale[1] * block[1]), masks)
+    no_data = _no_data(decoded.image, (scale[0] * block[0], scale[1] * block[1]), place.grid)
     tiles = [Tile(x, y, x // block[1], y // block[0]) for x in columns for y in rows]
     return Panorama(
         tiles=tiles,
-        images=_cut(image, scale, tiles, artifact, shrunk=shrunk, wraps=wraps),
-        place=MaskGrid(masks, placed, wraps, encode_mask(no_data)),
-        beyond=columns[-1] // block[1] + grid[1] - masks[1] if wraps else None,
-        source=position.source if position else "",
+        images=_cut(decoded, tiles, artifact, wraps),
+        place=replace(place, no_data=encode_mask(no_data)),
+        beyond=columns[-1] // block[1] + grid[1] - place.grid[1] if wraps else None,
+        source=place.position.source if place.position else "",
     )
 
 
-def _cut(
-    image: Image, scale: tuple[float, float], tiles: Sequence[Tile], artifact: Artifact, *, shrunk: bool, wraps: bool
-) -> NDArray[np.uint8]:
-    """Return the tiles of a decoded image at the size of the network's input; black beyond its edge.
-
-    `scale` is the number of decoded rows and columns per pixel at the resolution of training; `shrunk` tells whether
-    the image was decoded at a small scale.
-    """
+def _cut(decoded: _Decoded, tiles: Sequence[Tile], artifact: Artifact, wraps: bool) -> NDArray[np.uint8]:
+    """Return the tiles of a decoded image at the size of the network's input; black beyond its edge."""
+    image = decoded.image
     height, width = image.shape[:2]
     images = np.empty((len(tiles), *artifact.input_size, 3), np.uint8)
     for tile, out in zip(tiles, images, strict=True):
         (top, bottom), (left, right) = (
             (round(at * times), round(at * times) + math.ceil(length * times - 1e-6))
-            for at, length, times in zip((tile.y, tile.x), artifact.field_of_view, scale, strict=True)
+            for at, length, times in zip((tile.y, tile.x), artifact.field_of_view, decoded.scale, strict=True)
         )
         part = image[top:bottom, left:right]
         if bottom > height or right > width:
@@ -233,7 +253,7 @@ def _cut(
             if wraps and right > width:
                 whole[: part.shape[0], part.shape[1] :] = image[top:bottom, : right - width]
             part = whole
-        resize(part if shrunk else reduce(part, artifact.input_size), artifact.input_size, out)
+        resize(part if decoded.shrunk else reduce(part, artifact.input_size), artifact.input_size, out)
     return images
 
 

@@ -38,6 +38,9 @@ from cloudrt.system.overlap import overlap
 
 logger = logging.getLogger(__name__)
 
+_MOST_AHEAD = 4
+"""Panoramas that are decoded, or whose components are found, at a time: each may take gigabytes of memory."""
+
 
 class Check(Protocol):
     """Decides whether a panorama may be segmented, by those before it."""
@@ -122,6 +125,7 @@ def predict_panoramas(
     require_rules(artifact, segmenter.model)
     check_tiles(artifact, tiling)
     threads = segmenter.threads
+    ahead = min(threads, _MOST_AHEAD) + 1
     pending: deque[_Pending] = deque()
     with (
         ThreadPoolExecutor(threads, "panoramas") as openers,
@@ -129,10 +133,10 @@ def predict_panoramas(
     ):
         limit = segmenter.options.max_pixels * MORE_PIXELS
         try:
-            opened = overlap(openers, partial(_open, artifact, tiling, limit), files, threads + 1)
+            opened = overlap(openers, partial(_open, artifact, tiling, limit), files, ahead)
             with closing(segmenter.infer(_tiles(opened, pending, list(checks)))) as tiles:
                 blended = _blend(segmenter, tiles, pending, tiling)
-                yield from overlap(finishers, partial(_finish, artifact.labels, artifact.rules), blended, threads + 1)
+                yield from overlap(finishers, partial(_finish, artifact.labels, artifact.rules), blended, ahead)
         finally:  # after an error or an early close, cancel the tasks that have not started
             for pool in (openers, finishers):
                 pool.shutdown(wait=False, cancel_futures=True)

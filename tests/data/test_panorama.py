@@ -45,8 +45,16 @@ def test_panoramas_are_scenes_side_by_side(tmp_path: Path) -> None:
             assert abs(found.mean() - share) < 0.03 and mask.shape == LABEL_GRID
 
 
-@pytest.mark.parametrize("size", [(140, 442), (100, 440), (140, 40_000)])
-def test_sizes_that_cannot_be(tmp_path: Path, size: tuple[int, int]) -> None:
-    with pytest.raises(DataError, match="panorama"):
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((140, 442), "multiples of 4"),
+        ((100, 440), "at least 208x140 pixels"),
+        ((440, 140), "at least 208x140 pixels"),
+        ((140, 40_000), "at most 36000x18000"),
+    ],
+)
+def test_sizes_that_cannot_be(tmp_path: Path, size: tuple[int, int], reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
         write_panoramas(tmp_path / "out", size, scene=(140, 208))
     assert not (tmp_path / "out").exists()

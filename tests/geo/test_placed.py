@@ -26,7 +26,8 @@ from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.polygons import cell_areas, features
 from cloudrt.geo.positions import Position
-from cloudrt.geo.store import Store
+from cloudrt.geo.store import Store, StoreDays
+from cloudrt.inference.outputs import output_digest
 from cloudrt.inference.task import RunSummary
 from cloudrt.masks.postprocess import Rule, encode_mask
 
@@ -202,6 +203,8 @@ def test_what_a_store_cannot_hold_fails_alone(model: Path, tmp_path: Path) -> No
     (tmp_path / "other.zarr").mkdir()
     with pytest.raises(DataError, match="is not a store"):
         run(later, tmp_path / "other.zarr", model)
+    with pytest.raises(DataError, match="holds the patterns Fish"):
+        StoreDays(store, ("Sugar",))
 
 
 def days_of(store: Path) -> list[str]:
@@ -218,7 +221,7 @@ def place_of(day: int) -> MaskGrid:
     return MaskGrid((20, 300), Position(0, 10, 0.5, 0.5, date=datetime.date(2020, 1, day)))
 
 
-def append_and_die(store: Path, day: int, step: int) -> int:
+def append_and_die(store: Path, day: int, step: int, text: str = "1 2000") -> int:
     """Append a day in a child process that is killed before its write number `step`; return its exit status."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # about threads
@@ -239,7 +242,7 @@ def append_and_die(store: Path, day: int, step: int) -> int:
     try:
         sys.addaudithook(hook)
         with Store(store, ("Fish",)) as opened:
-            opened.append(f"{day}.png", ("1 2000",), place_of(day))
+            opened.append(f"{day}.png", (text,), place_of(day))
         status = 0
     finally:
         os._exit(status)
@@ -265,6 +268,24 @@ def test_a_store_survives_a_kill_at_every_write(tmp_path: Path, stride: int) -> 
                 assert [int(key.partition(".")[0]) for key in data["image"].values] == list(range(1, count + 1))
             days = days + 1 if status == 0 else days
     assert killed > 3
+    status, step = -signal.SIGKILL, 0
+    while status:  # replace the first day
+        status = append_and_die(store, 1, step, "1 1000")
+        step += stride
+        with xarray.open_zarr(store, consolidated=True) as data:
+            first, second = data["mask"].values.sum(axis=(1, 2, 3))
+            assert first in ((2000, 1000) if status else (1000,)) and second == 2000
+            assert list(data["image"].values) == ["1.png", "2.png"]
+    assert step > 3 * stride
+
+
+def test_the_digest_of_a_store_changes_with_its_masks(tmp_path: Path) -> None:
+    store, digests = tmp_path / "days.zarr", []
+    for day, text in ((1, "1 2000"), (2, "1 2000"), (1, "1 1999"), (1, "1 2000")):
+        with Store(store, ("Fish",)) as opened:
+            opened.append(f"{day}.png", (text,), place_of(day))
+        digests.append(output_digest(store))
+    assert len(set(digests)) == 3 and digests[3] == digests[1]
 
 
 def test_a_full_disk_leaves_the_store_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,11 +339,54 @@ def test_polygons_are_cut_at_the_date_line() -> None:
     (one,) = features("a", {"Fish": encode_mask(mask)}, place, 0.5)
     assert one.geometry.is_valid and one.geometry.geom_type == "MultiPolygon"
     assert sorted(part.bounds for part in one.geometry.geoms) == [(-180, 2.5, -177.5, 4), (177.5, 2.5, 180, 4)]
+    assert all(part.exterior.is_ccw for part in one.geometry.geoms)
     around = MaskGrid((10, 720), Position(-180, 5, 0.5, 0.5), wraps=True, means=((0.5,),))
     ring = np.zeros((10, 720), np.uint8)
     ring[2:5, :5] = ring[2:5, -5:] = 1
     (both,) = features("a", {"Fish": encode_mask(ring)}, around, 0.5)
     assert both.geometry.equals(one.geometry) and both.area_km2 == pytest.approx(one.area_km2)
+
+
+@pytest.mark.parametrize("left", [1, 12])
+def test_a_projected_polygon_is_cut_at_the_date_line(left: int) -> None:
+    """In EPSG:3832, Mercator around 150 degrees east, the date line is an ordinary meridian."""
+    from pyproj import Transformer
+
+    degree = 6378137 * np.pi / 180
+    mask = np.zeros((10, 40), np.uint8)
+    mask[2:5, left:25] = 1
+    mask[3, left + 2] = 0
+    position = Position(20 * degree, 5 * degree, degree / 2, degree / 2, "EPSG:3832", 1 / 111_195)  # from 170 degrees
+    (one,) = features("a", {"Fish": encode_mask(mask)}, MaskGrid((10, 40), position, means=((0.5,),)), 0.5)
+    east, west = sorted(one.geometry.geoms, key=lambda part: part.bounds[0], reverse=True)
+    _, (south, north) = Transformer.from_crs("EPSG:3832", "EPSG:4326", always_xy=True).transform(
+        [0, 0], [2.5 * degree, 4 * degree]
+    )
+    assert one.geometry.is_valid and all(part.exterior.is_ccw for part in one.geometry.geoms)
+    assert not any(ring.is_ccw for part in one.geometry.geoms for ring in part.interiors) and len(east.interiors) == 1
+    assert east.bounds == pytest.approx((170 + left / 2, south, 180, north))
+    assert west.bounds == pytest.approx((-180, south, -177.5, north))
+    exact = geodesic_area((170 + left / 2, south, 182.5, north))
+    assert one.area_km2 == pytest.approx(exact / 1e6, rel=0.05)
+
+
+def test_an_image_beside_the_earth_fails_alone(model: Path, tmp_path: Path) -> None:
+    import rasterio
+    from rasterio.transform import from_origin
+
+    folder, metres = tmp_path / "in", 1111.95
+    write_scene(folder, 3)
+    geos = "+proj=geos +h=35785831 +lon_0=0 +sweep=y"
+    profile = {"driver": "GTiff", "height": 200, "width": 300, "count": 3, "dtype": "uint8", "crs": geos}
+    for name, west in (("b.tif", 0.0), ("c.tif", 5.3e6)):
+        with rasterio.open(folder / name, "w", transform=from_origin(west, 1e5, metres, metres), **profile) as file:
+            file.write(np.full((3, 200, 300), 220, np.uint8))
+    output = tmp_path / "a.geojson"
+    summary = run(folder, output, model)
+    assert list(reasons(summary)) == ["c.tif"] and "reaches beyond the Earth" in reasons(summary)["c.tif"]
+    images = {one["properties"]["image"] for one in json.loads(output.read_text())["features"]}
+    assert len(images) == 2 and "b.tif" in images
+    assert not run(folder / "c.tif", tmp_path / "a.csv", model, tile=True).failed  # no longitudes are needed
 
 
 def test_other_reference_systems_become_longitude_and_latitude(model: Path, tmp_path: Path) -> None:

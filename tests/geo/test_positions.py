@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.geo.positions import Position, parse_bounds, read_position
+from cloudrt.geo.positions import Position, check_degrees, parse_bounds, read_position
 
 NAME = "Aqua_CorrectedReflectance20071227_-61--40_10-24"
 DAY = datetime.date(2007, 12, 27)
@@ -91,6 +92,35 @@ def test_any_reference_system(tmp_path: Path) -> None:
     assert found and found.crs == "EPSG:32620" and found.pixel_width == 1000
     assert found.pixel_width * found.degrees_per_unit == pytest.approx(1 / 111.195)
     assert not found.wraps(30)
+
+
+@pytest.mark.parametrize(
+    "crs", ['LOCAL_CS["deck",UNIT["metre",1]]', "EPSG:4978"], ids=["a local system", "coordinates in space"]
+)
+def test_a_reference_system_that_is_no_map(tmp_path: Path, crs: str) -> None:
+    with pytest.raises(ImageError, match="no readable GeoTIFF tags"):
+        read_position(write_tiff(tmp_path / "a.tif", 500_000, 1_000_000, 1000.0, crs), (20, 30))
+
+
+@pytest.mark.parametrize(
+    ("crs", "half", "reason"),
+    [
+        ("+proj=geos +h=35785831 +lon_0=0 +sweep=y", 3e6, ""),
+        (
+            "+proj=geos +h=35785831 +lon_0=0 +sweep=y",
+            5e6,
+            "reaches beyond the Earth",
+        ),  # the corners alone lie beside the Earth
+        ("+proj=ortho", 4e6, ""),
+        ("+proj=ortho", 5e6, "reaches beyond the Earth"),
+        ("EPSG:3832", 5e6, ""),
+        ('LOCAL_CS["deck",UNIT["metre",1]]', 1.0, "without longitudes and latitudes"),
+    ],
+)
+def test_every_point_needs_a_longitude(crs: str, half: float, reason: str) -> None:
+    position = Position(-half, half, half / 10, half / 5, crs)
+    with pytest.raises(ImageError, match=reason) if reason else nullcontext():
+        check_degrees(position, (10, 20))
 
 
 def test_a_tiff_without_tags_goes_by_its_name(tmp_path: Path) -> None:

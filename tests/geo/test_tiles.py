@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +22,17 @@ from cloudrt.errors import DataError
 from cloudrt.geo import tiles
 from cloudrt.geo.blend import Blend, tile_weights
 from cloudrt.geo.components import keep_components, label
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.tiles import Tiling, offsets, open_panorama
 from cloudrt.images import image
-from cloudrt.images.image import load_image, resize
+from cloudrt.images.image import ImageFile, load_image, resize
+from cloudrt.inference.panoramas import predict_panoramas
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.kernels.weighted import add_weighted
 from cloudrt.masks.postprocess import Rule
 from cloudrt.masks.rle import rle_decode
 from cloudrt.model.artifact import parse_artifact, read_artifact, write_metadata
+from cloudrt.options import RunOptions
 
 VIEW = (120, 180)
 INPUT = (64, 96)
@@ -158,6 +165,19 @@ def test_a_panorama_around_the_earth_is_blended_like_any_other_part(tmp_path: Pa
     assert np.abs(blend.finish() - exact).max() <= 0.5 + 1e-4
 
 
+def test_the_kernel_adds_like_numpy() -> None:
+    random = np.random.default_rng(0)
+    levels = random.integers(0, 256, (3, 21, 35), dtype=np.uint8)
+    weights = random.random((21, 35), np.float32)
+    total, weight = random.random((3, 21, 90), np.float32), random.random((21, 90), np.float32)
+    for row, rows in ((0, 35), (40, 35), (60, 30), (89, 1)):
+        exact, exact_weight = total.copy(), weight.copy()
+        exact[:, :, row : row + rows] += levels[:, :, :rows] * weights[:, :rows]
+        exact_weight[:, row : row + rows] += weights[:, :rows]
+        add_weighted(levels, weights, row, rows, total, weight)
+        assert (total == exact).all() and (weight == exact_weight).all()
+
+
 @pytest.mark.parametrize("wraps", [False, True])
 def test_components_are_those_of_scipy(wraps: bool) -> None:
     random = np.random.default_rng(1)
@@ -219,6 +239,37 @@ def test_black_swaths_are_no_data(tmp_path: Path, model: Path) -> None:
     assert no_data[:, 100:120].all() and no_data.sum() == 150 * 20
 
 
+def test_opening_a_tiff_leaves_the_log_level(tmp_path: Path, model: Path) -> None:
+    path = write_picture(tmp_path / "a.tif", np.full((120, 180, 3), 60, np.uint8))
+    before = cv2.utils.logging.getLogLevel()
+    try:
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
+        open_panorama(path, read_artifact(model), Tiling(), 10**6)
+        assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_FATAL
+    finally:
+        cv2.utils.logging.setLogLevel(before)
+
+
+def test_few_panoramas_are_opened_ahead(model: Path, tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "a.png", np.full((120, 180, 3), 60, np.uint8))
+    taken = 0
+    at_first: list[int] = []
+
+    def files() -> Iterator[ImageFile]:
+        nonlocal taken
+        for number in range(12):
+            taken += 1
+            yield ImageFile(f"{number}.png", path)
+
+    class Counts:
+        def check(self, _key: str, _place: MaskGrid) -> None:
+            at_first.append(taken)
+
+    with Segmenter(model, RunOptions(provider="cpu", threads=8)) as segmenter:
+        assert len(list(predict_panoramas(segmenter, files(), Tiling(), [Counts()]))) == 12
+    assert at_first[0] == 5 and len(at_first) == 12
+
+
 def test_what_cannot_be_read_fails_alone(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -251,9 +302,6 @@ def test_one_day_and_place_have_one_size(model: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(model: Path, tmp_path: Path) -> None:
-    from collections.abc import Callable, Iterator
-    from contextlib import contextmanager
-
     folder = tmp_path / "in"
     folder.mkdir()
     for seed in range(6):
