@@ -65,8 +65,7 @@ def explore(
     for name in show:
         if name not in names:
             raise Failure(f"--show {name}: not in train.csv; its images have names such as {min(names)}")
-    with progress_bar("Reading images", len(names)) as advance:
-        found = run(source, threads or usable_cpus(), advance)
+    found = run(source, threads or usable_cpus(), progress_bar)
     grid = "x".join(map(str, source.labels.label_grid[::-1]))
     facts = {"Folder": str(data), "Label grid": grid}
     write_exploration(found, output, facts, images, show, seed)

@@ -37,7 +37,8 @@ PATH = click.Path(path_type=Path)
     "-o",
     "--output",
     type=PATH,
-    help="The submission: .csv, .parquet, or .json (COCO); - writes CSV to standard output. Default: submission.csv.",
+    help="The submission: .csv, .parquet, .json (COCO), .geojson, .geoparquet or .zarr; - writes CSV to standard "
+    "output. Default: submission.csv.",
 )
 @click.option(
     "--format",
@@ -58,7 +59,7 @@ PATH = click.Path(path_type=Path)
     help="Number of random images in the report.",
 )
 @click.option("--stats", type=PATH, help="Write times and queues of each stage, and memory, to this JSON file.")
-@click.option("--masks", type=PATH, help="Write masks to this folder: CLASS/IMAGE.png.")
+@click.option("--masks", type=PATH, help="Write masks to this folder: PNG, or GeoTIFF if the position is known.")
 @click.option("--overlays", type=PATH, help="Write images with their masks to this folder: IMAGE.jpg.")
 @click.option("--save-probabilities", type=PATH, help="Store the network's outputs in this .npz, for cloudrt tune.")
 @click.option("--tile", is_flag=True, help="Cut images larger than the model's field of view into tiles.")
@@ -95,14 +96,9 @@ def infer(
     from cloudrt.inference.task import InferTask
 
     refuse_options(given, given["cluster"] is not None)
-    if form == "parquet" or (output and output.suffix == ".parquet"):
-        import pyarrow  # noqa: F401 - if it is missing, fail before anything slow
     say_logs("cloudrt", logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     cluster = {name: given.pop(name) for name in ("cluster", *CLUSTER_ONLY)}
     run = _take_remote(given, cluster["cluster"] is not None, take_run_options(given))
-    for name in ("overlap", "simplify"):  # the defaults are those of `InferTask`
-        if given[name] is None:
-            del given[name]
     if given["bounds"] is not None:
         from cloudrt.geo.positions import parse_bounds
 

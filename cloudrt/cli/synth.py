@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from cloudrt.cli.types import Size
 from cloudrt.labels import Grid
-from cloudrt.system.terminal import progress_bar, reports_errors
+from cloudrt.system.terminal import Failure, progress_bar, reports_errors
 
 
 @click.command()
@@ -33,6 +34,11 @@ def synth(
     With --panorama, it writes images of a belt of the Earth instead, composed of scenes of --size. Their names contain
     day, longitudes and latitudes; truth.csv has their masks.
     """
+    given = click.get_current_context().get_parameter_source
+    for name in ("days",) if panorama is None else ("images", "test_share"):
+        if given(name) is not ParameterSource.DEFAULT:
+            option = f"--{name.replace('_', '-')}"
+            raise Failure(f"{option} {'needs' if panorama is None else 'does not apply with'} --panorama")
     if panorama is not None:
         _write_panoramas(out, panorama, days, size, seed=options["seed"], jobs=options["jobs"])
         return

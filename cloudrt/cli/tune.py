@@ -100,11 +100,11 @@ def tune(
         },
         {"train.csv": folder.train_csv, "data.json": data / "data.json", "--image-list": image_list}
         | ({} if in_place else {"the model": source, "--model": model}),
-        images=(folder.train_images / name for name in folder.read_names()),
+        images=(folder.train_images / name for name in rows),
         overwrite=overwrite,
     )
-    if not (listed or from_file) and folder.describe_unlisted():
-        click.echo(folder.describe_unlisted(), err=True)
+    if not (listed or from_file) and (unlisted := folder.describe_unlisted()):
+        click.echo(unlisted, err=True)
     with ExitStack() as stack:
         opened, artifact = _open(source, model, run, stack)
         names = listed or (opened.keys if isinstance(opened, StoredMaps) else list(rows))

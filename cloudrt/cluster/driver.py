@@ -166,8 +166,9 @@ def infer_on_cluster(
             finished = partitions.begin(whole, resume=task.resume, overwrite=task.overwrite)
             parts = cut(images, size)
             todo = [number for number in range(len(parts)) if partitions.name(number) not in finished]
-            if task.resume and not todo and task.output.exists():
-                read_run_record(task.paths).require_same(whole, str(task.output))
+            # Without a record, the merge was interrupted; another one belongs to an output that this run replaces.
+            merged = task.output.exists() and task.paths.record.exists()
+            if task.resume and not todo and merged and read_run_record(task.paths) == whole:
                 logger.info("%s: already finished, nothing to do", task.output)
                 return ClusterRun(len(images), 0, 0, len(images), share, plan, already_finished=True)
             resumed = len(images) - sum(len(parts[number]) for number in todo)
@@ -178,6 +179,7 @@ def infer_on_cluster(
             run_partitions(job, parts, todo, share, done)
         # The folder is locked until merging is done; otherwise another run could replace the rows.
         counted = Counted(partitions.records(parts, whole), merging(len(images)))
+        task.paths.record.unlink(missing_ok=True)
         FORMATS[task.format](task.output, counted.records, artifact.labels)
         write_failures(task.paths.failures, lambda: counted.failures)
         write_run_record(task.paths, whole)

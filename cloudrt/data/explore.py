@@ -12,6 +12,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import cv2
@@ -27,6 +28,7 @@ from cloudrt.labels import Grid, Labels
 from cloudrt.masks.rle import rle_encode, rle_to_submit_grid
 from cloudrt.system.overlap import overlap
 
+Bar = Callable[[str, int], AbstractContextManager[Callable[..., object]]]
 BINS = 20
 _THUMBNAIL = 280  # longer side, in pixels, of the thumbnail for the no-data fraction and the perceptual hash
 _MAP = 105  # longer side of the position maps, in pixels
@@ -134,7 +136,7 @@ class Exploration:
         return list(kinds.items())
 
 
-def explore(data: DataFolder, threads: int = 1, advance: Callable[[int], object] | None = None) -> Exploration:
+def explore(data: DataFolder, threads: int = 1, bar: Bar | None = None) -> Exploration:
     """Read all rows and images of a data set, and check them.
 
     Parameters
@@ -143,8 +145,8 @@ def explore(data: DataFolder, threads: int = 1, advance: Callable[[int], object]
         The data set.
     threads
         Number of threads that read images.
-    advance
-        Called with 1 after each image.
+    bar
+        Shows progress: `bar(description, total)` is a context manager that yields `advance(n)`.
 
     Raises
     ------
@@ -161,14 +163,14 @@ def explore(data: DataFolder, threads: int = 1, advance: Callable[[int], object]
         unlisted = []
     exploration = Exploration(data, [], np.zeros((len(labels.classes), *_scaled(labels.submit_grid, _MAP))), findings)
     of_images: list[Finding] = []
-    with ThreadPoolExecutor(threads) as pool:
+    shown = bar("Reading images", len(texts)) if bar else nullcontext(lambda _: None)
+    with shown as advance, ThreadPoolExecutor(threads) as pool:
         for summary, rle, maps, found in overlap(pool, lambda one: _read(data, *one), texts.items(), 4 * threads):
             exploration.images.append(summary)
             exploration.rle[summary.name] = rle
             exploration.positions += maps
             of_images += found
-            if advance:
-                advance(1)
+            advance(1)
     findings += of_images
     findings += audit_shares({image.name: image.shares for image in exploration.images}, labels)
     findings += [Finding("Image without a row", name, "is not in train.csv") for name in unlisted]

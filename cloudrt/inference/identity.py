@@ -36,6 +36,8 @@ class Identity:
         SHA-256 over the keys of the images and the sizes of their files, in order.
     tiling
         How panoramas are cut into tiles, and where they lie; "" without tiles.
+    simplify
+        Pixels by which outlines of polygons may deviate; "" for formats without polygons.
     partition_size, partition_format
         Partitions of a run on a cluster; 0 and "" on a single machine.
     """
@@ -56,6 +58,7 @@ class Identity:
     images: int = 0
     inputs: str = ""
     tiling: str = ""
+    simplify: str = ""
     partition_size: int = 0
     partition_format: str = ""
 

@@ -1,10 +1,11 @@
-"""The output formats of a submission (CSV, Parquet, COCO), and masks and overlays as image files."""
+"""The output formats of a submission: CSV, Parquet, COCO, and those with positions."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,14 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.errors import DataError, ImageError
-from cloudrt.geo.mask_grid import MaskGrid
-from cloudrt.images.headers import MAX_PIXELS
-from cloudrt.images.image import Image, load_image
 from cloudrt.inference.journal import Record
 from cloudrt.labels import Labels
 from cloudrt.masks.rle import rle_decode
-from cloudrt.system.files import remove_tree, replacing, sha256
+from cloudrt.system.files import replacing, replacing_folder, sha256
 
 if TYPE_CHECKING:
     from cloudrt.geo.polygons import Feature
@@ -138,9 +135,8 @@ def write_zarr(path: Path, records: Records, labels: Labels, options: FormatOpti
     """Append each panorama as a day to a zarr store; see `cloudrt.geo.store`."""
     from cloudrt.geo.store import Store
 
-    if options.overwrite:
-        remove_tree(path)
-    with Store(path, labels.classes) as store:
+    opened = replacing_folder(path) if options.overwrite else nullcontext(path)
+    with opened as folder, Store(folder, labels.classes) as store:
         for record in records():
             if record.error is None and record.place is not None:
                 store.append(record.key, record.texts, record.place)
@@ -166,6 +162,8 @@ PLACED: dict[str, Callable[[Path, Records, Labels, FormatOptions], None]] = {
     "zarr": write_zarr,
 }
 """Formats of masks with positions; images without one fail."""
+OUTLINES = ("geojson", "geoparquet")
+"""Formats of polygons."""
 SUFFIXES = {
     "csv": ".csv",
     "parquet": ".parquet",
@@ -184,16 +182,29 @@ def write_rows(path: Path, form: str, records: Records, labels: Labels, options:
         FORMATS[form](path, records, labels)
 
 
-def require_packages(form: str) -> None:
-    """Import what a format needs, so that a run fails before anything slow if a package is not installed."""
+def require_packages(form: str, *, geotiff: bool = False) -> None:
+    """Import what a run needs, so that it fails before anything slow if a package is not installed.
+
+    Parameters
+    ----------
+    form
+        One of `SUFFIXES`.
+    geotiff
+        Whether GeoTIFF tags are read or written.
+    """
     shapes = ("rasterio", "shapely", "pyproj")
     needs = {"parquet": ("pyarrow",), "geojson": shapes, "geoparquet": ("pyarrow", *shapes), "zarr": ("zarr",)}
-    for name in needs.get(form, ()):
+    for name in (*needs.get(form, ()), *(("rasterio",) if geotiff else ())):
         import_module(name)
 
 
 def output_digest(path: Path) -> str:
-    """Return the SHA-256 of an output; of a zarr store, that of the metadata that is written last."""
+    """Return the SHA-256 of an output; of a zarr store, that of the metadata that is written last.
+
+    "" if there is none: a store is created with its first day.
+    """
+    if not path.exists():
+        return ""
     return sha256(path / ".zmetadata" if path.is_dir() else path)
 
 
@@ -208,71 +219,6 @@ def write_failures(path: Path, records: Records) -> None:
         writer = csv.writer(_Lines(file))
         writer.writerows([("image", "reason"), first])
         writer.writerows(failed)
-
-
-def write_masks(folder: Path, key: str, texts: Sequence[str], labels: Labels, place: MaskGrid | None = None) -> None:
-    """Write one black-and-white PNG per class on the submission grid, FOLDER/CLASS/KEY.png, including empty masks.
-
-    The masks of a panorama whose position is known are GeoTIFF files, FOLDER/CLASS/KEY.tif.
-    """
-    for label, text in zip(labels.classes, texts, strict=True):
-        if place and place.position:
-            from cloudrt.geo.geotiff import write_geotiff
-
-            write_geotiff(folder / label / f"{key}.tif", text, place)
-            continue
-        mask = rle_decode(text, labels.submit_grid) * 255
-        _write_picture(folder / label / f"{key}.png", mask, [cv2.IMWRITE_PNG_BILEVEL, 1])
-
-
-def write_overlay(
-    folder: Path, key: str, source: Path, texts: Sequence[str], labels: Labels, max_pixels: int = MAX_PIXELS
-) -> None:
-    """Write FOLDER/KEY.jpg: the image on the submission grid, with the mask of each class in the colour of the class.
-
-    Nothing is written if the image cannot be read.
-    """
-    try:
-        image = load_image(source, labels.submit_grid, max_pixels)
-    except ImageError:
-        return
-    picture = draw_masks(image, texts, labels)[..., ::-1]
-    _write_picture(folder / f"{key}.jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
-
-
-def draw_masks(image: Image, texts: Sequence[str], labels: Labels) -> Image:
-    """Return an image with the mask of each class in the colour of the class, and the names of the classes.
-
-    Parameters
-    ----------
-    image
-        (H, W, 3) uint8 RGB, of the size of the submission grid.
-    texts
-        RLE texts on the submission grid, one per class.
-    labels
-        Classes and grids.
-    """
-    from cloudrt.labels import class_colours
-
-    picture = image[..., ::-1].copy()
-    names = []
-    for label, text, colour in zip(labels.classes, texts, class_colours(len(texts)), strict=True):
-        if text:
-            mask = rle_decode(text, labels.submit_grid)
-            blue_green_red = [int(colour[i : i + 2], 16) for i in (5, 3, 1)]
-            on = mask.astype(bool)
-            picture[on] = (0.65 * picture[on] + 0.35 * np.array(blue_green_red)).astype(np.uint8)
-            contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            cv2.drawContours(picture, contours, -1, blue_green_red, 2)
-            names.append((label, blue_green_red))
-    scale = max(0.45, max(labels.submit_grid) / 1000)
-    line = int(34 * scale)
-    for row, (label, blue_green_red) in enumerate(names):
-        (width, _), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-        cv2.rectangle(picture, (0, row * line), (width + 12, (row + 1) * line), (0, 0, 0), cv2.FILLED)
-        place = (6, int((row + 0.75) * line))
-        cv2.putText(picture, label, place, cv2.FONT_HERSHEY_SIMPLEX, scale, blue_green_red, 1, cv2.LINE_AA)
-    return np.asarray(picture[..., ::-1], np.uint8)
 
 
 def compress_counts(counts: Sequence[int]) -> str:
@@ -313,12 +259,3 @@ def _counts(mask: NDArray[np.bool_]) -> list[int]:
     edges = np.flatnonzero(np.diff(column_major, prepend=False, append=not column_major[-1]))
     counts: list[int] = np.diff(edges, prepend=0).tolist()
     return counts
-
-
-def _write_picture(path: Path, picture: NDArray[np.uint8], options: Sequence[int]) -> None:
-    done, data = cv2.imencode(path.suffix, picture, options)
-    if not done:
-        raise DataError(f"{path} cannot be encoded as an image")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, sync=False) as partial:
-        partial.write_bytes(data.tobytes())

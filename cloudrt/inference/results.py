@@ -124,7 +124,7 @@ class Result:
         ImageError
             The file of the image can no longer be read.
         """
-        from cloudrt.inference.outputs import draw_masks
+        from cloudrt.inference.pictures import draw_masks
 
         if self.error is not None:
             raise DataError(f"{self.image} {self.error}: there is nothing to draw")

@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from cloudrt.engines.trial import COMPARED
-from cloudrt.errors import ProviderError
+from cloudrt.errors import DataError, ProviderError
 from cloudrt.geo.tiles import MORE_PIXELS
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_keys, list_inputs, load_sample
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import read_identity
-from cloudrt.inference.outputs import require_packages, write_masks, write_overlay
+from cloudrt.inference.outputs import OUTLINES, require_packages
 from cloudrt.inference.panoramas import Check, Days, predict_panoramas
+from cloudrt.inference.pictures import write_masks, write_overlay
 from cloudrt.inference.pipeline import Segmenter, describe_model, require_rules
 from cloudrt.inference.results import Result
 from cloudrt.inference.submission import Submission, open_submission, read_run_record
@@ -70,7 +71,7 @@ def infer(
     inputs
         One or several folders, images, glob patterns, or text files that list images.
     output
-        Path of the submission: .csv, .parquet, or .json (COCO).
+        Path of the submission: .csv, .parquet, .json (COCO), .geojson, .geoparquet or .zarr.
     model
         Path of the artifact. None uses ./model.onnx if it exists, else the model that ships with the package.
     progress
@@ -117,9 +118,11 @@ def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bo
     require_rules(artifact, model)
     files = list_inputs(task.inputs, task.sample, artifact.labels)
     recorded, begun = _recorded(task), task.paths.journal.is_file()
-    require_packages(task.format)
+    tagged = any(file.path.suffix.lower() in (".tif", ".tiff") for file in files)
+    require_packages(task.format, geotiff=task.tiling is not None and (tagged or task.masks is not None))
     if begun or not recorded:
         task.check(files, begun=begun)
+    checks = _checks(task, artifact.labels.classes)
     plan = recorded.plan() if recorded else None
     sample = partial(load_sample, files, artifact.input_size, COMPARED, task.run.max_pixels)
     with Segmenter(
@@ -130,7 +133,11 @@ def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bo
     ) as segmenter:
         _announce(segmenter)
         identity = replace(
-            segmenter.identity(), images=len(files), inputs=digest_keys(files), tiling=str(task.tiling or "")
+            segmenter.identity(),
+            images=len(files),
+            inputs=digest_keys(files),
+            tiling=str(task.tiling or ""),
+            simplify=str(float(task.format_options().simplify)) if task.format in OUTLINES else "",
         )
         if recorded and not begun:
             recorded.require_same(identity, str(task.output))
@@ -138,7 +145,7 @@ def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bo
             return RunSummary(task.output, len(files), 0, 0, len(files), 0.0, segmenter.plan, already_finished=True)
         began = time.perf_counter()
         try:
-            done = write_submission(segmenter, files, task, identity if resumable else None, progress)
+            done = write_submission(segmenter, files, task, identity if resumable else None, progress, checks)
         except (KeyboardInterrupt, OSError, ProviderError):
             if task.paths.journal.exists():
                 logger.warning("%s contains the finished images; --resume continues from there", task.paths.journal)
@@ -165,6 +172,7 @@ def write_submission(
     task: InferTask,
     identity: Identity | None = None,
     progress: Progress = no_progress,
+    checks: Sequence[Check] = (),
 ) -> Submission:
     """Segment images and write the outputs of a task.
 
@@ -180,6 +188,8 @@ def write_submission(
         Identity of the run; a run without one cannot be resumed.
     progress
         Opens a progress bar.
+    checks
+        What panoramas are checked against, besides their own position.
     """
     labels, began = segmenter.labels, time.perf_counter()
     page = None
@@ -203,35 +213,35 @@ def write_submission(
         )
         if task.resume:
             _resume(segmenter, submission, task)
-        paint = partial(_paint, segmenter, task)
-        checks = _checks(task)
-        for file, record in zip(files, submission.journal.records(), strict=False):  # of the resumed run
-            rle = dict(zip(labels.classes, record.texts, strict=True))
-            grid = record.place.labels(labels) if record.place else labels
+        painters = stack.enter_context(ThreadPoolExecutor(segmenter.threads, "paint"))
+
+        def painted(results: Iterable[tuple[ImageFile, Result]]) -> Iterable[tuple[ImageFile, Result]]:
+            if not (task.masks or task.overlays):
+                return results
+            return overlap(painters, partial(_paint, segmenter, task), results, 2 * segmenter.threads)
+
+        def show(file: ImageFile, result: Result) -> None:
             if page:
-                page.add(record.key, file.path, None if record.error else rle, record.error, grid)
-            paint((file, Result(record.key, rle, record.error, grid, place=record.place)))
-            if record.place and record.error is None:
+                page.add(result.image, file.path, None if result.error else result.rle, result.error, result.labels)
+
+        for file, result in painted(_finished(files, submission)):
+            show(file, result)
+            if result.place and result.error is None:
                 for check in checks:
-                    check.check(record.key, record.place)
+                    check.check(result.image, result.place)
         keep = None
         if task.save_probabilities:
             keep = _keeper(stack.enter_context(write_probabilities(task.save_probabilities, labels)))
         left = files[submission.resumed :]
         advance = stack.enter_context(progress("Segmenting", len(left)))
-        painters = stack.enter_context(ThreadPoolExecutor(segmenter.threads, "paint"))
         predicted = (
             segmenter.predict(left, keep)
             if task.tiling is None
             else predict_panoramas(segmenter, left, task.tiling, checks)
         )
-        results: Iterable[tuple[ImageFile, Result]] = zip(left, predicted, strict=True)
-        if task.masks or task.overlays:
-            results = overlap(painters, paint, results, 2 * segmenter.threads)
-        for file, result in results:
+        for file, result in painted(zip(left, predicted, strict=True)):
             submission.add(result.image, result.rle, result.error, result.batch, result.batch_size, place=result.place)
-            if page:
-                page.add(result.image, file.path, None if result.error else result.rle, result.error, result.labels)
+            show(file, result)
             advance(failed=submission.failed, limit=segmenter.stats.limiting())
     if page:
         page.write(task.paths.report, _facts(segmenter, submission, time.perf_counter() - began))
@@ -244,7 +254,12 @@ def _recorded(task: InferTask) -> Identity | None:
         return None
     if task.paths.journal.is_file():
         return read_identity(task.paths.journal)
-    return read_run_record(task.paths) if task.output.exists() else None
+    try:
+        return read_run_record(task.paths)  # without an output, if every image failed and the format is zarr
+    except DataError:
+        if task.output.exists():
+            raise
+        return None
 
 
 def _announce(segmenter: Segmenter) -> None:
@@ -263,6 +278,15 @@ def _resume(segmenter: Segmenter, submission: Submission, task: InferTask) -> No
     else:
         logger.info("Nothing to resume: starting with the first image")
     segmenter.shrink(submission.journal.size)
+
+
+def _finished(files: Sequence[ImageFile], submission: Submission) -> Iterator[tuple[ImageFile, Result]]:
+    """Yield the images that the resumed run had finished."""
+    labels = submission.labels
+    for file, record in zip(files, submission.journal.records(), strict=False):
+        rle = dict(zip(labels.classes, record.texts, strict=True))
+        grid = record.place.labels(labels) if record.place else labels
+        yield file, Result(record.key, rle, record.error, grid, place=record.place)
 
 
 def _paint(segmenter: Segmenter, task: InferTask, pair: tuple[ImageFile, Result]) -> tuple[ImageFile, Result]:
@@ -296,13 +320,22 @@ def _write_pictures(segmenter: Segmenter, task: InferTask, file: ImageFile, resu
         write_overlay(task.overlays, result.image, file.path, texts, result.labels, limit)
 
 
-def _checks(task: InferTask) -> list[Check]:
-    """Return what panoramas are checked against, besides their own position."""
+def _checks(task: InferTask, classes: tuple[str, ...]) -> list[Check]:
+    """Return what panoramas are checked against, besides their own position.
+
+    Raises
+    ------
+    DataError
+        The output is a folder, but not a store, which --overwrite would remove, or a store of other classes.
+    """
     if task.format != "zarr":
         return [Days()] if task.tiling else []
     from cloudrt.geo.store import StoreDays
 
-    return [StoreDays(None if task.overwrite else task.output)]
+    if task.overwrite:
+        StoreDays(task.output)
+        return [StoreDays(None)]
+    return [StoreDays(task.output, classes)]
 
 
 def _keeper(writer: ProbabilityWriter) -> Callable[[Inferred], None]:

@@ -12,7 +12,7 @@ from cloudrt.geo.positions import Bounds, check_bounds
 from cloudrt.geo.tiles import OVERLAP, Tiling
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import check_keys
-from cloudrt.inference.outputs import PLACED, SIMPLIFY, SUFFIXES, FormatOptions
+from cloudrt.inference.outputs import OUTLINES, PLACED, SIMPLIFY, SUFFIXES, FormatOptions
 from cloudrt.inference.submission import RunPaths
 from cloudrt.model.artifact import default_model
 from cloudrt.options import RunOptions, RunSettings
@@ -43,15 +43,16 @@ class InferTask:
     report, report_images
         Whether to write an HTML report, and how many images it shows.
     stats, masks, overlays, save_probabilities
-        Where to write statistics (JSON), masks (a folder of PNG), overlays (a folder of JPEG) and probabilities (.npz).
+        Where to write statistics (JSON), masks (a folder of PNG, or GeoTIFF if the position is known), overlays (a
+        folder of JPEG) and probabilities (.npz).
     tile
         Whether images larger than the artifact's field of view are cut into tiles; the formats with positions imply it.
     overlap
-        Overlap of neighbouring tiles, as a fraction of a tile.
+        Overlap of neighbouring tiles, as a fraction of a tile; None uses `OVERLAP`.
     bounds
         West, south, east and north, in degrees, of the images without tags or a world file.
     simplify
-        Outlines in GeoJSON and GeoParquet may deviate by this many pixels of the masks.
+        Outlines in GeoJSON and GeoParquet may deviate by this many pixels of the masks; None uses `SIMPLIFY`.
 
     Raises
     ------
@@ -74,9 +75,9 @@ class InferTask:
     overlays: Path | None = None
     save_probabilities: Path | None = None
     tile: bool = False
-    overlap: float = OVERLAP
+    overlap: float | None = None
     bounds: Bounds | None = None
-    simplify: float = SIMPLIFY
+    simplify: float | None = None
 
     def __post_init__(self) -> None:
         if self.format:
@@ -99,18 +100,24 @@ class InferTask:
             object.__setattr__(self, "bounds", check_bounds(self.bounds, f"bounds {self.bounds}"))
             if self.tiling is None:
                 raise DataError("--bounds places panoramas: it needs --tile, or a --format with positions")
-        if not 0 <= self.simplify < float("inf"):
-            raise DataError(f"simplify is 0 or more pixels, found {self.simplify!r}")
+        if self.overlap is not None and self.tiling is None:
+            raise DataError("--overlap is that of tiles: it needs --tile, or a --format with positions")
+        if self.simplify is not None:
+            if self.format not in OUTLINES:
+                raise DataError(f"--simplify applies to outlines: it needs --format {' or '.join(OUTLINES)}")
+            if not 0 <= self.simplify < float("inf"):
+                raise DataError(f"simplify is 0 or more pixels, found {self.simplify!r}")
 
     @property
     def tiling(self) -> Tiling | None:
         """How images are cut into tiles; None for images that are resized whole."""
         placed = self.format in PLACED
-        return Tiling(self.overlap, self.bounds, placed) if self.tile or placed else None
+        overlap = OVERLAP if self.overlap is None else self.overlap
+        return Tiling(overlap, self.bounds, placed) if self.tile or placed else None
 
     def format_options(self) -> FormatOptions:
         """Return the options of the output format."""
-        return FormatOptions(self.simplify, self.overwrite)
+        return FormatOptions(SIMPLIFY if self.simplify is None else self.simplify, self.overwrite)
 
     @property
     def paths(self) -> RunPaths:
@@ -138,10 +145,9 @@ class InferTask:
         store = self.format == "zarr"  # a folder, to which days are appended
         named = {
             "--output": None if store else self.output,
-            "the list of failures": paths.failures,
             "the report": paths.report if self.report else None,
-            "the record of the run": paths.record,
         }
+        follow = {"the list of failures": paths.failures, "the record of the run": paths.record}
         written = {"--stats": self.stats, "--save-probabilities": self.save_probabilities}
         remote = self.run.remote
         rules = Path(remote.rules) if remote.rules else None
@@ -152,15 +158,16 @@ class InferTask:
         stores = {"--output": self.output if store else None}
         images = [file.path for file in files]
         check_outputs(
-            named | written | {"the journal": paths.journal},
+            named | follow | written | {"the journal": paths.journal},
             reads,
             folders=folders | stores,
             images=images,
             overwrite=True,
         )
         check_outputs(written, overwrite=self.overwrite)
-        appends = store and self.output.exists()
-        check_outputs(named, folders=folders, overwrite=self.overwrite or appends or (self.resume and begun))
+        continues = self.overwrite or (self.resume and begun)
+        check_outputs(named, folders=folders, overwrite=continues)
+        check_outputs(follow, overwrite=continues or store)
         if self.masks or self.overlays:
             check_keys(files)
 
@@ -219,6 +226,6 @@ class InferSettings(RunSettings, total=False):
     overlays: Path | None
     save_probabilities: Path | None
     tile: bool
-    overlap: float
+    overlap: float | None
     bounds: Bounds | None
-    simplify: float
+    simplify: float | None

@@ -73,6 +73,44 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Replace a folder: yield a temporary path beside `path`, renamed to `path` at the end.
+
+    Where the block creates no folder there, `path` is removed. On any error the temporary folder is removed and `path`
+    stays as it was. Where `path` is a symbolic link, its target is replaced. Folders that killed processes left beside
+    it are removed.
+
+    Yields
+    ------
+    pathlib.Path
+        Where to create the folder.
+
+    Raises
+    ------
+    OSError
+        The disk is full or not writable; `filename` is `path`.
+    """
+    path, given = Path(os.path.realpath(path)), str(path)
+    remove_leftovers(path.parent)
+    partial, before = partial_path(path), partial_path(path.with_name(f"{path.name}.before"))
+    try:
+        yield partial
+        if path.exists():
+            path.rename(before)
+        if partial.exists():
+            partial.rename(path)
+    except BaseException as error:
+        if before.exists() and not path.exists():
+            before.rename(path)
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            error.filename = given
+        raise
+    finally:
+        remove_tree(partial)
+        remove_tree(before)
+
+
 def partial_path(path: Path) -> Path:
     """Return the hidden path beside `path` that this process writes to before it renames it."""
     name = path.name

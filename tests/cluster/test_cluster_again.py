@@ -99,6 +99,35 @@ def test_quiet_prints_nothing_and_a_finished_run_is_not_merged_again(here: Path,
     }
 
 
+def test_a_merge_that_was_killed_is_done_again(here: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        raise RuntimeError("power")
+
+    def content() -> dict[Path, bytes]:
+        return {path: data for path, (_, data) in snapshot(here).items()}
+
+    assert spread(model).exit_code == 0
+    older = content()
+    write_jpeg(here / "in" / "3.jpg", 3)
+    assert spread(model, "-o", "other.csv").exit_code == 0
+    wanted = (here / "other.csv").read_bytes(), (here / "other.run.json").read_bytes()
+    for name in ("FORMATS", "write_run_record"):  # before the output is replaced, and after it
+        for path, data in older.items():
+            path.write_bytes(data)
+        with monkeypatch.context() as patch:
+            patch.setattr(driver, name, {"csv": die} if name == "FORMATS" else die)
+            assert spread(model, "--overwrite").exit_code == 2
+        done = spread(model, "--resume")
+        assert done.exit_code == 0 and "s.csv: 4 images" in done.output, done.output
+        assert ((here / "s.csv").read_bytes(), (here / "s.run.json").read_bytes()) == wanted
+        assert "already finished" in spread(model, "--resume").output
+    for path, data in older.items():  # killed before the merge began
+        if path.parent == here:
+            path.write_bytes(data)
+    done = spread(model, "--resume")
+    assert done.exit_code == 0 and (here / "s.csv").read_bytes() == wanted[0], done.output
+
+
 @pytest.mark.parametrize("place", ["in", ".", "in/../in"])
 def test_partitions_are_not_written_among_the_images(here: Path, model: Path, place: str) -> None:
     before = snapshot(here)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -130,6 +132,25 @@ def test_the_audit_follows_the_data(scenes: Path, tmp_path: Path) -> None:
     assert "covers only 0.0049% of the image; the median of Fish is 0.22%" in kinds[0].reason
     assert [image.name for image in found.images] == names
     assert found.classes_per_image[0] == 2
+
+
+def test_progress_counts_images_without_a_row(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[int] = []
+
+    @contextmanager
+    def bar(_description: str, total: int) -> Iterator[Callable[[int], None]]:
+        shown.append(total)
+        yield lambda n: shown.append(-n)
+
+    monkeypatch.setattr("cloudrt.cli.explore.progress_bar", bar)
+    for name, text, total in (("rare", "1 9000", 12), ("all", "", 1)):  # absent without a row, and with one
+        shutil.copytree(scenes, tmp_path / name)
+        key = min(path.name for path in (tmp_path / name / "train_images").iterdir())
+        rows = ["Image_Label,EncodedPixels", f"{key}_Fish,1 9000", f"{key}_Sugar,{text}"]
+        (tmp_path / name / "train.csv").write_text("\n".join(rows) + "\n")
+        shown.clear()
+        assert run(tmp_path / name, tmp_path / f"{name}.html").exit_code == 0
+        assert shown == [total] + [-1] * total
 
 
 def test_everything_that_is_wrong_is_found(scenes: Path, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 import cloudrt.data.scenes
+from cloudrt.cli.synth import synth
 from cloudrt.data.scenes import SyntheticScene, draw_scene
 from cloudrt.data.synth import write_dataset
 from cloudrt.errors import DataError
@@ -36,6 +38,20 @@ def test_same_seed_same_bytes_whatever_the_jobs(tmp_path: Path) -> None:
     one, two, other = (files(tmp_path / name) for name in ("one", "two", "other"))
     assert one == two
     assert not {name for name in one if name.endswith("jpg")} & set(other)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--days", "1"], "--days needs --panorama"),
+        (["--panorama", "210x70", "-n", "200"], "--images does not apply with --panorama"),
+        (["--panorama", "210x70", "--test-share", "0.25"], "--test-share does not apply with --panorama"),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path: Path, words: list[str], named: str) -> None:
+    done = CliRunner().invoke(synth, [str(tmp_path / "out"), *words])
+    assert done.exit_code == 2 and named in done.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_scene_depends_on_its_seed_alone() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -13,6 +15,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
 from cloudrt.inference.journal import FORMAT
+from cloudrt.inference.pictures import write_masks
 
 IMAGES = 14
 
@@ -264,3 +267,23 @@ def test_a_resumed_run_refuses_other_streams_by_name(images: Path, model: Path, 
     stopped(images, model, output, *openvino, "1")
     assert "streams was 1, now 2" in refused(run(images, model, output, "--resume", *openvino, "2"))
     assert run(images, model, output, "--resume", *openvino, "1").exit_code == 1
+
+
+def test_pictures_of_finished_images_are_written_by_the_painters(
+    images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, folders = tmp_path / "s.csv", ("--masks", str(tmp_path / "masks"), "--overlays", str(tmp_path / "overlays"))
+    stopped(images, model, output)
+    threads: dict[str, str] = {}
+    write = write_masks
+
+    def note(folder: Path, key: str, *more: Any) -> None:
+        threads[key] = threading.current_thread().name
+        write(folder, key, *more)
+
+    monkeypatch.setattr("cloudrt.inference.run.write_masks", note)
+    done = run(images, model, output, "--resume", *folders)
+    assert done.exit_code == 1 and "12 images are finished" in done.output, done.output
+    assert len(threads) == IMAGES and all(name.startswith("paint") for name in threads.values()), threads
+    assert len(list((tmp_path / "masks" / "Fish").iterdir())) == IMAGES
+    assert len(list((tmp_path / "overlays").iterdir())) == IMAGES - 1

@@ -299,6 +299,19 @@ def test_a_terminal_that_is_not_utf8(model: Path, data: Path, tmp_path: Path) ->
     assert "Traceback" not in done.stderr
 
 
+def test_an_image_without_a_row_is_not_replaced(model: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    images = tmp_path / "data" / "train_images"
+    rows = (data / "train.csv").read_text().splitlines()
+    (tmp_path / "data" / "train.csv").write_text("\n".join(row for row in rows if not row.endswith(",")) + "\n")
+    picture = images / "extra.png"
+    assert cv2.imwrite(str(picture), np.full((120, 180, 3), 30, np.uint8))
+    before = picture.read_bytes()
+    result = run(model, tmp_path / "data", "-o", images / "extra.onnx", "--overwrite", "--provider", "cpu", status=2)
+    assert "extra.png is one of the images and would be replaced" in result.stderr
+    assert picture.read_bytes() == before and not (images / "extra.onnx").exists()
+
+
 def test_overwrite_changes_a_model_in_place(data: Path, tmp_path: Path) -> None:
     model = tiny_artifact(tmp_path / "m.onnx", SIZE, SMALL_GRIDS, rules=())
     run(model, data, "-o", model, "--overwrite", "--provider", "cpu")

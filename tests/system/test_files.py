@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cloudrt.errors import DataError
-from cloudrt.system.files import naming, partial_path, remove_leftovers, replacing, reserve
+from cloudrt.system.files import naming, partial_path, remove_leftovers, replacing, replacing_folder, reserve
 
 
 def names(folder: Path) -> list[str]:
@@ -41,6 +41,46 @@ def test_an_old_file_is_replaced_at_the_end(tmp_path: Path) -> None:
         partial.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
+
+
+def test_a_folder_is_replaced_at_the_end(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    (real / "old").touch()
+    link.symlink_to(real)
+    with replacing_folder(link) as partial:
+        assert partial.parent == tmp_path
+        partial.mkdir()
+        (partial / "new").touch()
+        assert names(real) == ["old"]
+    assert names(real) == ["new"] and link.is_symlink()
+    with replacing_folder(tmp_path / "fresh") as partial:
+        partial.mkdir()
+    with replacing_folder(real):  # nothing
+        pass
+    assert names(tmp_path) == ["fresh", "link"]
+
+
+@pytest.mark.parametrize("where", ["inside", "at the end"])
+def test_an_error_leaves_the_old_folder(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old").touch()
+    rename = Path.rename
+
+    def full(source: Path, target: Path) -> Path:
+        if source == partial_path(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="No space left") as raised, replacing_folder(path) as partial:
+        partial.mkdir()
+        (partial / "half").touch()
+        if where == "inside":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert raised.value.filename == str(path)
+    assert names(tmp_path) == ["out"] and names(path) == ["old"]
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
