@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from cloudrt.cli.types import Size
-from cloudrt.system.terminal import reports_errors
+from cloudrt.system.terminal import printable, reports_errors
 
 
 @click.command()
@@ -26,7 +26,8 @@ from cloudrt.system.terminal import reports_errors
 def score(submission: Path, truth: Path, truth_grid: tuple[int, int] | None, data: Path | None, as_json: bool) -> None:
     """Compute the mean Dice of SUBMISSION against TRUTH. Both are tables with columns Image_Label,EncodedPixels.
 
-    The mean is over all rows of TRUTH. The masks of SUBMISSION are on the submission grid.
+    The mean is over all rows of TRUTH; other rows of SUBMISSION are counted, but not scored. The masks of SUBMISSION
+    are on the submission grid.
     """
     from cloudrt.data.folder import read_labels
     from cloudrt.errors import DataError
@@ -36,6 +37,14 @@ def score(submission: Path, truth: Path, truth_grid: tuple[int, int] | None, dat
     if data is not None and not data.is_dir():
         raise DataError(f"{data} is not a folder")
     result = compute(submission, truth, read_labels(data) if data is not None else CLOUDS, truth_grid)
+    if result.ignored_rows:
+        click.echo(
+            printable(
+                f"{result.ignored_rows} rows of {submission} are not in {truth} and were not scored, first "
+                f"{result.first_ignored}"
+            ),
+            err=True,
+        )
     if as_json:
         click.echo(json.dumps(asdict(result), indent=2))
         return

@@ -117,7 +117,7 @@ class DataFolder:
                 packed.append(pack_mask(rle_to_submit_grid(texts.get(label, ""), self.labels)))
             except RleError as error:
                 height, width = self.labels.label_grid
-                raise DataError(f"{self.train_csv}, row {name}_{label}: {error} (grid {height}x{width})") from error
+                raise DataError(f"{self.train_csv}, row {name}_{label}: {error} (grid {width}x{height})") from error
         return np.stack(packed)
 
 

@@ -74,7 +74,7 @@ def write_dataset(
     images
         Total number of training and test images, at least 2.
     size
-        Height and width of the images in pixels; the masks are on the 1400x2100 grid for every size.
+        Height and width of the images in pixels; the masks are on the 2100x1400 grid (width x height) for every size.
     seed
         0 or more. Scene k of a seed does not depend on `images`.
     test_share

@@ -93,6 +93,35 @@ def _png(data: bytes) -> Grid:
     return height, width
 
 
+def without_notes(data: bytes) -> bytes:
+    """Return a PNG without the chunks that do not change its pixels, such as colour profiles and texts.
+
+    libpng prints its warnings about them to stderr, whatever the log level of OpenCV is. Other data is returned as it
+    is.
+
+    Parameters
+    ----------
+    data
+        A file whose chunks `stated_size` has verified.
+    """
+    if not data.startswith(PNG):
+        return data
+    view, kept, begin, at = memoryview(data), [], 0, len(PNG)
+    kind = b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if kind[0] & 0x20 and kind not in _PIXEL_CHUNKS:  # a lower-case letter: not a critical chunk
+            kept.append(view[begin:at])
+            begin = end
+        at = end
+    return b"".join([*kept, view[begin:]]) if kept else data
+
+
+_PIXEL_CHUNKS = (b"tRNS", b"bKGD", b"eXIf", b"acTL", b"fcTL", b"fdAT")
+"""Chunks that are not critical, but may change pixels: transparency, rotation and animation."""
+
+
 def _webp(data: bytes) -> Grid:
     _need(data, 8 + struct.unpack_from("<I", data, 4)[0])
     kind = data[12:16]

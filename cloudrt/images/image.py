@@ -24,7 +24,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.images.headers import MAX_PIXELS, has_end, has_exif, stated_size
+from cloudrt.images.headers import MAX_PIXELS, has_end, has_exif, stated_size, without_notes
 from cloudrt.labels import Grid
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
@@ -67,10 +67,13 @@ class StoredImage:
         Key of the image's rows.
     read
         Returns its bytes, or the decoded image; raises `ImageError` on failure.
+    beside
+        Returns the bytes of the file of the same name with another suffix, such as ".jgw"; None if there is none.
     """
 
     key: str
     read: Callable[[], bytes | Image]
+    beside: Callable[[str], bytes | None] | None = None
 
 
 def find_images(folder: str | Path) -> list[ImageFile]:
@@ -277,7 +280,7 @@ def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS)
     if data[:2] in (b"II", b"MM"):
         _check_tiff(data)
     try:
-        image = _decode_opencv(data)
+        image = _decode_opencv(without_notes(data))
     except ImageError as error:
         if data[:2] not in (b"II", b"MM"):
             raise

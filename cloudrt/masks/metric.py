@@ -29,12 +29,16 @@ class Score:
         Mean Dice that a submission without any mask would have.
     images
         Number of images.
+    ignored_rows, first_ignored
+        Number of rows of the submission that the truth does not have, which are not scored, and the first of them.
     """
 
     mean: float
     per_class: dict[str, float]
     all_empty: float
     images: int
+    ignored_rows: int = 0
+    first_ignored: str = ""
 
 
 def dice(a: NDArray[Any], b: NDArray[Any]) -> float:
@@ -78,7 +82,11 @@ def score(
 
     grid = truth_grid or labels.label_grid
     if grid not in (labels.label_grid, labels.submit_grid):
-        raise DataError(f"truth_grid must be {labels.label_grid} or {labels.submit_grid}, found {grid}")
+        known, other = (
+            " or ".join(f"{width}x{height}" for height, width in grids)
+            for grids in ((labels.label_grid, labels.submit_grid), (grid,))
+        )
+        raise DataError(f"the grid of the truth is {known} (width x height), found {other}")
     truth = read_table(truth_csv, labels)
     predicted = read_table(submission_csv, labels)
     missing = [key for key in truth if key not in predicted]
@@ -104,7 +112,15 @@ def score(
         empty += not wanted.any()
     per_class = {label: fmean(found) for label, found in values.items() if found}
     mean = fmean(value for found in values.values() for value in found)
-    return Score(mean, per_class, empty / len(truth), len({name for name, _ in truth}))
+    ignored = ["_".join(key) for key in predicted if key not in truth]
+    return Score(
+        mean=mean,
+        per_class=per_class,
+        all_empty=empty / len(truth),
+        images=len({name for name, _ in truth}),
+        ignored_rows=len(ignored),
+        first_ignored=ignored[0] if ignored else "",
+    )
 
 
 def _fits(text: str, labels: Labels) -> bool:
@@ -121,4 +137,4 @@ def _decode(text: str, labels: Labels, table: str | Path, name: str, label: str)
         return rle_to_submit_grid(text, labels)
     except RleError as error:
         height, width = labels.label_grid
-        raise DataError(f"{table}, row {name}_{label}: {error} (grid {height}x{width})") from error
+        raise DataError(f"{table}, row {name}_{label}: {error} (grid {width}x{height})") from error

@@ -172,7 +172,7 @@ class _Buffers:
 
     def __init__(self, height: int, width: int, maps: int) -> None:
         if height * width > MAX_PIXELS:
-            raise DataError(f"a map must have at most {MAX_PIXELS} pixels, found {height}x{width}")
+            raise DataError(f"a map must have at most {MAX_PIXELS} pixels, found {width}x{height}")
         self.shape = height, width
         self.maps = maps
         self.row_words = np.empty((height, -(-width // 64)), np.uint64)

@@ -123,7 +123,7 @@ def _runs(text: str, shape: Grid) -> tuple[NDArray[np.int64], int]:
     if fault:
         number = re.findall(r"[^ \t\n\r]+", text)[token]  # str.split() would split at other white space too
         shown = number if len(number) <= 24 else f"{number[:20]}..."
-        reason = _FAULTS.get(fault, f"is out of bounds: the {height}x{width} grid has {height * width} pixels")
+        reason = _FAULTS.get(fault, f"is out of bounds: the {width}x{height} grid has {height * width} pixels")
         raise RleError(f"RLE token {token + 1} ({shown!r}) {reason}")
     return edges, count
 

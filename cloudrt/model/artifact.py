@@ -69,7 +69,7 @@ class Artifact:
         Figures of `cloudrt tune`; empty if the rules are those of training.
     field_of_view, pixels_per_degree
         Height and width of the training images in pixels, and their resolution on the Earth; larger images are cut
-        into tiles of this size. 1400x2100 at 100 in files that do not state them.
+        into tiles of this size. 2100x1400 (width x height) at 100 in files that do not state them.
 
     Raises
     ------

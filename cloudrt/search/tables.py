@@ -28,7 +28,7 @@ from cloudrt.system.overlap import overlap
 
 THRESHOLDS = tuple(range(256))
 MIN_AREAS = (0, 500, 1000, 2500, 5000, 7500, *range(9000, 25001, 1000), 27500, 30000, 35000, 40000, 50000)
-"""Min areas in pixels of the 350x525 grid; those from 9,000 to 25,000 are tried by the Kaggle notebook too."""
+"""Min areas in pixels of the 525x350 grid; those from 9,000 to 25,000 are tried by the Kaggle notebook too."""
 
 
 _LOSSES = -np.log((np.arange(256) + 0.5) / 256)
@@ -140,7 +140,7 @@ class Sweeper:
     def __init__(self, width: int, height: int, thresholds: NDArray[np.int64], min_areas: NDArray[np.int64]) -> None:
         framed = (width + 2) * (height + 2)
         if framed > MAX_PIXELS:
-            raise DataError(f"a map must have at most {MAX_PIXELS} pixels, found {height}x{width}")
+            raise DataError(f"a map must have at most {MAX_PIXELS} pixels, found {width}x{height}")
         self._ranks = np.searchsorted(thresholds, np.arange(256)).astype(np.int16)
         self._min_areas = min_areas
         self._pixels = np.empty(framed, PIXEL)

@@ -44,6 +44,19 @@ def test_table(folder: Path) -> None:
         assert text in result.stdout
 
 
+def test_rows_that_the_truth_lacks_are_counted_by_name(folder: Path) -> None:
+    arguments = (folder / "submission.csv", folder / "truth.csv", "--truth-grid", "525x350", "--json")
+    before = json.loads(run(*arguments).stdout)
+    with (folder / "submission.csv").open("a") as file:
+        file.write("c.jpg_Sugar,1 5\nc.jpg_Fish,\n")
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "2 rows of" in result.stderr and "were not scored, first c.jpg_Sugar" in result.stderr
+    after = json.loads(result.stdout)
+    assert (after["ignored_rows"], after["first_ignored"]) == (2, "c.jpg_Sugar")
+    assert {**after, "ignored_rows": 0, "first_ignored": ""} == before
+
+
 def test_label_grid_is_the_default(folder: Path) -> None:
     # One block of 4x4 pixels on the label grid, rows 1 to 4 of columns 1 to 4, is pixel 1 of the submission grid.
     block = " ".join(f"{1400 * column + 1} 4" for column in range(4))

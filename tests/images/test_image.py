@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image as pillow
 from support.pictures import FILES, HEIGHT, JPEGS, OTHERS, WIDTH, imread, picture, png, refusal
 
 from cloudrt.errors import DataError, ImageError
@@ -98,6 +101,26 @@ def test_a_png_that_ends_early_without_being_cut_is_refused() -> None:
     assert "damaged" in refusal(png(100, 100, bytes(301 * 50)))
     assert "truncated" in refusal(png(100, 100, bytes(301 * 100))[:-12])
     assert decode(png(100, 100, bytes(301 * 100))).shape == (100, 100, 3)
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"zTXt", b"tIME", b"vpAg"])
+def test_notes_in_a_png_change_nothing_and_print_nothing(kind: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    """Chunks of a wrong content, of which libpng would warn on the file descriptor of stderr."""
+    data = FILES["PNG"]()
+    content = kind + b"\x09bad\0"
+    note = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    assert np.array_equal(decode(data[:33] + note + data[33:-12] + note + data[-12:] + b"behind"), decode(data))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_chunks_of_a_png_that_change_pixels_are_kept(tmp_path: Path) -> None:
+    image = pillow.fromarray(np.arange(200, dtype=np.uint8).reshape(10, 20)).convert("P")
+    exif = pillow.Exif()
+    exif[0x0112] = 6  # turned right
+    image.save(tmp_path / "a.png", transparency=3, exif=exif, dpi=(72, 72))
+    found = decode((tmp_path / "a.png").read_bytes())
+    assert found.shape == (20, 10, 3)
+    assert np.array_equal(found, imread(tmp_path / "a.png")[:, :, ::-1])
 
 
 def test_unreadable_paths(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def table(path: Path, *rows: str) -> Path:
 
 @pytest.fixture
 def truth(tmp_path: Path) -> Path:
-    # On the 4x8 grid. a: the left quarter (two columns), which is column 1 of the 2x4 grid. b: the right half.
+    # On the 4x8 grid. a: the left quarter (two columns), which is column 1 of the 4x2 grid. b: the right half.
     return table(tmp_path / "truth.csv", "a.jpg_Fish,1 8", "a.jpg_Flower,", "b.jpg_Fish,17 16", "b.jpg_Flower,")
 
 
@@ -97,8 +97,8 @@ def test_truth_on_the_submission_grid(tmp_path: Path) -> None:
     rows = ["a.jpg_Fish,1 2", "a.jpg_Flower,8 1"]
     same = table(tmp_path / "same.csv", *rows)
     assert score(same, same, LABELS, LABELS.submit_grid).mean == 1.0
-    with pytest.raises(DataError, match="truth_grid must be"):
-        score(same, same, LABELS, (3, 3))
+    with pytest.raises(DataError, match=r"is 8x4 or 4x2 .width x height., found 5x3"):
+        score(same, same, LABELS, (3, 5))
 
 
 def test_random_tables_equal_the_plain_loop(tmp_path: Path) -> None:
@@ -125,13 +125,13 @@ def test_missing_rows_are_named(tmp_path: Path, truth: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "reason"),
-    [("1", "odd"), ("9 1", r"out of bounds: the 2x4"), ("3 1 1 1", "ascend"), ("x 1", "whole number"), ("1 0", "zero")],
+    [("1", "odd"), ("9 1", r"out of bounds: the 4x2"), ("3 1 1 1", "ascend"), ("x 1", "whole number"), ("1 0", "zero")],
 )
 def test_bad_rle_is_named_by_its_row(tmp_path: Path, truth: Path, text: str, reason: str) -> None:
     rows = ["a.jpg_Fish,", "a.jpg_Flower,", f"b.jpg_Fish,{text}", "b.jpg_Flower,"]
     with pytest.raises(DataError, match=rf"submission.csv, row b.jpg_Fish: RLE token \d .*{reason}"):
         score(table(tmp_path / "submission.csv", *rows), truth, LABELS)
-    with pytest.raises(DataError, match=r"truth.csv, row b.jpg_Fish: .*4x8"):
+    with pytest.raises(DataError, match=r"truth.csv, row b.jpg_Fish: .*8x4"):
         score(truth, table(tmp_path / "truth.csv", "b.jpg_Fish,33 1"), LABELS)
 
 
@@ -144,5 +144,5 @@ def test_a_truth_without_rows_is_refused(tmp_path: Path) -> None:
 def test_the_clouds_are_the_default(tmp_path: Path) -> None:
     truth = table(tmp_path / "truth.csv", "a.jpg_Sugar,1 2800")  # two columns of 2100: half of each first block
     assert score(table(tmp_path / "right.csv", "a.jpg_Sugar,1 350"), truth).per_class == {"Sugar": 1.0}
-    with pytest.raises(DataError, match="350x525"):
+    with pytest.raises(DataError, match="525x350"):
         score(table(tmp_path / "wrong.csv", "a.jpg_Sugar,183750 2"), truth)

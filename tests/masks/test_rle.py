@@ -130,7 +130,7 @@ MALFORMED = [
     ("5 1 1 1", 3, "'1'", "ascend"),
     ("5 2 5 2", 3, "'5'", "ascend"),
     ("1 5 5 1", 3, "'5'", "ascend"),
-    ("13 1", 1, "'13'", "out of bounds: the 3x4 grid has 12 pixels"),
+    ("13 1", 1, "'13'", "out of bounds: the 4x3 grid has 12 pixels"),
     ("1 13", 2, "'13'", "out of bounds"),
     ("12 2", 2, "'2'", "out of bounds"),
     ("2 1 12 2", 4, "'2'", "out of bounds"),
@@ -254,5 +254,5 @@ def test_the_clouds_grid() -> None:
     mask ^= (rng.random(mask.shape) < 0.2).astype(np.uint8)
     counts = mask.reshape(350, 4, 525, 4).sum(axis=(1, 3))
     assert np.array_equal(rle_to_submit_grid(reference.rle_encode(mask)), counts >= 8)
-    with pytest.raises(RleError, match=r"token 1 .* is out of bounds: the 1400x2100 grid"):
+    with pytest.raises(RleError, match=r"token 1 .* is out of bounds: the 2100x1400 grid"):
         rle_to_submit_grid(f"{1400 * 2100 + 1} 1")
