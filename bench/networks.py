@@ -19,6 +19,7 @@ from cloudrt.images.image import Image
 from cloudrt.model.artifact import Artifact, load_model, parse_artifact
 from cloudrt.model.network_config import VIEWS, NetworkConfig
 from cloudrt.system.files import sha256
+from cloudrt.system.versions import install_command
 
 from .agreement import open_networks
 from .notebook import Network, Presence, Probability, has_data
@@ -260,7 +261,7 @@ def open_peer(options: BenchOptions, work: Workload) -> tuple[Network, dict[str,
         try:
             peer = TorchNetwork(options.checkpoint, work.artifact, threads)
         except ModuleNotFoundError as error:
-            reason = f"{error.name} is not installed: pip install 'cloudrt[train]'"
+            reason = f"{error.name} is not installed: {install_command('train')}"
         else:
             opened, skipped = open_networks({title: lambda: peer}, work)
             if opened:

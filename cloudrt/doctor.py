@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cloudrt.engines.availability import NAMES, obstacle, runtime_package
+from cloudrt.engines.availability import EXTRAS, NAMES, obstacle, runtime_package
 from cloudrt.engines.choice import open_engine
 from cloudrt.errors import CloudrtError
 from cloudrt.labels import Labels
 from cloudrt.model.artifact import Artifact, write_metadata
 from cloudrt.system.machine import Machine, describe_machine
-from cloudrt.system.versions import installed_distributions
+from cloudrt.system.versions import install_command, installed_distributions
 
 if TYPE_CHECKING:
     import onnx
@@ -191,10 +191,9 @@ def build_graph() -> onnx.ModelProto:
 
 
 def _reinstall(name: str) -> str:
-    package = {"openvino": "openvino", "cpu": runtime_package(), "cuda": "cloudrt[cuda]"}.get(
-        name, "cloudrt[cuda,tensorrt]"
-    )
-    return f"pip install --force-reinstall '{package}'"
+    if name == "cpu":
+        return f"pip install --force-reinstall {runtime_package()}"
+    return install_command(EXTRAS.get(name, name), "--force-reinstall")
 
 
 def _advice(providers: tuple[ProviderState, ...], machine: Machine) -> list[str]:

@@ -134,7 +134,7 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "nvidia_driver", lambda: None)
     monkeypatch.setattr(Path, "exists", lambda path: False)
     assert str(problem("cuda")).startswith("no NVIDIA GPU, or no driver: ")
-    assert "pip install 'cloudrt[cuda,tensorrt]'" in str(problem("tensorrt"))
+    assert "pip install '.[cuda,tensorrt]'" in str(problem("tensorrt"))
     monkeypatch.setattr(Path, "exists", lambda path: True)
     assert str(problem("cuda")).endswith("--gpus all")
 
@@ -152,11 +152,15 @@ def test_gpu_without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
     monkeypatch.setattr(onnxruntime, "cuda_version", "13.0", raising=False)
     monkeypatch.setattr(availability, "is_present", lambda library: "cudnn" not in library)
-    assert "cudnn" in str(problem("cuda")) and str(problem("cuda")).endswith("pip install 'cloudrt[cuda]'")
+    assert "cudnn" in str(problem("cuda")) and str(problem("cuda")).endswith(
+        "pip install '.[cuda]' in the checkout of cloudrt"
+    )
     monkeypatch.setattr(availability, "is_present", lambda library: "nvinfer" not in library)
     monkeypatch.setattr(availability, "_installed", lambda package: package != "tensorrt")
     assert problem("cuda") is None
-    assert problem("tensorrt") == "TensorRT 10 is not installed: pip install 'cloudrt[cuda,tensorrt]'"
+    assert problem("tensorrt") == (
+        "TensorRT 10 is not installed: pip install '.[cuda,tensorrt]' in the checkout of cloudrt"
+    )
     monkeypatch.setattr(availability, "nvidia_driver", lambda: Driver((12, 8), GPU.gpus))
     assert "supports CUDA 12.8 at most" in str(problem("cuda"))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
@@ -165,7 +169,7 @@ def test_gpu_without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "find_spec", lambda name: None)
-    assert problem("openvino") == "OpenVINO is not installed: pip install 'cloudrt[openvino]'"
+    assert problem("openvino") == "OpenVINO is not installed: pip install '.[openvino]' in the checkout of cloudrt"
     assert str(problem("cpu")).startswith("ONNX Runtime is not installed: pip install")
     # A folder that an uninstalled build left behind: a namespace, without a file of its own.
     monkeypatch.setattr(availability, "find_spec", lambda name: ModuleSpec(name, None))
@@ -230,18 +234,18 @@ def test_machine_with_an_idle_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     states = (
         ProviderState("tensorrt", False, "no", "a"),
-        ProviderState("cuda", False, "libcudnn.so.9 not found", "pip install 'cloudrt[cuda]'"),
-        ProviderState("openvino", False, "OpenVINO is not installed", "pip install 'cloudrt[openvino]'"),
+        ProviderState("cuda", False, "libcudnn.so.9 not found", "pip install '.[cuda]'"),
+        ProviderState("openvino", False, "OpenVINO is not installed", "pip install '.[openvino]'"),
         ProviderState("cpu", True),
     )
     gpu, openvino = doctor_module._advice(states, describe_machine())
-    assert gpu.endswith("pip install 'cloudrt[cuda]'") and openvino.endswith("pip install 'cloudrt[openvino]'")
+    assert gpu.endswith("pip install '.[cuda]'") and openvino.endswith("pip install '.[openvino]'")
 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
     """A diagnosis that needs no trials."""
-    states = (ProviderState("cuda", False, "no [bold]GPU", "pip install 'cloudrt[cuda]'"), ProviderState("cpu", True))
+    states = (ProviderState("cuda", False, "no [bold]GPU", "pip install '.[cuda]'"), ProviderState("cpu", True))
     machine = Machine("Linux", "CPU", ("avx2",), 2, 8.0, ())
     found = Diagnosis({"python": "3.11"}, machine, states, ("a conflict: pip " + "x" * 120,), (), UNTESTED)
     monkeypatch.setattr(doctor_module, "diagnose", lambda: found)
@@ -252,7 +256,7 @@ def test_command_prints_lines_to_copy(told: Diagnosis) -> None:
     result = CliRunner().invoke(command, [])
     assert result.exit_code == 0 and result.stderr == ""
     lines = result.stdout.splitlines()
-    assert "For cuda: pip install 'cloudrt[cuda]'" in lines
+    assert "For cuda: pip install '.[cuda]'" in lines
     assert told.conflicts[0] in lines  # longer than the terminal, and still one line
     assert any("TensorRT" in line and "cloudrt.bench.gpu" in line for line in lines)
     assert "no: no [bold]GPU" in result.stdout and "works" in result.stdout

@@ -28,6 +28,7 @@ PACKAGES = (
     "simplejpeg",
     "numba",
     "pyarrow",
+    "rasterio",
 )
 """Distributions that results and files depend on."""
 
@@ -81,7 +82,7 @@ def check_nodes(
 def _refuse_versions(node: Node, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
     if "cloudrt" not in theirs:
         raise ClusterError(
-            f"machine {node.address} has no cloudrt: pip install 'cloudrt[ray]=={ours.get('cloudrt', '')}' there"
+            f"machine {node.address} has no cloudrt: install version {ours.get('cloudrt', '')} with the extra ray there"
         )
     differences = [
         f"{name} is {theirs.get(name, 'missing')} there and {ours.get(name, 'missing')} here"

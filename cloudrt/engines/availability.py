@@ -17,7 +17,7 @@ from cloudrt.engines.libraries import cuda_libraries, cuda_major, is_present, te
 from cloudrt.errors import ProviderError
 from cloudrt.options import PROVIDERS
 from cloudrt.system.nvidia import nvidia_driver
-from cloudrt.system.versions import package_versions
+from cloudrt.system.versions import install_command, package_versions
 
 NAMES = PROVIDERS[1:]
 """The providers, usually fastest first."""
@@ -56,19 +56,18 @@ def obstacle(provider: str) -> Obstacle | None:
     if provider not in NAMES:
         raise ProviderError(f"no provider named {provider!r}; known: {', '.join(NAMES)}")
     if provider == "openvino":
-        return (
-            None if _installed("openvino") else Obstacle("OpenVINO is not installed", "pip install 'cloudrt[openvino]'")
-        )
+        missing = not _installed("openvino")
+        return Obstacle("OpenVINO is not installed", install_command("openvino")) if missing else None
     if provider == "cpu":
         return _runtime_obstacle()
-    extras = _EXTRAS[provider]
+    extras = EXTRAS[provider]
     found = _driver_obstacle(extras)
     if provider == "tensorrt-rtx":
         return found or _capability_obstacle() or _runtime_obstacle() or _plugin_obstacle()
     return found or _runtime_obstacle() or _gpu_obstacle(provider, extras)
 
 
-_EXTRAS = {"cuda": "cuda", "tensorrt": "cuda,tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
+EXTRAS = {"cuda": "cuda", "tensorrt": "cuda,tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 """GPU provider -> extras of cloudrt that install its libraries."""
 
 
@@ -82,7 +81,7 @@ def _driver_obstacle(extras: str) -> Obstacle | None:
     if driver is None:
         return Obstacle(
             "no NVIDIA GPU, or no driver",
-            f"install NVIDIA's driver, then pip install 'cloudrt[{extras}]'; or use --provider cpu",
+            f"install NVIDIA's driver, then {install_command(extras)}; or use --provider cpu",
         )
     if not driver.gpus:
         fault = f" ({driver.fault})" if driver.fault else ""
@@ -99,7 +98,7 @@ def _driver_obstacle(extras: str) -> Obstacle | None:
 
 def _runtime_obstacle() -> Obstacle | None:
     if find_spec("onnxruntime") is None:
-        return Obstacle("ONNX Runtime is not installed", "pip install --force-reinstall cloudrt")
+        return Obstacle("ONNX Runtime is not installed", f"pip install {runtime_package()}")
     if not _installed("onnxruntime"):
         # Uninstalling one of its two builds also removes files of the other.
         return Obstacle(
@@ -134,9 +133,9 @@ def _gpu_obstacle(provider: str, extras: str) -> Obstacle | None:
         return old
     missing = [name for name in cuda_libraries(major) if not is_present(name)]
     if missing:
-        return Obstacle(f"{', '.join(missing)} not found", f"pip install 'cloudrt[{extras}]'")
+        return Obstacle(f"{', '.join(missing)} not found", install_command(extras))
     if provider == "tensorrt" and not _installed("tensorrt") and not all(map(is_present, tensorrt_libraries())):
-        return Obstacle("TensorRT 10 is not installed", f"pip install 'cloudrt[{extras}]'")
+        return Obstacle("TensorRT 10 is not installed", install_command(extras))
     return None
 
 

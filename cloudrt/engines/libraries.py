@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cloudrt.errors import ProviderError
+from cloudrt.system.versions import install_command
 
 WINDOWS = sys.platform == "win32"
 
@@ -102,4 +103,4 @@ def _load(name: str) -> None:
     try:
         ctypes.CDLL(str(path or name))
     except OSError as error:
-        raise ProviderError(f"{name} cannot be loaded: {error}: pip install 'cloudrt[cuda]' installs it") from error
+        raise ProviderError(f"{name} cannot be loaded: {error}: {install_command('cuda')}") from error

@@ -17,11 +17,12 @@ import onnx
 from cloudrt.engines.base import BATCH_SIZES
 from cloudrt.errors import ArtifactError, ProviderError
 from cloudrt.model.artifact import Artifact, graph_bytes
+from cloudrt.system.versions import install_command
 
 TARGETS = ("sm86", "sm89", "sm120")
 """GPU architectures to build for: GeForce RTX 30, 40 and 50, and the workstation GPUs of these generations."""
 MODULE = "tensorrt_rtx_bindings"
-INSTALL = "pip install 'cloudrt[tensorrt-check]'"
+INSTALL = install_command("tensorrt-check")
 SHOWN = 3
 """Largest number of TensorRT's messages in an error."""
 

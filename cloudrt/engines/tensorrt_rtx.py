@@ -16,6 +16,7 @@ from cloudrt.errors import ProviderError
 from cloudrt.model.artifact import Artifact
 from cloudrt.system.cache import open_entry
 from cloudrt.system.nvidia import nvidia_driver
+from cloudrt.system.versions import install_command
 
 MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 PACKAGES = ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx")
@@ -23,7 +24,7 @@ CUDA_MAJOR = 13
 EP_NAME = "NvTensorRTRTXExecutionProvider"
 SUPPORTED = "8.6, 8.9, and 12.0 or later"
 """The supported compute capabilities, for messages."""
-INSTALL = "pip install 'cloudrt[tensorrt-rtx]'"
+INSTALL = install_command("tensorrt-rtx")
 
 
 def supports(capability: tuple[int, int]) -> bool:

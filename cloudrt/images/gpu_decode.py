@@ -12,8 +12,9 @@ from typing import Any
 from cloudrt.errors import ProviderError
 from cloudrt.system.cuda import DeviceArray
 from cloudrt.system.nvidia import nvidia_driver
+from cloudrt.system.versions import install_command
 
-INSTALL = "pip install 'cloudrt[gpu-decode]'"
+INSTALL = install_command("gpu-decode")
 BACKENDS = ("hardware", "cuda", "hybrid")
 """The GPU's JPEG engine; CUDA cores; CUDA cores after Huffman decoding by the CPU."""
 HARDWARE_SHARE = 0.75

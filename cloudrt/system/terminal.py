@@ -20,6 +20,7 @@ from unicodedata import category
 import click
 
 from cloudrt.errors import CloudrtError
+from cloudrt.system.versions import install_command
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -143,7 +144,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except Exception as error:
             extra = _EXTRAS.get((error.name or "").split(".")[0]) if isinstance(error, ModuleNotFoundError) else None
             if isinstance(error, ModuleNotFoundError) and extra:
-                raise Failure(f"{error.name} is not installed: pip install 'cloudrt[{extra}]'") from error
+                raise Failure(f"{error.name} is not installed: {install_command(extra)}") from error
             if _verbose():
                 click.echo(printable(traceback.format_exc()), err=True, nl=False)
             first = (str(error).splitlines() or [""])[0]

@@ -8,6 +8,11 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 VERSION = "0.1.0"
 
 
+def install_command(extras: str, *options: str) -> str:
+    """Return how to install extras of cloudrt, such as "cuda,tensorrt"; cloudrt is not on the package index yet."""
+    return f"{' '.join(['pip install', *options])} '.[{extras}]' in the checkout of cloudrt"
+
+
 def package_version(*names: str) -> str:
     """Return the version of the first installed distribution in `names`, or "" if none is installed."""
     for name in names:

@@ -266,7 +266,7 @@ def test_without_torch_the_peer_is_skipped_by_name(
     options = BenchOptions((model,), images, run=CPU, repeat=1, checkpoint=checkpoint, only=("stages",))
     done = run_bench(options, tmp_path / "b.json", no_progress)
     assert done.peer == "ONNX Runtime CPU fp32, batch 1"
-    assert "torch is not installed: pip install 'cloudrt[train]'" in done.skipped[networks.TorchNetwork.name]
+    assert "torch is not installed: pip install '.[train]'" in done.skipped[networks.TorchNetwork.name]
 
 
 @pytest.fixture(scope="module")

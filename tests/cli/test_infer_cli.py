@@ -183,10 +183,10 @@ def test_nothing_half_written_when_it_stops_in_the_middle(
 def test_a_provider_that_cannot_run_is_status_2(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: f"no {name}: pip install 'cloudrt[{name}]'")
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: f"no {name}: pip install '.[{name}]'")
     result = run(images, "--model", model, "--provider", "cuda")
     assert result.exit_code == 2
-    assert "pip install 'cloudrt[cuda]'" in result.stderr
+    assert "pip install '.[cuda]'" in result.stderr
     assert left(tmp_path) == []
 
 

@@ -115,9 +115,9 @@ def test_the_default_batch_size_is_the_providers(model: Path) -> None:
 
 def test_a_provider_that_cannot_run_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never another provider in its place; what to install is said."""
-    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: f"no {name} here: pip install 'cloudrt[{name}]'")
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: f"no {name} here: pip install '.[{name}]'")
     for provider in ("cuda", "tensorrt", "openvino"):
-        with pytest.raises(ProviderError, match=rf"--provider {provider} .*pip install 'cloudrt\[{provider}\]'"):
+        with pytest.raises(ProviderError, match=rf"--provider {provider} .*pip install '\.\[{provider}\]'"):
             open_engine(model, provider)
     with pytest.raises(ProviderError, match=r"no provider named 'gpu'; known: auto, tensorrt"):
         choose_provider("gpu")

@@ -74,7 +74,7 @@ def test_what_the_builder_refuses_is_said() -> None:
 def test_without_tensorrt_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_check, "find_spec", lambda name: None)
     model = tiny_model(labels=SMALL_GRIDS)
-    with pytest.raises(ProviderError, match=r"pip install 'cloudrt\[tensorrt-check\]'"):
+    with pytest.raises(ProviderError, match=r"pip install '\.\[tensorrt-check\]'"):
         check(model, parse_artifact(model, "m"))
 
 

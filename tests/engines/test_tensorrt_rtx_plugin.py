@@ -101,7 +101,7 @@ def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_plugin_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, tensorrt_rtx.MODULE, None)
     register.cache_clear()
-    with pytest.raises(ProviderError, match=r"pip install 'cloudrt\[tensorrt-rtx\]'"):
+    with pytest.raises(ProviderError, match=r"pip install '\.\[tensorrt-rtx\]'"):
         register()
 
 

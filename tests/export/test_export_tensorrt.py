@@ -130,7 +130,7 @@ def test_check_needs_tensorrt_before_anything_slow(
     monkeypatch.setattr(tensorrt_check, "find_spec", lambda name: None)
     monkeypatch.setattr("cloudrt.export.run.ExportSource", lambda *_: pytest.fail("traces"))
     done = CliRunner().invoke(command, [str(checkpoint), "-o", str(tmp_path / "m.onnx"), "--check", "tensorrt"])
-    assert done.exit_code == 2 and "pip install 'cloudrt[tensorrt-check]'" in done.stderr
+    assert done.exit_code == 2 and "pip install '.[tensorrt-check]'" in done.stderr
 
 
 @needs_tensorrt

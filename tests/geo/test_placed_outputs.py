@@ -166,7 +166,7 @@ def test_geotiff_without_rasterio_says_so_first(here: Path, model: Path, monkeyp
     tagged, plain = write_scene("a.tif"), write_scene("b.png")
     for words in ([tagged, "--tile"], [plain, "--tile", "--masks", "masks"]):
         line = refused(run(model, *words, "-o", "s.csv"))
-        assert "rasterio is not installed: pip install 'cloudrt[geo]'" in line
+        assert "rasterio is not installed: pip install '.[geo]'" in line
         assert sorted(path.name for path in here.iterdir()) == [tagged, plain]
     for words in ([tagged, "--masks", "masks"], [plain, "--tile"]):
         assert run(model, *words, "-o", "s.csv", "--overwrite").exit_code == 0

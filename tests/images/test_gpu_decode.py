@@ -164,7 +164,7 @@ def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         open_decoder("gpu", SIZE, 2, 0)
     monkeypatch.setattr(cloudrt.images.gpu_decode, "nvidia_driver", lambda: Driver((13, 0), ("H200",)))
     monkeypatch.setattr(cloudrt.images.gpu_decode, "find_spec", lambda name: None)
-    with pytest.raises(ProviderError, match=r"not installed: pip install 'cloudrt\[gpu-decode\]'"):
+    with pytest.raises(ProviderError, match=r"not installed: pip install '\.\[gpu-decode\]'"):
         open_decoder("gpu", SIZE, 2, 0)
     assert open_decoder("cpu", SIZE, 2, 0) is None
     with pytest.raises(DataError, match="cpu, gpu"):

@@ -186,5 +186,5 @@ def test_a_format_that_needs_a_package_says_so_first(
     monkeypatch.chdir(tmp_path)
     refused = run(images, model, "--format", "parquet")
     assert refused.exit_code == 2
-    assert "pip install 'cloudrt[parquet]'" in refused.output
+    assert "pip install '.[parquet]'" in refused.output
     assert not list(tmp_path.iterdir())
