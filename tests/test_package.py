@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -19,6 +20,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONWARNINGS": "ignore"})
     (built,) = out.glob("*.whl")
     return built
+
+
+def test_no_text_installs_cloudrt_from_an_index() -> None:
+    """It is not on one: what is written in code, docs and messages works in a checkout or with a wheel."""
+    folders = ("cloudrt", "train", "export", "bench", "docs", "docker", "examples", ".github")
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    files += [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in TEXTS]
+    assert len(files) > 200
+    for path in files:
+        found = re.findall(r"install[^\n]*['\" ]cloudrt(?:\[|==|['\"\s]*$)", path.read_text("utf-8"), re.MULTILINE)
+        assert not found, path
+
+
+TEXTS = (".py", ".md", ".ipynb", ".html", ".sh", ".yml", ".Dockerfile")
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
