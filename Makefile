@@ -1,6 +1,6 @@
 # make demo      run every step on synthetic images, from training to a scored submission and a report
 # make test      run the tests; make test-all also runs the slow ones
-# make lint      check style, import order and types
+# make lint      check style, workflows, import order and types
 # make docs      build the documentation in build/site
 # make wheel     build the source archive and the wheel in dist/
 # make figures   render the figures in README and docs from bench/results
@@ -40,6 +40,7 @@ test-all: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	rm -rf build/layout && mkdir -p build/layout && cp -rs $(CURDIR)/cloudrt build/layout/cloudrt
 	cp -rs $(CURDIR)/train $(CURDIR)/export $(CURDIR)/bench build/layout/cloudrt/
 	cd build/layout && ../../$(BIN)/lint-imports --no-cache ../../setup.cfg

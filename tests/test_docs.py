@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from support.paths import ROOT
+from support.paths import ROOT, setup_metadata
 from support.snippets import PAGES, blocks, check, commands, run, run_python
 from support.tiny import tiny_artifact
 
 from cloudrt.cli import COMMANDS, main
 from cloudrt.model.parity import TOLERANCES
+from cloudrt.system.versions import VERSION
 
 WITH_BLOCKS = [page for page in PAGES if any(block.language in ("sh", "bash", "python") for block in blocks(page))]
 
@@ -119,6 +120,10 @@ def test_the_site_builds_strictly_and_every_page_is_in_it(tmp_path: Path) -> Non
     assert "--report-images" in html and "--save-probabilities" in html
     api = (tmp_path / "site" / "reference" / "python.html").read_text(encoding="utf-8")
     assert "gate_threshold" in api and "batch_size" in api
+    home = setup_metadata()["url"]
+    for name in ("index.html", "how-to/train.html"):
+        html = (tmp_path / "site" / name).read_text(encoding="utf-8")
+        assert f'<a href="{home}"' in html and f"cloudrt {VERSION}" in html and "model-card.html" in html
     for page in (ROOT / "docs").rglob("*.md"):
         assert (tmp_path / "site" / page.relative_to(ROOT / "docs")).with_suffix(".html").exists()
 
@@ -156,6 +161,28 @@ def test_model_card_is_a_page_of_the_site() -> None:
     page = (ROOT / "docs" / "model-card.md").read_text(encoding="utf-8")
     card = ROOT / re.findall('--8<-- "([^"]+)"', page)[0]
     assert card.read_text(encoding="utf-8").startswith("# Model card")
+
+
+def title(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def test_every_guide_names_the_folder_it_starts_from() -> None:
+    for page in (ROOT / "docs" / "how-to").glob("*.md"):
+        words = " ".join(page.read_text(encoding="utf-8").split())
+        assert re.search(r"(commands|snippets) on this page [^.]*in (a|any|the) folder", words), page
+
+
+def test_titles_and_navigation_agree() -> None:
+    """The navigation takes the titles of the pages; the start page links to each guide by its title."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    assert not re.findall(r"- [^:\n]+: \S+\.md", navigation)
+    links = re.findall(r"\[([^\]]+)\]\(([\w/-]+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    named = {target: text for text, target in links if text[0].isupper()}
+    guides = {f"how-to/{page.name}" for page in (ROOT / "docs" / "how-to").glob("*.md")}
+    assert guides <= set(named)
+    pages = {target: title(ROOT / "docs" / target) for target in named if target != "model-card.md"}
+    assert {target: named[target] for target in pages} == pages | {"reference/python.md": "Python reference"}
 
 
 def test_readme_is_short() -> None:

@@ -7,10 +7,13 @@ import re
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
-from support.paths import ROOT
+from support.paths import ROOT, setup_metadata
+
+from cloudrt.system.versions import VERSION
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,36 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     ):
         assert wanted in names
     assert wheel.stat().st_size < 20e6
+
+
+def test_metadata_are_those_of_setup_cfg_and_links_lead_to_files(wheel: Path) -> None:
+    """A page of a package index has no files beside it: each link of the description is absolute."""
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    found = message_from_bytes(archive.read(name))
+    told = setup_metadata()
+    assert (found["Version"], found["Author"]) == (VERSION, told["author"])
+    assert found["Author-Email"] == told["author_email"]
+    assert found["Description-Content-Type"] == "text/markdown"
+    assert [url.split(", ")[0] for url in found.get_all("Project-URL", [])] == ["Documentation", "Source", "Changelog"]
+    description = str(found.get_payload())
+    here = re.escape(told["url"])
+    targets = re.findall(r"\]\(([^)]+)\)", description)
+    files = [match[1] for one in targets if (match := re.fullmatch(rf"{here}/(?:blob|raw)/v{VERSION}/(.+)", one))]
+    assert len(files) >= 10 and "![The report of a run" in description
+    assert f"({told['url']}/raw/v{VERSION}/docs/images/report.jpg)" in description
+    assert all((ROOT / file).exists() for file in files)
+    assert all(one.startswith("https://") for one in targets)
+
+
+def test_the_version_is_stated_once_and_copies_agree() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version: {VERSION}\n" in citation and f'- name: "{setup_metadata()["author"]}"' in citation
+    assert setup_metadata()["version"] == "attr: cloudrt.system.versions.VERSION"
+    assert f"\n## [{VERSION}] - 20" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    for page in ("README.md", "docs/install.md"):
+        wheels = re.findall(r"cloudrt-([\d.]+)-py3", (ROOT / page).read_text(encoding="utf-8"))
+        assert wheels and set(wheels) == {VERSION}
 
 
 def test_wheel_alone_runs_infer_help_without_torch(wheel: Path, tmp_path: Path) -> None:

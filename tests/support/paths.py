@@ -1,10 +1,19 @@
-"""Folders that tests read."""
+"""Folders that tests read, and the metadata of the package."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 """The repository."""
 GOLDEN = ROOT / "tests" / "golden"
 """Files of earlier formats; see its README.md."""
+
+
+def setup_metadata() -> Mapping[str, str]:
+    """Return the fields of [metadata] in setup.cfg."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    return config["metadata"]
