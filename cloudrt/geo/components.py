@@ -62,6 +62,22 @@ def _join_sides(left: Labelled, right: Labelled, count: int) -> Labelled:
     return np.searchsorted(kept, roots).astype(np.int32)
 
 
+def component_means(mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> tuple[float, ...]:
+    """Return the mean probability, 0..1, of each component of a mask, in the order of `label`.
+
+    Parameters
+    ----------
+    mask
+        (H, W); a pixel is on if it is not zero.
+    levels
+        (W, H): the levels of its class, in RLE order.
+    """
+    numbers, count = label(mask)
+    found = numbers.ravel()
+    sums, areas = np.bincount(found, levels.T.ravel(), count + 1), np.bincount(found, minlength=count + 1)
+    return tuple(round(float(mean), 4) for mean in sums[1:] / areas[1:] / 255)
+
+
 def keep_components(
     levels: NDArray[np.uint8], rule: Rule, wraps: bool = False
 ) -> tuple[NDArray[np.uint8], tuple[float, ...]]:

@@ -2,6 +2,8 @@
 
     RLE text -> components -> outlines of the pixels -> simplified -> WGS84, cut at the date line -> a feature each
 
+Masks without a position become polygons in pixels of their grid, for the server.
+
 A component whose parts touch only at corners, or that crosses the date line, is a MultiPolygon. Its area is that of
 its pixels on the ellipsoid, before the outline is simplified.
 """
@@ -36,31 +38,41 @@ class Feature:
     Parameters
     ----------
     geometry
-        A valid shapely Polygon or MultiPolygon in degrees (longitude, latitude).
+        A valid shapely Polygon or MultiPolygon in degrees (longitude, latitude), or in pixels.
     pattern, image, date
         Class, key of the image, and its day as YYYY-MM-DD or None.
     area_km2
-        Area on the WGS84 ellipsoid.
+        Area on the WGS84 ellipsoid; None without a position.
     probability
         Mean probability of its pixels.
+    area_pixels
+        Area in pixels of the grid; only without a position.
     """
 
     geometry: Any
     pattern: str
     image: str
     date: str | None
-    area_km2: float
+    area_km2: float | None
     probability: float
+    area_pixels: int | None = None
 
     def properties(self) -> dict[str, Any]:
         """Return everything but the geometry."""
+        area = {"area_pixels": self.area_pixels} if self.area_km2 is None else {"area_km2": round(self.area_km2, 3)}
         return {
             "pattern": self.pattern,
             "image": self.image,
             "date": self.date,
-            "area_km2": round(self.area_km2, 3),
+            **area,
             "probability": self.probability,
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a feature of GeoJSON."""
+        from shapely.geometry import mapping
+
+        return {"type": "Feature", "geometry": mapping(self.geometry), "properties": self.properties()}
 
 
 def features(key: str, rle: Mapping[str, str], place: MaskGrid, simplify: float) -> Iterator[Feature]:
@@ -86,7 +98,7 @@ def features(key: str, rle: Mapping[str, str], place: MaskGrid, simplify: float)
             continue
         numbers, count = label(rle_decode(text, place.grid), place.wraps)
         areas = _pixel_areas(numbers, count, position) if position.crs == WGS84 else None
-        for number, outline in enumerate(_outlines(numbers, count, position)):
+        for number, outline in enumerate(_outlines(numbers, count, _transform(position))):
             geometry = _to_degrees(outline, position)
             area = _geodesic_area(geometry) if areas is None else float(areas[number])
             simple = _simplify(outline, simplify * min(position.pixel_width, position.pixel_height))
@@ -100,15 +112,40 @@ def features(key: str, rle: Mapping[str, str], place: MaskGrid, simplify: float)
             )
 
 
+def pixel_features(key: str, rle: Mapping[str, str], place: MaskGrid, simplify: float) -> Iterator[Feature]:
+    """Yield a feature for each component of each class, in pixels of the grid.
+
+    x is 0 at the left side of the first column and increases to the right, y is 0 at the top of the first row and
+    increases downward. The parameters are those of `features`; the position of `place` is not used.
+    """
+    import shapely
+    from rasterio import Affine
+    from shapely.geometry.polygon import orient
+
+    for index, (pattern, text) in enumerate(rle.items()):
+        if not text:
+            continue
+        numbers, count = label(rle_decode(text, place.grid))
+        areas = np.bincount(numbers.ravel(), minlength=count + 1)
+        for number, outline in enumerate(_outlines(numbers, count, Affine.identity())):
+            parts = [orient(part) for part in shapely.get_parts(_simplify(outline, simplify))]
+            yield Feature(
+                geometry=parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts),
+                pattern=pattern,
+                image=key,
+                date=None,
+                area_km2=None,
+                probability=place.means[index][number],
+                area_pixels=int(areas[number + 1]),
+            )
+
+
 def write_geojson(path: Path, found: Iterable[Feature]) -> None:
     """Write a FeatureCollection, one feature per line."""
-    from shapely.geometry import mapping
-
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         for number, one in enumerate(found):
-            values = {"type": "Feature", "geometry": mapping(one.geometry), "properties": one.properties()}
-            file.write((",\n" if number else "\n") + json.dumps(values))
+            file.write((",\n" if number else "\n") + json.dumps(one.to_dict()))
         file.write("\n]}\n")
 
 
@@ -168,14 +205,18 @@ def _pixel_areas(numbers: NDArray[np.int32], count: int, position: Position) -> 
     return np.asarray(found[1:])
 
 
-def _outlines(numbers: NDArray[np.int32], count: int, position: Position) -> Iterator[Any]:
-    """Yield the outline of each component, in order, along the edges of its pixels, in units of the CRS."""
+def _transform(position: Position) -> Any:
+    from rasterio.transform import from_origin
+
+    return from_origin(position.west, position.north, position.pixel_width, position.pixel_height)
+
+
+def _outlines(numbers: NDArray[np.int32], count: int, transform: Any) -> Iterator[Any]:
+    """Yield the outline of each component, in order, along the edges of its pixels; `transform` maps pixels."""
     import shapely
     from rasterio.features import shapes
-    from rasterio.transform import from_origin
     from shapely.geometry import shape
 
-    transform = from_origin(position.west, position.north, position.pixel_width, position.pixel_height)
     parts: dict[int, list[Any]] = {}
     # Diagonal neighbours become parts: a ring that touches itself is not valid.
     for outline, number in shapes(numbers, mask=numbers > 0, connectivity=4, transform=transform):

@@ -10,6 +10,7 @@ may run beyond 180 degrees where an image crosses the date line. A source that c
 from __future__ import annotations
 
 import datetime
+import io
 import math
 import re
 import warnings
@@ -104,7 +105,7 @@ class Position:
             raise DataError(f"not a position: {values}") from error
 
 
-def read_position(path: Path, size: Grid, bounds: Bounds | None = None) -> Position | None:
+def read_position(path: Path, size: Grid, bounds: Bounds | None = None, data: bytes | None = None) -> Position | None:
     """Return the position of an image; None if nothing states it.
 
     Parameters
@@ -115,6 +116,8 @@ def read_position(path: Path, size: Grid, bounds: Bounds | None = None) -> Posit
         Its height and width in pixels.
     bounds
         West, south, east and north, in degrees, for images without tags or a world file.
+    data
+        The bytes of an image that is not a file: `path` is only its name, and there is no world file.
 
     Raises
     ------
@@ -123,14 +126,22 @@ def read_position(path: Path, size: Grid, bounds: Bounds | None = None) -> Posit
         Earth.
     """
     date = read_date(path.name)
-    found = _from_tags(path, date) or _from_world_file(path, date)
+    found = _from_tags(path, date, data)
+    if found is None and data is None:
+        found = _from_world_file(path, date)
     if found is None and bounds is not None:
-        found = _from_bounds(bounds, size, date, "--bounds")
+        found = _from_bounds(bounds, size, date, "--bounds" if data is None else "bounds")
     if found is None:
         found = _from_name(path, size)
     if found is not None:
         _check_on_earth(found, size)
     return found
+
+
+def world_files(path: Path) -> list[Path]:
+    """Return the paths where the world file of an image may be, in the order in which they are tried."""
+    suffixes = _WORLD_SUFFIXES.get(path.suffix.lower()), ".wld"
+    return [path.with_suffix(suffix) for suffix in suffixes if suffix]
 
 
 def check_degrees(position: Position, size: Grid) -> None:
@@ -166,8 +177,8 @@ def _transformer(crs: str) -> Any:
     return Transformer.from_crs(crs, WGS84, always_xy=True)
 
 
-def parse_bounds(text: str) -> Bounds:
-    """Return the numbers of "LON1,LAT1,LON2,LAT2": west, south, east and north in degrees.
+def parse_bounds(text: str, name: str = "--bounds") -> Bounds:
+    """Return the numbers of "LON1,LAT1,LON2,LAT2": west, south, east and north in degrees; errors contain `name`.
 
     Raises
     ------
@@ -177,8 +188,8 @@ def parse_bounds(text: str) -> Bounds:
     try:
         west, south, east, north = (float(part) for part in text.split(","))
     except ValueError:
-        raise DataError(f"--bounds {text}: give LON1,LAT1,LON2,LAT2 in degrees, such as -61,10,-40,24") from None
-    return check_bounds((west, south, east, north), f"--bounds {text}")
+        raise DataError(f"{name} {text}: give LON1,LAT1,LON2,LAT2 in degrees, such as -61,10,-40,24") from None
+    return check_bounds((west, south, east, north), f"{name} {text}")
 
 
 def check_bounds(bounds: Bounds, where: str) -> Bounds:
@@ -209,8 +220,8 @@ def read_date(name: str) -> datetime.date | None:
     return None
 
 
-def _from_tags(path: Path, date: datetime.date | None) -> Position | None:
-    if path.suffix.lower() not in (".tif", ".tiff"):
+def _from_tags(path: Path, date: datetime.date | None, data: bytes | None) -> Position | None:
+    if path.suffix.lower() not in (".tif", ".tiff") if data is None else data[:2] not in (b"II", b"MM"):
         return None
     import rasterio
     from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
@@ -218,7 +229,8 @@ def _from_tags(path: Path, date: datetime.date | None) -> Position | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
+            # Only GeoTIFF: GDAL's other formats can refer to files on this machine.
+            with rasterio.open(path) if data is None else rasterio.open(io.BytesIO(data), driver="GTiff") as file:
                 transform, crs = file.transform, file.crs
                 if transform.is_identity:
                     return None
@@ -233,8 +245,7 @@ def _from_tags(path: Path, date: datetime.date | None) -> Position | None:
 
 def _from_world_file(path: Path, date: datetime.date | None) -> Position | None:
     """Read six lines: A, D, B and E of the affine transform, then the centre of the first pixel."""
-    suffixes = [suffix for suffix in (_WORLD_SUFFIXES.get(path.suffix.lower()), ".wld") if suffix]
-    file = next((one for suffix in suffixes if (one := path.with_suffix(suffix)).is_file()), None)
+    file = next((one for one in world_files(path) if one.is_file()), None)
     if file is None:
         return None
     try:

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from fastapi import Response
 from pydantic import BaseModel, Field
 
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.labels import Labels, class_colours
 from cloudrt.masks.rle import rle_decode
 from cloudrt.serve.batcher import Outputs
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """The result for a sound image.
+
+    Parameters
+    ----------
+    texts
+        RLE text of each class.
+    outputs
+        The network's outputs.
+    place
+        Grid and position of the masks, for GeoJSON; else None.
+    """
+
+    texts: list[str]
+    outputs: Outputs
+    place: MaskGrid | None = None
 
 
 class ClassAnswer(BaseModel):
@@ -77,11 +100,31 @@ class StatusAnswer(BaseModel):
     status: str
 
 
-def image_answer(name: str, labels: Labels, texts: list[str], outputs: Outputs, *, levels: bool) -> ImageAnswer:
+def json_answer(
+    model: str, labels: Labels, names: Sequence[str], results: Sequence[Segmented | str], levels: bool
+) -> Response:
+    """Return the results of images, or why they failed, as JSON."""
+    answers = [
+        ImageAnswer(image=name, error=result, classes={})
+        if isinstance(result, str)
+        else image_answer(name, labels, result, levels=levels)
+        for name, result in zip(names, results, strict=True)
+    ]
+    answer = SegmentAnswer(model=model, grid=labels.submit_grid, images=answers)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def png_answer(texts: Sequence[str], labels: Labels, label: str | None) -> Response:
+    """Return the masks of an image as a PNG: of one class, or of all if `label` is None."""
+    content = masks_png(texts, labels) if label is None else mask_png(texts[labels.classes.index(label)], labels)
+    return Response(content, media_type="image/png")
+
+
+def image_answer(name: str, labels: Labels, result: Segmented, *, levels: bool) -> ImageAnswer:
     """Return the answer for a sound image; `levels` includes the network's output."""
     height, width = labels.submit_grid
-    classes = {}
-    for index, (label, text) in enumerate(zip(labels.classes, texts, strict=True)):
+    classes, outputs = {}, result.outputs
+    for index, (label, text) in enumerate(zip(labels.classes, result.texts, strict=True)):
         area = sum(map(int, text.split()[1::2]))
         presence = None if outputs.presence is None else int(outputs.presence[index])
         classes[label] = ClassAnswer(rle=text, area=area, share=area / (height * width), presence=presence)
@@ -94,7 +137,7 @@ def mask_png(text: str, labels: Labels) -> bytes:
     return _png(rle_decode(text, labels.submit_grid) * 255, [cv2.IMWRITE_PNG_BILEVEL, 1])
 
 
-def masks_png(texts: list[str], labels: Labels) -> bytes:
+def masks_png(texts: Sequence[str], labels: Labels) -> bytes:
     """Return all masks of an image as a transparent PNG, each in the colour of its class; later classes are on top."""
     picture = np.zeros((*labels.submit_grid, 4), np.uint8)
     for text, colour in zip(texts, class_colours(len(texts)), strict=True):

@@ -1,6 +1,6 @@
 """The application: the interface /v1, health, metrics and the pages, on one Segmenter.
 
-    client --admission (503)--> body (408, 413) --Batcher--> JSON or PNG
+    client --admission (503)--> body (408, 413) --Batcher--> JSON, PNG or GeoJSON
 
 A request holds one of `ServeSettings.queue` slots from before its body is read until its answer is encoded or its
 client has disconnected, which bounds the memory. An answer that is being sent holds no slot. The Open Inference
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Query, Request, Response
@@ -21,25 +22,26 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.cors import CORSMiddleware
 
 from cloudrt.errors import ImageError
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.inference.pipeline import Segmenter, require_rules
-from cloudrt.labels import Labels
-from cloudrt.serve import pages
+from cloudrt.masks.postprocess import Rule
+from cloudrt.serve import geojson, pages
 from cloudrt.serve.answers import (
-    ImageAnswer,
     ModelAnswer,
     ModelsAnswer,
     Problem,
     SegmentAnswer,
+    Segmented,
     StatusAnswer,
-    image_answer,
-    mask_png,
-    masks_png,
+    json_answer,
     picture_jpeg,
+    png_answer,
 )
-from cloudrt.serve.batcher import Batcher, Outputs, together
-from cloudrt.serve.errors import accepted, handle_errors
+from cloudrt.serve.batcher import Batcher, together
+from cloudrt.serve.errors import handle_errors
 from cloudrt.serve.inference_protocol import protocol_router
 from cloudrt.serve.metrics import MeasureRequests, Metrics
+from cloudrt.serve.parameters import GEOJSON, PNG, accepted, changed_rules, request_bounds
 from cloudrt.serve.settings import ServeSettings
 from cloudrt.serve.uploads import read_images, unless_gone
 from cloudrt.system.versions import VERSION
@@ -175,45 +177,62 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": words}
         for status, words in (
-            (400, "Malformed form, several images where one is expected, or no such class."),
-            (406, "Neither JSON nor PNG is accepted."),
+            (400, "Malformed form or parameters, several images where one is expected, or no such class."),
+            (406, "None of JSON, PNG and GeoJSON is accepted."),
             (408, "The body did not arrive in time."),
             (413, "The body is too large."),
             (422, "No image could be decoded, with the reason as in failures.csv; or an invalid parameter."),
+            (501, "GeoJSON, but the extra geo is not installed."),
             (503, "Too many requests are in progress; see Retry-After."),
         )
     }
-    sound = {"content": {"image/png": {}}, "description": "The masks."}
+    sound = {"content": {PNG: {}, GEOJSON: {}}, "description": "The masks."}
 
     @router.post("/v1/segment", response_model=SegmentAnswer, responses={200: sound, **errors}, openapi_extra=_BODY)
     async def segment(
         request: Request,
-        label: Annotated[str | None, Query(alias="class", description="PNG: the mask of this class alone.")] = None,
+        label: Annotated[str | None, Query(alias="class", description="PNG, GeoJSON: this class alone.")] = None,
         levels: Annotated[bool, Query(description="JSON: include the probability.")] = False,
+        rules: Annotated[
+            str | None, Query(description='Changes of the rules, in JSON: {"Fish": {"threshold": 120}}.')
+        ] = None,
+        bounds: Annotated[
+            str | None, Query(description="GeoJSON: west, south, east and north of the images: -61,10,-40,24.")
+        ] = None,
     ) -> Response:
         """Segment images.
 
         The body is an image, or several as multipart/form-data. The answer is JSON, or with `Accept: image/png` the
         masks of one image: of one class in black and white, or of all classes in colour on a transparent ground.
+        With `Accept: application/geo+json` it is a polygon for each component, in longitude and latitude if the
+        position of the image is known, by its GeoTIFF tags, `bounds` or its name, else in pixels of the grid.
         """
-        as_png = accepted(request.headers.get("accept", "")) == "image/png"
+        kind = accepted(request.headers.get("accept", ""))
+        if kind == GEOJSON and (missing := geojson.missing_packages()):
+            raise HTTPException(501, missing)
         if label is not None and label not in labels.classes:
             raise HTTPException(400, f"no class named {label!r}: {', '.join(labels.classes)}")
+        applied, box = changed_rules(rules, labels, batcher.segmenter.artifact.rules), request_bounds(bounds)
+        locate = None
+        if kind == GEOJSON:
+            locate = partial(geojson.locate, labels=labels, bounds=box, max_pixels=model.max_pixels)
         with batcher.request():
             images = await read_images(request, settings)
-            if as_png and len(images) > 1:
-                raise HTTPException(400, f"image/png is for one image, found {len(images)}")
-            results = await unless_gone(request, _segment_all(batcher, images, metrics))
-            failures = [
-                (name, result) for (name, _), result in zip(images, results, strict=True) if isinstance(result, str)
-            ]
+            if kind == PNG and len(images) > 1:
+                raise HTTPException(400, f"{PNG} is for one image, found {len(images)}")
+            results = await unless_gone(request, _segment_all(batcher, images, metrics, applied, locate))
+            names = [name for name, _ in images]
+            failures = [(name, one) for name, one in zip(names, results, strict=True) if isinstance(one, str)]
             if len(failures) == len(images):
                 raise HTTPException(422, failures[0][1] if len(images) == 1 else _list(failures))
-            if as_png:
+            if kind == PNG:
                 (found,) = results
                 assert not isinstance(found, str)
-                return await batcher.call(_picture, found[0], labels, label)
-            return await batcher.call(_json, model, labels, [name for name, _ in images], results, levels)
+                return await batcher.call(png_answer, found.texts, labels, label)
+            if kind == GEOJSON:
+                text = await batcher.call(geojson.feature_collection, names, results, labels, label)
+                return Response(text, media_type=GEOJSON)
+            return await batcher.call(json_answer, model.name, labels, names, results, levels)
 
     @router.get("/v1/models")
     async def models() -> ModelsAnswer:
@@ -243,42 +262,27 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
 
 
 async def _segment_all(
-    batcher: Batcher, images: list[tuple[str, bytes]], metrics: Metrics
-) -> list[tuple[list[str], Outputs] | str]:
-    """Return the rows and outputs of each image, or the reason of its failure."""
+    batcher: Batcher,
+    images: list[tuple[str, bytes]],
+    metrics: Metrics,
+    rules: Sequence[Rule],
+    locate: Callable[[str, bytes], MaskGrid] | None,
+) -> list[Segmented | str]:
+    """Return the result of each image, or the reason of its failure; `locate` returns its place."""
 
-    async def one(data: bytes) -> tuple[list[str], Outputs] | str:
+    async def one(name: str, data: bytes) -> Segmented | str:
         try:
-            return await batcher.segment(data)
+            texts, outputs = await batcher.segment(data, rules)
+            return Segmented(texts, outputs, await batcher.call(locate, name, data) if locate else None)
         except ImageError as error:
             metrics.failures.inc()
             return str(error)
 
-    return await together(one(data) for _, data in images)
+    return await together(one(name, data) for name, data in images)
 
 
 def _list(failures: list[tuple[str, str]]) -> str:
     return "; ".join(f"{name} {reason}" for name, reason in failures)
-
-
-def _picture(texts: list[str], labels: Labels, label: str | None) -> Response:
-    """Return the masks of an image as a PNG: of one class, or of all if `label` is None."""
-    content = masks_png(texts, labels) if label is None else mask_png(texts[labels.classes.index(label)], labels)
-    return Response(content, media_type="image/png")
-
-
-def _json(
-    model: ModelAnswer, labels: Labels, names: list[str], results: list[tuple[list[str], Outputs] | str], levels: bool
-) -> Response:
-    """Return the results of images, or why they failed, as JSON."""
-    answers = [
-        ImageAnswer(image=name, error=result, classes={})
-        if isinstance(result, str)
-        else image_answer(name, labels, *result, levels=levels)
-        for name, result in zip(names, results, strict=True)
-    ]
-    answer = SegmentAnswer(model=model.name, grid=labels.submit_grid, images=answers)
-    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _draw(seed: int) -> bytes:

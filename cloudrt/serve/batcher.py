@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from cloudrt.errors import CloudrtError, ImageError, MemoryExhausted
 from cloudrt.images.image import Image
 from cloudrt.inference.pipeline import Segmenter
+from cloudrt.masks.postprocess import Rule, apply_rules
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -119,8 +120,8 @@ class Batcher:
         """Number of decoded images that wait for an engine."""
         return len(self._waiting)
 
-    async def segment(self, data: bytes) -> tuple[list[str], Outputs]:
-        """Return the RLE text of each class, and the network's outputs, of the bytes of an image file.
+    async def segment(self, data: bytes, rules: Sequence[Rule]) -> tuple[list[str], Outputs]:
+        """Return the RLE text of each class by its rule, and the network's outputs, of the bytes of an image file.
 
         Raises
         ------
@@ -129,7 +130,7 @@ class Batcher:
         """
         async with self._room:
             outputs = await self.infer(await self.decode(data))
-        return await self.call(self._texts, outputs), outputs
+        return await self.call(apply_rules, outputs.levels, rules, outputs.presence), outputs
 
     async def decode(self, data: bytes) -> Image:
         """Return an image, (H, W, 3) uint8 RGB, in the network's input size; see `segment` for the error."""
@@ -161,7 +162,7 @@ class Batcher:
     def _warm_up(self) -> bool:
         """Run a black image, so that the first request finds everything loaded; return whether there is presence."""
         (outputs,) = self._run([np.zeros((*self.segmenter.artifact.input_size, 3), np.uint8)])
-        self._texts(outputs)
+        apply_rules(outputs.levels, self.segmenter.artifact.rules, outputs.presence)
         return outputs.presence is not None
 
     def _dispatch(self) -> None:
@@ -223,7 +224,3 @@ class Batcher:
                 Outputs(levels, None if presence is None else presence[row]) for row, levels in enumerate(probability)
             ]
         return outputs
-
-    def _texts(self, outputs: Outputs) -> list[str]:
-        presence = None if outputs.presence is None else outputs.presence[np.newaxis]
-        return self.segmenter.texts(outputs.levels[np.newaxis], presence)[0]

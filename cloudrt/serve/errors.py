@@ -1,8 +1,8 @@
-"""What is refused, and how exceptions become answers."""
+"""How exceptions become answers."""
 
 from __future__ import annotations
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as AnyHTTPException  # also of unknown routes
@@ -13,27 +13,6 @@ from cloudrt.serve.batcher import Overloaded
 from cloudrt.serve.inference_protocol import ProtocolError
 
 RETRY_AFTER_S = 1
-
-
-def accepted(header: str) -> str:
-    """Return the first of the media types in an Accept header that the interface has; JSON without a header."""
-    choices: list[tuple[float, str]] = []
-    for part in header.split(",") if header.strip() else ["*/*"]:
-        kind, *parameters = (word.strip().lower() for word in part.split(";"))
-        weight = next((word[2:] for word in parameters if word.startswith("q=")), "1")
-        try:
-            quality = float(weight)
-        except ValueError:
-            quality = 0.0
-        for offered, patterns in (
-            ("application/json", ("application/json", "application/*", "*/*")),
-            ("image/png", ("image/png", "image/*")),
-        ):
-            if kind in patterns and quality > 0:
-                choices.append((quality, offered))
-    if not choices:
-        raise HTTPException(406, "the answer is application/json or image/png")
-    return max(choices, key=lambda choice: choice[0])[1]
 
 
 def handle_errors(app: FastAPI) -> None:

@@ -17,6 +17,7 @@ from cloudrt.labels import class_colours
 from cloudrt.model.artifact import Artifact
 from cloudrt.reports.page import DASHES, percent
 from cloudrt.serve.answers import ModelAnswer
+from cloudrt.serve.geojson import missing_packages
 from cloudrt.system.versions import VERSION
 
 POLICY = (
@@ -59,6 +60,7 @@ def pages_router(app: FastAPI, artifact: Artifact, model: ModelAnswer) -> APIRou
                 "facts": _facts(artifact, model),
                 "most_area": max(width * height // 4, largest),
                 "key_column": artifact.labels.key_column,
+                "has_geojson": not missing_packages(),
             }
         elif name == "docs.html":
             values = _operations(app)

@@ -192,18 +192,10 @@ def test_a_scene_downloads_and_colour_schemes(page: Page, server: Server, tmp_pa
     text = page.run("rowsOf(cards)")
     page.run("find('rows').click()")
     page.run("document.querySelector('figure button').click()")
-    until_written(page, tmp_path / "submission.csv", tmp_path / "scene-0.jpg.png")
+    page.wait_for(tmp_path / "submission.csv", tmp_path / "scene-0.jpg.png")
     assert (tmp_path / "submission.csv").read_text() == text
     picture = cv2.imread(str(tmp_path / "scene-0.jpg.png"))
     assert picture is not None and picture.shape[:2] == (12 * 60, 12 * 90) and picture.std() > 10
-
-
-def until_written(page: Page, *paths: Path) -> None:
-    for _ in range(600):
-        if all(path.exists() and path.stat().st_size for path in paths):
-            return
-        page.run("new Promise((resolve) => setTimeout(resolve, 50))")
-    raise AssertionError(f"{paths} were not downloaded")
 
 
 @needs_chromium

@@ -22,7 +22,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 from cloudrt.cli import main
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.postprocess import Rule
-from cloudrt.serve import app, inference_protocol
+from cloudrt.serve import answers, inference_protocol
 from cloudrt.serve.batcher import Batcher
 from cloudrt.serve.settings import ServeSettings
 
@@ -136,9 +136,17 @@ def test_png_of_all_classes_is_transparent_where_no_class_is(server: Server, fol
 @pytest.mark.parametrize(
     ("path", "headers", "status", "words"),
     [
-        ("/v1/segment", {"Accept": "text/html"}, 406, "application/json or image/png"),
-        ("/v1/segment", {"Accept": "application/json;q=0"}, 406, "application/json or image/png"),
+        ("/v1/segment", {"Accept": "text/html"}, 406, "image/png or application/geo+json"),
+        ("/v1/segment", {"Accept": "application/json;q=0"}, 406, "image/png or application/geo+json"),
         ("/v1/segment?class=Sheep", {}, 400, "no class named 'Sheep': Fish, Flower, Gravel"),
+        ("/v1/segment?rules=%7B", {}, 400, "rules: "),
+        ("/v1/segment?rules=[1]", {}, 400, "rules: give JSON such as"),
+        ("/v1/segment?rules=%7B%22Sheep%22:%7B%7D%7D", {}, 400, "rules: no class named 'Sheep'"),
+        ("/v1/segment?rules=%7B%22Fish%22:%7B%22threshold%22:256%7D%7D", {}, 400, "rules: Rule.threshold must be"),
+        ("/v1/segment?rules=%7B%22Fish%22:%7B%22other%22:1%7D%7D", {}, 400, "rules: not a Rule"),
+        ("/v1/segment?bounds=1,2", {"Accept": "application/geo%2Bjson"}, 406, "application/geo+json"),
+        ("/v1/segment?bounds=1,2,3", {"Accept": "application/geo+json"}, 400, "bounds 1,2,3: give LON1,LAT1"),
+        ("/v1/segment?bounds=1,9,3,2", {"Accept": "application/geo+json"}, 400, "is not above south"),
         ("/v1/segment", {"Content-Type": "multipart/form-data"}, 400, "boundary"),
         ("/v1/segment", {"Content-Type": "multipart/form-data; boundary=x"}, 400, "multipart/form-data"),
     ],
@@ -212,8 +220,8 @@ def test_a_server_whose_engines_are_gone_is_not_ready(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "path"),
     [
-        (app, "image_answer", "/v1/segment"),
-        (app, "masks_png", "/v1/segment"),
+        (answers, "image_answer", "/v1/segment"),
+        (answers, "masks_png", "/v1/segment"),
         (inference_protocol, "_response", "/v2/models/clouds/infer"),
     ],
 )

@@ -81,6 +81,13 @@ class Page:
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
+    def wait_for(self, *paths: Path) -> None:
+        """Wait until downloads are written."""
+        deadline = time.monotonic() + WAIT_S
+        while not all(path.exists() and path.stat().st_size for path in paths):
+            assert time.monotonic() < deadline, f"{paths} were not downloaded"
+            time.sleep(0.05)
+
     def photograph(self, path: Path) -> None:
         """Write a PNG of the whole page."""
         shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)

@@ -60,7 +60,7 @@ class Server:
         finally:
             connection.close()
 
-    def upload(self, path: str, files: Sequence[tuple[str, bytes]]) -> Answer:
+    def upload(self, path: str, files: Sequence[tuple[str, bytes]], headers: Mapping[str, str] | None = None) -> Answer:
         """Send files as multipart/form-data (RFC 7578)."""
         boundary = uuid4().hex
         body = b"".join(
@@ -70,7 +70,7 @@ class Server:
             for name, data in files
         )
         body += f"--{boundary}--\r\n".encode()
-        return self.ask(path, body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+        return self.ask(path, body, {"Content-Type": f"multipart/form-data; boundary={boundary}", **(headers or {})})
 
     def metric(self, name: str) -> float:
         """Return a metric; `name` includes its labels."""

@@ -125,11 +125,13 @@ function addCard(name, file) {
     ...classes.map((one) => make("li", {}, one.swatch.cloneNode(true), areas[one.index])));
   card.save = make("button", { type: "button", onclick: () => savePicture(card) }, "Download picture (PNG)");
   card.row = make("button", { type: "button", onclick: () => saveRows([card], `${name}.csv`) }, "Download rows (CSV)");
+  card.outlines = make("button", { type: "button", onclick: () => saveOutlines(card) }, "Download polygons (GeoJSON)");
+  card.outlines.hidden = !document.body.dataset.geojson;
   const remove = make("button", { type: "button", "aria-label": `Remove ${name}`, onclick: () => removeCard(card) }, "Remove");
-  card.save.disabled = card.row.disabled = true;
+  card.save.disabled = card.row.disabled = card.outlines.disabled = true;
   card.item = make("li", {}, make("figure", { class: "panel" }, scene,
     make("figcaption", {}, make("span", { class: "key" }, name), " ", note, card.list,
-      make("p", { class: "actions" }, card.save, card.row, remove))));
+      make("p", { class: "actions" }, card.save, card.row, card.outlines, remove))));
   gallery.append(card.item);
   cards.push(card);
   find("none").hidden = true;
@@ -198,7 +200,7 @@ async function segment(card) {
   for (const one of classes) refresh(card, one);
   card.note.textContent = "";
   card.list.hidden = false;
-  card.save.disabled = card.row.disabled = find("rows").disabled = false;
+  card.save.disabled = card.row.disabled = card.outlines.disabled = find("rows").disabled = false;
   status.textContent = `${card.name}: ${describe(card)}`;
 }
 
@@ -260,6 +262,27 @@ function rowsOf(some) {
 
 const saveRows = (some, name) => save(new Blob([rowsOf(some)], { type: "text/csv" }), name);
 find("rows").addEventListener("click", () => saveRows(cards, "submission.csv"));
+
+// The server computes the polygons, by the rules of the sliders; the name may state the position of the image.
+async function saveOutlines(card) {
+  const rules = Object.fromEntries(classes.map((one) => [one.name, one.rule]));
+  const form = new FormData();
+  form.append("images", card.file, card.name);
+  status.textContent = `${card.name}: waiting for the polygons…`;
+  try {
+    const headers = { Accept: "application/geo+json" };
+    const path = `v1/segment?rules=${encodeURIComponent(JSON.stringify(rules))}`;
+    const answer = await ask(path, { method: "POST", body: form, headers });
+    if (!answer.ok) {
+      status.textContent = `${card.name}: ${await reason(answer)}`;
+      return;
+    }
+    save(await answer.blob(), `${card.name}.geojson`);
+    status.textContent = `${card.name}: the polygons are downloaded.`;
+  } catch {
+    status.textContent = `${card.name}: the server cannot be reached`;
+  }
+}
 
 async function savePicture(card) {
   const scale = Math.max(1, Math.round(1050 / width));
