@@ -117,8 +117,6 @@ def infer(
         output = output or Path(f"submission{SUFFIXES[form or 'csv']}")
         task = InferTask(tuple(inputs), output, format=form or "", run=run, **given)
         if cluster["cluster"] is not None:
-            if task.tiling is not None:
-                raise Failure(f"--format {task.format} does not work with --cluster: use csv, parquet or coco")
             infer_on(task, cluster, quiet)
             return
         done = run_task(task, no_progress if quiet else progress_bar, resumable=not printed)

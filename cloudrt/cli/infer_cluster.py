@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from cloudrt.engines.plan import Plan
     from cloudrt.inference.task import InferTask
 
-SINGLE_MACHINE = (
-    *("report", "stats", "masks", "overlays", "save_probabilities", "devices"),
-    *("tile", "overlap", "bounds", "simplify"),
-)
+SINGLE_MACHINE = ("report", "stats", "masks", "overlays", "save_probabilities", "devices")
 """Options that do not apply with --cluster."""
 CLUSTER_ONLY = ("partitions", "partition_format", "partition_size", "endpoint")
 """Options that need --cluster."""

@@ -20,6 +20,7 @@ from cloudrt.cluster.checks import check_nodes
 from cloudrt.cluster.isolation import Ledger
 from cloudrt.cluster.listing import list_images
 from cloudrt.cluster.nodes import Share, connected, list_nodes, share_out, unwrapped
+from cloudrt.cluster.panoramas import are_appended, checked, prepare_checks
 from cloudrt.cluster.partitions import Counted, ListedImage, Partitions, cut, pack
 from cloudrt.cluster.storage import Place, is_uri, open_place
 from cloudrt.cluster.watch import watched
@@ -28,7 +29,7 @@ from cloudrt.engines.plan import Plan
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_sizes
 from cloudrt.inference.identity import Identity
-from cloudrt.inference.outputs import FORMATS, write_failures
+from cloudrt.inference.outputs import write_failures, write_rows
 from cloudrt.inference.pipeline import require_rules
 from cloudrt.inference.submission import read_run_record, write_run_record
 from cloudrt.inference.task import InferTask
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 PARTITION = 1024
 """Default maximum number of images per partition."""
+PANORAMAS = 16
+"""Default maximum number of panoramas per partition."""
 ROUNDS = 4
 """Default minimum number of partitions per worker, to balance load."""
 
@@ -132,9 +135,12 @@ def infer_on_cluster(
     images, stores, folders = list_images(
         [str(one) for one in task.inputs], task.sample, options.endpoint, artifact.labels
     )
+    checks = prepare_checks(task, artifact, images)
     out = open_place(options.partitions or f"{task.output}.parts", options.endpoint)
-    partitions = Partitions(out, options.partition_format, artifact.labels)
-    recorded = _recorded(partitions, task)
+    partitions = Partitions(out, options.partition_format, artifact.labels, placed=task.tiling is not None)
+    overwrite = task.overwrite or are_appended(partitions, task)
+    partitions.check(resume=task.resume, overwrite=overwrite)  # fails early where `Partitions.begin` would
+    recorded = partitions.recorded() if task.resume else None
     local = [ImageFile(image.key, Path(image.path)) for image in images if image.store < 0]
     task.check(local, begun=recorded is not None)
     if out.local:
@@ -155,15 +161,16 @@ def infer_on_cluster(
             seen = [*folders, out.path] if out.local else folders
             check_nodes(nodes, share, seen, list(firsts.values()), job.keep_model, data)
             plan, identity = _settle(job, share)
-            size = _partition_size(options, len(images), share, plan.batch_size, recorded)
+            least, most = (1, PANORAMAS) if task.tiling else (plan.batch_size, PARTITION)
+            size = _partition_size(options, -(-len(images) // (ROUNDS * share.workers)), least, most, recorded)
             whole = replace(
-                identity,
+                task.complete(identity),
                 images=len(images),
                 inputs=digest_sizes((image.key, image.size) for image in images),
                 partition_size=size,
                 partition_format=options.partition_format,
             )
-            finished = partitions.begin(whole, resume=task.resume, overwrite=task.overwrite)
+            finished = partitions.begin(whole, resume=task.resume, overwrite=overwrite)
             parts = cut(images, size)
             todo = [number for number in range(len(parts)) if partitions.name(number) not in finished]
             # Without a record, the merge was interrupted; another one belongs to an output that this run replaces.
@@ -174,13 +181,20 @@ def infer_on_cluster(
             resumed = len(images) - sum(len(parts[number]) for number in todo)
             done = started(plan, share, len(images), resumed)
             job = replace(
-                job, plan=plan, identity=identity, stores=tuple(stores), out=out, form=options.partition_format
+                job,
+                plan=plan,
+                identity=identity,
+                stores=tuple(stores),
+                out=out,
+                form=options.partition_format,
+                tiling=task.tiling,
             )
             run_partitions(job, parts, todo, share, done)
         # The folder is locked until merging is done; otherwise another run could replace the rows.
-        counted = Counted(partitions.records(parts, whole), merging(len(images)))
+        records = checked(partitions.records(parts, whole), checks)
+        counted = Counted(records, merging(len(images)))
         task.paths.record.unlink(missing_ok=True)
-        FORMATS[task.format](task.output, counted.records, artifact.labels)
+        write_rows(task.output, task.format, counted.records, artifact.labels, task.format_options())
         write_failures(task.paths.failures, lambda: counted.failures)
         write_run_record(task.paths, whole)
     return ClusterRun(len(images), len(counted.failures), counted.rows_with_mask, resumed, share, plan)
@@ -266,12 +280,6 @@ def _held(out: Place) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _recorded(partitions: Partitions, task: InferTask) -> Identity | None:
-    """Return the identity of the run to resume, if any; fail early where `Partitions.begin` would."""
-    partitions.check(resume=task.resume, overwrite=task.overwrite)
-    return partitions.recorded() if task.resume else None
-
-
 def _settle(job: Job, share: Share) -> tuple[Plan, Identity]:
     """Open the artifact on one worker; return its plan and its identity."""
     import ray
@@ -298,11 +306,10 @@ def _open_once(job: Job) -> tuple[Plan, Identity]:
         segmenter.close()
 
 
-def _partition_size(options: ClusterOptions, images: int, share: Share, batch: int, recorded: Identity | None) -> int:
-    """Return the number of images per partition: whole batches, unless given."""
+def _partition_size(options: ClusterOptions, even: int, least: int, most: int, recorded: Identity | None) -> int:
+    """Return the number of images per partition: `even` to balance load, in multiples of `least`, unless given."""
     if options.partition_size:
         return options.partition_size
     if recorded and recorded.partition_size:
         return recorded.partition_size
-    size = min(PARTITION, -(-images // (ROUNDS * share.workers)))
-    return -(-size // batch) * batch
+    return -(-min(most, even) // least) * least

@@ -202,6 +202,6 @@ def _alone(predictor: Predictor, image: ListedImage, source: Input) -> Record:
 
 def _records(images: Sequence[ListedImage], results: Iterable[Result]) -> list[Record]:
     return [
-        Record(image.key, tuple(result.rle.values()), result.error, 0)
+        Record(image.key, tuple(result.rle.values()), result.error, 0, place=result.place)
         for image, result in zip(images, results, strict=True)
     ]

@@ -4,7 +4,8 @@
 
 run.json beside them holds the identity of the run. Files are written atomically, so a file that exists is finished.
 Parquet files have the columns of `cloudrt.inference.outputs.write_parquet`. part-00000.csv is a piece of the
-submission, and part-00000.failures.csv, written before it, lists its failed images.
+submission, and part-00000.failures.csv, written before it, lists its failed images. For panoramas,
+part-00000.places.json, written before the rows, has the place of each image, or null if it failed.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from cloudrt.cluster.storage import Place
 from cloudrt.errors import DataError
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.images.image import ImageFile, StoredImage
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import Record
@@ -35,7 +37,7 @@ FORMAT = 2
 READERS = 8
 """Number of partitions read concurrently while merging."""
 
-_OURS = re.compile(r"part-\d{5,}(\.failures)?\.(parquet|csv)|run\.json")
+_OURS = re.compile(r"part-\d{5,}(\.failures)?\.(parquet|csv)|part-\d{5,}\.places\.json|run\.json")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class ListedImage:
         if self.store < 0:
             return ImageFile(self.key, Path(self.path))
         place, path = stores[self.store], self.path
-        return StoredImage(self.key, lambda: place.read_image(path))
+        return StoredImage(self.key, lambda: place.read_image(path), lambda suffix: place.read_beside(path, suffix))
 
 
 def pack(images: Sequence[ListedImage]) -> bytes:
@@ -93,12 +95,14 @@ class Partitions:
         One of `FORMS`.
     labels
         The classes of the rows.
+    placed
+        Whether the images are panoramas, whose masks have places.
     """
 
-    def __init__(self, place: Place, form: str, labels: Labels) -> None:
+    def __init__(self, place: Place, form: str, labels: Labels, *, placed: bool = False) -> None:
         if form not in FORMS:
             raise DataError(f"partitions are {' or '.join(FORMS)}, found {form!r}")
-        self.place, self.form, self.labels = place, form, labels
+        self.place, self.form, self.labels, self.placed = place, form, labels, placed
 
     def name(self, number: int) -> str:
         """Return the file name of a partition."""
@@ -155,6 +159,9 @@ class Partitions:
             if self.form == "csv":
                 write_failures(failures, lambda: records)
                 self.place.write(f"part-{number:05}.failures.csv", failures.read_bytes() if failures.exists() else b"")
+            if self.placed:
+                places = [record.place.to_dict() if record.place else None for record in records]
+                self.place.write(f"part-{number:05}.places.json", json.dumps(places).encode())
             self.place.write(self.name(number), path.read_bytes())
 
     def read(self, number: int) -> list[Record]:
@@ -167,7 +174,8 @@ class Partitions:
         """
         data = self.place.read(self.name(number))
         try:
-            return list(self._from_csv(number, data) if self.form == "csv" else self._from_parquet(data))
+            rows = list(self._from_csv(number, data) if self.form == "csv" else self._from_parquet(data))
+            return self._with_places(number, rows) if self.placed else rows
         except (ValueError, KeyError, OSError) as error:
             if isinstance(error, DataError):
                 raise
@@ -230,6 +238,14 @@ class Partitions:
         if found.partition_size < 1:
             raise DataError(f"{where} is damaged (partitions of no images): --overwrite, or use other --partitions")
         return found
+
+    def _with_places(self, number: int, rows: Sequence[Record]) -> list[Record]:
+        places = json.loads(self.place.read(f"part-{number:05}.places.json"))
+        try:
+            found = [None if place is None else MaskGrid.from_dict(place) for place in places]
+        except (DataError, TypeError) as error:
+            raise ValueError(str(error)) from error
+        return [replace(row, place=place) for row, place in zip(rows, found, strict=True)]
 
     def _from_parquet(self, data: bytes) -> Iterator[Record]:
         import pyarrow

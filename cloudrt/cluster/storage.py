@@ -116,6 +116,19 @@ class Place:
             raise StorageError(_sentence(self.uri, "read", error)) from error
         return data
 
+    def read_beside(self, path: str, suffix: str) -> bytes | None:
+        """Return the bytes of the file with the name of an image and another suffix; None if it cannot be read.
+
+        Raises
+        ------
+        StorageError
+            The store does not answer.
+        """
+        try:
+            return self.read_image(str(PurePosixPath(path).with_suffix(suffix)))
+        except ImageError:  # a store without the right to list denies access to a missing object
+            return None
+
     def try_one(self, path: str) -> None:
         """Check that an image can be read; a missing one is ignored.
 

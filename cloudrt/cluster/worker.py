@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from cloudrt.cluster.isolation import PartitionState, Predictor, segment
+from cloudrt.cluster.panoramas import PanoramaPredictor
 from cloudrt.cluster.partitions import Partitions, unpack
 from cloudrt.cluster.storage import Place
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import ArtifactError, DataError, ProviderError
+from cloudrt.geo.tiles import Tiling
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import Record
 from cloudrt.options import RunOptions
@@ -43,6 +45,8 @@ class Job:
         Place and format of the rows.
     identity
         The identity that every worker must have; None accepts any.
+    tiling
+        How to cut panoramas into tiles; None segments images as they are.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Job:
     out: Place | None = None
     form: str = "parquet"
     identity: Identity | None = field(default=None, repr=False)
+    tiling: Tiling | None = None
 
     def open(self) -> Predictor:
         """Open the artifact on this machine.
@@ -72,7 +77,7 @@ class Job:
                 raise DataError(
                     f"a worker would give different results: {'; '.join(differences)}; use identical machines"
                 )
-        return segmenter
+        return segmenter if self.tiling is None else PanoramaPredictor(segmenter, self.tiling)
 
     @property
     def model(self) -> Path:
@@ -149,4 +154,5 @@ class Worker:
 
     def _write(self, number: int, records: Sequence[Record]) -> None:
         if self._job.out is not None:
-            Partitions(self._job.out, self._job.form, self.predictor.labels).write(number, records)
+            placed = self._job.tiling is not None
+            Partitions(self._job.out, self._job.form, self.predictor.labels, placed=placed).write(number, records)

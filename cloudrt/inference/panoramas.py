@@ -13,9 +13,11 @@ import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import numpy as np
@@ -25,9 +27,9 @@ from cloudrt.errors import ImageError
 from cloudrt.geo.blend import Blend
 from cloudrt.geo.components import keep_components
 from cloudrt.geo.mask_grid import MaskGrid
-from cloudrt.geo.positions import Bounds
+from cloudrt.geo.positions import Bounds, world_files
 from cloudrt.geo.tiles import MORE_PIXELS, Panorama, Tile, Tiling, check_tiles, open_panorama
-from cloudrt.images.image import Image, ImageFile
+from cloudrt.images.image import Image, ImageFile, StoredImage
 from cloudrt.inference.pipeline import Segmenter, require_rules
 from cloudrt.inference.results import Result
 from cloudrt.labels import Grid, Labels
@@ -89,7 +91,7 @@ class _Pending:
         See `Result`.
     """
 
-    file: ImageFile
+    file: ImageFile | StoredImage
     tiles: Sequence[Tile]
     place: MaskGrid | None = None
     beyond: int | None = None
@@ -101,7 +103,7 @@ class _Pending:
 
 
 def predict_panoramas(
-    segmenter: Segmenter, files: Iterable[ImageFile], tiling: Tiling, checks: Iterable[Check] = ()
+    segmenter: Segmenter, files: Iterable[ImageFile | StoredImage], tiling: Tiling, checks: Iterable[Check] = ()
 ) -> Generator[Result, None, None]:
     """Yield one `Result` for each image, in order; see `Segmenter.predict`.
 
@@ -142,16 +144,39 @@ def predict_panoramas(
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _open(artifact: Artifact, tiling: Tiling, max_pixels: int, file: ImageFile) -> tuple[ImageFile, Panorama | str]:
+def _open(
+    artifact: Artifact, tiling: Tiling, max_pixels: int, file: ImageFile | StoredImage
+) -> tuple[ImageFile | StoredImage, Panorama | str]:
     """Return a file and its panorama, or the reason of the failure."""
     try:
-        return file, open_panorama(file.path, artifact, tiling, max_pixels)
+        with _as_file(file) as path:
+            return file, open_panorama(path, artifact, tiling, max_pixels)
     except ImageError as error:
         return file, str(error)
 
 
+@contextmanager
+def _as_file(file: ImageFile | StoredImage) -> Iterator[Path]:
+    """Yield the path of a file; that of a temporary copy, with its world file, if the image is in a store."""
+    if isinstance(file, ImageFile):
+        yield file.path
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder, PurePosixPath(file.key).name)
+        content = file.read()
+        assert isinstance(content, bytes)
+        path.write_bytes(content)
+        beside = file.beside or (lambda _: None)
+        for world in world_files(path):
+            found = beside(world.suffix)
+            if found is not None:
+                world.write_bytes(found)
+                break
+        yield path
+
+
 def _tiles(
-    opened: Iterable[tuple[ImageFile, Panorama | str]], pending: deque[_Pending], checks: Sequence[Check]
+    opened: Iterable[tuple[ImageFile | StoredImage, Panorama | str]], pending: deque[_Pending], checks: Sequence[Check]
 ) -> Iterator[Image]:
     """Yield the tiles of all panoramas, and append each panorama to `pending`."""
     announced: set[str] = set()
@@ -167,7 +192,7 @@ def _tiles(
         yield from opening.images
 
 
-def _refusal(file: ImageFile, panorama: Panorama, checks: Sequence[Check]) -> str | None:
+def _refusal(file: ImageFile | StoredImage, panorama: Panorama, checks: Sequence[Check]) -> str | None:
     try:
         for check in checks:
             check.check(file.key, panorama.place)
@@ -176,7 +201,7 @@ def _refusal(file: ImageFile, panorama: Panorama, checks: Sequence[Check]) -> st
     return None
 
 
-def _announce(file: ImageFile, panorama: Panorama) -> None:
+def _announce(file: ImageFile | StoredImage, panorama: Panorama) -> None:
     position = panorama.place.position
     if position is None:
         logger.info("%s: no position; %d tiles", file.key, len(panorama.tiles))

@@ -28,7 +28,7 @@ from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_keys, list_inputs, load_sample
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import read_identity
-from cloudrt.inference.outputs import OUTLINES, require_packages
+from cloudrt.inference.outputs import require_packages
 from cloudrt.inference.panoramas import Check, Days, predict_panoramas
 from cloudrt.inference.pictures import write_masks, write_overlay
 from cloudrt.inference.pipeline import Segmenter, describe_model, require_rules
@@ -122,7 +122,7 @@ def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bo
     require_packages(task.format, geotiff=task.tiling is not None and (tagged or task.masks is not None))
     if begun or not recorded:
         task.check(files, begun=begun)
-    checks = _checks(task, artifact.labels.classes)
+    checks = panorama_checks(task, artifact.labels.classes)
     plan = recorded.plan() if recorded else None
     sample = partial(load_sample, files, artifact.input_size, COMPARED, task.run.max_pixels)
     with Segmenter(
@@ -132,13 +132,7 @@ def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bo
         samples=sample if len(files) >= COMPARED else None,
     ) as segmenter:
         _announce(segmenter)
-        identity = replace(
-            segmenter.identity(),
-            images=len(files),
-            inputs=digest_keys(files),
-            tiling=str(task.tiling or ""),
-            simplify=str(float(task.format_options().simplify)) if task.format in OUTLINES else "",
-        )
+        identity = replace(task.complete(segmenter.identity()), images=len(files), inputs=digest_keys(files))
         if recorded and not begun:
             recorded.require_same(identity, str(task.output))
             logger.info("%s: already finished, nothing to do", task.output)
@@ -320,8 +314,8 @@ def _write_pictures(segmenter: Segmenter, task: InferTask, file: ImageFile, resu
         write_overlay(task.overlays, result.image, file.path, texts, result.labels, limit)
 
 
-def _checks(task: InferTask, classes: tuple[str, ...]) -> list[Check]:
-    """Return what panoramas are checked against, besides their own position.
+def panorama_checks(task: InferTask, classes: tuple[str, ...]) -> list[Check]:
+    """Return what panoramas are checked against, in order, besides their own position.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cloudrt.engines.plan import Plan
@@ -12,6 +12,7 @@ from cloudrt.geo.positions import Bounds, check_bounds
 from cloudrt.geo.tiles import OVERLAP, Tiling
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import check_keys
+from cloudrt.inference.identity import Identity
 from cloudrt.inference.outputs import OUTLINES, PLACED, SIMPLIFY, SUFFIXES, FormatOptions
 from cloudrt.inference.submission import RunPaths
 from cloudrt.model.artifact import default_model
@@ -118,6 +119,11 @@ class InferTask:
     def format_options(self) -> FormatOptions:
         """Return the options of the output format."""
         return FormatOptions(SIMPLIFY if self.simplify is None else self.simplify, self.overwrite)
+
+    def complete(self, identity: Identity) -> Identity:
+        """Return the identity of a run with those options of the task that its bytes depend on."""
+        simplify = str(float(self.format_options().simplify)) if self.format in OUTLINES else ""
+        return replace(identity, tiling=str(self.tiling or ""), simplify=simplify)
 
     @property
     def paths(self) -> RunPaths:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from support.clusters import NODE, two_nodes
 from support.poison import SITE
 from support.stores import s3_server, upload
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
@@ -32,7 +33,6 @@ pytestmark = [  # Ray's own
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 COUNT = 44
-NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +54,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes, of one CPU each."""
     site = tmp_path_factory.mktemp("site")
     (site / "sitecustomize.py").write_text(SITE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(site))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_worker_niceness", "0")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        made = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
-        made.add_node(**NODE)
+    with two_nodes(site) as made:
         yield made
-        made.shutdown()
 
 
 def options(model: Path, output: Path, *more: str) -> list[str]:

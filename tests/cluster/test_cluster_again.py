@@ -111,11 +111,11 @@ def test_a_merge_that_was_killed_is_done_again(here: Path, model: Path, monkeypa
     write_jpeg(here / "in" / "3.jpg", 3)
     assert spread(model, "-o", "other.csv").exit_code == 0
     wanted = (here / "other.csv").read_bytes(), (here / "other.run.json").read_bytes()
-    for name in ("FORMATS", "write_run_record"):  # before the output is replaced, and after it
+    for name in ("write_rows", "write_run_record"):  # before the output is replaced, and after it
         for path, data in older.items():
             path.write_bytes(data)
         with monkeypatch.context() as patch:
-            patch.setattr(driver, name, {"csv": die} if name == "FORMATS" else die)
+            patch.setattr(driver, name, die)
             assert spread(model, "--overwrite").exit_code == 2
         done = spread(model, "--resume")
         assert done.exit_code == 0 and "s.csv: 4 images" in done.output, done.output

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import queue
 import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from cloudrt.cluster.nodes import ClusterError, Node, Share, connected, share_ou
 from cloudrt.cluster.partitions import FORMAT, ListedImage, Partitions, cut, pack, unpack
 from cloudrt.cluster.storage import Place, StorageError, open_place
 from cloudrt.errors import DataError, ImageError
+from cloudrt.geo.mask_grid import MaskGrid
+from cloudrt.geo.positions import Position
 from cloudrt.images.image import ImageFile, find_images
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import Record
@@ -125,6 +129,23 @@ def test_partitions_are_read_as_they_were_written(
         list(partitions.records(cut(images[::-1], 2))())
     assert partitions.begin(SECOND, resume=False, overwrite=True) == set()
     assert partitions.place.names() == {"run.json"}
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_places_are_stored_beside_the_rows(tmp_path: Path, form: str) -> None:
+    partitions = Partitions(open_place(str(tmp_path)), form, LABELS, placed=True)
+    position = Position(-61.1, 24, 0.04, 0.04, date=datetime.date(2007, 12, 27))
+    place = MaskGrid((350, 525), position, no_data="1 7", means=((0.1234, 0.5), (), (1.0,)))
+    records = [replace(RECORDS[0], place=place), RECORDS[1], replace(RECORDS[3], place=MaskGrid((2, 3), wraps=True))]
+    partitions.write(0, records)
+    assert partitions.read(0) == records
+    partitions.begin(FIRST, resume=False, overwrite=True)
+    assert partitions.place.names() == {"run.json"}
+    for text in ("", "[]", "[null, null, {}]", "7"):
+        partitions.write(0, records)
+        (tmp_path / "part-00000.places.json").write_text(text)
+        with pytest.raises(DataError, match=rf"part-00000\.{form} is damaged"):
+            partitions.read(0)
 
 
 def test_another_run_in_the_same_place_is_noticed_before_the_output(tmp_path: Path) -> None:

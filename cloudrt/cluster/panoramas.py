@@ -1,0 +1,103 @@
+"""Panoramas on a cluster: segmented whole by one worker each, and checked against each other while they are merged.
+
+partition of panoramas --PanoramaPredictor--> rows and places --checked--> rows without those that are refused
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from cloudrt.cluster.partitions import ListedImage, Partitions
+from cloudrt.errors import DataError, ImageError
+from cloudrt.geo.tiles import Tiling, check_tiles
+from cloudrt.images.decoding import Input
+from cloudrt.images.image import ImageFile, StoredImage
+from cloudrt.inference.identity import Identity
+from cloudrt.inference.journal import Record
+from cloudrt.inference.outputs import require_packages
+from cloudrt.inference.panoramas import Check, predict_panoramas
+from cloudrt.inference.results import Result
+from cloudrt.inference.run import panorama_checks
+from cloudrt.inference.submission import read_run_record
+from cloudrt.inference.task import InferTask
+from cloudrt.labels import Labels
+from cloudrt.model.artifact import Artifact
+
+if TYPE_CHECKING:
+    from cloudrt.inference.pipeline import Segmenter
+
+
+@dataclass(frozen=True)
+class PanoramaPredictor:
+    """A `Predictor` of panoramas; arrays, such as the one that shows whether the engine works, are not cut."""
+
+    segmenter: Segmenter
+    tiling: Tiling
+
+    @property
+    def batch_size(self) -> int:
+        """Tiles per batch."""
+        return self.segmenter.batch_size
+
+    @property
+    def labels(self) -> Labels:
+        """Classes and grids."""
+        return self.segmenter.labels
+
+    def predict(self, inputs: Iterable[Input]) -> Iterator[Result]:
+        """Yield a result for each panorama, in order."""
+        some = list(inputs)
+        if all(isinstance(one, np.ndarray) for one in some):
+            return self.segmenter.predict(some)
+        return predict_panoramas(self.segmenter, cast(list[ImageFile | StoredImage], some), self.tiling)
+
+    def identity(self) -> Identity:
+        """Everything that results depend on."""
+        return self.segmenter.identity()
+
+
+def prepare_checks(task: InferTask, artifact: Artifact, images: Sequence[ListedImage]) -> Callable[[], Sequence[Check]]:
+    """Return the checks of panoramas while merging; fail early if a package, tiles or the store cannot be used."""
+    tagged = any(Path(image.key).suffix.lower() in (".tif", ".tiff") for image in images)
+    require_packages(task.format, geotiff=task.tiling is not None and tagged)
+    if task.tiling is not None:
+        check_tiles(artifact, task.tiling)
+    checks = partial(panorama_checks, task, artifact.labels.classes)
+    checks()
+    return checks
+
+
+def checked(
+    records: Callable[[], Iterator[Record]], checks: Callable[[], Sequence[Check]]
+) -> Callable[[], Iterator[Record]]:
+    """Return the rows; those of panoramas that a check refuses are failures, as on a single machine."""
+
+    def these() -> Iterator[Record]:
+        some = checks()
+        for record in records():
+            error = None
+            if record.place is not None:
+                try:
+                    for check in some:
+                        check.check(record.key, record.place)
+                except ImageError as refused:
+                    error = str(refused)
+            yield record if error is None else Record(record.key, ("",) * len(record.texts), error, 0)
+
+    return these
+
+
+def are_appended(partitions: Partitions, task: InferTask) -> bool:
+    """Return whether the partitions are those of the run that last appended to the store, and are not needed again."""
+    if task.format != "zarr" or task.resume:
+        return False
+    try:
+        return read_run_record(task.paths) == partitions.recorded()
+    except DataError:
+        return False

@@ -1,0 +1,168 @@
+"""Panoramas on a Ray cluster: the bytes of a single machine in every format, and what fails, fails alone."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+from click.testing import CliRunner, Result
+from support.clusters import two_nodes
+from support.stores import s3_server, upload
+from support.tiny import SMALL_GRIDS, tiny_artifact
+
+from cloudrt.cli.infer import infer
+from cloudrt.cluster import driver
+from cloudrt.data.scenes import draw_scene
+from cloudrt.inference.submission import RunPaths
+from cloudrt.masks.postprocess import Rule
+
+pytest.importorskip("ray")
+
+pytestmark = [  # Ray's own
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+RULES = (Rule(110, 40), Rule(110, 5, gate_threshold=140, gate_pixels=900), Rule(90, 0, presence=100))
+REASONS = {
+    "cut20200102_0-4_0-3.jpg": "is a damaged JPEG",
+    "day20200101_0-4_0-3.jpg": "taken by a20200101_0-4_0-3.jpg",
+    "grid20200109_0-5_0-3.jpg": "another grid than the first image",
+    "world20200108.jpg": "another grid than the first image",
+}
+"""What fails in a store of days; with other formats, only the first."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny artifact with a field of view of 180x120 pixels."""
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    return tiny_artifact(path, (64, 96), SMALL_GRIDS, presence=True, rules=RULES, field_of_view=(120, 180))
+
+
+@pytest.fixture(scope="module")
+def panoramas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("in")
+    names = [f"{'abcdef'[day - 1]}2020010{day}_0-4_0-3.jpg" for day in range(1, 7)]
+    for seed, name in enumerate([*names, *REASONS]):
+        size = (300, 500) if name.startswith("grid") else (300, 400)
+        assert cv2.imwrite(str(folder / name), draw_scene(seed, size).image)
+    cut = folder / "cut20200102_0-4_0-3.jpg"
+    cut.write_bytes(cut.read_bytes()[:-300])
+    (folder / "world20200108.jgw").write_text("0.01 0 0 -0.01 20.005 9.995")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with two_nodes() as made:
+        yield made
+
+
+def run(inputs: Path | str, model: Path, output: Path, *more: str) -> Result:
+    settled = ["--provider", "cpu", "--batch-size", "4", "--threads", "1"]
+    words = [str(inputs), "-m", str(model), "-o", str(output), *settled, *more]
+    return CliRunner().invoke(infer, words, catch_exceptions=False)
+
+
+def failures(output: Path) -> dict[str, str]:
+    with RunPaths(output).failures.open(newline="") as file:
+        return {row["image"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def content(output: Path) -> dict[str, bytes]:
+    """The bytes of an output, a file or a folder."""
+    files = [path for path in sorted(output.rglob("*")) if path.is_file()] if output.is_dir() else [output]
+    return {str(path.relative_to(output)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("name", "partitions"),
+    [("s.csv", "csv"), ("s.geojson", "parquet"), ("s.geoparquet", "csv"), ("s.zarr", "parquet")],
+)
+def test_the_output_has_the_bytes_of_a_single_machine(
+    cluster: Any, panoramas: Path, model: Path, tmp_path: Path, name: str, partitions: str
+) -> None:
+    one, many = tmp_path / "one" / name, tmp_path / "many" / name
+    words = ["--tile", "--overlap", "0.3"]
+    assert run(panoramas, model, one, *words).exit_code == 1
+    cluster_words = ["--cluster", cluster.address, "--partition-size", "3", "--partition-format", partitions]
+    done = run(panoramas, model, many, *words, *cluster_words)
+    assert done.exit_code == 1, done.output
+    assert content(many) == content(one) and sum(map(len, content(many).values())) > 2000
+    assert failures(many) == failures(one)
+    expected = REASONS if name == "s.zarr" else dict(list(REASONS.items())[:1])
+    assert failures(many).keys() == expected.keys()
+    assert all(reason in failures(many)[key] for key, reason in expected.items())
+    line = run(panoramas, model, many, "--tile", *cluster_words, "--resume").output.splitlines()[-1]
+    assert "tiling was Tiling(overlap=0.3" in line
+    if name == "s.geojson":
+        line = run(panoramas, model, many, *words, "--simplify", "0", *cluster_words, "--resume").output
+        assert "simplify was 0.5, now 0.0" in line
+    assert "already finished" in run(panoramas, model, many, *words, *cluster_words, "--resume").output
+
+
+def test_a_bucket_has_world_files_too(cluster: Any, panoramas: Path, model: Path, tmp_path: Path) -> None:
+    one, many = tmp_path / "one" / "s.geojson", tmp_path / "many" / "s.geojson"
+    assert run(panoramas, model, one).exit_code == 1
+    with s3_server() as (url, client):
+        upload(client, panoramas, "pictures", "days/")
+        world = (panoramas / "world20200108.jgw").read_bytes()
+        client.put_object(Bucket="pictures", Key="days/world20200108.jgw", Body=world)
+        words = ["--partitions", "s3://pictures/rows", "--partition-size", "4", "--endpoint", url]
+        done = run("s3://pictures/days", model, many, "--cluster", cluster.address, *words)
+        found = {item["Key"] for item in client.list_objects_v2(Bucket="pictures", Prefix="rows/")["Contents"]}
+    assert done.exit_code == 1, done.output
+    assert content(many) == content(one) and b"20.0" in many.read_bytes()
+    assert {f"rows/part-0000{number}.places.json" for number in range(3)} < found
+
+
+def test_days_are_appended_and_an_interrupted_merge_is_done_again(
+    cluster: Any, panoramas: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, days in ((first, "ab"), (second, "cd")):
+        folder.mkdir()
+        for day in days:
+            (file,) = panoramas.glob(f"{day}2020*.jpg")
+            shutil.copy(file, folder)
+    one, many = tmp_path / "one.zarr", tmp_path / "many.zarr"
+    for folder in (first, second):
+        assert run(folder, model, one).exit_code == 0
+    words = ["--cluster", cluster.address]
+    assert run(first, model, many, *words).exit_code == 0
+    alone = content(many)
+
+    def die(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cloudrt.geo.store._consolidate", die)
+        stopped = run(second, model, many, *words)  # the partitions of the first run are not needed again
+        assert stopped.exit_code == 2 and "No space left" in stopped.output.splitlines()[-1]
+    assert content(many)[".zmetadata"] == alone[".zmetadata"]
+    refused = run(second, model, many, *words)
+    assert refused.exit_code == 2 and "holds partitions already: --resume" in refused.output
+    done = run(second, model, many, *words, "--resume")
+    assert done.exit_code == 0 and "2 images are in finished partitions" in done.output
+    assert content(many) == content(one)
+
+
+def test_what_cannot_start_is_one_line_before_any_work(panoramas: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.zarr").mkdir()
+    (tmp_path / "mine.zarr" / "notes.txt").write_text("mine")
+    odd = tiny_artifact(tmp_path / "odd.onnx", (64, 96), SMALL_GRIDS, field_of_view=(130, 180))
+    for artifact, name, more, reason in (
+        (model, "mine.zarr", [], "is not a store"),
+        (odd, "a.csv", ["--tile"], "not a multiple of its submission grid"),
+        (model, "a.csv", ["--bounds", "0,0,4,3"], "--bounds places panoramas"),
+    ):
+        done = run(panoramas, artifact, tmp_path / name, *more, "--cluster", "127.0.0.1:9")
+        assert done.exit_code == 2 and reason in done.output.splitlines()[-1], done.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.zarr", "odd.onnx"]
+    assert driver.PANORAMAS < driver.PARTITION
