@@ -1,7 +1,12 @@
-"""One interface to tritonclient's HTTP and gRPC clients, and to their exceptions."""
+"""One interface to tritonclient's HTTP and gRPC clients, and to their exceptions.
+
+Binary tensors are a part of the protocol over gRPC, and an extension of it over HTTP: servers without the extension,
+such as MLServer, get and send JSON.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, Self
@@ -11,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.options import TOKEN
+
+logger = logging.getLogger(__name__)
 
 TRANSIENT = (
     *("408", "429", "500", "502", "503", "504", "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"),
@@ -22,8 +29,11 @@ TRANSIENT = (
 class RemoteClient:
     """Common interface of tritonclient's HTTP and gRPC clients, which differ in arguments and format of metadata."""
 
-    def __init__(self, module: Any, client: Any, as_json: dict[str, Any], call: dict[str, Any]) -> None:
+    def __init__(
+        self, module: Any, client: Any, as_json: dict[str, Any], call: dict[str, Any], form: dict[str, Any] | None
+    ) -> None:
         self._module, self._client, self._as_json, self._call = module, client, as_json, call
+        self._form = form  # arguments of tensors; None: depends on the server
 
     def metadata(self, name: str) -> dict[str, Any]:
         """Return the metadata of a model."""
@@ -38,9 +48,14 @@ class RemoteClient:
 
     def infer(self, name: str, batch: NDArray[np.uint8], outputs: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]:
         """Return the outputs of a model for a batch."""
+        if self._form is None:
+            extensions = self._client.get_server_metadata(**self._call).get("extensions") or ()
+            self._form = {"binary_data": "binary_tensor_data" in extensions}
+            if not self._form["binary_data"]:
+                logger.info("The server has no binary tensors over HTTP: JSON is slower; use grpc:// if it has gRPC")
         tensor = self._module.InferInput("image", list(batch.shape), "UINT8")
-        tensor.set_data_from_numpy(np.ascontiguousarray(batch))
-        wanted = [self._module.InferRequestedOutput(output) for output in outputs]
+        tensor.set_data_from_numpy(np.ascontiguousarray(batch), **self._form)
+        wanted = [self._module.InferRequestedOutput(output, **self._form) for output in outputs]
         answer = self._client.infer(name, [tensor], outputs=wanted, **self._call)
         found = {output: answer.as_numpy(output) for output in outputs}
         missing = [output for output, array in found.items() if array is None]
@@ -71,14 +86,14 @@ def open_client(url: str, timeout_s: float) -> RemoteClient:
         call: dict[str, Any] = {"client_timeout": timeout_s}
         if token:
             call["headers"] = {"authorization": f"Bearer {token}"}
-        return RemoteClient(grpc, client, {"as_json": True, **call}, call)
+        return RemoteClient(grpc, client, {"as_json": True, **call}, call, {})
     from tritonclient import http
 
     client = http.InferenceServerClient(
         address, connection_timeout=timeout_s, network_timeout=timeout_s, ssl=parts.scheme == "https"
     )
     headers = {"headers": {"Authorization": f"Bearer {token}"}} if token else {}
-    return RemoteClient(http, client, headers, headers)
+    return RemoteClient(http, client, headers, headers, None)
 
 
 def failures() -> tuple[type[Exception], ...]:

@@ -28,6 +28,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_BATCH = 256
 """Largest number of images per request."""
 VERSION_OF_MODEL = "1"
+EXTENSIONS = ["binary_tensor_data", "model_configuration"]
 _INFER_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -84,7 +85,7 @@ def protocol_router(batcher: Batcher, settings: ServeSettings, name: str, protec
     @guarded.get("/v2")
     async def server() -> dict[str, Any]:
         """Describe the server."""
-        return {"name": "cloudrt", "version": VERSION, "extensions": ["binary_tensor_data", "model_configuration"]}
+        return {"name": "cloudrt", "version": VERSION, "extensions": EXTENSIONS}
 
     @guarded.get("/v2/models/{model}/ready", response_class=Response)
     @guarded.get("/v2/models/{model}/versions/{version}/ready", response_class=Response)

@@ -30,6 +30,7 @@ from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import read_artifact
 from cloudrt.options import RemoteOptions, RunOptions
+from cloudrt.serve import inference_protocol
 from cloudrt.serve.batcher import Batcher
 from cloudrt.system.files import sha256
 
@@ -129,6 +130,21 @@ def test_http(folder: Path) -> None:
         assert "provider remote, batch 2" in done.output
         assert same(folder, "http")
         assert server.metric("cloudrt_batch_images_sum") > 0
+
+
+def test_a_server_without_binary_tensors_gets_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference_protocol, "EXTENSIONS", ["model_configuration"])
+    parse, lengths = inference_protocol._Tensors.parse, []
+
+    def recorded(self: Any, body: bytes, header_length: str | None) -> Any:
+        lengths.append(header_length)
+        return parse(self, body, header_length)
+
+    monkeypatch.setattr(inference_protocol._Tensors, "parse", recorded)
+    with opened(folder) as segmenter, serving(segmenter) as server:
+        done = infer(folder, "json.csv", "--remote", server.url, "--model", "tiny")
+    assert "no binary tensors over HTTP" in done.output
+    assert same(folder, "json") and len(lengths) >= IMAGES // 2 and set(lengths) == {None}
 
 
 def test_grpc(folder: Path) -> None:
