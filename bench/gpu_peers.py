@@ -289,7 +289,7 @@ class _Clock:
                 raise _TimeUp
 
         yield advance
-        noted.append((perf_counter(), 0))  # the epoch has waited for the device
+        noted.append((perf_counter(), 0))  # the end of the epoch, which synchronises with the device
 
     def images_per_s(self) -> float:
         """Return the rate without the first `WARM_UP` batches, if there are more, and without validation."""

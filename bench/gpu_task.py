@@ -99,7 +99,7 @@ class GpuTask:
         return stand_in if self.stand_in else on_gpu
 
     def require_gpu(self, *, unless: bool = False) -> None:
-        """Raise NotRun if the CPU is used instead of a GPU."""
+        """Raise NotRun if the CPU is used instead of a GPU, except with `unless`."""
         if self.stand_in and not unless:
             raise NotRun(NO_GPU)
 

@@ -2,7 +2,7 @@
 
 One image at a time: full decode and resize, the network at batch 1, resize to the submission grid, sigmoid, threshold,
 a loop over the connected components, RLE by NumPy differences, a row of CSV. Its bugs are fixed, so that it computes
-the same result as cloudrt.
+the same rows as cloudrt from the same probabilities.
 
 The network is PyTorch in float32 if a checkpoint is given, as in the notebook, else a plain ONNX Runtime session on the
 artifact. The two return the probability in different forms, and `rle_rows` takes both:

@@ -78,7 +78,7 @@ def summary() -> str:
     machine = describe_machine("cpu-full-originals", "cpu-search-444", "cpu-loader-originals")
     other = bench["model"]["sha256"] != validation["model"]["sha256"]
     note = (
-        "\nThe rows of JPEG files and of probability maps were measured with the model that shipped before."
+        "\nThe rows of JPEG files and of probability maps were measured with the previous shipped model."
         if other
         else ""
     )
@@ -264,7 +264,7 @@ def ablation() -> str:
 
 
 def export() -> str:
-    """The gate's figures for three networks in each precision."""
+    """The gate's figures for each network and precision."""
     rows = []
     for run in load("cpu-export")["runs"]:
         for one in run["artifacts"]:
@@ -322,7 +322,7 @@ def held_out() -> str:
     ]
     heads = ("images that the rules are chosen on", "Dice on unseen images", "lost")
     about = (
-        f"Means over {found['repetitions']} random divisions of {found['images']} validation images with the shipped "
+        f"Means over {found['repetitions']} random divisions of {found['images']:,} validation images with the shipped "
         f"model, and the standard errors of the means ({name_file('cpu-held-out')})."
     )
     return f"{table(heads, rows)}\n\n{about}"
