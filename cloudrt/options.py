@@ -1,7 +1,7 @@
 """How an artifact runs: one frozen object that every command, the cluster, the server and the benchmarks pass whole.
 
-`RunOptions` holds what a user asks for. For options whose value is "auto", 0 or None, `cloudrt.engines.plan` measures
-which value is the fastest on this machine.
+`RunOptions` holds what a user asks for. Where "auto", 0 or None means the fastest value, `cloudrt.engines.plan`
+measures it on this machine.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class RemoteOptions:
     model
         Name of the model on the servers.
     rules
-        Path of an artifact whose metadata are used instead of those of the servers; "" uses those of the servers.
+        Path of an artifact whose metadata is used instead of that of the servers; "" uses that of the servers.
     streams
         Number of concurrent requests; 0 means two per server.
     attempts
@@ -232,7 +232,7 @@ class RunOptions:
         if not devices or len(set(devices)) < len(devices):
             raise DataError(f"devices must be one or more GPU numbers without repetition, found {devices!r}")
         if self.remote.urls and (self.provider != "auto" or self.compute_precision != "auto" or self.decoder != "cpu"):
-            raise DataError("--remote does not work with --provider, --compute-precision and --decoder")
+            raise DataError("--remote does not work with --provider, --compute-precision or --decoder")
         if self.compute_precision != "auto" and self.provider not in ("auto", "openvino"):
             raise DataError(
                 f"--compute-precision {self.compute_precision} applies to --provider openvino; other providers use "

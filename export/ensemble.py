@@ -44,11 +44,11 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         if self.tta not in VIEWS:
-            raise DataError(f"tta is one of {', '.join(VIEWS)}, found {self.tta!r}")
+            raise DataError(f"tta must be one of {', '.join(VIEWS)}, found {self.tta!r}")
         if not self.checkpoints:
             raise DataError("an artifact needs at least one checkpoint")
         if len(set(self.digests)) < len(self.digests):
-            raise DataError("an ensemble holds the same checkpoint twice: give each once")
+            raise DataError("an ensemble contains the same checkpoint twice: give each once")
         for member in self.checkpoints[1:]:
             self._check_member(member.config)
 

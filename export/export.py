@@ -69,9 +69,9 @@ class Target:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise DataError(f"precision is one of {', '.join(PRECISIONS)}, found {self.precision!r}")
+            raise DataError(f"precision must be one of {', '.join(PRECISIONS)}, found {self.precision!r}")
         if self.int8_target not in TARGETS:
-            raise DataError(f"the int8 target is one of {', '.join(TARGETS)}, found {self.int8_target!r}")
+            raise DataError(f"the int8 target must be one of {', '.join(TARGETS)}, found {self.int8_target!r}")
 
     @property
     def limits(self) -> Tolerances:
@@ -89,7 +89,7 @@ class Target:
         Raises
         ------
         ProviderError
-            The provider cannot run here, or would only emulate the artifact.
+            The provider cannot run here, or has no int8 kernels for the artifact's int8 layers.
         """
         return choose_gate_provider(Artifact(precision=self.precision, int8_target=self.layout), self.provider)
 
@@ -148,7 +148,7 @@ def export(
     ParityError
         The artifact exceeds the tolerances; nothing is written.
     ProviderError
-        The provider cannot run here, or would only emulate the artifact.
+        The provider cannot run here, or has no int8 kernels for the artifact's int8 layers.
     """
     target = target or Target()
     provider = target.gate_provider()

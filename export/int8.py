@@ -49,7 +49,7 @@ class Quantiser:
 
     def __init__(self, model: onnx.ModelProto, images: NDArray[np.uint8], target: str) -> None:
         if target not in TARGETS:
-            raise DataError(f"the int8 target is one of {', '.join(TARGETS)}, found {target!r}")
+            raise DataError(f"the int8 target must be one of {', '.join(TARGETS)}, found {target!r}")
         self.target = target
         self.layer = {node.name: layer_of(node) for node in model.graph.node}
         self.layers = list(

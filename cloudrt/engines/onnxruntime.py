@@ -151,7 +151,7 @@ class OrtEngine:
         reason = brief(error)
         if exhausted(error):
             return MemoryExhausted(
-                f"{self.provider} has not enough memory for a batch of {self.batch_size or 'any size'}: {reason}"
+                f"{self.provider} does not have enough memory for a batch of {self.batch_size or 'any size'}: {reason}"
             )
         remedy = ": cloudrt doctor checks the driver and the libraries" if self.provider in GPU_PROVIDERS else ""
         return type(otherwise)(f"{otherwise}: {reason}{remedy}")
@@ -178,7 +178,7 @@ class OrtEngine:
         if wanted not in self._session.get_providers():
             raise ProviderError(
                 f"--provider {self.provider} was requested, but ONNX Runtime uses {self._session.get_providers()[0]}: "
-                "cloudrt doctor says what is missing"
+                "run cloudrt doctor to see what is missing"
             )
         if allow_cpu:
             return

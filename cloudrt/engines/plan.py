@@ -132,8 +132,8 @@ def make_plan(
     Raises
     ------
     ProviderError
-        The requested provider cannot run on this machine (the message says what to install), would only emulate the
-        artifact's int8 layers, or does not support one of the options.
+        The requested provider cannot run on this machine (the message says what to install), has no int8 kernels for
+        the artifact's int8 layers, or does not support one of the options.
     """
     require(options.provider, artifact)
     if settled:
@@ -313,7 +313,8 @@ class _Measurements:
     def plan(self, provider: str, precision: str, *, alone: bool) -> Plan:
         """Return the plan with the fastest settings of a provider.
 
-        Nothing is measured if the options leave only one setting and no other provider is compared (`alone`).
+        Nothing is measured for the CPU provider, whose only setting is the batch size, if the options fix it and no
+        other provider is compared (`alone`).
         """
         fixed = _fixed(self._options, provider)
         asked = fixed.batch_size
@@ -333,7 +334,7 @@ class _Measurements:
         best = best_setting(settings)
         if best is None:
             raise refusal or MemoryExhausted(
-                f"{provider} has not enough memory for {asked or 1} images: use a smaller --batch-size"
+                f"{provider} does not have enough memory for {asked or 1} images: use a smaller --batch-size"
             )
         return Plan(
             provider=provider,

@@ -192,9 +192,9 @@ class ProviderTrial:
         """Return the settings that were measured, with their rates; an empty list if the provider cannot run any.
 
         The steps are: numbers of streams with the smallest batch, batch sizes, channels-last convolutions, copies by
-        ONNX Runtime itself, and a CUDA graph. Each step starts from the best settings so far. It ends when two settings
-        in a row are not faster, when the provider refuses one, or when `BUDGET` is used up. Afterwards, `refusal` is
-        the error of the last refused settings, or None.
+        ONNX Runtime itself, and a CUDA graph. Each step starts from the best settings so far, and ends when two
+        settings in a row are not faster, when the provider refuses one, or when `BUDGET` is used up. Afterwards,
+        `refusal` is the error of the last refused settings, or None.
         """
         self.refusal = None
         settings: list[Setting] = []
@@ -277,7 +277,9 @@ class ProviderTrial:
         except (ArtifactError, ProviderError) as error:
             self.refusal = error
         except MemoryError as error:
-            self.refusal = MemoryExhausted(f"{provider} has not enough memory for {setting.batch_size} images: {error}")
+            self.refusal = MemoryExhausted(
+                f"{provider} does not have enough memory for {setting.batch_size} images: {error}"
+            )
         else:
             logger.info("  %s: %.1f images/s", words, rate)
             return replace(setting, images_per_s=max(0.01, round(float(rate), 2)))

@@ -3,7 +3,7 @@
 A JPEG is decoded at the smallest DCT scale of libjpeg-turbo that covers the requested size, then resized once. Other
 files and arrays are first reduced by the same scale, so that all forms of an image give nearly the same result. Damaged
 files raise `ImageError` instead of decoding to grey areas. PNG, WebP, TIFF and BMP are decoded by OpenCV, after their
-headers are validated; OpenCV fills damaged strips of a TIFF, so Pillow decodes it first, which reports them.
+headers are validated. OpenCV fills damaged strips of a TIFF; Pillow, which reports them, decodes it first.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS)
     except ImageError as error:
         if data[:2] not in (b"II", b"MM"):
             raise
-        raise ImageError(f"{error}; a TIFF has 8 or 16 bits per channel, not floating-point numbers") from error
+        raise ImageError(f"{error}; a TIFF must have 8 or 16 bits per channel, not floating-point numbers") from error
     return image if cover is None else reduce(image, cover)
 
 

@@ -86,7 +86,7 @@ def score(
             " or ".join(f"{width}x{height}" for height, width in grids)
             for grids in ((labels.label_grid, labels.submit_grid), (grid,))
         )
-        raise DataError(f"the grid of the truth is {known} (width x height), found {other}")
+        raise DataError(f"the grid of the truth must be {known} (width x height), found {other}")
     truth = read_table(truth_csv, labels)
     predicted = read_table(submission_csv, labels)
     missing = [key for key in truth if key not in predicted]

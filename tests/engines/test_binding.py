@@ -46,7 +46,7 @@ def test_what_the_runtimes_say_when_memory_runs_out(model: Path, monkeypatch: py
                 raise state.RuntimeException(text)
 
         monkeypatch.setattr(engine, "_session", Session())
-        with pytest.raises(MemoryExhausted, match="cpu has not enough memory for a batch of 2"):
+        with pytest.raises(MemoryExhausted, match="cpu does not have enough memory for a batch of 2"):
             engine.run(np.zeros((2, *SIZE, 3), np.uint8))
 
 
