@@ -89,8 +89,8 @@ def _show_host(host: Host) -> None:
         table.add_row(*cells)
     _print(table)
     click.echo(
-        f"The slowest batch size reaches {host.evenness:.2f} of the rate of the fastest; copying, computing and "
-        f"post-processing, equally long and overlapping, reach {host.overlap_share:.2f} of the rate of one of them"
+        f"The slowest batch size reaches {host.evenness:.2f} of the rate of the fastest. If copying, computing and "
+        f"post-processing take equally long and overlap, the rate is {host.overlap_share:.2f} of that of one of them"
     )
 
 

@@ -108,8 +108,8 @@ def infer(
         if printed:
             if form not in (None, "csv") or given["resume"] or given["report"] or cluster["cluster"] is not None:
                 raise Failure(
-                    "--output - writes CSV to standard output: leave out another --format, --resume, --report and "
-                    "--cluster"
+                    "--output - writes CSV to standard output: it does not work with another --format, --resume, "
+                    "--report or --cluster"
                 )
             if sys.stdout is None:
                 raise Failure("--output - writes to standard output, which is closed")

@@ -16,7 +16,7 @@ from cloudrt.system.terminal import Failure, reports_errors, say_logs
 
 @click.command()
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all networks.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all interfaces.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="Port; 0 for a free one.")
 @click.option("--name", help="Name of the model in URLs. Default: its file name.")
 @click.option("--token", help=f"Bearer token that requests must contain. Default: the environment variable {TOKEN}.")
@@ -45,7 +45,7 @@ from cloudrt.system.terminal import Failure, reports_errors, say_logs
     help="Maximum time that an image waits for others to fill its batch.",
 )
 @run_options
-@click.option("-v", "--verbose", is_flag=True, help="Also say why other providers were not chosen.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print why other providers were not chosen.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
 @reports_errors
 def serve(model: Path | None, verbose: bool, quiet: bool, **given: Any) -> None:

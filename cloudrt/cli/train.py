@@ -171,7 +171,7 @@ CROSS_FILES = ("oof.npz", "folds.json")
     help="Maximum time of training, such as 90m, 2h or seconds; the schedule is shortened to fit. Default: no limit.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs, to runs/NAME/tensorboard.")
-@click.option("--limit", default=0, help="Use only the first images, this many, for a quick check. Default: all.")
+@click.option("--limit", default=0, help="Use only this number of images, for a quick check. Default: all.")
 @reports_errors
 def train(
     data: Path,
@@ -248,8 +248,8 @@ def train(
         f"{result.images_per_second:.1f} training images/s"
     )
     click.echo(
-        "The Dice of the epochs is that of rules found on the images that they are scored on; the held-out Dice is out "
-        "of fold: each fifth of the images is scored with rules found on the others, as for new images."
+        "The Dice of an epoch is measured on the images that its rules were chosen on. The held-out Dice is out of "
+        "fold: each fifth of the held-out images is scored with rules chosen on the others, as for new images."
     )
     if result.dice <= result.all_empty:
         click.echo("This is no better than empty rows: train for more epochs, or with more images, before you export")
