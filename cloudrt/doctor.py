@@ -50,7 +50,7 @@ UNTESTED = (
     "cloudrt's tests have not been run with CUDA, several GPUs, CUDA graphs, or nvImageCodec on a GPU: without a GPU, "
     "they run as much of that code as possible on the CPU and skip the rest.",
 )
-"""What the tests and benchmarks do not cover."""
+"""What the tests do not cover."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ _CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories: control characters, surrogates, line and paragraph separators."""
 
 
-# The palette of Okabe and Ito (2008), distinguishable with every kind of colour vision; green and vermilion are a
-# little lighter here, because the ocean below is dark.
+# After the palette of Okabe and Ito (2008), distinguishable with every kind of colour vision: purple, green and
+# vermilion are lighter, and violet and grey replace blue and black, because the ocean below is dark.
 COLOURS = ("#e69f00", "#56b4e9", "#ee7abf", "#2bd4a0", "#f0e442", "#ff7a45", "#a58bff", "#c9c9c9")
 
 

@@ -41,7 +41,7 @@ class EngineOptions:
     allow_cpu
         See `RunOptions`.
     emulate
-        For parity checks: ONNX Runtime's CPU provider computes with the rounding of another device, slowly. A fp16
+        For parity checks: ONNX Runtime's CPU provider computes with the rounding of another device, slowly. An fp16
         graph is not converted to float32, and int8 layers compute in float between quantisation and dequantisation.
     keep_compiled
         Store the network that OpenVINO compiles in the user's cache, for the next start.

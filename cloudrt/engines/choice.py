@@ -28,9 +28,9 @@ class Choice:
 def choose_provider(wanted: str = "auto", artifact: Artifact | None = None) -> Choice:
     """Choose a provider without measuring: "auto" takes CUDA if it works, else ONNX Runtime's CPU provider.
 
-    "auto" does not take TensorRT, which builds an engine for each artifact for minutes, TensorRT for RTX, which
-    compiles for seconds, or OpenVINO, which is faster on some processors and slower on others. `cloudrt.engines.plan`
-    chooses by measurement.
+    "auto" does not take TensorRT, which needs minutes to build an engine for each artifact, TensorRT for RTX, which
+    needs seconds to compile, or OpenVINO, which is faster on some processors and slower on others.
+    `cloudrt.engines.plan` chooses by measurement.
 
     Parameters
     ----------
@@ -42,8 +42,8 @@ def choose_provider(wanted: str = "auto", artifact: Artifact | None = None) -> C
     Raises
     ------
     ProviderError
-        The requested provider cannot run on this machine (the message says what to install), or would only emulate the
-        artifact's int8 layers.
+        The requested provider cannot run on this machine (the message says what to install), or has no int8 kernels
+        for the artifact's int8 layers.
     """
     require(wanted, artifact)
     if wanted != "auto":
@@ -83,9 +83,10 @@ def hindrance(provider: str, artifact: Artifact | None = None) -> str | None:
 
 
 def emulation(provider: str, artifact: Artifact | None) -> str | None:
-    """Return why `provider` would only emulate the int8 layers of an artifact, which is slower than fp32, or None.
+    """Return why `provider` has no int8 kernels for the int8 layers of an artifact, or None.
 
-    None if it has int8 kernels for them, or the artifact has no int8 layers.
+    It would compute them in float, which is slower than an fp32 artifact, or refuse them. None if it has such kernels,
+    or the artifact has no int8 layers.
     """
     if artifact is None or artifact.precision != "int8":
         return None

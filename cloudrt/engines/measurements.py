@@ -1,7 +1,8 @@
 """Cache of tuning measurements, in the user's cache folder.
 
 The name of a file is a digest of everything that the measurements depend on: the artifact's graph, the processor, the
-GPUs, the number of threads and the versions of the runtimes. If one of them changes, everything is measured again.
+GPUs, the number of threads, `allow_cpu` and the versions of the runtimes. If one of them changes, everything is
+measured again.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class OpenvinoEngine:
                 f"this CPU has no instructions for {options.compute_precision}, only for {', '.join(precisions)}"
             )
         if artifact.precision == "fp16" and options.compute_precision != "fp16":
-            model = widen(model)  # a fp16 graph would add conversions
+            model = widen(model)  # an fp16 graph would add conversions
         core = openvino.Core()
         try:
             content = (fix_batch(model, batch_size) if batch_size else model).SerializeToString()

@@ -46,8 +46,8 @@ class RemoteModel:
     artifact
         Its metadata.
     digest
-        SHA-256 of the artifact's file as the server reports it, else of the metadata; with `options.rules`, of the file
-        of the rules and the metadata.
+        SHA-256 of the artifact's file if the servers report it, else of the model's parameters; with `options.rules`,
+        of that file and the parameters.
     largest_batch
         Largest number of images per request.
     outputs

@@ -1,4 +1,4 @@
-"""Conversion of a fp16 artifact to float32, for providers that would only emulate fp16.
+"""Conversion of an fp16 artifact to float32, for providers that would only emulate fp16.
 
 The weights keep their fp16 values; only the arithmetic is in float32. Without the conversion, ONNX Runtime's CPU
 provider inserts casts around every node.
@@ -14,7 +14,7 @@ HALF, SINGLE = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
 
 def widen(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of `model` whose fp16 tensors and casts are float32; the metadata are not changed."""
+    """Return a copy of `model` whose fp16 tensors and casts are float32; the metadata is not changed."""
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     graph = wide.graph

@@ -43,10 +43,10 @@ class Artifact:
     architecture, encoder, options
         The network; see `NetworkConfig`.
     precision
-        Precision that the network computes in: "fp32", "fp16", "bf16" or "int8". The first and last layers are always
-        float32.
+        Precision that the network computes in: "fp32", "fp16", "bf16" or "int8". The operations before and after the
+        network are always float32.
     kept_fp32
-        Layers that export left in fp32, because the parity check failed without them.
+        Layers that export left in fp32, because the parity gate does not pass if they are lowered.
     int8_target
         Runtime that the int8 layers are quantised for, "cpu" or "tensorrt"; empty in other precisions.
     subtract_no_data
@@ -62,7 +62,7 @@ class Artifact:
     weights_license
         Licence of the pre-trained weights.
     tta
-        Test-time augmentation, the flips that the probability is averaged over: "none", "h", "v" or "hv".
+        Test-time augmentation, the flips that the logits are averaged over: "none", "h", "v" or "hv".
     members
         Architecture, encoder, Dice and SHA-256 of each checkpoint of an ensemble; empty for a single one.
     tuning
@@ -232,7 +232,7 @@ def default_model() -> Path:
 
 
 def _check_contained(model: onnx.ModelProto, path: str | Path) -> None:
-    """Refuse weights in other files, which the file's digest does not cover, and control flow, which may never end."""
+    """Refuse weights in other files, which the file's digest does not cover, and control flow, which may not end."""
     import onnx
 
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
@@ -283,7 +283,7 @@ def graph_bytes(model: onnx.ModelProto) -> bytes:
 
 
 def fix_batch(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
-    """Return a copy with a fixed N in the shape of the input; OpenVINO loads it faster than it reshapes a dynamic N."""
+    """Return a copy with a fixed N in the shape of the input, which OpenVINO loads faster than a dynamic N."""
     from onnx import ModelProto
 
     fixed = ModelProto()

@@ -331,7 +331,7 @@ class Checkpoint:
 
 
 def write_tensors(path: Path, values: dict[str, Any]) -> None:
-    """Write plain values and tensors atomically. On a full disk, OSError is raised; torch.save raises another error."""
+    """Write plain values and tensors atomically. On a full disk, this raises OSError, unlike torch.save to a path."""
     content = BytesIO()
     torch.save(values, content)
     with replacing(path) as partial:
