@@ -1,6 +1,6 @@
 """Decoding of JPEGs on an NVIDIA GPU with nvImageCodec; the only module that imports it.
 
-Decoded images stay on the GPU; `cloudrt.engines.gpu_images` brings them to the network's size there.
+Decoded images stay on the GPU; `cloudrt.engines.gpu_images` resizes them there.
 """
 
 from __future__ import annotations

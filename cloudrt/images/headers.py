@@ -119,7 +119,7 @@ def without_notes(data: bytes) -> bytes:
 
 
 _PIXEL_CHUNKS = (b"tRNS", b"bKGD", b"eXIf", b"acTL", b"fcTL", b"fdAT")
-"""Chunks that are not critical, but may change pixels: transparency, rotation and animation."""
+"""Chunks that are not critical, but may change pixels: transparency, background, rotation and animation."""
 
 
 def _webp(data: bytes) -> Grid:

@@ -1,4 +1,4 @@
-"""What the engine stage of the pipeline passes on: groups of decoded inputs with the network's outputs."""
+"""The output of the pipeline's engine stage: groups of decoded inputs with the network's outputs."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Identity:
     inputs
         SHA-256 over the keys of the images and the sizes of their files, in order.
     tiling
-        How panoramas are cut into tiles, and where they lie; "" without tiles.
+        How panoramas are cut into tiles, and their positions; "" without tiles.
     simplify
         Pixels by which outlines of polygons may deviate; "" for formats without polygons.
     partition_size, partition_format
@@ -109,7 +109,7 @@ class Identity:
         Raises
         ------
         DataError
-            The identities differ; names every difference.
+            The identities differ; the message names every difference.
         """
         differences = self.differences(other)
         if differences:

@@ -172,7 +172,10 @@ class Journal:
         return self._first_record
 
     def _recover(self, identity: Identity) -> tuple[int, int]:
-        """Return the number of images not to run again, and the byte where their records end; 0, 0 without any."""
+        """Return the number of images not to run again, and the byte where their records end.
+
+        0, 0 if the header is incomplete.
+        """
         self._file.seek(0)
         first = self._file.readline()
         header = _parse(first)

@@ -76,7 +76,8 @@ class Segmenter:
 
     Notes
     -----
-    Options that are "auto", 0 or None are measured once for each artifact and machine, which can take up to a minute.
+    Where "auto", 0 or None means the fastest value, it is measured once for each artifact and machine, which can take
+    up to a minute.
 
     Examples
     --------
@@ -169,8 +170,8 @@ class Segmenter:
             (H, W, 3) or (3, H, W), or `ImageFile` and `StoredImage` objects. A single input is treated like a list of
             one, and the path of a folder like a list of its images.
         look
-            Called with the network's output for each input, in order and some images before the results, for example
-            to store the probabilities.
+            Called with the network's output for each input, in order and before its result is yielded, for example to
+            store the probabilities.
         probabilities
             Whether to set `probability` of each result.
 
@@ -405,7 +406,7 @@ def require_rules(artifact: Artifact, model: Path) -> None:
     Raises
     ------
     ArtifactError
-        It has none; says how to find rules.
+        It has none; the message says how to find rules.
     """
     if not artifact.rules:
         raise ArtifactError(f"{model} has no rules, as its network was never validated: find them with cloudrt tune")

@@ -77,8 +77,8 @@ class Result:
         label
             Name of the class.
         size
-            "grid": the submission grid. "image": the size of the image. (H, W): this size. The mask is resized by
-            nearest neighbours.
+            "grid": the submission grid. "image": the size of the image. (H, W): this size. The mask is resized with
+            nearest-neighbour interpolation.
 
         Returns
         -------

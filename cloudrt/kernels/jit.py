@@ -48,7 +48,7 @@ def _seal_saved_files(compiled: Any, function: Callable[..., Any]) -> None:
     """Make numba write a checksum for each file that it caches for a function, and ignore errors such as a full disk.
 
     Numba has no public hook for this: `Dispatcher._cache` is private. Written against numba 0.68, whose
-    `Dispatcher.compile` calls `_cache.save_overload(signature, result)` and lets OSError pass.
+    `Dispatcher.compile` calls `_cache.save_overload(signature, result)` and does not catch OSError.
     """
     folder, code = Path(compiled.stats.cache_path), function.__code__
     files = f"{Path(code.co_filename).stem}.{function.__qualname__}-{code.co_firstlineno}.py*.nb[ci]"
@@ -86,5 +86,5 @@ def _fingerprint() -> str:
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
-    """Define a function that kernels can call from LLVM instructions; see `numba.extending.intrinsic`."""
+    """Define, by LLVM instructions, a function that kernels can call; see `numba.extending.intrinsic`."""
     return numba.extending.intrinsic(function)

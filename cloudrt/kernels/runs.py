@@ -66,7 +66,7 @@ def find_runs_in_levels(
     Parameters
     ----------
     columns
-        (W, H), C-contiguous; each pixel is read once.
+        (W, H), C-contiguous; each pixel is read from memory once.
     least
         The smallest value that is on, of the dtype of `columns`.
     gate, gate_pixels
@@ -84,7 +84,7 @@ def find_runs_in_levels(
     count = 0
     begin = 0
     for x in range(width):
-        if gate_pixels > 0:  # before the runs of the same column, so that its pixels are in the L1 cache
+        if gate_pixels > 0:  # by column: its runs are then found in pixels that are in the L1 cache
             above += _count_at_least(flat, begin, height, gate)
         first[x] = count >> 1
         carry = np.uint64(0)

@@ -91,8 +91,8 @@ def rle_decode(text: str, shape: Grid = SUBMIT_GRID) -> NDArray[np.uint8]:
 def rle_to_submit_grid(text: str, labels: Labels = CLOUDS) -> NDArray[np.uint8]:
     """Return the mask of an RLE text on the label grid, reduced to the submission grid.
 
-    A pixel is on if at least half of its block of label pixels is on. Runs are counted per block, without painting
-    the label grid, which has 16 times as many pixels for the clouds.
+    A pixel is on if at least half of its block of label pixels is on. The pixels of the runs are counted per block,
+    without painting the label grid, which has 16 times as many pixels for the clouds.
 
     Returns
     -------

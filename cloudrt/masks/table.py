@@ -10,7 +10,8 @@ from cloudrt.errors import DataError
 from cloudrt.labels import CLOUDS, Labels
 
 MAX_COMMAS = 100
-"""In a line. Names may contain some; every further column would cost much more memory than its byte in the file."""
+"""Largest number of commas in a line. Names may contain some, but pandas needs much more memory for a column than the
+comma takes in the file."""
 
 Table = dict[tuple[str, str], str]
 """(image name, class) -> RLE text, in the order of the file."""
@@ -73,7 +74,7 @@ def read_rows(path: str | Path, labels: Labels) -> Iterator[tuple[int, str, str]
 
 
 def _refuse_wide(file: BinaryIO, path: str | Path) -> None:
-    """Raise DataError for a line of too many columns, before pandas makes one of each comma."""
+    """Raise DataError for a line of too many columns, before pandas allocates them."""
     for number, line in enumerate(file, start=1):
         if max(part.count(b",") for part in line.splitlines()) > MAX_COMMAS:
             raise DataError(f"{path}, line {number}: more than {MAX_COMMAS} commas, expected two fields")
