@@ -47,8 +47,8 @@ class DataFolder:
     def read_train(self) -> dict[str, dict[str, str]]:
         """Return image name -> class -> RLE text, without classes that have no row.
 
-        Images of `train_images` without any row follow: they show none of the classes. If the table has rows with empty
-        masks, however, a class that is absent has a row, and an image without rows is left out: it has no labels.
+        Images of `train_images` without any row are appended, without any class. However, if the table has rows with
+        empty masks, absent classes have rows: then an image without rows is unlabelled, and is left out.
 
         Raises
         ------
@@ -72,7 +72,7 @@ class DataFolder:
             return []
 
     def describe_unlisted(self) -> str:
-        """Say how many images have no row, and what `read_train` does with them; "" if there are none."""
+        """Return how many images have no row, and what `read_train` does with them, as text; "" if there are none."""
         images = self._read_rows()
         count = len(self.unlisted(images))
         if not count:
@@ -124,7 +124,7 @@ class DataFolder:
 def writes_absences(images: Mapping[str, Mapping[str, str]]) -> bool:
     """Return whether a table has rows for absent classes: image name -> class -> RLE text, some of them empty.
 
-    Without rows at all, nothing is known of the images, so that the answer is yes.
+    True for a table without rows, because nothing is known about its images.
     """
     return not images or any(not text for texts in images.values() for text in texts.values())
 

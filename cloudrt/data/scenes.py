@@ -113,7 +113,7 @@ def draw_image(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _lay_out(rng: np.random.Generator) -> list[tuple[str, Box]]:
-    """Choose the organisations and one or two patches for each; the rest of the frame is open ocean."""
+    """Choose the organisations and a patch for each; one may have a second patch. The rest is open ocean."""
     count = 1 + int(rng.choice(len(_CLASS_COUNTS), p=_CLASS_COUNTS))
     weights = np.array([_CLASS_WEIGHTS[name] for name in CLASSES])
     names = [CLASSES[index] for index in rng.choice(len(CLASSES), count, replace=False, p=weights / weights.sum())]

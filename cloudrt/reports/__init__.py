@@ -1,1 +1,1 @@
-"""HTML pages, one module a page, with one shared template and style."""
+"""HTML pages, one module per page, with a shared template and style."""

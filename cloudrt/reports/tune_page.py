@@ -103,7 +103,7 @@ def span(choice: RuleChoice) -> str:
 
 
 def kept_because(choice: RuleChoice) -> str:
-    """Say why the previous rule was kept: "> 128, area > 9,000 changes the out-of-fold Dice by -0.0012 ± 0.0020"."""
+    """Return why the previous rule was kept: "> 128, area > 9,000 changes the out-of-fold Dice by -0.0012 ± 0.0020"."""
     return f"{words(choice.found)} changes the out-of-fold Dice by {choice.gain:+.4f} ± {choice.gain_error:.4f}"
 
 

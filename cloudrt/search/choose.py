@@ -32,7 +32,7 @@ GATE_SHARES = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.045, 0.
 """Fraction of the grid's pixels that must exceed the threshold of the gate."""
 PRESENCES = tuple(range(0, 256, 4))
 JOINT = {"threshold": 4, "gate_threshold": 2, "presence": 2}
-"""Strides of the search of gate and presence at once: of the thresholds, gate thresholds and presence levels."""
+"""Strides of the thresholds, gate thresholds and presence levels when gate and presence are searched together."""
 
 TIE = 1e-9
 """Sums of Dice that differ by less are considered equal; the rule nearest to the mean of equal rules is chosen."""

@@ -2,8 +2,8 @@
 
     levels, truth --one pass per map (kernels/sweep.py)--> pixels and true pixels kept, (T, A) --> DiceTables --> rules
 
-Trying 256 thresholds and 17 min areas separately would threshold, label and filter each map 4,352 times. One pass
-over the map (`sweep`) computes all 4,352 results with the same integer counts, from which Dice is computed in float64.
+Trying 256 thresholds and 28 min areas separately would threshold, label and filter each map 7,168 times. One pass
+over the map (`sweep`) computes all 7,168 results with the same integer counts, from which Dice is computed in float64.
 `search_rules` returns the best rule on these images; `choose.py` chooses one that generalises to other images.
 """
 

@@ -119,7 +119,7 @@ class CudaDevice:
         return memory
 
     def free_memory(self) -> int:
-        """Return how many bytes of the GPU's memory no process has taken."""
+        """Return the free memory of the GPU in bytes."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         self._enter()
         self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))

@@ -194,8 +194,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def reserve(file: int) -> None:
-    """Allocate disk space for an open file before it is memory-mapped: writing to the map on a full disk would raise
-    SIGBUS, which ends the process.
+    """Allocate disk space for an open file before it is memory-mapped.
+
+    Otherwise, writing to the map on a full disk raises SIGBUS, which ends the process.
 
     Raises
     ------

@@ -120,7 +120,7 @@ class PipelineStats:
     Parameters
     ----------
     threads
-        Number of threads for decoding, and for post-processing; the engine has one.
+        Number of threads for decoding, and for post-processing. That of the engine is 1 until its caller sets it.
     """
 
     def __init__(self, threads: int) -> None:

@@ -107,7 +107,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Decorate a command: errors become one line on stderr and exit status 2, without a traceback.
 
     With -v, which every command has, the traceback of an unexpected error is printed before that line. For a missing
-    optional package, the line is the command that installs it. After SIGINT the command cleans up and exits with status
+    optional package, the line says how to install it. After SIGINT the command cleans up and exits with status
     130; after SIGTERM or SIGHUP, with 143; after the reader closed the output pipe, with 141.
     """
 
@@ -262,7 +262,7 @@ class Failure(click.ClickException):
 
 
 def printable(text: str) -> str:
-    """Return a text of others for the terminal: control characters, such as escapes, become \\xNN or \\uNNNN."""
+    """Return text from untrusted sources for the terminal: control characters become \\xNN or \\uNNNN."""
     if text.isprintable():
         return text
     return "".join(
@@ -276,7 +276,10 @@ _CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def say_logs(name: str, level: int) -> None:
-    """Print the log records of logger `name` and its children, from `level` up, to stderr, one line each."""
+    """Print the log records of logger `name` and its children, from `level` up, to stderr, one line each.
+
+    With -v, INFO includes DEBUG.
+    """
     import logging
 
     class Echo(logging.Handler):
