@@ -132,7 +132,7 @@ def choose_gate_provider(artifact: Artifact, wanted: str = "auto") -> str:
     Raises
     ------
     ProviderError
-        The provider cannot run here, or would only emulate the artifact's int8 layers.
+        The provider cannot run here, or has no int8 kernels for the artifact's int8 layers.
     """
     if artifact.precision != "int8":
         return choose_provider(wanted).provider
@@ -181,7 +181,7 @@ def lower(
     Raises
     ------
     ParityError
-        The model does not pass, whichever layers are kept in fp32.
+        The model does not pass, or only if all layers are kept in fp32.
     """
     if gate.builds:
         model, _, kept_there = lower(replace(gate, provider="cpu"), layers, convert, advance)

@@ -136,7 +136,7 @@ def describe(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings of exporters and quantisers about their internals; the checker and the gate judge the result."""
+    """Silence warnings of exporters and quantisers about their internals: checker and gate verify the result."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable

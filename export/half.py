@@ -88,7 +88,7 @@ class _Lowering:
         if (name, kind) not in self.casts:
             other = f"{name}_{'fp16' if kind == HALF else 'fp32'}"
             if name in self.constants:
-                with np.errstate(over="ignore"):  # becomes infinity; the gate judges the effect
+                with np.errstate(over="ignore"):  # becomes infinity; the gate measures the effect
                     half = numpy_helper.to_array(self.constants[name]).astype(np.float16)
                 self.constants[other] = numpy_helper.from_array(half, other)
             else:

@@ -57,7 +57,7 @@ def open_images(
     size
         Height and width of the network's input.
     max_images
-        Maximum number of images in each set.
+        Maximum number of images of the folder in each set; a set of synthetic images has `SCENE_COUNT`.
     calibrate
         Whether images for calibration are needed; the second set is empty otherwise.
 

@@ -20,7 +20,7 @@ BATCH = 4
 Runner = Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
 """(N, H, W, 3) uint8 RGB -> (N, C, W_out, H_out) uint8 probability, and (N, C) uint8 presence or None."""
 FEW = 16
-"""Below this number of images, a single row can decide the result."""
+"""With fewer images, a warning states how large a part of the result one row is."""
 
 
 class Reference:

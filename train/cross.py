@@ -109,7 +109,7 @@ def _read_outcome(part: Path, config: TrainConfig) -> dict[str, float]:
     Raises
     ------
     DataError
-        The fold was trained with other options; names them.
+        The fold was trained with other options; the message names them.
     """
     differences = config.differences(json.loads((part / "config.json").read_text(encoding="utf-8")))
     if differences:

@@ -59,7 +59,7 @@ class TrainResult:
     folder
         The run folder.
     dice
-        Held-out mean Dice of the best epoch, with its final rules.
+        Held-out mean Dice of the best epoch, out of fold; see `Validator.run`.
     epoch
         Number of the best epoch; 0 in processes other than rank 0.
     all_empty
@@ -289,7 +289,7 @@ class _Run:
         write_tensors(self.folder / STATE, values)
 
     def _finish(self) -> TrainResult:
-        """Search the rules of the best epoch on all thresholds, with and without no-data, and store the better ones."""
+        """Search all rules of the best epoch, with and without subtracting no-data, and store the better ones."""
         best = Checkpoint.load(self.folder / "best.pth")
         network = self.trainer.evaluated
         network.load_state_dict(best.weights)

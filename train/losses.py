@@ -1,4 +1,4 @@
-"""Losses on (N, C, H, W) logits and masks with independent classes: weighted sums of segmentation_models_pytorch's."""
+"""Losses on (N, C, H, W) logits and masks with independent classes: sums of segmentation_models_pytorch losses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OVERLAPS = ("dice", "iou", "lovasz")
 READ_SECONDS = 1.0
 """How often `RunningLoss` reads losses from the device."""
 SURELY_OFF = -30.0
-"""A logit whose probability and Lovasz error are zero in float32."""
+"""A logit whose probability, about 1e-13, is negligible, and whose Lovasz error is zero."""
 
 
 class WeightedSum(nn.Module):

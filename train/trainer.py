@@ -91,7 +91,7 @@ class Trainer:
         Raises
         ------
         DataError
-            A loss that is not finite; names images of the batch.
+            A loss that is not finite; the message names images of the batch.
         """
         self.dataset.epoch = self.batches.epoch = number
         self.network.train()

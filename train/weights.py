@@ -94,8 +94,8 @@ def find_weights(encoder: str) -> EncoderWeights:
 def read_weights(path: Path, encoder: str) -> EncoderWeights:
     """Read a state dict of timm, torchvision or segmentation_models_pytorch, in PyTorch's format or safetensors.
 
-    Such files contain no mean and standard deviation: they are those of the encoder's ImageNet weights, or ImageNet's
-    with a warning if these are not known without the hub.
+    Such files contain no mean and standard deviation. Those of the encoder's ImageNet weights are used or, if they are
+    not known offline, those of ImageNet, with a warning.
 
     Raises
     ------
@@ -124,13 +124,13 @@ def read_weights(path: Path, encoder: str) -> EncoderWeights:
 def load_encoder(network: nn.Module, encoder: str, weights: EncoderWeights) -> int:
     """Copy weights into the encoder of a network and return the number of tensors.
 
-    Tensors are matched by name if most of the names occur, otherwise by order. Prefixes of wrappers ("module.",
-    "encoder.", "model.") are ignored, as are classifiers.
+    Tensors are matched by name if at least half of the names occur, otherwise by order. Prefixes of wrappers
+    ("module.", "encoder.", "model.") are ignored, as are classifiers.
 
     Raises
     ------
     DataError
-        A tensor is missing or has another shape; names the first.
+        A tensor is missing or has another shape; the message names the first.
     """
     target = network.encoder
     assert isinstance(target, nn.Module)
@@ -196,7 +196,7 @@ def _find_package(encoder: str) -> EncoderWeights | None:
 
 
 def _find_timm(name: str) -> EncoderWeights:
-    """Return weights of timm's: from the caches, else as timm downloads them."""
+    """Return ImageNet weights of timm, from a local cache or downloaded."""
     import timm
 
     config = timm.get_pretrained_cfg(name)
@@ -225,7 +225,7 @@ def _timm_levels(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _find_smp(encoder: str) -> EncoderWeights:
-    """Return weights of segmentation_models_pytorch's: from the cache, else downloaded."""
+    """Return ImageNet weights of segmentation_models_pytorch, from the local cache or downloaded."""
     from huggingface_hub import hf_hub_download
     from safetensors.torch import load_file
 
