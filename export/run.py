@@ -22,7 +22,7 @@ from cloudrt.model.artifact import load_model, parse_artifact
 from cloudrt.model.parity import TOLERANCES, Tolerances, Verdict
 from cloudrt.system.files import replacing
 from cloudrt.system.machine import describe_machine
-from cloudrt.system.paths import check_outputs
+from cloudrt.system.paths import check_outputs, check_suffixes
 from cloudrt.system.terminal import ProgressBar
 
 from .export import PRECISIONS, Exported, Target, export
@@ -108,6 +108,8 @@ class ExportRequest:
         # Other models in the repository are kept.
         folders = {"--triton": self.triton / NAME if self.triton else None}
         check_outputs(files, folders=folders, overwrite=self.overwrite)
+        check_suffixes({"--output": self.output}, ".onnx")
+        check_suffixes({"--json": self.figures}, ".json")
 
     def _images(self) -> Iterator[Path]:
         if self.options.data is not None:

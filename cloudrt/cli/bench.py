@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from cloudrt.cli.run_options import run_options, take_run_options
-from cloudrt.system.paths import check_outputs
+from cloudrt.system.paths import check_outputs, check_suffixes
 from cloudrt.system.terminal import Failure, progress_bar, reports_errors
 
 
@@ -113,6 +113,7 @@ def bench(
     reads |= {"--truth": truth, "--checkpoint": checkpoint, "--baseline": baseline, "--compare": before, "--data": data}
     reads |= {} if models else {"the model": default_model()}
     check_outputs({"--output": output, "the page": page}, reads, images=_images(data), overwrite=overwrite)
+    check_suffixes({"--output": output}, ".json")
     options = BenchOptions(
         models=tuple(dict.fromkeys(models)),
         data=data,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cloudrt.system.paths import check_outputs
+from cloudrt.system.paths import check_outputs, check_suffixes
 from cloudrt.system.terminal import Failure, printable, progress_bar, reports_errors
 
 
@@ -59,6 +59,8 @@ def explore(
     for path in (output, findings):
         if path is not None and path.resolve().is_relative_to(source.train_images.resolve()):
             raise Failure(f"{path} belongs to the data set: give another name")
+    check_suffixes({"--output": output}, ".html")
+    check_suffixes({"--findings": findings}, ".csv")
     from cloudrt.data.explore import explore as run
     from cloudrt.reports.explore_page import write_exploration, write_findings
 

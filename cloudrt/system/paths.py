@@ -74,6 +74,13 @@ def check_outputs(
             raise DataError(f"{path} {what}: give another {other}{advice}")
 
 
+def check_suffixes(files: Paths, suffix: str) -> None:
+    """Raise DataError for an output whose name does not end in `suffix`, such as - or a folder."""
+    for name, path in files.items():
+        if path is not None and path.suffix.lower() != suffix:
+            raise DataError(f"{name} {path}: the file name ends in {suffix}")
+
+
 def _refuse_same(path: Path, name: str, read: Mapping[str, Path]) -> None:
     """Raise DataError if an output is an input under another name: a hard link, or a name that differs in case."""
     for other, source in read.items():
