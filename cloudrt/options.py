@@ -187,7 +187,7 @@ class RunOptions:
     cuda, tensorrt, tensorrt_rtx, openvino
         Options of the provider of that name; other providers ignore them.
     remote
-        Servers that run the network; then `provider` must be "auto".
+        Servers that run the network; then `provider`, `compute_precision` and `decoder` must have their defaults.
 
     Raises
     ------

@@ -46,7 +46,7 @@ class Target:
     int8_target
         Layout of int8 layers, "cpu" or "tensorrt".
     provider
-        Provider that runs the artifact for the comparison. "auto" takes the fastest one that works here.
+        Provider that runs the artifact for the comparison; for "auto", see `choose_gate_provider`.
     tolerances
         Limits of the gate. None takes those of the precision.
     batch_size

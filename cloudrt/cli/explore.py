@@ -76,7 +76,7 @@ def explore(
     listed = set(names)
     negatives = sum(image.name not in listed for image in found.images)
     if negatives:
-        click.echo(f"{negatives} images have no row in train.csv and count as without any class")
+        click.echo(f"{negatives} images have no row in train.csv and are used without any class")
     for kind, some in found.kinds():
         click.echo(printable(f"{kind}: {len(some)}, such as {some[0].key}: {some[0].reason}"))
     classes = ", ".join(

@@ -78,7 +78,7 @@ class DataFolder:
         if not count:
             return ""
         what = (
-            "are ignored: it has rows for absent classes" if writes_absences(images) else "count as without any class"
+            "are ignored: it has rows for absent classes" if writes_absences(images) else "are used without any class"
         )
         return f"{count} images of {self.train_images} have no row in {self.train_csv.name} and {what}"
 

@@ -272,7 +272,7 @@ class _Measurements:
         return self._trial is not None
 
     def precision(self, provider: str) -> str:
-        """Return the precision that a provider computes in: the requested one, or the fastest one that agrees."""
+        """Return the compute precision: for OpenVINO, the requested one or the first that agrees; otherwise "fp32"."""
         if provider != "openvino":
             return "fp32"
         if self._options.compute_precision != "auto":

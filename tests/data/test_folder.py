@@ -165,7 +165,7 @@ def test_images_without_rows_are_negatives_unless_absences_have_rows(folder: Pat
     assert "train.csv and are ignored" in data.describe_unlisted()
     (folder / "train.csv").write_bytes(HEADER + b"a.jpg_Fish,1 1\nb.jpg_Fish,2 1\n")
     assert data.read_train() == {"a.jpg": {"Fish": "1 1"}, "b.jpg": {"Fish": "2 1"}, "sub/c.png": {}}
-    assert data.describe_unlisted().endswith("count as without any class")
+    assert data.describe_unlisted().endswith("are used without any class")
     (folder / "train_images" / "sub" / "c.png").unlink()
     assert data.describe_unlisted() == ""
 
