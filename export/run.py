@@ -124,7 +124,7 @@ class ExportRequest:
         return {one: path.with_name(f"{path.stem}.{one}{path.suffix}") for one in PRECISIONS}
 
     def targets(self) -> list[Target]:
-        """Return the artifacts to make, each with the provider that judges it; see `Target` for the errors."""
+        """Return the artifacts to make, each with the provider that runs its gate; see `Target` for the errors."""
         targets = []
         for precision in self.outputs:
             tighten = self.precision == "all" and precision != "int8"
@@ -243,7 +243,7 @@ def check_artifacts(artifacts: Sequence[Path], batch_size: int) -> dict[Path, Te
     Raises
     ------
     ArtifactError
-        A file is no artifact, or TensorRT refuses it.
+        A file is not an artifact, or TensorRT refuses it.
     ProviderError
         TensorRT for RTX is not installed.
     """

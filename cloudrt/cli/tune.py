@@ -139,13 +139,13 @@ def _target(output: Path | None, model: Path | None, save_probabilities: Path | 
     has_model = model is not None or not from_file
     target = output or Path("tuned.onnx" if has_model else "rules.json")
     if target.suffix not in (".onnx", ".json"):
-        raise Failure(f"{target}: the output is an .onnx, or a .json with the rules alone")
+        raise Failure(f"{target}: the output must be an .onnx, or a .json with the rules alone")
     if target.suffix == ".onnx" and not has_model:
         raise Failure(f"{target}: give the artifact that gets the rules with --model, or a .json as --output")
     if save_probabilities and from_file:
         raise Failure("--save-probabilities applies to a MODEL: PROBABILITIES are stored already")
     if save_probabilities and save_probabilities.suffix != ".npz":
-        raise Failure(f"--save-probabilities {save_probabilities}: the file name ends in .npz")
+        raise Failure(f"--save-probabilities {save_probabilities}: the file name must end in .npz")
     return target
 
 

@@ -94,7 +94,7 @@ class InferTask:
         if self.resume and self.save_probabilities:
             raise DataError("--save-probabilities stores all images of a run: it cannot be combined with --resume")
         if self.save_probabilities and self.save_probabilities.suffix != ".npz":
-            raise DataError(f"--save-probabilities {self.save_probabilities}: the file name ends in .npz")
+            raise DataError(f"--save-probabilities {self.save_probabilities}: the file name must end in .npz")
         if self.tiling is not None and self.save_probabilities:
             raise DataError("--save-probabilities stores images of one size: it cannot be combined with --tile")
         if self.bounds is not None:

@@ -78,7 +78,7 @@ def check_suffixes(files: Paths, suffix: str) -> None:
     """Raise DataError for an output whose name does not end in `suffix`, such as - or a folder."""
     for name, path in files.items():
         if path is not None and path.suffix.lower() != suffix:
-            raise DataError(f"{name} {path}: the file name ends in {suffix}")
+            raise DataError(f"{name} {path}: the file name must end in {suffix}")
 
 
 def _refuse_same(path: Path, name: str, read: Mapping[str, Path]) -> None:
