@@ -236,6 +236,9 @@ def train(
             f"Out-of-fold Dice {crossed.dice:.4f} (all rows empty: {crossed.all_empty:.4f}); each fold with its own "
             f"rules: {', '.join(f'{one:.4f}' for one in crossed.folds)}"
         )
+        if crossed.dice <= crossed.all_empty:
+            click.echo(NO_BETTER)
+            return
         click.echo(
             f"Next: cloudrt-export {quote(str(folder))}/fold-*/best.pth{tta} -o {quote(str(folder / 'model.onnx'))}"
         )
@@ -252,9 +255,12 @@ def train(
         "fold: each fifth of the held-out images is scored with rules chosen on the others, as for new images."
     )
     if result.dice <= result.all_empty:
-        click.echo("This is no better than empty rows: train for more epochs, or with more images, before you export")
+        click.echo(NO_BETTER)
         return
     click.echo(f"Next: cloudrt-export {quote(str(folder / 'best.pth'))}{tta}")
+
+
+NO_BETTER = "This is no better than empty rows: train for more epochs, or with more images, before you export"
 
 
 def _options(texts: tuple[str, ...]) -> dict[str, Any]:

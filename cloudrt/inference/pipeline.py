@@ -195,6 +195,8 @@ class Segmenter:
             return [cast(Input, inputs)]
         if isinstance(array, bytes | ImageFile | StoredImage) or (isinstance(array, np.ndarray) and array.ndim == 3):
             return [array]
+        if isinstance(array, np.ndarray) and array.ndim != 4 and array.dtype.kind in "biuf":  # not an array of paths
+            raise DataError(f"arrays must be (H, W, 3) or (N, H, W, 3) uint8 RGB, found {array.shape} {array.dtype}")
         if isinstance(inputs, bytes | bytearray) or not isinstance(inputs, Iterable):
             raise DataError(f"inputs must be paths, bytes, arrays or images, found {type(inputs).__name__}")
         return inputs

@@ -17,8 +17,9 @@ from click.testing import CliRunner
 from cloudrt.export.ensemble import Ensemble
 from cloudrt.train import loop
 from cloudrt.train.cache import open_cache
+from cloudrt.train.cross import CrossResult
 from cloudrt.train.dataset import EpochBatches
-from cloudrt.train.loop import train
+from cloudrt.train.loop import TrainResult, train
 from cloudrt.train.losses import build_loss
 from cloudrt.train.optimise import build_average, rate_factor
 from cloudrt.train.trainer import Trainer
@@ -228,6 +229,36 @@ def test_a_class_that_no_held_out_image_has_is_said(
     absent = replace(cache, truth=np.array(cache.truth) * np.array([1, 0, 1, 1], np.uint8)[None, :, None])
     loop._warn_of_absent_classes(absent, np.arange(8), ("Fish", "Flower", "Gravel", "Sugar"))
     assert "no held-out image contains Flower" in caplog.text
+
+
+@pytest.mark.parametrize(("dice", "exported"), [(0.7, True), (0.5, False), (0.4, False)])
+@pytest.mark.parametrize("folds", [0, 2])
+def test_the_end_says_what_the_score_means_and_exports_no_useless_network(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dice: float, exported: bool, folds: int
+) -> None:
+    result = TrainResult(tmp_path, dice, 3, 0.5, 10.0)
+    monkeypatch.setattr("cloudrt.train.loop.train", lambda *_, **__: result)
+    monkeypatch.setattr("cloudrt.train.cross.cross_validate", lambda *_, **__: CrossResult(dice, (dice, dice), 0.5))
+    done = CliRunner().invoke(command, [str(scenes), "--runs", str(tmp_path), "--folds", str(folds)])
+    assert done.exit_code == 0, done.output
+    assert f"{dice:.4f}" in done.output and "all rows empty: 0.5000" in done.output
+    assert ("Next: cloudrt-export" in done.output) is exported
+    assert ("no better than empty rows" in done.output) is not exported
+    assert folds or "scored with rules chosen on the others, as for new images" in done.output
+
+
+def test_runs_are_numbered(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+
+    def keep(_config: object, _data: Path, folder: Path, *_: object, **__: object) -> TrainResult:
+        folder.mkdir(parents=True)
+        folders.append(folder.name)
+        return TrainResult(folder, 0.7, 1, 0.5, 1.0)
+
+    monkeypatch.setattr("cloudrt.train.loop.train", keep)
+    for _ in range(3):
+        assert CliRunner().invoke(command, [str(scenes), "--runs", str(tmp_path)]).exit_code == 0
+    assert folders == ["run-1", "run-2", "run-3"]
 
 
 @pytest.mark.parametrize(
