@@ -32,7 +32,7 @@ PATH = click.Path(path_type=Path)
     metavar="URL",
     help="Run the network on this server, http://HOST:PORT or grpc://HOST:PORT, where --model is its name; repeatable.",
 )
-@click.option("--rules", type=PATH, help="With --remote: use the metadata of this artifact, not those of the server.")
+@click.option("--rules", type=PATH, help="With --remote: use the metadata of this artifact, not that of the server.")
 @click.option(
     "-o",
     "--output",

@@ -210,6 +210,6 @@ def _check_outputs(
         expected = (images, *shape)
         if found is not None and (found.shape != expected or found.dtype != np.uint8):
             raise ArtifactError(
-                f"{engine.provider} returns {name} as {found.dtype} {found.shape}, but the metadata state uint8 "
+                f"{engine.provider} returns {name} as {found.dtype} {found.shape}, but the metadata specifies uint8 "
                 f"{expected}: export the artifact again with cloudrt-export"
             )

@@ -2,7 +2,7 @@
 
     batch --round-robin over the servers, retried with back-off--> server --> probability, presence
 
-Decoding and post-processing run on this machine; only the network runs on the servers. The metadata of every server are
+Decoding and post-processing run on this machine; only the network runs on the servers. The metadata of every server is
 checked before the first batch, and must describe the same artifact.
 """
 

@@ -1,4 +1,4 @@
-"""The artifact: an ONNX file whose `cloudrt.*` metadata hold everything that inference needs.
+"""The artifact: an ONNX file whose `cloudrt.*` metadata holds everything that inference needs.
 
 `read_artifact` reads it and refuses files that cloudrt did not write; export and tune write it with `write_metadata`.
 The values are JSON, so that ONNX viewers can show them.
