@@ -75,25 +75,20 @@ def frequencies(data: Any, degrees: float) -> Any:
     """Return the xarray.Dataset of the frequencies of a store that is opened without masking."""
     import xarray
 
-    lat, first_row, rows = _cells(data["lat"].values, -90, degrees)
-    lon, first_column, columns = _cells(data["lon"].values, -180, degrees)
+    lat, first_row, rows = cells(data["lat"].values, -90, degrees)
+    lon, first_column, columns = cells(data["lon"].values, -180, degrees)
     total = np.outer(rows, columns)
     days, patterns = data.sizes["time"], data.sizes["pattern"]
     freq = np.full((days, len(lat), len(lon), patterns), np.nan, np.float32)
     valid = np.zeros((days, len(lat), len(lon)), np.float32)
 
-    def sums(pixels: NDArray[np.bool_]) -> NDArray[np.int64]:
-        by_row = np.add.reduceat(pixels, first_row, axis=0, dtype=np.int64)
-        return np.asarray(np.add.reduceat(by_row, first_column, axis=1))
-
     for day in range(days):
         mask = data["mask"][day].values
-        known = sums(mask[..., 0] >= 0)
+        known = cell_sums(mask[..., 0] >= 0, first_row, first_column)
         valid[day] = known / total
         for pattern in range(patterns):
-            np.divide(
-                sums(mask[..., pattern] > 0), known, out=freq[day, ..., pattern], where=known > 0, casting="unsafe"
-            )
+            on = cell_sums(mask[..., pattern] > 0, first_row, first_column)
+            np.divide(on, known, out=freq[day, ..., pattern], where=known > 0, casting="unsafe")
     result = xarray.Dataset(
         {
             "freq": (
@@ -116,11 +111,19 @@ def frequencies(data: Any, degrees: float) -> Any:
     return result
 
 
-def _cells(
+def cell_sums(
+    pixels: NDArray[np.bool_], first_row: NDArray[np.int64], first_column: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the number of pixels that are on in each cell; `cells` returns the first row and column of each."""
+    by_row = np.add.reduceat(pixels, first_row, axis=0, dtype=np.int64)
+    return np.asarray(np.add.reduceat(by_row, first_column, axis=1))
+
+
+def cells(
     centres: NDArray[np.float64], origin: float, degrees: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Return, for each cell that holds pixels, its centre, the index of its first pixel, and its number of pixels."""
-    cells = np.floor((centres - origin) / degrees + 1e-9).astype(np.int64)
-    first = np.flatnonzero(np.diff(cells, prepend=cells[0] - 1))
-    middles = (origin + (cells[first] + 0.5) * degrees).astype(np.float64)
-    return middles, first.astype(np.int64), np.diff(first, append=len(cells)).astype(np.int64)
+    numbers = np.floor((centres - origin) / degrees + 1e-9).astype(np.int64)
+    first = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+    middles = (origin + (numbers[first] + 0.5) * degrees).astype(np.float64)
+    return middles, first.astype(np.int64), np.diff(first, append=len(numbers)).astype(np.int64)

@@ -186,12 +186,14 @@ def write_submission(
         What panoramas are checked against, besides their own position.
     """
     labels, began = segmenter.labels, time.perf_counter()
-    page = None
+    page = maps = None
     if task.report:
+        from cloudrt.geo.frequency_maps import FrequencyMaps
         from cloudrt.reports.submission_page import Report
 
         limit = segmenter.options.max_pixels * (MORE_PIXELS if task.tiling else 1)
         page = Report(labels, task.report_images, limit)
+        maps = FrequencyMaps(labels.classes)
     keys = [file.key for file in files]
     with ExitStack() as stack:
         submission = stack.enter_context(
@@ -217,6 +219,8 @@ def write_submission(
         def show(file: ImageFile, result: Result) -> None:
             if page:
                 page.add(result.image, file.path, None if result.error else result.rle, result.error, result.labels)
+            if maps and result.place and result.error is None:
+                maps.add(result.rle, result.place)
 
         for file, result in painted(_finished(files, submission)):
             show(file, result)
@@ -238,7 +242,8 @@ def write_submission(
             show(file, result)
             advance(failed=submission.failed, limit=segmenter.stats.limiting())
     if page:
-        page.write(task.paths.report, _facts(segmenter, submission, time.perf_counter() - began))
+        facts = _facts(segmenter, submission, time.perf_counter() - began)
+        page.write(task.paths.report, facts, maps.draw() if maps else None)
     return submission
 
 

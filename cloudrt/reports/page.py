@@ -68,12 +68,33 @@ class Card:
         Why there is no picture.
     outlines
         Masks of the image.
+    grid
+        Height and width of the masks.
+    wide
+        Whether it is a panorama, which is shown as wide as the page.
     """
 
     key: str
     picture: str | None
     note: str
     outlines: list[Outline]
+    grid: Grid
+    wide: bool = False
+
+    @property
+    def least_width(self) -> int:
+        """Width in CSS pixels below which a panorama is scrolled."""
+        return max(_LEAST_WIDTH, round(_LEAST_HEIGHT * self.grid[1] / self.grid[0]))
+
+    @property
+    def line_scale(self) -> float:
+        """Size of lines and names relative to those of other cards, in pixels of the grid."""
+        return max(self.grid) / 525 * _CARD_WIDTH / max(_PAGE_WIDTH, self.least_width)
+
+
+_CARD_WIDTH, _PAGE_WIDTH = 400, 1260
+"""Widths, in CSS pixels, of a card and of a panorama on a large screen."""
+_LEAST_WIDTH, _LEAST_HEIGHT = 860, 100
 
 
 def write_page(path: Path, template: str, labels: Labels, **values: Any) -> None:
@@ -114,6 +135,7 @@ def make_card(
     rle: Mapping[str, str],
     max_pixels: int = MAX_PIXELS,
     side: int = _SIDES[0][1],
+    wide: bool = False,
 ) -> Card:
     """Read an image and trace the outlines of its masks.
 
@@ -131,7 +153,11 @@ def make_card(
         Larger images are not decoded.
     side
         Pixels of the longer side of the picture.
+    wide
+        See `Card`: the picture has up to four times as many pixels on its longer side, the more the wider it is.
     """
+    if wide:
+        side = round(side * min(4.0, max(2.0, labels.submit_grid[1] / labels.submit_grid[0] / 1.5)))
     picture, note = None, "Not a file: only the outlines are shown."
     if path is not None:
         try:
@@ -144,7 +170,7 @@ def make_card(
         for index, name in enumerate(labels.classes)
         if rle.get(name)
     ]
-    return Card(key, picture, note, outlines)
+    return Card(key, picture, note, outlines, labels.submit_grid, wide)
 
 
 def trace(index: int, mask: NDArray[np.uint8]) -> Outline:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import random
+from base64 import b64encode
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +18,32 @@ import numpy as np
 
 from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.labels import Labels
-from cloudrt.reports.page import make_card, picture_side, write_page
+from cloudrt.reports.page import Card, make_card, picture_side, write_page
 
 LISTED_FAILURES = 10_000
 BINS = 10
 _SEED = 0
+_PANORAMA = 1.5
+"""An image whose grid has this many times the pixels of the submission grid, on its longer side, is a panorama."""
+
+
+@dataclass(frozen=True)
+class FrequencyPictures:
+    """Maps of the frequencies of several days.
+
+    Parameters
+    ----------
+    pictures
+        Class name -> PNG.
+    days
+        Number of days.
+    wide
+        Whether they are shown as wide as the page.
+    """
+
+    pictures: Mapping[str, bytes]
+    days: int
+    wide: bool = False
 
 
 @dataclass
@@ -32,13 +55,16 @@ class ClassTotals:
     images
         Number of images with the class.
     area
-        Pixels of the submission grid.
+        Pixels of the masks.
+    share
+        Sum over the images of the fraction of the grid that is covered.
     histogram
         Number of images by the fraction of the grid that is covered.
     """
 
     images: int = 0
     area: int = 0
+    share: float = 0.0
     histogram: list[int] = field(default_factory=lambda: [0] * BINS)
 
 
@@ -70,6 +96,8 @@ class Report:
         self.max_pixels = max_pixels
         self.images = 0
         self.failed = 0
+        self.pixels = 0
+        self.one_grid = True
         self.totals = {name: ClassTotals() for name in labels.classes}
         self.together = np.zeros((len(labels.classes), len(labels.classes)), np.int64)
         self.failures: list[tuple[str, str]] = []
@@ -107,6 +135,7 @@ class Report:
             return
         texts = {name: (rle or {}).get(name, "") for name in self.labels.classes}
         labels = labels or self.labels
+        self.one_grid = self.one_grid and labels.submit_grid == self.labels.submit_grid
         self._count(texts, math.prod(labels.submit_grid))
         # Reservoir sampling, algorithm R (Vitter, 1985, ACM TOMS 11, page 37): all valid images are equally likely.
         sound = self.images - self.failed
@@ -114,7 +143,7 @@ class Report:
         if place < self.shown:
             self._sample[place : place + 1] = [_Sampled(sound, key, path, texts, labels)]
 
-    def write(self, path: Path, facts: dict[str, str]) -> None:
+    def write(self, path: Path, facts: dict[str, str], maps: FrequencyPictures | None = None) -> None:
         """Write the page atomically.
 
         Parameters
@@ -123,8 +152,9 @@ class Report:
             The HTML file.
         facts
             Names and values for the top of the page, such as the model and the provider.
+        maps
+            Maps of the frequencies of several days, if there are any.
         """
-        height, width = self.labels.submit_grid
         sample = sorted(self._sample, key=lambda sampled: sampled.number)
         side = picture_side(len(sample))
         write_page(
@@ -134,8 +164,10 @@ class Report:
             report=self,
             facts=facts,
             sound=self.images - self.failed,
-            pixels=height * width,
-            cards=(make_card(one.labels, one.key, one.path, one.rle, self.max_pixels, side) for one in sample),
+            maps={name: _data_uri(picture) for name, picture in maps.pictures.items()} if maps else {},
+            days=maps.days if maps else 0,
+            wide_maps=maps.wide if maps else False,
+            cards=(self._card(one, side) for one in sample),
             sampled=len(sample),
             failures_file=f"{path.stem}.failures.csv",
         )
@@ -145,7 +177,12 @@ class Report:
         """Number of rows of the submission that are not empty."""
         return sum(totals.images for totals in self.totals.values())
 
+    def _card(self, one: _Sampled, side: int) -> Card:
+        wide = max(one.labels.submit_grid) >= _PANORAMA * max(self.labels.submit_grid)
+        return make_card(one.labels, one.key, one.path, one.rle, self.max_pixels, side, wide)
+
     def _count(self, texts: dict[str, str], pixels: int) -> None:
+        self.pixels += pixels
         present = []
         for index, (name, text) in enumerate(texts.items()):
             if not text:
@@ -154,6 +191,11 @@ class Report:
             totals = self.totals[name]
             totals.images += 1
             totals.area += area
+            totals.share += area / pixels
             totals.histogram[min(area * BINS // pixels, BINS - 1)] += 1
             present.append(index)
         self.together[np.ix_(present, present)] += 1
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + b64encode(png).decode("ascii")
