@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """An empty cache folder for each run, so that no earlier measurement decides."""
+    """An empty cache folder for each run, so that no earlier measurements are used."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -45,7 +45,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where training keeps what it has decoded of `scenes`."""
+    """The folder of the dataset caches of `scenes`."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -61,7 +61,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def source(checkpoint: Path) -> ExportSource:
-    """What is exported of it."""
+    """The checkpoint as export loads it, with PyTorch's outputs."""
     from cloudrt.export.source import ExportSource, SourceOptions
 
     made = ExportSource(checkpoint, SourceOptions(calibrate=True))

@@ -128,7 +128,7 @@ def test_the_site_builds_strictly_and_every_page_is_in_it(tmp_path: Path) -> Non
         assert (tmp_path / "site" / page.relative_to(ROOT / "docs")).with_suffix(".html").exists()
 
 
-def test_data_json_of_the_docs_is_taken(tmp_path: Path) -> None:
+def test_data_json_of_the_docs_is_accepted(tmp_path: Path) -> None:
     from cloudrt.data.folder import read_labels
 
     text = next(block.text for block in blocks(ROOT / "docs" / "how-to" / "other-data.md") if block.language == "json")

@@ -1,4 +1,4 @@
-"""The doctor: what works is tried, what does not says what to install, and nothing loud reaches the user."""
+"""`cloudrt doctor`: every provider is tried, failures come with a remedy, and no output of libraries is shown."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(problem("cpu")).startswith("some of ONNX Runtime's files are missing: pip uninstall")
 
 
-def test_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_is_queried(monkeypatch: pytest.MonkeyPatch) -> None:
     class Library:
         """NVIDIA's driver, as ctypes shows it; pointers arrive as byref objects."""
 
@@ -229,7 +229,7 @@ def test_double_installs() -> None:
     assert "cloudrt" in installed_distributions()
 
 
-def test_machine_with_an_idle_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloudrt.system.machine.nvidia_driver", lambda: GPU)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     states = (
@@ -276,7 +276,7 @@ def test_command_shows_an_artifact(told: Diagnosis, tmp_path: Path, monkeypatch:
     assert values["model"] == json.loads(json.dumps(described.to_dict()))
 
 
-def test_command_refuses_what_is_no_artifact(tmp_path: Path) -> None:
+def test_command_refuses_files_that_are_not_artifacts(tmp_path: Path) -> None:
     missing = CliRunner().invoke(command, [str(tmp_path / "none.onnx")])
     assert missing.exit_code == 2 and "none.onnx is missing" in missing.stderr
     (tmp_path / "plain.onnx").write_bytes(graph_bytes(build_graph()))
@@ -289,7 +289,7 @@ def test_doctor_loads_no_runtime_itself() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-def test_an_artifact_is_told_which_providers_are_not_for_it(told: Diagnosis, tmp_path: Path) -> None:
+def test_providers_that_cannot_run_the_artifact_are_listed(told: Diagnosis, tmp_path: Path) -> None:
     model = tiny_model()
     artifact = replace(parse_artifact(model, "m"), precision="int8", int8_target="tensorrt")
     write_metadata(model, artifact)

@@ -1,4 +1,4 @@
-"""What is imported: the runtime never torch, a command's help nothing that is slow to load."""
+"""Imports: the runtime does not import torch, and the help of a command imports nothing slow."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ HELP = BLOCK + (
 
 
 def test_help_of_every_command_loads_nothing_slow() -> None:
-    """With torch blocked, numba, OpenCV and the rest may be there, and still nothing asks for them."""
+    """Torch is blocked; numba, OpenCV and the others are available and must not be imported."""
     lines = ["--help", "-h", *(f"{name} {flag}" for name in written_commands() for flag in ("--help", "-h"))]
     assert python(HELP, ",".join(TORCH), ",".join(lines)).strip() == "[]"
 

@@ -1,4 +1,4 @@
-"""`make lint` sees the installed layout: forbidden imports and wrong arguments fail it, in the stages too."""
+"""`make lint` checks the installed layout: wrong imports and arguments fail, also in train, export and bench."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_forbidden_import_fails(package: Path, module: str, imported: str, nam
 
 
 def test_a_wrong_argument_to_a_stage_fails(package: Path, tmp_path: Path) -> None:
-    """Of what `make lint` checks, the two modules alone: the rest takes a minute."""
+    """Checks only the two modules, because `make lint` takes a minute for all."""
     (package / "cli" / "wrong.py").write_text(
         "from cloudrt.train.config import TrainConfig\n\nTrainConfig(epochs=1)\nTrainConfig(nonsense='x')\n"
     )

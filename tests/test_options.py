@@ -1,4 +1,4 @@
-"""`RunOptions`: checked by name, round trips through JSON, and the same keys wherever keywords stand for it."""
+"""`RunOptions`: errors name the option, JSON round trips, and functions with keyword arguments accept every field."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_text_installs_cloudrt_from_an_index() -> None:
-    """It is not on one: what is written in code, docs and messages works in a checkout or with a wheel."""
+    """cloudrt is on no index: commands in code, docs and messages install from a checkout or from a wheel."""
     folders = ("cloudrt", "train", "export", "bench", "docs", "docker", "examples", ".github")
     files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
     files += [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in TEXTS]
@@ -58,7 +58,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 
 def test_metadata_are_those_of_setup_cfg_and_links_lead_to_files(wheel: Path) -> None:
-    """A page of a package index has no files beside it: each link of the description is absolute."""
+    """Links of the description are absolute, because a package index shows it without the other files."""
     archive = zipfile.ZipFile(wheel)
     (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
     found = message_from_bytes(archive.read(name))
@@ -88,7 +88,7 @@ def test_the_version_is_stated_once_and_copies_agree() -> None:
 
 
 def test_wheel_alone_runs_infer_help_without_torch(wheel: Path, tmp_path: Path) -> None:
-    """Installed by unpacking, beside the base dependencies alone; torch and the other extras cannot be imported."""
+    """The unpacked wheel with the base dependencies only; torch and the other extras cannot be imported."""
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     blocked = "torch", "torchvision", "segmentation_models_pytorch", "albumentations", "timm", "matplotlib", "openvino"

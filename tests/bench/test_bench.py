@@ -1,4 +1,4 @@
-"""The bench: figures of every stage, answers that are compared before they count, and a JSON file that names nobody."""
+"""The benchmark: figures of every stage, results compared before timing, and no personal names in the JSON file."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_the_table_and_the_file(model: Path, images: Path, tmp_path: Path) -> No
     assert done["model"]["provider"] == "cpu"
     assert done["agreement"]["rows_identical"] == 8
     assert done["agreement"]["masks"] >= 6
-    # The two ways resize a small image differently: alike, not identical.
+    # The two resize a small image differently, so the submissions are similar but not identical.
     assert 0.8 < done["agreement"]["dice"] <= 1
     assert done["machine"]["usable_cores"] >= 1
     assert {"cloudrt", "python", "numpy"} <= set(done["versions"])
@@ -302,7 +302,7 @@ def test_torchs_answers_are_those_of_the_inference_graph(checkpoint: Path, image
         probability, presence = peer(image)
         assert presence is None
         assert probability.dtype == np.float32
-        # On the edge of a band the share with data may be a half but for rounding: there either answer is right.
+        # At the edge of a band, the share with data may be one half up to rounding: both results are correct.
         edge = (probability == 0) != (wanted == 0)
         assert edge.mean() < 0.005
         assert np.abs(np.round(probability * 255) - wanted)[~edge].max() <= 1
@@ -345,7 +345,7 @@ def test_the_notebooks_network_answers_as_ours(model: Path, images: Path) -> Non
         loaded = [load_image(path, (64, 96)) for path in files]
         for image, (levels, presence) in zip(loaded, infer(segmenter, loaded), strict=True):
             theirs, their_presence = peer(image)
-            assert np.abs(theirs.transpose(0, 2, 1).astype(int) - levels).max() <= 1  # another batch size may round
+            assert np.abs(theirs.transpose(0, 2, 1).astype(int) - levels).max() <= 1  # rounding depends on the batch
             assert their_presence is not None and presence is not None
             assert np.abs(their_presence.astype(int) - presence).max() <= 1
 

@@ -1,4 +1,4 @@
-"""Parts of the bench by hand: operations, curves, the front, comparing two runs, peers that are checked, the page."""
+"""Parts of the benchmark: operations, curves, the front, comparison of two runs, checks of peers, the page."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_curve_ends_where_it_saturates(model: Path, tmp_path: Path, monkeypatc
     with Segmenter(model, provider="cpu", batch_size=2, threads=1) as segmenter:
         curves = measure_throughput(Workload(segmenter, [], [], [], tmp_path), lambda: None)
     assert [point.batch_size for point in curves["batch size"]] == [1, 2, 4, 8, 16]
-    assert "threads" not in curves  # there is but one
+    assert "threads" not in curves  # there is only one
 
 
 def test_rates_are_measured_at_each_batch_and_thread(model: Path, files: list[ImageFile], tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_rates_are_measured_at_each_batch_and_thread(model: Path, files: list[Im
     assert all(point.images_per_second > 0 for points in curves.values() for point in points)
 
 
-def test_the_front_is_what_nobody_beats() -> None:
+def test_the_front_is_not_dominated() -> None:
     random = np.random.default_rng(0)
     ways = [
         Way("m", "cpu", "fp32", Timing((seconds,)), dice, 0.0)
@@ -173,7 +173,7 @@ def test_torch_peers_answer_as_the_graph(files: list[ImageFile], tmp_path: Path,
         for network, scale, most in ((plain, 255, 1), (half, 1, 12)):
             probability, told = network(image)
             close = np.abs(np.round(probability * scale) - wanted) <= most
-            assert close.mean() > 0.99  # but for the edge of no-data bands
+            assert close.mean() > 0.99  # except at the edge of no-data bands
             assert (told is None) == (said is None)
             if told is not None and said is not None:
                 assert np.abs(told.astype(int) - said[0].numpy().astype(int)).max() <= most + 1
@@ -320,8 +320,8 @@ def test_a_regression_fails_the_command(model: Path, files: list[ImageFile], tmp
     assert run(model, "--truth", tmp_path / "a.json", "-o", tmp_path / "d.json").exit_code == 2
 
 
-def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
-    """With parts left out, too."""
+def test_the_page_makes_no_requests(tmp_path: Path) -> None:
+    """Also with parts left out."""
     values = bench_of() | {
         "pipeline": None,
         "stages": [],

@@ -1,4 +1,4 @@
-"""The peers of post-processing and search: the plain way's answers, or no time counts; ratios turn by turn."""
+"""The peers of post-processing and search: no times without equal results; ratios within each turn."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_peer_gives_the_plain_ways_text(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", peers.PEERS)
-def test_a_peer_that_answers_otherwise_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_with_other_results_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     peer, module = peers.PEERS[name]
     monkeypatch.setitem(peers.PEERS, name, (lambda *words: peer(*words)[:-1], module))
     with pytest.raises(AgreementError, match=name):
@@ -58,7 +58,7 @@ def test_ratios_are_taken_turn_by_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         spend(0.1)
 
     def ours() -> None:
-        turn[0] += 0.5  # one call to warm up and one that counts make a turn
+        turn[0] += 0.5  # each turn has a warm-up call and a timed call
         spend(0.02)
 
     seconds, (peer,) = postprocess.compare(ours, {"peer": theirs}, 2, 5)

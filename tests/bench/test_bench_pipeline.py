@@ -1,4 +1,4 @@
-"""The whole beside its ceiling: shares and ratios by hand, answers of the plain way beside ours, memory, decodes."""
+"""The pipeline: shares of the ceiling and ratios computed by hand, rows equal to the notebook's, memory, decoding."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_part_is_shown_and_written(model: Path, images: Path, tmp_path: Path
 
 
 def test_the_plain_way_gives_our_rows_from_the_same_pictures(model: Path, tmp_path: Path) -> None:
-    """Images of the network's own size: no resize, so that both ways see the same pixels."""
+    """Images of the network's input size are not resized, so that both process the same pixels."""
     import cv2
 
     from cloudrt.data.scenes import draw_scene
@@ -87,7 +87,7 @@ def test_memory_is_watched(model: Path, images: Path, tmp_path: Path, monkeypatc
 
 
 def test_two_decodes_are_compared(model: Path, images: Path, tmp_path: Path) -> None:
-    """Truth is what the full decode gives: it scores 1, and the scaled one what the two have in common."""
+    """The truth is the result of the full decode, which scores 1; the scaled decode scores the Dice of the two."""
     files = find_images(images)
     small = (120, 180)
     with Segmenter(model, provider="cpu", batch_size=2) as segmenter:

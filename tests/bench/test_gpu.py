@@ -1,4 +1,4 @@
-"""The command that measures a GPU, with the CPU in its place: every step is recorded, whatever becomes of it."""
+"""The command that measures a GPU, run on the CPU: steps are recorded whether they end, fail, crash or hang."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def records(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_model(path: Path, checkpoint_sha256: str = "") -> Path:
-    """A tiny fp16 artifact that says it is of a network that PyTorch can build."""
+    """A tiny fp16 artifact whose metadata name a network that PyTorch can build."""
     model = tiny_model(precision="fp16", checkpoint_sha256=checkpoint_sha256)
     about = replace(parse_artifact(model, path), architecture="FPN", encoder="resnet18", options=OPTIONS)
     write_metadata(model, about)
@@ -52,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Busy machines are slow: the time limits are tested on steps of their own."""
+    """Raise the time limits for busy machines; other tests check the limits."""
     monkeypatch.setattr(gpu, "STEPS", tuple(replace(step, minutes=20) for step in gpu.STEPS))
 
 
@@ -65,7 +65,7 @@ def test_every_step_runs_to_its_end_and_is_recorded(model: Path, tmp_path: Path)
     assert set(found) == set(NAMES)
     for name, record in found.items():
         assert record["step"] == name and record["status"] in ("done", "not run")
-        # Nothing says that a GPU ran.
+        # No result claims that a GPU ran.
         assert record["stand_in"] is True and record["provider"] == "cpu"
         assert record["device"] == describe_machine().cpu
         assert record["command"].endswith("--minutes 60 --model model.onnx --stand-in")

@@ -1,4 +1,4 @@
-"""The pipeline without a network: shares by hand, answers of the stand-ins, the part in the table, JSON and page."""
+"""The pipeline without a network: shares computed by hand, outputs of the stand-ins, the table, JSON and page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command beside hostile names, closed streams, full disks, unexpected errors and escapes of terminals."""
+"""Hostile names, closed streams, full disks, unexpected errors and terminal escape sequences on the command line."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_two_images_never_share_a_mask(images: Path, model: Path, tmp_path: Path
 @posix
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_change_nothing(images: Path, model: Path, tmp_path: Path, closed: str) -> None:
-    """Otherwise the journal could get the number of stderr, and what libraries print."""
+    """Otherwise the journal could get the file descriptor of stderr, and with it the output of libraries."""
     (images / "bad.jpg").write_text("not an image")
     assert CliRunner().invoke(infer, ["in", *words(model, "-o", "open.csv")]).exit_code == 1
     command = [sys.executable, "-c", "from cloudrt.cli import infer; infer()", "in", *words(model)]
@@ -184,7 +184,7 @@ def test_escapes_of_terminals_are_not_printed_raw(images: Path, model: Path) -> 
 def test_rows_on_standard_output_name_no_journal_when_interrupted(
     images: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was in a temporary folder."""
+    """The journal was in a temporary folder."""
     real = Segmenter.predict
 
     def stops(self: Segmenter, inputs: Iterable[object], *more: object) -> Iterator[object]:

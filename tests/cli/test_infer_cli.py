@@ -111,7 +111,7 @@ def test_failed_images_have_empty_rows_a_reason_and_status_1(images: Path, model
     assert header == ["image", "reason"]
     assert [name for name, _ in rows] == ["a2.jpg", "z.jpg"]
     assert all(reason for _, reason in rows)
-    # The sound images are as without the others.
+    # The rows of the sound images do not depend on the others.
     for name in ("a2.jpg", "z.jpg"):
         (images / name).unlink()
     assert run(images, "--model", model, "--overwrite").exit_code == 0

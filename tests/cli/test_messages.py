@@ -116,7 +116,7 @@ def test_the_input_size_follows_the_data(grid: tuple[int, int], size: tuple[int,
 
 
 def complete(shell: str, line: str, tmp_path: Path) -> list[str]:
-    """What a shell offers for a line, asked as its completion asks."""
+    """Return the completions that a shell offers for a line."""
     environment = {**os.environ, "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}", "HOME": str(tmp_path)}
     program, *_ = words = line.split(" ")
     name = program.replace("-", "_")

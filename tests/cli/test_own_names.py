@@ -10,7 +10,9 @@ from cloudrt.system.versions import VERSION
 
 
 @pytest.mark.parametrize("name", ["train", "export", "infer", "bench"])
-def test_each_tells_its_version(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_prints_its_version(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.argv", [f"cloudrt-{name}", "--version"])
     for _ in range(2):  # the shared command is not changed
         with pytest.raises(SystemExit) as stop:

@@ -19,7 +19,7 @@ def run(*arguments: object) -> Result:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two images: Fish right, Flower half right, Gravel missed, Sugar rightly empty; then nothing anywhere."""
+    """Two images. First: Fish correct, Flower half correct, Gravel missed, Sugar correctly empty; second: no masks."""
     truth = {"Fish": "1 10", "Flower": "1 20", "Gravel": "5 5", "Sugar": ""}
     found = {"Fish": "1 10", "Flower": "11 20", "Gravel": "", "Sugar": ""}
     for name, rows in (("truth", truth), ("submission", found)):
