@@ -1,4 +1,4 @@
-"""`cloudrt-infer --cluster` on a real Ray cluster of several nodes: the bytes of a single machine, whatever fails."""
+"""`cloudrt-infer --cluster` on a real Ray cluster of two nodes: the bytes of one machine, also after failures."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def parts(output: Path) -> dict[str, int]:
 
 
 def child_of(process: int, name: str) -> int:
-    """The id of the process of a name that another has started."""
+    """Return the id of the child process with a name."""
     tasks = Path(f"/proc/{process}/task")
     children = [child for file in tasks.glob("*/children") for child in file.read_text().split()]
     (found,) = [int(child) for child in children if Path(f"/proc/{child}/comm").read_text().strip() == name]
@@ -124,10 +124,10 @@ def test_the_submission_has_the_bytes_of_a_single_machine(
     assert output.read_bytes() == whole
 
 
-def test_a_killed_worker_loses_nothing_and_poisonous_images_fail_alone(
+def test_a_killed_worker_loses_nothing_and_images_that_crash_it_fail_alone(
     cluster: Cluster, images: Path, model: Path, tmp_path: Path
 ) -> None:
-    """One image ends the first worker that comes to it, one each, one the ledger, one raises; the others' rows stay."""
+    """One image kills the first worker that decodes it, one every worker, one the ledger, and one raises."""
     folder = tmp_path / "in"
     for number in range(24):
         write_jpeg(folder / f"{number:02}.jpg", number)
@@ -147,7 +147,7 @@ def test_a_killed_worker_loses_nothing_and_poisonous_images_fail_alone(
     assert output.read_text().splitlines() == expected
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
+def test_an_interrupted_run_continues_where_it_stopped(
     cluster: Cluster, images: Path, model: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "in"
@@ -190,7 +190,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 
 
 def test_a_cluster_that_is_lost_altogether_is_one_line(model: Path, tmp_path: Path) -> None:
-    """Ray's own end of such a run is status 1 and no word."""
+    """Ray itself would end such a run with status 1 and without a message."""
     for number in range(24):
         write_jpeg(tmp_path / "in" / f"{number:02}.jpg", number)
     output = tmp_path / "s.csv"
@@ -207,9 +207,7 @@ def test_a_cluster_that_is_lost_altogether_is_one_line(model: Path, tmp_path: Pa
     assert not output.exists()
 
 
-def test_a_folder_that_is_overwritten_begins_afresh(
-    cluster: Cluster, images: Path, model: Path, tmp_path: Path
-) -> None:
+def test_overwrite_starts_the_partitions_again(cluster: Cluster, images: Path, model: Path, tmp_path: Path) -> None:
     output = tmp_path / "s.csv"
     small = images / "part,0"
     assert spread(small, model, output, cluster.address, "--partition-size", "4").exit_code == 0

@@ -1,4 +1,4 @@
-"""The command on a cluster that has finished before; the workers run in this process."""
+"""The command again after a finished run on a cluster; the workers run in this process."""
 
 from __future__ import annotations
 

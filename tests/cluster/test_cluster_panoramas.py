@@ -1,4 +1,4 @@
-"""Panoramas on a Ray cluster: the bytes of a single machine in every format, and what fails, fails alone."""
+"""Panoramas on a Ray cluster: the bytes of one machine in every format; failures do not affect other images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REASONS = {
     "grid20200109_0-5_0-3.jpg": "another grid than the first image",
     "world20200108.jpg": "another grid than the first image",
 }
-"""What fails in a store of days; with other formats, only the first."""
+"""Images that fail in a store of days; in other formats, only the first fails."""
 
 
 @pytest.fixture(scope="module")

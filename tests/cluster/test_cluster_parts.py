@@ -212,7 +212,7 @@ def test_errors_are_one_line() -> None:
 
 
 def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a machine is overloaded, Ray gives up with an exception of no class of its own."""
+    """On an overloaded machine, Ray raises a plain Exception."""
     ray = pytest.importorskip("ray")
 
     def init(**_: object) -> None:
@@ -225,7 +225,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_only_a_long_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server on loopback that rests for less, then for more, than the time it is given."""
+    """A local server that pauses for less, then for more, than the time limit."""
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(watch, "GRACE", {"the head": 1.0})
     said: queue.Queue[str] = queue.Queue()
@@ -248,7 +248,7 @@ def test_only_a_long_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Fragile:
-    """A predictor of batches of 4 that raises, dies or goes on, as the keys of the images say."""
+    """A predictor of batches of 4 that raises, exits or continues, depending on the keys of the images."""
 
     batch_size, labels = 4, LABELS
 
@@ -265,7 +265,7 @@ class Fragile:
             if one.key.startswith("raise"):
                 raise ValueError(f"{one.key} is odd")
             if one.key.startswith("kill"):
-                raise KeyboardInterrupt  # nothing catches it: as good as dead
+                raise KeyboardInterrupt  # not caught: it ends the worker
             yield Result(one.key, dict.fromkeys(LABELS.classes, f"1 {len(one.key)}"), None, LABELS)
 
     def identity(self) -> Identity:
@@ -273,7 +273,7 @@ class Fragile:
 
 
 def run(keys: list[str]) -> tuple[list[Record], int]:
-    """Run a partition as often as its workers die."""
+    """Run a partition again until no worker exits."""
     images = [ListedImage(key, -1, key, 0) for key in keys]
     ledger, deaths = Ledger(), 0
     while True:
@@ -313,7 +313,7 @@ def test_images_that_raise_or_kill_fail_alone(bad: list[str], deaths: int) -> No
             assert record == Record(record.key, (f"1 {len(record.key)}",) * 3, None, 0)
 
 
-def test_an_engine_that_is_broken_blames_no_image() -> None:
+def test_a_broken_engine_is_not_a_failure_of_images() -> None:
     images = [ListedImage("a", -1, "a", 0)]
     with pytest.raises(RuntimeError, match="no engine"):
         segment(Fragile(broken=True), images, [ImageFile("a", Path("a"))], PartitionState(), lambda _: None)

@@ -1,4 +1,4 @@
-"""The page about a data set: its figures are numpy's and scipy's, and every spoilt row and image is found."""
+"""The page about a data set: its figures equal NumPy's and SciPy's, and every invalid row and image is found."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def spoil(scenes: Path, data: Path) -> list[str]:
 
 
 def test_the_audit_follows_the_data(scenes: Path, tmp_path: Path) -> None:
-    """Small masks are usual where all are small, and classes without rows where no row is empty."""
+    """Small masks are no finding if all are small, nor are classes without rows if no row is empty."""
     shutil.copytree(scenes, tmp_path / "data")
     names = sorted(path.name for path in (tmp_path / "data" / "train_images").iterdir())
     small, tiny = np.zeros(CLOUDS.label_grid, np.uint8), np.zeros(CLOUDS.label_grid, np.uint8)
@@ -225,7 +225,7 @@ def test_an_output_that_exists_is_kept(scenes: Path, tmp_path: Path) -> None:
 
 
 def test_groups_are_joined_through_their_members() -> None:
-    """Against the components that a search through the whole graph finds."""
+    """Compared with the components that a search through the whole graph finds."""
     random = np.random.default_rng(0)
     seeds = random.integers(0, 2**63, 20, np.uint64)
     hashes = [

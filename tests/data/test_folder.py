@@ -1,4 +1,4 @@
-"""Tables, folders and labels: what is sound is read as it stands; what is not ends in one line that says what to do."""
+"""Tables, folders and labels: valid ones are read unchanged; others give an error of one line with a remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def csv(tmp_path: Path) -> Path:
 
 
 def refusal(path: Path, labels: Labels = CLOUDS) -> str:
-    """The one line that reading a table ends in; it names the file."""
+    """Return the error of reading a table: one line, which names the file."""
     with pytest.raises(DataError) as caught:
         read_table(path, labels)
     message = str(caught.value)
@@ -57,7 +57,7 @@ def test_other_ways_to_write_the_same_table(csv: Path, content: bytes) -> None:
     assert read_table(csv) == {("a.jpg", "Fish"): "1 1"}
 
 
-def test_words_that_pandas_takes_for_nothing_are_words(csv: Path) -> None:
+def test_words_that_pandas_reads_as_missing_are_text(csv: Path) -> None:
     csv.write_bytes(HEADER + b"NaN_Fish,NA\nnull_Fish,\n")
     assert read_table(csv) == {("NaN", "Fish"): "NA", ("null", "Fish"): ""}
 
@@ -97,7 +97,7 @@ def test_an_unknown_class_is_named_by_its_line(csv: Path, key: str) -> None:
     assert "line 4" in message and repr(key) in message and "Fish, Flower, Gravel, Sugar" in message
 
 
-def test_rows_that_stand_twice(csv: Path) -> None:
+def test_duplicate_rows(csv: Path) -> None:
     csv.write_bytes(HEADER + b"a.jpg_Fish,1 1\nb.jpg_Fish,\na.jpg_Fish,\n")
     message = refusal(csv)
     assert "line 4: 'a.jpg_Fish' occurs twice" in message

@@ -1,4 +1,4 @@
-"""Made-up scenes: the same for the same seed, laid out as the competition's data, and told apart by their texture."""
+"""Synthetic scenes: reproducible by seed, in the competition's layout, with a different texture for each class."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def draw_alone(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> Synthet
 
 
 def coarseness(image: NDArray[np.uint8]) -> float:
-    """Mean period of the light's variation, in fractions of the width: power-weighted, between 2 and 100 pixels."""
+    """Mean period of the brightness, as a fraction of the width: power-weighted, between 2 and 100 pixels."""
     grey = image.mean(axis=2)
     power = np.abs(np.fft.fft2(grey - grey.mean())) ** 2
     frequency = np.hypot(np.fft.fftfreq(grey.shape[0])[:, None], np.fft.fftfreq(grey.shape[1])[None, :])
@@ -170,7 +170,7 @@ def test_each_organisation_has_its_scale(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_fish_is_elongated_and_flower_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     def elongation(image: NDArray[np.uint8]) -> float:
-        """Largest over smallest eigenvalue of the structure tensor of the smoothed light."""
+        """Largest over smallest eigenvalue of the structure tensor of the smoothed brightness."""
         dy, dx = np.gradient(cv2.GaussianBlur(image.mean(axis=2), (0, 0), 6))
         low, high = np.linalg.eigvalsh([[np.mean(dx * dx), np.mean(dx * dy)], [np.mean(dx * dy), np.mean(dy * dy)]])
         return float(high / low)

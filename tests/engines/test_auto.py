@@ -51,7 +51,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Setting]]:
-    """Every provider works, by ONNX Runtime's CPU provider; what is opened is noted down."""
+    """All providers work, simulated by ONNX Runtime's CPU provider; returns what is opened."""
     found: list[tuple[str, Setting]] = []
 
     def open_here(self: ProviderTrial, provider: str, precision: str, setting: Setting) -> Any:
@@ -71,7 +71,7 @@ def test_auto_builds_no_engine_of_tensorrt(opened: list[tuple[str, Setting]], mo
     make_plan(MODEL, ARTIFACT, RunOptions())
     assert opened and "tensorrt" not in {provider for provider, _ in opened}
     opened.clear()
-    # Its engine for batches of 32 exists: nothing else is opened, by the comparison nor by the measurements.
+    # Its engine for batches of 32 exists: nothing else is opened, neither by the comparison nor by the measurements.
     monkeypatch.setattr("cloudrt.engines.session.tensorrt_engine_exists", lambda *words: words[1] == 32)
     make_plan(OTHER, OTHER_ARTIFACT, RunOptions())
     sizes = [setting.batch_size for provider, setting in opened if provider == "tensorrt"]
@@ -111,7 +111,7 @@ def test_the_layout_of_convolutions_is_measured_on_cuda(opened: list[tuple[str, 
 
 
 def test_new_rules_measure_nothing(opened: list[tuple[str, Setting]]) -> None:
-    """What `cloudrt tune` changes: the choice stays."""
+    """The choice does not depend on what `cloudrt tune` changes."""
     first = make_plan(MODEL, ARTIFACT, RunOptions())
     opened.clear()
     tuned = onnx.ModelProto.FromString(MODEL.SerializeToString())
@@ -186,11 +186,11 @@ def test_the_users_images_are_compared_where_there_are_enough(tmp_path: Path, mo
     monkeypatch.setattr(ProviderTrial, "disagreement", look)
     infer(tmp_path / "images", tmp_path / "s.csv", model)
     loaded = load_sample(files, SIZE, COMPARED)
-    assert len(loaded) == COMPARED - 1  # the damaged one apart; a scene stands in for it
+    assert len(loaded) == COMPARED - 1  # without the damaged one, which a scene replaces
     assert (seen[0][:-1] == loaded).all()
     assert (seen[0][-1] == make_samples(1, SIZE)[0]).all()
     seen.clear()
-    with Segmenter(model):  # has no images: what was found on them counts
+    with Segmenter(model):  # has no images: the stored comparison is used
         assert not seen
     few = tmp_path / "few"
     few.mkdir()
@@ -202,7 +202,7 @@ def test_the_users_images_are_compared_where_there_are_enough(tmp_path: Path, mo
 
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """OpenVINO and the CPU work and agree, at rates and a ratio that a test puts here."""
+    """OpenVINO and the CPU work and agree; tests set their rates and the ratio here."""
     found: dict[str, float] = {"openvino": 1.0, "cpu": 1.0, "ratio": 1.0, "timed in turns": 0}
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name in found else f"no {name}")
     monkeypatch.setattr(ProviderTrial, "disagreement", lambda *_: None)
@@ -229,7 +229,7 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 def test_another_provider_wins_by_a_margin_beyond_noise(
     rates: dict[str, float], openvino: float, ratio: float, taken: str
 ) -> None:
-    """Rates that are close are timed again in turns, and a small lead stays with ONNX Runtime."""
+    """Similar rates are measured again alternately; if the lead is small, ONNX Runtime is used."""
     rates |= {"openvino": openvino, "cpu": 10.0, "ratio": ratio}
     chosen = make_plan(MODEL, ARTIFACT, RunOptions())
     assert chosen.provider == taken
@@ -237,11 +237,11 @@ def test_another_provider_wins_by_a_margin_beyond_noise(
     if 1 < ratio < MARGIN:
         assert f"{ratio:.2f} times as fast as cpu" in chosen.passed_over["openvino"]
     assert make_plan(MODEL, ARTIFACT, RunOptions()) == chosen
-    assert rates["timed in turns"] == 1  # remembered
+    assert rates["timed in turns"] == 1  # from the cache
 
 
 @pytest.mark.parametrize(("openvino", "taken"), [(30.0, "openvino"), (3.0, "cpu")])
-def test_rates_that_are_far_apart_need_no_second_look(rates: dict[str, float], openvino: float, taken: str) -> None:
+def test_rates_that_are_far_apart_are_measured_once(rates: dict[str, float], openvino: float, taken: str) -> None:
     rates |= {"openvino": openvino, "cpu": 10.0}
     assert make_plan(MODEL, ARTIFACT, RunOptions()).provider == taken
     assert rates["timed in turns"] == 0

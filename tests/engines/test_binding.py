@@ -1,4 +1,4 @@
-"""Buffers on a device, and what the runtimes say when its memory runs out."""
+"""Buffers on a device, and the errors of the runtimes when its memory is exhausted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "std::bad_alloc",
     ],
 )
-def test_what_the_runtimes_say_when_memory_runs_out(model: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_out_of_memory_errors_are_recognised(model: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     assert exhausted(RuntimeError(text))
     assert not exhausted(RuntimeError("Invalid graph"))
     with open_engine(model, "cpu", 2) as engine:

@@ -1,4 +1,4 @@
-"""Compiled networks in the cache: the same answers, and nothing that is damaged is ever run."""
+"""Compiled networks in the cache: the same outputs, and damaged ones are never run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_second_start_reads_what_the_first_one_compiled(cache: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "unsealed"])
-def test_what_is_damaged_is_compiled_anew(cache: Path, damage: str) -> None:
+def test_damaged_networks_are_compiled_again(cache: Path, damage: str) -> None:
     plain = answer()
     (blob,) = blobs(cache)
     content = bytearray(blob.read_bytes())
@@ -62,10 +62,10 @@ def test_what_is_damaged_is_compiled_anew(cache: Path, damage: str) -> None:
     (again,) = blobs(cache)
     written = again.stat().st_mtime_ns
     assert (answer() == plain).all()
-    assert again.stat().st_mtime_ns == written  # what was compiled anew is read
+    assert again.stat().st_mtime_ns == written  # the network that was compiled again is read
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(cache: Path) -> None:
+def test_no_writable_cache_is_needed(cache: Path) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_text("in the way")
     assert (answer() == answer(EngineOptions())).all()

@@ -1,4 +1,4 @@
-"""Engines: one answer whichever runs, N fixed, and no provider other than the one asked for."""
+"""Engines: equal outputs in every provider, a fixed batch size, and only the requested provider."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def batch() -> NDArray[np.uint8]:
 
 
 def plain(model: onnx.ModelProto, batch: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """The outputs, as ONNX Runtime's documentation shows."""
+    """The outputs of ONNX Runtime, called as its documentation shows."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     found: list[NDArray[np.uint8]] = session.run(None, {"image": batch})
     return found
@@ -114,7 +114,7 @@ def test_the_default_batch_size_is_the_providers(model: Path) -> None:
 
 
 def test_a_provider_that_cannot_run_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never another provider in its place; what to install is said."""
+    """No other provider is used instead; the error says what to install."""
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: f"no {name} here: pip install '.[{name}]'")
     for provider in ("cuda", "tensorrt", "openvino"):
         with pytest.raises(ProviderError, match=rf"--provider {provider} .*pip install '\.\[{provider}\]'"):
@@ -139,8 +139,8 @@ def test_auto_says_what_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_provider("cpu") == Choice("cpu", {})
 
 
-def test_a_session_elsewhere_than_asked_for_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime takes the CPU without an error where CUDA does not load: the engine looks, and fails."""
+def test_a_session_in_another_provider_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If CUDA cannot be loaded, ONNX Runtime uses the CPU without an error; the engine detects this and fails."""
     real = onnxruntime.InferenceSession
 
     def on_the_cpu(content: bytes, options: object, providers: object, enable_fallback: int) -> object:
@@ -157,7 +157,7 @@ def test_heavy_nodes_on_the_cpu_are_refused(model: Path, monkeypatch: pytest.Mon
     real = onnxruntime.InferenceSession
 
     class Strayed:
-        """A session that says it is CUDA's, with its nodes on the CPU."""
+        """A session that reports CUDA's provider, with its nodes on the CPU."""
 
         def __init__(self, content: bytes, options: object, providers: object, enable_fallback: int) -> None:
             self.session = real(content, options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""GPUs that are missing, unsupported, out of memory or lost: one line with a remedy, and never the CPU instead.
+"""GPUs that are missing, unsupported, out of memory or lost: one line with a remedy, and no fallback to the CPU.
 
 Stand-ins raise what ONNX Runtime raises, or make ONNX Runtime itself raise it; see `support.gpu_stub`.
 """
@@ -40,7 +40,7 @@ LOST = f"{WHERE}CUDA failure 719: unspecified launch failure ; GPU=0 ; hostname=
 
 
 class Gpu:
-    """Opens sessions that claim to be CUDA's and run on the CPU; `fault(images)` gives the error of a batch."""
+    """Opens sessions that report CUDA's provider and run on the CPU; `fault(images)` gives the error of a batch."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fault: Any = lambda images: None
@@ -263,7 +263,7 @@ DRIVERS: list[tuple[dict[str, str], str, str]] = [
 ]
 
 
-def test_what_the_driver_says_is_one_line(stubs: Path) -> None:
+def test_errors_of_the_driver_are_one_line(stubs: Path) -> None:
     pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx")
     code = f"""
 import os

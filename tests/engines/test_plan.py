@@ -1,4 +1,4 @@
-"""How an artifact is run: what is measured, what is believed, what is refused, what is remembered."""
+"""Plans: what is measured, which measurements count, which options are refused, and what is cached."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ needs_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="OpenVINO 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of each test's own."""
+    """A separate cache for each test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Every provider works and agrees; their rates are what a test puts here; what is measured is counted."""
+    """All providers work and agree; tests set their rates here, and measurements are counted."""
     found: dict[str, float] = {"comparisons": 0, "measurements": 0}
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name in found else f"no {name}")
 
@@ -81,7 +81,7 @@ def test_the_fastest_on_a_cpu_is_taken_and_the_other_is_named(
     }
     measured = rates["comparisons"], rates["measurements"]
     assert plan(RunOptions()) == chosen
-    assert (rates["comparisons"], rates["measurements"]) == measured  # remembered
+    assert (rates["comparisons"], rates["measurements"]) == measured  # from the cache
     plan(RunOptions(), model=OTHER)
     assert rates["measurements"] == measured[1] + 2
 
@@ -110,7 +110,7 @@ def test_tensorrt_is_taken_where_its_engine_exists(rates: dict[str, float], monk
     assert "5.0 images/s, compared with 9.0" in chosen.passed_over["cuda"]
 
 
-def test_nothing_is_measured_where_nothing_is_left_open(rates: dict[str, float], cache: Path) -> None:
+def test_nothing_is_measured_if_every_option_is_set(rates: dict[str, float], cache: Path) -> None:
     rates |= {"cpu": 1.0}
     assert plan(RunOptions(provider="cpu", batch_size=8)) == Plan("cpu", 8)
     assert plan(RunOptions(provider="auto", batch_size=8)).batch_size == 8
@@ -118,8 +118,8 @@ def test_nothing_is_measured_where_nothing_is_left_open(rates: dict[str, float],
     assert not cache.exists()
 
 
-def test_who_disagrees_is_passed_over_and_runs_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenVINO, made to answer 9 levels too high, on the images for real."""
+def test_a_provider_that_disagrees_only_runs_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO, changed to return levels that are 9 too high, with the real comparison."""
     openvino = pytest.importorskip("cloudrt.engines.openvino")
     real = openvino.OpenvinoEngine.run
 
@@ -194,7 +194,7 @@ def test_devices_are_gpus_that_are_there_and_alike(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("gpus", [(), ("H200, 139 GiB",)])
-def test_devices_are_never_answered_with_a_cpu(
+def test_devices_never_fall_back_to_the_cpu(
     rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, gpus: tuple[str, ...]
 ) -> None:
     rates |= {"cpu": 9.0}
@@ -209,7 +209,7 @@ def test_devices_are_never_answered_with_a_cpu(
 
 
 @needs_openvino
-def test_reasons_against_providers_are_told_once_when_they_are_measured(
+def test_reasons_against_providers_are_logged_once_when_measured(
     rates: dict[str, float], caplog: pytest.LogCaptureFixture
 ) -> None:
     rates |= {"openvino": 20.0, "cpu": 10.0}
@@ -227,7 +227,7 @@ def test_reasons_against_providers_are_told_once_when_they_are_measured(
     assert "  cuda was not chosen: no cuda" in caplog.messages
 
 
-def test_what_was_measured_is_kept_by_everything_that_it_hangs_on(
+def test_measurements_are_cached_by_all_that_they_depend_on(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     MeasurementCache("ab", 2, False).put("rate", [1, 2])
@@ -337,10 +337,10 @@ def test_a_segmenter_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @needs_openvino
 @pytest.mark.parametrize("where", ["measure_settings", "disagreement"])
-def test_memory_that_lacks_today_is_not_remembered(
+def test_running_out_of_memory_is_not_cached(
     rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """The other provider is taken meanwhile."""
+    """The other provider is used for this run."""
     rates |= {"openvino": 20.0, "cpu": 10.0}
     real = getattr(ProviderTrial, where)
 
@@ -375,7 +375,7 @@ def test_memory_that_lacks_today_is_not_remembered(
         [{"batch_size": True, "images_per_s": 7.0}],
     ],
 )
-def test_what_was_kept_wrongly_is_measured_anew(rates: dict[str, float], cache: Path, kept: object) -> None:
+def test_invalid_cached_measurements_are_measured_again(rates: dict[str, float], cache: Path, kept: object) -> None:
     rates |= {"cpu": 10.0}
     first = plan(RunOptions())
     (file,) = (cache / "cloudrt" / "plans").iterdir()

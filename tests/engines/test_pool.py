@@ -150,7 +150,7 @@ def test_a_run_that_stepped_down_resumes_with_its_batch(
 
 @pytest.mark.parametrize("streams", [1, 2])
 def test_engines_that_cannot_be_opened_again_end_the_run(streams: int) -> None:
-    """Nobody waits for an engine that will never come."""
+    """No thread waits for an engine that cannot be opened."""
     artifact = parse_artifact(tiny_model(SIZE, SMALL_GRIDS), "m")
 
     class Small:
@@ -199,8 +199,8 @@ def test_a_closed_segmenter_says_so(model: Path, provider: str) -> None:
             list(results)
 
 
-def test_closing_waits_for_what_is_at_work_and_sends_the_rest_away() -> None:
-    """An engine that is released while it runs crashes, or answers from freed memory."""
+def test_closing_waits_for_running_batches_and_refuses_waiting_ones() -> None:
+    """An engine that is released while it runs crashes, or returns freed memory."""
     artifact = parse_artifact(tiny_model(SIZE, SMALL_GRIDS), "m")
     began, go_on = threading.Event(), threading.Event()
     happened: list[str] = []
@@ -237,7 +237,7 @@ def test_closing_waits_for_what_is_at_work_and_sends_the_rest_away() -> None:
     threads += [threading.Thread(target=one, daemon=True) for one in (work, close)]
     for thread in threads[1:]:
         thread.start()
-    threads[1].join(20)  # who waits for a turn is refused at once
+    threads[1].join(20)  # waiting batches are refused at once
     assert happened == ["refused"]
     go_on.set()
     for thread in threads:
@@ -247,7 +247,7 @@ def test_closing_waits_for_what_is_at_work_and_sends_the_rest_away() -> None:
 
 
 def test_openvinos_table_of_types_is_filled_by_one_thread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two threads that look up a type first and at once wait for ever: the engine looks one up when it is opened."""
+    """Two first look-ups of a type at the same time deadlock, so the engine looks one up when it is opened."""
     openvino = pytest.importorskip("openvino")
     looked: list[int] = []
 

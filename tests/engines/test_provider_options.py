@@ -53,7 +53,7 @@ def test_tensorrts_options_are_parsed(artifact: Artifact, batch: int | None, opt
 @needs_tensorrt
 @pytest.mark.parametrize("options", [{"trt_cuda_graph_enable": "1"}, {"trt_nonsense": "True"}])
 def test_the_parser_refuses_what_it_does_not_know(options: dict[str, str]) -> None:
-    """So that the test above means something."""
+    """Positive control of the test above."""
     with pytest.raises(RuntimeError):
         initialise("TensorrtExecutionProvider", options)
 
@@ -119,14 +119,14 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_cudas_options_are_parsed(stubs: Path) -> None:
-    """With a driver that has no GPU, its parser reads everything, and then the driver is asked for the GPU."""
+    """With a driver that has no GPU, its parser reads all options before it looks for the GPU."""
     ours = [
         provider_options("cuda", artifact, batch, b"model", options)
         for artifact, batch in product(ARTIFACTS, (8, None))
         for options in (*GRAPHS, EngineOptions(channels_last=True))
     ]
     for options in ours:
-        del options["device_id"]  # asks the driver at once, perhaps before the other options are read
+        del options["device_id"]  # calls the driver immediately, perhaps before the other options are read
     wrong = [{"nonsense": "1"}, {"cudnn_conv_algo_search": "BEST"}, {"prefer_nhwc": "2"}]
     done = python_with_stubs(stubs, f"GIVEN = {json.dumps([*ours, *wrong])!r}\n{CUDA}")
     lines = done.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""TensorRT's options as values, and what its engines' cache is keyed by. TensorRT itself is not needed, nor run."""
+"""The values of TensorRT's options, and the key of its engine cache. TensorRT is neither needed nor run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_free_batch_has_a_range() -> None:
         {"options": (("trt_profile_min_shapes", "image:4x64x96x3"),)},
     ],
 )
-def test_each_part_of_the_key_asks_for_another_engine(change: dict[str, object]) -> None:
+def test_each_part_of_the_key_gives_another_engine(change: dict[str, object]) -> None:
     assert replace(KEY, **change).folder() != KEY.folder()  # type: ignore[arg-type]
     assert replace(KEY).folder() == KEY.folder()
     assert len(KEY.folder()) == 16

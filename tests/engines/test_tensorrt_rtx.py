@@ -45,7 +45,7 @@ def test_the_tiny_artifact_is_built(precision: str) -> None:
 
 
 @needs_tensorrt
-def test_what_the_parser_refuses_is_said() -> None:
+def test_errors_of_the_parser_are_reported() -> None:
     model = tiny_model(labels=SMALL_GRIDS)
     next(node for node in model.graph.node if node.op_type == "Sigmoid").op_type = "Sigmoidal"
     with pytest.raises(ArtifactError, match=r"TensorRT's parser refuses the model: .*Sigmoidal") as caught:
@@ -54,8 +54,8 @@ def test_what_the_parser_refuses_is_said() -> None:
 
 
 @needs_tensorrt
-def test_what_the_builder_refuses_is_said() -> None:
-    """A graph that takes four images alone does not fit the profile of another batch."""
+def test_errors_of_the_builder_are_reported() -> None:
+    """A graph with a fixed batch of four does not fit the profile of another batch size."""
     model = tiny_model(labels=SMALL_GRIDS)
     graph = model.graph
     first = next(node for node in graph.node if node.op_type == "Transpose")
@@ -71,7 +71,7 @@ def test_what_the_builder_refuses_is_said() -> None:
     assert "\n" not in str(caught.value) and "no reason" not in str(caught.value)
 
 
-def test_without_tensorrt_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorrt_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_check, "find_spec", lambda name: None)
     model = tiny_model(labels=SMALL_GRIDS)
     with pytest.raises(ProviderError, match=r"pip install '\.\[tensorrt-check\]'"):

@@ -87,7 +87,7 @@ class Device:
 
 
 def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plugin lists the GPUs that it supports, and they alone."""
+    """The plugin lists only the GPUs that it supports."""
     driver = Driver((13, 0), ("A", "B", "C"), ((9, 0), (8, 9), (12, 0)))
     monkeypatch.setattr(tensorrt_rtx, "nvidia_driver", lambda: driver)
     monkeypatch.setattr(tensorrt_rtx, "register", lambda: None)

@@ -20,7 +20,7 @@ ARTIFACT = parse_artifact(MODEL, "model.onnx")
 
 
 class Simulated:
-    """An engine whose batch takes `fixed` + `each` * N seconds of a clock that only it moves."""
+    """An engine whose batch takes `fixed` + `each` * N seconds of a simulated clock."""
 
     def __init__(self, setting: Setting, clock: list[float], fixed: float, each: float) -> None:
         self.batch_size, self.streams = setting.batch_size, setting.streams
