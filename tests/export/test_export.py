@@ -1,4 +1,4 @@
-"""Export: the artifact is what it says it is, equals PyTorch, and a wrong one is never written."""
+"""Export: the artifact matches its metadata and PyTorch, and a wrong one is never written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def artifact(source: ExportSource, checkpoint: Path) -> Path:
 
 
 def with_model(source: ExportSource, change: Callable[[onnx.ModelProto], None]) -> ExportSource:
-    """The same source, its graph changed behind PyTorch's back."""
+    """The same source with a changed graph; the outputs of PyTorch stay."""
     wrong = copy.copy(source)
     wrong.model = onnx.ModelProto()
     wrong.model.CopyFrom(source.model)
@@ -159,7 +159,7 @@ def test_mistakes_are_refused(source: ExportSource, tmp_path: Path, mistake: str
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> ExportSource:
-    """Of a checkpoint that was never validated."""
+    """The source of a checkpoint without rules."""
     path = tmp_path_factory.mktemp("raw") / "raw.pth"
     make_checkpoint(path, rules=False)
     return ExportSource(path)
@@ -186,7 +186,7 @@ def test_mistakes_are_refused_without_rules(raw: ExportSource, tmp_path: Path, m
 def test_faults_name_each_figure() -> None:
     bad = Parity(4, "scenes", 255, float("nan"), 0.5, 0.2, 0.4, ("a.jpg",))
     faults = bad.faults(Tolerances(0.5, 0.995))
-    assert len(faults) == 3  # nan is past every tolerance
+    assert len(faults) == 3  # nan exceeds every tolerance
     assert Parity(4, "scenes", 1, 0.1, 0.0, 1.0, 0.0, ()).faults(Tolerances(0.5, 0.995)) == []
 
 
@@ -283,7 +283,7 @@ def test_python_does_not_replace_the_checkpoint_either(source: ExportSource, che
     assert Checkpoint.load(checkpoint).epoch == 1
 
 
-def test_images_that_prove_nothing_are_announced(
+def test_a_warning_for_images_that_cannot_show_differences(
     tmp_path: Path, checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = Checkpoint.load(checkpoint)

@@ -1,4 +1,4 @@
-"""Simplified only where the gate still passes; a full disk leaves what was there."""
+"""The simplified graph is used only if the gate still passes; a full disk leaves the earlier file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def source(checkpoint: Path) -> ExportSource:
 
 
 def bypass(model: onnx.ModelProto, operator: str) -> onnx.ModelProto:
-    """A copy without the first node of a kind: what came in goes on."""
+    """A copy without the first node of a type; the input of the node replaces its output."""
     shorter = onnx.ModelProto()
     shorter.CopyFrom(model)
     gone = next(node for node in shorter.graph.node if node.op_type == operator)
@@ -72,7 +72,7 @@ def test_a_graph_with_superfluous_nodes_is_simplified(source: ExportSource, tmp_
     assert done.artifact.versions["onnxslim"]
 
 
-def test_nothing_to_leave_out_leaves_the_graph_alone(source: ExportSource) -> None:
+def test_a_graph_without_superfluous_nodes_is_unchanged(source: ExportSource) -> None:
     assert simplify(source.model) is source.model
 
 
@@ -107,7 +107,7 @@ def test_a_network_that_cannot_be_exported_is_one_line(source: ExportSource, mon
 
 
 def run_limited(words: list[str], largest: int) -> subprocess.CompletedProcess[str]:
-    """Run cloudrt-export where no file can be larger than so many bytes: what a full disk does to a writer."""
+    """Run cloudrt-export with a limit on the size of files, at which writes fail as on a full disk."""
 
     def limit() -> None:
         import resource

@@ -36,7 +36,7 @@ CASES = [
 
 
 def make(path: Path, architecture: str, encoder: str) -> Checkpoint:
-    """A checkpoint with random weights, whose BatchNorm has seen images: without, deep networks are constant."""
+    """A checkpoint with random weights and BatchNorm statistics of images; otherwise deep networks are constant."""
     torch.manual_seed(0)
     config = NetworkConfig(architecture, encoder, {}, (64, 96), labels=SMALL)
     network = build_network(config)

@@ -31,7 +31,7 @@ needs_tensorrt = pytest.mark.skipif(not tensorrt_check.is_installed(), reason="T
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int | None]]:
-    """TensorRT works, by ONNX Runtime's CPU provider; (graph, batch size) of each engine that is built."""
+    """TensorRT, simulated by ONNX Runtime's CPU provider; returns (graph, batch size) of each engine built."""
     engines: list[tuple[bytes, int | None]] = []
     real = OrtEngine.__init__
 
@@ -86,7 +86,7 @@ def test_searching_layers_builds_one_engine(
 def test_the_engine_itself_passes_the_gate(
     source: ExportSource, tmp_path: Path, built: list[tuple[bytes, int | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Emulation finds the layers; what counts is TensorRT."""
+    """Emulation finds the layers; the comparison in TensorRT decides."""
     real = OrtEngine.run
 
     def wrong(self: OrtEngine, batch: Any) -> Any:
@@ -145,7 +145,7 @@ def test_exports_say_whether_tensorrt_takes_them(source: ExportSource, tmp_path:
 def test_the_command_shows_it(
     source: ExportSource, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accepted: bool
 ) -> None:
-    """With networks that are traced already."""
+    """The networks are already traced."""
 
     def check(*words: Any) -> TensorrtCheck:
         if not accepted:

@@ -70,7 +70,7 @@ def test_overflow_that_the_cpu_hides_is_seen_when_emulated(source: ExportSource,
     half = to_half(source.model)
     strip_notes(half)
     hidden, seen = np.abs(run(half, images) - exact), np.abs(run(emulate_half(half), images) - exact)
-    assert hidden.max() <= 3  # the CPU provider sums whole chains in float32: here the bug would go unnoticed
+    assert hidden.max() <= 3  # the CPU provider computes whole chains in float32, so the overflow does not occur here
     assert seen.mean() > 5
 
 
@@ -127,7 +127,7 @@ def test_every_step_is_rounded_as_numpy_rounds_it(kept: tuple[str, ...]) -> None
     strip_notes(model)
     onnx.checker.check_model(model, full_check=True)
     kinds = {t.name: t.data_type for t in model.graph.initializer}
-    assert kinds["scales"] == TensorProto.FLOAT  # Resize takes them in float32 alone
+    assert kinds["scales"] == TensorProto.FLOAT  # Resize accepts them only in float32
     assert kinds["b"] == TensorProto.FLOAT  # for the node outside; the network's is another
     session = onnxruntime.InferenceSession(emulate_half(model).SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": image})
@@ -149,7 +149,7 @@ def test_layers_of_an_ensemble_are_told_apart() -> None:
 
 
 def finish_plain(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without notes."""
+    """A copy without the notes of the layers."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     strip_notes(copy)

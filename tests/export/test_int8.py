@@ -30,7 +30,7 @@ from cloudrt.model.artifact import Artifact, read_artifact
 from cloudrt.model.parity import TOLERANCES, Tolerances
 
 WIDE = Tolerances(8.0, 0.5, 1.0)
-"""Of a network with random weights, whose masks hang on single levels."""
+"""Tolerances for a network with random weights, whose masks depend on single levels."""
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_what_is_outside_the_network_or_kept_stays_float(source: ExportSource) -
 
 
 def test_convolutions_run_in_int8_on_the_cpu(source: ExportSource, tmp_path: Path) -> None:
-    """The runtime's own optimised graph says what it computes with."""
+    """The optimised graph of the runtime shows its kernels."""
     done = export(source, tmp_path / "model.onnx", Target("int8", tolerances=WIDE))
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
@@ -245,7 +245,7 @@ def test_the_emulation_of_tensorrts_int8_is_exact(source: ExportSource) -> None:
         assert np.array_equal(engine.run(images)[0], wanted)
 
 
-def test_layers_that_hurt_are_kept_in_fp32(source: ExportSource, tmp_path: Path) -> None:
+def test_layers_with_large_errors_are_kept_in_fp32(source: ExportSource, tmp_path: Path) -> None:
     """Tolerances between those of all int8 and of all fp32: some layers must stay, and the gate then passes."""
     everything = export(source, tmp_path / "all.onnx", Target("int8", tolerances=WIDE)).parity.mean_difference
     some = Tolerances(everything / 2, 0.0, 1.0)
@@ -283,7 +283,7 @@ def test_auto_passes_over_what_would_emulate(monkeypatch: pytest.MonkeyPatch) ->
         choose_provider("auto", Artifact(precision="int8", int8_target="tensorrt"))
 
 
-def test_the_provider_that_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_provider_of_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloudrt.export.gate.problem", lambda name: f"no {name}")
     assert Target("int8").gate_provider() == "cpu"
     assert Target("int8", "tensorrt").gate_provider() == "cpu"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 
 def additive(noise: dict[str, float], budget: float) -> tuple[Callable[..., float], Callable[..., bool], list[int]]:
-    """A network whose layers' noise adds up: the damage of lowering some, whether the gate passes, how often asked."""
+    """A network whose layers' errors add up: the error of lowering some, the gate, and the number of its calls."""
     calls = [0, 0]
 
     def damage(lowered: Sequence[str]) -> float:
@@ -29,7 +29,7 @@ def additive(noise: dict[str, float], budget: float) -> tuple[Callable[..., floa
 def test_what_is_kept_passes_and_none_of_it_could_be_lowered(values: list[int], budget: int) -> None:
     noise = {f"layer{i}": float(value) for i, value in enumerate(values)}
     if sum(values) <= budget:
-        return  # the gate passes with nothing kept: no bisection is asked for
+        return  # the gate passes with nothing kept: no bisection is needed
     damage, passes, _ = additive(noise, budget)
     kept = smallest_kept(order_by_damage(list(noise), damage), passes, trials=1000)
     assert passes(kept)
@@ -39,7 +39,7 @@ def test_what_is_kept_passes_and_none_of_it_could_be_lowered(values: list[int], 
 
 @pytest.mark.parametrize("culprits", [{3}, {0, 199}, {17, 18, 19}, {5, 60, 111, 180}])
 def test_a_few_culprits_among_many_layers_are_found_exactly(culprits: set[int]) -> None:
-    """As overflow is in fp16: some layers break everything, all others nothing."""
+    """As with overflow in fp16: a few layers exceed the limit alone, the others have no error."""
     noise = {f"layer{i}": 100.0 if i in culprits else 0.001 for i in range(200)}
     damage, passes, calls = additive(noise, 1.0)
     kept = smallest_kept(order_by_damage(list(noise), damage), passes)
@@ -49,7 +49,7 @@ def test_a_few_culprits_among_many_layers_are_found_exactly(culprits: set[int]) 
 
 
 def test_ranked_well_the_fewest_layers_are_kept() -> None:
-    """As int8 is: each layer adds some noise, and the noisiest are to stay."""
+    """As in int8: each layer adds some error, and those with the largest must stay."""
     noise = {f"layer{i}": float((i * 37) % 64) for i in range(64)}
     budget = sum(sorted(noise.values())[:56])
     damage, passes, _ = additive(noise, budget)

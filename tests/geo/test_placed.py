@@ -1,4 +1,4 @@
-"""Masks with positions: what is drawn at known coordinates comes back there, in every format."""
+"""Masks with positions: shapes drawn at known coordinates are found there in every format."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ PIXEL = 0.02
 BOX = (-58.98, 11.3, -56.0, 12.98)
 """West, south, east and north of the bright rectangle."""
 RULES = (Rule(253, 20), Rule(127, 20), Rule(127, 20))
-"""Thresholds at which the blurred edge of the rectangle lies at its place."""
+"""Thresholds at which the blurred edge of the rectangle is at its position."""
 HOLE = (-58.0, 11.8, -57.5, 12.3)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny artifact with a field of view of 180x120 pixels that keeps what is bright."""
+    """A tiny artifact with a field of view of 180x120 pixels that segments bright pixels."""
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     return tiny_artifact(path, (120, 180), SMALL_GRIDS, rules=RULES, field_of_view=(120, 180))
 

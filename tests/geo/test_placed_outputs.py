@@ -21,7 +21,7 @@ from cloudrt.masks.postprocess import Rule
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny artifact with a field of view of 180x120 pixels that keeps what is bright."""
+    """A tiny artifact with a field of view of 180x120 pixels that segments bright pixels."""
     path = tmp_path_factory.mktemp("model") / "model.onnx"
     return tiny_artifact(path, (120, 180), SMALL_GRIDS, rules=(Rule(127, 20),) * 3, field_of_view=(120, 180))
 

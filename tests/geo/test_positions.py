@@ -1,4 +1,4 @@
-"""Positions: each source, their order, and what contradicts itself."""
+"""Positions: each source, the precedence of sources, and contradictions."""
 
 from __future__ import annotations
 

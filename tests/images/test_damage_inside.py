@@ -1,7 +1,7 @@
 """Damage inside the data of each accepted format, at 200 random places: how much of it is found.
 
 The documentation states these shares (docs/explanation/decoding.md). PNG has checksums; compressed TIFF mostly fails
-to decode; the others carry nothing that could show the damage.
+to decode; the others contain nothing that shows the damage.
 """
 
 from __future__ import annotations

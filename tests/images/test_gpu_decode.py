@@ -1,4 +1,4 @@
-"""The GPU's decoder, driven on the CPU: nvImageCodec has a backend for it. What the GPU itself does is not run here."""
+"""The GPU's decoder with the CPU backend of nvImageCodec. Its GPU backends are not run here."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_batch_of_jpegs_is_what_opencv_reads(jpegs: GpuJpegDecoder, tmp_path: 
         wanted = cv2.cvtColor(imread(file), cv2.COLOR_BGR2RGB).astype(int)
         assert found is not None and found.shape == wanted.shape
         image = on_host(found)
-        # Decoders differ in how they enlarge the colours; brightness is the same.
+        # Decoders upsample chroma differently; luminance is the same.
         assert abs(image.astype(int) - wanted).mean() < 2
         assert abs(image.mean(axis=2) - wanted.mean(axis=2)).mean() < 2
 
@@ -94,7 +94,7 @@ def test_a_batch_of_jpegs_is_what_opencv_reads(jpegs: GpuJpegDecoder, tmp_path: 
 @needs_codec
 @pytest.mark.parametrize("stays", [False, True])
 def test_inputs_of_every_kind_as_the_cpus_decoder_has_them(decoder: GpuImages, tmp_path: Path, stays: bool) -> None:
-    """Keys, order and failures are the same; the pixels are those of a full decode, which the CPU's is near to.
+    """Keys, order and failures are the same; the pixels are those of a full decode, close to the CPU's.
 
     They stay on the device or are copied to the host.
     """
@@ -137,7 +137,7 @@ SIZES = [(64, 96), (65, 97), (64, 200), (200, 96), (350, 525), (1400, 2100), (30
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_device_resizes_as_opencv_does(size: tuple[int, int]) -> None:
-    """By one level at most, and seldom where it shrinks; OpenCV enlarges in fixed point."""
+    """They differ by one level at most, rarely when shrinking; OpenCV enlarges in fixed point."""
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     found = np.empty((*SIZE, 3), np.uint8)
     DeviceResize(SIZE, ("cpu", 0)).run(DeviceArray(image.ctypes.data, image.shape), found.ctypes.data)
@@ -158,7 +158,7 @@ def test_weights_are_means(source: int, target: int) -> None:
 
 
 @needs_codec
-def test_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloudrt.images.gpu_decode, "nvidia_driver", lambda: None)
     with pytest.raises(ProviderError, match="no NVIDIA GPU, or no driver: use --decoder cpu"):
         open_decoder("gpu", SIZE, 2, 0)
@@ -199,7 +199,7 @@ def test_images_stay_on_the_device(decoder: GpuImages, tmp_path: Path, monkeypat
             run(self, binding, options)
 
         monkeypatch.setattr(OnTheCpu, "run_with_iobinding", short)
-        monkeypatch.setattr(OrtEngine, "empty", None)  # no batch of the host is asked for
+        monkeypatch.setattr(OrtEngine, "empty", None)  # no batch on the host is requested
         segmenter.pool = EnginePool(lambda _, size: OrtEngine(loaded, artifact, "cuda", size, 1), (0,), 8)
         segmenter.decoding.decoder = decoder
         found = [(result.rle, result.error) for result in segmenter.predict(inputs)]

@@ -1,4 +1,4 @@
-"""Files to pixels: what is sound equals cv2.imread in colour; what is not is refused by name, never guessed."""
+"""Decoding: valid files equal cv2.imread in colour; others are refused with a reason, never repaired."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def test_cut_files_are_refused_wherever_they_are_cut(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if "something behind" not in name])
-def test_cut_files_are_noticed_before_opencv_is_asked(name: str) -> None:
-    """Some of its versions paint what is missing, and all complain on stderr."""
+def test_cut_files_are_detected_before_opencv_runs(name: str) -> None:
+    """Some versions of OpenCV fill in the missing part, and all of them print to stderr."""
     data = OTHERS[name]()
     assert sorted(stated_size(data)) == [HEIGHT, WIDTH]
     for cut in (len(data) // 2, len(data) * 9 // 10, len(data) - 1):
@@ -78,7 +78,7 @@ def test_a_jpeg_with_a_hole_in_the_middle_is_refused(name: str, fill: str) -> No
 
 
 def test_a_hole_of_zeros_is_refused_where_the_decoder_can_tell() -> None:
-    """Zeros are codes too, and JPEG has no checksums: what remains must still be of the wrong length to be noticed."""
+    """Zeros are valid codes, and JPEG has no checksums: damage is detected only if the remaining length is wrong."""
     done, jpeg = cv2.imencode(".jpg", picture(350, 525, sigma=1))
     assert done
     data = bytearray(jpeg.tobytes())
@@ -86,7 +86,7 @@ def test_a_hole_of_zeros_is_refused_where_the_decoder_can_tell() -> None:
     assert "Corrupt JPEG data" in refusal(bytes(data))
 
 
-def test_any_damage_to_a_png_is_noticed_before_opencv_is_asked() -> None:
+def test_any_damage_to_a_png_is_detected_before_opencv_runs() -> None:
     data = FILES["PNG"]()
     for at in range(8, len(data), 97):
         damaged = bytearray(data)
@@ -105,7 +105,7 @@ def test_a_png_that_ends_early_without_being_cut_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", [b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"zTXt", b"tIME", b"vpAg"])
 def test_notes_in_a_png_change_nothing_and_print_nothing(kind: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    """Chunks of a wrong content, of which libpng would warn on the file descriptor of stderr."""
+    """Chunks with wrong content, for which libpng would print a warning to stderr."""
     data = FILES["PNG"]()
     content = kind + b"\x09bad\0"
     note = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
@@ -190,7 +190,7 @@ def test_images_are_found_in_the_order_of_their_keys(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "round").symlink_to(tmp_path)  # a folder that holds itself
+    (tmp_path / "round").symlink_to(tmp_path)  # a link to the folder itself
     found = find_images(tmp_path)
     assert [file.key for file in found] == sorted([*names, "dangling.jpg"])
     assert all(file.path == tmp_path / file.key for file in found)

@@ -20,7 +20,7 @@ def test_every_size_is_reached(size: tuple[int, int]) -> None:
 
 
 def test_what_shrinks_is_averaged() -> None:
-    """By whole factors area averaging is the mean of each block."""
+    """With integer factors, area averaging is the mean of each block."""
     pixels = picture(sigma=0.5)[:90, :132]
     means = pixels.reshape(30, 3, 33, 4, 3).mean(axis=(1, 3))
     assert np.abs(resize(pixels, (30, 33)).astype(float) - means).max() <= 0.5

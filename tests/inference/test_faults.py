@@ -1,4 +1,4 @@
-"""What the world does to a run: full disks, closed pipes, folders that cannot be written, files that vanish."""
+"""Faults during a run: full disks, closed pipes, folders that cannot be written, files that disappear."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ COMMAND = [sys.executable, "-c", "from cloudrt.cli import infer; infer()"]
 
 @posix
 @pytest.mark.parametrize("blocks", [1, 8])
-def test_a_disk_that_is_full_is_one_line_and_the_run_goes_on_later(
+def test_a_full_disk_is_one_line_and_the_run_continues_later(
     images: Path, model: Path, tmp_path: Path, blocks: int
 ) -> None:
-    """A limit on the size of files: the system refuses to write, as a full disk does; here or in the final file."""
+    """With a limit on the size of files, writes fail as on a full disk: in the journal, or in the final file."""
     output = tmp_path / "out" / "s.csv"
     command = [*COMMAND, *words(images, model, output)]
     limited = ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command]
@@ -73,7 +73,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(images: Path,
 @posix
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_closed_pipe_leaves_no_half_file(images: Path, model: Path, tmp_path: Path, stream: str) -> None:
-    """As with `| head`: whoever listened has gone. The work is whole, or its journal is there."""
+    """As with `| head`, which exits early. Either the output is complete, or its journal is kept."""
     output = tmp_path / "out" / "s.csv"
     reading, writing = os.pipe()
     os.close(reading)
@@ -93,10 +93,10 @@ def test_a_closed_pipe_leaves_no_half_file(images: Path, model: Path, tmp_path: 
             assert len(list(csv.reader(file))) == 1 + 3 * 16
 
 
-def test_a_folder_that_changes_underfoot(
+def test_a_folder_that_changes_during_the_run(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the first result a file vanishes, another is cut, a third becomes a folder, and a new one comes."""
+    """After the first result, a file disappears, another is cut, a third becomes a folder, and a new one is added."""
     real = Journal.add
     changed: list[bool] = []
 

@@ -1,4 +1,4 @@
-"""The identity of a run: plain values that come back, and differences that are named."""
+"""The identity of a run: it round-trips through JSON, and differences are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing lost: a run that is killed, or loses its power, ends with the bytes of one that was never interrupted."""
+"""The journal: a run that is resumed after a kill or a power failure writes the bytes of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes, and among them three files that fail: batches do not begin at multiples of their size."""
+    """Scenes and three files that fail, so that batches do not begin at multiples of their size."""
     folder = tmp_path_factory.mktemp("images")
     for number in range(IMAGES - 3):
         write_jpeg(folder / f"scene-{number:02}.jpg", number)
@@ -70,7 +70,7 @@ Journal.add = stop
 from cloudrt.cli import infer
 infer()
 """
-"""The command, which stands still after so many images: there it is killed."""
+"""The command, which pauses after a number of images, where it is killed."""
 
 
 def start(command: list[str], images: int) -> subprocess.Popen[str]:
@@ -86,7 +86,7 @@ def start(command: list[str], images: int) -> subprocess.Popen[str]:
 def test_killed_again_and_again_it_ends_with_the_same_bytes(
     images: Path, model: Path, whole: tuple[bytes, bytes], tmp_path: Path
 ) -> None:
-    """kill -9 after numbers of images that are drawn by lot, each run resuming the one before."""
+    """kill -9 after random numbers of images; each run resumes the one before."""
     output = tmp_path / "s.csv"
     draw = random.Random(4)
     for _ in range(5):
@@ -103,7 +103,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
 
 @pytest.fixture(scope="module")
 def finished_journal(images: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The journal of a run that lost its power when it had but to write the CSV."""
+    """The journal of a run that was interrupted just before it wrote the CSV."""
     output = tmp_path_factory.mktemp("finished") / "s.csv"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cloudrt.inference.submission.Submission.write", stop)
@@ -118,7 +118,7 @@ def stop(*_: object) -> None:
 
 
 def cuts(content: bytes) -> Iterator[bytes]:
-    """What a power cut may leave: cut anywhere, zeros or noise for a tail, a bit flipped."""
+    """What a power failure may leave: a file cut anywhere, a tail of zeros or noise, a flipped bit."""
     draw = random.Random(7)
     for _ in range(12):
         end = draw.randrange(len(content))
@@ -145,7 +145,7 @@ def test_a_torn_journal_gives_the_same_bytes(
 def test_batches_are_those_of_an_uninterrupted_run(
     images: Path, model: Path, finished_journal: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the cut, the engine sees the same images side by side."""
+    """After any interruption, the engine gets the same batches."""
     from cloudrt.engines.onnxruntime import OrtEngine
 
     seen: list[int] = []
@@ -203,7 +203,7 @@ def test_another_artifact_and_other_images_are_refused(
     assert f"images was {IMAGES}, now 5" in result.output
 
 
-def test_what_is_there_needs_a_word(images: Path, model: Path, finished_journal: bytes, tmp_path: Path) -> None:
+def test_existing_files_need_an_option(images: Path, model: Path, finished_journal: bytes, tmp_path: Path) -> None:
     output = tmp_path / "s.csv"
     output.with_name("s.csv.journal").write_bytes(finished_journal)
     refused = run(images, model, output)
@@ -243,8 +243,8 @@ def test_the_report_of_a_resumed_run_shows_every_image(
     assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
 
 
-def test_a_resumed_run_takes_up_how_the_first_one_ran(images: Path, model: Path, tmp_path: Path) -> None:
-    """What `auto` would measure today does not matter; what is asked for and differs is named."""
+def test_a_resumed_run_uses_the_plan_of_the_first(images: Path, model: Path, tmp_path: Path) -> None:
+    """`auto` is not resolved again; requested options that differ are named."""
     pytest.importorskip("openvino")
     output = tmp_path / "s.csv"
     asked = [str(images), "-m", str(model), "-o", str(output)]
@@ -264,7 +264,7 @@ def test_a_resumed_run_takes_up_how_the_first_one_ran(images: Path, model: Path,
 
 
 def test_starts_that_are_killed_lose_nothing(tmp_path: Path) -> None:
-    """Each opens the journal and dies before it has anything new."""
+    """Each opens the journal and is killed before it adds a record."""
     journal = Journal(tmp_path / "j", make_identity(), resume=False)
     for number in range(12):
         journal.add(Record(f"{number}.jpg", ("",), None, number // 3 * 3, 3))

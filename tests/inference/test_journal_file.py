@@ -1,4 +1,4 @@
-"""The journal's file: records of any kind, intervals, files that are none."""
+"""The file of the journal: any keys and reasons, intervals of writing, and files that are not journals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_keys_and_reasons_of_any_kind_come_back(tmp_path: Path) -> None:
     assert list(journal.records()) == odd
     journal.close()
     again = Journal(tmp_path / "j", make_identity(), resume=True)
-    assert again.done == 0  # the only batch may have been under way
+    assert again.done == 0  # the only batch may be incomplete
     again.remove()
     assert not list(tmp_path.iterdir())
 

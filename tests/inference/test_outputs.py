@@ -1,4 +1,4 @@
-"""Parquet, COCO, masks, overlays and kept probabilities: each holds what the CSV holds, read by others' tools."""
+"""Parquet, COCO, masks, overlays and kept probabilities: read by other tools, each equals the CSV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pipeline: order, laziness, failures that stay alone, and the answers of a plain loop."""
+"""The pipeline: order, laziness, failures of single images, and the results of a plain loop."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[ImageFile]:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 16])
 def test_answers_are_those_of_a_plain_loop(model: Path, files: list[ImageFile], batch_size: int) -> None:
-    """At every batch size, so that the padded tail answers as batch 1 does."""
+    """At every batch size; a padded last batch gives the same results as batch 1."""
     with Segmenter(model, provider="cpu", batch_size=batch_size, threads=2) as segmenter:
         results = list(segmenter.predict(files))
         rules = segmenter.artifact.rules
@@ -131,7 +131,7 @@ def test_oversized_images_are_failures(model: Path) -> None:
 
 
 def test_inputs_are_read_lazily_and_memory_stays_flat(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 10,000 inputs, never more than the groups in flight hold are read ahead of what has been handed out."""
+    """Of 10,000 inputs, at most those of the groups in flight are read ahead of the results."""
     monkeypatch.setattr("cloudrt.system.overlap.HANDOVER_S", 0)  # a group is one batch
     read = handed = most = 0
 
@@ -187,7 +187,7 @@ def test_an_early_close_ends_the_threads(model: Path) -> None:
         assert isinstance(results, Iterator)
         results.close()
         assert threading.active_count() == before
-        # The same segmenter goes on afterwards.
+        # The same segmenter can be used afterwards.
         assert len(list(segmenter.predict([picture(1)] * 3))) == 3
     del results
     assert closed
@@ -236,7 +236,7 @@ def test_an_error_of_the_inputs_or_the_engine_reaches_the_caller(model: Path, mo
 
 
 def test_stages_overlap(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine holds its first batch until an image behind it is decoded, and that one waits for the engine."""
+    """The engine waits in its first batch until a later image is decoded, which waits for the engine to start."""
     began, decoded = threading.Event(), threading.Event()
     met: list[bool] = []
     real = OrtEngine.run
@@ -295,7 +295,7 @@ def test_an_artifact_without_rules_infers_but_does_not_predict(tmp_path: Path) -
         assert inferred.probability is not None and inferred.probability.shape == segmenter.artifact.output_shape
 
 
-def test_what_the_network_says_is_what_results_are_made_of(model: Path) -> None:
+def test_results_are_made_of_the_outputs_of_the_network(model: Path) -> None:
     pictures: list[Input] = [picture(1), b"no image", picture(2)]
     with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
         results = list(segmenter.predict(pictures))
@@ -312,7 +312,7 @@ def test_closing_twice_is_fine(model: Path) -> None:
         segmenter.close()
 
 
-def test_result_says_little_of_itself() -> None:
+def test_the_repr_of_a_result_is_short() -> None:
     assert repr(Result("a.jpg", {"Fish": ""}, None, LABELS)) == "Result('a.jpg', no masks)"
     assert repr(Result("a.jpg", {"Fish": "1 900 2000 334"}, None, LABELS)) == "Result('a.jpg', Fish 1,234 pixels)"
     assert repr(Result("a.jpg", {"Fish": ""}, "is empty", LABELS)) == "Result('a.jpg', error='is empty')"

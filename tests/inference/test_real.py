@@ -37,7 +37,7 @@ def test_shipped_model_beats_predicting_nothing(tmp_path: Path) -> None:
     assert found.mean > found.all_empty + 0.05
 
 
-def test_shipped_model_is_small_and_says_where_it_comes_from() -> None:
+def test_shipped_model_is_small_and_states_its_source() -> None:
     from importlib.resources import files
 
     from cloudrt.model.artifact import read_artifact

@@ -83,7 +83,7 @@ def swap(lines: list[bytes], place: int) -> list[bytes]:
 
 
 def rewritten(line: bytes, **values: object) -> bytes:
-    """A record with other values, and the checksum of those."""
+    """A record with other values and their checksum."""
     text = json.dumps(json.loads(line[9:]) | values).encode()
     return b"%08x %s\n" % (zlib.crc32(text), text)
 

@@ -37,7 +37,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Progress:
-    """Keeps what is shown."""
+    """Records what is shown."""
 
     def __init__(self) -> None:
         self.opened: list[tuple[str, int]] = []
@@ -120,7 +120,7 @@ def test_inputs_and_paths_are_texts_or_paths(images: Path, model: Path, tmp_path
 def test_the_defaults_are_the_commands(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """./model.onnx, submission.csv, `auto`; and what exists is replaced on request alone."""
+    """./model.onnx, submission.csv, `auto`; and existing files are replaced only on request."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").write_bytes(model.read_bytes())
     summary = cloudrt.infer(images)
@@ -175,7 +175,7 @@ def test_wrong_options_are_refused_before_anything(
 
 
 def test_an_error_of_the_caller_leaves_the_journal(images: Path, model: Path, tmp_path: Path) -> None:
-    """Raised by what the caller passes, while the run is under way: a later run continues."""
+    """An exception of a callback during the run: a later run continues."""
 
     @contextmanager
     def broken(_description: str, _total: int) -> Iterator[Any]:

@@ -116,7 +116,7 @@ def test_nothing_half_written(tmp_path: Path, stop: BaseException | type[BaseExc
 
 @pytest.mark.parametrize("name", ["submission.csv", "a.b.parquet", "failures.csv", "s.failures.csv", "s.run.json"])
 def test_the_files_of_a_run_are_five(tmp_path: Path, name: str) -> None:
-    """A submission is never its own list of failures, report, record or journal, whatever it is called."""
+    """The submission, failures, report, record and journal are different files, whatever the submission is called."""
     paths = RunPaths(tmp_path / name)
     files = {paths.output, paths.failures, paths.report, paths.record, paths.journal}
     assert len(files) == 5

@@ -1,4 +1,4 @@
-"""Where the kernels' machine code is cached: apart for each version of them, sealed, and nowhere if unwritable."""
+"""The cache of the kernels' machine code: one folder per version, with checksums, or none if it cannot be written."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_full_disk_is_tolerated(tmp_path: Path) -> None:
 
 
 def test_a_changed_kernel_is_compiled_again(tmp_path: Path) -> None:
-    """One that is called from another file: numba's own cache looks at the caller's file alone."""
+    """A kernel that is called from another file: numba's own cache checks only the caller's file."""
     source = tmp_path / "source" / "cloudrt"
     shutil.copytree(Path(cloudrt.__file__).parent, source, ignore=shutil.ignore_patterns("__pycache__", "shipped"))
     script = FROM.format(path=str(source.parent)) + SCRIPT
