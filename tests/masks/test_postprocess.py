@@ -1,4 +1,4 @@
-"""Probability to text: byte for byte the notebook's answer, and components as OpenCV, scipy and cc3d see them."""
+"""Probability to text: byte for byte the notebook's, with the components of OpenCV, scipy and cc3d."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AREAS = (0, 1, 2, 3, 10, 50, 10_000)
 
 
 def layouts(array: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """The same values, lying in memory in every way that users hand them over."""
+    """The same values in every memory layout that users may pass."""
     height, width = array.shape
     wide = np.zeros((2 * height, 3 * width), array.dtype)
     wide[::2, ::3] = array
@@ -55,7 +55,7 @@ def test_hard_masks(name: str) -> None:
 @pytest.mark.parametrize("mask", [spiral(61), comb(40, 71, 3), checkerboard(35, 52)], ids=["spiral", "comb", "board"])
 @pytest.mark.parametrize("turns", range(4))
 def test_one_component_however_it_winds(mask: NDArray[np.uint8], turns: int) -> None:
-    """All or nothing, at the area itself and one below."""
+    """The component is kept or removed as a whole: at its area, and one below."""
     turned = np.rot90(mask, turns)
     area = int(mask.sum())
     assert postprocess(turned, 0, area) == ""

@@ -19,7 +19,7 @@ from cloudrt.errors import RleError
 from cloudrt.labels import Labels
 from cloudrt.masks.rle import rle_decode, rle_encode, rle_to_submit_grid
 
-# pycocotools 2.0.11 has not caught up with numpy 2.
+# pycocotools 2.0.11 warns with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 shapes = st.tuples(st.integers(1, 24), st.integers(1, 24))
@@ -183,7 +183,7 @@ def test_only_whole_numbers_are_encoded(dtype: Any) -> None:
 
 
 def sound(text: str, size: int) -> bool:
-    """Whether a text keeps every rule, said in one place and slowly."""
+    """Whether a text is valid: a slow reference for all rules."""
     tokens = [token for token in re.split("[ \t\r\n]", text) if token]
     if len(tokens) % 2 or not all(re.fullmatch("[0-9]+", token) for token in tokens):
         return False

@@ -23,7 +23,7 @@ def blob(level: int, area: int = 20) -> NDArray[np.uint8]:
 
 
 def ruled(levels: NDArray[np.uint8], rule: Rule, presence: int | None = None) -> bool:
-    """Whether anything is left of a map; what is left must be the whole of it."""
+    """Return whether the text is not empty; then it must contain the whole map."""
     outputs = None if presence is None else np.array([presence], np.uint8)
     (text,) = apply_rules(levels[None], [rule], outputs)
     assert text in ("", reference.rle_encode(levels.T))
@@ -118,7 +118,7 @@ RULES = [Rule(130, 30), Rule(100, 0, 200, 40, 90), Rule(160, 10, 250, 25)]
 
 
 def plain(levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> list[list[str]]:
-    """Each rule as DESIGN words it, on whole arrays."""
+    """Each rule as its docstring defines it, on whole arrays."""
     rows = []
     for i, image in enumerate(levels):
         texts = []
@@ -189,7 +189,7 @@ def test_the_kernels_release_the_interpreter_lock_and_write_what_they_are_given(
 
 
 def test_the_artifacts_output_is_read_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No copy of the map is made on the way to the kernel."""
+    """The kernel gets the map without a copy."""
     from cloudrt.kernels import runs
 
     seen: list[Any] = []

@@ -1,4 +1,4 @@
-"""The artifact: its metadata make a round trip, and what cloudrt did not write is refused with a way out."""
+"""The artifact: its metadata round-trip, and files that cloudrt did not write are refused with a remedy."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_values_out_of_bounds_are_refused() -> None:
 
 
 def test_the_default_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """./model.onnx first, then the shipped one, else an error that names the way to one."""
+    """./model.onnx first, then the shipped one, else an error that says how to make one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cloudrt.model.artifact, "files", lambda _package: tmp_path / "package")
     with pytest.raises(ArtifactError, match="cloudrt-export"):

@@ -1,4 +1,4 @@
-"""Checkpoints of others, cut, tampered with or malicious: refused in one line, and never executed."""
+"""Foreign, cut, changed and malicious checkpoints: refused in one line, and never executed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Malicious:
-    """What a checkpoint of somebody else's could hold: loading it would write a file."""
+    """An object of a malicious checkpoint: unpickling it would write a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -125,7 +125,7 @@ def test_the_command_refuses_in_one_line_and_leaves_the_older_artifact(checkpoin
         ({"weights": {"a": 1}}, "weights are not tensors"),
     ],
 )
-def test_checkpoints_that_lie(checkpoint: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_checkpoints_with_wrong_values(checkpoint: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
     torch.save(saved(checkpoint) | change, tmp_path / "x.pth")
     with pytest.raises(ArtifactError, match=said):
         Checkpoint.load(tmp_path / "x.pth")
@@ -146,7 +146,9 @@ def test_checkpoints_that_lie(checkpoint: Path, tmp_path: Path, change: dict[str
         ({"std": ["a"] * 3}, "std must be one finite number"),
     ],
 )
-def test_networks_that_lie(checkpoint: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_network_configurations_with_wrong_values(
+    checkpoint: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
     values = saved(checkpoint)
     torch.save(values | {"config": values["config"] | change}, tmp_path / "x.pth")
     with pytest.raises(ArtifactError, match=said):

@@ -1,4 +1,4 @@
-"""Artifacts that were made to mislead: each is refused in one line, before it runs or in its first batch."""
+"""Malicious artifacts: each is refused in one line, before it runs or in its first batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Presence beside the masks, from network to artifact: the head, and the mean of the highest probabilities."""
+"""Presence, from network to artifact: the classification head, and the mean of the highest probabilities."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def by_hand(checkpoint: Checkpoint, batch: NDArray[np.uint8]) -> tuple[NDArray[n
 
 @pytest.mark.parametrize("presence", ["head", "top-k"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", pytest.param("int8", marks=pytest.mark.slow)])
-def test_the_artifact_says_what_the_network_says(
+def test_the_artifact_returns_the_networks_presence(
     tmp_path: Path, batch: NDArray[np.uint8], presence: str, precision: str
 ) -> None:
     checkpoint = make(tmp_path / "best.pth", presence)
@@ -134,7 +134,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_gate_sees_a_wrong_head(tmp_path: Path) -> None:
-    """Other weights in the head give the same masks: presence alone tells."""
+    """Other weights in the head give the same masks; only presence differs."""
     make(tmp_path / "best.pth", "head")
     source = ExportSource(tmp_path / "best.pth")
     (weight,) = [one for one in source.model.graph.initializer if "classification_head" in one.name]

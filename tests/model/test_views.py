@@ -17,7 +17,7 @@ from cloudrt.model.network_config import VIEWS
 @pytest.mark.parametrize("tta", VIEWS)
 @pytest.mark.parametrize("presence", ["none", "head"])
 def test_views_are_the_mean_logits_of_flipped_images(tmp_path: Path, tta: str, presence: str) -> None:
-    """As one image after another: flipped, answered alone, flipped back; with a band without data."""
+    """Compared with each view alone: flipped, run, flipped back; with a band without data."""
     checkpoint = make_checkpoint(tmp_path / "m.pth", presence=presence, subtract_no_data=True)
     graph = InferenceGraph(checkpoint.network(), checkpoint.config).eval()
     image = np.random.default_rng(0).integers(60, 256, (2, 3, 64, 96)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The four pages in a real browser: no script fails, nothing is fetched, long lists are paged, phones show it all."""
+"""The four pages in a real browser: no script fails, nothing is fetched, long lists are paged, pages fit on phones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: totals, a fair sample, everything escaped, nothing fetched, and no crash on what vanished."""
+"""The report: totals, a fair sample, everything escaped, nothing fetched, and missing files shown as such."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_vanished_file_is_shown_as_missing(tmp_path: Path) -> None:
     report.add("cut.jpg", tmp_path / "cut.jpg", NOTHING, None)
     page = written(report, tmp_path)
     assert page.text.count("Missing:") == 2 and not page.find("image")
-    assert len(page.find("path")) == 2  # the outlines are there all the same
+    assert len(page.find("path")) == 2  # the outlines are drawn nevertheless
 
 
 def test_no_images_all_failed_and_no_masks(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The choice of a rule: plateaus before spikes, gates that earn their place, and out-of-fold figures done by hand."""
+"""The choice of a rule: plateaus before spikes, only gates that raise the Dice, and out-of-fold figures."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_out_of_fold_figures_are_those_of_a_plain_loop(seed: int) -> None:
 
 
 def gated_case(seed: int, helps: bool) -> tuple[DiceTables, NDArray[np.bool_]]:
-    """A count of bright pixels tells which half of the images lacks the class; or nothing, and none lacks it."""
+    """With `helps`, the number of bright pixels shows which half of the images lacks the class; else none lacks it."""
     rng = np.random.default_rng(seed)
     positive = np.arange(80) % 2 == 0 if helps else np.ones(80, bool)
     dice = np.where(positive[:, None, None], surface(lambda t, a: 0.6 - abs(t - 96) / 400 - a / 9000), 0.0)
@@ -101,7 +101,7 @@ def gated_case(seed: int, helps: bool) -> tuple[DiceTables, NDArray[np.bool_]]:
     return make_tables(dice, positive=positive, above=above[None]), positive
 
 
-def test_a_gate_that_tells_is_kept_and_one_that_does_not_is_left_out() -> None:
+def test_a_gate_is_kept_only_if_it_raises_the_dice() -> None:
     tables, positive = gated_case(1, helps=True)
     (choice,) = choose_rules(tables)
     assert 200 <= choice.rule.gate_threshold < 230

@@ -58,7 +58,7 @@ def test_a_huge_grid_does_not_raise_the_limit(tmp_path: Path, monkeypatch: pytes
     assert "expected at most" in said and peak < BOMB / 8
 
 
-def test_a_size_that_lies_is_damage(tmp_path: Path) -> None:
+def test_a_wrong_size_is_damage(tmp_path: Path) -> None:
     """The directory of the file states a small size for a large member."""
     path = write(tmp_path / "p.npz", SMALL_GRIDS, **{"maps/a": np.zeros(BOMB, np.uint8)})
     content = path.read_bytes()

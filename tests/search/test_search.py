@@ -104,7 +104,7 @@ def test_the_answer_does_not_depend_on_jobs() -> None:
     assert all(search(levels, truth, jobs=jobs) == alone for jobs in (2, 5, None))
 
 
-def test_progress_is_told_once_an_image() -> None:
+def test_progress_is_reported_once_per_image() -> None:
     levels, truth = case(6, images=4, classes=1)
     told: list[int] = []
     packed = np.stack([[pack_mask(mask) for mask in image] for image in truth])
@@ -184,7 +184,7 @@ def test_sweep_of_hard_masks(name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_sweep_of_made_up_maps(seed: int) -> None:
+def test_sweep_of_synthetic_maps(seed: int) -> None:
     rng = np.random.default_rng(seed)
     height, width = (int(side) for side in rng.integers(1, 70, 2))
     levels = (

@@ -1,4 +1,4 @@
-"""`cloudrt tune`: what it reports is what inference with its rules then scores; and everything that can go wrong."""
+"""`cloudrt tune`: the reported Dice is that of inference with the new rules; and all errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """Scenes whose truth is what the model says under `GOOD`, a little eroded; every third image has no Fish."""
+    """Scenes whose truth is the model's mask with `GOOD`, slightly eroded; every third image has no Fish."""
     root = tmp_path_factory.mktemp("data")
     (root / "data.json").write_text(json.dumps(SMALL_GRIDS.to_dict()))
     files = [write_jpeg(root / "train_images" / f"{seed}.jpg", seed, (120, 180)) for seed in range(IMAGES)]
@@ -88,7 +88,7 @@ def test_what_is_reported_is_what_inference_then_scores(model: Path, data: Path,
     assert read_artifact(model).rules == (Rule(10, 0),) * 3  # the model itself is left alone
     for label in SMALL_GRIDS.classes:
         assert label in result.stdout
-    assert "--image-list" in result.stderr  # all images: a word of caution
+    assert "--image-list" in result.stderr  # all images: a warning
     page = output.with_suffix(".html").read_text()
     for word in (*SMALL_GRIDS.classes, f"{after:.4f}", f"{before:.4f}", "data:image/png;base64,"):
         assert word in page
@@ -382,7 +382,7 @@ def npy(header: bytes, body: bytes = b"") -> bytes:
     ids=["empty", "no array", "huge", "cut header", "objects", "negative", "floats"],
 )
 @pytest.mark.parametrize("name", ["labels.npy", "maps/1.jpg.npy"])
-def test_made_up_probabilities_are_refused(data: Path, tmp_path: Path, member: bytes, name: str) -> None:
+def test_invalid_probabilities_are_refused(data: Path, tmp_path: Path, member: bytes, name: str) -> None:
     with write_probabilities(tmp_path / "sound.npz", SMALL_GRIDS) as writer:
         for n in range(3):
             writer.add(f"{n}.jpg", np.zeros((3, 90, 60), np.uint8))

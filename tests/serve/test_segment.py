@@ -33,7 +33,7 @@ RULES = (Rule(110, 40), Rule(120, 9, gate_threshold=150, gate_pixels=30), Rule(1
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, images of every kind, and what cloudrt-infer writes about them."""
+    """A model, images of every kind, and the output of cloudrt-infer for them."""
     folder = tmp_path_factory.mktemp("served")
     model = tiny_artifact(folder / "clouds.onnx", (64, 96), SMALL_GRIDS, presence=True, rules=RULES)
     for seed in range(6):

@@ -26,7 +26,7 @@ from cloudrt.serve.settings import ServeSettings
 
 @contextmanager
 def command(*words: str, environment: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
-    """Run `cloudrt serve` on a free port; yields the process, what it said, and the port."""
+    """Run `cloudrt serve` on a free port; yields the process, its output and the port."""
     call = "from cloudrt.cli import main; main(prog_name='cloudrt')"
     line = [sys.executable, "-c", call, "serve", "--port", "0", "--provider", "cpu", *words]
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=os.environ | (environment or {}))

@@ -1,4 +1,4 @@
-"""Chromium without a window: what a page looks like after its scripts have run, and what they complained about."""
+"""Chromium without a window: a page after its scripts have run, and their errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def chromium(folder: Path) -> list[str]:
 
 
 def browse(folder: Path, *words: str) -> str:
-    """Run Chromium; fail where a script failed or anything was asked of the network. Returns its standard output."""
+    """Run Chromium; fail if a script failed or the page made a request. Returns its standard output."""
     command = [
         *chromium(folder),
         "--allow-file-access-from-files",

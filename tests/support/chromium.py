@@ -24,7 +24,7 @@ WAIT_S = 90
 
 
 class Page:
-    """A page in a running browser; records what it asks for and what its scripts complain about."""
+    """A page in a running browser; records its requests and the errors of its scripts."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing, self._number, self._rest = reading, writing, 0, b""
@@ -118,7 +118,7 @@ def browsing(folder: Path) -> Iterator[Page]:
     """Run Chromium with an empty profile in `folder`."""
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
-    # Out of the way of 3 and 4, which the shell makes of them.
+    # Other numbers than 3 and 4, which the shell assigns to them.
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 64) for end in (to_read, from_write)]
     command = [
         *("bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash"),

@@ -1,4 +1,4 @@
-"""A stand-in for a GPU: a session that claims to be CUDA's and runs on the CPU, and the host as its device."""
+"""A stand-in for a GPU: a session that reports CUDA's provider and runs on the CPU, with the host as its device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SESSION = onnxruntime.InferenceSession
 
 
 class OnTheCpu:
-    """A session that says it is CUDA's, and runs on the CPU; it keeps the threads that ran it."""
+    """A session that reports CUDA's provider and runs on the CPU; it records the threads that ran it."""
 
     def __init__(
         self, content: bytes, options: object, providers: list[tuple[str, dict[str, str]]], enable_fallback: int

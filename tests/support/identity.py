@@ -1,4 +1,4 @@
-"""An identity of a run that was never run."""
+"""The identity of a run, for tests."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def make_checkpoint(
 
 
 def probability(path: Path, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What a checkpoint's network says of (N, H, W, 3) images, not yet rounded, step by step: (N, C, H_out, W_out)."""
+    """The unrounded probability (N, C, H_out, W_out) of a checkpoint's network for (N, H, W, 3) images."""
     loaded = Checkpoint.load(path)
     graph = InferenceGraph(loaded.network(), loaded.config).eval()
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Image files of every kind that is read, as bytes, and what is said of those that are refused."""
+"""Image files of every supported kind, as bytes, and the reasons why others are refused."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ FILES = JPEGS | OTHERS
 
 
 def behind_segments(jpeg: bytes) -> bytes:
-    """Put two comments of 60,000 bytes before what follows the first segment."""
+    """Insert two comments of 60,000 bytes after the first segment."""
     first = 4 + int.from_bytes(jpeg[4:6], "big")
     comment = b"\xff\xfe" + struct.pack(">H", 60_002) + bytes(60_000)
     return jpeg[:first] + 2 * comment + jpeg[first:]

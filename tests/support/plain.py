@@ -1,4 +1,4 @@
-"""What a plain loop answers, and images for it."""
+"""The results of a plain loop, and images for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = (64, 96)
 
 
 def picture(value: int) -> NDArray[np.uint8]:
-    """An image of one level: black at the top, so that every class is somewhere and nowhere everywhere."""
+    """An image of one level with a black top, so that no class covers all of it."""
     image = np.full((*SIZE, 3), value, np.uint8)
     image[:10] = 0
     return image

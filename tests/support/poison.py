@@ -1,8 +1,8 @@
-"""What Ray's workers load at their start in the tests, as sitecustomize: images that do harm by what they end in.
+"""sitecustomize of Ray's workers in the tests: images that crash or delay a worker, depending on their last bytes.
 
 KILL    ends the process that decodes it         RAISE   raises what no decoder should
 DIES    ends the first process alone             SLOW    takes a while
-LEDGER  ends the process that knows what each worker is at
+LEDGER  ends the actor that records what each worker does
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib.util, os, signal, sys, time
 from contextlib import suppress
 from pathlib import Path
 
-# Of the processes that are called so, the ledger of this cluster is the one that was started with this folder.
+# Of the processes with this name, the ledger of this cluster is the one that was started with this folder.
 def end_ledger():
     ended = 0
     for process in Path("/proc").glob("[0-9]*"):

@@ -1,4 +1,4 @@
-"""The notebook's way, written plainly and slowly: what the fast code must agree with.
+"""The notebook's algorithms, simple and slow: the reference for the fast code.
 
 Nothing here imports cloudrt, so that an error cannot hide on both sides.
 """
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 def rle_encode(mask: NDArray[Any]) -> str:
-    """Return the RLE text of an (H, W) mask by numpy differences on the flattened transpose."""
+    """Return the RLE text of an (H, W) mask, from NumPy differences of the flattened transpose."""
     pixels = np.concatenate([[0], (mask.T != 0).astype(np.int8).flatten(), [0]])
     runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
     runs[1::2] -= runs[::2]

@@ -21,7 +21,7 @@ def spiral(side: int) -> NDArray[np.uint8]:
 
 
 def comb(height: int, width: int, tooth: int = 2) -> NDArray[np.uint8]:
-    """Teeth that meet only in the last row: components join late."""
+    """Teeth that are connected only in the last row, so that components join late."""
     mask = np.zeros((height, width), np.uint8)
     mask[:, ::tooth] = 1
     mask[-1] = 1

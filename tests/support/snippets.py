@@ -1,6 +1,6 @@
 """The commands and snippets of README and docs: found, checked against the real options, and run.
 
-A page is a story: its blocks run one after the other in one folder. Every cloudrt command is first parsed as it stands,
+The blocks of a page run in order in one folder. Every cloudrt command is first parsed unchanged,
 by click and all its checks; then it is run with `SHRINK` after its own options, of which the last one counts.
 """
 
@@ -38,7 +38,7 @@ _SAID = re.compile(r"^print\(.*?\)  # -> (.*)$", re.MULTILINE)
 SHELL = ("cat", "cp", "echo", "head", "split")
 """Programs that every machine has."""
 ELSEWHERE = ("curl", "docker", "eval", "export", "kaggle", "ray", "sbatch", "sh")
-"""What pages may name but nothing here runs: such a block says why."""
+"""Programs that are not run here; a comment before such a block says why."""
 
 _SMALL = [
     "--epochs",
@@ -133,7 +133,7 @@ def check(words: list[str]) -> None:
 
 
 def run(line: str, words: list[str], status: int) -> None:
-    """Run a command that was checked; what installs is left at that."""
+    """Run a command that was checked, unless it installs something."""
     name, rest = _command_of(words)
     assert words[0] not in ELSEWHERE, f"say why nothing here runs {words[0]}"
     if name:
@@ -143,7 +143,7 @@ def run(line: str, words: list[str], status: int) -> None:
             shutil.rmtree(rest[0], ignore_errors=True)  # the page makes it
         result = CliRunner().invoke(main, [name, *rest, *extra])
         if name == "train" and "--resume" in rest and result.exit_code == 2:
-            assert "is finished" in result.output  # nothing has cut it short here
+            assert "is finished" in result.output  # no pipe closed it early here
             return
         assert result.exit_code == status, f"{line}\n{result.output}\n{result.exception!r}"
     elif words[0] == "unzip":

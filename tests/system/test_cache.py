@@ -1,4 +1,4 @@
-"""The user's cache: bounded, safe against damage, and done without where it cannot be written."""
+"""The user's cache: bounded in size, checked for damage, and not needed if it cannot be written."""
 
 from __future__ import annotations
 

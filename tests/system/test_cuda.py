@@ -125,7 +125,7 @@ def test_free_memory_is_that_of_the_gpu_asked_for() -> None:
 @pytest.mark.skipif(find_library(cuda_libraries(cuda_major())[0]) is None, reason="the CUDA runtime is not installed")
 @pytest.mark.skipif(nvidia_driver() is not None, reason="there is a driver")
 def test_the_runtime_library_has_these_functions() -> None:
-    """Without a driver each of them fails, in words."""
+    """Without a driver, each of them fails with a message."""
     device = open_gpu(0)
     for call in (
         lambda: device.allocate_host(100),

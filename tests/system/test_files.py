@@ -219,7 +219,7 @@ def test_a_later_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path: P
         assert names(tmp_path) == [partial]
         with replacing(tmp_path / "first") as path:
             path.write_text("")
-        assert names(tmp_path) == sorted([partial, "first"])  # it lives
+        assert names(tmp_path) == sorted([partial, "first"])  # the process is running
     finally:
         held.send_signal(signal.SIGKILL)
         held.communicate()
@@ -233,13 +233,13 @@ def test_a_later_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path: P
     (tmp_path / partial.replace("s.npz", "folder")).mkdir()
     (tmp_path / partial.replace("s.npz", "folder") / "images.npy").write_text("half")
     remove_leftovers(tmp_path)
-    assert partial in names(tmp_path)  # looked before, in this process
+    assert partial in names(tmp_path)  # a process removes leftovers only once
     code = "import sys; from pathlib import Path; from cloudrt.system.files import remove_leftovers as r; r(Path('.'))"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert names(tmp_path) == sorted(["first", *others])
 
 
-def test_what_the_system_hides_may_be_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_processes_may_be_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another user's process with hidepid, and every process without /proc."""
     from cloudrt.system import files
 

@@ -1,4 +1,4 @@
-"""What a command may write: never what it reads, never two outputs into one file, nothing that exists unasked."""
+"""What a command may write: never what it reads, never two outputs to one file, existing files only on request."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_two_outputs_are_never_one_file(other: str) -> None:
 
 
 def test_a_name_that_differs_from_an_inputs_in_case_is_looked_up(here: Path) -> None:
-    """Two files where case counts, as here; two outputs of such a name collide all the same."""
+    """Two files on a case-sensitive file system, as here; but two outputs with such names are refused."""
     if (here / "MODEL.ONNX").exists():
         assert "both --model and --output" in refusal({"--output": Path("MODEL.ONNX")}, READS, overwrite=True)
         return

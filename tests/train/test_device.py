@@ -1,4 +1,4 @@
-"""What training asks of the device: bytes that are copied, values that are waited for, and the precision."""
+"""Training and the device: bytes that are copied, synchronisation, and the precision."""
 
 from __future__ import annotations
 

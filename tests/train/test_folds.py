@@ -1,4 +1,4 @@
-"""Folds, twins that stay together, and rules from all of them."""
+"""Folds: near-duplicates stay together, and rules are chosen on all folds."""
 
 from __future__ import annotations
 

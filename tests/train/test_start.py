@@ -99,7 +99,7 @@ def test_the_command_takes_init(scenes: Path, cached: Path, tmp_path: Path) -> N
 
 
 def test_processes_end_together_when_the_first_ones_time_is_up(scenes: Path, cached: Path) -> None:
-    """Their clocks differ; one that went on alone would wait for the others' gradients for ever."""
+    """Their clocks differ; one that continued alone would wait forever for the gradients of the others."""
 
     class Second(Processes):
         def share(self, value: float) -> float:

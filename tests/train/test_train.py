@@ -281,7 +281,7 @@ def test_unknown_names_suggest_near_ones() -> None:
         NetworkConfig(input_size=(100, 96))
 
 
-def test_graph_is_what_numpy_says() -> None:
+def test_graph_equals_numpy() -> None:
     """The inference graph against numpy and OpenCV: normalise, resize, sigmoid, no-data, round, transpose."""
 
     class Channels(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Runs that meet what earlier ones left: other options, other data, half of their files, another run at work."""
+"""Runs in the folder of an earlier run: other options or data, incomplete files, a second process."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def run(data: Path, runs: Path, *more: str) -> Result:
 
 
 def cut(monkeypatch: pytest.MonkeyPatch, after: int, what: str = "_validate") -> Any:
-    """Interrupt a run in the epoch after `after` whole ones."""
+    """Interrupt a run in the epoch that follows `after` complete ones."""
     real = getattr(loop._Run, what)
 
     def stop(self: Any, epoch: int, *words: Any) -> Any:
@@ -78,7 +78,7 @@ def cut(monkeypatch: pytest.MonkeyPatch, after: int, what: str = "_validate") ->
     monkeypatch.setattr(loop._Run, what, stop)
 
 
-def test_a_run_that_was_cut_in_its_first_epoch_goes_on(
+def test_a_run_that_was_interrupted_in_its_first_epoch_continues(
     scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Right after its first checkpoint, before that epoch's state."""

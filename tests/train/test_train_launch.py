@@ -48,7 +48,9 @@ except Failure as failure:
 """
 
 
-def test_a_killed_process_ends_the_run_in_one_line_and_it_goes_on(scenes: Path, cached: Path, tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_run_in_one_line_and_resume_continues(
+    scenes: Path, cached: Path, tmp_path: Path
+) -> None:
     (tmp_path / "run.py").write_text(RUN)
 
     def run(folder: str, how: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""What training can do beyond the notebook: each option against a plain reference of its own."""
+"""Training options that the notebook lacks: each is compared with a plain reference."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from cloudrt.search.probabilities import Probabilities
 RICH = replace(
     SMALL, epochs=3, schedule="one-cycle", ema=0.9, presence="head", loss="0.5*iou+bce", tta="h", optimizer="adamw"
 )
-"""Everything that has a state: the head's dropout draws from the generator."""
+"""Options with a state: the head's dropout draws from the generator."""
 
 
 def history(folder: Path) -> list[dict[str, str]]:
-    """The rows of history.csv, but for what a clock and the system measure."""
+    """The rows of history.csv, without times and memory."""
     rows = csv.DictReader((folder / "history.csv").read_text().splitlines())
     return [{k: v for k, v in row.items() if k not in ("images_per_second", "memory_mb")} for row in rows]
 
@@ -220,7 +220,7 @@ def test_tensorboard_reads_the_history(scenes: Path, cached: Path, tmp_path: Pat
     assert "memory_mb" in events.Tags()["scalars"]
 
 
-def test_a_class_that_no_held_out_image_has_is_said(
+def test_a_class_that_no_held_out_image_has_is_reported(
     scenes: Path,
     cached: Path,
     caplog: pytest.LogCaptureFixture,

@@ -122,7 +122,7 @@ def test_a_run_stores_statistics_source_and_licence(
 
 
 def test_a_resumed_run_keeps_them(scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if the file of weights has gone."""
+    """Even if the file of weights no longer exists."""
     path = save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     monkeypatch.setattr("cloudrt.train.weights._smp_levels", lambda config: ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)))
     config = replace(SMALL, encoder_weights=str(path))
@@ -229,7 +229,7 @@ def test_a_missing_file_is_one_line(scenes: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-resnet18", "tu-tf_efficientnet_lite1"])
-def test_offline_the_message_names_the_way_out(
+def test_offline_the_message_names_the_remedy(
     encoder: str, monkeypatch: pytest.MonkeyPatch, offline: list[Any], tmp_path: Path
 ) -> None:
     """Downloads fail as those libraries fail without a connection, but at once."""
@@ -314,7 +314,7 @@ def test_random_weights_keep_imagenets_statistics() -> None:
 
 
 def test_statistics_reach_the_network() -> None:
-    """The network is given what `EncoderWeights` says."""
+    """The network uses the statistics of `EncoderWeights`."""
     config = replace(SMALL, encoder_weights="imagenet")
     values = encoder_of(network("resnet18"))
     with pytest.MonkeyPatch.context() as patch:
