@@ -37,7 +37,7 @@ def records(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_model(path: Path, checkpoint_sha256: str = "") -> Path:
-    """A tiny fp16 artifact whose metadata name a network that PyTorch can build."""
+    """A tiny fp16 artifact whose metadata names a network that PyTorch can build."""
     model = tiny_model(precision="fp16", checkpoint_sha256=checkpoint_sha256)
     about = replace(parse_artifact(model, path), architecture="FPN", encoder="resnet18", options=OPTIONS)
     write_metadata(model, about)

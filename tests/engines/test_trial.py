@@ -117,6 +117,6 @@ def test_all_streams_are_at_work_when_they_are_timed() -> None:
             return np.empty((2 * batches, 4, 4, 3), np.uint8)
 
         def run(self, batch: NDArray[np.uint8]) -> None:
-            meet.wait()  # broken unless three threads are in here
+            meet.wait()  # raises unless three threads wait here
 
     assert measure_rate(Together(), np.zeros((2, 4, 4, 3), np.uint8)) > 0  # type: ignore[arg-type]

@@ -110,7 +110,7 @@ def test_a_reference_system_that_is_no_map(tmp_path: Path, crs: str) -> None:
             "+proj=geos +h=35785831 +lon_0=0 +sweep=y",
             5e6,
             "reaches beyond the Earth",
-        ),  # the corners alone lie beside the Earth
+        ),  # only the corners are outside the Earth
         ("+proj=ortho", 4e6, ""),
         ("+proj=ortho", 5e6, "reaches beyond the Earth"),
         ("EPSG:3832", 5e6, ""),

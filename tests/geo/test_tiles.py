@@ -189,7 +189,7 @@ def test_components_are_those_of_scipy(wraps: bool) -> None:
         numbers = numbers[:, 70:140] if wraps else numbers
         pairs = {(a, b) for a, b in zip(found.ravel(), numbers.ravel(), strict=True)}
         assert count == len(np.unique(found)) - 1
-        if wraps:  # copies of a component may have several numbers, never two components one
+        if wraps:  # a component may have several numbers, but two components never share one
             assert len({b for _, b in pairs if b}) >= count and all((a == 0) == (b == 0) for a, b in pairs)
             assert len({b: a for a, b in pairs}) == len({b for _, b in pairs})
         else:

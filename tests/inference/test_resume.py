@@ -1,4 +1,4 @@
-"""What `--resume` refuses by name: changed journals and the outputs of other runs; and what it leaves alone."""
+"""`--resume` refuses changed journals and outputs of other runs by name, and does not repeat finished runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The artifact: its metadata round-trip, and files that cloudrt did not write are refused with a remedy."""
+"""The artifact: its metadata round-trips, and files that cloudrt did not write are refused with a remedy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """sitecustomize of Ray's workers in the tests: images that crash or delay a worker, depending on their last bytes.
 
-KILL    ends the process that decodes it         RAISE   raises what no decoder should
-DIES    ends the first process alone             SLOW    takes a while
+KILL    ends the process that decodes it         RAISE   raises an unexpected exception
+DIES    ends only the first process              SLOW    takes a while
 LEDGER  ends the actor that records what each worker does
 """
 

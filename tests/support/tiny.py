@@ -1,4 +1,4 @@
-"""A tiny artifact, made without torch: which the tests of everything after export run.
+"""A tiny artifact, made without torch, which the tests of all steps after export run.
 
 Its network is one convolution. Class k covers what is brighter, averaged over 5x5 pixels, than a cut of its own:
 

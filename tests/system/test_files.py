@@ -25,7 +25,7 @@ def names(folder: Path) -> list[str]:
 def test_the_file_appears_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "out.bin"
     with replacing(path) as partial:
-        assert partial.parent == path.parent  # a rename is whole only within one file system
+        assert partial.parent == path.parent  # a rename is atomic only within one file system
         partial.write_bytes(b"half")
         assert not path.exists()
         with partial.open("ab") as file:
