@@ -58,7 +58,7 @@ TRAINED: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "presence head": lambda config: replace(config, presence="head"),
     "brightness first": lambda config: replace(config, pretrain_epochs=1, epochs=config.epochs - 1),
 }
-"""Options with a separate training; all see the same number of images, pre-training included."""
+"""Options with a separate training; all are trained on the same number of images, pre-training included."""
 
 
 @dataclass(frozen=True)
