@@ -156,6 +156,32 @@ def test_outlines_can_be_hidden_and_images_removed(page: Page, server: Server, f
 
 
 @needs_chromium
+def test_images_can_be_dropped(page: Page, server: Server, segmenter: Segmenter, folder: Path) -> None:
+    """Until then, sliders change the rules and nothing else."""
+    page.open(server.url, 1280)
+    move(page, "threshold", 0, 90)
+    page.run("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
+    assert page.run("[classes[0].rule.threshold, find('time').textContent]") == [90, ""]
+    data = list((folder / "2.jpg").read_bytes())
+    page.run(
+        f"""{{
+          const files = new DataTransfer();
+          files.items.add(new File([Uint8Array.from({data})], "2.jpg"));
+          for (const kind of ["dragover", "drop"])
+            find("drop").dispatchEvent(new DragEvent(kind, {{ dataTransfer: files, cancelable: true }}));
+        }}"""
+    )
+    page.until("cards.length === 1 && cards[0].levels")
+    (inferred,) = segmenter.infer([folder / "2.jpg"])
+    assert inferred.presence is not None
+    rules = (Rule.from_dict(RULES[0].to_dict() | {"threshold": 90}), *RULES[1:])
+    assert rows(page) == expected(segmenter, [folder / "2.jpg"], rules)
+    seen = page.run("[...document.querySelectorAll('.areas span:not(.swatch)')].map((one) => one.textContent)")
+    assert [one.rpartition(" ")[2] for one in seen] == [f"{round(level / 2.55)}%" for level in inferred.presence]
+    assert [one.split(" ")[0] for one in seen] == list(SMALL_GRIDS.classes)
+
+
+@needs_chromium
 def test_keys_reach_and_move_everything(page: Page, server: Server, folder: Path) -> None:
     page.open(server.url, 1280)
     page.choose("#files", [folder / "1.jpg"])

@@ -22,7 +22,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 from cloudrt.cli import main
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.postprocess import Rule
-from cloudrt.serve import answers, inference_protocol
+from cloudrt.serve import answers, geojson, inference_protocol
 from cloudrt.serve.batcher import Batcher
 from cloudrt.serve.settings import ServeSettings
 
@@ -222,6 +222,7 @@ def test_a_server_whose_engines_are_gone_is_not_ready(folder: Path) -> None:
     [
         (answers, "image_answer", "/v1/segment"),
         (answers, "masks_png", "/v1/segment"),
+        (geojson, "feature_collection", "/v1/segment"),
         (inference_protocol, "_response", "/v2/models/clouds/infer"),
     ],
 )
@@ -239,7 +240,8 @@ def test_encoding_keeps_the_slot_and_leaves_the_event_loop_free(
     pixels = [0] * (64 * 96 * 3)
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 64, 96, 3], "data": pixels}
     body = json.dumps({"inputs": [tensor]}).encode() if "v2" in path else images(folder)[0][1]
-    headers = {"Accept": "image/png"} if name == "masks_png" else {}
+    kinds = {"masks_png": "image/png", "feature_collection": "application/geo+json"}
+    headers = {"Accept": kinds.get(name, "application/json")}
     with (
         Segmenter(folder / "clouds.onnx", provider="cpu", batch_size=4, threads=1) as segmenter,
         serving(segmenter) as server,

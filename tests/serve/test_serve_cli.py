@@ -21,6 +21,8 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli import main
 from cloudrt.errors import DataError
+from cloudrt.inference.pipeline import Segmenter
+from cloudrt.serve.server import _announce
 from cloudrt.serve.settings import ServeSettings
 
 
@@ -68,6 +70,63 @@ def test_serves_on_loopback_and_ends_in_good_order(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert process.stderr and process.stderr.read().endswith("Stopped\n")
+
+
+def test_sigterm_finishes_an_upload_that_has_begun(tmp_path: Path) -> None:
+    model = tiny_artifact(tmp_path / "mine.onnx", (64, 96), SMALL_GRIDS)
+    picture = write_jpeg(tmp_path / "0.jpg", 0).path.read_bytes()
+    head = f"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+    with command(str(model), "--batch-size", "2", "--threads", "1") as (process, _, port):
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+            client.sendall(head + picture[:1000])
+            while b"\ncloudrt_requests_in_progress 1.0" not in get(port, "/metrics"):
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            with suppress(ConnectionRefusedError):
+                while True:
+                    socket.create_connection(("127.0.0.1", port), timeout=60).close()
+                    time.sleep(0.05)
+            assert process.poll() is None
+            client.sendall(picture[1000:])
+            answer = b""
+            while chunk := client.recv(1 << 16):
+                answer += chunk
+        assert answer.startswith(b"HTTP/1.1 200") and b'"error":null' in answer
+        assert process.wait(60) == 0
+
+
+def get(port: int, path: str) -> bytes:
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", path)
+    body = connection.getresponse().read()
+    connection.close()
+    return body
+
+
+def test_allow_origin(tmp_path: Path) -> None:
+    """A browser asks before it sends a token, and reads an answer only if its origin is named there."""
+    model = tiny_artifact(tmp_path / "mine.onnx", (64, 96), SMALL_GRIDS)
+    words = [str(model), "--batch-size", "1", "--token", "hidden", "--allow-origin", "https://example.org"]
+    with command(*words, "--allow-origin", "https://example.net") as (_, _, port):
+        for origin, allowed in (("https://example.net", True), ("https://example.com", False)):
+            connection = HTTPConnection("127.0.0.1", port, timeout=60)
+            asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+            connection.request("OPTIONS", "/v1/segment", headers={"Origin": origin, **asked})
+            answer = connection.getresponse()
+            assert (answer.status == 200) == allowed
+            assert answer.getheader("access-control-allow-origin") == (origin if allowed else None)
+            connection.close()
+
+
+def test_a_network_without_a_token_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_artifact(tmp_path / "mine.onnx", (64, 96), SMALL_GRIDS)
+    caplog.set_level("INFO", "cloudrt")
+    with Segmenter(model, provider="cpu", batch_size=1, threads=1) as segmenter:
+        for host, token, warned in (("0.0.0.0", "", True), ("0.0.0.0", "hidden", False), ("127.0.0.1", "", False)):
+            caplog.clear()
+            _announce(segmenter, ServeSettings(host=host, token=token), 1234)
+            assert f"http://{host}:1234: reachable from" in caplog.text
+            assert ("everyone who can reach this address can use the server" in caplog.text) == warned
 
 
 def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:

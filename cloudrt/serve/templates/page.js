@@ -71,7 +71,7 @@ function work() {
   }
   spent += performance.now() - begun;
   if (waiting.size) requestAnimationFrame(work);
-  else {
+  else if (changed) {  // not if there are no images, or they were removed
     find("time").textContent = `Applied to ${changed} ${changed === 1 ? "image" : "images"} in ${spent.toFixed(1)} ms`;
     spent = changed = 0;
   }
