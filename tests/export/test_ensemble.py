@@ -83,7 +83,7 @@ def test_members_must_go_together(checkpoint: Path, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "other.pth", rules=False, labels=Labels(("A", "B")))
     with pytest.raises(DataError, match="need the same labels"):
         ExportSource([checkpoint, tmp_path / "other.pth"])
-    with pytest.raises(DataError, match="tta is one of"):
+    with pytest.raises(DataError, match="tta must be one of"):
         ExportSource(checkpoint, SourceOptions(tta="diagonal"))
 
 

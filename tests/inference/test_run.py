@@ -162,7 +162,7 @@ def test_formats(images: Path, model: Path, tmp_path: Path) -> None:
         ({"provider": "cudda"}, "no provider named 'cudda'; did you mean cuda"),
         ({"resume": True, "overwrite": True}, "give one of them"),
         ({"resume": True, "save_probabilities": "p.npz"}, "cannot be combined with --resume"),
-        ({"save_probabilities": "p.csv"}, "ends in .npz"),
+        ({"save_probabilities": "p.csv"}, "must end in .npz"),
     ],
 )
 def test_wrong_options_are_refused_before_anything(

@@ -97,7 +97,7 @@ def test_truth_on_the_submission_grid(tmp_path: Path) -> None:
     rows = ["a.jpg_Fish,1 2", "a.jpg_Flower,8 1"]
     same = table(tmp_path / "same.csv", *rows)
     assert score(same, same, LABELS, LABELS.submit_grid).mean == 1.0
-    with pytest.raises(DataError, match=r"is 8x4 or 4x2 .width x height., found 5x3"):
+    with pytest.raises(DataError, match=r"must be 8x4 or 4x2 .width x height., found 5x3"):
         score(same, same, LABELS, (3, 5))
 
 
