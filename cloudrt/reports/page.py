@@ -154,7 +154,7 @@ def make_card(
     side
         Pixels of the longer side of the picture.
     wide
-        See `Card`: the picture has up to four times as many pixels on its longer side, the more the wider it is.
+        See `Card`. The longer side of the picture then has two to four times as many pixels, by its aspect ratio.
     """
     if wide:
         side = round(side * min(4.0, max(2.0, labels.submit_grid[1] / labels.submit_grid[0] / 1.5)))

@@ -24,7 +24,7 @@ LISTED_FAILURES = 10_000
 BINS = 10
 _SEED = 0
 _PANORAMA = 1.5
-"""An image whose grid has this many times the pixels of the submission grid, on its longer side, is a panorama."""
+"""An image is a panorama if the longer side of its grid is at least this many times that of the submission grid."""
 
 
 @dataclass(frozen=True)
