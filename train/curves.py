@@ -47,7 +47,7 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
     rate.set_yscale("log")
     line(held, "memory_mb", "resident")
     held.set_title("Memory of the process, MB")
-    held.set_ylim(bottom=0)
+    held.set_ylim(0, 1.15 * max(row["memory_mb"] for row in history))
     for axes in (loss, dice, rate, held):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -78,6 +78,28 @@ def test_what_scrolls_sideways_on_a_phone_says_so(pages: dict[str, Path], name: 
 
 @needs_chromium
 @pytest.mark.parametrize("name", PAGES)
+def test_tables_fit_on_a_wide_screen_and_numbers_are_whole_on_a_phone(
+    pages: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    script = """
+    return [...document.querySelectorAll(".scroll")].filter((one) => one.scrollWidth > one.clientWidth + 1)
+        .map((one) => one.getAttribute("aria-labelledby"));
+    """
+    assert json.loads(ask(pages[name], tmp_path, script, 1280)) == []
+    script = """
+    const lines = (cell) => {
+      const range = document.createRange();
+      range.selectNodeContents(cell);
+      return range.getBoundingClientRect().height / parseFloat(getComputedStyle(cell).lineHeight);
+    };
+    const numbers = [...document.querySelectorAll("td")].filter((one) => /^[\\d.,%±×–+ -]+$/.test(one.textContent));
+    return [numbers.length > 3, numbers.filter((one) => lines(one) > 1.5).map((one) => one.textContent)];
+    """
+    assert json.loads(ask(pages[name], tmp_path, script, 390)) == [True, []]
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize("width", [1280, 390])
 def test_pictures_are_not_blank(pages: dict[str, Path], name: str, width: int, tmp_path: Path) -> None:
     photograph(pages[name], tmp_path / "seen.png", tmp_path, width, 844)
