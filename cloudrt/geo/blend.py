@@ -68,7 +68,7 @@ class Blend:
     def finish(self) -> NDArray[np.uint8]:
         """Return the levels of the panorama, (C, W, H), after the last tile."""
         self._finish_until(self._begin + self._sum.shape[1])
-        self.levels[:, : self._beyond] = _divide(self._first_sum, self._first_weight)
+        self._kernels.divide_weighted(self._first_sum, self._first_weight, self.levels[:, : self._beyond])
         return self.levels
 
     def _finish_until(self, x: int) -> None:
@@ -80,7 +80,8 @@ class Blend:
         last = max(first, min(width - begin, done))
         self._first_sum[:, begin : begin + first] += self._sum[:, :first]
         self._first_weight[begin : begin + first] += self._weight[:first]
-        self.levels[:, begin + first : begin + last] = _divide(self._sum[:, first:last], self._weight[first:last])
+        part = self.levels[:, begin + first : begin + last]
+        self._kernels.divide_weighted(self._sum[:, first:last], self._weight[first:last], part)
         rest = min(begin + done - width, self._beyond) if begin + done > width else 0
         if rest > 0:  # around the Earth
             at = max(begin - width, 0)
@@ -91,7 +92,3 @@ class Blend:
             array[: len(array) - done] = array[done:].copy()
             array[len(array) - done :] = 0
         self._begin = x
-
-
-def _divide(total: Floats, weight: Floats) -> NDArray[np.uint8]:
-    return np.rint(total / np.maximum(weight, np.finfo(np.float32).tiny)).astype(np.uint8)

@@ -31,16 +31,35 @@ def label(mask: NDArray[np.uint8], wraps: bool = False) -> tuple[Labelled, int]:
     count
         Number of components.
     """
-    count, found, stats, centroids = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask), connectivity=8)
-    if count == 1:
-        return np.asarray(found, np.int32), 0
-    columns = [cv2.CC_STAT_AREA, cv2.CC_STAT_HEIGHT, cv2.CC_STAT_WIDTH, cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP]
-    order = np.lexsort([centroids[1:, 0], *(stats[1:, column] for column in columns)])
-    numbers = np.zeros(count, np.int32)
-    numbers[order + 1] = np.arange(1, count, dtype=np.int32)
-    if wraps:
-        numbers = _join_sides(numbers[found[:, 0]], numbers[found[:, -1]], count)[numbers]
+    found, numbers, _ = _components(mask, wraps)
     return numbers[found], int(numbers.max())
+
+
+def _components(
+    mask: NDArray[np.uint8], wraps: bool, *, by_column: bool = False
+) -> tuple[Labelled, Labelled, NDArray[np.int64]]:
+    """Return the components of a mask as OpenCV numbers them, and the final number and the area of each.
+
+    Parameters
+    ----------
+    mask
+        (H, W), or (W, H) if `by_column`.
+    wraps
+        See `label`.
+    by_column
+        Whether the mask is transposed; the final numbers are those of the mask itself.
+    """
+    count, found, stats, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask), connectivity=8)
+    # No two components fill the same box: one that touches all its sides leaves no way across it.
+    sides = [cv2.CC_STAT_HEIGHT, cv2.CC_STAT_WIDTH, cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP]
+    if by_column:
+        sides = [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT, cv2.CC_STAT_TOP, cv2.CC_STAT_LEFT]
+    numbers = np.zeros(count, np.int32)
+    numbers[np.lexsort([stats[1:, side] for side in sides]) + 1] = np.arange(1, count, dtype=np.int32)
+    if wraps:
+        first, last = (found[0], found[-1]) if by_column else (found[:, 0], found[:, -1])
+        numbers = _join_sides(numbers[first], numbers[last], count)[numbers]
+    return np.asarray(found, np.int32), numbers, stats[:, cv2.CC_STAT_AREA].astype(np.int64)
 
 
 def _join_sides(left: Labelled, right: Labelled, count: int) -> Labelled:
@@ -99,13 +118,16 @@ def keep_components(
     means
         Mean probability, 0..1, of each component, in the order of `label`.
     """
-    on = rule.threshold < levels.T
-    found, count = label(on.view(np.uint8), wraps)
-    numbers = found[on]
-    areas = np.bincount(numbers, minlength=count + 1)
-    keep = areas > rule.min_area
-    keep[0] = False
-    sums = np.bincount(numbers, weights=levels.T[on], minlength=count + 1)
-    means = sums[keep] / areas[keep] / 255
-    mask = np.asfortranarray(keep[found]).view(np.uint8)
-    return mask, tuple(round(float(mean), 4) for mean in means)
+    from cloudrt.kernels import components  # importing numba takes about a second
+
+    levels = np.ascontiguousarray(levels)
+    found, numbers, areas = _components((levels > rule.threshold).view(np.uint8), wraps, by_column=True)
+    sums = np.zeros(len(numbers), np.int64)
+    components.sum_levels(found, levels, sums)
+    areas[0] = 0
+    all_areas, all_sums = (np.bincount(numbers, weights=values) for values in (areas, sums))
+    keep = all_areas > max(rule.min_area, 0)
+    mask = np.empty(levels.shape, np.uint8)
+    components.select(found, keep[numbers].view(np.uint8), mask)
+    means = all_sums[keep] / all_areas[keep] / 255
+    return mask.T, tuple(round(float(mean), 4) for mean in means)

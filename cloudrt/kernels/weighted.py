@@ -1,4 +1,4 @@
-"""Addition of a weighted tile to the sums of a strip, in one pass without temporary arrays."""
+"""Addition of a weighted tile to the sums of a strip, and their division, in one pass without temporary arrays."""
 
 from __future__ import annotations
 
@@ -42,3 +42,25 @@ def add_weighted(
         scale, into = weights[x, :rows], weight[x, row : row + rows]
         for y in range(rows):
             into[y] += scale[y]
+
+
+@kernel
+def divide_weighted(total: NDArray[np.float32], weight: NDArray[np.float32], levels: NDArray[np.uint8]) -> None:
+    """Write the weighted means, rounded half to even, to `levels`; 0 where the weight is 0.
+
+    Parameters
+    ----------
+    total
+        (C, W, S): sums of weighted levels 0..255.
+    weight
+        (W, S): sums of the weights.
+    levels
+        (C, W, S).
+    """
+    half = np.float32(3 << 22)  # the sum with a number from 0 to 255 has no bits for a fraction
+    tiny = np.float32(1.1754944e-38)
+    for c in range(total.shape[0]):
+        for x in range(total.shape[1]):
+            row, scale, into = total[c, x], weight[x], levels[c, x]
+            for y in range(total.shape[2]):
+                into[y] = np.uint8((row[y] / max(scale[y], tiny) + half) - half)

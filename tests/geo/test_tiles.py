@@ -28,7 +28,7 @@ from cloudrt.images import image
 from cloudrt.images.image import ImageFile, load_image, resize
 from cloudrt.inference.panoramas import predict_panoramas
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.kernels.weighted import add_weighted
+from cloudrt.kernels.weighted import add_weighted, divide_weighted
 from cloudrt.masks.postprocess import Rule
 from cloudrt.masks.rle import rle_decode
 from cloudrt.model.artifact import parse_artifact, read_artifact, write_metadata
@@ -176,6 +176,13 @@ def test_the_kernel_adds_like_numpy() -> None:
         exact_weight[:, row : row + rows] += weights[:, :rows]
         add_weighted(levels, weights, row, rows, total, weight)
         assert (total == exact).all() and (weight == exact_weight).all()
+    weight[3, 7] = 0
+    total[:, 3, 7] = 0
+    weight[4:] = 2
+    total[:, 4:] = random.integers(0, 511, total[:, 4:].shape)  # halves are rounded to even
+    found = np.full(total.shape, 9, np.uint8)
+    divide_weighted(total, weight, found)
+    assert (found == np.rint(total / np.maximum(weight, np.finfo(np.float32).tiny)).astype(np.uint8)).all()
 
 
 @pytest.mark.parametrize("wraps", [False, True])
