@@ -13,6 +13,7 @@ With PYTHONPATH=tests and Chromium, the time of a slider's move on the page is m
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import selectors
@@ -270,6 +271,7 @@ def main(images: Path, model: Path | None, provider: str, rounds: int, seconds: 
     data = [file.path.read_bytes() for file in files]
     with Segmenter(model, provider=provider) as segmenter:
         plan, size = segmenter.plan.describe(), segmenter.batch_size
+    load = os.getloadavg()[0]  # of the last minute: other programs make the rates lower and less certain
     options = {"provider": provider, "batch_size": size}
     words = ["--provider", provider, "--batch-size", str(size)]
     inferred, served = [], []
@@ -299,6 +301,9 @@ def main(images: Path, model: Path | None, provider: str, rounds: int, seconds: 
         "ratio": float(np.median(ratios)),
         "ratios": ratios,
         "ratio_without_the_clients_cpu": alone / plain,
+        "cpu_ratio": float(np.median([one["cpu_s_per_image"] for one in inferred]))
+        / float(np.median([one["cpu_s_per_image"] for one in served])),
+        "load_average": {"before": load, "after": os.getloadavg()[0]},
         "half_load": latency,
         "slider": page,
     }
