@@ -112,12 +112,15 @@ def check(words: list[str]) -> None:
         return
     program = words[0]
     if program == "pip":
+        if words[1] == "uninstall":
+            assert words[2] == "-y"
+            return
         assert words[1] == "install"
         known = configparser.ConfigParser()
         known.read(ROOT / "setup.cfg")
         for package in words[2:]:
             distribution, _, extras = package.rstrip("]").partition("[")
-            assert distribution in (".", WHEEL)
+            assert distribution in (".", WHEEL, "onnxruntime")
             assert all(known.has_option("options.extras_require", extra) for extra in extras.split(",") if extra)
     elif program == "make":
         makefile = (ROOT / "Makefile").read_text()
