@@ -56,6 +56,23 @@ def test_mistakes_are_answered_with_what_to_do(
     assert said in refused(*words)
 
 
+def test_a_cluster_without_ray_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    cv2.imwrite("in/a.png", np.zeros((20, 30, 3), np.uint8))
+    for name in ("ray", "pyarrow"):  # Ray's extra includes pyarrow, which has one of its own
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "ray is not installed: pip install '.[ray]' in the checkout" in refused("infer", "in", "--cluster")
+
+
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cloudrt.engines.plan.nvidia_driver", lambda: None)
+    Path("in").mkdir()
+    cv2.imwrite("in/a.png", np.zeros((20, 30, 3), np.uint8))
+    assert "GPU 0" in refused("infer", "in", "--devices", "0")
+
+
 def test_inputs_are_checked_before_outputs_and_both_before_a_model_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
