@@ -142,6 +142,7 @@ def test_a_store_of_days_and_its_frequencies(model: Path, tmp_path: Path) -> Non
     with xarray.open_zarr(store) as data:
         mask = data["mask"]
         assert mask.dims == ("time", "lat", "lon", "pattern") and mask.sizes["time"] == 3
+        assert mask.encoding["chunks"][0] == 1
         assert [str(day)[:10] for day in data["time"].values] == ["2020-01-03", "2020-01-04", "2020-01-09"]
         assert list(data["pattern"].values) == list(SMALL_GRIDS.classes)
         assert (data["lat"].attrs["units"], data["lon"].attrs["units"]) == ("degrees_north", "degrees_east")
@@ -430,6 +431,7 @@ def test_the_command(model: Path, tmp_path: Path) -> None:
 
 def test_nothing_of_the_extra_is_imported_without_need() -> None:
     names = ["inference.run", "cli.infer", "cli.grid", "geo.store", "geo.polygons", "geo.grid", "geo.geotiff"]
-    extra = ["rasterio", "shapely", "geopandas", "pyproj", "xarray", "zarr", "h5netcdf", "pyarrow"]
+    names += ["geo.frequency_maps", "cluster.panoramas"]
+    extra = ["matplotlib", "rasterio", "shapely", "geopandas", "pyproj", "xarray", "zarr", "h5netcdf", "pyarrow"]
     code = f"import sys, {', '.join(f'cloudrt.{one}' for one in names)}; assert not set({extra}) & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
 
 import cloudrt
 from cloudrt.data.scenes import draw_scene
+from cloudrt.engines.pool import EnginePool
 from cloudrt.errors import DataError
 from cloudrt.geo import tiles
 from cloudrt.geo.blend import Blend, tile_weights
@@ -236,6 +238,15 @@ def test_images_of_another_resolution_are_brought_to_that_of_training(tmp_path: 
     assert position and position.bounds(panorama.place.grid) == pytest.approx((0, 0, 4, 3))
     part = draw_scene(3, (150, 200)).image[:60, :90]
     assert (panorama.images[0] == load_image(part, INPUT)).all()
+    fine = write_picture(tmp_path / "y20200101_0-2_0-1.5.jpg", draw_scene(3, (300, 400)).image)  # 200 per degree
+    panorama = open_panorama(fine, read_artifact(model), Tiling(), 10**6)
+    position = panorama.place.position
+    assert panorama.place.grid == (75, 100) and position
+    assert position.bounds(panorama.place.grid) == pytest.approx((0, 0, 2, 1.5))
+    last = panorama.tiles[-1]
+    assert (last.x, last.y) == (200 - 176, 150 - 120 + 2) and len(panorama.tiles) == 4
+    whole = image.decode(fine.read_bytes(), (80, 107))  # at 3/8, a tile covers the network's input
+    assert (panorama.images[0] == resize(whole[:90, :135], INPUT)).all()
 
 
 def test_black_swaths_are_no_data(tmp_path: Path, model: Path) -> None:
@@ -275,6 +286,24 @@ def test_few_panoramas_are_opened_ahead(model: Path, tmp_path: Path) -> None:
     with Segmenter(model, RunOptions(provider="cpu", threads=8)) as segmenter:
         assert len(list(predict_panoramas(segmenter, files(), Tiling(), [Counts()]))) == 12
     assert at_first[0] == 5 and len(at_first) == 12
+
+
+def test_tiles_of_all_panoramas_share_batches(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(3):
+        write_picture(tmp_path / f"{seed}.png", draw_scene(seed, (200, 300)).image)
+    tiles = len(open_panorama(tmp_path / "0.png", read_artifact(model), Tiling(), 10**6).tiles)
+    sizes: list[int] = []
+    before = EnginePool.run
+
+    def run_batch(pool: EnginePool, images: Any) -> Any:
+        sizes.append(len(images))
+        return before(pool, images)
+
+    with Segmenter(model, RunOptions(provider="cpu", threads=1, batch_size=5)) as segmenter:
+        monkeypatch.setattr(EnginePool, "run", run_batch)
+        files = [ImageFile(path.name, path) for path in sorted(tmp_path.glob("*.png"))]
+        assert len(list(predict_panoramas(segmenter, files, Tiling()))) == 3
+    assert tiles % 5 and sizes == [5] * (3 * tiles // 5) + [3 * tiles % 5] * (3 * tiles % 5 > 0)
 
 
 def test_what_cannot_be_read_fails_alone(model: Path, tmp_path: Path) -> None:
