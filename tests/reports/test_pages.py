@@ -139,6 +139,17 @@ def test_ten_thousand_failures_and_many_images_are_paged(tmp_path: Path) -> None
     assert (row, place, last) == (f"broken{199 * 50}.jpg", "Page 200 of 200", True)
 
 
+def test_the_benchmark_says_what_is_noisy_and_what_its_dice_compares(tmp_path: Path) -> None:
+    values = json.loads(STORED.read_text())
+    write_bench_page(values, tmp_path / "bench.html")
+    text = (tmp_path / "bench.html").read_text(encoding="utf-8")
+    assert "Noisy: end to end" in text and "Dice compares the masks with the labels" in text
+    for stage in values["stages"]:
+        stage["ours"]["iqr_s"] = stage["notebook"]["iqr_s"] = 0.0
+    write_bench_page(values, tmp_path / "bench.html")
+    assert "Noisy" not in (tmp_path / "bench.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_everything_has_a_name_for_screen_readers(pages: dict[str, Path], name: str) -> None:
     text = pages[name].read_text(encoding="utf-8")

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,6 +29,7 @@ from cloudrt.masks.metric import score
 from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import rle_decode
 from cloudrt.model.artifact import load_model, read_artifact
+from cloudrt.reports import tune_page
 from cloudrt.search.probabilities import Probabilities, write_probabilities
 
 SIZE = (64, 96)
@@ -95,6 +98,21 @@ def test_what_is_reported_is_what_inference_then_scores(model: Path, data: Path,
     assert "http://" not in page and "https://" not in page
     picture = cv2.imread(str(output.with_suffix(".png")))
     assert picture is not None and min(picture.shape[:2]) > 500
+
+
+def test_only_values_that_rose_are_bold(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(tune_page, "write_tune_page", lambda *given: seen.append(given))
+    run(model, data, "-o", tmp_path / "t.onnx", "--provider", "cpu")
+    monkeypatch.undo()
+    ((tuned, plot, facts, path),) = seen
+    choices = [replace(choice, kept=False) for choice in tuned.choices]
+    for value, bold in ((0.0, len(choices)), (1.0, 0)):
+        before = [(rule, replace(score, dice=value)) for rule, score in tuned.before]
+        tune_page.write_tune_page(replace(tuned, before=before, choices=choices), plot, facts, path)
+        assert path.read_text(encoding="utf-8").count('<td class="better">') == bold
 
 
 def test_kept_probabilities_give_the_same_bytes(model: Path, data: Path, tmp_path: Path) -> None:
