@@ -108,7 +108,7 @@ def test_only_values_that_rose_are_bold(
     run(model, data, "-o", tmp_path / "t.onnx", "--provider", "cpu")
     monkeypatch.undo()
     ((tuned, plot, facts, path),) = seen
-    choices = [replace(choice, kept=False) for choice in tuned.choices]
+    choices = [replace(choice, found=choice.rule) for choice in tuned.choices]  # none is kept
     for value, bold in ((0.0, len(choices)), (1.0, 0)):
         before = [(rule, replace(score, dice=value)) for rule, score in tuned.before]
         tune_page.write_tune_page(replace(tuned, before=before, choices=choices), plot, facts, path)
