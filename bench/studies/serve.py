@@ -242,7 +242,8 @@ def slider_moves(port: int, image: Path, moves: int = 40) -> dict[str, Any]:
     from support.chromium import browsing
 
     times = []
-    with TemporaryDirectory() as folder, browsing(Path(folder)) as page:
+    # Processes of the browser may write after it has ended.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, browsing(Path(folder)) as page:
         page.open(f"http://127.0.0.1:{port}", 1280)
         page.choose("#files", [image])
         page.until("cards.length === 1 && cards[0].levels")
@@ -282,6 +283,7 @@ def main(images: Path, model: Path | None, provider: str, rounds: int, seconds: 
         for _ in range(rounds):
             inferred.append(infer_round(images, count, model, options))
             served.append(serve_round(port, process, requests * count))
+            click.echo(f"cloudrt-infer {inferred[-1]}\nserver {served[-1]}", err=True)
         rate = float(np.median([one["images_per_s"] for one in served]))
         latency = half_load(port, requests * count, rate)
         page = slider_moves(port, files[0].path) if find_spec("support") else None
