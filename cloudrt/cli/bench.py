@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,8 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    default=Path("bench.json"),
-    show_default=True,
-    help="JSON file for all figures; an HTML page is written under the same name.",
+    help="JSON file for all figures; an HTML page is written under the same name. Default: bench.json, or the first of "
+    "bench-2.json, bench-3.json and so on that does not exist.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option(
@@ -84,7 +84,7 @@ def bench(
     baseline: Path | None,
     repeat: int,
     only: tuple[str, ...],
-    output: Path,
+    output: Path | None,
     overwrite: bool,
     before: Path | None,
     tolerance: float,
@@ -108,6 +108,7 @@ def bench(
     from cloudrt.cli.bench_tables import show, show_comparison
     from cloudrt.model.artifact import default_model
 
+    output = output or (Path("bench.json") if overwrite else _free_name())
     page = output.with_suffix(".html")
     reads: dict[str, Path | None] = {f"MODEL {number}": path for number, path in enumerate(models, 1)}
     reads |= {"--truth": truth, "--checkpoint": checkpoint, "--baseline": baseline, "--compare": before, "--data": data}
@@ -137,6 +138,12 @@ def bench(
             raise Failure(f"{before} and this run have no ratio in common: measure the same parts with the same peers")
         if comparison.regressions:
             raise click.exceptions.Exit(1)
+
+
+def _free_name() -> Path:
+    """Return the first of bench.json, bench-2.json and so on of which neither the file nor the page exists."""
+    names = (Path(f"bench-{number}.json" if number > 1 else "bench.json") for number in count(1))
+    return next(name for name in names if not (name.exists() or name.with_suffix(".html").exists()))
 
 
 def _images(data: Path | None) -> Iterator[Path]:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from support.tiny import tiny_artifact
 
 from cloudrt.cli import main
+from cloudrt.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
         ("export best.pth -o r/cloudrt/1/Model.onnx --triton r", "both the fp16 artifact and model.onnx of --triton"),
         ("export best.pth -o link.onnx --overwrite", "both checkpoint 1 and the fp16 artifact"),
         ("export best.pth -o new.onnx --json IMAGE --data data/train_images --overwrite", "is one of the images"),
-        ("bench model.onnx", "bench.json exists: give another --output, or --overwrite"),
+        ("bench model.onnx -o bench.json", "bench.json exists: give another --output, or --overwrite"),
         ("bench model.onnx -o page/x.json", "page/x.html exists"),
         ("bench model.onnx -o model.onnx --overwrite", "both MODEL 1 and --output"),
         ("bench -o model.onnx --overwrite", "both the model and --output"),
@@ -89,6 +90,23 @@ def test_what_would_be_replaced_is_refused(
     done = CliRunner().invoke(main, words.replace("IMAGE", str(image.relative_to(root))).split())
     assert (done.exit_code, said in done.output) == (2, True), done.output
     assert snapshot(root) == before
+
+
+def test_benchmarks_without_a_name_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    outputs = []
+
+    def measured(_options: object, output: Path, _bar: object) -> object:
+        outputs.append(output.name)
+        output.with_suffix(".html").touch()
+        raise DataError("measured")
+
+    monkeypatch.setattr("cloudrt.bench.measure.bench", measured)
+    for words in ("bench", "bench", "bench --overwrite", "bench"):
+        assert "measured" in CliRunner().invoke(main, words.split()).output
+    Path("bench-4.json").touch()
+    CliRunner().invoke(main, ["bench"])
+    assert outputs == ["bench.json", "bench-2.json", "bench.json", "bench-3.json", "bench-5.json"]
 
 
 def test_other_models_of_a_triton_repository_are_kept(
