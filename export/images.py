@@ -18,9 +18,6 @@ logger = logging.getLogger(__name__)
 
 GIVEN, SCENES = "given images", "synthetic images"
 """Values of `ImageSet.source`."""
-SCENE_COUNT = 16
-CALIBRATION_SEEDS = 1000
-"""First seed of the scenes for calibration; those for comparison start at 0."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def open_images(
     size
         Height and width of the network's input.
     max_images
-        Maximum number of images of the folder in each set; a set of synthetic images has `SCENE_COUNT`.
+        Maximum number of images in each set; a set of synthetic images has as many.
     calibrate
         Whether images for calibration are needed; the second set is empty otherwise.
 
@@ -67,7 +64,8 @@ def open_images(
         None of the chosen images can be read.
     """
     if folder is None:
-        return _scenes(0, size), _scenes(CALIBRATION_SEEDS, size) if calibrate else _empty()
+        compared = _scenes(range(max_images), size)
+        return compared, _scenes(range(max_images, 2 * max_images), size) if calibrate else _empty()
     files = find_images(folder)
     wanted = min(len(files), max_images * (2 if calibrate else 1))
     chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, wanted).astype(int))]
@@ -89,8 +87,7 @@ def open_images(
     return compared, ImageSet(GIVEN, tuple(names[1::2]), np.stack(loaded[1::2]))
 
 
-def _scenes(first_seed: int, size: Grid) -> ImageSet:
-    seeds = range(first_seed, first_seed + SCENE_COUNT)
+def _scenes(seeds: range, size: Grid) -> ImageSet:
     images = np.stack([draw_image(seed, size) for seed in seeds])
     return ImageSet(SCENES, tuple(f"scene {seed}" for seed in seeds), images)
 

@@ -41,7 +41,8 @@ class SourceOptions:
     data
         Folder of images for the parity gate and for int8 calibration. None uses synthetic images.
     max_images
-        Maximum number of images to compare, evenly spaced over the folder, and of others to calibrate with.
+        Maximum number of images to compare, evenly spaced over the folder, and of others to calibrate with; the number
+        of synthetic ones.
     calibrate
         Whether to set images aside for int8 calibration.
     weights_license

@@ -15,7 +15,7 @@ from pathlib import Path
 from cloudrt.engines.remote_metadata import model_parameters
 from cloudrt.engines.tensorrt import triton_options
 from cloudrt.errors import DataError
-from cloudrt.model.artifact import Artifact
+from cloudrt.model.artifact import Artifact, load_model
 from cloudrt.system.files import replacing, sha256
 
 NAME = "cloudrt"
@@ -55,7 +55,9 @@ def write_repository(
     with replacing(labels) as partial:
         partial.write_text("".join(f"{label}\n" for label in artifact.labels.classes))
     with replacing(config) as partial:
-        partial.write_text(triton_config(artifact, name, largest_batch, sha256(model)))
+        outputs = [output.name for output in load_model(model).graph.output]
+        presence = "presence" in outputs
+        partial.write_text(triton_config(artifact, name, largest_batch, sha256(model), presence=presence))
     return folder / name
 
 
@@ -65,13 +67,16 @@ def repository_files(folder: Path, name: str = NAME) -> tuple[Path, Path, Path]:
     return root / "1" / "model.onnx", root / "labels.txt", root / "config.pbtxt"
 
 
-def triton_config(artifact: Artifact, name: str, largest_batch: int, digest: str = "") -> str:
+def triton_config(
+    artifact: Artifact, name: str, largest_batch: int, digest: str = "", *, presence: bool = False
+) -> str:
     """Return the text of config.pbtxt.
 
     The parameters hold the artifact's metadata, for clients that post-process, such as `cloudrt-infer --remote`;
-    `digest` is the SHA-256 of the artifact's file.
+    `digest` is the SHA-256 of the artifact's file, and `presence` says whether the graph has this output.
     """
     height, width = artifact.input_size
+    certain = f'  {{ name: "presence" data_type: TYPE_UINT8 dims: [ {len(artifact.labels.classes)} ] }}'
     preferred = sorted({max(1, largest_batch // 4), largest_batch})
     lines = [
         f"name: {_text(name)}",
@@ -82,7 +87,8 @@ def triton_config(artifact: Artifact, name: str, largest_batch: int, digest: str
         "]",
         "output [",
         f'  {{ name: "probability" data_type: TYPE_UINT8 dims: [ {", ".join(map(str, artifact.output_shape))} ]',
-        '    label_filename: "labels.txt" }',
+        '    label_filename: "labels.txt" }' + ("," if presence else ""),
+        *([certain] if presence else []),
         "]",
         "dynamic_batching {",
         f"  preferred_batch_size: [ {', '.join(map(str, preferred))} ]",

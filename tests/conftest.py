@@ -64,6 +64,6 @@ def source(checkpoint: Path) -> ExportSource:
     """The checkpoint as export loads it, with PyTorch's outputs."""
     from cloudrt.export.source import ExportSource, SourceOptions
 
-    made = ExportSource(checkpoint, SourceOptions(calibrate=True))
+    made = ExportSource(checkpoint, SourceOptions(calibrate=True, max_images=16))
     made.run_pytorch()
     return made

@@ -52,7 +52,7 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_l
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="Maximum number of images of --data to compare, and of further images for int8 calibration.",
+    help="Maximum number of images to compare, and of further images for int8 calibration.",
 )
 @click.option(
     "--provider",

@@ -132,6 +132,8 @@ def _check_tensors(metadata: Mapping[str, Any], artifact: Artifact, where: str) 
     outputs = tuple(tensor["name"] for tensor in metadata.get("outputs", ()))
     if [tensor["name"] for tensor in metadata.get("inputs", ())] != ["image"] or "probability" not in outputs:
         raise ArtifactError(f"{where} must have the input 'image' and the output 'probability'")
+    if "presence" not in outputs and any(rule.presence for rule in artifact.rules):
+        raise ArtifactError(f"{where} has no output 'presence', which the rules need")
     return outputs
 
 

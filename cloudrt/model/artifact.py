@@ -265,10 +265,11 @@ def _check_graph(model: onnx.ModelProto, artifact: Artifact, path: str | Path) -
                 f"{path}: {value.name!r} has the shape {shape} per image, expected {wanted} uint8 from the metadata: "
                 "export it again with cloudrt-export"
             )
-    if [value.name for value in model.graph.input] != ["image"] or "probability" not in {
-        v.name for v in model.graph.output
-    }:
+    outputs = {value.name for value in model.graph.output}
+    if [value.name for value in model.graph.input] != ["image"] or "probability" not in outputs:
         raise ArtifactError(f"{path}: an artifact must have the input 'image' and the output 'probability'")
+    if "presence" not in outputs and any(rule.presence for rule in artifact.rules):
+        raise ArtifactError(f"{path} has no output 'presence', which its rules need: export it again")
 
 
 def graph_bytes(model: onnx.ModelProto) -> bytes:

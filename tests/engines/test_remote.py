@@ -278,7 +278,10 @@ def metadata_server(change: Callable[[dict[str, Any]], object], folder: Path) ->
     metadata = {
         "name": "tiny",
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, *SIZE, 3]}],
-        "outputs": [{"name": "probability", "datatype": "UINT8", "shape": [-1, 3, 90, 60]}],
+        "outputs": [
+            {"name": "probability", "datatype": "UINT8", "shape": [-1, 3, 90, 60]},
+            {"name": "presence", "datatype": "UINT8", "shape": [-1, 3]},
+        ],
         "parameters": model_parameters(read_artifact(folder / "tiny.onnx"), "0"),
     }
     change(metadata)
@@ -316,6 +319,7 @@ def metadata_server(change: Callable[[dict[str, Any]], object], folder: Path) ->
         (lambda m: m["outputs"].clear(), "must have the input 'image' and the output 'probability'"),
         (lambda m: m.pop("parameters"), "no metadata of cloudrt"),
         (lambda m: m["parameters"].update({"cloudrt.artifact": "[]"}), "malformed metadata"),
+        (lambda m: m["outputs"].pop(), "no output 'presence', which the rules need"),
     ],
 )
 def test_other_tensors_and_metadata_are_refused_at_the_start(
@@ -329,7 +333,7 @@ def test_rules_of_a_local_artifact(folder: Path, tmp_path: Path) -> None:
     with metadata_server(lambda m: m.pop("parameters"), folder) as url:
         found = connect(RemoteOptions((url,), "tiny", rules=str(folder / "tiny.onnx")))
     assert found.artifact == read_artifact(folder / "tiny.onnx")
-    assert found.outputs == ("probability",)
+    assert found.outputs == ("probability", "presence")
 
 
 def test_servers_with_different_models_are_refused(folder: Path) -> None:

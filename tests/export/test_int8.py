@@ -42,7 +42,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(checkpoint: Path) -> ExportSource:
-    return ExportSource(checkpoint, SourceOptions(calibrate=True))
+    return ExportSource(checkpoint, SourceOptions(calibrate=True, max_images=16))
 
 
 @pytest.fixture(scope="module", params=["cpu", "tensorrt"])

@@ -61,6 +61,17 @@ def test_repository(artifact_file: Path, tmp_path: Path) -> None:
     assert [Rule.from_dict(rules[label]) for label in SMALL_GRIDS.classes] == list(artifact.rules)
 
 
+def test_the_output_for_presence_is_served(tmp_path: Path) -> None:
+    """Without it, Triton would not return it, and rules with a presence level would have no effect."""
+    model = tiny_artifact(tmp_path / "model.onnx", (64, 96), SMALL_GRIDS, presence=True)
+    root = write_repository(tmp_path / "repository", model, read_artifact(model))
+    config = parse((root / "config.pbtxt").read_text())
+    assert [(one.name, one.data_type, list(one.dims)) for one in config.output] == [
+        ("probability", 2, [3, 90, 60]),
+        ("presence", 2, [3]),
+    ]
+
+
 def test_quotes_and_odd_labels_are_escaped() -> None:
     labels = replace(SMALL_GRIDS, classes=("two  words", "Wölkchen"))
     config = parse(triton_config(Artifact(labels=labels, input_size=(64, 96)), "clouds", 4))

@@ -36,7 +36,7 @@ FULL = Artifact(
 
 
 def test_round_trip_through_a_file(tmp_path: Path) -> None:
-    model = tiny_model((64, 96), SMALL_GRIDS)
+    model = tiny_model((64, 96), SMALL_GRIDS, presence=True)
     write_metadata(model, FULL)
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
@@ -121,6 +121,13 @@ def test_metadata_that_do_not_fit_are_named(key: str, value: str, said: str) -> 
         model.metadata_props.add(key=name, value=text)
     with pytest.raises(ArtifactError, match=rf"m\.onnx.*{said}"):
         parse_artifact(model, "m.onnx")
+
+
+def test_rules_need_the_output_that_they_use() -> None:
+    rules = (Rule(100, 50, presence=9), Rule(100, 50), Rule(100, 50))
+    parse_artifact(tiny_model((64, 96), SMALL_GRIDS, presence=True, rules=rules), "m.onnx")
+    with pytest.raises(ArtifactError, match=r"m\.onnx has no output 'presence'"):
+        parse_artifact(tiny_model((64, 96), SMALL_GRIDS, rules=rules), "m.onnx")
 
 
 def test_metadata_that_lack_a_key_are_named() -> None:
