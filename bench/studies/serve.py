@@ -292,8 +292,9 @@ def main(images: Path, model: Path | None, provider: str, rounds: int, seconds: 
     cores = usable_cpus()
     alone = 1 / (1 / rate - busy / cores)
     plain = float(np.median([one["images_per_s"] for one in inferred]))
+    lengths = ["--rounds", str(rounds), "--seconds", str(seconds)]
     found = {
-        "command": ["python", "-m", "cloudrt.bench.studies.serve", "IMAGES", "--provider", provider],
+        "command": ["python", "-m", "cloudrt.bench.studies.serve", "IMAGES", "--provider", provider, *lengths],
         "plan": plan,
         "images": len(files),
         "mean_bytes": round(float(np.mean([len(one) for one in data]))),
