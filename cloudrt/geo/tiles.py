@@ -11,8 +11,9 @@ of these), and pixels of the grid of its masks, each of which covers a block of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -82,8 +83,8 @@ class Panorama:
     ----------
     tiles
         Its tiles, column by column.
-    images
-        (n, H, W, 3) uint8 RGB: the tiles at the size of the network's input.
+    cut
+        Returns a tile at the size of the network's input, (H, W, 3) uint8 RGB; black beyond the edge of the image.
     place
         Grid and position of its masks; its `means` are empty.
     beyond
@@ -93,7 +94,7 @@ class Panorama:
     """
 
     tiles: list[Tile]
-    images: NDArray[np.uint8]
+    cut: Callable[[Tile], Image]
     place: MaskGrid
     beyond: int | None = None
     source: str = ""
@@ -229,32 +230,28 @@ def _lay_out(decoded: _Decoded, place: MaskGrid, artifact: Artifact, tiling: Til
     tiles = [Tile(x, y, x // block[1], y // block[0]) for x in columns for y in rows]
     return Panorama(
         tiles=tiles,
-        images=_cut(decoded, tiles, artifact, wraps),
+        cut=partial(_cut, decoded, artifact, wraps),
         place=replace(place, no_data=encode_mask(no_data)),
         beyond=columns[-1] // block[1] + grid[1] - place.grid[1] if wraps else None,
         source=place.position.source if place.position else "",
     )
 
 
-def _cut(decoded: _Decoded, tiles: Sequence[Tile], artifact: Artifact, wraps: bool) -> NDArray[np.uint8]:
-    """Return the tiles of a decoded image at the size of the network's input; black beyond its edge."""
+def _cut(decoded: _Decoded, artifact: Artifact, wraps: bool, tile: Tile) -> Image:
     image = decoded.image
     height, width = image.shape[:2]
-    images = np.empty((len(tiles), *artifact.input_size, 3), np.uint8)
-    for tile, out in zip(tiles, images, strict=True):
-        (top, bottom), (left, right) = (
-            (round(at * times), round(at * times) + math.ceil(length * times - 1e-6))
-            for at, length, times in zip((tile.y, tile.x), artifact.field_of_view, decoded.scale, strict=True)
-        )
-        part = image[top:bottom, left:right]
-        if bottom > height or right > width:
-            whole = np.zeros((bottom - top, right - left, 3), np.uint8)
-            whole[: part.shape[0], : part.shape[1]] = part
-            if wraps and right > width:
-                whole[: part.shape[0], part.shape[1] :] = image[top:bottom, : right - width]
-            part = whole
-        resize(part if decoded.shrunk else reduce(part, artifact.input_size), artifact.input_size, out)
-    return images
+    (top, bottom), (left, right) = (
+        (round(at * times), round(at * times) + math.ceil(length * times - 1e-6))
+        for at, length, times in zip((tile.y, tile.x), artifact.field_of_view, decoded.scale, strict=True)
+    )
+    part = image[top:bottom, left:right]
+    if bottom > height or right > width:
+        whole = np.zeros((bottom - top, right - left, 3), np.uint8)
+        whole[: part.shape[0], : part.shape[1]] = part
+        if wraps and right > width:
+            whole[: part.shape[0], part.shape[1] :] = image[top:bottom, : right - width]
+        part = whole
+    return resize(part if decoded.shrunk else reduce(part, artifact.input_size), artifact.input_size)
 
 
 def check_tiles(artifact: Artifact, tiling: Tiling) -> None:

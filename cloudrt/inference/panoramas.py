@@ -29,7 +29,7 @@ from cloudrt.geo.components import keep_components
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.positions import Bounds, world_files
 from cloudrt.geo.tiles import MORE_PIXELS, Panorama, Tile, Tiling, check_tiles, open_panorama
-from cloudrt.images.image import Image, ImageFile, StoredImage
+from cloudrt.images.image import ImageFile, StoredImage
 from cloudrt.inference.pipeline import Segmenter, require_rules
 from cloudrt.inference.results import Result
 from cloudrt.labels import Grid, Labels
@@ -131,16 +131,19 @@ def predict_panoramas(
     pending: deque[_Pending] = deque()
     with (
         ThreadPoolExecutor(threads, "panoramas") as openers,
-        ThreadPoolExecutor(threads, "components") as finishers,
+        ThreadPoolExecutor(threads, "panorama-results") as finishers,
+        ThreadPoolExecutor(threads, "components") as classes,
     ):
         limit = segmenter.options.max_pixels * MORE_PIXELS
         try:
             opened = overlap(openers, partial(_open, artifact, tiling, limit), files, ahead)
             with closing(segmenter.infer(_tiles(opened, pending, list(checks)))) as tiles:
                 blended = _blend(segmenter, tiles, pending, tiling)
-                yield from overlap(finishers, partial(_finish, artifact.labels, artifact.rules), blended, ahead)
+                yield from overlap(
+                    finishers, partial(_finish, classes, artifact.labels, artifact.rules), blended, ahead
+                )
         finally:  # after an error or an early close, cancel the tasks that have not started
-            for pool in (openers, finishers):
+            for pool in (openers, finishers, classes):
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -177,7 +180,7 @@ def _as_file(file: ImageFile | StoredImage) -> Iterator[Path]:
 
 def _tiles(
     opened: Iterable[tuple[ImageFile | StoredImage, Panorama | str]], pending: deque[_Pending], checks: Sequence[Check]
-) -> Iterator[Image]:
+) -> Iterator[StoredImage]:
     """Yield the tiles of all panoramas, and append each panorama to `pending`."""
     announced: set[str] = set()
     for file, opening in opened:
@@ -189,7 +192,8 @@ def _tiles(
             announced.add(opening.source)
             _announce(file, opening)
         pending.append(_Pending(file, opening.tiles, opening.place, opening.beyond))
-        yield from opening.images
+        for tile in opening.tiles:  # cut by the decoding threads
+            yield StoredImage(file.key, partial(opening.cut, tile))
 
 
 def _refusal(file: ImageFile | StoredImage, panorama: Panorama, checks: Sequence[Check]) -> str | None:
@@ -262,13 +266,15 @@ def _gated(levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None, rules:
     return levels
 
 
-def _finish(labels: Labels, rules: Sequence[Rule], item: tuple[_Pending, NDArray[np.uint8] | None]) -> Result:
+def _finish(
+    classes: ThreadPoolExecutor, labels: Labels, rules: Sequence[Rule], item: tuple[_Pending, NDArray[np.uint8] | None]
+) -> Result:
     one, levels = item
     if levels is None or one.place is None:
         empty = dict.fromkeys(labels.classes, "")
         error = one.error or "was not segmented"
         return Result(one.file.key, empty, error, labels, batch=one.batch, batch_size=one.batch_size)
-    found = [keep_components(levels[index], rule, one.place.wraps) for index, rule in enumerate(rules)]
+    found = list(classes.map(partial(keep_components, wraps=one.place.wraps), levels, rules))
     texts = [encode_mask(mask) for mask, _ in found]
     place = replace(one.place, means=tuple(means for _, means in found))
     return Result(

@@ -134,7 +134,7 @@ def test_a_jpeg_is_decoded_once_at_a_small_scale(model: Path, tmp_path: Path, mo
     whole = before(path.read_bytes(), (300, 900))
     last, second = panorama.tiles[-1], panorama.tiles[1]
     assert (last.x % 8, last.y % 8) == (0, 0) and (last.x + VIEW[1], last.y + VIEW[0]) == (1440 + 4, 480)
-    assert second.x == 0 and (panorama.images[1] == resize(whole[second.y * 5 // 8 :][:75, :113], INPUT)).all()
+    assert second.x == 0 and (panorama.cut(second) == resize(whole[second.y * 5 // 8 :][:75, :113], INPUT)).all()
 
 
 @pytest.mark.parametrize("overlap", [0, 0.1, 0.25, 0.5])
@@ -237,7 +237,7 @@ def test_images_of_another_resolution_are_brought_to_that_of_training(tmp_path: 
     position = panorama.place.position
     assert position and position.bounds(panorama.place.grid) == pytest.approx((0, 0, 4, 3))
     part = draw_scene(3, (150, 200)).image[:60, :90]
-    assert (panorama.images[0] == load_image(part, INPUT)).all()
+    assert (panorama.cut(panorama.tiles[0]) == load_image(part, INPUT)).all()
     fine = write_picture(tmp_path / "y20200101_0-2_0-1.5.jpg", draw_scene(3, (300, 400)).image)  # 200 per degree
     panorama = open_panorama(fine, read_artifact(model), Tiling(), 10**6)
     position = panorama.place.position
@@ -246,7 +246,7 @@ def test_images_of_another_resolution_are_brought_to_that_of_training(tmp_path: 
     last = panorama.tiles[-1]
     assert (last.x, last.y) == (200 - 176, 150 - 120 + 2) and len(panorama.tiles) == 4
     whole = image.decode(fine.read_bytes(), (80, 107))  # at 3/8, a tile covers the network's input
-    assert (panorama.images[0] == resize(whole[:90, :135], INPUT)).all()
+    assert (panorama.cut(panorama.tiles[0]) == resize(whole[:90, :135], INPUT)).all()
 
 
 def test_black_swaths_are_no_data(tmp_path: Path, model: Path) -> None:
