@@ -63,7 +63,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--overlays", type=PATH, help="Write images with their masks to this folder: IMAGE.jpg.")
 @click.option("--save-probabilities", type=PATH, help="Store the network's outputs in this .npz, for cloudrt tune.")
 @click.option("--tile", is_flag=True, help="Cut images larger than the model's field of view into tiles.")
-@click.option("--overlap", type=click.FloatRange(0, 0.9), help="Overlap of tiles, as a fraction. Default: 0.25.")
+@click.option("--overlap", type=click.FloatRange(0, 0.9), help="Overlap of tiles, as a fraction. Default: 0.125.")
 @click.option(
     "--bounds",
     metavar="LON1,LAT1,LON2,LAT2",

@@ -28,7 +28,7 @@ from cloudrt.labels import Grid
 from cloudrt.masks.postprocess import encode_mask
 from cloudrt.model.artifact import Artifact
 
-OVERLAP = 0.25
+OVERLAP = 0.125
 """Default overlap of neighbouring tiles, as a fraction of a tile; measured in docs/how-to/maps.md."""
 MORE_PIXELS = 10
 """A panorama may have this many times the pixels of an image."""

@@ -274,9 +274,14 @@ def _finish(
         empty = dict.fromkeys(labels.classes, "")
         error = one.error or "was not segmented"
         return Result(one.file.key, empty, error, labels, batch=one.batch, batch_size=one.batch_size)
-    found = list(classes.map(partial(keep_components, wraps=one.place.wraps), levels, rules))
-    texts = [encode_mask(mask) for mask, _ in found]
-    place = replace(one.place, means=tuple(means for _, means in found))
+    wraps = one.place.wraps
+
+    def finish_class(levels: NDArray[np.uint8], rule: Rule) -> tuple[str, tuple[float, ...]]:
+        mask, means = keep_components(levels, rule, wraps)
+        return encode_mask(mask), means
+
+    texts, means = zip(*classes.map(finish_class, levels, rules), strict=True)
+    place = replace(one.place, means=means)
     return Result(
         image=one.file.key,
         rle=dict(zip(labels.classes, texts, strict=True)),
