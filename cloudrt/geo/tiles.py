@@ -35,6 +35,10 @@ MORE_PIXELS = 10
 _SCALES = 8
 """libjpeg-turbo decodes a JPEG at 1/8, 2/8, ... of its size."""
 _ROWS = 256
+_MOST_PADDED = 2**27
+"""A tile that reaches beyond its image is shrunk before it is padded, if it has more pixels than this."""
+_LONGEST = 2**20
+"""Largest side of a panorama with a position, at the resolution of training; the equator has 36,000 pixels there."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,8 @@ def _size(native: Grid, position: Position | None, artifact: Artifact) -> Grid:
     found = []
     for length, pixel in ((height, position.pixel_height), (width, position.pixel_width)):
         exact = length * pixel * scale
+        if not exact <= _LONGEST:
+            raise ImageError(f"is oversized: {exact:g} pixels on one side, at the resolution of training")
         found.append(length if abs(exact / length - 1) < 0.005 else max(1, round(exact)))
     return found[0], found[1]
 
@@ -239,19 +245,32 @@ def _lay_out(decoded: _Decoded, place: MaskGrid, artifact: Artifact, tiling: Til
 
 def _cut(decoded: _Decoded, artifact: Artifact, wraps: bool, tile: Tile) -> Image:
     image = decoded.image
-    height, width = image.shape[:2]
+    width = image.shape[1]
     (top, bottom), (left, right) = (
         (round(at * times), round(at * times) + math.ceil(length * times - 1e-6))
         for at, length, times in zip((tile.y, tile.x), artifact.field_of_view, decoded.scale, strict=True)
     )
     part = image[top:bottom, left:right]
-    if bottom > height or right > width:
-        whole = np.zeros((bottom - top, right - left, 3), np.uint8)
-        whole[: part.shape[0], : part.shape[1]] = part
-        if wraps and right > width:
-            whole[: part.shape[0], part.shape[1] :] = image[top:bottom, : right - width]
-        part = whole
+    if wraps and right > width:
+        part = np.hstack((part, image[top:bottom, : right - width]))
+    if part.shape[:2] != (bottom - top, right - left):
+        part = _padded(part, (bottom - top, right - left), artifact.input_size)
     return resize(part if decoded.shrunk else reduce(part, artifact.input_size), artifact.input_size)
+
+
+def _padded(part: Image, size: Grid, least: Grid) -> Image:
+    """Return what an image has of a tile, with black below and to its right.
+
+    The result has `size`, or, where that would take too much memory because the pixels of the image are very small,
+    about twice `least`.
+    """
+    if math.prod(size) > _MOST_PADDED:
+        steps = [max(1, side // (2 * fewest)) for side, fewest in zip(size, least, strict=True)]
+        size = -(-size[0] // steps[0]), -(-size[1] // steps[1])
+        part = resize(part, (-(-part.shape[0] // steps[0]), -(-part.shape[1] // steps[1])))
+    whole = np.zeros((*size, 3), np.uint8)
+    whole[: part.shape[0], : part.shape[1]] = part
+    return whole
 
 
 def check_tiles(artifact: Artifact, tiling: Tiling) -> None:

@@ -20,7 +20,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
 import cloudrt
 from cloudrt.data.scenes import draw_scene
 from cloudrt.engines.pool import EnginePool
-from cloudrt.errors import DataError
+from cloudrt.errors import DataError, ImageError
 from cloudrt.geo import tiles
 from cloudrt.geo.blend import Blend, tile_weights
 from cloudrt.geo.components import keep_components, label
@@ -321,6 +321,34 @@ def test_what_cannot_be_read_fails_alone(model: Path, tmp_path: Path) -> None:
     found = rows(tmp_path / "s.csv")
     assert found["a.jpg", "Fish"] and found["a.jpg", "Fish"] == found["d.jpg", "Fish"]
     assert not found["b.jpg", "Fish"] and not found["c.jpg", "Fish"]
+
+
+def test_very_small_pixels_take_little_memory(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image of 400x400 pixels that lies in one pixel of training: a tile would have 72,000x48,000 of its pixels."""
+    path = write_picture(tmp_path / "a.png", np.full((400, 400, 3), 200, np.uint8))
+    path.with_suffix(".pgw").write_text("1e-6 0 0 -1e-6 10 10")
+    panorama = open_panorama(path, read_artifact(model), Tiling(), 10**6)
+    tile = panorama.cut(panorama.tiles[0])
+    assert tile.shape == (*INPUT, 3) and tile[0, 0].min() > 50 and not tile[2:].any() and not tile[:, 2:].any()
+
+    path = write_picture(tmp_path / "b.png", draw_scene(3, (500, 700)).image)
+    path.with_suffix(".pgw").write_text("0.001 0 0 -0.001 10 10")
+    panorama = open_panorama(path, read_artifact(model), Tiling(), 10**6)
+    whole = panorama.cut(panorama.tiles[0])
+    monkeypatch.setattr(tiles, "_MOST_PADDED", 10**6)
+    assert np.abs(panorama.cut(panorama.tiles[0]).astype(int) - whole).mean() < 0.5 and whole.any()
+
+
+@pytest.mark.parametrize("side", [1e306, 1e9])
+def test_an_endless_panorama_fails_alone(tmp_path: Path, model: Path, side: float) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    place = rasterio.Affine(side, 0, 0, 0, -100, 0)
+    with rasterio.open(
+        tmp_path / "a.tif", "w", "GTiff", 700, 300, 3, "EPSG:3857", dtype="uint8", transform=place
+    ) as file:
+        file.write(np.full((3, 300, 700), 90, np.uint8))
+    with pytest.raises(ImageError, match="oversized"):
+        open_panorama(tmp_path / "a.tif", read_artifact(model), Tiling(), 10**9)
 
 
 def test_one_day_and_place_have_one_size(model: Path, tmp_path: Path) -> None:
