@@ -328,8 +328,48 @@ def held_out() -> str:
     return f"{table(heads, rows)}\n\n{about}"
 
 
+def tiles() -> str:
+    """Agreement of panoramas with single images for each overlap, and speed and memory."""
+    found = load("cpu-tiles")
+    real, drawn = found["agreement"]["real"], found["agreement"]["synthetic"]
+    rows = [
+        (
+            f"{one['overlap']:g}" + (" (default)" if one["overlap"] == found["default_overlap"] else ""),
+            str(found["belt_tiles"][f"{one['overlap']:g}"]),
+            f"{one['pieces']:.3f}",
+            f"{one['labels']:.3f}",
+            f"{scene['pieces']:.3f}",
+            f"{one['step_at_borders']} / {one['step_elsewhere']}",
+        )
+        for one, scene in zip(real["cropped"], drawn["cropped"], strict=True)
+    ]
+    heads = (
+        "overlap",
+        "tiles of 36000x3000",
+        "Dice with the single images",
+        "Dice with their labels",
+        "synthetic: Dice with the single images",
+        "largest step in level at borders / elsewhere",
+    )
+    small, large = (found["peak_mb"][name] for name in ("12000x3000", "36000x3000"))
+    rate, belt = (found["rate"][name] for name in ("12000x3000", "36000x3000"))
+    about = (
+        f"{real['cropped'][0]['images']} whole validation images in mosaics that begin and end within an image, and "
+        f"{drawn['cropped'][0]['images']} synthetic scenes; alone, the validation images have a Dice of "
+        f"{real['labels_alone']:.3f} with their labels.\n"
+        f"Tiles per second relative to the same number of single images: {rate['ratio']:.2f} for "
+        f"{rate['panoramas']} panoramas of 12000x3000, and {belt['ratio']:.2f} for one of 36000x3000, whose "
+        f"decoding overlaps with nothing; per second of CPU time, {rate['cpu_ratio']:.2f} and {belt['cpu_ratio']:.2f} "
+        f"(medians of {len(rate['seconds']['tiles'])} alternate rounds; other processes ran on the machine).\n"
+        f"Peak memory: {large:,.0f} MB for panoramas of 36000x3000, {small:,.0f} MB for 12000x3000: "
+        f"{large / small:.2f} times as much."
+    )
+    return f"{table(heads, rows)}\n\n{about}\n{describe_machine('cpu-tiles')}"
+
+
 _FUNCTIONS = (
     *(summary, front, stages, postprocess, pipeline, search),
+    tiles,
     *(memory, scaling, cluster, loader, decode, ablation, export, flips, held_out),
 )
 BLOCKS: dict[str, Callable[[], str]] = {one.__name__: one for one in _FUNCTIONS}
