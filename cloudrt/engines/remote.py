@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cloudrt.engines.base import check_batch
 from cloudrt.engines.remote_client import TRANSIENT, RemoteClient, brief, failures, open_client, status_of
 from cloudrt.engines.remote_metadata import read_parameters
-from cloudrt.errors import ArtifactError, ProviderError
+from cloudrt.errors import ArtifactError, CloudrtError, ProviderError
 from cloudrt.model.artifact import Artifact, read_artifact
 from cloudrt.options import RemoteOptions
 from cloudrt.system.files import sha256
@@ -98,6 +98,17 @@ def _describe(url: str, options: RemoteOptions) -> RemoteModel:
         except failures() as error:  # not every server supports this extension
             logger.debug("%s has no configuration: %s", where, brief(error))
             config = {}
+    try:
+        return _read_model(metadata, config, options, where)
+    except CloudrtError:
+        raise
+    except (AttributeError, TypeError, KeyError, ValueError) as error:  # not the types that the protocol specifies
+        raise ArtifactError(f"{where}: malformed metadata: {error}") from error
+
+
+def _read_model(
+    metadata: Mapping[str, Any], config: Mapping[str, Any], options: RemoteOptions, where: str
+) -> RemoteModel:
     parameters = _strings(metadata.get("parameters")) | _strings(config.get("parameters"))
     if options.rules:
         artifact = read_artifact(options.rules)

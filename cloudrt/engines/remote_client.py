@@ -43,13 +43,16 @@ class RemoteClient:
     def config(self, name: str) -> dict[str, Any]:
         """Return the configuration of a model."""
         found: dict[str, Any] = self._client.get_model_config(name, **self._as_json)
+        if not isinstance(found, dict):
+            raise ValueError("the configuration is not an object")
         config: dict[str, Any] = found.get("config", found)
         return config
 
     def infer(self, name: str, batch: NDArray[np.uint8], outputs: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]:
         """Return the outputs of a model for a batch."""
         if self._form is None:
-            extensions = self._client.get_server_metadata(**self._call).get("extensions") or ()
+            described = self._client.get_server_metadata(**self._call)
+            extensions = (described.get("extensions") if isinstance(described, dict) else None) or ()
             self._form = {"binary_data": "binary_tensor_data" in extensions}
             if not self._form["binary_data"]:
                 logger.info("The server has no binary tensors over HTTP: JSON is slower; use grpc:// if it has gRPC")
@@ -101,7 +104,7 @@ def failures() -> tuple[type[Exception], ...]:
     from geventhttpclient.response import HTTPParseError
     from tritonclient.utils import InferenceServerException
 
-    return InferenceServerException, HTTPParseError, OSError, ValueError, KeyError
+    return InferenceServerException, HTTPParseError, OSError, ValueError, KeyError, RecursionError
 
 
 def status_of(error: Exception) -> str | None:

@@ -320,6 +320,10 @@ def metadata_server(change: Callable[[dict[str, Any]], object], folder: Path) ->
         (lambda m: m.pop("parameters"), "no metadata of cloudrt"),
         (lambda m: m["parameters"].update({"cloudrt.artifact": "[]"}), "malformed metadata"),
         (lambda m: m["outputs"].pop(), "no output 'presence', which the rules need"),
+        (lambda m: m.update(parameters=[1]), "malformed metadata"),
+        (lambda m: m.update(outputs=None), "malformed metadata"),
+        (lambda m: m.update(outputs=["probability"]), "malformed metadata"),
+        (lambda m: m["inputs"][0].update(shape="abcd"), "malformed metadata"),
     ],
 )
 def test_other_tensors_and_metadata_are_refused_at_the_start(
