@@ -8,6 +8,7 @@ data. Days are read one at a time.
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
     Raises
     ------
     DataError
-        `store` is no such store or holds no days; `degrees` or `output` cannot be used.
+        `store` is no such store, holds no days or a damaged mask, or lies in `output`; `degrees` or `output` cannot be
+        used.
     """
     import xarray
 
@@ -54,13 +56,18 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
         raise DataError(f"degrees are more than 0 and at most 180, found {degrees:g}")
     if not (store / METADATA).is_file():
         raise DataError(f"{store} is not a store that cloudrt-infer --format zarr wrote")
+    if store.resolve().is_relative_to(output.resolve()):
+        raise DataError(f"{output} would be replaced: it contains {store}; use another name")
     folder = output.suffix == ".zarr"
     named = {"--output": output}
     check_outputs({} if folder else named, {"STORE": store}, folders=named if folder else {}, overwrite=overwrite)
     with xarray.open_zarr(store, consolidated=True, mask_and_scale=False, chunks=None) as data:
         if not data.sizes["time"]:
             raise DataError(f"{store} holds no days")
-        found = frequencies(data, degrees)
+        try:
+            found = frequencies(data, degrees)
+        except DataError as error:
+            raise DataError(f"{store}: {error}") from error
     with naming(output):
         if not folder:
             with replacing(output) as partial:
@@ -72,7 +79,13 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
 
 
 def frequencies(data: Any, degrees: float) -> Any:
-    """Return the xarray.Dataset of the frequencies of a store that is opened without masking."""
+    """Return the xarray.Dataset of the frequencies of a store that is opened without masking.
+
+    Raises
+    ------
+    DataError
+        The mask of a day does not have its checksum: chunks are missing, damaged, or of two masks.
+    """
     import xarray
 
     lat, first_row, rows = cells(data["lat"].values, -90, degrees)
@@ -82,8 +95,11 @@ def frequencies(data: Any, degrees: float) -> Any:
     freq = np.full((days, len(lat), len(lon), patterns), np.nan, np.float32)
     valid = np.zeros((days, len(lat), len(lon)), np.float32)
 
+    checksums = data["mask"].attrs.get("crc32", [])
     for day in range(days):
         mask = data["mask"][day].values
+        if day < len(checksums) and checksums[day] != zlib.crc32(mask.tobytes()):
+            raise DataError(f"the mask of day {day} ({data['image'][day].values!s}) is damaged: append its image again")
         known = cell_sums(mask[..., 0] >= 0, first_row, first_column)
         valid[day] = known / total
         for pattern in range(patterns):

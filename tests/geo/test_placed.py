@@ -178,6 +178,23 @@ def test_a_store_of_days_and_its_frequencies(model: Path, tmp_path: Path) -> Non
     assert missing.exit_code == 2 and "is not a store" in missing.output and missing.output.count("\n") == 1
 
 
+def test_a_damaged_store_gives_no_frequencies(model: Path, tmp_path: Path) -> None:
+    store = tmp_path / "out.zarr" / "days.zarr"
+    write_scene(tmp_path / "in", 3)
+    write_scene(tmp_path / "in", 4)
+    store.parent.mkdir()
+    run(tmp_path / "in", store, model)
+    inside = CliRunner().invoke(main, ["grid", str(store), "-o", str(store.parent), "--overwrite"])
+    assert inside.exit_code == 2 and "would be replaced" in inside.output and store.is_dir()
+    (store / "mask" / "1.0.0.0").unlink()  # zarr fills a missing chunk
+    result = CliRunner().invoke(main, ["grid", str(store), "-o", str(tmp_path / "freq.nc")])
+    assert result.exit_code == 2 and "20200104" in result.output and "damaged" in result.output
+    assert not (tmp_path / "freq.nc").exists()
+    run(tmp_path / "in" / sorted(path.name for path in (tmp_path / "in").iterdir())[1], store, model)
+    result = CliRunner().invoke(main, ["grid", str(store), "-o", str(tmp_path / "freq.nc")])
+    assert result.exit_code == 0, result.output
+
+
 def test_what_a_store_cannot_hold_fails_alone(model: Path, tmp_path: Path) -> None:
     folder, store = tmp_path / "in", tmp_path / "days.zarr"
     write_scene(folder, 3)
