@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
-from cloudrt.geo.store import METADATA
+from cloudrt.geo.store import check_store
 from cloudrt.system.files import naming, replacing, replacing_folder
 from cloudrt.system.paths import check_outputs
 
@@ -51,11 +51,12 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
     import xarray
 
     if output.suffix not in SUFFIXES:
-        raise DataError(f"{output}: the name ends in {' or '.join(SUFFIXES)}")
+        raise DataError(f"{output}: the name must end in {' or '.join(SUFFIXES)}")
     if not 0 < degrees <= 180:
         raise DataError(f"degrees are more than 0 and at most 180, found {degrees:g}")
-    if not (store / METADATA).is_file():
-        raise DataError(f"{store} is not a store that cloudrt-infer --format zarr wrote")
+    if not store.exists():
+        raise DataError(f"{store} is missing: write one with cloudrt-infer --format zarr")
+    check_store(store)
     if store.resolve().is_relative_to(output.resolve()):
         raise DataError(f"{output} would be replaced: it contains {store}; use another name")
     folder = output.suffix == ".zarr"
@@ -66,7 +67,7 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
             raise DataError(f"{store} holds no days")
         try:
             found = frequencies(data, degrees)
-        except DataError as error:
+        except (DataError, RuntimeError, ValueError) as error:  # of codecs too
             raise DataError(f"{store}: {error}") from error
     with naming(output):
         if not folder:

@@ -196,23 +196,46 @@ def _number(date: datetime.date) -> int:
     return (date - _EPOCH).days
 
 
+def check_store(path: Path) -> None:
+    """Raise DataError if a path is no store, or one whose metadata or axes are damaged; masks are not read."""
+    _open(path, None)
+
+
 def _open(path: Path, classes: tuple[str, ...] | None) -> Any:
     """Return the group as the last `.zmetadata` describes it; DataError if it is no store, or has other classes."""
     import zarr
 
+    if not (path / METADATA).is_file():
+        raise DataError(f"{path} is not a store that cloudrt-infer --format zarr wrote: no consolidated metadata")
     try:
-        if not (path / METADATA).is_file():
-            raise DataError("no consolidated metadata")
         group: Any = zarr.open_group(path, mode="r", zarr_format=2, use_consolidated=True)
         for name in ("mask", "time", "image", "lat", "lon", "pattern"):
             if name not in group:
                 raise DataError(f"no {name}")
-    except (ValueError, KeyError, OSError) as error:
-        raise DataError(f"{path} is not a store that cloudrt-infer --format zarr wrote: {error}") from error
-    found = tuple(str(name) for name in group["pattern"][:])
+        found = tuple(str(name) for name in group["pattern"][:])
+        _check(path, group)
+    except Exception as error:  # of the many that zarr and its codecs raise for damaged files
+        raise DataError(f"{path} is not a store that cloudrt-infer --format zarr wrote, or damaged: {error}") from error
     if classes is not None and found != classes:
         raise DataError(f"{path} holds the patterns {', '.join(found)}: give another --output")
     return group
+
+
+def _check(path: Path, group: Any) -> None:
+    """Raise DataError if files of metadata differ from `.zmetadata`, or the values along an axis cannot be."""
+    held = json.loads((path / METADATA).read_text())["metadata"]
+    for name, values in held.items():
+        found = json.loads((path / name).read_text())
+        same = (found[key] == value for key, value in values.items() if key not in ("shape", "crc32"))
+        if found.keys() != values.keys() or not all(same):
+            raise DataError(f"{name} differs from {METADATA}")
+    days = group["mask"].shape[0]
+    if any(len(set(group[name][:].tolist())) != days for name in ("time", "image")):
+        raise DataError(f"its {days} days do not have different dates and images")
+    for name in ("lat", "lon"):
+        steps = np.diff(group[name][:])
+        if not np.allclose(steps, steps[:1], rtol=1e-3) or not steps.all():
+            raise DataError(f"{name} is not even")
 
 
 def _days(group: Any) -> dict[int, str]:

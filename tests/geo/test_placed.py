@@ -195,6 +195,21 @@ def test_a_damaged_store_gives_no_frequencies(model: Path, tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.parametrize("name", ["time/0", "image/0", "lat/0", "pattern/.zarray", ".zmetadata"])
+def test_nothing_is_appended_to_a_damaged_store(model: Path, tmp_path: Path, name: str) -> None:
+    store = tmp_path / "days.zarr"
+    for day in (3, 4):
+        write_scene(tmp_path / "in", day)
+    run(tmp_path / "in", store, model)
+    (store / name).unlink()
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match="is not a store that"):
+        run(write_scene(tmp_path / "later", 9), store, model)
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+    result = CliRunner().invoke(main, ["grid", str(store), "-o", str(tmp_path / "freq.nc")])
+    assert result.exit_code == 2 and "is not a store that" in result.output
+
+
 def test_what_a_store_cannot_hold_fails_alone(model: Path, tmp_path: Path) -> None:
     folder, store = tmp_path / "in", tmp_path / "days.zarr"
     write_scene(folder, 3)
