@@ -228,7 +228,7 @@ def _show(tuned: Tuned) -> None:
         )
 
     for index, (label, choice) in enumerate(zip(tuned.labels.classes, tuned.choices, strict=True)):
-        replaced = bool(tuned.before) and not choice.kept
+        replaced = bool(tuned.before) and choice.rule != tuned.before[index][0]
         if replaced:
             row(label, *tuned.before[index], "", "dim")
         row(
@@ -244,7 +244,7 @@ def _show(tuned: Tuned) -> None:
     table.add_row("" if tuned.before else "mean", "", "", *means, style="bold")
     Console().print(table)
     if tuned.before:
-        click.echo("For each class: the previous rule, then the new one; a single row is a previous rule that was kept")
+        click.echo("For each class: the previous rule, then the new one; a single row is a rule that did not change")
     for label, choice in zip(tuned.labels.classes, tuned.choices, strict=True):
         if choice.kept:
             click.echo(f"{label} keeps its rule: {kept_because(choice)}")

@@ -19,7 +19,7 @@ import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any, Self
@@ -75,7 +75,7 @@ class Rule:
         try:
             return cls(**values)
         except TypeError as error:
-            raise DataError(f"not a Rule: {values}") from error
+            raise DataError(f"not a Rule with {', '.join(f.name for f in fields(cls))}: {values}") from error
 
 
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))

@@ -268,6 +268,8 @@ class Checkpoint:
             values = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             raise ArtifactError(f"{path} is missing: train one with cloudrt-train") from None
+        except IsADirectoryError:
+            raise ArtifactError(f"{path} is a folder: give a checkpoint in it, such as best.pth") from None
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
             raise ArtifactError(f"{path} is not a checkpoint, or is damaged") from error
         if not isinstance(values, dict) or "config" not in values or not isinstance(values.get("weights"), dict):

@@ -57,7 +57,7 @@ def snapshot(root: Path) -> dict[str, bytes]:
         ("export best.pth -o new.onnx --json new.csv", "--json new.csv: the file name must end in .json"),
         ("tune model.onnx data -o new/", "new: the output must be an .onnx, or a .json"),
         ("tune model.onnx data -o -", "-: the output must be an .onnx, or a .json"),
-        ("grid days.zarr -o new/", "new: the name ends in .nc or .zarr"),
+        ("grid days.zarr -o new/", "new: the name must end in .nc or .zarr"),
         ("infer data/test_images -m model.onnx -o new/", "--output new: the suffix decides the format: .csv (csv)"),
         ("infer data/test_images -m model.onnx -o new", "--output new: the suffix decides the format"),
         ("infer data/test_images -m model.onnx -o new.txt --cluster", "new.txt: the suffix decides the format"),

@@ -27,7 +27,7 @@ from cloudrt.cli import main
 from cloudrt.system.versions import VERSION
 
 WHEEL = f"dist/cloudrt-{VERSION}-py3-none-any.whl"
-"""What `make wheel` builds."""
+"""What `pip wheel` builds."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(
     r"(?:^ *<!-- (?:not run here: (?P<excuse>[^>]+?)|exit status (?P<status>\d+)) -->\n)?"
@@ -114,6 +114,9 @@ def check(words: list[str]) -> None:
     if program == "pip":
         if words[1] == "uninstall":
             assert words[2] == "-y"
+            return
+        if words[1] == "wheel":
+            assert words[2:] == ["--no-deps", "--wheel-dir", "dist", "."]
             return
         assert words[1] == "install"
         known = configparser.ConfigParser()
