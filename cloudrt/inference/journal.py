@@ -94,8 +94,11 @@ class Journal:
     def __init__(
         self, path: Path, identity: Identity | None, *, keys: Sequence[str] | None = None, resume: bool = False
     ) -> None:
-        if path.exists() and not path.is_file():
+        # What a link leads to belongs to someone else.
+        if path.is_symlink() or (path.exists() and not path.is_file()):
             raise DataError(f"{path} is not a regular file: give another --output")
+        if path.exists() and path.stat().st_nlink > 1:
+            raise DataError(f"{path} is a file with another name too, a hard link: give another --output")
         self.path = path
         self._keys = keys
         self._file: BinaryIO = path.open("r+b" if path.exists() else "x+b")

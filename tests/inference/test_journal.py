@@ -16,6 +16,7 @@ from support.identity import make_identity
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
+from cloudrt.errors import DataError
 from cloudrt.inference.journal import Journal, Record
 
 IMAGES = 30
@@ -306,3 +307,14 @@ def test_pictures_of_what_was_finished_before_are_written_too(
         for root in (tmp_path / "m", tmp_path / "n")
     )
     assert ours == theirs and len(ours) >= 3 * (IMAGES - 3)
+
+
+def test_a_journal_does_not_write_through_links(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("of someone else")
+    (tmp_path / "a.journal").symlink_to(other)
+    (tmp_path / "b.journal").hardlink_to(other)
+    for name, reason in (("a", "not a regular file"), ("b", "a hard link")):
+        with pytest.raises(DataError, match=reason):
+            Journal(tmp_path / f"{name}.journal", None)
+    assert other.read_text() == "of someone else"
