@@ -53,7 +53,7 @@ wheel: $(READY)
 	$(BIN)/python -m build
 
 figures: $(READY)
-	$(BIN)/python -m cloudrt.bench.studies.render README.md docs/benchmarks.md docs/explanation/decoding.md docs/how-to/cluster.md docs/how-to/export.md docs/how-to/maps.md docs/how-to/train.md
+	$(BIN)/python -m cloudrt.bench.studies.render README.md docs/benchmarks.md docs/explanation/decoding.md docs/how-to/cluster.md docs/how-to/export.md docs/how-to/maps.md docs/how-to/tensorrt.md docs/how-to/train.md
 
 setup: $(READY)
 

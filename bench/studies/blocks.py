@@ -328,6 +328,22 @@ def held_out() -> str:
     return f"{table(heads, rows)}\n\n{about}"
 
 
+def tensorrt() -> str:
+    """Layers, engine size and build time in TensorRT for RTX."""
+    rows = [
+        (
+            one["form"],
+            one["precision"],
+            str(one["layers"]),
+            " / ".join(f"{engine['bytes'] / 1e6:.1f}" for engine in one["engines"]),
+            " / ".join(f"{engine['seconds']:.0f}" for engine in one["engines"]),
+        )
+        for one in load("cpu-tensorrt-rtx")["artifacts"]
+    ]
+    heads = ("network", "precision", "layers", "engine in MB: sm86 / sm89 / sm120", "seconds to build")
+    return f"{table(heads, rows)}\n\n{describe_machine('cpu-tensorrt-rtx')}"
+
+
 def tiles() -> str:
     """Agreement of panoramas with single images for each overlap, and speed and memory."""
     found = load("cpu-tiles")
@@ -370,7 +386,7 @@ def tiles() -> str:
 _FUNCTIONS = (
     *(summary, front, stages, postprocess, pipeline, search),
     tiles,
-    *(memory, scaling, cluster, loader, decode, ablation, export, flips, held_out),
+    *(memory, scaling, cluster, loader, decode, ablation, export, flips, held_out, tensorrt),
 )
 BLOCKS: dict[str, Callable[[], str]] = {one.__name__: one for one in _FUNCTIONS}
 """Name in the markers of a page -> the function that renders its figures."""
