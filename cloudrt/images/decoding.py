@@ -26,8 +26,10 @@ from cloudrt.system.cuda import Batch, DeviceArray
 from cloudrt.system.overlap import overlap, overlap_parts
 from cloudrt.system.statistics import StageStats
 
-LARGEST_PART = 16
-"""Largest number of images per call on a thread; closing a run waits for the calls that have started."""
+CALL_S = 0.05
+"""Seconds of decoding per call on a thread, at most; closing a run waits for the calls that have started."""
+FIRST_PART = 16
+"""Largest number of images per call as long as the time per image is unknown."""
 
 Input = str | Path | bytes | ImageFile | StoredImage | Image
 
@@ -174,7 +176,9 @@ class Decoding:
             yield chain((first,), parts)
 
     def _parts(self, numbered: Iterator[tuple[int, Input]], group: Batch) -> Iterator[_Part]:
-        step = min(-(-len(group) // self.stats.threads), LARGEST_PART)
+        done = self.stats.count
+        most = int(CALL_S * done / max(self.stats.seconds, 1e-9)) if done else FIRST_PART
+        step = max(1, min(-(-len(group) // self.stats.threads), most))
         for begin in range(0, len(group), step):
             some = list(islice(numbered, min(step, len(group) - begin)))
             if not some:

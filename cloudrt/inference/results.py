@@ -148,8 +148,8 @@ class Result:
             partial.write_bytes(content.tobytes())
 
 
-def to_dataframe(results: Iterable[Result]) -> pd.DataFrame:
-    """Return a table of results: a row for each image and class.
+def to_dataframe(results: Result | Iterable[Result]) -> pd.DataFrame:
+    """Return a table of one or several results: a row for each image and class.
 
     Returns
     -------
@@ -161,7 +161,7 @@ def to_dataframe(results: Iterable[Result]) -> pd.DataFrame:
 
     rows = [
         (result.image, label, result.rle[label], area, result.error)
-        for result in results
+        for result in ([results] if isinstance(results, Result) else results)
         for label, area in result.areas().items()
     ]
     return pd.DataFrame(rows, columns=["image", "class", "rle", "pixels", "error"])

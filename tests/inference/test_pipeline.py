@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,13 +18,14 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 from cloudrt.data.scenes import draw_scene
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.errors import ArtifactError, DataError, ProviderError
-from cloudrt.images.decoding import Input
+from cloudrt.images.decoding import Decoding, Input
 from cloudrt.images.image import ImageFile, load_image
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.results import Result
 from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import rle_decode
 from cloudrt.options import RunOptions
+from cloudrt.system.statistics import StageStats
 
 LABELS = SMALL_GRIDS
 IN_FLIGHT = 3 + 2 + 2 + 1
@@ -316,3 +319,21 @@ def test_the_repr_of_a_result_is_short() -> None:
     assert repr(Result("a.jpg", {"Fish": ""}, None, LABELS)) == "Result('a.jpg', no masks)"
     assert repr(Result("a.jpg", {"Fish": "1 900 2000 334"}, None, LABELS)) == "Result('a.jpg', Fish 1,234 pixels)"
     assert repr(Result("a.jpg", {"Fish": ""}, "is empty", LABELS)) == "Result('a.jpg', error='is empty')"
+
+
+@pytest.mark.parametrize(("seconds", "largest"), [(0.0, 16), (0.01, 5), (1.0, 1), (1e-6, 50)])
+def test_a_thread_decodes_for_a_short_time_per_call(seconds: float, largest: int) -> None:
+    """A run that is closed waits for the calls that have started."""
+    stats = StageStats(2)
+    if seconds:
+        stats.add(seconds, 10)
+    parts: list[int] = []
+
+    class Noted(Decoding):
+        def _decode(self, part: Any) -> Any:
+            parts.append(len(part.numbered))
+            return super()._decode(part)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(Noted((8, 8), 100, stats).run([b""] * 100, pool, lambda: np.empty((100, 8, 8, 3), np.uint8), 1))
+    assert max(parts) == largest and sum(parts) == 100

@@ -172,6 +172,7 @@ def test_many_results_are_a_table(segmenter: cloudrt.Segmenter, images: Path) ->
         assert row[3] == result.mask(row[1]).sum()
     assert set(table[table.image == "image-1"].error) == {results[1].error}
     assert cloudrt.to_dataframe([]).empty
+    assert cloudrt.to_dataframe(results[0]).rle.tolist() == table.rle[: len(SMALL_GRIDS.classes)].tolist()
 
 
 def test_reprs_are_short(segmenter: cloudrt.Segmenter, images: Path) -> None:
