@@ -19,7 +19,11 @@ from cloudrt.system.terminal import Failure, progress_bar, reports_errors
 @click.option("--size", type=Size(), default="2100x1400", show_default=True, help="Size of the images.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same bytes.")
 @click.option("--test-share", default=0.25, show_default=True, help="Fraction of the images for testing.")
-@click.option("--panorama", type=Size(), help="Instead write panoramas of this size, such as 36000x3000, one per day.")
+@click.option(
+    "--panorama",
+    type=Size(),
+    help="Instead write panoramas of this size, such as 36000x3000, one per day; multiples of 4.",
+)
 @click.option("--days", default=1, show_default=True, help="Number of panoramas.")
 @click.option("--jobs", default=0, help="Threads. Default: all usable cores, up to 8.")
 @reports_errors

@@ -98,7 +98,7 @@ class Identity:
         """Return a description of each value that differs from `other`, the current run."""
         ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         return [
-            f"{name} was {ours.get(name, 'absent')}, now {theirs.get(name, 'absent')}"
+            f"{name} was {_brief(ours.get(name, 'absent'))}, now {_brief(theirs.get(name, 'absent'))}"
             for name in dict.fromkeys([*ours, *theirs])
             if ours.get(name) != theirs.get(name)
         ]
@@ -114,6 +114,11 @@ class Identity:
         differences = self.differences(other)
         if differences:
             raise DataError(f"{where} belongs to another run: {'; '.join(differences)}. {RESUME_HINT}")
+
+
+def _brief(value: Any) -> Any:
+    """Return the first digits of a SHA-256, and other values as they are."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else value
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

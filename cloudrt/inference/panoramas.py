@@ -208,11 +208,13 @@ def _refusal(file: ImageFile | StoredImage, panorama: Panorama, checks: Sequence
 def _announce(file: ImageFile | StoredImage, panorama: Panorama) -> None:
     position = panorama.place.position
     if position is None:
-        logger.info("%s: no position; %d tiles", file.key, len(panorama.tiles))
+        logger.info("%s: no position; number of tiles: %d", file.key, len(panorama.tiles))
         return
     west, south, east, north = position.bounds(panorama.place.grid)
     where = f"{west:g} to {east:g}, {south:g} to {north:g} ({position.crs})"
-    logger.info("%s: position from its %s: %s; %d tiles", file.key, panorama.source, where, len(panorama.tiles))
+    logger.info(
+        "%s: position from its %s: %s; number of tiles: %d", file.key, panorama.source, where, len(panorama.tiles)
+    )
 
 
 def _blend(

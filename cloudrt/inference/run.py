@@ -157,6 +157,7 @@ def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bo
             segmenter.plan,
             failures=task.paths.failures if done.failed else None,
             report=task.paths.report if task.report else None,
+            first_error=done.first_error,
         )
 
 

@@ -81,6 +81,8 @@ class Submission:
         Number of images that the resumed run had finished, and so the position of the next one.
     images, failed, rows_with_mask
         Number of images, of failed images and of rows that are not empty, including those of the resumed run.
+    first_error
+        Why the first failed image failed; "" if none did.
     """
 
     journal: Journal
@@ -89,6 +91,7 @@ class Submission:
     images: int = 0
     failed: int = 0
     rows_with_mask: int = 0
+    first_error: str = ""
 
     def add(
         self,
@@ -108,6 +111,7 @@ class Submission:
         """Count one image."""
         self.images += 1
         self.failed += error is not None
+        self.first_error = self.first_error or error or ""
         self.rows_with_mask += sum(bool(text) for text in texts)
 
     def write(self, paths: RunPaths, form: str = "csv", options: FormatOptions | None = None) -> None:

@@ -196,6 +196,8 @@ class RunSummary:
         Provider, batch size and so on that were used.
     failures, report
         Paths of the files that were written, or None.
+    first_error
+        Why the first failed image failed; "" if none did.
     already_finished
         Whether the output was complete already, so that nothing was run or written; `failed` and `rows_with_mask` are
         0 then.
@@ -210,6 +212,7 @@ class RunSummary:
     plan: Plan
     failures: Path | None = None
     report: Path | None = None
+    first_error: str = ""
     already_finished: bool = False
 
     @property

@@ -41,7 +41,7 @@ from cloudrt.serve.batcher import Batcher, together
 from cloudrt.serve.errors import handle_errors
 from cloudrt.serve.inference_protocol import protocol_router
 from cloudrt.serve.metrics import MeasureRequests, Metrics
-from cloudrt.serve.parameters import GEOJSON, PNG, accepted, changed_rules, request_bounds
+from cloudrt.serve.parameters import GEOJSON, PNG, accepted, changed_rules, refuse_unknown, request_bounds
 from cloudrt.serve.settings import ServeSettings
 from cloudrt.serve.uploads import read_images, unless_gone
 from cloudrt.system.versions import VERSION
@@ -207,6 +207,7 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
         With `Accept: application/geo+json` it is a polygon for each component, in longitude and latitude if the
         position of the image is known, by its GeoTIFF tags, `bounds` or its name, else in pixels of the grid.
         """
+        refuse_unknown(request.query_params, ("class", "levels", "rules", "bounds"))
         kind = accepted(request.headers.get("accept", ""))
         if kind == GEOJSON and (missing := geojson.missing_packages()):
             raise HTTPException(501, missing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fastapi import HTTPException
 
@@ -34,6 +34,13 @@ def accepted(header: str) -> str:
     if not choices:
         raise HTTPException(406, f"the answer is {JSON}, {PNG} or {GEOJSON}")
     return max(choices, key=lambda choice: choice[0])[1]
+
+
+def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse query parameters that the interface does not have; FastAPI would ignore them."""
+    for name in given:
+        if name not in known:
+            raise HTTPException(400, f"no parameter named {name!r:.80}: {', '.join(known)}")
 
 
 def changed_rules(text: str | None, labels: Labels, rules: Sequence[Rule]) -> tuple[Rule, ...]:

@@ -72,6 +72,7 @@ def test_a_run_in_which_every_image_fails_is_finished_without_a_store(here: Path
     for more in ([], ["--overwrite"]):
         done = run(model, *words, *more)
         assert done.exit_code == 1 and "days.zarr: 1 images, 0 masks, 1 failed" in done.output, done.output
+        assert "No image could be segmented; the first has no position" in done.output
         left = ["days.zarr.failures.csv", "days.zarr.run.json", "nowhere.png"]
         assert sorted(path.name for path in here.iterdir()) == left
     done = run(model, *words, "--resume")

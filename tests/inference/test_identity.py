@@ -32,7 +32,8 @@ def test_every_difference_is_named() -> None:
         if field.name == "versions":
             assert differences == ["onnxruntime version was 1.31.1, now absent", "x version was absent, now 1"]
         else:
-            assert differences == [f"{field.name} was {value}, now {other}"]
+            was = value[:12] if field.name in ("artifact", "inputs") else value
+            assert differences == [f"{field.name} was {was}, now {other}"]
     assert one.differences(make_identity()) == []
     one.require_same(make_identity(), "s.csv.journal")
     with pytest.raises(DataError) as caught:
@@ -55,3 +56,8 @@ def test_values_of_other_types_are_refused_by_name() -> None:
     for name, wrong in (("batch_size", "4"), ("cuda_graph", 0), ("versions", []), ("images", True), ("inputs", None)):
         with pytest.raises(DataError, match=f"value of the wrong type: {name}"):
             Identity.from_dict(values | {name: wrong})
+
+
+def test_digests_are_shortened_in_differences() -> None:
+    ours, theirs = make_identity(artifact="ab" * 32), make_identity(artifact="cd" * 32)
+    assert ours.differences(theirs) == ["artifact was abababababab, now cdcdcdcdcdcd"]
