@@ -194,7 +194,10 @@ def test_a_part_that_fails_leaves_the_others(tmp_path: Path) -> None:
     assert gpu_process.judge({"a": {"not_run": "no GPU"}}, 0, 60, log) == {"status": "not run", "reason": "no GPU"}
 
 
-@pytest.mark.parametrize("setting", gpu_steps.SETTINGS)
+@pytest.mark.parametrize(
+    "setting",
+    [one if one == "two streams" else pytest.param(one, marks=pytest.mark.slow) for one in gpu_steps.SETTINGS],
+)
 def test_settings_of_the_engine_run_as_on_a_gpu(
     setting: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,7 +83,13 @@ def content(output: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("name", "partitions"),
-    [("s.csv", "csv"), ("s.geojson", "parquet"), ("s.geoparquet", "csv"), ("s.zarr", "parquet")],
+    [
+        ("s.geojson", "parquet"),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (("s.csv", "csv"), ("s.geoparquet", "csv"), ("s.zarr", "parquet"))
+        ),
+    ],
 )
 def test_the_output_has_the_bytes_of_a_single_machine(
     cluster: Any, panoramas: Path, model: Path, tmp_path: Path, name: str, partitions: str
@@ -107,6 +113,7 @@ def test_the_output_has_the_bytes_of_a_single_machine(
     assert "already finished" in run(panoramas, model, many, *words, *cluster_words, "--resume").output
 
 
+@pytest.mark.slow
 def test_a_bucket_has_world_files_too(cluster: Any, panoramas: Path, model: Path, tmp_path: Path) -> None:
     one, many = tmp_path / "one" / "s.geojson", tmp_path / "many" / "s.geojson"
     assert run(panoramas, model, one).exit_code == 1
@@ -122,6 +129,7 @@ def test_a_bucket_has_world_files_too(cluster: Any, panoramas: Path, model: Path
     assert {f"rows/part-0000{number}.places.json" for number in range(3)} < found
 
 
+@pytest.mark.slow
 def test_days_are_appended_and_an_interrupted_merge_is_done_again(
     cluster: Any, panoramas: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,6 +169,7 @@ def test_the_command_shows_it(
     assert (tmp_path / "m.onnx").exists()
 
 
-def test_targets_carry_batch_size_and_check(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (target,) = ExportRequest((checkpoint,), batch_size=16, check="tensorrt").targets()
+def test_targets_carry_batch_size_and_check(checkpoint: Path, tmp_path: Path) -> None:
+    request = ExportRequest((checkpoint,), output=tmp_path / "m.onnx", batch_size=16, check="tensorrt")
+    (target,) = request.targets()
     assert (target.batch_size, target.check) == (16, TARGETS)

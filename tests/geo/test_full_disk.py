@@ -80,7 +80,10 @@ def limited(limit: int, function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-@pytest.mark.parametrize("name", ["s.geojson", "s.geoparquet", "s.zarr", "s.csv"])
+@pytest.mark.parametrize(
+    "name",
+    ["s.zarr", *(pytest.param(f"s.{form}", marks=pytest.mark.slow) for form in ("geojson", "geoparquet", "csv"))],
+)
 def test_an_output_that_does_not_fit(
     name: str, days: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +117,7 @@ def test_an_output_that_does_not_fit(
     assert {path.name for path in output.parent.iterdir()} == {path.name for path in whole.parent.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["s.geojson", "s.zarr"])
+@pytest.mark.parametrize("name", ["s.geojson", pytest.param("s.zarr", marks=pytest.mark.slow)])
 def test_a_journal_that_does_not_fit(name: str, days: Path, model: Path, tmp_path: Path) -> None:
     whole, output = tmp_path / "whole" / name, tmp_path / "full" / name
     assert CliRunner().invoke(infer, words(days, model, whole)).exit_code == 0
