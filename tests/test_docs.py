@@ -67,7 +67,14 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow) if page.stem in ("cpu", "other-data", "triton") else page
+        for page in WITH_BLOCKS
+    ],
+    ids=name_of,
+)
 def test_every_command_and_snippet_runs(
     page: Path, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,7 +100,7 @@ def last_line(done: Result) -> str:
     return done.output.splitlines()[-1]
 
 
-@pytest.mark.parametrize("form", ["parquet", "csv"])
+@pytest.mark.parametrize("form", [pytest.param("parquet", marks=pytest.mark.slow), "csv"])
 def test_the_submission_has_the_bytes_of_a_single_machine(
     cluster: Cluster, images: Path, model: Path, tmp_path: Path, form: str
 ) -> None:
@@ -189,6 +189,7 @@ def test_an_interrupted_run_continues_where_it_stopped(
     assert f"{4 * len(kept)} images are in finished partitions" in done.output
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_lost_altogether_is_one_line(model: Path, tmp_path: Path) -> None:
     """Ray itself would end such a run with status 1 and without a message."""
     for number in range(24):

@@ -152,6 +152,7 @@ def test_two_runs_do_not_write_one_folder(scenes: Path, cached: Path, tmp_path: 
         other.communicate()
 
 
+@pytest.mark.slow
 def test_folds_of_another_run_are_not_taken_for_this_ones(scenes: Path, cached: Path, tmp_path: Path) -> None:
     config = replace(SMALL, epochs=1, folds=2)
     first = cross_validate(config, scenes, tmp_path, cached)
