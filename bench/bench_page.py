@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from cloudrt.labels import CLOUDS
-from cloudrt.reports.page import write_page
+from cloudrt.reports.page import data_uri, write_page
 
 from .figures import three_digits
 from .stages import NOISY
@@ -115,4 +114,4 @@ def _uri(figure: Any) -> str:
     FigureCanvasAgg(figure)
     content = BytesIO()
     figure.savefig(content, format="png")
-    return "data:image/png;base64," + b64encode(content.getvalue()).decode("ascii")
+    return data_uri(content.getvalue(), "png")

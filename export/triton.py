@@ -76,7 +76,7 @@ def triton_config(
     `digest` is the SHA-256 of the artifact's file, and `presence` says whether the graph has this output.
     """
     height, width = artifact.input_size
-    certain = f'  {{ name: "presence" data_type: TYPE_UINT8 dims: [ {len(artifact.labels.classes)} ] }}'
+    presence_output = f'  {{ name: "presence" data_type: TYPE_UINT8 dims: [ {len(artifact.labels.classes)} ] }}'
     preferred = sorted({max(1, largest_batch // 4), largest_batch})
     lines = [
         f"name: {_text(name)}",
@@ -88,7 +88,7 @@ def triton_config(
         "output [",
         f'  {{ name: "probability" data_type: TYPE_UINT8 dims: [ {", ".join(map(str, artifact.output_shape))} ]',
         '    label_filename: "labels.txt" }' + ("," if presence else ""),
-        *([certain] if presence else []),
+        *([presence_output] if presence else []),
         "]",
         "dynamic_batching {",
         f"  preferred_batch_size: [ {', '.join(map(str, preferred))} ]",

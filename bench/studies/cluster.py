@@ -65,8 +65,8 @@ class SleepingPredictor:
             yield Result(key, dict.fromkeys(self.labels.classes, ""), None, self.labels)
 
     def identity(self) -> Identity:
-        """Not used: a job without an identity accepts any worker."""
-        raise NotImplementedError
+        """Never called, because a job without an identity accepts any worker."""
+        raise AssertionError("the identity of a stand-in is not asked for")
 
 
 class Barrier:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -20,10 +19,9 @@ from cloudrt.images.decoding import Input
 from cloudrt.images.image import ImageFile, StoredImage
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import Record
-from cloudrt.inference.outputs import require_packages
-from cloudrt.inference.panoramas import Check, predict_panoramas
+from cloudrt.inference.panorama_checks import Check, panorama_checks
+from cloudrt.inference.panoramas import predict_panoramas
 from cloudrt.inference.results import Result
-from cloudrt.inference.run import panorama_checks
 from cloudrt.inference.submission import read_run_record
 from cloudrt.inference.task import InferTask
 from cloudrt.labels import Labels
@@ -64,8 +62,7 @@ class PanoramaPredictor:
 
 def prepare_checks(task: InferTask, artifact: Artifact, images: Sequence[ListedImage]) -> Callable[[], Sequence[Check]]:
     """Return the checks of panoramas while merging; fail early if a package, tiles or the store cannot be used."""
-    tagged = any(Path(image.key).suffix.lower() in (".tif", ".tiff") for image in images)
-    require_packages(task.format, geotiff=task.tiling is not None and tagged)
+    task.require_packages(image.key for image in images)
     if task.tiling is not None:
         check_tiles(artifact, task.tiling)
     checks = partial(panorama_checks, task, artifact.labels.classes)

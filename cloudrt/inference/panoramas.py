@@ -8,7 +8,6 @@ all batches contain the same tiles as in a run without interruption.
 
 from __future__ import annotations
 
-import datetime
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -18,7 +17,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +25,13 @@ from cloudrt.errors import ImageError
 from cloudrt.geo.blend import Blend
 from cloudrt.geo.components import keep_components
 from cloudrt.geo.mask_grid import MaskGrid
-from cloudrt.geo.positions import Bounds, world_files
+from cloudrt.geo.positions import world_files
 from cloudrt.geo.tiles import MORE_PIXELS, Panorama, Tile, Tiling, check_tiles, open_panorama
 from cloudrt.images.image import ImageFile, StoredImage
+from cloudrt.inference.panorama_checks import Check
 from cloudrt.inference.pipeline import Segmenter, require_rules
 from cloudrt.inference.results import Result
-from cloudrt.labels import Grid, Labels
+from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule, encode_mask
 from cloudrt.model.artifact import Artifact
 from cloudrt.model.inferred import Inferred
@@ -42,33 +41,6 @@ logger = logging.getLogger(__name__)
 
 _MOST_AHEAD = 4
 """Panoramas that are decoded, or whose components are found, at a time: each may take gigabytes of memory."""
-
-
-class Check(Protocol):
-    """Decides whether a panorama may be segmented, by those before it."""
-
-    def check(self, key: str, place: MaskGrid) -> None:
-        """Raise ImageError if it may not."""
-        ...
-
-
-class Days:
-    """Refuses a panorama of the same day and place as an earlier one, but of another size."""
-
-    def __init__(self) -> None:
-        self._sizes: dict[tuple[datetime.date, Bounds], tuple[str, Grid]] = {}
-
-    def check(self, key: str, place: MaskGrid) -> None:
-        """Remember a panorama; raise ImageError if it contradicts an earlier one."""
-        if place.position is None or place.position.date is None:
-            return
-        west, south, east, north = (round(side, 2) for side in place.position.bounds(place.grid))
-        first, grid = self._sizes.setdefault((place.position.date, (west, south, east, north)), (key, place.grid))
-        if grid != place.grid:
-            raise ImageError(
-                f"covers the same place on the same day as {first}, with a grid of {place.grid[1]}x{place.grid[0]} "
-                f"instead of {grid[1]}x{grid[0]}"
-            )
 
 
 @dataclass

@@ -28,8 +28,8 @@ from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_keys, list_inputs, load_sample
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import read_identity
-from cloudrt.inference.outputs import require_packages
-from cloudrt.inference.panoramas import Check, Days, predict_panoramas
+from cloudrt.inference.panorama_checks import Check, panorama_checks
+from cloudrt.inference.panoramas import predict_panoramas
 from cloudrt.inference.pictures import write_masks, write_overlay
 from cloudrt.inference.pipeline import Segmenter, describe_model, require_rules
 from cloudrt.inference.results import Result
@@ -118,8 +118,7 @@ def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bo
     require_rules(artifact, model)
     files = list_inputs(task.inputs, task.sample, artifact.labels)
     recorded, begun = _recorded(task), task.paths.journal.is_file()
-    tagged = any(file.path.suffix.lower() in (".tif", ".tiff") for file in files)
-    require_packages(task.format, geotiff=task.tiling is not None and (tagged or task.masks is not None))
+    task.require_packages(file.path.name for file in files)
     if begun or not recorded:
         task.check(files, begun=begun)
     checks = panorama_checks(task, artifact.labels.classes)
@@ -189,12 +188,14 @@ def write_submission(
     labels, began = segmenter.labels, time.perf_counter()
     page = maps = None
     if task.report:
-        from cloudrt.geo.frequency_maps import FrequencyMaps
         from cloudrt.reports.submission_page import Report
 
         limit = segmenter.options.max_pixels * (MORE_PIXELS if task.tiling else 1)
         page = Report(labels, task.report_images, limit)
-        maps = FrequencyMaps(labels.classes)
+        if task.tiling:
+            from cloudrt.geo.frequency_maps import FrequencyMaps
+
+            maps = FrequencyMaps(labels.classes)
     keys = [file.key for file in files]
     with ExitStack() as stack:
         submission = stack.enter_context(
@@ -318,24 +319,6 @@ def _write_pictures(segmenter: Segmenter, task: InferTask, file: ImageFile, resu
     if task.overlays and result.error is None:
         limit = segmenter.options.max_pixels * (MORE_PIXELS if task.tiling else 1)
         write_overlay(task.overlays, result.image, file.path, texts, result.labels, limit)
-
-
-def panorama_checks(task: InferTask, classes: tuple[str, ...]) -> list[Check]:
-    """Return what panoramas are checked against, in order, besides their own position.
-
-    Raises
-    ------
-    DataError
-        The output is a folder, but not a store, which --overwrite would remove, or a store of other classes.
-    """
-    if task.format != "zarr":
-        return [Days()] if task.tiling else []
-    from cloudrt.geo.store import StoreDays
-
-    if task.overwrite:
-        StoreDays(task.output)
-        return [StoreDays(None)]
-    return [StoreDays(task.output, classes)]
 
 
 def _keeper(writer: ProbabilityWriter) -> Callable[[Inferred], None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from cloudrt.geo.tiles import OVERLAP, Tiling
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import check_keys
 from cloudrt.inference.identity import Identity
-from cloudrt.inference.outputs import OUTLINES, PLACED, SIMPLIFY, SUFFIXES, FormatOptions
+from cloudrt.inference.outputs import OUTLINES, PLACED, SIMPLIFY, SUFFIXES, FormatOptions, require_packages
 from cloudrt.inference.submission import RunPaths
 from cloudrt.model.artifact import default_model
 from cloudrt.options import RunOptions, RunSettings
@@ -119,6 +119,11 @@ class InferTask:
     def format_options(self) -> FormatOptions:
         """Return the options of the output format."""
         return FormatOptions(SIMPLIFY if self.simplify is None else self.simplify, self.overwrite)
+
+    def require_packages(self, names: Iterable[str]) -> None:
+        """Import what the run needs for images of these file names, so that it fails early if something is missing."""
+        tagged = any(name.lower().endswith((".tif", ".tiff")) for name in names)
+        require_packages(self.format, geotiff=self.tiling is not None and (tagged or self.masks is not None))
 
     def complete(self, identity: Identity) -> Identity:
         """Return the identity of a run with those options of the task that its bytes depend on."""

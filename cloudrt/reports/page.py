@@ -219,4 +219,9 @@ def percent(share: float) -> str:
 def embed(image: NDArray[np.uint8]) -> str:
     """Return an (H, W, 3) uint8 RGB image as the data URI of a JPEG."""
     _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    return "data:image/jpeg;base64," + b64encode(data.tobytes()).decode("ascii")
+    return data_uri(data.tobytes(), "jpeg")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Return the bytes of an image file of a kind, such as "png", as a data URI."""
+    return f"data:image/{kind};base64,{b64encode(content).decode('ascii')}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import random
-from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.labels import Labels
-from cloudrt.reports.page import Card, make_card, picture_side, write_page
+from cloudrt.reports.page import Card, data_uri, make_card, picture_side, write_page
 
 LISTED_FAILURES = 10_000
 BINS = 10
@@ -164,7 +163,7 @@ class Report:
             report=self,
             facts=facts,
             sound=self.images - self.failed,
-            maps={name: _data_uri(picture) for name, picture in maps.pictures.items()} if maps else {},
+            maps={name: data_uri(picture, "png") for name, picture in maps.pictures.items()} if maps else {},
             days=maps.days if maps else 0,
             wide_maps=maps.wide if maps else False,
             cards=(self._card(one, side) for one in sample),
@@ -195,7 +194,3 @@ class Report:
             totals.histogram[min(area * BINS // pixels, BINS - 1)] += 1
             present.append(index)
         self.together[np.ix_(present, present)] += 1
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + b64encode(png).decode("ascii")
