@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from threading import Semaphore
 from typing import Self
 
 import numpy as np
@@ -68,9 +67,9 @@ class OrtEngine:
         self.place: tuple[str, int] | None = None  # the device whose arrays `run` accepts
         if provider == "cpu" and artifact.precision == "fp16" and not options.emulate:
             model = widen(model)
-        # A CUDA graph must be launched by the thread that captured it.
-        self._thread = ThreadPoolExecutor(1, "cuda-graph") if options.cuda_graph else None
-        self._turns = Semaphore(options.streams)  # limits the batches that are computed at once
+        # Batches are computed in the order in which they were copied, `streams` at once; a CUDA graph must be launched
+        # by the thread that captured it.
+        self._threads = ThreadPoolExecutor(1 if options.cuda_graph else options.streams, "compute")
         try:
             self._session = open_session(graph_bytes(model), artifact, provider, batch_size, threads, options)
             if provider != "cpu":
@@ -120,11 +119,7 @@ class OrtEngine:
             self._bindings.put(binding)
 
     def _compute(self, work: Callable[[], None]) -> None:
-        if self._thread:
-            self._thread.submit(work).result()
-        else:
-            with self._turns:
-                work()
+        self._threads.submit(work).result()
 
     def _bind(self, options: EngineOptions) -> SimpleQueue[Binding]:
         """Return the bindings after a warm-up of each: the first batch selects algorithms and allocates the arena."""
@@ -163,8 +158,7 @@ class OrtEngine:
     def close(self) -> None:
         """Release the session's memory."""
         self._bindings = self._session = None
-        if self._thread:
-            self._thread.shutdown()
+        self._threads.shutdown()
 
     def __enter__(self) -> Self:
         return self

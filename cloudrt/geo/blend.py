@@ -59,11 +59,17 @@ class Blend:
         self._first_sum = np.zeros((classes, self._beyond, height), np.float32)
         self._first_weight = np.zeros((self._beyond, height), np.float32)
 
-    def add(self, levels: NDArray[np.uint8], x: int, y: int) -> None:
-        """Add a tile, (C, W, H) levels, whose first pixel is column `x` and row `y`; `x` never decreases."""
+    def add(self, levels: NDArray[np.uint8], x: int, y: int, present: NDArray[np.bool_] | None = None) -> None:
+        """Add a tile, (C, W, H) levels, whose first pixel is column `x` and row `y`; `x` never decreases.
+
+        Classes that are not `present`, (C,), count as level 0. None: all are present.
+        """
         self._finish_until(x)
+        if present is None:
+            present = np.ones(len(levels), np.bool_)
         rows = min(levels.shape[2], self._sum.shape[2] - y)
-        self._kernels.add_weighted(np.ascontiguousarray(levels), self._weights, y, rows, self._sum, self._weight)
+        tile = np.ascontiguousarray(levels)
+        self._kernels.add_weighted(tile, present, self._weights, y, rows, self._sum, self._weight)
 
     def finish(self) -> NDArray[np.uint8]:
         """Return the levels of the panorama, (C, W, H), after the last tile."""

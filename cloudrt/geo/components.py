@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -31,35 +33,20 @@ def label(mask: NDArray[np.uint8], wraps: bool = False) -> tuple[Labelled, int]:
     count
         Number of components.
     """
-    found, numbers, _ = _components(mask, wraps)
+    count, found, stats, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask), connectivity=8)
+    sides = (cv2.CC_STAT_TOP, cv2.CC_STAT_LEFT, cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT)
+    numbers = _numbers(*(stats[1:, side] for side in sides))
+    if wraps:
+        numbers = _join_sides(numbers[found[:, 0]], numbers[found[:, -1]], count)[numbers]
     return numbers[found], int(numbers.max())
 
 
-def _components(
-    mask: NDArray[np.uint8], wraps: bool, *, by_column: bool = False
-) -> tuple[Labelled, Labelled, NDArray[np.int64]]:
-    """Return the components of a mask as OpenCV numbers them, and the final number and the area of each.
-
-    Parameters
-    ----------
-    mask
-        (H, W), or (W, H) if `by_column`.
-    wraps
-        See `label`.
-    by_column
-        Whether the mask is transposed; the final numbers are those of the mask itself.
-    """
-    count, found, stats, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(mask), connectivity=8)
+def _numbers(tops: NDArray[Any], lefts: NDArray[Any], widths: NDArray[Any], heights: NDArray[Any]) -> Labelled:
+    """Return the numbers of components by their boxes, after a 0 for the background."""
     # No two components fill the same box: one that touches all its sides leaves no way across it.
-    sides = [cv2.CC_STAT_HEIGHT, cv2.CC_STAT_WIDTH, cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP]
-    if by_column:
-        sides = [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT, cv2.CC_STAT_TOP, cv2.CC_STAT_LEFT]
-    numbers = np.zeros(count, np.int32)
-    numbers[np.lexsort([stats[1:, side] for side in sides]) + 1] = np.arange(1, count, dtype=np.int32)
-    if wraps:
-        first, last = (found[0], found[-1]) if by_column else (found[:, 0], found[:, -1])
-        numbers = _join_sides(numbers[first], numbers[last], count)[numbers]
-    return np.asarray(found, np.int32), numbers, stats[:, cv2.CC_STAT_AREA].astype(np.int64)
+    numbers = np.zeros(len(tops) + 1, np.int32)
+    numbers[np.lexsort((heights, widths, lefts, tops)) + 1] = np.arange(1, len(numbers), dtype=np.int32)
+    return numbers
 
 
 def _join_sides(left: Labelled, right: Labelled, count: int) -> Labelled:
@@ -97,9 +84,7 @@ def component_means(mask: NDArray[np.uint8], levels: NDArray[np.uint8]) -> tuple
     return tuple(round(float(mean), 4) for mean in sums[1:] / areas[1:] / 255)
 
 
-def keep_components(
-    levels: NDArray[np.uint8], rule: Rule, wraps: bool = False
-) -> tuple[NDArray[np.uint8], tuple[float, ...]]:
+def keep_components(levels: NDArray[np.uint8], rule: Rule, wraps: bool = False) -> tuple[str, tuple[float, ...]]:
     """Apply the threshold and the min area of a rule to the levels of a panorama.
 
     Parameters
@@ -113,21 +98,43 @@ def keep_components(
 
     Returns
     -------
-    mask
-        (H, W) uint8, 0 or 1, Fortran-ordered.
+    text
+        RLE text of the components that are kept.
     means
         Mean probability, 0..1, of each component, in the order of `label`.
     """
-    from cloudrt.kernels import components  # importing numba takes about a second
+    from cloudrt.kernels import digits, runs  # importing numba takes about a second
 
-    levels = np.ascontiguousarray(levels)
-    found, numbers, areas = _components((levels > rule.threshold).view(np.uint8), wraps, by_column=True)
-    sums = np.zeros(len(numbers), np.int64)
-    components.sum_levels(found, levels, sums)
-    areas[0] = 0
-    all_areas, all_sums = (np.bincount(numbers, weights=values) for values in (areas, sums))
-    keep = all_areas > max(rule.min_area, 0)
-    mask = np.empty(levels.shape, np.uint8)
-    components.select(found, keep[numbers].view(np.uint8), mask)
-    means = all_sums[keep] / all_areas[keep] / 255
-    return mask.T, tuple(round(float(mean), 4) for mean in means)
+    if rule.threshold >= 255 or not levels.size:
+        return "", ()
+    width, height = levels.shape
+    most = runs.most_runs(width, height)
+    edges, first = np.empty(2 * most, np.int32), np.empty(width + 1, np.int32)
+    parent, area, totals = np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.int64)
+    levels, least = np.ascontiguousarray(levels), np.uint8(rule.threshold + 1)
+    count = runs.label_runs(levels, least, edges, first, parent, area, totals)
+    found, roots = edges[: 2 * count].reshape(-1, 2), np.flatnonzero(parent[:count] == np.arange(count))
+    position = np.empty(count, np.intp)
+    position[roots] = np.arange(len(roots))
+    component = position[parent[:count]]
+    columns, tops, bottoms = found[:, 0] // height, found[:, 0] % height, (found[:, 1] - 1) % height
+    right, top, bottom = (np.full(len(roots), value) for value in (0, height, 0))
+    np.maximum.at(right, component, columns)
+    np.minimum.at(top, component, tops)
+    np.maximum.at(bottom, component, bottoms)
+    left = columns[roots]  # the root of a component is its first run
+    numbers = _numbers(top, left, right - left, bottom - top)
+    if wraps:
+        sides = np.zeros((2, height), np.int32)
+        for side, runs_of in enumerate((range(first[1]), range(first[width - 1], count))):
+            for run in runs_of:
+                sides[side, tops[run] : bottoms[run] + 1] = numbers[component[run] + 1]
+        numbers = _join_sides(sides[0], sides[1], len(numbers))[numbers]
+    number = numbers[component + 1]
+    areas, sums = (np.bincount(number, weights, minlength=1) for weights in (found[:, 1] - found[:, 0], totals[:count]))
+    keep = areas > rule.min_area
+    kept = found[keep[number]]
+    text = np.empty(kept.size * (len(str(levels.size)) + 1) + 8, np.uint8)
+    length = digits.write_runs(kept.ravel(), len(kept), text)
+    means = sums[keep] / areas[keep] / 255
+    return str(text[:length].data, "ascii"), tuple(round(float(mean), 4) for mean in means)

@@ -34,7 +34,6 @@ MORE_PIXELS = 10
 """A panorama may have this many times the pixels of an image."""
 _SCALES = 8
 """libjpeg-turbo decodes a JPEG at 1/8, 2/8, ... of its size."""
-_ROWS = 256
 _MOST_PADDED = 2**27
 """A tile that reaches beyond its image is shrunk before it is padded, if it has more pixels than this."""
 _LONGEST = 2**20
@@ -326,11 +325,7 @@ def _no_data(image: Image, step: tuple[float, float], grid: Grid) -> NDArray[np.
     `step` is the number of image rows and columns, not always whole, of one pixel of the grid.
     """
     height, width = image.shape[:2]
-    dark = np.empty((height, width), np.uint8)
-    for row in range(0, height, _ROWS):
-        some = image[row : row + _ROWS]
-        brightest = np.maximum(np.maximum(some[..., 0], some[..., 1]), some[..., 2])
-        dark[row : row + _ROWS] = np.where(brightest <= NO_DATA_LEVEL, 255, 0)
+    dark = np.asarray(cv2.inRange(image, (0, 0, 0), (NO_DATA_LEVEL,) * 3), np.uint8)
     if not dark.any():
         return np.zeros(grid, np.uint8)
     down, right = max(0, round(grid[0] * step[0]) - height), max(0, round(grid[1] * step[1]) - width)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -89,8 +89,10 @@ class _Part:
         """Append the key and the source of an input; return its path, bytes, stored image or array."""
         key, where = _key(number, source)
         self.keys.append(key)
-        size = where.shape[:2] if isinstance(where, np.ndarray) and where.ndim == 3 else None
-        self.sources.append(where if isinstance(where, str | Path) else size)
+        if isinstance(where, str | Path):
+            self.sources.append(where)
+        else:
+            self.sources.append(where.shape[:2] if isinstance(where, np.ndarray) and where.ndim == 3 else None)
         return where
 
 
@@ -186,13 +188,11 @@ class Decoding:
             yield _Part(group, begin, some)
 
     def _decode(self, part: _Part) -> _Part:
-        times = []
+        times = [time.perf_counter()]
         for row, (number, source) in enumerate(part.numbered, part.begin):
-            began = time.perf_counter()
-            where = part.note(number, source)
-            self._load(part, row, where)
-            times.append(time.perf_counter() - began)
-        self.stats.add_all(times)
+            self._load(part, row, part.note(number, source))
+            times.append(time.perf_counter())
+        self.stats.add_all([end - begin for begin, end in pairwise(times)])
         return part
 
     def load(self, source: object, out: Image) -> str | None:

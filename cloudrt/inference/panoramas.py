@@ -32,7 +32,7 @@ from cloudrt.inference.panorama_checks import Check
 from cloudrt.inference.pipeline import Segmenter, require_rules
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
-from cloudrt.masks.postprocess import Rule, encode_mask
+from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import Artifact
 from cloudrt.model.inferred import Inferred
 from cloudrt.system.overlap import overlap
@@ -216,7 +216,8 @@ def _blend(
             one.error = inferred.error
         elif one.blend is not None:
             place = one.tiles[one.arrived]
-            one.blend.add(_gated(inferred.probability, inferred.presence, artifact.rules), place.grid_x, place.grid_y)
+            present = _present(inferred.probability, inferred.presence, artifact.rules)
+            one.blend.add(inferred.probability, place.grid_x, place.grid_y, present)
         one.arrived += 1
         if one.arrived == len(one.tiles):
             pending.popleft()
@@ -226,18 +227,15 @@ def _blend(
     yield from failed()
 
 
-def _gated(levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None, rules: Sequence[Rule]) -> NDArray[np.uint8]:
-    """Return the levels of a tile, (C, W, H), without the classes that presence or gate exclude."""
-    absent = [
-        index
-        for index, rule in enumerate(rules)
-        if (presence is not None and presence[index] < rule.presence)
-        or (rule.gate_pixels > 0 and np.count_nonzero(levels[index] > rule.gate_threshold) < rule.gate_pixels)
-    ]
-    if absent:
-        levels = levels.copy()
-        levels[absent] = 0
-    return levels
+def _present(levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None, rules: Sequence[Rule]) -> NDArray[np.bool_]:
+    """Return which classes of a tile, (C,), neither presence nor gate excludes; `levels` is (C, W, H)."""
+    return np.array(
+        [
+            (presence is None or presence[index] >= rule.presence)
+            and (rule.gate_pixels == 0 or np.count_nonzero(levels[index] > rule.gate_threshold) >= rule.gate_pixels)
+            for index, rule in enumerate(rules)
+        ]
+    )
 
 
 def _finish(
@@ -248,13 +246,7 @@ def _finish(
         empty = dict.fromkeys(labels.classes, "")
         error = one.error or "was not segmented"
         return Result(one.file.key, empty, error, labels, batch=one.batch, batch_size=one.batch_size)
-    wraps = one.place.wraps
-
-    def finish_class(levels: NDArray[np.uint8], rule: Rule) -> tuple[str, tuple[float, ...]]:
-        mask, means = keep_components(levels, rule, wraps)
-        return encode_mask(mask), means
-
-    texts, means = zip(*classes.map(finish_class, levels, rules), strict=True)
+    texts, means = zip(*classes.map(partial(keep_components, wraps=one.place.wraps), levels, rules), strict=True)
     place = replace(one.place, means=means)
     return Result(
         image=one.file.key,

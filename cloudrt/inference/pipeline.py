@@ -348,30 +348,21 @@ class Segmenter:
         """Return the results of some rows of a group, with their probabilities if requested."""
         group, wanted = share
         decoded, labels = group.decoded, self.labels
+        errors, classes = decoded.errors, labels.classes
         began, sound, results = time.perf_counter(), 0, []
         for batch in group.batches:
             rows = range(max(wanted.start, batch.rows.start), min(wanted.stop, batch.rows.stop))
-            left = [row for row in rows if row not in decoded.errors] if decoded.errors else rows
+            left = [row for row in rows if row not in errors] if errors else rows
             texts = iter(self._some_texts(batch, left))
             sound += len(left)
+            first = decoded.number + batch.rows.start
             for row in rows:
-                error = decoded.errors.get(row)
-                row_texts = next(texts) if error is None else [""] * len(labels.classes)
-                levels = None
+                error = errors.get(row)
+                rle = dict(zip(classes, next(texts) if error is None else [""] * len(classes), strict=True))
+                result = Result(decoded.keys[row], rle, error, labels, first, batch.size, None, decoded.sources[row])
                 if probabilities and error is None and batch.probability is not None:
-                    levels = batch.probability[row - batch.rows.start].transpose(0, 2, 1).copy()
-                results.append(
-                    Result(
-                        image=decoded.keys[row],
-                        rle=dict(zip(labels.classes, row_texts, strict=True)),
-                        error=error,
-                        labels=labels,
-                        batch=decoded.number + batch.rows.start,
-                        batch_size=batch.size,
-                        source=decoded.sources[row],
-                        probability=levels,
-                    )
-                )
+                    result.probability = batch.probability[row - batch.rows.start].transpose(0, 2, 1).copy()
+                results.append(result)
         if sound:
             self.stats["postprocess"].add((time.perf_counter() - began) / sound, sound)
         return results

@@ -166,6 +166,32 @@ def join_runs(edges: Ints, first: Ints, width: int, height: int, parent: Ints, a
 
 
 @kernel
+def label_runs(
+    columns: NDArray[np.uint8],
+    least: np.uint8,
+    edges: Ints,
+    first: Ints,
+    parent: Ints,
+    area: Ints,
+    totals: NDArray[np.int64],
+) -> int:
+    """Find runs and join them to components; `totals[i]` becomes the sum of the levels of run i. Return their number.
+
+    See `find_runs_in_levels` and `join_runs`; `parent`, `area` and `totals` have W * ceil(H / 2) entries.
+    """
+    width, height = columns.shape
+    count = find_runs_in_levels(columns, least, least, 0, edges, first)
+    join_runs(edges, first, width, height, parent, area)
+    flat = columns.reshape(columns.size)
+    for run in range(count):
+        total = 0
+        for pixel in range(edges[2 * run], edges[2 * run + 1]):
+            total += flat[pixel]
+        totals[run] = total
+    return count
+
+
+@kernel
 def keep_runs(edges: Ints, count: int, parent: Ints, area: Ints, min_area: int) -> int:
     """Move the runs of components larger than `min_area` to the front of `edges`; return their number."""
     kept = 0

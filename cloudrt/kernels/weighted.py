@@ -11,6 +11,7 @@ from cloudrt.kernels.jit import kernel
 @kernel
 def add_weighted(
     levels: NDArray[np.uint8],
+    present: NDArray[np.bool_],
     weights: NDArray[np.float32],
     row: int,
     rows: int,
@@ -23,6 +24,8 @@ def add_weighted(
     ----------
     levels
         (C, W, H): the tile, C-contiguous.
+    present
+        (C,): the classes that are added to `total`.
     weights
         (W, H).
     row, rows
@@ -34,6 +37,8 @@ def add_weighted(
     """
     classes, width = levels.shape[:2]
     for c in range(classes):
+        if not present[c]:
+            continue
         for x in range(width):
             tile, scale, into = levels[c, x, :rows], weights[x, :rows], total[c, x, row : row + rows]
             for y in range(rows):

@@ -11,6 +11,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 _SHORTEST, _RATIO, _BUCKETS = 1e-6, 1.02, 1200
 """The histogram of latencies: buckets 2% wide, from 1 microsecond to about 6 hours."""
 _LOG_RATIO = math.log(_RATIO)
@@ -46,7 +49,7 @@ class StageStats:
 
     def add(self, seconds: float, calls: int = 1) -> None:
         """Record calls that took `seconds` each."""
-        bucket = _bucket(seconds)
+        bucket = int(_buckets(np.array(seconds)))
         with self._lock:
             self.count += calls
             self.seconds += calls * seconds
@@ -56,7 +59,7 @@ class StageStats:
 
     def add_all(self, seconds: Sequence[float]) -> None:
         """Record one call for each of `seconds`."""
-        buckets = [_bucket(one) for one in seconds]
+        buckets = _buckets(np.array(seconds)).tolist()
         with self._lock:
             self.count += len(seconds)
             self.seconds += sum(seconds)
@@ -109,9 +112,10 @@ class StageStats:
         }
 
 
-def _bucket(seconds: float) -> int:
-    """Return the index of the histogram bucket of a duration."""
-    return min(max(0, math.ceil(math.log(max(seconds, _SHORTEST) / _SHORTEST) / _LOG_RATIO)), _BUCKETS - 1)
+def _buckets(seconds: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return the index of the histogram bucket of each duration."""
+    found = np.ceil(np.log(np.maximum(seconds, _SHORTEST) / _SHORTEST) / _LOG_RATIO)
+    return np.minimum(found.astype(np.intp), _BUCKETS - 1)
 
 
 class PipelineStats:
