@@ -20,7 +20,7 @@ from cloudrt.images.image import ImageFile, StoredImage
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import Record
 from cloudrt.inference.panorama_checks import Check, panorama_checks
-from cloudrt.inference.panoramas import predict_panoramas
+from cloudrt.inference.panoramas import Announcements, predict_panoramas
 from cloudrt.inference.results import Result
 from cloudrt.inference.submission import read_run_record
 from cloudrt.inference.task import InferTask
@@ -74,6 +74,7 @@ def checked(
     records: Callable[[], Iterator[Record]], checks: Callable[[], Sequence[Check]]
 ) -> Callable[[], Iterator[Record]]:
     """Return the rows; those of panoramas that a check refuses are failures, as on a single machine."""
+    announcements = Announcements()
 
     def these() -> Iterator[Record]:
         some = checks()
@@ -83,6 +84,7 @@ def checked(
                 try:
                     for check in some:
                         check.check(record.key, record.place)
+                    announcements.add(record.key, record.place)
                 except ImageError as refused:
                     error = str(refused)
             yield record if error is None else Record(record.key, ("",) * len(record.texts), error, 0)

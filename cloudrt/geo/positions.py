@@ -86,11 +86,12 @@ class Position:
             "pixel": [self.pixel_width, self.pixel_height],
             "crs": self.crs,
             "date": self.date.isoformat() if self.date else None,
+            "source": self.source,
         }
 
     @classmethod
     def from_dict(cls, values: Any) -> Position:
-        """Return the position that `to_dict` described, without its source."""
+        """Return the position that `to_dict` described."""
         try:
             date = values["date"]
             return cls(
@@ -100,8 +101,9 @@ class Position:
                 pixel_height=float(values["pixel"][1]),
                 crs=str(values["crs"]),
                 date=datetime.date.fromisoformat(date) if date else None,
+                source=str(values.get("source", "")),
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise DataError(f"not a position: {values}") from error
 
 

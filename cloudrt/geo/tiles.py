@@ -92,15 +92,12 @@ class Panorama:
         Grid and position of its masks; its `means` are empty.
     beyond
         See `cloudrt.geo.blend.Blend`.
-    source
-        Where its position was found; "" without one.
     """
 
     tiles: list[Tile]
     cut: Callable[[Tile], Image]
     place: MaskGrid
     beyond: int | None = None
-    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -238,7 +235,6 @@ def _lay_out(decoded: _Decoded, place: MaskGrid, artifact: Artifact, tiling: Til
         cut=partial(_cut, decoded, artifact, wraps),
         place=replace(place, no_data=encode_mask(no_data)),
         beyond=columns[-1] // block[1] + grid[1] - place.grid[1] if wraps else None,
-        source=place.position.source if place.position else "",
     )
 
 

@@ -154,15 +154,13 @@ def _tiles(
     opened: Iterable[tuple[ImageFile | StoredImage, Panorama | str]], pending: deque[_Pending], checks: Sequence[Check]
 ) -> Iterator[StoredImage]:
     """Yield the tiles of all panoramas, and append each panorama to `pending`."""
-    announced: set[str] = set()
+    announcements = Announcements()
     for file, opening in opened:
         error = opening if isinstance(opening, str) else _refusal(file, opening, checks)
         if error is not None or isinstance(opening, str):
             pending.append(_Pending(file, (), error=error))
             continue
-        if opening.source not in announced:
-            announced.add(opening.source)
-            _announce(file, opening)
+        announcements.add(file.key, opening.place)
         pending.append(_Pending(file, opening.tiles, opening.place, opening.beyond))
         for tile in opening.tiles:  # cut by the decoding threads
             yield StoredImage(file.key, partial(opening.cut, tile))
@@ -177,16 +175,25 @@ def _refusal(file: ImageFile | StoredImage, panorama: Panorama, checks: Sequence
     return None
 
 
-def _announce(file: ImageFile | StoredImage, panorama: Panorama) -> None:
-    position = panorama.place.position
-    if position is None:
-        logger.info("%s: no position; number of tiles: %d", file.key, len(panorama.tiles))
-        return
-    west, south, east, north = position.bounds(panorama.place.grid)
-    where = f"{west:g} to {east:g}, {south:g} to {north:g} ({position.crs})"
-    logger.info(
-        "%s: position from its %s: %s; number of tiles: %d", file.key, panorama.source, where, len(panorama.tiles)
-    )
+class Announcements:
+    """Logs the position of a panorama, if it is the first one with a position from its source."""
+
+    def __init__(self) -> None:
+        self._sources: set[str] = set()
+
+    def add(self, key: str, place: MaskGrid) -> None:
+        """Add a panorama."""
+        position = place.position
+        source = position.source if position else ""
+        if source in self._sources:
+            return
+        self._sources.add(source)
+        if position is None:
+            logger.info("%s: no position", key)
+            return
+        west, south, east, north = position.bounds(place.grid)
+        where = f"{west:g} to {east:g}, {south:g} to {north:g} ({position.crs})"
+        logger.info("%s: position from its %s: %s", key, source, where)
 
 
 def _blend(

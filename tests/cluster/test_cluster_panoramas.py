@@ -96,10 +96,14 @@ def test_the_output_has_the_bytes_of_a_single_machine(
 ) -> None:
     one, many = tmp_path / "one" / name, tmp_path / "many" / name
     words = ["--tile", "--overlap", "0.3"]
-    assert run(panoramas, model, one, *words).exit_code == 1
+    alone = run(panoramas, model, one, *words)
+    assert alone.exit_code == 1
     cluster_words = ["--cluster", cluster.address, "--partition-size", "3", "--partition-format", partitions]
     done = run(panoramas, model, many, *words, *cluster_words)
     assert done.exit_code == 1, done.output
+    for output in (alone.output, done.output):
+        assert "a20200101_0-4_0-3.jpg: position from its file name: 0 to 4, 0 to 3 (EPSG:4326)" in output
+        assert "world20200108.jpg: position from its world file" in output or name == "s.zarr"  # which refuses it
     assert content(many) == content(one) and sum(map(len, content(many).values())) > 2000
     assert failures(many) == failures(one)
     expected = REASONS if name == "s.zarr" else dict(list(REASONS.items())[:1])
