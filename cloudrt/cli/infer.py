@@ -137,7 +137,8 @@ def _take_remote(given: dict[str, Any], clustered: bool, run: RunOptions) -> Run
         return run
     if clustered:
         raise Failure("--remote does not work with --cluster: leave one of them out")
-    import tritonclient  # noqa: F401 - if it is missing, fail before anything slow
+    if any(url.startswith("grpc") for url in urls):
+        import tritonclient  # noqa: F401 - if it is missing, fail before anything slow
 
     name = given.pop("model")
     return run.changed(remote=RemoteOptions(urls, str(name or ""), str(rules or "")))

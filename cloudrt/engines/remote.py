@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.engines.base import check_batch
-from cloudrt.engines.remote_client import TRANSIENT, RemoteClient, brief, failures, open_client, status_of
+from cloudrt.engines.remote_client import RemoteClient, ServerError
+from cloudrt.engines.remote_http import HttpClient
 from cloudrt.engines.remote_metadata import read_parameters
 from cloudrt.errors import ArtifactError, CloudrtError, ProviderError
 from cloudrt.model.artifact import Artifact, read_artifact
@@ -31,6 +34,8 @@ from cloudrt.system.files import sha256
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE, STREAMS_PER_SERVER = 32, 2
+LARGEST_TENSOR = 1 << 30
+"""Largest tensor of one image, in bytes."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 """Back-off after a failure of a server: the pause doubles with each consecutive failure, up to the longest."""
 
@@ -88,22 +93,31 @@ def connect(options: RemoteOptions) -> RemoteModel:
 
 def _describe(url: str, options: RemoteOptions) -> RemoteModel:
     name, where = options.model, f"model {options.model!r} of {url}"
-    with open_client(url, options.timeout_s) as client:
-        try:
-            metadata = client.metadata(name)
-        except failures() as error:
-            raise ProviderError(f"{where}: {brief(error)}") from error
-        try:
-            config = client.config(name)
-        except failures() as error:  # not every server supports this extension
-            logger.debug("%s has no configuration: %s", where, brief(error))
-            config = {}
     try:
+        with closing(_open_client(url, options.timeout_s)) as client:
+            metadata = client.metadata(name)
+            try:
+                config = client.config(name)
+            except ServerError as error:
+                if not error.status:
+                    raise
+                logger.debug("%s has no configuration: %s", where, error)  # not every server supports this extension
+                config = {}
         return _read_model(metadata, config, options, where)
+    except ServerError as error:
+        raise ProviderError(f"{where}: {error}") from error
     except CloudrtError:
         raise
-    except (AttributeError, TypeError, KeyError, ValueError) as error:  # not the types that the protocol specifies
-        raise ArtifactError(f"{where}: malformed metadata: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{where}: malformed metadata: {ascii(str(error))[:200]}") from error  # of other types
+
+
+def _open_client(url: str, timeout_s: float, tensor_bytes: int = 0) -> RemoteClient:
+    if url.startswith("grpc"):
+        from cloudrt.engines.remote_grpc import GrpcClient
+
+        return GrpcClient(url, timeout_s, tensor_bytes)
+    return HttpClient(url, timeout_s, tensor_bytes)
 
 
 def _read_model(
@@ -117,7 +131,10 @@ def _read_model(
         artifact, digest = read_parameters(parameters, where)
         digest = digest or _digest(parameters)
     outputs = _check_tensors(metadata, artifact, where)
-    return RemoteModel(options, artifact, digest, int(config.get("max_batch_size") or BATCH_SIZE), outputs)
+    largest = int(config.get("max_batch_size") or BATCH_SIZE)
+    if largest < 1:
+        raise ArtifactError(f"{where}: malformed metadata: max_batch_size is {largest}")
+    return RemoteModel(options, artifact, digest, largest, outputs)
 
 
 def _digest(values: Any) -> str:
@@ -126,19 +143,18 @@ def _digest(values: Any) -> str:
 
 def _check_tensors(metadata: Mapping[str, Any], artifact: Artifact, where: str) -> tuple[str, ...]:
     """Check names, types and shapes of the tensors; return the names of the outputs."""
-    expected = {
-        "image": (*artifact.input_size, 3),
-        "probability": artifact.output_shape,
-        "presence": (len(artifact.labels.classes),),
-    }
+    expected = {"image": (*artifact.input_size, 3), **_output_shapes(artifact)}
+    for name, wanted in expected.items():
+        if math.prod(wanted) > LARGEST_TENSOR:
+            raise ArtifactError(f"{where}: tensor {name!r} of {list(wanted)} is too large for one response")
     tensors = [*metadata.get("inputs", ()), *metadata.get("outputs", ())]
     for tensor in tensors:
         shape = tuple(int(side) for side in tensor.get("shape", ()))
-        wanted = expected.get(tensor.get("name"))
-        if wanted is None or tensor.get("datatype") != "UINT8" or shape[1:] != wanted:
+        found = expected.get(tensor.get("name"))
+        if found is None or tensor.get("datatype") != "UINT8" or shape[1:] != found:
             raise ArtifactError(
                 f"{where}: tensor {tensor.get('name')!r} is {tensor.get('datatype')} {list(shape)}, expected "
-                + (f"UINT8 [-1, {', '.join(map(str, wanted))}]" if wanted else f"one of {', '.join(expected)}")
+                + (f"UINT8 [-1, {', '.join(map(str, found))}]" if found else f"one of {', '.join(expected)}")
             )
     outputs = tuple(tensor["name"] for tensor in metadata.get("outputs", ()))
     if [tensor["name"] for tensor in metadata.get("inputs", ())] != ["image"] or "probability" not in outputs:
@@ -146,6 +162,11 @@ def _check_tensors(metadata: Mapping[str, Any], artifact: Artifact, where: str) 
     if "presence" not in outputs and any(rule.presence for rule in artifact.rules):
         raise ArtifactError(f"{where} has no output 'presence', which the rules need")
     return outputs
+
+
+def _output_shapes(artifact: Artifact) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each possible output for one image."""
+    return {"probability": artifact.output_shape, "presence": (len(artifact.labels.classes),)}
 
 
 def _strings(parameters: Any) -> dict[str, str]:
@@ -178,10 +199,12 @@ class RemoteEngine:
         self.batch_size: int | None = batch_size
         self.streams = model.streams
         self._model = model
+        shapes = _output_shapes(model.artifact)
+        self._shapes = {name: (batch_size, *shapes[name]) for name in model.outputs}
         self._lock = threading.Lock()
         self._servers = [_Server(url) for url in model.options.urls]
         self._next = 0
-        self._local = threading.local()  # a client of tritonclient.http must stay in its thread
+        self._idle: dict[str, list[RemoteClient]] = {}  # open connections to each server; protected by _lock
 
     def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return probability (N, C, W_out, H_out) and presence (N, C) or None; see `Engine.run`.
@@ -189,18 +212,19 @@ class RemoteEngine:
         Raises
         ------
         ProviderError
-            All attempts failed, or a server refused the request.
+            All attempts failed, or a server refused the request or sent a response that cannot be used.
         """
         check_batch(batch, self.artifact, self.batch_size)
         last = ""
         for _ in range(self._model.options.attempts):
             server = self._take()
             try:
-                found = self._client(server.url).infer(self._model.options.model, batch, self._model.outputs)
-            except failures() as error:
-                if status_of(error) not in (None, *TRANSIENT):
-                    raise ProviderError(f"{server.url}: {brief(error)}") from error
-                last = f"{server.url}: {brief(error)}"
+                with self._client(server.url) as client:
+                    found = client.infer(self._model.options.model, batch, self._shapes)
+            except ServerError as error:
+                last = f"{server.url}: {error}"
+                if not error.again:
+                    raise ProviderError(last) from error
                 pause = self._rest(server)
                 logger.debug("%s; not used again for %.1f s", last, pause)
                 continue
@@ -217,10 +241,12 @@ class RemoteEngine:
         return np.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3), np.uint8)
 
     def close(self) -> None:
-        """Close the connections; those of other threads are closed when their threads end."""
-        for client in getattr(self._local, "clients", {}).values():
+        """Close the connections."""
+        with self._lock:
+            clients = [client for idle in self._idle.values() for client in idle]
+            self._idle.clear()
+        for client in clients:
             client.close()
-        self._local = threading.local()
 
     def __enter__(self) -> Self:
         return self
@@ -249,11 +275,19 @@ class RemoteEngine:
                 server.until = now + min(pause, LONGEST_PAUSE_S)
             return server.until - now
 
-    def _client(self, url: str) -> RemoteClient:
-        clients: dict[str, RemoteClient] = self._local.__dict__.setdefault("clients", {})
-        if url not in clients:
-            clients[url] = open_client(url, self._model.options.timeout_s)
-        return clients[url]
+    @contextmanager
+    def _client(self, url: str) -> Iterator[RemoteClient]:
+        """Lend a connection to a server that no other stream uses."""
+        with self._lock:
+            idle = self._idle.setdefault(url, [])
+            client = idle.pop() if idle else None
+        size = sum(math.prod(shape) for shape in self._shapes.values())
+        client = client or _open_client(url, self._model.options.timeout_s, size)
+        try:
+            yield client
+        finally:
+            with self._lock:
+                idle.append(client)
 
 
 @dataclass

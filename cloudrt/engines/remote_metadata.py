@@ -48,5 +48,11 @@ def read_parameters(parameters: Mapping[str, str], where: str) -> tuple[Artifact
         )
     try:
         return Artifact.from_dict(json.loads(parameters[ARTIFACT])), parameters.get(DIGEST, "")
-    except (ValueError, AttributeError, TypeError) as error:  # ValueError: DataError, invalid JSON
-        raise ArtifactError(f"{where}: malformed metadata: {error}") from error
+    except (
+        ValueError,
+        AttributeError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as error:  # ValueError: DataError, JSON
+        raise ArtifactError(f"{where}: malformed metadata: {' '.join(str(error).split())[:300]}") from error

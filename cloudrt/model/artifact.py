@@ -112,7 +112,8 @@ class Artifact:
             raise DataError(f"validation_dice must be a number from 0 to 1, found {ascii(dice)[:80]}")
         if self.rules and len(self.rules) != len(self.labels.classes):
             raise DataError(f"{len(self.rules)} rules for {len(self.labels.classes)} classes")
-        if len(self.input_size) != 2 or len(self.mean) != 3 or len(self.std) != 3:
+        sides = all(type(side) is int and side > 0 for side in self.input_size)
+        if not sides or len(self.input_size) != 2 or len(self.mean) != 3 or len(self.std) != 3:
             raise DataError("input_size must be (height, width); mean and std must have one value per channel")
         if len(self.field_of_view) != 2 or not all(type(side) is int and side > 0 for side in self.field_of_view):
             raise DataError(f"field_of_view must be (height, width), found {self.field_of_view!r}")

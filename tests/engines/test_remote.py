@@ -23,6 +23,7 @@ from cloudrt.cli import main
 from cloudrt.engines import remote
 from cloudrt.engines.choice import open_engine
 from cloudrt.engines.remote import RemoteEngine, connect
+from cloudrt.engines.remote_client import ServerError
 from cloudrt.engines.remote_metadata import model_parameters
 from cloudrt.errors import ArtifactError, DataError, ProviderError
 from cloudrt.inference.journal import Journal, Record
@@ -55,6 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE_S", 0.1)
 
 
 def infer(folder: Path, output: str, *words: str) -> Any:
@@ -226,11 +228,11 @@ def test_streams_that_fail_together_count_once(monkeypatch: pytest.MonkeyPatch, 
     class Lost:
         def infer(self, *_: Any) -> Any:
             together.wait(60)
-            raise ConnectionError("lost")
+            raise ServerError("lost", again=True)
 
     with metadata_server(lambda _: None, folder) as url:
         engine = RemoteEngine(connect(RemoteOptions((url,), "tiny", attempts=1)), 1)
-    monkeypatch.setattr(engine, "_client", lambda _: Lost())
+    monkeypatch.setattr(remote, "_open_client", lambda *_: Lost())
     with ThreadPoolExecutor(4) as pool:
         done = [pool.submit(engine.run, np.zeros((1, *SIZE, 3), np.uint8)) for _ in range(4)]
         assert all(isinstance(one.exception(), ProviderError) for one in done)
@@ -309,6 +311,11 @@ def metadata_server(change: Callable[[dict[str, Any]], object], folder: Path) ->
         thread.join()
 
 
+def change_artifact(metadata: dict[str, Any], **values: Any) -> None:
+    artifact = json.loads(metadata["parameters"]["cloudrt.artifact"])
+    metadata["parameters"]["cloudrt.artifact"] = json.dumps(artifact | values)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -324,6 +331,14 @@ def metadata_server(change: Callable[[dict[str, Any]], object], folder: Path) ->
         (lambda m: m.update(outputs=None), "malformed metadata"),
         (lambda m: m.update(outputs=["probability"]), "malformed metadata"),
         (lambda m: m["inputs"][0].update(shape="abcd"), "malformed metadata"),
+        (lambda m: m["inputs"][0].update(shape=[-1, 1e999, 96, 3]), "malformed metadata"),
+        (lambda m: m["inputs"][0].update(name=["image"]), "malformed metadata"),
+        (lambda m: m["parameters"].update({"cloudrt.artifact": "[" * 100_000}), "malformed metadata"),
+        (lambda m: change_artifact(m, input_size=[64.0, 96]), "malformed metadata: input_size must be"),
+        (lambda m: change_artifact(m, input_size="ab"), "malformed metadata: input_size must be"),
+        (lambda m: change_artifact(m, input_size=5), "malformed metadata"),
+        (lambda m: change_artifact(m, input_size=[1 << 20, 1 << 20]), "is too large for one response"),
+        (lambda m: change_artifact(m, submit_grid=[1 << 20, 1 << 20], label_grid=[1 << 20, 1 << 20]), "is too large"),
     ],
 )
 def test_other_tensors_and_metadata_are_refused_at_the_start(
