@@ -62,13 +62,13 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
     folder = output.suffix == ".zarr"
     named = {"--output": output}
     check_outputs({} if folder else named, {"STORE": store}, folders=named if folder else {}, overwrite=overwrite)
-    with xarray.open_zarr(store, consolidated=True, mask_and_scale=False, chunks=None) as data:
-        if not data.sizes["time"]:
-            raise DataError(f"{store} holds no days")
-        try:
+    try:
+        with xarray.open_zarr(store, consolidated=True, mask_and_scale=False, chunks=None) as data:
+            if not data.sizes["time"]:
+                raise DataError("it holds no days")
             found = frequencies(data, degrees)
-        except (DataError, RuntimeError, ValueError) as error:  # of codecs too
-            raise DataError(f"{store}: {error}") from error
+    except (DataError, MemoryError, RuntimeError, ValueError) as error:  # of codecs too
+        raise DataError(f"{store}: {error}") from error
     with naming(output):
         if not folder:
             with replacing(output) as partial:

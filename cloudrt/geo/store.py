@@ -5,7 +5,8 @@ the new day first and replaces `.zmetadata` last, in one step: until then the st
 even if the process is killed or the disk fills up. The next append removes what was left behind. A day that is replaced
 is not protected in this way: its chunks are overwritten one by one, and after a kill it may hold chunks of both masks
 until the image is written again. The attribute `crc32` of `mask` has a checksum for each day, so that `.zmetadata`
-changes with the masks.
+changes with the masks; `crc32_axes` has one for each array of `AXES`. Axes are checked whenever a store is opened, and
+masks when they are read.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ NO_DATA = -1
 METADATA = ".zmetadata"
 _EPOCH = datetime.date(1970, 1, 1)
 _DAYS_PER_CHUNK = 4096
+AXES = ("time", "image", "lat", "lon", "pattern")
+_CHECKSUMS = ("crc32", "crc32_axes")
 _SIDE = 4096
 """Largest number of rows and columns of a chunk of the mask; time is always 1."""
 
@@ -101,8 +104,12 @@ class Store:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        if self.path.exists():
-            self._take_up()
+        try:
+            if self.path.exists():
+                self._take_up()
+        except BaseException:
+            self._stack.close()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -138,7 +145,7 @@ class Store:
                 array[index] = value
             self._days[day] = key
             self._checksums[index : index + 1] = [zlib.crc32(masks.tobytes())]
-            self._group["mask"].attrs["crc32"] = self._checksums
+            self._group["mask"].attrs.update(crc32=self._checksums, crc32_axes=_axes(self._group))
             _consolidate(self.path)
 
     def _take_up(self) -> None:
@@ -225,10 +232,13 @@ def _check(path: Path, group: Any) -> None:
     """Raise DataError if files of metadata differ from `.zmetadata`, or the values along an axis cannot be."""
     held = json.loads((path / METADATA).read_text())["metadata"]
     for name, values in held.items():
-        found = json.loads((path / name).read_text())
-        same = (found[key] == value for key, value in values.items() if key not in ("shape", "crc32"))
-        if found.keys() != values.keys() or not all(same):
+        if _fixed(name, json.loads((path / name).read_text())) != _fixed(name, values):
             raise DataError(f"{name} differs from {METADATA}")
+    attributes = group["mask"].attrs
+    checksums = dict(zip(AXES, attributes.get("crc32_axes", ()), strict=False))  # absent in stores of earlier versions
+    for name, found in zip(AXES, _axes(group), strict=True):
+        if checksums.get(name, found) != found:
+            raise DataError(f"the values of {name} do not have their checksum")
     days = group["mask"].shape[0]
     if any(len(set(group[name][:].tolist())) != days for name in ("time", "image")):
         raise DataError(f"its {days} days do not have different dates and images")
@@ -236,6 +246,19 @@ def _check(path: Path, group: Any) -> None:
         steps = np.diff(group[name][:])
         if not np.allclose(steps, steps[:1], rtol=1e-3) or not steps.all():
             raise DataError(f"{name} is not even")
+
+
+def _fixed(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return what an append does not change of a file of metadata, such as mask/.zarray."""
+    if name.partition("/")[0] not in ("mask", "time", "image"):
+        return values
+    kept = {key: value for key, value in values.items() if key not in _CHECKSUMS}
+    return kept | {"shape": kept["shape"][1:]} if "shape" in kept else kept
+
+
+def _axes(group: Any) -> list[int]:
+    """Return the checksum of the values of each array of `AXES`."""
+    return [zlib.crc32(json.dumps(group[name][:].tolist()).encode()) for name in AXES]
 
 
 def _days(group: Any) -> dict[int, str]:
@@ -281,6 +304,7 @@ def _write_empty(path: Path, place: MaskGrid, classes: tuple[str, ...]) -> None:
     for name, (values, attributes) in fixed.items():
         named = {"_ARRAY_DIMENSIONS": [name], **attributes}
         group.create_array(name, data=values, chunks=values.shape, fill_value=None, attributes=named)
+    group["mask"].attrs["crc32_axes"] = _axes(group)
     _consolidate(path)
 
 

@@ -1,0 +1,62 @@
+"""Commands in processes of their own that are killed at a chosen write, as by SIGKILL or a power failure."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SCRIPT = """
+import atexit, os, signal, sys
+folder, left = os.path.realpath(sys.argv.pop(1)), int(sys.argv.pop(1))
+count = 0
+
+def changes(event, arguments):
+    if event == "open":
+        return isinstance(arguments[2], int) and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+    return event in ("os.rename", "os.remove", "os.mkdir", "os.truncate")
+
+def hook(event, arguments):
+    global count
+    if changes(event, arguments) and isinstance(arguments[0], (str, os.PathLike)):
+        if os.path.abspath(os.fspath(arguments[0])).startswith(folder + os.sep):
+            if count == left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
+
+from cloudrt.cli import main
+sys.addaudithook(hook)
+atexit.register(lambda: print("writes", count))
+main()
+"""
+
+
+def run_and_kill(words: Sequence[str | Path], folder: Path, after: int = -1) -> tuple[int, int]:
+    """Run `cloudrt` in a process that is killed before it changes a file below `folder` once more than `after` times.
+
+    Parameters
+    ----------
+    words
+        The command and its arguments.
+    folder
+        The folder in which changes of files are counted: files that are opened for writing, renamed or removed.
+    after
+        Number of changes before the kill; -1 never kills.
+
+    Returns
+    -------
+    status, changes
+        Exit status, -9 if the process was killed, and the number of changes.
+    """
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(after), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | QUIET, check=False)
+    if done.returncode == -signal.SIGKILL:
+        return done.returncode, after
+    assert done.returncode == 0, done.stderr
+    return 0, int(done.stdout.rpartition("writes ")[2])
+
+
+QUIET = {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
