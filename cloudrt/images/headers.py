@@ -201,7 +201,8 @@ def _tiff(data: bytes) -> Grid:
         if length > offset_size:  # too long for the entry, which holds their offset
             values = struct.unpack_from(order + offset_form, data, values)[0]
         _need(data, values + length)
-        if kind in _TIFF_INTEGERS and tag in (_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES):
+        wanted = tag in (_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES) and tag not in tags
+        if wanted and kind in _TIFF_INTEGERS:  # the first of repeated tags, as libtiff
             tags[tag] = struct.unpack_from(f"{order}{count}{_TIFF_INTEGERS[kind]}", data, values)
     for places, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
         if places in tags and lengths in tags:

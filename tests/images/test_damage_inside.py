@@ -9,12 +9,15 @@ from __future__ import annotations
 import random
 import struct
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from cloudrt.errors import ImageError
+from cloudrt.images import headers
 from cloudrt.images.image import MAX_FILE_BYTES, MAX_SCANS, decode, read_file
 
 PLACES = 200
@@ -86,3 +89,22 @@ def test_a_tiff_directory_of_very_many_entries_is_refused() -> None:
     data = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, entries) + bytes(entries * 20 + 8)
     with pytest.raises(ImageError, match="200,000 entries"):
         decode(data)
+
+
+def test_a_tiff_directory_that_repeats_a_long_list_reads_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries, count, read = 900, 100_000, 0
+    entry = struct.pack("<HHQQ", 273, 16, count, 0)
+    data = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, entries) + entry * entries
+    data += bytes(8 * count)
+
+    def unpack_from(*arguments: Any) -> tuple[Any, ...]:
+        nonlocal read
+        values = struct.unpack_from(*arguments)
+        read += len(values)
+        return values
+
+    counted = SimpleNamespace(unpack_from=unpack_from, calcsize=struct.calcsize, error=struct.error)
+    monkeypatch.setattr(headers, "struct", counted)
+    with pytest.raises(ImageError, match="does not state its size"):
+        headers.stated_size(data)
+    assert count < read < 2 * count
