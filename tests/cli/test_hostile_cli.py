@@ -18,6 +18,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 from cloudrt.cli.infer import infer
 from cloudrt.inference.journal import Journal
 from cloudrt.inference.pipeline import Segmenter
+from cloudrt.masks.table import read_table
 from cloudrt.system.terminal import Failure, printable, reports_errors, say_logs
 
 CLASSES = SMALL_GRIDS.classes
@@ -71,6 +72,22 @@ def test_names_that_no_file_can_have_fail_alone(images: Path, model: Path, tmp_p
     assert (tmp_path / "others" / CLASSES[0] / "\\xff\\xfe.jpg.png").is_file()
     done = CliRunner().invoke(infer, ["in", *words(model, "-o", "all.csv", "--overlays", "all")])
     assert done.exit_code == 1 and set(failures(tmp_path / "all.failures.csv")) == {longest}, done.output
+
+
+@posix
+def test_names_that_spreadsheets_take_for_formulas_are_written_as_they_are(
+    images: Path, model: Path, tmp_path: Path
+) -> None:
+    """Escaped, they would no longer be the keys; SECURITY.md says how to open the tables."""
+    names = ["=cmd|' -C calc'!A0.jpg", "+1.jpg", "-x.jpg", "@x.jpg", "\ty.jpg", '=HYPERLINK("x")&A1.jpg']
+    for name in names:
+        (images / name).write_bytes((images / "0.jpg").read_bytes())
+        (images / f"{name[:-4]}-bad.jpg").write_text("not an image")
+    done = CliRunner().invoke(infer, ["in", *words(model, "-o", "s.csv")])
+    assert done.exit_code == 1, done.output
+    assert set(failures(tmp_path / "s.failures.csv")) == {f"{name[:-4]}-bad.jpg" for name in names}
+    found = {name for name, _ in read_table(tmp_path / "s.csv", SMALL_GRIDS)}
+    assert found == {path.name for path in images.iterdir()}
 
 
 @pytest.mark.parametrize("pair", [("0.jpg", "./0.jpg"), ("0.jpg", "0.JPG"), ("sub/0.jpg", "sub//0.jpg")])
