@@ -119,7 +119,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             if isinstance(stream, io.TextIOWrapper):  # print ? for characters that the terminal cannot encode
                 stream.reconfigure(errors="replace")
         try:
-            with _stops_on_sigterm():
+            with _stops_on_signals():
                 return command(*args, **kwargs)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -212,22 +212,31 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _stops_on_sigterm() -> Iterator[None]:
-    """Handle SIGTERM and SIGHUP like Ctrl-C, so that clean-up runs."""
+def _stops_on_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGINT, SIGTERM and SIGHUP, so that clean-up runs.
 
-    def stop(*_: object) -> None:
-        raise _Terminated
+    An exception that a library raises instead, such as an ImportError, becomes KeyboardInterrupt again.
+    """
+    received: list[KeyboardInterrupt] = []
+
+    def stop(number: int, _frame: object) -> None:
+        received.append(KeyboardInterrupt() if number == signal.SIGINT else _Terminated())
+        raise received[-1]
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
-        if before[number] is not signal.SIG_IGN:  # nohup asks to ignore SIGHUP
+        if before[number] is not signal.SIG_IGN:  # nohup asks to ignore SIGHUP, and background jobs SIGINT
             signal.signal(number, stop)
     try:
         yield
+    except Exception as error:
+        if received:
+            raise received[0] from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -17,3 +17,11 @@ def setup_metadata() -> Mapping[str, str]:
     config = ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     return config["metadata"]
+
+
+def setup_entry_points() -> dict[str, str]:
+    """Return name -> function of the commands in setup.cfg."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = config["options.entry_points"]["console_scripts"].split("\n")
+    return {name.strip(): target.strip() for name, _, target in (line.partition("=") for line in lines if line)}

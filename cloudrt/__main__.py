@@ -1,0 +1,54 @@
+"""Entry points of the commands, and `python -m cloudrt`.
+
+Importing the command line and its libraries takes up to seconds. Until a command begins, Ctrl-C ends the process with
+one line and the status of `cloudrt.system.terminal.reports_errors`, instead of a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+
+def _end(_number: int, _frame: object) -> None:
+    try:
+        os.write(2, b"Interrupted: no output was left incomplete\n")
+    finally:
+        os._exit(128 + signal.SIGINT)
+
+
+def _run(name: str) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in background jobs
+        signal.signal(signal.SIGINT, _end)
+    from cloudrt import cli
+
+    getattr(cli, name)()
+
+
+def main() -> None:
+    """`cloudrt`."""
+    _run("main")
+
+
+def train() -> None:
+    """`cloudrt-train`."""
+    _run("train")
+
+
+def export() -> None:
+    """`cloudrt-export`."""
+    _run("export")
+
+
+def infer() -> None:
+    """`cloudrt-infer`."""
+    _run("infer")
+
+
+def bench() -> None:
+    """`cloudrt-bench`."""
+    _run("bench")
+
+
+if __name__ == "__main__":
+    main()
