@@ -75,15 +75,15 @@ def cross_validate(
     parts = [folder / f"fold-{number}" for number in range(config.folds)]
     for number, part in enumerate(parts):
         one = replace(config, fold=number)
-        if resume and (part / OUTCOME).exists():
+        unfinished = resume and (part / STATE).exists()
+        if resume and not unfinished and (part / "best.pth").exists():
             done = _read_outcome(part, one)
         else:
             logger.info("fold %d of %d", number + 1, config.folds)
-            unfinished = resume and (part / STATE).exists()
             result = train(one, data, part, cache_root, bar, resume=unfinished)
             done = {"dice": result.dice, "all_empty": result.all_empty}
-            with replacing(part / OUTCOME) as path:
-                path.write_text(json.dumps(done) + "\n", encoding="utf-8")
+        with replacing(part / OUTCOME) as path:
+            path.write_text(json.dumps(done) + "\n", encoding="utf-8")
         dices.append(done["dice"])
         empty.append(done["all_empty"])
     source = open_data(data)
@@ -104,7 +104,7 @@ def cross_validate(
 
 
 def _read_outcome(part: Path, config: TrainConfig) -> dict[str, float]:
-    """Return the scores of a complete fold.
+    """Return the scores of a complete fold; without `OUTCOME`, which a kill may have prevented, those of its best.pth.
 
     Raises
     ------
@@ -114,6 +114,9 @@ def _read_outcome(part: Path, config: TrainConfig) -> dict[str, float]:
     differences = config.differences(json.loads((part / "config.json").read_text(encoding="utf-8")))
     if differences:
         raise DataError(f"{part} had other options: {'; '.join(differences)}; use the same, or --overwrite")
+    if not (part / OUTCOME).exists():
+        best = Checkpoint.load(part / "best.pth")
+        return {"dice": best.dice, "all_empty": best.history[-1]["all_empty"]}
     outcome: dict[str, float] = json.loads((part / OUTCOME).read_text(encoding="utf-8"))
     return outcome
 

@@ -75,8 +75,11 @@ def test_cross_validation_tunes_on_what_no_network_had_seen(
     monkeypatch.setattr("cloudrt.train.cross.train", count)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(config, scenes, tmp_path, cached)
+    scores = json.loads((tmp_path / "fold-0" / "fold.json").read_text())
+    (tmp_path / "fold-0" / "fold.json").unlink()  # as after a kill right before it was written
     done = cross_validate(config, scenes, tmp_path, cached, resume=True)
     assert trained == [0, 1, 1, 2]  # the finished fold stayed
+    assert json.loads((tmp_path / "fold-0" / "fold.json").read_text()) == scores and done.folds[0] == scores["dice"]
     data = open_data(scenes)
     table = data.read_train()
     held = [set((tmp_path / f"fold-{number}" / "held_out.txt").read_text().split()) for number in range(3)]
