@@ -105,10 +105,11 @@ class HttpClient:
         else:
             image["data"] = batch.ravel().tolist()
         header = json.dumps({"inputs": [image], "outputs": outputs}).encode()
-        headers, body, factor = {"Content-Type": "application/json"}, [header], JSON_BYTES
+        headers, factor = {"Content-Type": "application/json"}, JSON_BYTES
+        body: list[Any] = [header]
         if self._binary:
             headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
-            body, factor = [header, memoryview(batch).cast("B")], 1
+            body, factor = [header, batch.data.cast("B")], 1
         limit = factor * self._tensor_bytes + MARGIN_BYTES
         found, length = self._ask("POST", f"models/{quote(name)}/infer", body, headers, limit)
         return parse_outputs(found, length, shapes)
@@ -152,13 +153,14 @@ class HttpClient:
     def _send(
         self, method: str, path: str, body: Any, headers: Mapping[str, str], deadline: float, limit: int
     ) -> HTTPResponse:
-        connection = self._connection
+        connection: Any = self._connection  # whose socket is replaced
         if connection.sock is None:
             connection.connect()
             connection.sock = _LimitedSocket(connection.sock)
         connection.sock.limit(deadline, limit)
         connection.request(method, path, body, headers)
-        return connection.getresponse()
+        response: HTTPResponse = connection.getresponse()
+        return response
 
     def _read(self, response: HTTPResponse, limit: int) -> tuple[bytes, str | None]:
         status = response.status
@@ -190,9 +192,9 @@ class _LimitedSocket:
         self.wait()
         self._socket.sendall(data)
 
-    def makefile(self, mode: str) -> io.BufferedReader:
+    def makefile(self, _mode: str) -> io.BufferedReader:
         """Return a file of what is received; the socket stays open until both are closed."""
-        return io.BufferedReader(_Received(self, self._socket.makefile(mode, buffering=0)))
+        return io.BufferedReader(_Received(self, self._socket.makefile("rb", buffering=0)))
 
     def close(self) -> None:
         self._socket.close()

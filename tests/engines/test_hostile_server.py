@@ -63,7 +63,7 @@ def tensors(change: Callable[[dict[str, Any]], object] = lambda _: None, extra: 
     change(answer)
     header = json.dumps(answer).encode()
     length = {"Inference_Header_Content_Length": str(len(header))}
-    return body(header + bytes(sum(SIZES.values())) + extra, **(length | headers))
+    return body(header + bytes(sum(SIZES.values())) + extra, 200, **(length | headers))
 
 
 def raw(start: bytes, endless: bytes = b"", pause_s: float = 0.0) -> Reply:

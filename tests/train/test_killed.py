@@ -21,7 +21,7 @@ def words(data: Path, cache: Path, runs: Path, *more: str) -> list[str | Path]:
     network = ["--encoder", "resnet18", "--encoder-weights", "none", "--input-size", "96x64"]
     network += [word for key, value in OPTIONS.items() for word in ("--set", f"{key}={value}")]
     schedule = ["--epochs", "2", "--batch-size", "4", "--precision", "fp32", "--device", "cpu"]
-    named = ["train", data, "--cache", cache, "--runs", runs, "--name", "run", "--folds", str(FOLDS)]
+    named: list[str | Path] = ["train", data, "--cache", cache, "--runs", runs, "--name", "run", "--folds", str(FOLDS)]
     return [*named, *network, *schedule, *more]
 
 
