@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import os
-import socket
 import time
 from collections.abc import Mapping
 from http.client import (
@@ -181,7 +180,7 @@ class HttpClient:
 class _LimitedSocket:
     """A connected socket with a deadline, and a limit on the bytes received, for one request at a time."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: Any) -> None:
         self._socket = connected
 
     def limit(self, deadline: float, received: int) -> None:
