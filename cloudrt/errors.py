@@ -1,6 +1,7 @@
 """Exceptions that cloudrt raises for its users: each message states what was found, what was expected and what to do.
 
-The command line prints them as one line, without a traceback, and exits with status 2.
+Messages name parameters of the Python interface in backquotes, such as `overwrite=True`. The command line prints them
+as one line, without a traceback and with `--overwrite` for that parameter, and exits with status 2.
 """
 
 from __future__ import annotations

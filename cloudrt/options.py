@@ -151,9 +151,9 @@ class RemoteOptions:
         for url in self.urls:
             scheme, found, address = url.partition("://")
             if scheme not in ("http", "https", "grpc", "grpcs") or not found or not address:
-                raise DataError(f"--remote {url}: expected http://HOST:PORT or grpc://HOST:PORT")
+                raise DataError(f"`remote={url}`: expected http://HOST:PORT or grpc://HOST:PORT")
         if self.urls and not self.model:
-            raise DataError("--remote needs --model NAME, the name of the model on the servers")
+            raise DataError("`remote` needs `model=NAME`, the name of the model on the servers")
         _check_number("streams", self.streams, 0, MAX_STREAMS)
         _check_number("attempts", self.attempts, 1, 1_000)
         if not self.timeout_s > 0:
@@ -232,10 +232,10 @@ class RunOptions:
         if not devices or len(set(devices)) < len(devices):
             raise DataError(f"devices must be one or more GPU numbers without repetition, found {devices!r}")
         if self.remote.urls and (self.provider != "auto" or self.compute_precision != "auto" or self.decoder != "cpu"):
-            raise DataError("--remote does not work with --provider, --compute-precision or --decoder")
+            raise DataError("`remote` does not work with `provider`, `compute_precision` or `decoder`")
         if self.compute_precision != "auto" and self.provider not in ("auto", "openvino"):
             raise DataError(
-                f"--compute-precision {self.compute_precision} applies to --provider openvino; other providers use "
+                f"`compute_precision={self.compute_precision!r}` applies to `provider='openvino'`; other providers use "
                 "the artifact's precision"
             )
 

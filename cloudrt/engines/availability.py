@@ -81,7 +81,7 @@ def _driver_obstacle(extras: str) -> Obstacle | None:
     if driver is None:
         return Obstacle(
             "no NVIDIA GPU, or no driver",
-            f"install NVIDIA's driver, then {install_command(extras)}; or use --provider cpu",
+            f"install NVIDIA's driver, then {install_command(extras)}; or use provider cpu",
         )
     if not driver.gpus:
         fault = f" ({driver.fault})" if driver.fault else ""
@@ -150,7 +150,7 @@ def _capability_obstacle() -> Obstacle | None:
     )
     return Obstacle(
         f"TensorRT for RTX needs compute capability {tensorrt_rtx.SUPPORTED}: {found}",
-        "use --provider cuda or tensorrt",
+        "use provider cuda or tensorrt",
     )
 
 

@@ -49,14 +49,16 @@ def choose_provider(wanted: str = "auto", artifact: Artifact | None = None) -> C
     if wanted != "auto":
         return Choice(wanted, {})
     passed_over = {
-        "tensorrt": problem("tensorrt") or "building its engine takes minutes; request it with --provider tensorrt",
-        "tensorrt-rtx": problem("tensorrt-rtx") or "compiles when it opens; request it with --provider tensorrt-rtx",
+        "tensorrt": problem("tensorrt") or "building its engine takes minutes; request provider tensorrt to run it",
+        "tensorrt-rtx": problem("tensorrt-rtx") or "compiles when it opens; request provider tensorrt-rtx to run it",
     }
     reason = hindrance("cuda", artifact)
     if reason is None:
         return Choice("cuda", passed_over)
     passed_over["cuda"] = reason
-    passed_over["openvino"] = problem("openvino") or "faster on some processors only; try it with --provider openvino"
+    passed_over["openvino"] = (
+        problem("openvino") or "faster on some processors only; request provider openvino to try it"
+    )
     reason = emulation("cpu", artifact)
     if reason:
         raise ProviderError(f"no provider here runs this artifact: {reason}")
@@ -71,10 +73,10 @@ def require(wanted: str, artifact: Artifact | None = None) -> None:
         return
     reason = problem(wanted)
     if reason:
-        raise ProviderError(f"--provider {wanted} cannot run here: {reason}")
+        raise ProviderError(f"provider {wanted} cannot run here: {reason}")
     reason = emulation(wanted, artifact)
     if reason:
-        raise ProviderError(f"--provider {wanted} is refused for this artifact: {reason}")
+        raise ProviderError(f"provider {wanted} is refused for this artifact: {reason}")
 
 
 def hindrance(provider: str, artifact: Artifact | None = None) -> str | None:
@@ -94,9 +96,9 @@ def emulation(provider: str, artifact: Artifact | None) -> str | None:
         return "ONNX Runtime has no int8 convolutions on CUDA and would compute in float: use the fp16 artifact"
     on_tensorrt = provider in ("tensorrt", "tensorrt-rtx")
     if artifact.int8_target == "tensorrt" and not on_tensorrt:
-        return "its int8 layers are quantised for TensorRT: export it with --int8-target cpu"
+        return "its int8 layers are quantised for TensorRT: export it with cloudrt-export --int8-target cpu"
     if artifact.int8_target == "cpu" and on_tensorrt:
-        return "TensorRT does not support asymmetric int8: export it with --int8-target tensorrt"
+        return "TensorRT does not support asymmetric int8: export it with cloudrt-export --int8-target tensorrt"
     return None
 
 

@@ -171,7 +171,7 @@ class OrtEngine:
         wanted = ORT_NAMES[self.provider]
         if wanted not in self._session.get_providers():
             raise ProviderError(
-                f"--provider {self.provider} was requested, but ONNX Runtime uses {self._session.get_providers()[0]}: "
+                f"provider {self.provider} was requested, but ONNX Runtime uses {self._session.get_providers()[0]}: "
                 "run cloudrt doctor to see what is missing"
             )
         if allow_cpu:
@@ -182,6 +182,6 @@ class OrtEngine:
                 strayed |= {node.op_type for node in part.get_nodes()} & HEAVY
         if strayed:
             raise ProviderError(
-                f"--provider {self.provider} was requested, but ONNX Runtime placed {', '.join(sorted(strayed))} on "
-                "the CPU: use --provider cpu or another precision, or allow it with --allow-cpu"
+                f"provider {self.provider} was requested, but ONNX Runtime placed {', '.join(sorted(strayed))} on "
+                "the CPU: use `provider='cpu'` or another precision, or allow it with `allow_cpu=True`"
             )

@@ -141,7 +141,7 @@ def make_plan(
     _check_devices(options, settled.provider if settled else options.provider)
     if options.compute_precision != "auto":
         if options.provider != "openvino":
-            raise ProviderError(f"--compute-precision {options.compute_precision} needs --provider openvino")
+            raise ProviderError(f"`compute_precision={options.compute_precision!r}` needs `provider='openvino'`")
         _check_precision(options.compute_precision)
     if settled:
         return settled
@@ -185,7 +185,7 @@ def _check_devices(options: RunOptions, provider: str) -> None:
     if options.devices is None:
         return
     if provider not in ("auto", *GPU_PROVIDERS):
-        raise ProviderError(f"--devices selects GPUs, but --provider {provider} does not run on a GPU")
+        raise ProviderError(f"`devices` selects GPUs, but provider {provider} does not run on a GPU")
     driver = nvidia_driver()
     gpus = driver.gpus if driver else ()
     missing = [str(device) for device in options.devices if device >= len(gpus)]
@@ -193,7 +193,7 @@ def _check_devices(options: RunOptions, provider: str) -> None:
         raise ProviderError(f"there is no GPU {', '.join(missing)}: this process may use {len(gpus)} GPUs")
     kinds = sorted({gpus[device] for device in options.devices})
     if len(kinds) > 1:
-        raise ProviderError(f"--devices has GPUs of different models ({'; '.join(kinds)}): start one run per model")
+        raise ProviderError(f"`devices` has GPUs of different models ({'; '.join(kinds)}): start one run per model")
 
 
 def _take_the_fastest(measurements: _Measurements, artifact: Artifact) -> Plan:
@@ -205,7 +205,7 @@ def _take_the_fastest(measurements: _Measurements, artifact: Artifact) -> Plan:
         except (ArtifactError, ProviderError) as error:
             passed_over[provider] = str(error)
     if not plans:
-        who = "no provider here" if measurements.on_any_device else "--devices asks for GPUs, but no GPU provider here"
+        who = "no provider here" if measurements.on_any_device else "`devices` asks for GPUs, but no GPU provider here"
         raise ProviderError(f"{who} runs this artifact: {'; '.join(passed_over.values())}")
     best = plans[-1]  # ONNX Runtime's CUDA or CPU provider, if it can run
     for plan in plans[-2::-1]:
@@ -232,7 +232,7 @@ def _find_candidates(measurements: _Measurements, artifact: Artifact) -> tuple[d
             break
         reason = hindrance(provider, artifact)
         if reason is None and provider == "tensorrt" and not measurements.has_tensorrt_engine():
-            reason = "building its engine would take minutes: request it with --provider tensorrt"
+            reason = "building its engine would take minutes: request provider tensorrt to run it"
         if reason is None:
             try:
                 precision = measurements.precision(provider)
@@ -334,7 +334,7 @@ class _Measurements:
         best = best_setting(settings)
         if best is None:
             raise refusal or MemoryExhausted(
-                f"{provider} does not have enough memory for {asked or 1} images: use a smaller --batch-size"
+                f"{provider} does not have enough memory for {asked or 1} images: use a smaller `batch_size`"
             )
         return Plan(
             provider=provider,

@@ -193,7 +193,7 @@ class RemoteEngine:
     def __init__(self, model: RemoteModel, batch_size: int) -> None:
         if batch_size > model.largest_batch:
             raise ProviderError(
-                f"--batch-size {batch_size}: the servers accept up to {model.largest_batch} images per request"
+                f"`batch_size={batch_size}`: the servers accept up to {model.largest_batch} images per request"
             )
         self.artifact, self.provider = model.artifact, "remote"
         self.batch_size: int | None = batch_size

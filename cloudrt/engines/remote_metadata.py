@@ -44,7 +44,7 @@ def read_parameters(parameters: Mapping[str, str], where: str) -> tuple[Artifact
     if ARTIFACT not in parameters:
         raise ArtifactError(
             f"{where} has no metadata of cloudrt: serve it with cloudrt serve or cloudrt-export --triton, or name "
-            "the artifact with --rules"
+            "the artifact with `rules`"
         )
     try:
         return Artifact.from_dict(json.loads(parameters[ARTIFACT])), parameters.get(DIGEST, "")

@@ -74,7 +74,7 @@ def find_device(number: int) -> Any:
         major, minor = capabilities[number]
         raise ProviderError(
             f"GPU {number}, {driver.gpus[number]}, has compute capability {major}.{minor}, but TensorRT for RTX needs "
-            f"{SUPPORTED}: use --provider cuda or tensorrt"
+            f"{SUPPORTED}: use provider cuda or tensorrt"
         )
     register()
     found = [device for device in onnxruntime.get_ep_devices() if device.ep_name == EP_NAME]

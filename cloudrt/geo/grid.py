@@ -60,7 +60,7 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
     if store.resolve().is_relative_to(output.resolve()):
         raise DataError(f"{output} would be replaced: it contains {store}; use another name")
     folder = output.suffix == ".zarr"
-    named = {"--output": output}
+    named = {"`output`": output}
     check_outputs({} if folder else named, {"STORE": store}, folders=named if folder else {}, overwrite=overwrite)
     try:
         with xarray.open_zarr(store, consolidated=True, mask_and_scale=False, chunks=None) as data:

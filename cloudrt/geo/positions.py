@@ -1,6 +1,6 @@
 """The position of an image on the Earth, from its tags, a file beside it, the command line or its name.
 
-    GeoTIFF tags -> world file -> --bounds -> file name: the first that exists decides
+    GeoTIFF tags -> world file -> bounds -> file name: the first that exists decides
 
 A position is the outer corner of the first pixel and the size of a pixel, in a coordinate reference system. Longitudes
 may run beyond 180 degrees where an image crosses the date line. A source that contradicts itself, or the image, raises
@@ -56,7 +56,7 @@ class Position:
     date
         The day of the image, from its name; None if the name has none.
     source
-        Where the position was found: "GeoTIFF tags", "world file" and its suffix, "--bounds" or "file name".
+        Where the position was found: "GeoTIFF tags", "world file" and its suffix, "bounds" or "file name".
     """
 
     west: float
@@ -132,7 +132,7 @@ def read_position(path: Path, size: Grid, bounds: Bounds | None = None, data: by
     if found is None and data is None:
         found = _from_world_file(path, date)
     if found is None and bounds is not None:
-        found = _from_bounds(bounds, size, date, "--bounds" if data is None else "bounds")
+        found = _from_bounds(bounds, size, date, "bounds")
     if found is None:
         found = _from_name(path, size)
     if found is not None:

@@ -177,7 +177,7 @@ class Store:
         self._take_up()
 
     def _lock(self) -> None:
-        self._stack.enter_context(locked(self.path / ".lock", "wait for it, or give another --output"))
+        self._stack.enter_context(locked(self.path / ".lock", "wait for it, or give another `output`"))
 
 
 def coordinates(place: MaskGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -224,7 +224,7 @@ def _open(path: Path, classes: tuple[str, ...] | None) -> Any:
     except Exception as error:  # of the many that zarr and its codecs raise for damaged files
         raise DataError(f"{path} is not a store that cloudrt-infer --format zarr wrote, or damaged: {error}") from error
     if classes is not None and found != classes:
-        raise DataError(f"{path} holds the patterns {', '.join(found)}: give another --output")
+        raise DataError(f"{path} holds the patterns {', '.join(found)}: give another `output`")
     return group
 
 

@@ -151,7 +151,7 @@ def open_panorama(path: Path, artifact: Artifact, tiling: Tiling, max_pixels: in
     native = _jpeg_size(data) if whole is None else (whole.shape[0], whole.shape[1])
     position = read_position(path, native, tiling.bounds)
     if position is None and tiling.needs_position:
-        raise ImageError("has no position: no GeoTIFF tags, no world file, no --bounds, and none in its name")
+        raise ImageError("has no position: no GeoTIFF tags, no world file, no bounds, and none in its name")
     size = _size(native, position, artifact)
     if math.prod(size) > max_pixels:
         raise ImageError(f"is oversized: {size[1]}x{size[0]} pixels at {artifact.pixels_per_degree:g} per degree")

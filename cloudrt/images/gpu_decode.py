@@ -48,10 +48,10 @@ class GpuJpegDecoder:
         self, device: int = 0, threads: int = 1, *, backends: Sequence[str] = BACKENDS, on_cpu: bool = False
     ) -> None:
         if find_spec("nvidia") is None or find_spec("nvidia.nvimgcodec") is None:
-            raise ProviderError(f"--decoder gpu cannot run here: nvImageCodec is not installed: {INSTALL}")
+            raise ProviderError(f"decoder gpu cannot run here: nvImageCodec is not installed: {INSTALL}")
         driver = nvidia_driver()
         if not on_cpu and (driver is None or not driver.gpus):
-            raise ProviderError("--decoder gpu cannot run here: no NVIDIA GPU, or no driver: use --decoder cpu")
+            raise ProviderError("decoder gpu cannot run here: no NVIDIA GPU, or no driver: use `decoder='cpu'`")
         from nvidia import nvimgcodec
 
         self._codec = nvimgcodec

@@ -112,12 +112,12 @@ def check_keys(files: Iterable[ImageFile]) -> None:
         other = seen.setdefault(path.casefold(), file.key)
         if other is not file.key:
             raise DataError(
-                f"{other!r} and {file.key!r} would share a file in the folder of --masks or --overlays if case is "
+                f"{other!r} and {file.key!r} would share a file in the folder of `masks` or `overlays` if case is "
                 "ignored: rename one, or list each once"
             )
         if PurePosixPath(file.key).is_absolute() or ".." in PurePosixPath(file.key).parts:
             raise DataError(
-                f"{file.key!r} would be written outside the folder of --masks or --overlays: list a path inside"
+                f"{file.key!r} would be written outside the folder of `masks` or `overlays`: list a path inside"
             )
 
 
@@ -142,7 +142,9 @@ def _find(one: str | Path) -> Iterable[ImageFile]:
     if path.suffix.lower() == LIST_SUFFIX and path.is_file():
         return _read_list(path)
     if "://" in str(one):
-        raise DataError(f"{one} is in an object store: add --cluster to read it (by default with Ray on this machine)")
+        raise DataError(
+            f"{one} is in an object store: cloudrt-infer --cluster reads it, by default with Ray on this machine"
+        )
     if not path.exists() and glob.has_magic(str(one)):
         return _match(str(one))
     if not path.exists() and not path.is_symlink():

@@ -9,7 +9,7 @@ from typing import Any, Self
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import DataError
 
-RESUME_HINT = "Use the options of that run, or --overwrite"
+RESUME_HINT = "Use the options of that run, or `overwrite=True`"
 
 
 @dataclass(frozen=True)

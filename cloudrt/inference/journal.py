@@ -30,7 +30,7 @@ FORMAT = 3
 SYNC_SECONDS = 2.0
 """Maximum time between two flushes to the disk: the work that a power failure can lose."""
 
-_ADVICE = "the journal was edited; use --overwrite to start again"
+_ADVICE = "the journal was edited; use `overwrite=True` to start again"
 _TORN = re.compile(rb"[0-9a-f]{0,8}(\Z|\x00)|[0-9a-f]{8} ")
 """First line of a journal that a power failure may have left incomplete."""
 
@@ -96,9 +96,9 @@ class Journal:
     ) -> None:
         # What a link leads to belongs to someone else.
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise DataError(f"{path} is not a regular file: give another --output")
+            raise DataError(f"{path} is not a regular file: give another `output`")
         if path.exists() and path.stat().st_nlink > 1:
-            raise DataError(f"{path} is a file with another name too, a hard link: give another --output")
+            raise DataError(f"{path} is a file with another name too, a hard link: give another `output`")
         self.path = path
         self._keys = keys
         self._file: BinaryIO = path.open("r+b" if path.exists() else "x+b")
@@ -184,7 +184,7 @@ class Journal:
         header = _parse(first)
         if header is None:
             if not _TORN.match(first):
-                raise DataError(f"{self.path} is not a journal: give another --output, or --overwrite")
+                raise DataError(f"{self.path} is not a journal: give another `output`, or `overwrite=True`")
             return 0, 0
         _read_header(header, self.path).require_same(identity, str(self.path))
         self._first_record = ends = len(first)
@@ -237,7 +237,7 @@ class Journal:
         except OSError as error:
             self._file.close()
             raise DataError(
-                f"{self.path} is being written by another run: wait for it, or give another --output"
+                f"{self.path} is being written by another run: wait for it, or give another `output`"
             ) from error
 
 
@@ -261,12 +261,12 @@ def _read_header(header: dict[str, Any], path: Path) -> Identity:
     if header.get("format") != FORMAT:
         raise DataError(
             f"{path} is a journal of format {header.get('format')}, written by another version of cloudrt (this one "
-            f"writes format {FORMAT}): finish with that version, or use --overwrite"
+            f"writes format {FORMAT}): finish with that version, or use `overwrite=True`"
         )
     try:
         return Identity.from_dict(header.get("identity"))
     except DataError as error:
-        raise DataError(f"{path}: {error}; use --overwrite") from error
+        raise DataError(f"{path}: {error}; use `overwrite=True`") from error
 
 
 def _line(values: dict[str, Any]) -> bytes:

@@ -45,7 +45,7 @@ def panorama_checks(task: InferTask, classes: tuple[str, ...]) -> list[Check]:
     Raises
     ------
     DataError
-        The output is a folder, but not a store, which --overwrite would remove, or a store of other classes.
+        The output is a folder, but not a store, which `overwrite` would remove, or a store of other classes.
     """
     if task.format != "zarr":
         return [Days()] if task.tiling else []

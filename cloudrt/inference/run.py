@@ -141,7 +141,9 @@ def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bo
             done = write_submission(segmenter, files, task, identity if resumable else None, progress, checks)
         except (KeyboardInterrupt, OSError, ProviderError):
             if task.paths.journal.exists():
-                logger.warning("%s contains the finished images; --resume continues from there", task.paths.journal)
+                logger.warning(
+                    "%s contains the finished images; `resume=True` continues from there", task.paths.journal
+                )
             raise
         seconds = time.perf_counter() - began
         if task.stats:

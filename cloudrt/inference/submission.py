@@ -196,7 +196,7 @@ def read_run_record(paths: RunPaths) -> Identity:
     DataError
         There is no record of the run that wrote the output, or the output was changed since.
     """
-    advice = "give another --output, or --overwrite"
+    advice = "give another `output`, or `overwrite=True`"
     try:
         values = json.loads(paths.record.read_text(encoding="utf-8"))
         if values["format"] != RUN_FORMAT:

@@ -86,26 +86,26 @@ class InferTask:
         by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}.get(self.output.suffix.lower())
         if by_suffix is None or (self.format and self.format != by_suffix):
             known = ", ".join(f"{suffix} ({name})" for name, suffix in SUFFIXES.items())
-            asked = f" and --format {self.format}" if self.format else ""
-            raise DataError(f"--output {self.output}{asked}: the suffix decides the format: {known}")
+            asked = f" and `format={self.format!r}`" if self.format else ""
+            raise DataError(f"`output={self.output}`{asked}: the suffix decides the format: {known}")
         object.__setattr__(self, "format", by_suffix)
         if self.resume and self.overwrite:
-            raise DataError("--resume and --overwrite exclude each other: give one of them")
+            raise DataError("`resume` and `overwrite` exclude each other: give one of them")
         if self.resume and self.save_probabilities:
-            raise DataError("--save-probabilities stores all images of a run: it cannot be combined with --resume")
+            raise DataError("`save_probabilities` stores all images of a run: it cannot be combined with `resume`")
         if self.save_probabilities and self.save_probabilities.suffix != ".npz":
-            raise DataError(f"--save-probabilities {self.save_probabilities}: the file name must end in .npz")
+            raise DataError(f"`save_probabilities={self.save_probabilities}`: the file name must end in .npz")
         if self.tiling is not None and self.save_probabilities:
-            raise DataError("--save-probabilities stores images of one size: it cannot be combined with --tile")
+            raise DataError("`save_probabilities` stores images of one size: it cannot be combined with `tile`")
         if self.bounds is not None:
             object.__setattr__(self, "bounds", check_bounds(self.bounds, f"bounds {self.bounds}"))
             if self.tiling is None:
-                raise DataError("--bounds places panoramas: it needs --tile, or a --format with positions")
+                raise DataError("`bounds` places panoramas: it needs `tile=True`, or a `format` with positions")
         if self.overlap is not None and self.tiling is None:
-            raise DataError("--overlap is that of tiles: it needs --tile, or a --format with positions")
+            raise DataError("`overlap` is that of tiles: it needs `tile=True`, or a `format` with positions")
         if self.simplify is not None:
             if self.format not in OUTLINES:
-                raise DataError(f"--simplify applies to outlines: it needs --format {' or '.join(OUTLINES)}")
+                raise DataError(f"`simplify` applies to outlines: it needs `format` {' or '.join(OUTLINES)}")
             if not 0 <= self.simplify < float("inf"):
                 raise DataError(f"simplify is 0 or more pixels, found {self.simplify!r}")
 
@@ -152,21 +152,21 @@ class InferTask:
         """
         paths = self.paths
         if paths.journal.is_file() and not (self.resume or self.overwrite):
-            raise DataError(f"{paths.journal} belongs to an interrupted run: use --resume or --overwrite")
+            raise DataError(f"{paths.journal} belongs to an interrupted run: use `resume=True` or `overwrite=True`")
         store = self.format == "zarr"  # a folder, to which days are appended
         named = {
-            "--output": None if store else self.output,
+            "`output`": None if store else self.output,
             "the report": paths.report if self.report else None,
         }
         follow = {"the list of failures": paths.failures, "the record of the run": paths.record}
-        written = {"--stats": self.stats, "--save-probabilities": self.save_probabilities}
+        written = {"`stats`": self.stats, "`save_probabilities`": self.save_probabilities}
         remote = self.run.remote
         rules = Path(remote.rules) if remote.rules else None
         model = rules if remote.urls else self.model or default_model()
-        reads: dict[str, Path | None] = {"--model": model, "--sample": self.sample}
+        reads: dict[str, Path | None] = {"`model`": model, "`sample`": self.sample}
         reads |= {f"input {one}": Path(one) for one in self.inputs if "://" not in str(one)}
-        folders = {"--masks": self.masks, "--overlays": self.overlays}
-        stores = {"--output": self.output if store else None}
+        folders = {"`masks`": self.masks, "`overlays`": self.overlays}
+        stores = {"`output`": self.output if store else None}
         images = [file.path for file in files]
         check_outputs(
             named | follow | written | {"the journal": paths.journal},

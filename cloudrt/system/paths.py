@@ -12,7 +12,7 @@ from pathlib import Path
 from cloudrt.errors import DataError
 
 Paths = Mapping[str, Path | None]
-"""Name of an option, such as "--output" -> its path, or None if the option is not given."""
+"""Name of an option, such as "--output" or "`output`" -> its path, or None if the option is not given."""
 
 
 def check_outputs(
@@ -68,9 +68,9 @@ def check_outputs(
         exists = path.exists() if name in written else path.is_dir() and any(path.iterdir())
         if exists and not overwrite:
             what = "exists" if name in written else "is not empty"
-            default = name if overwrite is None else "--output"
-            other = next((word for word in name.split() if word.startswith("--")), default)
-            advice = "" if overwrite is None else ", or --overwrite"
+            default = name if overwrite is None else "`output`"
+            other = next((word for word in name.split() if word.startswith(("--", "`"))), default)
+            advice = "" if overwrite is None else ", or `overwrite=True`"
             raise DataError(f"{path} {what}: give another {other}{advice}")
 
 

@@ -20,6 +20,7 @@ from unicodedata import category
 import click
 
 from cloudrt.errors import CloudrtError
+from cloudrt.system.option_names import command_options, with_options
 from cloudrt.system.versions import install_command
 
 P = ParamSpec("P")
@@ -124,7 +125,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except CloudrtError as error:
-            raise Failure(str(error)) from error
+            raise Failure(with_options(str(error), command_options())) from error
         except KeyboardInterrupt as interrupt:
             click.echo("Interrupted: no output was left incomplete", err=True)
             raise SystemExit(128 + (signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT)) from None
@@ -291,10 +292,12 @@ def say_logs(name: str, level: int) -> None:
     """
     import logging
 
+    options = command_options()  # other threads have no context
+
     class Echo(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             prefix = "Warning: " if record.levelno >= logging.WARNING else ""
-            click.echo(printable(prefix + record.getMessage()), err=True)
+            click.echo(printable(prefix + with_options(record.getMessage(), command_options() or options)), err=True)
 
     log = logging.getLogger(name)
     if not log.handlers:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,8 +16,10 @@ from click.testing import CliRunner
 from support.paths import ROOT
 from support.tiny import tiny_artifact
 
+import cloudrt
 from cloudrt.cli import main
 from cloudrt.labels import CLOUDS, Labels
+from cloudrt.system.option_names import with_options
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -54,6 +57,51 @@ def test_mistakes_are_answered_with_what_to_do(
     Path("train.csv").write_text("Image_Label,EncodedPixels\n")
     Path("best.pth").write_bytes(b"PK\x03\x04 a checkpoint")
     assert said in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("settings", "python", "words", "command"),
+    [
+        (
+            {"resume": True, "overwrite": True},
+            "`resume` and `overwrite` exclude each other",
+            "--resume --overwrite",
+            "--resume and --overwrite exclude each other",
+        ),
+        (
+            {"provider": "cpu", "compute_precision": "bf16"},
+            "`compute_precision='bf16'` applies to `provider='openvino'`;",
+            "--provider cpu --compute-precision bf16",
+            "--compute-precision bf16 applies to --provider openvino;",
+        ),
+        (
+            {"format": "coco"},
+            "`output=s.csv` and `format='coco'`: the suffix decides",
+            "--format coco",
+            "--output s.csv and --format coco: the suffix decides",
+        ),
+        ({"overlap": 0.5}, "it needs `tile=True`, or a `format`", "--overlap 0.5", "it needs --tile, or a --format"),
+        ({"masks": "full"}, "another `masks`, or `overwrite=True`", "--masks full", "another --masks, or --overwrite"),
+        ({"stats": "m.onnx"}, "both `model` and `stats`;", "--stats m.onnx", "both --model and --stats;"),
+    ],
+)
+def test_messages_name_parameters_in_python_and_options_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any, python: str, words: str, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_artifact(Path("m.onnx"), (64, 96))
+    for folder in ("in", "full"):
+        Path(folder).mkdir()
+        cv2.imwrite(f"{folder}/a.png", np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(cloudrt.DataError) as caught:
+        cloudrt.infer("in", "s.csv", "m.onnx", **settings)
+    assert python in str(caught.value) and "--" not in str(caught.value)
+    assert command in refused("infer", "in", "-o", "s.csv", "-m", "m.onnx", *words.split())
+
+
+def test_only_options_of_the_command_are_replaced() -> None:
+    text = "`a=True` or `b_c='x'` in /d=1/`: `unknown=2`, `e`"
+    assert with_options(text, {"--a", "--b-c", "--d", "--e"}) == "--a or --b-c x in /d=1/`: `unknown=2`, --e"
 
 
 def test_a_cluster_without_ray_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

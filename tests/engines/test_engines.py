@@ -117,7 +117,7 @@ def test_a_provider_that_cannot_run_is_refused(model: Path, monkeypatch: pytest.
     """No other provider is used instead; the error says what to install."""
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: f"no {name} here: pip install '.[{name}]'")
     for provider in ("cuda", "tensorrt", "openvino"):
-        with pytest.raises(ProviderError, match=rf"--provider {provider} .*pip install '\.\[{provider}\]'"):
+        with pytest.raises(ProviderError, match=rf"provider {provider} .*pip install '\.\[{provider}\]'"):
             open_engine(model, provider)
     with pytest.raises(ProviderError, match=r"no provider named 'gpu'; known: auto, tensorrt"):
         choose_provider("gpu")
@@ -131,11 +131,11 @@ def test_auto_says_what_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choice.provider == "cpu"
     assert choice.passed_over["cuda"] == "no cuda"
     assert choice.passed_over["tensorrt"] == "no tensorrt"
-    assert "--provider openvino" in choice.passed_over["openvino"]
+    assert "request provider openvino" in choice.passed_over["openvino"]
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda _name: None)
     choice = choose_provider()
     assert choice.provider == "cuda"
-    assert "--provider tensorrt" in choice.passed_over["tensorrt"]
+    assert "request provider tensorrt" in choice.passed_over["tensorrt"]
     assert choose_provider("cpu") == Choice("cpu", {})
 
 

@@ -168,7 +168,7 @@ def test_a_gpu_that_is_lost_ends_the_run_and_resume_finishes_it(
         infer(images, output, model, provider="cuda", batch_size=4)
     assert "\n" not in str(caught.value) and "onnxruntime_src" not in str(caught.value)
     assert not output.exists() and output.with_name("submission.csv.journal").exists()
-    assert "--resume continues from there" in caplog.text
+    assert "`resume=True` continues from there" in caplog.text
     gpu.fault = lambda images: None
     assert infer(images, output, model, provider="cuda", batch_size=4, resume=True).images == 20
     assert output.read_bytes() == wanted.read_bytes()
@@ -286,7 +286,7 @@ def test_a_gpu_that_the_plugin_does_not_support_is_refused(
     done = python_with_stubs(stubs, _infer(images, model, tmp_path / "s.csv", "tensorrt-rtx"), STUB_GPUS="9.0")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "--provider tensorrt-rtx cannot run here: TensorRT for RTX needs compute capability 8.6" in line
+    assert "provider tensorrt-rtx cannot run here: TensorRT for RTX needs compute capability 8.6" in line
     assert not list(tmp_path.iterdir())
 
 

@@ -96,7 +96,7 @@ def test_tensorrt_is_taken_where_its_engine_exists(rates: dict[str, float], monk
     rates |= {"tensorrt": 9.0, "cuda": 5.0, "cpu": 1.0}
     chosen = plan(RunOptions())
     assert chosen.provider == "cuda"
-    assert "--provider tensorrt" in chosen.passed_over["tensorrt"]
+    assert "request provider tensorrt" in chosen.passed_over["tensorrt"]
     asked: list[int | None] = []
 
     def exists(artifact: Artifact, batch_size: int | None, content: bytes, device: int) -> bool:
@@ -179,7 +179,7 @@ def test_instructions_that_are_missing_are_refused(monkeypatch: pytest.MonkeyPat
         open_engine(MODEL, "openvino", 1, 1, EngineOptions(compute_precision="bf16"))
     with pytest.raises(ProviderError, match="no instructions for bf16, only for fp32"):
         plan(RunOptions(provider="openvino", compute_precision="bf16"))
-    with pytest.raises(ProviderError, match="--compute-precision bf16 needs --provider openvino"):
+    with pytest.raises(ProviderError, match="`compute_precision='bf16'` needs `provider='openvino'`"):
         plan(RunOptions(compute_precision="bf16"))
 
 
@@ -189,7 +189,7 @@ def test_devices_are_gpus_that_are_there_and_alike(monkeypatch: pytest.MonkeyPat
     for devices, words in (((0, 3), "there is no GPU 3: this process may use 3"), ((0, 2), "of different models")):
         with pytest.raises(ProviderError, match=words):
             plan(RunOptions(provider="auto", batch_size=4, devices=devices))
-    with pytest.raises(ProviderError, match="--provider cpu does not run on a GPU"):
+    with pytest.raises(ProviderError, match="provider cpu does not run on a GPU"):
         plan(RunOptions(provider="cpu", batch_size=4, devices=(0, 1)))
 
 
@@ -200,11 +200,9 @@ def test_devices_never_fall_back_to_the_cpu(
     rates |= {"cpu": 9.0}
     monkeypatch.setattr(cloudrt.engines.plan, "nvidia_driver", lambda: Driver((13, 0), gpus) if gpus else None)
     assert plan(RunOptions(batch_size=4)).provider == "cpu"
-    words = "--devices asks for GPUs, but .*no cuda" if gpus else "there is no GPU 0"
+    words = "`devices` asks for GPUs, but .*no cuda" if gpus else "there is no GPU 0"
     for provider in ("auto", "cpu"):
-        with pytest.raises(
-            ProviderError, match=words if provider == "auto" else "--provider cpu does not run on a GPU"
-        ):
+        with pytest.raises(ProviderError, match=words if provider == "auto" else "provider cpu does not run on a GPU"):
             plan(RunOptions(provider=provider, batch_size=4, devices=(0,)))
 
 
@@ -389,7 +387,7 @@ def test_invalid_cached_measurements_are_measured_again(rates: dict[str, float],
 def test_a_plan_of_an_earlier_run_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     settled = Plan("cpu", 4)
     assert make_plan(MODEL, ARTIFACT, RunOptions(), settled) == settled
-    with pytest.raises(ProviderError, match="--provider cpu does not run on a GPU"):
+    with pytest.raises(ProviderError, match="provider cpu does not run on a GPU"):
         make_plan(MODEL, ARTIFACT, RunOptions(devices=(0, 1)), settled)
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: "it was uninstalled")
     with pytest.raises(ProviderError, match="it was uninstalled"):

@@ -238,7 +238,7 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
         (["BEST", "--precision", "all", "--triton", "repository"], "give one --precision"),
         (["BEST", "--precision", "int8", "--provider", "cuda"], "would compute in float"),
         (["BEST", "--build-engine"], "pip install '.[cuda,tensorrt]'"),
-        (["BEST", "--provider", "tensorrt"], "--provider tensorrt cannot run here"),
+        (["BEST", "--provider", "tensorrt"], "provider tensorrt cannot run here"),
         (["BEST", "--input-size", "320000x320000"], "more than 16 megapixels"),
         (["BEST", "--input-size", "0x0"], "such as 32x32\n"),
         (["BEST", "--max-mean-difference", "nan"], "nan is not a limit"),

@@ -260,7 +260,7 @@ def test_layers_with_large_errors_are_kept_in_fp32(source: ExportSource, tmp_pat
     [
         ("cpu", "cuda", "no int8 convolutions on CUDA"),
         ("tensorrt", "cuda", "no int8 convolutions on CUDA"),
-        ("tensorrt", "cpu", "quantised for TensorRT: export it with --int8-target cpu"),
+        ("tensorrt", "cpu", "quantised for TensorRT: export it with cloudrt-export --int8-target cpu"),
         ("tensorrt", "openvino", "quantised for TensorRT"),
         ("cpu", "tensorrt", "does not support asymmetric int8"),
     ],

@@ -407,7 +407,7 @@ def test_options_that_cannot_be(model: Path, tmp_path: Path) -> None:
         run(image, tmp_path / "a.csv", model, tile=True, save_probabilities=tmp_path / "p.npz")
     with pytest.raises(DataError, match="outside the Earth"):
         run(image, tmp_path / "a.csv", model, tile=True, bounds=(0, 0, 10, 95))
-    with pytest.raises(DataError, match="needs --tile"):
+    with pytest.raises(DataError, match="needs `tile=True`"):
         run(image, tmp_path / "a.csv", model, bounds=(0, 0, 4, 3))
     odd = tiny_artifact(tmp_path / "odd.onnx", INPUT, SMALL_GRIDS, field_of_view=(130, 180))
     with pytest.raises(DataError, match="not a multiple of its submission grid"):

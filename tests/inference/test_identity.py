@@ -40,7 +40,7 @@ def test_every_difference_is_named() -> None:
         one.require_same(make_identity(threads=1, decoder="gpu"), "s.csv.journal")
     said = "s.csv.journal belongs to another run: threads was 2, now 1; decoder was cpu, now gpu. "
     assert str(caught.value).startswith(said)
-    assert "--overwrite" in str(caught.value)
+    assert "`overwrite=True`" in str(caught.value)
 
 
 @pytest.mark.parametrize("values", [None, [], 5, {}, {"artifact": "ab"}])

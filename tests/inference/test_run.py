@@ -128,7 +128,7 @@ def test_the_defaults_are_the_commands(
     assert summary.plan.provider in cloudrt.options.PROVIDERS[1:]
     with (tmp_path / "submission.failures.csv").open(newline="") as file:
         assert [row["image"] for row in csv.DictReader(file)] == ["bad.jpg"]
-    with pytest.raises(DataError, match=r"submission\.csv exists: give another --output, or --overwrite"):
+    with pytest.raises(DataError, match=r"submission\.csv exists: give another `output`, or `overwrite=True`"):
         cloudrt.infer(images)
     again = cloudrt.infer(images, resume=True)
     assert again.already_finished

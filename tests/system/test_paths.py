@@ -113,8 +113,8 @@ def test_what_exists_is_replaced_with_overwrite_alone(here: Path) -> None:
     (here / "full" / "x.png").write_bytes(b"")
     (here / "empty").mkdir()
     outputs = {"--output": Path("s.csv")}
-    assert refusal(outputs, READS) == "s.csv exists: give another --output, or --overwrite"
-    assert "s.csv exists: give another --output, or --overwrite" in refusal({"the report": Path("s.csv")}, READS)
+    assert refusal(outputs, READS) == "s.csv exists: give another --output, or `overwrite=True`"
+    assert "s.csv exists: give another `output`, or `overwrite=True`" in refusal({"the report": Path("s.csv")}, READS)
     assert "full is not empty: give another --masks" in refusal({}, READS, folders={"--masks": Path("full")})
     check_outputs(outputs, READS, folders={"--masks": Path("full")}, overwrite=True)
     check_outputs({}, READS, folders={"--masks": Path("empty")})
