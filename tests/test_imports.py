@@ -107,3 +107,21 @@ def test_every_command_is_written_and_listed() -> None:
 def test_the_commands_of_their_own_name(name: str) -> None:
     script = BLOCK + f"sys.argv[1:] = ['--help']\nfrom cloudrt.cli import {name}\n{name}()"
     assert f"Usage: cloudrt-{name}" in python(script, ",".join(SLOW))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train", "nowhere"], "Loading PyTorch ..."),
+        (["export", "best.pth"], "Loading PyTorch ..."),
+        (["serve"], "Loading libraries and the model ..."),
+        (["serve", "-q"], None),
+    ],
+)
+def test_a_command_says_that_it_loads_before_it_imports_anything_slow(words: list[str], line: str | None) -> None:
+    script = BLOCK + "from cloudrt.cli import main\nmain(sys.argv[1:])"
+    command = [sys.executable, "-c", script, ",".join([*SLOW, "fastapi"]), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    *said, error = done.stderr.splitlines()  # the first import of anything slow fails
+    assert error.startswith("Error: ") and "Loading" not in done.stdout
+    assert said == ([line] if line else [])

@@ -11,6 +11,8 @@ from cloudrt.cli.types import Size
 from cloudrt.options import PROVIDERS
 from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
 
+logger = logging.getLogger(__name__)
+
 
 @click.command()
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL.PTH...")
@@ -128,6 +130,7 @@ def export(
     fp32. If no choice of layers passes, it fails with status 2 and says what to try.
     """
     say_logs("cloudrt", logging.INFO)
+    logger.info("Loading PyTorch ...")
     from cloudrt.cli.export_report import show_all, show_checks, show_next, show_refusals, show_result
 
     if check and all(path.suffix == ".onnx" for path in checkpoints):

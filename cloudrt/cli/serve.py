@@ -13,6 +13,8 @@ from cloudrt.cli.run_options import run_options, take_run_options
 from cloudrt.options import TOKEN
 from cloudrt.system.terminal import Failure, reports_errors, say_logs
 
+logger = logging.getLogger(__name__)
+
 
 @click.command()
 @click.argument("model", required=False, type=click.Path(path_type=Path))
@@ -54,6 +56,8 @@ def serve(model: Path | None, verbose: bool, quiet: bool, **given: Any) -> None:
     Without MODEL, ./model.onnx is served if it exists, else the shipped model. The server listens on this machine only,
     unless --host is given. SIGTERM and Ctrl-C finish the requests in progress, for at most 60 seconds.
     """
+    say_logs("cloudrt", logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    logger.info("Loading libraries and the model ...")
     import fastapi  # noqa: F401 - if it is missing, fail before anything slow
     import prometheus_client  # noqa: F401
     import python_multipart  # noqa: F401
@@ -64,7 +68,6 @@ def serve(model: Path | None, verbose: bool, quiet: bool, **given: Any) -> None:
     from cloudrt.serve.server import serve as run
     from cloudrt.serve.settings import ServeSettings
 
-    say_logs("cloudrt", logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     token = given.pop("token")
     settings = ServeSettings(
         host=given.pop("host"),

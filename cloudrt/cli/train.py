@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from itertools import count
 from pathlib import Path
 from shlex import quote
@@ -15,6 +16,8 @@ from cloudrt.cli.types import Duration, Size
 from cloudrt.system.cache import cache_folder
 from cloudrt.system.paths import check_outputs
 from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
+
+logger = logging.getLogger(__name__)
 
 RUN_FILES = ("best.pth", "last.pth", "state.pth", "config.json", "held_out.txt", "history.csv", "curves.png")
 """What a run writes to its folder."""
@@ -191,10 +194,12 @@ def train(
     fold has its own folder in runs/NAME, oof.npz contains the held-out predictions of all folds, and all folds share
     the rules chosen on them. To train on several GPUs or machines, use python -m cloudrt.train.launch or torchrun.
     """
+    say_logs("cloudrt", logging.INFO)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, the first one on each machine
+        logger.info("Loading PyTorch ...")
     from cloudrt.data.folder import open_data
 
     source = open_data(data)  # check the data before importing torch, which takes seconds
-    say_logs("cloudrt", logging.INFO)
     if resume and not name:
         raise Failure("--resume needs the --name of the run")
     if resume and overwrite:
