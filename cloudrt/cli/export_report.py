@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
 
+from cloudrt.cli.run_options import suggested_inputs
 from cloudrt.system.terminal import Failure
 
 if TYPE_CHECKING:
@@ -107,7 +109,8 @@ def show_next(request: ExportRequest, done: ExportSummary) -> None:
         click.echo(f"The engine for batches of {request.batch_size} was built in {done.engine_seconds:.0f} s")
     elsewhere = last.artifact.int8_target == "tensorrt" and last.parity.provider != "tensorrt"
     where, option = (", where TensorRT is installed", " --provider tensorrt") if elsewhere else ("", "")
-    click.echo(f"Next{where}: cloudrt-infer test_images/ --model {last.path}{option}")
+    images = suggested_inputs(request.options.data)
+    click.echo(f"Next{where}: cloudrt-infer {images} --model {quote(str(last.path))}{option}")
 
 
 def _speed_text(done: Exported) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -125,3 +127,9 @@ def take_run_options(given: dict[str, Any]) -> RunOptions:
         tensorrt_rtx=TensorrtRtxOptions(streams, graph) if provider == "tensorrt-rtx" else TensorrtRtxOptions(),
         openvino=OpenvinoOptions(streams) if provider == "openvino" else OpenvinoOptions(),
     )
+
+
+def suggested_inputs(data: Path | None) -> str:
+    """Return the test_images in or beside the folder `data`, quoted for a command; a placeholder if there are none."""
+    found = [folder / "test_images" for folder in (data, data.parent)] if data else []
+    return next((quote(str(folder)) for folder in found if folder.is_dir()), "FOLDER_OF_IMAGES")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -51,7 +52,7 @@ def synth(
     with progress_bar("Drawing scenes", images) as advance:
         written = write_dataset(out, images, size, **options, progress=lambda done, total: advance())
     click.echo(f"{written.train} training and {written.test} test images of {size[1]}x{size[0]} in {out}")
-    click.echo(f"Next: cloudrt-train {out}")
+    click.echo(f"Next: cloudrt-train {quote(str(out))}")
 
 
 def _write_panoramas(out: Path, panorama: Grid, days: int, scene: Grid, *, seed: int, jobs: int) -> None:
@@ -63,4 +64,4 @@ def _write_panoramas(out: Path, panorama: Grid, days: int, scene: Grid, *, seed:
             out, panorama, days, seed, scene=scene, jobs=jobs, progress=lambda done, total: advance()
         )
     click.echo(f"{len(paths)} panoramas of {panorama[1]}x{panorama[0]} in {out}")
-    click.echo(f"Next: cloudrt-infer {out} --tile")
+    click.echo(f"Next: cloudrt-infer {quote(str(out))} --tile")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cloudrt.cli.run_options import run_options, take_run_options
+from cloudrt.cli.run_options import run_options, suggested_inputs, take_run_options
 from cloudrt.cli.types import Numbers
 from cloudrt.system.paths import check_outputs
 from cloudrt.system.terminal import Failure, printable, progress_bar, reports_errors
@@ -75,6 +76,7 @@ def tune(
     from cloudrt.search.tune import tune as search_rules
     from cloudrt.system.machine import usable_cpus
 
+    _refuse_swapped(source, data)
     from_file = source.suffix == ".npz"
     target = _target(output, model, save_probabilities, from_file)
     run = take_run_options(given)
@@ -120,7 +122,7 @@ def tune(
     _show(tuned)
     click.echo(f"{target}: the new rules; {target.with_suffix('.html')}: open it in a browser")
     if target.suffix == ".onnx":
-        click.echo(f"Next: cloudrt-infer test_images/ --model {target}")
+        click.echo(f"Next: cloudrt-infer {suggested_inputs(data)} --model {quote(str(target))}")
     if image_list is None and not from_file:
         click.echo(
             "All images of DATA were used: if the network was trained on some of them, use --image-list", err=True
@@ -130,6 +132,20 @@ def tune(
     if tuned.failures:
         click.echo(f"{len(tuned.failures)} of {len(names)} images were left out", err=True)
         raise SystemExit(1)
+
+
+def _refuse_swapped(source: Path, data: Path) -> None:
+    """Fail if the model or the probabilities are not the first argument, and the folder the second."""
+    if not (source.is_dir() or source.suffix == ".csv"):
+        return
+    if data.suffix in (".onnx", ".npz"):
+        folder = source if source.is_dir() else source.parent
+        raise Failure(f"the arguments are swapped: cloudrt tune {quote(str(data))} {quote(str(folder))}")
+    what = "folder" if source.is_dir() else "table"
+    raise Failure(
+        f"{source} is a {what}: first give a model (.onnx) or probabilities (.npz), then the folder that contains "
+        "train.csv"
+    )
 
 
 def _target(output: Path | None, model: Path | None, save_probabilities: Path | None, from_file: bool) -> Path:

@@ -146,6 +146,8 @@ def open_data(root: str | Path) -> DataFolder:
         (folder.train_images, folder.train_images.is_dir()),
     ):
         if not exists:
+            if root.is_dir() and (root.parent / "train.csv").is_file():
+                raise DataError(f"{root} has no {path.name}: give the folder that contains train.csv, {root.parent}")
             raise DataError(
                 f"{path} is missing: unpack the competition's data into {root} (kaggle competitions download -c "
                 f"understanding_cloud_organization), or write a synthetic data set with: cloudrt synth {root}"

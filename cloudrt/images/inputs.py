@@ -145,6 +145,8 @@ def _find(one: str | Path) -> Iterable[ImageFile]:
         raise DataError(
             f"{one} is in an object store: cloudrt-infer --cluster reads it, by default with Ray on this machine"
         )
+    if path.suffix.lower() in (".onnx", ".pth", ".pt", ".ckpt") and not path.is_dir():
+        raise DataError(f"{one} is a model, not an image: name it with `model`")
     if not path.exists() and glob.has_magic(str(one)):
         return _match(str(one))
     if not path.exists() and not path.is_symlink():

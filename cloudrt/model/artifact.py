@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 ARTIFACT_FORMAT = 1
 PREFIX = "cloudrt."
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+CHECKPOINTS = (".pth", ".pt", ".ckpt")
+"""Suffixes of PyTorch's checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -176,15 +178,23 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: export one with cloudrt-export best.pth") from None
+        source = nearest_checkpoint(path) or "best.pth"
+        raise ArtifactError(f"{path} is missing: export one with cloudrt-export {source}") from None
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        if Path(path).suffix in (".pth", ".pt"):
+        if Path(path).suffix in CHECKPOINTS:
             raise ArtifactError(f"{path} is a checkpoint: convert it with cloudrt-export {path}") from error
         raise ArtifactError(f"{path} is not an ONNX model, or is damaged") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     _check_contained(model, path)
     return model
+
+
+def nearest_checkpoint(path: str | Path) -> Path | None:
+    """Return the checkpoint that a missing `path` may mean: of the same stem, else best.pth in the same folder."""
+    path = Path(path)
+    beside = [*map(path.with_suffix, CHECKPOINTS), path.with_name("best.pth")]
+    return next((one for one in beside if one.is_file()), None)
 
 
 def parse_artifact(model: onnx.ModelProto, path: str | Path) -> Artifact:

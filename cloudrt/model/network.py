@@ -22,6 +22,7 @@ from torch.nn import functional
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.images.image import NO_DATA_LEVEL
 from cloudrt.masks.postprocess import Rule
+from cloudrt.model.artifact import nearest_checkpoint
 from cloudrt.model.network_config import NetworkConfig
 from cloudrt.system.files import replacing
 from cloudrt.system.suggest import check_name
@@ -267,7 +268,9 @@ class Checkpoint:
         try:
             values = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
-            raise ArtifactError(f"{path} is missing: train one with cloudrt-train") from None
+            near = nearest_checkpoint(path)
+            hint = f"did you mean {near}?" if near else "train one with cloudrt-train"
+            raise ArtifactError(f"{path} is missing: {hint}") from None
         except IsADirectoryError:
             raise ArtifactError(f"{path} is a folder: give a checkpoint in it, such as best.pth") from None
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:

@@ -45,6 +45,23 @@ def refused(*words: str | Path) -> str:
         (["infer", "in", "-m", "best.pth"], "best.pth is a checkpoint: convert it with cloudrt-export best.pth"),
         (["explore", "train.csv"], "train.csv is a file: give the folder that contains train.csv and train_images"),
         (["tune", "best.pth", "."], "best.pth is a checkpoint"),
+        (["infer", "in", "-m", "in/m.pt"], "in/m.pt is missing: export one with cloudrt-export in/m.pth"),
+        (
+            ["infer", "in", "-m", "in/model.onnx"],
+            "in/model.onnx is missing: export one with cloudrt-export in/best",
+        ),
+        (["tune", "in/m.ckpt", "."], "in/m.ckpt is missing: export one with cloudrt-export in/m.pth"),
+        (["doctor", "in/best.ckpt"], "in/best.ckpt is missing: export one with cloudrt-export in/best.pth"),
+        (["infer", "best.pth", "in"], "best.pth is a model, not an image: name it with --model"),
+        (["tune", ".", "m.onnx"], "the arguments are swapped: cloudrt tune m.onnx ."),
+        (["tune", "in/train.csv", "p.npz"], "the arguments are swapped: cloudrt tune p.npz in"),
+        (
+            ["tune", "train.csv", "."],
+            "train.csv is a table: first give a model (.onnx) or probabilities (.npz)",
+        ),
+        (["tune", "in", "train.csv"], "in is a folder: first give a model"),
+        (["tune", "m.onnx", "train.csv"], "train.csv is a file: give the folder that contains train.csv"),
+        (["tune", "m.onnx", "in"], "in has no train.csv: give the folder that contains train.csv, ."),
     ],
 )
 def test_mistakes_are_answered_with_what_to_do(
@@ -55,6 +72,8 @@ def test_mistakes_are_answered_with_what_to_do(
     Path("train_images").mkdir()
     cv2.imwrite("in/a.png", np.zeros((20, 30, 3), np.uint8))
     Path("train.csv").write_text("Image_Label,EncodedPixels\n")
+    for name in ("in/best.pth", "in/m.pth"):
+        Path(name).touch()
     Path("best.pth").write_bytes(b"PK\x03\x04 a checkpoint")
     assert said in refused(*words)
 

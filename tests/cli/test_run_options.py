@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from cloudrt.cli.run_options import run_options, take_run_options
+from cloudrt.cli.run_options import run_options, suggested_inputs, take_run_options
 from cloudrt.options import CudaOptions, OpenvinoOptions, RunOptions, TensorrtOptions, TensorrtRtxOptions
 from cloudrt.system.terminal import reports_errors
 
@@ -68,3 +69,14 @@ def test_options_reach_their_provider(words: str, wanted: RunOptions) -> None:
 )
 def test_options_of_another_provider_are_refused(words: str, message: str) -> None:
     assert message in str(parse(*words.split()))
+
+
+def test_the_next_command_names_a_folder_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("my data/train_images", "bare"):
+        Path(folder).mkdir(parents=True)
+    assert suggested_inputs(None) == suggested_inputs(Path("my data")) == "FOLDER_OF_IMAGES"
+    Path("my data/test_images").mkdir()
+    for data in ("my data", "my data/train_images", "my data/test_images"):
+        assert suggested_inputs(Path(data)) == "'my data/test_images'"
+    assert suggested_inputs(Path("bare")) == suggested_inputs(Path("absent")) == "FOLDER_OF_IMAGES"

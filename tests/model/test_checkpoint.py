@@ -53,6 +53,15 @@ def test_a_malicious_checkpoint_does_not_run(checkpoint: Path, tmp_path: Path) -
     assert witness.is_dir()  # it would have run
 
 
+def test_a_missing_checkpoint_suggests_the_one_beside_it(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"best\.pt is missing: train one with cloudrt-train"):
+        Checkpoint.load(tmp_path / "best.pt")
+    (tmp_path / "best.pth").touch()
+    for name in ("best.pt", "other.ckpt"):
+        with pytest.raises(ArtifactError, match=rf"{name} is missing: did you mean {tmp_path / 'best.pth'}\?"):
+            Checkpoint.load(tmp_path / name)
+
+
 def test_checkpoints_that_are_cut_or_of_another_format(checkpoint: Path, tmp_path: Path) -> None:
     content = checkpoint.read_bytes()
     path = tmp_path / "x.pth"
