@@ -18,6 +18,9 @@ R = TypeVar("R")
 
 MAX_FILES = 256
 """Largest number of images in one request."""
+STRIPPED = "the image has lost its zero bytes, as with curl -d @FILE: use curl --data-binary @FILE, or -F images=@FILE"
+"""`curl -d` removes zero bytes and line breaks; every image has zero bytes."""
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"II*", b"MM*", b"RIFF", b"BM")
 
 
 async def read_body(request: Request, settings: ServeSettings) -> bytes:
@@ -40,10 +43,13 @@ async def read_images(request: Request, settings: ServeSettings) -> list[tuple[s
     Raises
     ------
     HTTPException
-        See `read_body`; 400, malformed multipart data or no file in it.
+        See `read_body`; 422, an image without its zero bytes; 400, malformed multipart data or no file in it.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return [("image-0", await read_body(request, settings))]
+        body = await read_body(request, settings)
+        if body.startswith(_MAGIC) and b"\0" not in body:
+            raise HTTPException(422, STRIPPED)
+        return [("image-0", body)]
     try:
         form = await MultiPartParser(
             request.headers, _limited(request, settings), max_files=MAX_FILES, max_fields=MAX_FILES

@@ -98,6 +98,13 @@ def test_one_image_in_the_body_is_answered_like_a_form(server: Server, folder: P
             assert alone.json["images"] == [in_form | {"image": "image-0"}]
 
 
+@pytest.mark.parametrize("name", ["0.jpg", "lossless.png"])
+def test_an_image_that_curl_stripped_is_answered_with_the_right_option(server: Server, folder: Path, name: str) -> None:
+    data = (folder / "images" / name).read_bytes()
+    answer = server.ask("/v1/segment", data.translate(None, b"\0\r\n"))
+    assert answer.status == 422 and "--data-binary" in answer.json["detail"]
+
+
 def test_areas_presence_and_levels(server: Server, folder: Path) -> None:
     data = (folder / "images" / "2.jpg").read_bytes()
     (one,) = server.ask("/v1/segment?levels=true", data).json["images"]
