@@ -51,7 +51,7 @@ EVERYTHING = RunOptions(
         ({"allow_cpu": "no"}, "allow_cpu must be True or False, found 'no'"),
         ({"cuda": {"streams": 2}}, "cuda must be of type CudaOptions"),
         ({"openvino": CudaOptions()}, "openvino must be of type OpenvinoOptions"),
-        ({"provider": "cpu", "compute_precision": "bf16"}, "--compute-precision bf16 applies to --provider openvino"),
+        ({"provider": "cpu", "compute_precision": "bf16"}, "`compute_precision='bf16'` applies to"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
