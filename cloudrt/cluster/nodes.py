@@ -68,10 +68,11 @@ def connected(address: str) -> Iterator[None]:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     terminated = signal.getsignal(signal.SIGTERM)
     try:
-        if address == "local":
-            ray.init(address="local", include_dashboard=False, **quiet)
-        else:
-            ray.init(address=address, **quiet)
+        with _silent_start():
+            if address == "local":
+                ray.init(address="local", include_dashboard=False, **quiet)
+            else:
+                ray.init(address=address, **quiet)
     except Exception as error:  # Ray raises Exception itself where a node does not start in time
         raise ClusterError(_refused(address, error)) from error
     if threading.current_thread() is threading.main_thread():
@@ -80,6 +81,22 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent_start() -> Iterator[None]:
+    """Discard what is written to file descriptor 2, unless -v is given: Ray's C++ code prints its log level there."""
+    if logger.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def prepare() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
+import os
 import queue
 import socket
 import threading
@@ -21,7 +23,7 @@ from support.tiny import SMALL_GRIDS, write_jpeg
 
 from cloudrt.cluster import watch
 from cloudrt.cluster.isolation import Ledger, PartitionState, segment
-from cloudrt.cluster.nodes import ClusterError, Node, Share, connected, share_out, unwrapped
+from cloudrt.cluster.nodes import ClusterError, Node, Share, _silent_start, connected, share_out, unwrapped
 from cloudrt.cluster.partitions import FORMAT, ListedImage, Partitions, cut, pack, unpack
 from cloudrt.cluster.storage import Place, StorageError, open_place
 from cloudrt.errors import DataError, ImageError
@@ -317,3 +319,14 @@ def test_a_broken_engine_is_not_a_failure_of_images() -> None:
     images = [ListedImage("a", -1, "a", 0)]
     with pytest.raises(RuntimeError, match="no engine"):
         segment(Fragile(broken=True), images, [ImageFile("a", Path("a"))], PartitionState(), lambda _: None)
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_ray_prints_while_it_starts_is_shown_with_v_only(
+    verbose: bool, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG if verbose else logging.INFO, "cloudrt")
+    with _silent_start():
+        os.write(2, b"Set ray log level\n")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err.splitlines() == ["Set ray log level", "after"][0 if verbose else 1 :]

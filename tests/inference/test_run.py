@@ -161,7 +161,7 @@ def test_formats(images: Path, model: Path, tmp_path: Path) -> None:
         ({"batch_size": -4}, "batch_size must be a whole number"),
         ({"provider": "cudda"}, "no provider named 'cudda'; did you mean cuda"),
         ({"resume": True, "overwrite": True}, "give one of them"),
-        ({"resume": True, "save_probabilities": "p.npz"}, "cannot be combined with --resume"),
+        ({"resume": True, "save_probabilities": "p.npz"}, "cannot be combined with `resume`"),
         ({"save_probabilities": "p.csv"}, "must end in .npz"),
     ],
 )
