@@ -256,7 +256,7 @@ DRIVERS: list[tuple[dict[str, str], str, str]] = [
     ({}, "cuda", "no GPU that this process may use (CUDA_ERROR_NO_DEVICE): check CUDA_VISIBLE_DEVICES"),
     ({"STUB_FAULT": "803"}, "cuda", "cannot be used (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH): restart the machine"),
     ({"STUB_GPUS": "9.0", "STUB_CUDA": "12080"}, "cuda", "supports CUDA 12.8 at most, ONNX Runtime needs CUDA 13"),
-    ({"STUB_GPUS": "9.0"}, "tensorrt-rtx", "NVIDIA Stub, 8 GiB has 9.0: use --provider cuda or tensorrt"),
+    ({"STUB_GPUS": "9.0"}, "tensorrt-rtx", "NVIDIA Stub, 8 GiB has 9.0: use provider cuda or tensorrt"),
     ({"STUB_GPUS": "8.0 7.5"}, "tensorrt-rtx", "needs compute capability 8.6, 8.9, and 12.0 or later"),
     ({"STUB_GPUS": "8.9", "STUB_CUDA": "12080"}, "tensorrt-rtx", "TensorRT for RTX needs CUDA 13"),
     ({"STUB_GPUS": "9.0 8.9"}, "tensorrt-rtx", "None"),  # one of them is supported

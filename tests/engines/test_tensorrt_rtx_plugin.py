@@ -64,7 +64,7 @@ def test_an_unsupported_gpu_is_named_before_anything_is_loaded(stubs: Path) -> N
     done = python_with_stubs(stubs, REGISTER, STUB_GPUS="9.0 8.9")
     assert done.stdout.splitlines() == [
         "GPU 0, NVIDIA Stub, 8 GiB, has compute capability 9.0, but TensorRT for RTX needs 8.6, 8.9, and 12.0 or "
-        "later: use --provider cuda or tensorrt",
+        "later: use provider cuda or tensorrt",
         "False",
     ]
 

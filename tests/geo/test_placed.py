@@ -450,7 +450,7 @@ def test_the_command(model: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "b.geojson")
     result = CliRunner().invoke(main, [*words, "--bounds", "-61,10,-54,14", "-o", output, "--report"])
     assert result.exit_code == 0, result.output
-    assert "position from its --bounds: -61 to -54, 10 to 14 (EPSG:4326)" in result.output
+    assert "position from its bounds: -61 to -54, 10 to 14 (EPSG:4326)" in result.output
     assert len(json.loads(Path(output).read_text())["features"]) == 3
     assert "data:image/" in (tmp_path / "b.geojson.html").read_text()
     for options, reason in (

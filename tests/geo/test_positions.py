@@ -67,7 +67,7 @@ def test_the_order_of_the_sources(tmp_path: Path) -> None:
     assert by_name and by_bounds and by_world and by_jgw
     assert [found.source for found in (by_name, by_bounds, by_world, by_jgw)] == [
         "file name",
-        "--bounds",
+        "bounds",
         "world file .wld",
         "world file .jgw",
     ]

@@ -403,7 +403,7 @@ def test_options_that_cannot_be(model: Path, tmp_path: Path) -> None:
     image = write_picture(tmp_path / "a.png", draw_scene(0, (300, 400)).image)
     with pytest.raises(DataError, match="overlap is from"):
         run(image, tmp_path / "a.csv", model, tile=True, overlap=0.95)
-    with pytest.raises(DataError, match="save-probabilities"):
+    with pytest.raises(DataError, match="save_probabilities"):
         run(image, tmp_path / "a.csv", model, tile=True, save_probabilities=tmp_path / "p.npz")
     with pytest.raises(DataError, match="outside the Earth"):
         run(image, tmp_path / "a.csv", model, tile=True, bounds=(0, 0, 10, 95))
