@@ -178,7 +178,7 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except FileNotFoundError:
-        source = nearest_checkpoint(path) or "best.pth"
+        source = nearest_checkpoint(path) or "best.pth, which cloudrt-train writes"
         raise ArtifactError(f"{path} is missing: export one with cloudrt-export {source}") from None
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
         if Path(path).suffix in CHECKPOINTS:
