@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.engines.base import BATCH_SIZES, Engine, EngineOptions
+from cloudrt.engines.candidates import GAIN, NOTHING_FIXED, Candidate, FixedSettings, Setting, best_setting
 from cloudrt.engines.choice import open_engine
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
 from cloudrt.labels import Grid
@@ -36,8 +37,6 @@ BUDGET = 12.0
 """Time limit of `measure_settings` in seconds; a setting that would exceed it is not measured."""
 SHORTEST = 0.2
 """Shortest time to measure a setting, in seconds."""
-GAIN = 1.05
-"""Factor by which a setting must be faster to be preferred to one that was measured before it."""
 ROUNDS = 5
 """Number of rounds in which two settings are timed alternately."""
 BATCHES = {
@@ -48,62 +47,6 @@ BATCHES = {
     "tensorrt": (BATCH_SIZES["tensorrt"],),
     "tensorrt-rtx": (BATCH_SIZES["tensorrt-rtx"],),
 }
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Settings of an engine, and the images/s measured with them; see `EngineOptions`."""
-
-    batch_size: int
-    streams: int = 1
-    cuda_graph: bool = False
-    images_per_s: float = 0.0
-    channels_last: bool = False
-    pinned: bool = True
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def read(cls, values: Any) -> list[Setting]:
-        """Return settings from a list of the values that `to_dict` returned; an empty list if it is malformed."""
-        try:
-            settings = [cls(**one) for one in values]
-        except TypeError:
-            return []
-        kinds = (int, int, bool, float, bool, bool)
-        for setting in settings:
-            found = tuple(map(type, asdict(setting).values()))
-            if (
-                found != kinds
-                or min(setting.batch_size, setting.streams) < 1
-                or not 0 < setting.images_per_s < math.inf
-            ):
-                return []
-        return settings
-
-
-@dataclass(frozen=True)
-class FixedSettings:
-    """The settings that the user fixes; those that are 0 or None are measured."""
-
-    batch_size: int = 0
-    streams: int = 0
-    cuda_graph: bool | None = None
-    channels_last: bool | None = None
-
-
-NOTHING_FIXED = FixedSettings()
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A provider with its settings."""
-
-    provider: str
-    precision: str
-    setting: Setting
 
 
 @dataclass
@@ -355,11 +298,3 @@ def measure_rate(engine: Engine, batch: NDArray[np.uint8]) -> float:
         times = max(1, math.ceil(SHORTEST / 2 / max(once, 1e-6)))
         best = min(run(times) for _ in range(2))
     return times * engine.streams * len(batch) / best
-
-
-def best_setting(settings: list[Setting]) -> Setting | None:
-    """Return the first settings whose rate is within a factor `GAIN` of the highest; None for an empty list."""
-    if not settings:
-        return None
-    fastest = max(setting.images_per_s for setting in settings)
-    return next(setting for setting in settings if GAIN * setting.images_per_s >= fastest)

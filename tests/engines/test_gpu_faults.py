@@ -18,10 +18,11 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
 
 from cloudrt.engines.availability import problem
 from cloudrt.engines.base import EngineOptions, brief
+from cloudrt.engines.candidates import FixedSettings, Setting
 from cloudrt.engines.choice import open_engine
 from cloudrt.engines.libraries import cuda_libraries, cuda_major, is_present
 from cloudrt.engines.plan import Plan
-from cloudrt.engines.trial import FixedSettings, ProviderTrial, Setting
+from cloudrt.engines.trial import ProviderTrial
 from cloudrt.errors import MemoryExhausted, ProviderError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.run import infer
