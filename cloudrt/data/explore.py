@@ -23,7 +23,8 @@ from cloudrt.data.audit import Finding, audit_masks, audit_rows, audit_shares
 from cloudrt.data.duplicates import difference_hash, similar_groups
 from cloudrt.data.folder import DataFolder, writes_absences
 from cloudrt.errors import DataError, ImageError
-from cloudrt.images.image import NO_DATA_LEVEL, decode, read_file, resize
+from cloudrt.images.image import NO_DATA_LEVEL, decode, read_file
+from cloudrt.images.resize import display_size, resize
 from cloudrt.labels import Grid, Labels
 from cloudrt.masks.rle import rle_encode, rle_to_submit_grid
 from cloudrt.system.overlap import overlap
@@ -161,7 +162,8 @@ def explore(data: DataFolder, threads: int = 1, bar: Bar | None = None) -> Explo
     if not writes_absences(texts):  # images without any class
         texts |= {name: {} for name in unlisted}
         unlisted = []
-    exploration = Exploration(data, [], np.zeros((len(labels.classes), *_scaled(labels.submit_grid, _MAP))), findings)
+    positions = np.zeros((len(labels.classes), *display_size(labels.submit_grid, _MAP)))
+    exploration = Exploration(data, [], positions, findings)
     of_images: list[Finding] = []
     shown = bar("Reading images", len(texts)) if bar else nullcontext(lambda _: None)
     with shown as advance, ThreadPoolExecutor(threads) as pool:
@@ -179,19 +181,13 @@ def explore(data: DataFolder, threads: int = 1, bar: Bar | None = None) -> Explo
     return exploration
 
 
-def _scaled(size: Grid, longer: int) -> Grid:
-    """Return a height and width of the same aspect ratio, with a longer side of `longer` pixels."""
-    scale = longer / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
 def _read(
     data: DataFolder, name: str, texts: dict[str, str]
 ) -> tuple[ImageSummary, dict[str, str], NDArray[np.float64], list[Finding]]:
     """Return the summary, the RLE texts, the position maps and the findings of one image."""
     labels = data.labels
     masks = np.stack([rle_to_submit_grid(texts.get(label, ""), labels) for label in labels.classes])
-    height, width = _scaled(labels.submit_grid, _MAP)
+    height, width = display_size(labels.submit_grid, _MAP)
     maps = np.stack(
         [cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) for mask in masks]
     )
@@ -204,7 +200,7 @@ def _read(
         digest = hashlib.sha256(content).hexdigest()
         image = decode(content)
         size = (image.shape[0], image.shape[1])
-        thumbnail = resize(image, _scaled(size, _THUMBNAIL))
+        thumbnail = resize(image, display_size(size, _THUMBNAIL))
         dark = (thumbnail.max(axis=2) <= NO_DATA_LEVEL).astype(np.uint8)
         no_data, similarity = float(dark.mean()), difference_hash(thumbnail)
     except ImageError as error:

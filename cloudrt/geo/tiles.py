@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from cloudrt.errors import DataError, ImageError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.positions import Bounds, Position, check_degrees, read_position
-from cloudrt.images.image import NO_DATA_LEVEL, Image, decode, is_plain_jpeg, read_file, reduce, resize
+from cloudrt.images.image import NO_DATA_LEVEL, Image, decode, is_plain_jpeg, read_file
+from cloudrt.images.resize import reduce, resize
 from cloudrt.labels import Grid
 from cloudrt.masks.postprocess import encode_mask
 from cloudrt.model.artifact import Artifact

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cloudrt.errors import ImageError
 from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.images.image import load_image
+from cloudrt.images.resize import display_size
 from cloudrt.labels import Grid, Labels, class_colours
 from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import replacing
@@ -201,12 +202,6 @@ def trace(index: int, mask: NDArray[np.uint8]) -> Outline:
 def picture_side(count: int) -> int:
     """Return the number of pixels of the longer side of each picture on a page of `count` images."""
     return next((side for most, side in _SIDES if count <= most), _SMALLEST_SIDE)
-
-
-def display_size(grid: Grid, side: int) -> Grid:
-    """Return height and width of a picture with the shape of the grid and `side` pixels on its longer side."""
-    scale = side / max(grid)
-    return max(1, round(grid[0] * scale)), max(1, round(grid[1] * scale))
 
 
 def percent(share: float) -> str:

@@ -27,7 +27,8 @@ from cloudrt.geo.components import keep_components, label
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.tiles import Tiling, offsets, open_panorama
 from cloudrt.images import image
-from cloudrt.images.image import ImageFile, load_image, resize
+from cloudrt.images.image import ImageFile, load_image
+from cloudrt.images.resize import resize
 from cloudrt.inference.panoramas import predict_panoramas
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.kernels.weighted import add_weighted, divide_weighted
