@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.data.scenes import draw_scene
-from cloudrt.data.synth import JPEG_QUALITY
+from cloudrt.data.synth import write_jpeg
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.image import Image, ImageFile, find_images, load_image
 from cloudrt.inference.pipeline import Segmenter
@@ -142,9 +142,8 @@ def draw_scenes(folder: Path, count: int, advance: Callable[[], object], size: G
     folder.mkdir()
 
     def draw(seed: int) -> ImageFile:
-        bgr = cv2.cvtColor(draw_scene(seed, size).image, cv2.COLOR_RGB2BGR)
         path = folder / f"scene-{seed:03d}.jpg"
-        path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes())
+        write_jpeg(path, draw_scene(seed, size).image)
         return ImageFile(path.name, path)
 
     files = []
