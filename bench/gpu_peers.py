@@ -22,7 +22,7 @@ from cloudrt.inference.run import infer
 from cloudrt.masks.metric import score
 from cloudrt.model.artifact import read_artifact
 from cloudrt.model.parity import TOLERANCES
-from cloudrt.system.terminal import Advance, progress_bar
+from cloudrt.system.progress import Advance, progress_bar
 
 from .gpu_task import GpuTask, NotRun, Part, Values, make_batch, measure_images_per_s
 from .networks import TorchGraph, load_checkpoint, make_checkpoint

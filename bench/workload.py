@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,9 +25,7 @@ from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import Artifact
 from cloudrt.options import GPU_PROVIDERS
 from cloudrt.system.machine import usable_cpus
-
-if TYPE_CHECKING:
-    from cloudrt.inference.run import Progress
+from cloudrt.system.progress import ProgressBar
 
 IMAGES = 6
 
@@ -98,7 +96,7 @@ def infer(segmenter: Segmenter, images: Sequence[Image]) -> Maps:
 
 
 def open_images(
-    data: Path | None, max_images: int, segmenter: Segmenter, folder: Path, progress: Progress
+    data: Path | None, max_images: int, segmenter: Segmenter, folder: Path, progress: ProgressBar
 ) -> tuple[list[ImageFile], dict[str, Any]]:
     """Return the images, evenly spaced over the folder, and their description for bench.json.
 

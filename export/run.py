@@ -23,7 +23,7 @@ from cloudrt.model.parity import TOLERANCES, Tolerances, Verdict
 from cloudrt.system.files import replacing
 from cloudrt.system.machine import describe_machine
 from cloudrt.system.paths import check_outputs, check_suffixes
-from cloudrt.system.terminal import ProgressBar
+from cloudrt.system.progress import ProgressBar
 
 from .export import PRECISIONS, Exported, Target, export
 from .source import ExportSource, SourceOptions

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
 from cloudrt.model.network import Checkpoint, NetworkConfig, write_tensors
 from cloudrt.system.files import locked, replacing
+from cloudrt.system.progress import ProgressBar, no_progress
 from cloudrt.system.statistics import memory
-from cloudrt.system.terminal import Advance, ProgressBar
 
 from .cache import DatasetCache, open_cache
 from .config import TrainConfig
@@ -42,12 +41,6 @@ logger = logging.getLogger(__name__)
 
 PROBABILITIES = "held_out.npz"
 LOCK = ".lock"
-
-
-@contextmanager
-def no_bar(description: str, total: int) -> Iterator[Advance]:
-    """Show no progress."""
-    yield lambda n=1, **fields: None
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,13 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: ProgressBar = no_bar, *, resume: bool = False
+    config: TrainConfig,
+    data: Path,
+    folder: Path,
+    cache_root: Path,
+    bar: ProgressBar = no_progress,
+    *,
+    resume: bool = False,
 ) -> TrainResult:
     """Train a network on the data set `data` and write the run to `folder`.
 
@@ -91,7 +90,7 @@ def train(
     """
     advice = "wait until it ends, or use another --name"
     with processes(config.device) as team, locked(folder / LOCK, advice) if team.first else nullcontext():
-        return _train(config, data, folder, cache_root, bar if team.first else no_bar, resume, team)
+        return _train(config, data, folder, cache_root, bar if team.first else no_progress, resume, team)
 
 
 def _train(

@@ -85,7 +85,7 @@ class Trainer:
         """Whether the time budget is used up."""
         return bool(self.config.time_budget) and self.seconds >= self.config.time_budget
 
-    def epoch(self, number: int, advance: Callable[..., None]) -> float:
+    def epoch(self, number: int, advance: Callable[..., object]) -> float:
         """Train one epoch, or until the time budget is used up, and return the mean loss.
 
         Raises

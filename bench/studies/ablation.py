@@ -35,7 +35,7 @@ from cloudrt.data.folder import open_data
 from cloudrt.labels import Grid
 from cloudrt.model.network import NetworkConfig, build_network
 from cloudrt.system.cache import cache_folder
-from cloudrt.system.terminal import progress_bar
+from cloudrt.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from cloudrt.model.network import Checkpoint, InferenceGraph
 from cloudrt.model.network_config import VIEWS
 from cloudrt.search.choose import assign_folds, choose_rules
 from cloudrt.search.tables import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for
-from cloudrt.system.terminal import progress_bar
+from cloudrt.system.progress import progress_bar
 
 from .results import save
 

@@ -39,7 +39,7 @@ from cloudrt.labels import Grid, Labels
 from cloudrt.masks.metric import dice
 from cloudrt.masks.rle import rle_to_submit_grid
 from cloudrt.masks.table import read_table
-from cloudrt.system.terminal import progress_bar
+from cloudrt.system.progress import progress_bar
 
 from .results import save
 

@@ -9,7 +9,8 @@ import click
 
 from cloudrt.cli.types import Size
 from cloudrt.options import PROVIDERS
-from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
+from cloudrt.system.progress import progress_bar
+from cloudrt.system.terminal import Failure, reports_errors, say_logs
 
 
 @click.command()

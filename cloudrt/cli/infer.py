@@ -14,7 +14,8 @@ import click
 
 from cloudrt.cli.infer_cluster import CLUSTER_ONLY, cluster_options, infer_on, refuse_options
 from cloudrt.cli.run_options import run_options, take_run_options
-from cloudrt.system.terminal import Failure, printable, progress_bar, reports_errors, say_logs
+from cloudrt.system.progress import no_progress, progress_bar
+from cloudrt.system.terminal import Failure, printable, reports_errors, say_logs
 
 if TYPE_CHECKING:
     from cloudrt.inference.task import RunSummary
@@ -92,7 +93,7 @@ def infer(
     --resume continues it, and writes the same bytes as a run without interruption.
     """
     from cloudrt.inference.outputs import SUFFIXES
-    from cloudrt.inference.run import no_progress, run_task
+    from cloudrt.inference.run import run_task
     from cloudrt.inference.task import InferTask
 
     refuse_options(given, given["cluster"] is not None)

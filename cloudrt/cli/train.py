@@ -14,7 +14,8 @@ import click
 from cloudrt.cli.types import Duration, Size
 from cloudrt.system.cache import cache_folder
 from cloudrt.system.paths import check_outputs
-from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
+from cloudrt.system.progress import progress_bar
+from cloudrt.system.terminal import Failure, reports_errors, say_logs
 
 RUN_FILES = ("best.pth", "last.pth", "state.pth", "config.json", "held_out.txt", "history.csv", "curves.png")
 """What a run writes to its folder."""

@@ -12,7 +12,8 @@ import click
 from cloudrt.cli.run_options import run_options, take_run_options
 from cloudrt.cli.types import Numbers
 from cloudrt.system.paths import check_outputs
-from cloudrt.system.terminal import Failure, printable, progress_bar, reports_errors
+from cloudrt.system.progress import progress_bar
+from cloudrt.system.terminal import Failure, printable, reports_errors
 
 if TYPE_CHECKING:
     from cloudrt.masks.postprocess import Rule

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import cv2
@@ -28,8 +27,8 @@ from cloudrt.images.resize import display_size, resize
 from cloudrt.labels import Grid, Labels
 from cloudrt.masks.rle import rle_encode, rle_to_submit_grid
 from cloudrt.system.overlap import overlap
+from cloudrt.system.progress import ProgressBar, no_progress
 
-Bar = Callable[[str, int], AbstractContextManager[Callable[..., object]]]
 BINS = 20
 _THUMBNAIL = 280  # longer side, in pixels, of the thumbnail for the no-data fraction and the perceptual hash
 _MAP = 105  # longer side of the position maps, in pixels
@@ -137,7 +136,7 @@ class Exploration:
         return list(kinds.items())
 
 
-def explore(data: DataFolder, threads: int = 1, bar: Bar | None = None) -> Exploration:
+def explore(data: DataFolder, threads: int = 1, bar: ProgressBar = no_progress) -> Exploration:
     """Read all rows and images of a data set, and check them.
 
     Parameters
@@ -147,7 +146,7 @@ def explore(data: DataFolder, threads: int = 1, bar: Bar | None = None) -> Explo
     threads
         Number of threads that read images.
     bar
-        Shows progress: `bar(description, total)` is a context manager that yields `advance(n)`.
+        Opens a progress bar.
 
     Raises
     ------
@@ -165,8 +164,7 @@ def explore(data: DataFolder, threads: int = 1, bar: Bar | None = None) -> Explo
     positions = np.zeros((len(labels.classes), *display_size(labels.submit_grid, _MAP)))
     exploration = Exploration(data, [], positions, findings)
     of_images: list[Finding] = []
-    shown = bar("Reading images", len(texts)) if bar else nullcontext(lambda _: None)
-    with shown as advance, ThreadPoolExecutor(threads) as pool:
+    with bar("Reading images", len(texts)) as advance, ThreadPoolExecutor(threads) as pool:
         for summary, rle, maps, found in overlap(pool, lambda one: _read(data, *one), texts.items(), 4 * threads):
             exploration.images.append(summary)
             exploration.rle[summary.name] = rle

@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,20 +40,10 @@ from cloudrt.options import RunOptions, RunSettings
 from cloudrt.search.probabilities import ProbabilityWriter, write_probabilities
 from cloudrt.system.files import replacing
 from cloudrt.system.overlap import overlap
+from cloudrt.system.progress import ProgressBar, no_progress
 from cloudrt.system.suggest import check_name
 
 logger = logging.getLogger(__name__)
-
-Advance = Callable[..., object]
-"""Called when images are finished: `advance(n=1, **fields)`; the fields are shown beside the progress bar."""
-Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""`progress(description, total)` opens a progress bar; it yields `Advance`."""
-
-
-@contextmanager
-def no_progress(_description: str, _total: int) -> Iterator[Advance]:
-    """Show no progress."""
-    yield lambda *_, **__: None
 
 
 def infer(
@@ -61,7 +51,7 @@ def infer(
     output: str | Path = "submission.csv",
     model: str | Path | None = None,
     *,
-    progress: Progress = no_progress,
+    progress: ProgressBar = no_progress,
     **settings: Unpack[InferSettings],
 ) -> RunSummary:
     """Segment images and write the submission, as `cloudrt-infer` does.
@@ -75,7 +65,7 @@ def infer(
     model
         Path of the artifact. None uses ./model.onnx if it exists, else the model that ships with the package.
     progress
-        Opens a progress bar; see `Progress`.
+        Opens a progress bar; see `ProgressBar`.
     **settings
         Fields of `InferTask` and of `cloudrt.RunOptions`.
 
@@ -112,7 +102,7 @@ def infer(
 _TASK_FIELDS = frozenset(InferSettings.__annotations__) - frozenset(RunSettings.__annotations__)
 
 
-def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bool = True) -> RunSummary:
+def run_task(task: InferTask, progress: ProgressBar = no_progress, *, resumable: bool = True) -> RunSummary:
     """Run a task; see `infer`. One that is not `resumable` leaves no journal where it is interrupted."""
     model, artifact = describe_model(task.model, task.run)
     require_rules(artifact, model)
@@ -165,7 +155,7 @@ def write_submission(
     files: Sequence[ImageFile],
     task: InferTask,
     identity: Identity | None = None,
-    progress: Progress = no_progress,
+    progress: ProgressBar = no_progress,
     checks: Sequence[Check] = (),
 ) -> Submission:
     """Segment images and write the outputs of a task.

@@ -11,7 +11,7 @@ import csv
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -30,8 +30,7 @@ from cloudrt.search.probabilities import Probabilities, write_probabilities
 from cloudrt.search.tables import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for
 from cloudrt.system.files import replacing
 from cloudrt.system.overlap import overlap
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+from cloudrt.system.progress import ProgressBar
 
 
 class MapSource(Protocol):
@@ -182,7 +181,7 @@ def tune(
     options: TuneOptions,
     *,
     save: Path | None = None,
-    bar: Bar,
+    bar: ProgressBar,
 ) -> Tuned:
     """Search and choose the rules on labelled images.
 
@@ -199,7 +198,7 @@ def tune(
     save
         File to store the probabilities in, if given.
     bar
-        Shows progress: `bar(description, total)` is a context manager that yields `advance(n)`.
+        Opens a progress bar.
 
     Raises
     ------

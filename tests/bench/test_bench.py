@@ -27,11 +27,11 @@ from cloudrt.cli.bench import bench
 from cloudrt.errors import ArtifactError
 from cloudrt.images.image import load_image
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.inference.run import no_progress
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import rle_encode
 from cloudrt.options import RunOptions
+from cloudrt.system.progress import no_progress
 
 STAGES_ALONE = ("--only", "stages")
 CPU = RunOptions("cpu")
