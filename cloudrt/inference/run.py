@@ -9,7 +9,6 @@ not finish. Messages for the user are logged to `cloudrt.inference.run`.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import time
@@ -28,9 +27,9 @@ from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_keys, list_inputs, load_sample
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import read_identity
+from cloudrt.inference.paint import paint
 from cloudrt.inference.panorama_checks import Check, panorama_checks
 from cloudrt.inference.panoramas import predict_panoramas
-from cloudrt.inference.pictures import write_masks, write_overlay
 from cloudrt.inference.pipeline import Segmenter, describe_model, require_rules
 from cloudrt.inference.results import Result
 from cloudrt.inference.submission import Submission, open_submission, read_run_record
@@ -206,7 +205,7 @@ def write_submission(
         def painted(results: Iterable[tuple[ImageFile, Result]]) -> Iterable[tuple[ImageFile, Result]]:
             if not (task.masks or task.overlays):
                 return results
-            return overlap(painters, partial(_paint, segmenter, task), results, 2 * segmenter.threads)
+            return overlap(painters, partial(paint, segmenter, task), results, 2 * segmenter.threads)
 
         def show(file: ImageFile, result: Result) -> None:
             if page:
@@ -278,37 +277,6 @@ def _finished(files: Sequence[ImageFile], submission: Submission) -> Iterator[tu
         rle = dict(zip(labels.classes, record.texts, strict=True))
         grid = record.place.labels(labels) if record.place else labels
         yield file, Result(record.key, rle, record.error, grid, place=record.place)
-
-
-def _paint(segmenter: Segmenter, task: InferTask, pair: tuple[ImageFile, Result]) -> tuple[ImageFile, Result]:
-    """Write the masks and the overlay of one image, if the task asks for them.
-
-    An image whose name the file system does not take fails.
-    """
-    file, result = pair
-    try:
-        _write_pictures(segmenter, task, file, result)
-    except OSError as error:
-        if error.errno not in _NAMES:
-            raise
-        reason = result.error or f"its masks or overlay cannot be written: {error.strerror}"
-        return file, replace(result, rle=dict.fromkeys(result.rle, ""), error=reason)
-    return pair
-
-
-_NAMES = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR)
-"""Errors of file systems that refuse a name."""
-
-
-def _write_pictures(segmenter: Segmenter, task: InferTask, file: ImageFile, result: Result) -> None:
-    texts = list(result.rle.values())
-    if "\0" in result.image and (task.masks or task.overlays):
-        raise OSError(errno.EINVAL, "its name contains a NUL character")
-    if task.masks:
-        write_masks(task.masks, result.image, texts, result.labels, result.place)
-    if task.overlays and result.error is None:
-        limit = segmenter.options.max_pixels * (MORE_PIXELS if task.tiling else 1)
-        write_overlay(task.overlays, result.image, file.path, texts, result.labels, limit)
 
 
 def _keeper(writer: ProbabilityWriter) -> Callable[[Inferred], None]:
