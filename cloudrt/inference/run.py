@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -34,9 +34,8 @@ from cloudrt.inference.pipeline import Segmenter, describe_model, require_rules
 from cloudrt.inference.results import Result
 from cloudrt.inference.submission import Submission, open_submission, read_run_record
 from cloudrt.inference.task import InferSettings, InferTask, RunSummary
-from cloudrt.model.inferred import Inferred
 from cloudrt.options import RunOptions, RunSettings
-from cloudrt.search.probabilities import ProbabilityWriter, write_probabilities
+from cloudrt.search.probabilities import write_probabilities
 from cloudrt.system.files import replacing
 from cloudrt.system.overlap import overlap
 from cloudrt.system.progress import ProgressBar, no_progress
@@ -220,7 +219,7 @@ def write_submission(
                     check.check(result.image, result.place)
         keep = None
         if task.save_probabilities:
-            keep = _keeper(stack.enter_context(write_probabilities(task.save_probabilities, labels)))
+            keep = stack.enter_context(write_probabilities(task.save_probabilities, labels)).keep
         left = files[submission.resumed :]
         advance = stack.enter_context(progress("Segmenting", len(left)))
         predicted = (
@@ -277,14 +276,6 @@ def _finished(files: Sequence[ImageFile], submission: Submission) -> Iterator[tu
         rle = dict(zip(labels.classes, record.texts, strict=True))
         grid = record.place.labels(labels) if record.place else labels
         yield file, Result(record.key, rle, record.error, grid, place=record.place)
-
-
-def _keeper(writer: ProbabilityWriter) -> Callable[[Inferred], None]:
-    def keep(item: Inferred) -> None:
-        if item.probability is not None:
-            writer.add(item.image, item.probability, item.presence)
-
-    return keep
 
 
 def _write_stats(path: Path, segmenter: Segmenter, done: Submission, identity: Identity) -> None:
