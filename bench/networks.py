@@ -27,7 +27,7 @@ from .options import BenchOptions
 from .workload import Workload
 
 if TYPE_CHECKING:
-    from cloudrt.model.network import Checkpoint
+    from cloudrt.model.checkpoint import Checkpoint
 
 
 class OnnxNetwork:
@@ -209,7 +209,7 @@ def load_checkpoint(checkpoint: Path, artifact: Artifact) -> Checkpoint:
     ModuleNotFoundError, ArtifactError
         See `TorchNetwork`.
     """
-    from cloudrt.model.network import Checkpoint
+    from cloudrt.model.checkpoint import Checkpoint
 
     loaded = Checkpoint.load(checkpoint)
     if sha256(checkpoint) != artifact.checkpoint_sha256:
@@ -232,7 +232,8 @@ def make_checkpoint(model: Any, artifact: Artifact) -> Checkpoint:
     ModuleNotFoundError, ArtifactError, DataError
         PyTorch is not installed; the artifact has several networks; the network cannot be built.
     """
-    from cloudrt.model.network import Checkpoint, build_network
+    from cloudrt.model.checkpoint import Checkpoint
+    from cloudrt.model.network import build_network
 
     _refuse_ensemble(artifact)
     has_presence = any(output.name == "presence" for output in model.graph.output)

@@ -15,8 +15,9 @@ from torch import nn
 
 from cloudrt.errors import DataError
 from cloudrt.masks.postprocess import Rule
-from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig
-from cloudrt.model.network_config import VIEWS
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph
+from cloudrt.model.network_config import VIEWS, NetworkConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from cloudrt.labels import Grid
-from cloudrt.model.network import Checkpoint
+from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.parity import TOLERANCES
 from cloudrt.system.files import sha256
 

@@ -18,7 +18,7 @@ import numpy as np
 from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
 from cloudrt.labels import Labels
-from cloudrt.model.network import Checkpoint
+from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.search.choose import choose_rules
 from cloudrt.search.probabilities import Probabilities, labelled_maps, write_probabilities
 from cloudrt.search.tables import THRESHOLDS, measure, min_areas_for

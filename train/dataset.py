@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from cloudrt.labels import Grid
-from cloudrt.model.network import NetworkConfig
+from cloudrt.model.network_config import NetworkConfig
 
 from .augment import build_augmentation
 from .cache import DatasetCache

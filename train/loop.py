@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
-from cloudrt.model.network import Checkpoint, NetworkConfig, write_tensors
+from cloudrt.model.checkpoint import Checkpoint, write_tensors
+from cloudrt.model.network_config import NetworkConfig
 from cloudrt.system.files import locked, replacing
 from cloudrt.system.progress import ProgressBar, no_progress
 from cloudrt.system.statistics import memory

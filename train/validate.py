@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from cloudrt.masks.rle import unpack_mask
-from cloudrt.model.network import InferenceGraph, NetworkConfig
-from cloudrt.model.network_config import VIEWS
+from cloudrt.model.network import InferenceGraph
+from cloudrt.model.network_config import VIEWS, NetworkConfig
 from cloudrt.search.choose import choose_rules
 from cloudrt.search.probabilities import write_probabilities
 from cloudrt.search.tables import THRESHOLDS, BestRule, LabelledMaps, measure, min_areas_for, search_rules

@@ -33,7 +33,8 @@ from cloudrt.train.validate import Validator
 
 from cloudrt.data.folder import open_data
 from cloudrt.labels import Grid
-from cloudrt.model.network import NetworkConfig, build_network
+from cloudrt.model.network import build_network
+from cloudrt.model.network_config import NetworkConfig
 from cloudrt.system.cache import cache_folder
 from cloudrt.system.progress import progress_bar
 

@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from cloudrt.data.folder import DataFolder, open_data
 from cloudrt.images.image import load_image
-from cloudrt.model.network import Checkpoint, InferenceGraph
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph
 from cloudrt.model.network_config import VIEWS
 from cloudrt.search.choose import assign_folds, choose_rules
 from cloudrt.search.tables import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for

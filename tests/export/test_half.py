@@ -21,7 +21,8 @@ from support.networks import make_checkpoint
 from cloudrt.data.scenes import draw_scene
 from cloudrt.engines.choice import open_engine
 from cloudrt.model.artifact import read_artifact
-from cloudrt.model.network import Checkpoint, InferenceGraph
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph
 
 OVERFLOWING = "decoder.seg_blocks.0.block.0.block.0"
 """A convolution whose outputs are normalised right after it: scaling its weights changes nothing but its range."""

@@ -18,7 +18,9 @@ from cloudrt.errors import DataError, ParityError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule
-from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig, build_network
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph, build_network
+from cloudrt.model.network_config import NetworkConfig
 from cloudrt.model.parity import Tolerances
 
 SMALL = Labels(("Fish", "Flower", "Gravel"), (120, 180), (60, 90))

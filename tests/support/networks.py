@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from cloudrt.masks.postprocess import Rule
-from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig, build_network
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph, build_network
+from cloudrt.model.network_config import NetworkConfig
 
 OPTIONS = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
 

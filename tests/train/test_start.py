@@ -21,7 +21,8 @@ from cloudrt.cli.train import train as command
 from cloudrt.data.folder import open_data
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.labels import CLOUDS
-from cloudrt.model.network import Checkpoint, NetworkConfig
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network_config import NetworkConfig
 
 SMALL = TrainConfig(
     encoder="resnet18",

@@ -25,7 +25,7 @@ from support.training import toy_cache
 from cloudrt.cli.explore import explore
 from cloudrt.cli.train import train as command
 from cloudrt.errors import DataError
-from cloudrt.model.network import Checkpoint
+from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.system import files
 from cloudrt.system.files import partial_path
 

@@ -29,7 +29,8 @@ from support.training import SMALL, TOGETHER, weights
 from cloudrt.cli.train import train as command
 from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
-from cloudrt.model.network import Checkpoint, build_network
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import build_network
 from cloudrt.search.probabilities import Probabilities
 
 RICH = replace(

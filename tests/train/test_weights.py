@@ -35,8 +35,9 @@ from support.training import SMALL
 from cloudrt.cli.train import train as command
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.labels import CLOUDS
-from cloudrt.model.network import Checkpoint, NetworkConfig, build_network
-from cloudrt.model.network_config import IMAGENET_MEAN, IMAGENET_STD
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import build_network
+from cloudrt.model.network_config import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig
 
 LITE0 = "tu-tf_efficientnet_lite0"
 needs_package = pytest.mark.skipif(
