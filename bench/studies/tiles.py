@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from cloudrt.data.scenes import draw_scene
 from cloudrt.geo.blend import Blend
-from cloudrt.geo.tiles import OVERLAP, Panorama, Tiling, open_panorama
+from cloudrt.geo.tiles import Panorama, open_panorama
+from cloudrt.geo.tiling import OVERLAP, Tiling
 from cloudrt.images.image import Image, ImageFile, decode, find_images
 from cloudrt.inference.panoramas import predict_panoramas
 from cloudrt.inference.pipeline import Segmenter

@@ -101,7 +101,7 @@ def infer(
     cluster = {name: given.pop(name) for name in ("cluster", *CLUSTER_ONLY)}
     run = _take_remote(given, cluster["cluster"] is not None, take_run_options(given))
     if given["bounds"] is not None:
-        from cloudrt.geo.positions import parse_bounds
+        from cloudrt.geo.bounds import parse_bounds
 
         given["bounds"] = parse_bounds(given["bounds"])
     with ExitStack() as stack:

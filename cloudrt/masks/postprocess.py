@@ -213,7 +213,7 @@ def apply_rules(
     DataError
         Different numbers of maps, rules and presence levels; levels or presence that are not uint8.
     """
-    _check(levels, 3, rules, presence, (len(rules),))
+    _check(levels, 3, rules, presence)
     return _map_texts(levels, _rule_table(rules), presence)
 
 
@@ -238,7 +238,7 @@ def postprocess_batch(
     DataError
         Different numbers of maps, rules and presence levels; levels or presence that are not uint8; `threads` below 1.
     """
-    _check(levels, 4, rules, presence, (len(levels), len(rules)))
+    _check(levels, 4, rules, presence)
     if threads < 1:
         raise DataError(f"threads must be at least 1, found {threads}")
     table = _rule_table(rules)
@@ -266,17 +266,11 @@ def postprocess_batch(
         return [texts for one in pool.map(share, shares) for texts in one]
 
 
-def _check(
-    levels: NDArray[Any],
-    dimensions: int,
-    rules: Sequence[Rule],
-    presence: NDArray[Any] | None,
-    presence_shape: tuple[int, ...],
-) -> None:
+def _check(levels: NDArray[Any], dimensions: int, rules: Sequence[Rule], presence: NDArray[Any] | None) -> None:
     if (
         levels.ndim != dimensions
-        or levels.shape[dimensions - 3] != len(rules)
-        or (presence is not None and presence.shape != presence_shape)
+        or levels.shape[-3] != len(rules)
+        or (presence is not None and presence.shape != levels.shape[:-2])
     ):
         found = f"{levels.shape} maps, {len(rules)} rules, presence {None if presence is None else presence.shape}"
         raise DataError(f"each class needs one (W, H) map, one rule and one presence level per image, found {found}")
