@@ -26,7 +26,8 @@ from cloudrt.system.files import replacing
 from cloudrt.system.progress import ProgressBar, no_progress
 
 from .config import TrainConfig
-from .loop import PROBABILITIES, train
+from .epochs import PROBABILITIES
+from .loop import train
 from .start import STATE
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from cloudrt.train import loop
 from cloudrt.train.cache import open_cache
 from cloudrt.train.cross import CrossResult
 from cloudrt.train.dataset import EpochBatches
-from cloudrt.train.loop import TrainResult, train
+from cloudrt.train.epochs import TrainResult
+from cloudrt.train.loop import train
 from cloudrt.train.losses import build_loss
 from cloudrt.train.optimise import build_average, rate_factor
 from cloudrt.train.trainer import Trainer
