@@ -171,7 +171,8 @@ def _run_tensorrt(task: GpuTask, provider: str, precision: str, reference: Calla
 
 def _export(task: GpuTask, provider: str, precision: str) -> tuple[Path, Values]:
     """Export the checkpoint with the gate in a provider; return the artifact and the gate's figures."""
-    from cloudrt.export.run import ExportRequest, run_export
+    from cloudrt.export.request import ExportRequest
+    from cloudrt.export.run import run_export
     from cloudrt.export.source import SourceOptions
 
     output = Path(task.scratch) / f"{provider}-{precision}.onnx"

@@ -24,9 +24,6 @@ from .parity import Reference
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int], object]
-"""Called with the number of images processed since the last call."""
-
 
 @dataclass(frozen=True)
 class SourceOptions:
@@ -97,7 +94,7 @@ class ExportSource:
         """PyTorch's answers, computed by `run_pytorch` or on first access."""
         return self.run_pytorch()
 
-    def run_pytorch(self, advance: Progress | None = None) -> Reference:
+    def run_pytorch(self, advance: Callable[[int], object] | None = None) -> Reference:
         """Run PyTorch over the images and simplify the graph."""
         self.reference = Reference(self.ensemble, self.compared, advance)
         slim = simplify(self.model)

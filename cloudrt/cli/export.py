@@ -136,7 +136,8 @@ def export(
 
         show_checks(check_artifacts(checkpoints, batch_size))
         return
-    from cloudrt.export.run import ExportRequest, run_export
+    from cloudrt.export.request import ExportRequest
+    from cloudrt.export.run import run_export
     from cloudrt.export.source import SourceOptions
 
     limits = {"mean_difference": max_mean_difference, "dice": min_dice, "empty_mismatch": max_empty_mismatch}

@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from cloudrt.export.export import Target, export
 from cloudrt.export.images import open_images
-from cloudrt.export.run import limited
+from cloudrt.export.request import limited
 from cloudrt.export.source import ExportSource, SourceOptions
 from support.networks import OPTIONS, make_checkpoint
 

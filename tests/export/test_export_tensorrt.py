@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from cloudrt.export.export import Target, export
 from cloudrt.export.gate import Gate
 from cloudrt.export.layers import layers_of
-from cloudrt.export.run import ExportRequest
+from cloudrt.export.request import ExportRequest
 from cloudrt.export.source import ExportSource
 from support.tiny import SMALL_GRIDS, tiny_artifact
 
