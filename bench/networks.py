@@ -179,7 +179,9 @@ class TorchGraph:
         views = VIEWS[tta]
 
         def answer(image: Any) -> Any:
-            return graph.levels(*graph.answers(image.to(torch.float32).permute(0, 3, 1, 2), views))
+            return graph.quantise_outputs(
+                *graph.predict_probability(image.to(torch.float32).permute(0, 3, 1, 2), views)
+            )
 
         self.graph: Callable[[Any], Any] = torch.compile(answer) if compiled else answer
 

@@ -144,7 +144,7 @@ def _export_one(
     report: Callable[[PrecisionResult], object],
 ) -> Exported:
     compared = source.reference
-    title = f"{target.precision} compared with PyTorch fp32 on {len(compared.images)} {compared.answers.source}"
+    title = f"{target.precision} compared with PyTorch fp32 on {len(compared.images)} {compared.outputs.source}"
     try:
         with progress(f"Comparing {target.precision}", len(compared.images)) as advance:
             done = export(source, output, target, advance)

@@ -132,7 +132,7 @@ class Validator:
 
         graph = InferenceGraph(Keep(), config).to(image.device)
         levels = image.to(torch.float32).permute(0, 3, 1, 2)
-        answer = graph.levels(*graph.answers(levels, VIEWS[self.tta]))
+        answer = graph.quantise_outputs(*graph.predict_probability(levels, VIEWS[self.tta]))
         found, presence = answer if isinstance(answer, tuple) else (answer, None)
         height, width = config.labels.submit_grid
         masks = np.stack([[unpack_mask(bits, (height, width)) for bits in one] for one in truth])

@@ -59,7 +59,7 @@ def answer(
             presence = torch.sigmoid(_mean(given)) if mean == "logits" else _mean([torch.sigmoid(one) for one in given])
         if graph.subtract_no_data:
             probability = probability * graph._has_data(images)
-        levels = graph.levels(probability, presence)
+        levels = graph.quantise_outputs(probability, presence)
         outputs[name, mean] = levels if isinstance(levels, tuple) else (levels, None)
     return outputs
 

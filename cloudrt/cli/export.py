@@ -10,7 +10,7 @@ import click
 from cloudrt.cli.types import Size
 from cloudrt.options import PROVIDERS
 from cloudrt.system.progress import progress_bar
-from cloudrt.system.terminal import Failure, reports_errors, say_logs
+from cloudrt.system.terminal import Failure, log_to_stderr, reports_errors
 
 
 @click.command()
@@ -128,7 +128,7 @@ def export(
     compared with PyTorch on images. If it exceeds the limits, the command searches for the layers that must stay in
     fp32. If no choice of layers passes, it fails with status 2 and says what to try.
     """
-    say_logs("cloudrt", logging.INFO)
+    log_to_stderr("cloudrt", logging.INFO)
     from cloudrt.cli.export_report import show_all, show_checks, show_next, show_refusals, show_result
 
     if check and all(path.suffix == ".onnx" for path in checkpoints):

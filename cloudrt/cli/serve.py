@@ -11,7 +11,7 @@ import click
 
 from cloudrt.cli.run_options import run_options, take_run_options
 from cloudrt.options import TOKEN
-from cloudrt.system.terminal import Failure, reports_errors, say_logs
+from cloudrt.system.terminal import Failure, log_to_stderr, reports_errors
 
 
 @click.command()
@@ -64,7 +64,7 @@ def serve(model: Path | None, verbose: bool, quiet: bool, **given: Any) -> None:
     from cloudrt.serve.server import serve as run
     from cloudrt.serve.settings import ServeSettings
 
-    say_logs("cloudrt", logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    log_to_stderr("cloudrt", logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     token = given.pop("token")
     settings = ServeSettings(
         host=given.pop("host"),

@@ -15,7 +15,7 @@ from cloudrt.cli.types import Duration, Size
 from cloudrt.system.cache import cache_folder
 from cloudrt.system.paths import check_outputs
 from cloudrt.system.progress import progress_bar
-from cloudrt.system.terminal import Failure, reports_errors, say_logs
+from cloudrt.system.terminal import Failure, log_to_stderr, reports_errors
 
 RUN_FILES = ("best.pth", "last.pth", "state.pth", "config.json", "held_out.txt", "history.csv", "curves.png")
 """What a run writes to its folder."""
@@ -195,7 +195,7 @@ def train(
     from cloudrt.data.folder import open_data
 
     source = open_data(data)  # check the data before importing torch, which takes seconds
-    say_logs("cloudrt", logging.INFO)
+    log_to_stderr("cloudrt", logging.INFO)
     if resume and not name:
         raise Failure("--resume needs the --name of the run")
     if resume and overwrite:

@@ -245,5 +245,5 @@ def _show(tuned: Tuned) -> None:
             click.echo(f"{label} is empty unless its presence is at least {choice.rule.presence}")
         click.echo(
             f"{label}: the folds chose {span(choice)}; out-of-fold Dice of the maximum without averaging: "
-            f"{dice(choice.spike_out_of_fold)}"
+            f"{dice(choice.peak_out_of_fold)}"
         )

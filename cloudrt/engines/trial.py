@@ -20,7 +20,7 @@ from cloudrt.engines.choice import open_engine
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
 from cloudrt.labels import Grid
 from cloudrt.model.artifact import Artifact
-from cloudrt.model.parity import TOLERANCES, Answers, Tally, half_of_the_levels
+from cloudrt.model.parity import TOLERANCES, ParityAccumulator, ReferenceOutputs, default_rules
 from cloudrt.options import GPU_PROVIDERS
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ COMPARED = 64
 a fraction of 0.5%."""
 SCENES = 16
 """Number of different scenes that `make_samples` draws."""
-BUDGET = 12.0
+BUDGET_S = 12.0
 """Time limit of `measure_settings` in seconds; a setting that would exceed it is not measured."""
-SHORTEST = 0.2
+SHORTEST_S = 0.2
 """Shortest time to measure a setting, in seconds."""
 ROUNDS = 5
 """Number of rounds in which two settings are timed alternately."""
@@ -80,7 +80,7 @@ class ProviderTrial:
     def __post_init__(self) -> None:
         self.refusal: CloudrtError | None = None
         self._images: NDArray[np.uint8] | None = None
-        self._answers: Answers | None = None
+        self._outputs: ReferenceOutputs | None = None
 
     @property
     def images(self) -> NDArray[np.uint8]:
@@ -114,7 +114,7 @@ class ProviderTrial:
         """
         answers = self._reference()
         widest = max((TOLERANCES[precision], TOLERANCES[self.artifact.precision]), key=lambda one: one.mean_difference)
-        tally, faults = Tally(answers), []
+        tally, faults = ParityAccumulator(answers), []
         size = BATCH_SIZES[provider]
         if provider in ("tensorrt", "tensorrt-rtx"):
             size = self.batch_size or size
@@ -122,7 +122,7 @@ class ProviderTrial:
             with self.open(provider, precision, Setting(size)) as engine:
                 for position, levels, presence in _run_all(engine, self.images):
                     tally.add(position, levels, presence)
-                    faults = tally.at_best(provider).faults(widest)
+                    faults = tally.lower_bound(provider).faults(widest)
                     if faults:
                         break
         except MemoryExhausted:
@@ -136,12 +136,12 @@ class ProviderTrial:
 
         The steps are: numbers of streams with the smallest batch, batch sizes, channels-last convolutions, copies by
         ONNX Runtime itself, and a CUDA graph. Each step starts from the best settings so far, and ends when two
-        settings in a row are not faster, when the provider refuses one, or when `BUDGET` is used up. Afterwards,
+        settings in a row are not faster, when the provider refuses one, or when `BUDGET_S` is used up. Afterwards,
         `refusal` is the error of the last refused settings, or None.
         """
         self.refusal = None
         settings: list[Setting] = []
-        deadline = time.perf_counter() + BUDGET
+        deadline = time.perf_counter() + BUDGET_S
         for step in self._steps(provider, given):
             useless = 0
             for setting in step(best_setting(settings)):
@@ -236,14 +236,14 @@ class ProviderTrial:
             pattern = self._images
         return pattern[np.arange(setting.batch_size) % len(pattern)]
 
-    def _reference(self) -> Answers:
-        if self._answers is None:
+    def _reference(self) -> ReferenceOutputs:
+        if self._outputs is None:
             options = EngineOptions(emulate=self.artifact.precision == "int8")
             with open_engine(self.model, "cpu", BATCH_SIZES["cpu"], self.threads, options) as engine:
                 answers = list(_run_all(engine, self.images))
             presence = [head for _, _, head in answers if head is not None]
-            rules = self.artifact.rules or half_of_the_levels(len(self.artifact.labels.classes))
-            self._answers = Answers(
+            rules = self.artifact.rules or default_rules(len(self.artifact.labels.classes))
+            self._outputs = ReferenceOutputs(
                 [f"image {position}" for position, _, _ in answers],
                 np.stack([levels for _, levels, _ in answers]),
                 rules,
@@ -252,7 +252,7 @@ class ProviderTrial:
                 "images",
                 np.stack(presence) if presence else None,
             )
-        return self._answers
+        return self._outputs
 
 
 def make_samples(count: int, size: Grid, threads: int = 1) -> NDArray[np.uint8]:
@@ -295,6 +295,6 @@ def measure_rate(engine: Engine, batch: NDArray[np.uint8]) -> float:
             return time.perf_counter() - began
 
         once = run(1)
-        times = max(1, math.ceil(SHORTEST / 2 / max(once, 1e-6)))
+        times = max(1, math.ceil(SHORTEST_S / 2 / max(once, 1e-6)))
         best = min(run(times) for _ in range(2))
     return times * engine.streams * len(batch) / best

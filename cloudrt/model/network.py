@@ -99,9 +99,9 @@ class InferenceGraph(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Return the output of the artifact for (N, H, W, 3) uint8 images; see the class."""
-        return self.levels(*self.answers(image.to(torch.float32).permute(0, 3, 1, 2)))
+        return self.quantise_outputs(*self.predict_probability(image.to(torch.float32).permute(0, 3, 1, 2)))
 
-    def answers(
+    def predict_probability(
         self, levels: torch.Tensor, views: tuple[tuple[int, ...], ...] = ((),)
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the probabilities of images on the submission grid.
@@ -140,10 +140,10 @@ class InferenceGraph(nn.Module):
             probability = probability * self._has_data(levels)
         return probability, presence
 
-    def levels(
+    def quantise_outputs(
         self, probability: torch.Tensor, presence: torch.Tensor | None
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return the output of the artifact for the result of `answers`, or for the mean of several results."""
+        """Return the output of the artifact for a result of `predict_probability`, or the mean of several results."""
         if self.top_k:
             presence = mean_of_highest(probability.flatten(2), self.top_k)
         levels = self.quantise(probability)

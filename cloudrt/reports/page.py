@@ -83,14 +83,14 @@ class Card:
     wide: bool = False
 
     @property
-    def least_width(self) -> int:
+    def min_width(self) -> int:
         """Width in CSS pixels below which a panorama is scrolled."""
         return max(_LEAST_WIDTH, round(_LEAST_HEIGHT * self.grid[1] / self.grid[0]))
 
     @property
     def line_scale(self) -> float:
         """Size of lines and names relative to those of other cards, in pixels of the grid."""
-        return max(self.grid) / 525 * _CARD_WIDTH / max(_PAGE_WIDTH, self.least_width)
+        return max(self.grid) / 525 * _CARD_WIDTH / max(_PAGE_WIDTH, self.min_width)
 
 
 _CARD_WIDTH, _PAGE_WIDTH = 400, 1260

@@ -37,14 +37,14 @@ def progress_bar(description: str, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def _plain_lines(description: str, total: int) -> Iterator[Advance]:
-    done, began, spoke = 0, time.monotonic(), time.monotonic()
+    done, began, last_printed = 0, time.monotonic(), time.monotonic()
 
     def advance(n: int = 1, **fields: Any) -> None:
-        nonlocal done, spoke
+        nonlocal done, last_printed
         done += n
         now = time.monotonic()
-        if done >= total or now - spoke >= 10:
-            spoke = now
+        if done >= total or now - last_printed >= 10:
+            last_printed = now
             rate = done / max(now - began, 1e-9)
             shown = [f"{description}: {done}/{total}", f"{rate:.1f}/s"]
             if done < total:

@@ -206,7 +206,7 @@ _CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode categories: control and format characters, surrogates, line and paragraph separators."""
 
 
-def say_logs(name: str, level: int) -> None:
+def log_to_stderr(name: str, level: int) -> None:
     """Print the log records of logger `name` and its children, from `level` up, to stderr, one line each.
 
     With -v, INFO includes DEBUG.

@@ -53,7 +53,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Setting]]:
 
     monkeypatch.setattr(ProviderTrial, "open", open_here)
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name != "openvino" else "not here")
-    monkeypatch.setattr(trial_module, "SHORTEST", 1e-6)
+    monkeypatch.setattr(trial_module, "SHORTEST_S", 1e-6)
     monkeypatch.setattr(
         "cloudrt.engines.plan.nvidia_driver", lambda: Driver((13, 0), ("NVIDIA H200, 140 GiB",), ((9, 0),))
     )

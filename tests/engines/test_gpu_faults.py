@@ -222,7 +222,7 @@ def test_a_setting_that_is_refused_ends_neither_trial_nor_command(
         return open_engine(MODEL, "cpu", setting.batch_size, 1, options)
 
     monkeypatch.setattr(ProviderTrial, "open", open_one)
-    monkeypatch.setattr("cloudrt.engines.trial.SHORTEST", 1e-6)
+    monkeypatch.setattr("cloudrt.engines.trial.SHORTEST_S", 1e-6)
     trial = ProviderTrial(MODEL, ARTIFACT, 1)
     settings = trial.measure_settings("cuda", "fp32", FixedSettings(batch_size=2))
     assert settings and not any(
