@@ -176,11 +176,8 @@ def _export(task: GpuTask, provider: str, precision: str) -> tuple[Path, Values]
     from cloudrt.export.source import SourceOptions
 
     output = Path(task.scratch) / f"{provider}-{precision}.onnx"
-    options = SourceOptions(
-        tta=task.load()[1].tta,
-        data=Path(task.images[0]) if task.images else None,
-        max_images=task.choose(TEST_IMAGES, 2),
-    )
+    data = Path(task.images[0]) if task.images else None
+    options = SourceOptions(tta=task.load()[1].tta, data=data, max_images=task.choose(TEST_IMAGES, 2))
     request = ExportRequest(
         (Path(task.checkpoint),),
         output,
