@@ -19,7 +19,6 @@ from cloudrt.inference.identity import Identity
 
 logger = logging.getLogger(__name__)
 
-
 Done = Callable[[Mapping[str, int]], object]
 """Called with the counts of each finished partition: number, images, failed."""
 

@@ -223,9 +223,5 @@ def _find_candidates(measurements: Measurements, artifact: Artifact) -> tuple[di
 
 
 def _plan(one: Candidate, passed_over: dict[str, str]) -> Plan:
-    return Plan(
-        provider=one.provider,
-        compute_precision=one.precision,
-        passed_over=passed_over,
-        **one.setting.to_dict(),
-    )
+    setting = one.setting.to_dict()
+    return Plan(provider=one.provider, compute_precision=one.precision, passed_over=passed_over, **setting)

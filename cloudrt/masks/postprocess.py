@@ -246,15 +246,15 @@ def postprocess_batch(
     if not classes:
         return [[] for _ in levels]
     maps = levels.reshape(-1, *levels.shape[2:])
-    certain = None if presence is None else presence.reshape(-1)
+    flat_presence = None if presence is None else presence.reshape(-1)
 
     def share(images: range) -> list[list[str]]:
         """Process a range of images, several per kernel call."""
         texts: list[list[str]] = []
-        few = max(1, _PIXELS_PER_CALL // max(1, math.prod(levels.shape[1:])))
-        for begin in range(images.start, images.stop, few):
-            part = slice(begin * classes, min(begin + few, images.stop) * classes)
-            found = _map_texts(maps[part], table, None if certain is None else certain[part])
+        step = max(1, _PIXELS_PER_CALL // max(1, math.prod(levels.shape[1:])))
+        for begin in range(images.start, images.stop, step):
+            part = slice(begin * classes, min(begin + step, images.stop) * classes)
+            found = _map_texts(maps[part], table, None if flat_presence is None else flat_presence[part])
             texts += [found[i : i + classes] for i in range(0, len(found), classes)]
         return texts
 
@@ -292,9 +292,9 @@ def _map_texts(levels: NDArray[np.uint8], table: NDArray[np.int64], presence: ND
     maps = np.ascontiguousarray(levels)
     if not maps.flags.writeable:
         maps = maps.copy()
-    certain = np.full(count, 255, np.uint8) if presence is None else np.array(presence)
+    presence_levels = np.full(count, 255, np.uint8) if presence is None else np.array(presence)
     buffers = _buffers(height, width, count)
     ends = np.empty(count, np.int64)
-    _kernels().maps_to_texts(maps, table, certain, ends, buffers.work, buffers.text)
+    _kernels().maps_to_texts(maps, table, presence_levels, ends, buffers.work, buffers.text)
     whole = str(buffers.characters[: ends[-1]], "ascii")
     return [whole[begin:end] for begin, end in pairwise([0, *ends.tolist()])]
