@@ -42,7 +42,7 @@ def write_panoramas(
     *,
     scene: Grid = LABEL_GRID,
     jobs: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> list[Path]:
     """Draw panoramas and write them, one per day, with their truth.
 

@@ -62,7 +62,7 @@ def write_dataset(
     *,
     test_share: float = 0.25,
     jobs: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Written:
     """Draw scenes and write them in the competition's layout.
 
