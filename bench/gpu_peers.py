@@ -22,7 +22,7 @@ from cloudrt.inference.run import infer
 from cloudrt.masks.metric import score
 from cloudrt.model.artifact import read_artifact
 from cloudrt.model.parity import TOLERANCES
-from cloudrt.system.terminal import Advance, progress_bar
+from cloudrt.system.progress import Advance, progress_bar
 
 from .gpu_task import GpuTask, NotRun, Part, Values, make_batch, measure_images_per_s
 from .networks import TorchGraph, load_checkpoint, make_checkpoint
@@ -171,15 +171,13 @@ def _run_tensorrt(task: GpuTask, provider: str, precision: str, reference: Calla
 
 def _export(task: GpuTask, provider: str, precision: str) -> tuple[Path, Values]:
     """Export the checkpoint with the gate in a provider; return the artifact and the gate's figures."""
-    from cloudrt.export.run import ExportRequest, run_export
+    from cloudrt.export.request import ExportRequest
+    from cloudrt.export.run import run_export
     from cloudrt.export.source import SourceOptions
 
     output = Path(task.scratch) / f"{provider}-{precision}.onnx"
-    options = SourceOptions(
-        tta=task.load()[1].tta,
-        data=Path(task.images[0]) if task.images else None,
-        max_images=task.choose(TEST_IMAGES, 2),
-    )
+    data = Path(task.images[0]) if task.images else None
+    options = SourceOptions(tta=task.load()[1].tta, data=data, max_images=task.choose(TEST_IMAGES, 2))
     request = ExportRequest(
         (Path(task.checkpoint),),
         output,

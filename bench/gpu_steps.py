@@ -34,7 +34,7 @@ from cloudrt.errors import ProviderError
 from cloudrt.images.image import Image, load_image
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.model.artifact import graph_bytes, write_metadata
-from cloudrt.model.parity import TOLERANCES, Answers, Tally, half_of_the_levels
+from cloudrt.model.parity import TOLERANCES, ParityAccumulator, ReferenceOutputs, default_rules
 from cloudrt.system.cuda import Arena
 
 from .gpu_task import GpuTask, NotRun, Part, Values, make_batch, measure_images_per_s, repeat_images
@@ -114,7 +114,7 @@ def in_precision(task: GpuTask, precision: str) -> tuple[Any, Any]:
 def answers(task: GpuTask) -> Iterator[Part]:
     """Tests that need a GPU, and the parity of the artifact with ONNX Runtime's CPU provider in fp32."""
     yield "tests marked cuda", partial(_run_tests, task)
-    reference = cache(partial(_find_answers, task))
+    reference = cache(partial(_find_outputs, task))
     for precision in ("fp16", "fp32"):
         for name, setting in SETTINGS.items():
             yield f"{precision}, {name}", partial(_compare, task, precision, setting, reference)
@@ -140,7 +140,7 @@ def _run_tests(task: GpuTask) -> Values:
     return {"result": last} | ({"error": last} if done.returncode else {})
 
 
-def _find_answers(task: GpuTask) -> tuple[Answers, list[Image]]:
+def _find_outputs(task: GpuTask) -> tuple[ReferenceOutputs, list[Image]]:
     """Return the outputs of ONNX Runtime's CPU provider in fp32, and the images."""
     _, artifact = task.load()
     count = task.choose(COMPARED, 4)
@@ -151,10 +151,10 @@ def _find_answers(task: GpuTask) -> tuple[Answers, list[Image]]:
         images = list(make_samples(count, artifact.input_size, task.threads))
     with Segmenter(task.model, provider="cpu", plan=Plan("cpu", 4)) as segmenter:
         levels, presence = zip(*infer(segmenter, images), strict=True)
-    reference = Answers(
+    reference = ReferenceOutputs(
         names=[str(number) for number in range(count)],
         levels=np.stack(levels),
-        rules=artifact.rules or half_of_the_levels(len(artifact.labels.classes)),
+        rules=artifact.rules or default_rules(len(artifact.labels.classes)),
         has_rules=bool(artifact.rules),
         grid=artifact.labels.submit_grid,
         source="given images" if task.images else "scenes",
@@ -164,7 +164,10 @@ def _find_answers(task: GpuTask) -> tuple[Answers, list[Image]]:
 
 
 def _compare(
-    task: GpuTask, precision: str, setting: dict[str, Any], reference: Callable[[], tuple[Answers, list[Image]]]
+    task: GpuTask,
+    precision: str,
+    setting: dict[str, Any],
+    reference: Callable[[], tuple[ReferenceOutputs, list[Image]]],
 ) -> Values:
     task.require_gpu(unless=setting.keys() <= {"streams"})
     model, _ = in_precision(task, precision)
@@ -172,10 +175,10 @@ def _compare(
     path.write_bytes(model.SerializeToString())
     wanted, images = reference()
     with Segmenter(path, provider=task.provider, plan=Plan(task.provider, task.choose(32, 2), **setting)) as segmenter:
-        tally = Tally(wanted)
+        tally = ParityAccumulator(wanted)
         for position, (levels, presence) in enumerate(infer(segmenter, images)):
             tally.add(position, levels, presence)
-    parity = tally.at_best(task.provider)
+    parity = tally.lower_bound(task.provider)
     faults = "; ".join(parity.faults(TOLERANCES[precision]))
     result = f"Dice {parity.dice:.5f}, mean difference {parity.mean_difference:.4f} levels, {parity.images} images"
     return {"result": result} | parity.to_dict() | ({"error": faults} if faults else {})

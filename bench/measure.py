@@ -17,10 +17,11 @@ from typing import Any
 
 from cloudrt.images.image import load_image
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.inference.run import Progress, write_submission
+from cloudrt.inference.run import write_submission
 from cloudrt.inference.task import InferTask
 from cloudrt.masks.postprocess import apply_rules
 from cloudrt.system.files import replacing, sha256
+from cloudrt.system.progress import ProgressBar
 from cloudrt.system.statistics import peak_memory
 
 from . import notebook, peers, pipeline, postprocess
@@ -46,7 +47,7 @@ ROUNDS = 2
 """Number of times that accuracy runs each model in each provider."""
 
 
-def bench(options: BenchOptions, output: Path, progress: Progress) -> BenchResult:
+def bench(options: BenchOptions, output: Path, progress: ProgressBar) -> BenchResult:
     """Run the benchmark and write `output`, a JSON file, atomically.
 
     Raises
@@ -103,7 +104,7 @@ def bench(options: BenchOptions, output: Path, progress: Progress) -> BenchResul
 
 
 def _measure_pipeline_and_stages(
-    found: BenchResult, work: Workload, peer: notebook.Network, progress: Progress
+    found: BenchResult, work: Workload, peer: notebook.Network, progress: ProgressBar
 ) -> None:
     parts, repeat = found.options.parts, found.options.repeat
     if "stages" in parts:
@@ -122,7 +123,9 @@ def _measure_pipeline_and_stages(
         found.agreement = compare_submissions(found.agreement, work.labels, work.folder)
 
 
-def _measure_pipeline(found: BenchResult, work: Workload, peer: notebook.Network, progress: Progress) -> PipelineTime:
+def _measure_pipeline(
+    found: BenchResult, work: Workload, peer: notebook.Network, progress: ProgressBar
+) -> PipelineTime:
     plain, skipped = open_networks(list_openers(found.options, work), work)
     found.skipped |= skipped
 
@@ -146,7 +149,7 @@ def write_ours(work: Workload) -> None:
     write_submission(work.segmenter, work.files, InferTask((), work.folder / "ours.csv"))
 
 
-def _measure_postprocess(found: BenchResult, work: Workload, progress: Progress) -> None:
+def _measure_postprocess(found: BenchResult, work: Workload, progress: ProgressBar) -> None:
     sets = {kind: postprocess.draw_maps(kind) for kind in postprocess.KINDS}
     sets["network"] = [
         postprocess.Map(one, rule.threshold, rule.min_area)

@@ -27,7 +27,7 @@ from .options import BenchOptions
 from .workload import Workload
 
 if TYPE_CHECKING:
-    from cloudrt.model.network import Checkpoint
+    from cloudrt.model.checkpoint import Checkpoint
 
 
 class OnnxNetwork:
@@ -179,7 +179,9 @@ class TorchGraph:
         views = VIEWS[tta]
 
         def answer(image: Any) -> Any:
-            return graph.levels(*graph.answers(image.to(torch.float32).permute(0, 3, 1, 2), views))
+            return graph.quantise_outputs(
+                *graph.predict_probability(image.to(torch.float32).permute(0, 3, 1, 2), views)
+            )
 
         self.graph: Callable[[Any], Any] = torch.compile(answer) if compiled else answer
 
@@ -209,7 +211,7 @@ def load_checkpoint(checkpoint: Path, artifact: Artifact) -> Checkpoint:
     ModuleNotFoundError, ArtifactError
         See `TorchNetwork`.
     """
-    from cloudrt.model.network import Checkpoint
+    from cloudrt.model.checkpoint import Checkpoint
 
     loaded = Checkpoint.load(checkpoint)
     if sha256(checkpoint) != artifact.checkpoint_sha256:
@@ -232,7 +234,8 @@ def make_checkpoint(model: Any, artifact: Artifact) -> Checkpoint:
     ModuleNotFoundError, ArtifactError, DataError
         PyTorch is not installed; the artifact has several networks; the network cannot be built.
     """
-    from cloudrt.model.network import Checkpoint, build_network
+    from cloudrt.model.checkpoint import Checkpoint
+    from cloudrt.model.network import build_network
 
     _refuse_ensemble(artifact)
     has_presence = any(output.name == "presence" for output in model.graph.output)

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.data.scenes import draw_scene
-from cloudrt.data.synth import JPEG_QUALITY
+from cloudrt.data.synth import write_jpeg
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.image import Image, ImageFile, find_images, load_image
 from cloudrt.inference.pipeline import Segmenter
@@ -25,9 +25,7 @@ from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import Artifact
 from cloudrt.options import GPU_PROVIDERS
 from cloudrt.system.machine import usable_cpus
-
-if TYPE_CHECKING:
-    from cloudrt.inference.run import Progress
+from cloudrt.system.progress import ProgressBar
 
 IMAGES = 6
 
@@ -98,7 +96,7 @@ def infer(segmenter: Segmenter, images: Sequence[Image]) -> Maps:
 
 
 def open_images(
-    data: Path | None, max_images: int, segmenter: Segmenter, folder: Path, progress: Progress
+    data: Path | None, max_images: int, segmenter: Segmenter, folder: Path, progress: ProgressBar
 ) -> tuple[list[ImageFile], dict[str, Any]]:
     """Return the images, evenly spaced over the folder, and their description for bench.json.
 
@@ -142,9 +140,8 @@ def draw_scenes(folder: Path, count: int, advance: Callable[[], object], size: G
     folder.mkdir()
 
     def draw(seed: int) -> ImageFile:
-        bgr = cv2.cvtColor(draw_scene(seed, size).image, cv2.COLOR_RGB2BGR)
         path = folder / f"scene-{seed:03d}.jpg"
-        path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes())
+        write_jpeg(path, draw_scene(seed, size).image)
         return ImageFile(path.name, path)
 
     files = []

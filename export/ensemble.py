@@ -15,8 +15,9 @@ from torch import nn
 
 from cloudrt.errors import DataError
 from cloudrt.masks.postprocess import Rule
-from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig
-from cloudrt.model.network_config import VIEWS
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph
+from cloudrt.model.network_config import VIEWS, NetworkConfig
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,11 @@ class Mean(nn.Module):
         """Return levels 0..255 on the transposed submission grid, and the presence levels if there are any."""
         levels = image.to(torch.float32).permute(0, 3, 1, 2)
         graphs = [member for member in self.members if isinstance(member, InferenceGraph)]
-        answers = [graph.answers(levels, self.views) for graph in graphs]
+        answers = [graph.predict_probability(levels, self.views) for graph in graphs]
         probability = _mean([one for one, _ in answers])
         heads = [head for _, head in answers if head is not None]
         presence = _mean(heads) if heads else None
-        return graphs[0].levels(probability, presence)
+        return graphs[0].quantise_outputs(probability, presence)
 
 
 def _mean(several: list[torch.Tensor]) -> torch.Tensor:

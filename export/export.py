@@ -27,7 +27,7 @@ from .half import to_half
 from .images import SCENES
 from .int8 import TARGETS, Quantiser
 from .layers import layers_of
-from .source import ExportSource, Progress
+from .source import ExportSource
 from .speed import measure_speed
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Exported:
 
 
 def export(
-    source: ExportSource, output: Path, target: Target | None = None, advance: Progress | None = None
+    source: ExportSource, output: Path, target: Target | None = None, advance: Callable[[int], object] | None = None
 ) -> Exported:
     """Write an artifact if it gives the same submission as PyTorch in fp32.
 

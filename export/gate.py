@@ -19,7 +19,7 @@ from cloudrt.model.parity import Parity, Tolerances
 
 from .graph import finish
 from .half import emulate_half
-from .keep import order_by_damage, smallest_kept
+from .keep import order_by_sensitivity, smallest_kept
 from .parity import Reference, Runner
 
 logger = logging.getLogger(__name__)
@@ -87,9 +87,9 @@ class Gate:
         self, model: onnx.ModelProto, advance: Callable[[int], object] | None = None, *, give_up: bool = False
     ) -> Parity | None:
         """Return the differences of a model; with `give_up`, None as soon as it is certain to fail."""
-        said = f"{self.provider}, {self.emulates}" if self.emulates else self.provider
+        description = f"{self.provider}, {self.emulates}" if self.emulates else self.provider
         with self.open(model) as engine:
-            return self.reference.measure(_any_size(engine), said, self.tolerances if give_up else None, advance)
+            return self.reference.measure(_any_size(engine), description, self.tolerances if give_up else None, advance)
 
     def check(self, model: onnx.ModelProto, advance: Callable[[int], object] | None = None) -> Parity:
         """Return the differences of a model that passes.
@@ -105,10 +105,10 @@ class Gate:
             raise refusal(self, parity)
         return parity
 
-    def damage(self, model: onnx.ModelProto) -> float:
+    def sensitivity(self, model: onnx.ModelProto) -> float:
         """Return the mean absolute difference on one batch, in levels of 1/255."""
         with self.open(model) as engine:
-            return self.reference.damage(_any_size(engine))
+            return self.reference.sensitivity(_any_size(engine))
 
 
 def _any_size(engine: Engine) -> Runner:
@@ -195,9 +195,9 @@ def lower(
         raise refusal(gate, parity)
     logger.info("%s does not pass: searching for the layers to keep in fp32", gate.artifact.precision)
 
-    def damage(lowered: Sequence[str]) -> float:
+    def sensitivity(lowered: Sequence[str]) -> float:
         chosen = set(lowered)
-        return gate.damage(convert([layer for layer in layers if layer not in chosen]))
+        return gate.sensitivity(convert([layer for layer in layers if layer not in chosen]))
 
     def passes(kept: Sequence[str]) -> bool:
         found = gate.measure(convert(kept), give_up=True)
@@ -206,7 +206,7 @@ def lower(
             logger.info("passes with %d of %d layers in fp32; trying fewer", len(kept), len(layers))
         return passed
 
-    kept = set(smallest_kept(order_by_damage(layers, damage), passes))
+    kept = set(smallest_kept(order_by_sensitivity(layers, sensitivity), passes))
     if len(kept) == len(layers):
         raise refusal(gate, parity)
     ordered = tuple(layer for layer in layers if layer in kept)

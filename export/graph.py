@@ -1,6 +1,6 @@
 """Convert a checkpoint to an ONNX model: one graph, uint8 image in, uint8 probability out.
 
-trace -> float32 graph with the exporter's notes on each node -> simplify -> half.py or int8.py -> finish
+trace -> float32 graph with the exporter's metadata on each node -> simplify -> half.py or int8.py -> finish
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cloudrt.model.artifact import Artifact, write_metadata
 from cloudrt.system.versions import VERSION, package_versions
 
 from .ensemble import Ensemble
-from .layers import copy_notes, strip_notes
+from .layers import copy_metadata_props, strip_metadata_props
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ VERSIONED = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime-gpu", "onnx
 
 
 def trace(ensemble: Ensemble) -> onnx.ModelProto:
-    """Return the float32 graph of an ensemble, with the exporter's notes on every node; see `layers.py`.
+    """Return the float32 graph of an ensemble, with the exporter's metadata on every node; see `layers.py`.
 
     The batch dimension is dynamic and named N.
 
@@ -84,15 +84,15 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     if not isinstance(slim, onnx.ModelProto) or len(slim.graph.node) >= len(model.graph.node):
         return model
     slim.ir_version = IR_VERSION
-    copy_notes(model, slim)
+    copy_metadata_props(model, slim)
     return slim
 
 
 def finish(model: onnx.ModelProto, artifact: Artifact) -> onnx.ModelProto:
-    """Return a checked copy without the exporter's notes and with the artifact's metadata."""
+    """Return a checked copy without the exporter's metadata and with the artifact's metadata."""
     finished = onnx.ModelProto()
     finished.CopyFrom(model)
-    strip_notes(finished)
+    strip_metadata_props(finished)
     finished.ir_version = IR_VERSION
     finished.producer_name, finished.producer_version = "cloudrt", VERSION
     onnx.checker.check_model(finished, full_check=True)

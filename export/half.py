@@ -27,7 +27,7 @@ def to_half(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelPro
     Parameters
     ----------
     model
-        Output of `trace`, with the exporter's notes.
+        Output of `trace`, with the exporter's metadata.
     kept
         Names of layers, see `layers_of`.
     """

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cloudrt.errors import DataError
 
 from .graph import quiet
-from .layers import layer_of, strip_notes
+from .layers import layer_of, strip_metadata_props
 
 TARGETS = ("cpu", "tensorrt")
 _COMPUTE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -40,7 +40,7 @@ class Quantiser:
     Parameters
     ----------
     model
-        Output of `trace`, with the exporter's notes.
+        Output of `trace`, with the exporter's metadata.
     images
         (N, H, W, 3) uint8 RGB, to measure the ranges on.
     target
@@ -61,7 +61,7 @@ class Quantiser:
         )
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
-        strip_notes(self.model)
+        strip_metadata_props(self.model)
         self._ranges = _measure_ranges(self.model, images, OPERATORS[target])
 
     def quantise(self, kept: Collection[str] = ()) -> onnx.ModelProto:

@@ -18,14 +18,16 @@ TRIALS = 80
 """Maximum number of runs of the gate; layers not decided by then stay in fp32."""
 
 
-def order_by_damage(layers: Sequence[str], damage: Callable[[Sequence[str]], float], splits: int = SPLITS) -> list[str]:
-    """Return the layers in order of increasing damage; layers of one group share the damage equally.
+def order_by_sensitivity(
+    layers: Sequence[str], sensitivity: Callable[[Sequence[str]], float], splits: int = SPLITS
+) -> list[str]:
+    """Return the layers in order of increasing sensitivity; layers of one group share it equally.
 
     Parameters
     ----------
     layers
         In execution order.
-    damage
+    sensitivity
         Lowered layers, all others in fp32 -> error of the result.
     splits
         Maximum number of splits.
@@ -41,7 +43,7 @@ def order_by_damage(layers: Sequence[str], damage: Callable[[Sequence[str]], flo
         whole = heapq.heappop(groups)[2]
         middle = len(whole) // 2
         for half in (whole[:middle], whole[middle:]):
-            heapq.heappush(groups, (-damage(half), next(number), half))
+            heapq.heappush(groups, (-sensitivity(half), next(number), half))
     ordered = sorted([*done, *groups], key=lambda group: (-group[0] / len(group[2]), group[1]))
     return [layer for _, _, group in ordered for layer in group]
 
@@ -52,7 +54,7 @@ def smallest_kept(ordered: Sequence[str], passes: Callable[[Sequence[str]], bool
     Parameters
     ----------
     ordered
-        Layers in order of increasing damage. The gate is known to pass with all of them kept, and to fail with none.
+        Layers in order of increasing sensitivity. The gate passes with all of them kept, and fails with none.
     passes
         Kept layers -> whether the gate passes.
     trials

@@ -1,8 +1,8 @@
 """Map each node of the graph to the PyTorch module that it comes from.
 
-The exporter stores the names of the modules that called a node in the node's `metadata_props`, here called notes. They
-tell which nodes form a layer, which a conversion can lower to fp16 or int8 or keep in fp32, and which nodes are outside
-the network and always stay in float32.
+The exporter stores the names of the modules that called a node in the node's `metadata_props`. They tell which nodes
+form a layer, which a conversion can lower to fp16 or int8 or keep in fp32, and which nodes are outside the network and
+always stay in float32.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def layer_of(node: onnx.NodeProto) -> str | None:
     """
     if node.op_type in ("Conv", "ConvTranspose") and node.input[1].endswith(".weight"):
         return _name(node.input[1].removesuffix(".weight"))
-    for note in node.metadata_props:
-        if note.key == SCOPES:
-            return _layer(note.value)
+    for prop in node.metadata_props:
+        if prop.key == SCOPES:
+            return _layer(prop.value)
     return None
 
 
@@ -34,8 +34,8 @@ def layers_of(model: onnx.ModelProto) -> list[str]:
     return list(dict.fromkeys(layer for node in model.graph.node if (layer := layer_of(node)) is not None))
 
 
-def copy_notes(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
-    """Copy the exporter's notes from `source` to the nodes of `target` of the same name, else the same first output."""
+def copy_metadata_props(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
+    """Copy the exporter's metadata of nodes to those of `target` with the same name, else the same first output."""
     by_name = {node.name: node for node in source.graph.node}
     by_output = {node.output[0]: node for node in source.graph.node}
     for node in target.graph.node:
@@ -44,8 +44,8 @@ def copy_notes(source: onnx.ModelProto, target: onnx.ModelProto) -> None:
             node.metadata_props.extend(origin.metadata_props)
 
 
-def strip_notes(model: onnx.ModelProto) -> None:
-    """Remove the exporter's notes, which are large and name source files of this machine."""
+def strip_metadata_props(model: onnx.ModelProto) -> None:
+    """Remove the exporter's metadata, which is large and names source files of this machine."""
     graph = model.graph
     for item in [*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output]:
         del item.metadata_props[:]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloudrt.model.parity import Answers, Parity, Tally, Tolerances, half_of_the_levels
+from cloudrt.model.parity import Parity, ParityAccumulator, ReferenceOutputs, Tolerances, default_rules
 
 from .ensemble import Ensemble
 from .images import ImageSet
@@ -51,16 +51,16 @@ class Reference:
                 heads.append(head.numpy())
             if advance:
                 advance(len(levels[-1]))
-        self.answers = Answers(
+        self.outputs = ReferenceOutputs(
             names=compared.names,
             levels=np.concatenate(levels),
-            rules=ensemble.rules or half_of_the_levels(len(labels.classes)),
+            rules=ensemble.rules or default_rules(len(labels.classes)),
             has_rules=bool(ensemble.rules),
             grid=labels.submit_grid,
             source=compared.source,
             presence=np.concatenate(heads) if heads else None,
         )
-        rows = self.answers.rows
+        rows = self.outputs.rows
         if ensemble.rules and not any(any(texts) for texts in rows):
             logger.warning("PyTorch predicts no mask on any of these images: Dice and empty rows cannot differ")
         if len(rows) < FEW:
@@ -87,18 +87,18 @@ class Reference:
         advance
             Called with the number of images compared since the last call.
         """
-        tally = Tally(self.answers)
+        tally = ParityAccumulator(self.outputs)
         for begin in range(0, len(self.images), BATCH):
             found, presence = run(self.images[begin : begin + BATCH])
             for row, levels in enumerate(found):
                 head = None if presence is None else presence[row]
                 tally.add(begin + row, np.ascontiguousarray(levels), head)
-            if give_up and tally.at_best(provider).faults(give_up):
+            if give_up and tally.lower_bound(provider).faults(give_up):
                 return None
             if advance:
                 advance(len(found))
-        return tally.at_best(provider)
+        return tally.lower_bound(provider)
 
-    def damage(self, run: Runner) -> float:
+    def sensitivity(self, run: Runner) -> float:
         """Return the mean absolute difference on the first batch, in levels of 1/255."""
-        return float(np.abs(run(self.images[:BATCH])[0].astype(np.int16) - self.answers.levels[:BATCH]).mean())
+        return float(np.abs(run(self.images[:BATCH])[0].astype(np.int16) - self.outputs.levels[:BATCH]).mean())

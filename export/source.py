@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from cloudrt.labels import Grid
-from cloudrt.model.network import Checkpoint
+from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.parity import TOLERANCES
 from cloudrt.system.files import sha256
 
@@ -23,9 +23,6 @@ from .images import open_images
 from .parity import Reference
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[int], object]
-"""Called with the number of images processed since the last call."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class ExportSource:
         """PyTorch's answers, computed by `run_pytorch` or on first access."""
         return self.run_pytorch()
 
-    def run_pytorch(self, advance: Progress | None = None) -> Reference:
+    def run_pytorch(self, advance: Callable[[int], object] | None = None) -> Reference:
         """Run PyTorch over the images and simplify the graph."""
         self.reference = Reference(self.ensemble, self.compared, advance)
         slim = simplify(self.model)

@@ -18,15 +18,16 @@ import numpy as np
 from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
 from cloudrt.labels import Labels
-from cloudrt.model.network import Checkpoint
+from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.search.choose import choose_rules
 from cloudrt.search.probabilities import Probabilities, labelled_maps, write_probabilities
 from cloudrt.search.tables import THRESHOLDS, measure, min_areas_for
 from cloudrt.system.files import replacing
-from cloudrt.system.terminal import ProgressBar
+from cloudrt.system.progress import ProgressBar, no_progress
 
 from .config import TrainConfig
-from .loop import PROBABILITIES, no_bar, train
+from .epochs import PROBABILITIES
+from .loop import train
 from .start import STATE
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,13 @@ class CrossResult:
 
 
 def cross_validate(
-    config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: ProgressBar = no_bar, *, resume: bool = False
+    config: TrainConfig,
+    data: Path,
+    folder: Path,
+    cache_root: Path,
+    bar: ProgressBar = no_progress,
+    *,
+    resume: bool = False,
 ) -> CrossResult:
     """Train one network per fold, then choose the rules on all held-out predictions and store them in each best.pth.
 

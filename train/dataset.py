@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from cloudrt.labels import Grid
-from cloudrt.model.network import NetworkConfig
+from cloudrt.model.network_config import NetworkConfig
 
 from .augment import build_augmentation
 from .cache import DatasetCache
@@ -129,21 +129,21 @@ class EpochBatches(Sampler[list[int]]):
         Images per batch and process.
     seed
         Seed of the shuffle.
-    rank, world
+    rank, world_size
         Rank of this process and number of processes.
     """
 
-    def __init__(self, images: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.images, self.seed, self.rank, self.world = images, seed, rank, world
-        self.batch_size = max(1, min(batch_size, images // world))
+    def __init__(self, images: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.images, self.seed, self.rank, self.world_size = images, seed, rank, world_size
+        self.batch_size = max(1, min(batch_size, images // world_size))
         self.epoch = 0
 
     def __len__(self) -> int:
-        return max(1, self.images // (self.batch_size * self.world))
+        return max(1, self.images // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.images)
-        together = self.batch_size * self.world
+        together = self.batch_size * self.world_size
         for step in range(len(self)):
             begin = step * together + self.rank * self.batch_size
             yield order[begin : begin + self.batch_size].tolist()

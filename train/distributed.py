@@ -13,7 +13,7 @@ from torch import distributed, nn
 
 from cloudrt.errors import DataError
 
-PATIENCE = timedelta(hours=2)
+TIMEOUT_S = 7200.0
 """Time-out of collective operations. It is long because the other ranks wait while rank 0 validates."""
 
 
@@ -23,14 +23,14 @@ class Processes:
 
     Parameters
     ----------
-    rank, world
+    rank, world_size
         Rank of this process and number of processes.
     local_rank
         Rank on this machine, which is also the index of the GPU.
     """
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     local_rank: int = 0
 
     @property
@@ -38,14 +38,14 @@ class Processes:
         """Whether this is rank 0, which validates and writes files."""
         return self.rank == 0
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait for all processes."""
-        if self.world > 1:
+        if self.world_size > 1:
             distributed.barrier()
 
-    def share(self, value: float) -> float:
+    def broadcast(self, value: float) -> float:
         """Return the value of rank 0."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
         shared = [value]
         distributed.broadcast_object_list(shared, src=0)
@@ -53,7 +53,7 @@ class Processes:
 
     def wrap(self, network: nn.Module, device: torch.device) -> nn.Module:
         """Return the network, wrapped to average gradients over the processes."""
-        if self.world == 1:
+        if self.world_size == 1:
             return network
         return nn.parallel.DistributedDataParallel(
             network, device_ids=[device.index] if device.type == "cuda" else None
@@ -81,7 +81,7 @@ def processes(device: str) -> Iterator[Processes]:
         raise DataError(f"local rank {found.local_rank} has no GPU: this machine has {torch.cuda.device_count()}")
     if on_gpu:
         torch.cuda.set_device(found.local_rank)
-    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(seconds=TIMEOUT_S))
     try:
         yield found
     except RuntimeError as error:

@@ -33,7 +33,7 @@ SMOOTH = 9
 
 
 def pretrain(
-    network: nn.Module, dataset: CloudDataset, config: TrainConfig, device: torch.device, advance: Callable[..., None]
+    network: nn.Module, dataset: CloudDataset, config: TrainConfig, device: torch.device, advance: Callable[..., object]
 ) -> None:
     """Train the network for `config.pretrain_epochs` epochs on brightness, then reset its segmentation head.
 

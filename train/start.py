@@ -18,7 +18,9 @@ from torch import nn
 
 from cloudrt.errors import DataError
 from cloudrt.labels import Labels
-from cloudrt.model.network import Checkpoint, NetworkConfig, build_network
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import build_network
+from cloudrt.model.network_config import NetworkConfig
 
 from .config import TrainConfig
 from .weights import find_weights, load_encoder, read_weights

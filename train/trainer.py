@@ -37,15 +37,15 @@ class Trainer:
         The training images.
     device
         The device.
-    team
+    group
         The process group.
     """
 
     def __init__(
-        self, config: TrainConfig, network: nn.Module, dataset: CloudDataset, device: torch.device, team: Processes
+        self, config: TrainConfig, network: nn.Module, dataset: CloudDataset, device: torch.device, group: Processes
     ) -> None:
-        self.config, self.network, self.dataset, self.device, self.team = config, network, dataset, device, team
-        self.batches = EpochBatches(len(dataset), config.batch_size, config.seed, team.rank, team.world)
+        self.config, self.network, self.dataset, self.device, self.group = config, network, dataset, device, group
+        self.batches = EpochBatches(len(dataset), config.batch_size, config.seed, group.rank, group.world_size)
         self.loader = DataLoader(
             dataset, batch_sampler=self.batches, num_workers=config.workers, pin_memory=device.type == "cuda"
         )
@@ -59,21 +59,21 @@ class Trainer:
         self.steps = 0
         self.seconds = 0.0
         self.images = 0
-        self._wrapped = team.wrap(network, device)
+        self._wrapped = group.wrap(network, device)
         self._forward: Callable[[torch.Tensor], Any] = torch.compile(self._wrapped) if config.compile else self._wrapped
 
     @property
-    def steps_an_epoch(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Number of optimiser steps per epoch."""
         return -(-len(self.batches) // self.config.accumulate)
 
     @property
-    def images_an_epoch(self) -> int:
+    def images_per_epoch(self) -> int:
         """Number of images per epoch, over all processes."""
-        return len(self.batches) * self.batches.batch_size * self.team.world
+        return len(self.batches) * self.batches.batch_size * self.group.world_size
 
     @property
-    def evaluated(self) -> nn.Module:
+    def eval_network(self) -> nn.Module:
         """The network to validate and store: the moving average if there is one."""
         if self.average is None:
             return self.network
@@ -85,7 +85,7 @@ class Trainer:
         """Whether the time budget is used up."""
         return bool(self.config.time_budget) and self.seconds >= self.config.time_budget
 
-    def epoch(self, number: int, advance: Callable[..., None]) -> float:
+    def epoch(self, number: int, advance: Callable[..., object]) -> float:
         """Train one epoch, or until the time budget is used up, and return the mean loss.
 
         Raises
@@ -106,8 +106,8 @@ class Trainer:
             self._check(losses.add(self._batch(image, target, position, last)))
             if last:
                 self.seconds = self._agreed(before + time.perf_counter() - began)
-            advance(len(image) * self.team.world, loss=losses.mean)
-            self.images += len(image) * self.team.world
+            advance(len(image) * self.group.world_size, loss=losses.mean)
+            self.images += len(image) * self.group.world_size
             if last and self.out_of_time:
                 break
         self._check(losses.read())  # waits for the device
@@ -147,10 +147,10 @@ class Trainer:
 
     def _agreed(self, seconds: float) -> float:
         """Return the time of rank 0 if a time budget depends on it, so that all processes stop together."""
-        return self.team.share(seconds) if self.config.time_budget else seconds
+        return self.group.broadcast(seconds) if self.config.time_budget else seconds
 
     def _progress(self) -> float:
-        done = self.steps / (self.config.epochs * self.steps_an_epoch)
+        done = self.steps / (self.config.epochs * self.steps_per_epoch)
         return max(done, self.seconds / self.config.time_budget) if self.config.time_budget else done
 
     def _group(self, position: int) -> int:

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from cloudrt.masks.rle import unpack_mask
-from cloudrt.model.network import InferenceGraph, NetworkConfig
-from cloudrt.model.network_config import VIEWS
+from cloudrt.model.network import InferenceGraph
+from cloudrt.model.network_config import VIEWS, NetworkConfig
 from cloudrt.search.choose import choose_rules
 from cloudrt.search.probabilities import write_probabilities
 from cloudrt.search.tables import THRESHOLDS, BestRule, LabelledMaps, measure, min_areas_for, search_rules
@@ -99,17 +99,17 @@ class Validator:
                 part = slice(begin, begin + self.batch_size)
                 image = torch.from_numpy(np.asarray(self.cache.images[self.positions[part]])).to(self.device)
                 with torch.inference_mode():
-                    levels, said, loss = self._batch(network, config, image, truth[part])
+                    levels, batch_presence, loss = self._batch(network, config, image, truth[part])
                 probability[part] = levels.cpu().numpy()
-                if presence is not None and said is not None:
-                    presence[part] = said.cpu().numpy()
+                if presence is not None and batch_presence is not None:
+                    presence[part] = batch_presence.cpu().numpy()
                 losses += float(loss) * len(image)
             found = _search(probability, truth, presence, min_areas_for(config.labels.submit_grid), final)
             if keep:
                 with write_probabilities(keep, config.labels) as writer:
                     for row, position in enumerate(self.positions):
-                        said_here = None if presence is None else presence[row]
-                        writer.add(self.cache.names[position], np.asarray(probability[row]), said_here)
+                        one = None if presence is None else presence[row]
+                        writer.add(self.cache.names[position], np.asarray(probability[row]), one)
             del probability
         network.train(was_training)
         dice = float(np.mean([one.dice for one in found]))
@@ -132,12 +132,12 @@ class Validator:
 
         graph = InferenceGraph(Keep(), config).to(image.device)
         levels = image.to(torch.float32).permute(0, 3, 1, 2)
-        answer = graph.levels(*graph.answers(levels, VIEWS[self.tta]))
-        found, said = answer if isinstance(answer, tuple) else (answer, None)
+        answer = graph.quantise_outputs(*graph.predict_probability(levels, VIEWS[self.tta]))
+        found, presence = answer if isinstance(answer, tuple) else (answer, None)
         height, width = config.labels.submit_grid
         masks = np.stack([[unpack_mask(bits, (height, width)) for bits in one] for one in truth])
         target = functional.interpolate(torch.from_numpy(masks).to(image.device, torch.float32), size=kept[0].shape[2:])
-        return found, said, self.loss(kept[0][: len(image)], target)
+        return found, presence, self.loss(kept[0][: len(image)], target)
 
 
 def _search(

@@ -33,9 +33,10 @@ from cloudrt.train.validate import Validator
 
 from cloudrt.data.folder import open_data
 from cloudrt.labels import Grid
-from cloudrt.model.network import NetworkConfig, build_network
+from cloudrt.model.network import build_network
+from cloudrt.model.network_config import NetworkConfig
 from cloudrt.system.cache import cache_folder
-from cloudrt.system.terminal import progress_bar
+from cloudrt.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def run(name: str, config: TrainConfig, cache: DatasetCache, network_config: Net
     if config.pretrain_epochs:
         pretrain(network, dataset, config, device, lambda n, **fields: None)
     trainer = Trainer(config, network, dataset, device, Processes())
-    with progress_bar(f"Seed {config.seed}, {name}", config.epochs * trainer.images_an_epoch) as advance:
+    with progress_bar(f"Seed {config.seed}, {name}", config.epochs * trainer.images_per_epoch) as advance:
         for epoch in range(1, config.epochs + 1):
             trainer.epoch(epoch, advance)
     validator = Validator(trainer.loss, cache, held_out, config.batch_size, device, trainer.autocast, "none", scratch)
@@ -92,7 +93,7 @@ def run(name: str, config: TrainConfig, cache: DatasetCache, network_config: Net
 
     dice = {name: judge(validator, network)}
     if name == "base":
-        dice["average of weights"] = judge(validator, trainer.evaluated)
+        dice["average of weights"] = judge(validator, trainer.eval_network)
         dice["flips"] = judge(replace(validator, tta="hv"), network)
         dice["top-k presence"] = judge(validator, network, presence="top-k")
         dice["no-data kept"] = judge(validator, network, subtract_no_data=False)

@@ -24,7 +24,7 @@ from typing import Any
 import click
 import numpy as np
 
-from cloudrt.cluster.driver import run_partitions
+from cloudrt.cluster.execution import run_partitions
 from cloudrt.cluster.nodes import Share, connected, prepare
 from cloudrt.cluster.partitions import ListedImage, Partitions, cut
 from cloudrt.cluster.storage import open_place

@@ -21,11 +21,12 @@ from torch.nn import functional
 
 from cloudrt.data.folder import DataFolder, open_data
 from cloudrt.images.image import load_image
-from cloudrt.model.network import Checkpoint, InferenceGraph
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph
 from cloudrt.model.network_config import VIEWS
 from cloudrt.search.choose import assign_folds, choose_rules
 from cloudrt.search.tables import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for
-from cloudrt.system.terminal import progress_bar
+from cloudrt.system.progress import progress_bar
 
 from .results import save
 
@@ -58,7 +59,7 @@ def answer(
             presence = torch.sigmoid(_mean(given)) if mean == "logits" else _mean([torch.sigmoid(one) for one in given])
         if graph.subtract_no_data:
             probability = probability * graph._has_data(images)
-        levels = graph.levels(probability, presence)
+        levels = graph.quantise_outputs(probability, presence)
         outputs[name, mean] = levels if isinstance(levels, tuple) else (levels, None)
     return outputs
 

@@ -22,7 +22,7 @@ from cloudrt.data.folder import open_data
 from cloudrt.search.choose import choose_rules, score_rule
 from cloudrt.search.probabilities import Probabilities, labelled_maps
 from cloudrt.search.tables import THRESHOLDS, DiceTables, measure, min_areas_for
-from cloudrt.system.terminal import progress_bar
+from cloudrt.system.progress import progress_bar
 
 from .results import save
 

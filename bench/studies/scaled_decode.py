@@ -15,7 +15,8 @@ from typing import Any
 import click
 import numpy as np
 
-from cloudrt.images.image import Image, ImageFile, decode, find_images, load_image, resize
+from cloudrt.images.image import Image, ImageFile, decode, find_images, load_image
+from cloudrt.images.resize import resize
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import Grid
 from cloudrt.masks.metric import dice

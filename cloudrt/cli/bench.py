@@ -11,7 +11,8 @@ import click
 
 from cloudrt.cli.run_options import run_options, take_run_options
 from cloudrt.system.paths import check_outputs, check_suffixes
-from cloudrt.system.terminal import Failure, progress_bar, reports_errors
+from cloudrt.system.progress import progress_bar
+from cloudrt.system.terminal import Failure, reports_errors
 
 
 @click.command()

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from cloudrt.system.paths import check_outputs, check_suffixes
-from cloudrt.system.terminal import Failure, printable, progress_bar, reports_errors
+from cloudrt.system.progress import progress_bar
+from cloudrt.system.terminal import Failure, printable, reports_errors
 
 
 @click.command()

@@ -9,7 +9,8 @@ import click
 
 from cloudrt.cli.types import Size
 from cloudrt.options import PROVIDERS
-from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
+from cloudrt.system.progress import progress_bar
+from cloudrt.system.terminal import Failure, log_to_stderr, reports_errors
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def export(
     compared with PyTorch on images. If it exceeds the limits, the command searches for the layers that must stay in
     fp32. If no choice of layers passes, it fails with status 2 and says what to try.
     """
-    say_logs("cloudrt", logging.INFO)
+    log_to_stderr("cloudrt", logging.INFO)
     logger.info("Loading PyTorch ...")
     from cloudrt.cli.export_report import show_all, show_checks, show_next, show_refusals, show_result
 
@@ -138,7 +139,8 @@ def export(
 
         show_checks(check_artifacts(checkpoints, batch_size))
         return
-    from cloudrt.export.run import ExportRequest, run_export
+    from cloudrt.export.request import ExportRequest
+    from cloudrt.export.run import run_export
     from cloudrt.export.source import SourceOptions
 
     limits = {"mean_difference": max_mean_difference, "dice": min_dice, "empty_mismatch": max_empty_mismatch}

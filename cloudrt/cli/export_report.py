@@ -15,7 +15,8 @@ from cloudrt.system.terminal import Failure
 if TYPE_CHECKING:
     from cloudrt.engines.tensorrt_check import TensorrtCheck
     from cloudrt.export.export import Exported
-    from cloudrt.export.run import ExportRequest, ExportSummary, PrecisionResult
+    from cloudrt.export.request import ExportRequest
+    from cloudrt.export.run import ExportSummary, PrecisionResult
 
 SHOWN = 8
 """Maximum number of layer names on the terminal."""

@@ -14,7 +14,8 @@ import click
 
 from cloudrt.cli.infer_cluster import CLUSTER_ONLY, cluster_options, infer_on, refuse_options
 from cloudrt.cli.run_options import run_options, take_run_options
-from cloudrt.system.terminal import Failure, printable, progress_bar, reports_errors, say_logs
+from cloudrt.system.progress import no_progress, progress_bar
+from cloudrt.system.terminal import Failure, log_to_stderr, printable, reports_errors
 
 if TYPE_CHECKING:
     from cloudrt.inference.task import RunSummary
@@ -92,15 +93,15 @@ def infer(
     --resume continues it, and writes the same bytes as a run without interruption.
     """
     from cloudrt.inference.outputs import SUFFIXES
-    from cloudrt.inference.run import no_progress, run_task
+    from cloudrt.inference.run import run_task
     from cloudrt.inference.task import InferTask
 
     refuse_options(given, given["cluster"] is not None)
-    say_logs("cloudrt", logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    log_to_stderr("cloudrt", logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     cluster = {name: given.pop(name) for name in ("cluster", *CLUSTER_ONLY)}
     run = _take_remote(given, cluster["cluster"] is not None, take_run_options(given))
     if given["bounds"] is not None:
-        from cloudrt.geo.positions import parse_bounds
+        from cloudrt.geo.bounds import parse_bounds
 
         given["bounds"] = parse_bounds(given["bounds"])
     with ExitStack() as stack:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cloudrt.system.terminal import Failure, printable, progress_bar
+from cloudrt.system.progress import no_progress, progress_bar
+from cloudrt.system.terminal import Failure, printable
 
 if TYPE_CHECKING:
     from cloudrt.cluster.nodes import Share
@@ -67,7 +68,6 @@ def infer_on(task: InferTask, given: Mapping[str, Any], quiet: bool = False) -> 
     import ray  # noqa: F401 - if it is missing, name its extra, and not that of pyarrow
 
     from cloudrt.cluster import ClusterOptions, infer_on_cluster
-    from cloudrt.inference.run import no_progress
 
     options = ClusterOptions(
         address=given["cluster"],

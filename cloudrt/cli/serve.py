@@ -11,7 +11,7 @@ import click
 
 from cloudrt.cli.run_options import run_options, take_run_options
 from cloudrt.options import TOKEN
-from cloudrt.system.terminal import Failure, reports_errors, say_logs
+from cloudrt.system.terminal import Failure, log_to_stderr, reports_errors
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def serve(model: Path | None, verbose: bool, quiet: bool, **given: Any) -> None:
     Without MODEL, ./model.onnx is served if it exists, else the shipped model. The server listens on this machine only,
     unless --host is given. SIGTERM and Ctrl-C finish the requests in progress, for at most 60 seconds.
     """
-    say_logs("cloudrt", logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    log_to_stderr("cloudrt", logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     logger.info("Loading libraries and the model ...")
     import fastapi  # noqa: F401 - if it is missing, fail before anything slow
     import prometheus_client  # noqa: F401

@@ -11,7 +11,8 @@ from click.core import ParameterSource
 
 from cloudrt.cli.types import Size
 from cloudrt.labels import Grid
-from cloudrt.system.terminal import Failure, progress_bar, reports_errors
+from cloudrt.system.progress import progress_bar
+from cloudrt.system.terminal import Failure, reports_errors
 
 
 @click.command()

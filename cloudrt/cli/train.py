@@ -15,7 +15,8 @@ import click
 from cloudrt.cli.types import Duration, Size
 from cloudrt.system.cache import cache_folder
 from cloudrt.system.paths import check_outputs
-from cloudrt.system.terminal import Failure, progress_bar, reports_errors, say_logs
+from cloudrt.system.progress import progress_bar
+from cloudrt.system.terminal import Failure, log_to_stderr, reports_errors
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ def train(
     fold has its own folder in runs/NAME, oof.npz contains the held-out predictions of all folds, and all folds share
     the rules chosen on them. To train on several GPUs or machines, use python -m cloudrt.train.launch or torchrun.
     """
-    say_logs("cloudrt", logging.INFO)
+    log_to_stderr("cloudrt", logging.INFO)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, the first one on each machine
         logger.info("Loading PyTorch ...")
     from cloudrt.data.folder import open_data

@@ -13,7 +13,8 @@ import click
 from cloudrt.cli.run_options import run_options, suggested_inputs, take_run_options
 from cloudrt.cli.types import Numbers
 from cloudrt.system.paths import check_outputs
-from cloudrt.system.terminal import Failure, printable, progress_bar, reports_errors
+from cloudrt.system.progress import progress_bar
+from cloudrt.system.terminal import Failure, printable, reports_errors
 
 if TYPE_CHECKING:
     from cloudrt.masks.postprocess import Rule
@@ -70,9 +71,11 @@ def tune(
     the images whose label and prediction disagree most (.disagreements.csv), which may need another label.
     """
     from cloudrt.data.folder import open_data
+    from cloudrt.images.inputs import read_names
     from cloudrt.model.artifact import read_artifact
+    from cloudrt.search.probabilities import Probabilities
     from cloudrt.search.tables import THRESHOLDS
-    from cloudrt.search.tune import StoredMaps, TuneOptions
+    from cloudrt.search.tune import TuneOptions
     from cloudrt.search.tune import tune as search_rules
     from cloudrt.system.machine import usable_cpus
 
@@ -81,7 +84,7 @@ def tune(
     target = _target(output, model, save_probabilities, from_file)
     run = take_run_options(given)
     folder = open_data(data)
-    listed = _read_names(image_list) if image_list else []
+    listed = read_names(image_list) if image_list else []
     rows = folder.read_train()
     unknown = [name for name in listed if name not in rows]
     if unknown:
@@ -109,7 +112,7 @@ def tune(
         click.echo(unlisted, err=True)
     with ExitStack() as stack:
         opened, artifact = _open(source, model, run, stack)
-        names = listed or (opened.keys if isinstance(opened, StoredMaps) else list(rows))
+        names = listed or (opened.keys if isinstance(opened, Probabilities) else list(rows))
         options = TuneOptions(
             before=artifact.rules if artifact else (),
             thresholds=thresholds or THRESHOLDS,
@@ -165,29 +168,17 @@ def _target(output: Path | None, model: Path | None, save_probabilities: Path | 
     return target
 
 
-def _read_names(images: Path) -> list[str]:
-    try:
-        names = [line.strip() for line in images.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise Failure(f"{images} is not a text file in UTF-8") from error
-    found = [name for name in names if name]
-    if not found:
-        raise Failure(f"{images} names no image: write one name per line")
-    return found
-
-
 def _open(source: Path, model: Path | None, run: RunOptions, stack: ExitStack) -> tuple[MapSource, Artifact | None]:
     from cloudrt.inference.pipeline import Segmenter
     from cloudrt.model.artifact import read_artifact
     from cloudrt.search.probabilities import Probabilities
-    from cloudrt.search.tune import StoredMaps
 
     if source.suffix == ".npz":
         artifact = read_artifact(model) if model else None
         kept = stack.enter_context(Probabilities(source))
         if artifact and artifact.labels != kept.labels:
             raise Failure(f"{model} and {source} have different classes or grids")
-        return StoredMaps(kept), artifact
+        return kept, artifact
     segmenter = stack.enter_context(Segmenter(source, run))
     click.echo(
         f"{source}: provider {segmenter.plan.provider}, batch {segmenter.batch_size}, {segmenter.threads} threads",
@@ -270,5 +261,5 @@ def _show(tuned: Tuned) -> None:
             click.echo(f"{label} is empty unless its presence is at least {choice.rule.presence}")
         click.echo(
             f"{label}: the folds chose {span(choice)}; out-of-fold Dice of the maximum without averaging: "
-            f"{dice(choice.spike_out_of_fold)}"
+            f"{dice(choice.peak_out_of_fold)}"
         )

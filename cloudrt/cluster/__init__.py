@@ -8,6 +8,7 @@
     isolation.py   isolate images that crash workers
     partitions.py  the files of rows, and merging them into the submission
     watch.py       notice that the cluster is lost
+    execution.py   run partitions with Ray Data
     driver.py      the whole run: list -> partitions -> Ray Data -> files of rows -> submission
 
 Ray and pyarrow are only imported where they are used; the rest of cloudrt does not need them.

@@ -4,27 +4,26 @@
 
 Everything that results depend on is chosen once: provider, batch size, threads, streams. One worker measures the
 options that are not set, and every other worker must have the same identity, so the submission is byte-identical to
-that of a single machine with this identity. Ray Data gives each worker its next partition when it is ready, replaces
-workers that die and runs their partitions again.
+that of a single machine with this identity.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cloudrt.cluster.checks import check_nodes
-from cloudrt.cluster.isolation import Ledger
+from cloudrt.cluster.execution import Done, run_partitions, settle
 from cloudrt.cluster.listing import list_images
-from cloudrt.cluster.nodes import Share, connected, list_nodes, share_out, unwrapped
+from cloudrt.cluster.nodes import Share, connected, list_nodes, share_out
 from cloudrt.cluster.panoramas import are_appended, checked, prepare_checks
-from cloudrt.cluster.partitions import Counted, ListedImage, Partitions, cut, pack
+from cloudrt.cluster.partitions import Counted, Partitions, cut
 from cloudrt.cluster.storage import Place, is_uri, open_place
 from cloudrt.cluster.watch import watched
-from cloudrt.cluster.worker import Job, Worker
+from cloudrt.cluster.worker import Job
 from cloudrt.engines.plan import Plan
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_sizes
@@ -45,9 +44,6 @@ PANORAMAS = 16
 """Default maximum number of panoramas per partition."""
 ROUNDS = 4
 """Default minimum number of partitions per worker, to balance load."""
-
-Done = Callable[[Mapping[str, int]], object]
-"""Called with the counts of each finished partition: number, images, failed."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ def infer_on_cluster(
             firsts = {image.store: (stores[image.store], image.path) for image in remote}
             seen = [*folders, out.path] if out.local else folders
             check_nodes(nodes, share, seen, list(firsts.values()), job.keep_model, data)
-            plan, identity = _settle(job, share)
+            plan, identity = settle(job, share)
             least, most = (1, PANORAMAS) if task.tiling else (plan.batch_size, PARTITION)
             size = _partition_size(options, -(-len(images) // (ROUNDS * share.workers)), least, most, recorded)
             whole = replace(
@@ -200,68 +196,6 @@ def infer_on_cluster(
     return ClusterRun(len(images), len(counted.failures), counted.rows_with_mask, resumed, share, plan)
 
 
-def run_partitions(
-    job: Job, parts: Sequence[Sequence[ListedImage]], todo: Sequence[int], share: Share, done: Done
-) -> None:
-    """Run the partitions with the numbers `todo` on all workers, or fewer if there are fewer partitions.
-
-    Raises
-    ------
-    CloudrtError
-        Raised by a worker.
-    """
-    if not todo:
-        return
-    import ray
-    import ray.data
-    from ray.exceptions import RayError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger)  # a restarted one begins empty
-    ledger = ledger.options(scheduling_strategy=here).remote(job.model.read_bytes())
-    rows = [{"number": number, "images": pack(parts[number])} for number in todo]
-    workers = min(share.workers, len(todo))
-    with _quiet():
-        data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            Worker,
-            fn_constructor_args=(job, ledger),
-            batch_size=1,
-            batch_format="numpy",
-            num_cpus=share.cpus,
-            num_gpus=share.gpus or None,
-            concurrency=workers,
-        )
-        try:
-            # With prefetching, a partition would be reported only when the next one is finished.
-            for found in data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-                for values in zip(*found.values(), strict=True):
-                    done({name: int(value) for name, value in zip(found, values, strict=True)})
-        except (RayError, RuntimeError) as error:
-            raise unwrapped(error) from error
-        finally:
-            ray.kill(ledger)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Ray's progress bars and plans: the caller shows its own progress."""
-    from ray.data import DataContext
-
-    context = DataContext.get_current()
-    before = context.enable_progress_bars, context.print_on_execution_start
-    context.enable_progress_bars, context.print_on_execution_start = False, False
-    levels = {name: logging.getLogger(name).level for name in ("ray", "ray.data")}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        context.enable_progress_bars, context.print_on_execution_start = before
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
 @contextmanager
 def _held(out: Place) -> Iterator[None]:
     """Lock a folder of partitions against other runs; remove it if it stays empty."""
@@ -278,32 +212,6 @@ def _held(out: Place) -> Iterator[None]:
             if {path.name for path in folder.iterdir()} == {lock.name}:
                 lock.unlink()
                 folder.rmdir()
-
-
-def _settle(job: Job, share: Share) -> tuple[Plan, Identity]:
-    """Open the artifact on one worker; return its plan and its identity."""
-    import ray
-    from ray.exceptions import RayError
-
-    pending = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(_open_once).remote(job)
-    if not ray.wait([pending], timeout=30)[0]:
-        logger.info("Waiting for the cluster: a worker needs %d free CPUs and %d free GPUs", share.cpus, share.gpus)
-    try:
-        settled: tuple[Plan, Identity] = ray.get(pending)
-    except RayError as error:
-        raise unwrapped(error) from error
-    return settled
-
-
-def _open_once(job: Job) -> tuple[Plan, Identity]:
-    from cloudrt.inference.pipeline import Segmenter
-
-    segmenter = job.open()
-    assert isinstance(segmenter, Segmenter)
-    try:
-        return segmenter.plan, segmenter.identity()
-    finally:
-        segmenter.close()
 
 
 def _partition_size(options: ClusterOptions, even: int, least: int, most: int, recorded: Identity | None) -> int:

@@ -19,7 +19,7 @@ from cloudrt.options import GPU_PROVIDERS
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5
-PATIENCE = 120
+TIMEOUT_S = 120
 """Seconds that a machine has to answer; starting its first process takes a while."""
 
 
@@ -210,7 +210,7 @@ def ask(nodes: Sequence[Node], question: Callable[..., Any], *arguments: Any) ->
     answers = []
     for node, one in zip(nodes, pending, strict=True):
         try:
-            answers.append(ray.get(one, timeout=PATIENCE))
+            answers.append(ray.get(one, timeout=TIMEOUT_S))
         except GetTimeoutError as error:
             raise ClusterError(f"machine {node.address} does not answer: remove it from the cluster") from error
         except RayError as error:

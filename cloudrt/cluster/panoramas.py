@@ -14,7 +14,7 @@ import numpy as np
 
 from cloudrt.cluster.partitions import ListedImage, Partitions
 from cloudrt.errors import DataError, ImageError
-from cloudrt.geo.tiles import Tiling, check_tiles
+from cloudrt.geo.tiling import Tiling, check_tiles
 from cloudrt.images.decoding import Input
 from cloudrt.images.image import ImageFile, StoredImage
 from cloudrt.inference.identity import Identity

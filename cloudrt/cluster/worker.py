@@ -19,7 +19,7 @@ from cloudrt.cluster.partitions import Partitions, unpack
 from cloudrt.cluster.storage import Place
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import ArtifactError, DataError, ProviderError
-from cloudrt.geo.tiles import Tiling
+from cloudrt.geo.tiling import Tiling
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import Record
 from cloudrt.options import RunOptions

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import cv2
@@ -23,12 +22,13 @@ from cloudrt.data.audit import Finding, audit_masks, audit_rows, audit_shares
 from cloudrt.data.duplicates import difference_hash, similar_groups
 from cloudrt.data.folder import DataFolder, writes_absences
 from cloudrt.errors import DataError, ImageError
-from cloudrt.images.image import NO_DATA_LEVEL, decode, read_file, resize
+from cloudrt.images.image import NO_DATA_LEVEL, decode, read_file
+from cloudrt.images.resize import display_size, resize
 from cloudrt.labels import Grid, Labels
 from cloudrt.masks.rle import rle_encode, rle_to_submit_grid
 from cloudrt.system.overlap import overlap
+from cloudrt.system.progress import ProgressBar, no_progress
 
-Bar = Callable[[str, int], AbstractContextManager[Callable[..., object]]]
 BINS = 20
 _THUMBNAIL = 280  # longer side, in pixels, of the thumbnail for the no-data fraction and the perceptual hash
 _MAP = 105  # longer side of the position maps, in pixels
@@ -136,7 +136,7 @@ class Exploration:
         return list(kinds.items())
 
 
-def explore(data: DataFolder, threads: int = 1, bar: Bar | None = None) -> Exploration:
+def explore(data: DataFolder, threads: int = 1, bar: ProgressBar = no_progress) -> Exploration:
     """Read all rows and images of a data set, and check them.
 
     Parameters
@@ -146,7 +146,7 @@ def explore(data: DataFolder, threads: int = 1, bar: Bar | None = None) -> Explo
     threads
         Number of threads that read images.
     bar
-        Shows progress: `bar(description, total)` is a context manager that yields `advance(n)`.
+        Opens a progress bar.
 
     Raises
     ------
@@ -161,10 +161,10 @@ def explore(data: DataFolder, threads: int = 1, bar: Bar | None = None) -> Explo
     if not writes_absences(texts):  # images without any class
         texts |= {name: {} for name in unlisted}
         unlisted = []
-    exploration = Exploration(data, [], np.zeros((len(labels.classes), *_scaled(labels.submit_grid, _MAP))), findings)
+    positions = np.zeros((len(labels.classes), *display_size(labels.submit_grid, _MAP)))
+    exploration = Exploration(data, [], positions, findings)
     of_images: list[Finding] = []
-    shown = bar("Reading images", len(texts)) if bar else nullcontext(lambda _: None)
-    with shown as advance, ThreadPoolExecutor(threads) as pool:
+    with bar("Reading images", len(texts)) as advance, ThreadPoolExecutor(threads) as pool:
         for summary, rle, maps, found in overlap(pool, lambda one: _read(data, *one), texts.items(), 4 * threads):
             exploration.images.append(summary)
             exploration.rle[summary.name] = rle
@@ -179,19 +179,13 @@ def explore(data: DataFolder, threads: int = 1, bar: Bar | None = None) -> Explo
     return exploration
 
 
-def _scaled(size: Grid, longer: int) -> Grid:
-    """Return a height and width of the same aspect ratio, with a longer side of `longer` pixels."""
-    scale = longer / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
 def _read(
     data: DataFolder, name: str, texts: dict[str, str]
 ) -> tuple[ImageSummary, dict[str, str], NDArray[np.float64], list[Finding]]:
     """Return the summary, the RLE texts, the position maps and the findings of one image."""
     labels = data.labels
     masks = np.stack([rle_to_submit_grid(texts.get(label, ""), labels) for label in labels.classes])
-    height, width = _scaled(labels.submit_grid, _MAP)
+    height, width = display_size(labels.submit_grid, _MAP)
     maps = np.stack(
         [cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) for mask in masks]
     )
@@ -204,7 +198,7 @@ def _read(
         digest = hashlib.sha256(content).hexdigest()
         image = decode(content)
         size = (image.shape[0], image.shape[1])
-        thumbnail = resize(image, _scaled(size, _THUMBNAIL))
+        thumbnail = resize(image, display_size(size, _THUMBNAIL))
         dark = (thumbnail.max(axis=2) <= NO_DATA_LEVEL).astype(np.uint8)
         no_data, similarity = float(dark.mean()), difference_hash(thumbnail)
     except ImageError as error:

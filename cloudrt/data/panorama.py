@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.data.scenes import SyntheticScene, draw_scene
-from cloudrt.data.synth import HEADER, JPEG_QUALITY, MAX_JOBS, output_folder
+from cloudrt.data.synth import HEADER, MAX_JOBS, output_folder, write_jpeg
 from cloudrt.errors import DataError
 from cloudrt.labels import CLASSES, LABEL_GRID, Grid
 from cloudrt.masks.rle import rle_encode
@@ -42,7 +42,7 @@ def write_panoramas(
     *,
     scene: Grid = LABEL_GRID,
     jobs: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> list[Path]:
     """Draw panoramas and write them, one per day, with their truth.
 
@@ -101,7 +101,7 @@ def write_panoramas(
                 if progress:
                     progress(number, len(seeds))
             name = _name(FIRST_DAY + datetime.timedelta(day), size)
-            _write_jpeg(folder / name, image)
+            write_jpeg(folder / name, image)
             names.append(name)
             writer.writerows((f"{name}_{label}", rle_encode(mask)) for label, mask in zip(CLASSES, masks, strict=True))
     return [out / name for name in names]
@@ -122,11 +122,3 @@ def _paste(scene: SyntheticScene, corner: tuple[int, int], image: NDArray[np.uin
     for mask, out in zip(scene.masks, target, strict=True):
         small = cv2.resize(mask, (columns // BLOCK, rows // BLOCK), interpolation=cv2.INTER_NEAREST)
         out[...] = small[: out.shape[0], : out.shape[1]]
-
-
-def _write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    sound, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    if not sound:
-        raise DataError(f"OpenCV could not encode {path.name} as JPEG")
-    path.write_bytes(encoded.tobytes())

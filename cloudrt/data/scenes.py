@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cloudrt.data.textures import ASPECT, PLAN, TEXTURES, Box, Floats, Texture, noise, potential, resize
 from cloudrt.errors import DataError
-from cloudrt.images.image import resize as resize_image
+from cloudrt.images.resize import resize as resize_image
 from cloudrt.labels import CLASSES, LABEL_GRID
 
 MIN_SIDE = 64

@@ -20,6 +20,7 @@ from typing import TextIO
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from cloudrt.data.scenes import check_size, draw_scene
 from cloudrt.errors import DataError
@@ -61,7 +62,7 @@ def write_dataset(
     *,
     test_share: float = 0.25,
     jobs: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Written:
     """Draw scenes and write them in the competition's layout.
 
@@ -167,10 +168,15 @@ def _rows(name: str, texts: list[str]) -> str:
 def _write_scene(path: Path, seed: np.random.SeedSequence, size: tuple[int, int]) -> list[str]:
     """Draw one scene, write its JPEG, and return the RLE text of each class."""
     scene = draw_scene(seed, size)
-    bgr = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
+    write_jpeg(path, scene.image)
+    return [rle_encode(mask) for mask in scene.masks]
+
+
+def write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an (H, W, 3) uint8 RGB image as a JPEG."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     sound, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not sound:
         raise DataError(f"OpenCV could not encode {path.name} as JPEG")
     # cv2.imwrite gives no reason for a failure, and does not accept every file name.
     path.write_bytes(encoded.tobytes())
-    return [rle_encode(mask) for mask in scene.masks]

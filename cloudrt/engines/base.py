@@ -104,19 +104,21 @@ class Engine(Protocol):
 
     def probability(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the probability alone."""
-        ...
+        return self.run(batch)[0]
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
         """Return an uninitialised array for the images of `batches` batches, in the memory that `run` reads fastest."""
-        ...
+        return np.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3), np.uint8)
 
     def close(self) -> None:
         """Release the memory of the engine."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *exception: object) -> None: ...
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 DEFAULTS = EngineOptions()

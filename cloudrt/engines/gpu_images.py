@@ -2,7 +2,7 @@
 
     JPEG bytes --nvImageCodec--> images of any size --ONNX Runtime--> rows of a batch on the device
 
-The resize filter is that of `cloudrt.images.image.resize`: area averages along an axis that shrinks, linear
+The resize filter is that of `cloudrt.images.resize.resize`: area averages along an axis that shrinks, linear
 interpolation along an axis that grows. Both are linear and separable, so that resizing is two matrix products, rows x
 image x columns. ONNX Runtime can compute them with any provider; the tests use its CPU provider to compare them with
 OpenCV.

@@ -1,4 +1,4 @@
-"""Cache of tuning measurements, in the user's cache folder.
+"""The measurements of an artifact on this machine, and their cache in the user's cache folder.
 
 The name of a file is a digest of everything that the measurements depend on: the artifact's graph, the processor, the
 GPUs, the number of threads, `allow_cpu` and the versions of the runtimes. If one of them changes, everything is
@@ -10,16 +10,33 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cloudrt.errors import CloudrtError
+import numpy as np
+from numpy.typing import NDArray
+
+from cloudrt.engines.candidates import Candidate, Setting, best_setting, fixed_settings
+from cloudrt.engines.trial import ProviderTrial
+from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
+from cloudrt.model.artifact import Artifact, graph_bytes
+from cloudrt.options import RunOptions
 from cloudrt.system.cache import cache_folder, prune
 from cloudrt.system.files import replacing
+from cloudrt.system.machine import usable_cpus
 from cloudrt.system.versions import package_version
 
+if TYPE_CHECKING:
+    import onnx
+
 logger = logging.getLogger(__name__)
+
+CLEAR = 1.5
+"""If two rates, measured one after the other, differ by less than this factor, they are timed alternately."""
 
 FORMAT = 2
 VERSIONED = (
@@ -70,3 +87,142 @@ class MeasurementCache:
             prune("plans", keep=self._path)
         except (OSError, CloudrtError) as error:
             logger.warning("cannot store the tuning measurements: %s", error)
+
+
+class Measurements:
+    """The measurements of one artifact, read from the cache if they are there.
+
+    Parameters
+    ----------
+    model, artifact
+        The model and its metadata.
+    options
+        The user's options.
+    known
+        The cache.
+    samples
+        See `ProviderTrial`.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        artifact: Artifact,
+        options: RunOptions,
+        known: MeasurementCache,
+        samples: Callable[[], NDArray[np.uint8]] | None,
+    ) -> None:
+        self._model, self._artifact, self._options, self._known = model, artifact, options, known
+        self._samples = samples
+        self._trial: ProviderTrial | None = None
+
+    @property
+    def on_any_device(self) -> bool:
+        """Whether CPU providers may be chosen, because `devices` is not given."""
+        return self._options.devices is None
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything was measured, and not only read from the cache."""
+        return self._trial is not None
+
+    def precision(self, provider: str) -> str:
+        """Return the compute precision: for OpenVINO, the requested one or the first that agrees; otherwise "fp32"."""
+        if provider != "openvino":
+            return "fp32"
+        if self._options.compute_precision != "auto":
+            return self._options.compute_precision
+        from cloudrt.engines.openvino import native_precisions
+
+        native = native_precisions()
+        # For an fp32 artifact, fp32.
+        for precision in {"fp16": ("fp16", "bf16"), "int8": ("bf16",)}.get(self._artifact.precision, ()):
+            if precision in native and self.disagreement(provider, precision) is None:
+                return precision
+        return "fp32"
+
+    def has_tensorrt_engine(self) -> bool:
+        """Return whether TensorRT's engine, which takes minutes to build, is in the cache for every GPU."""
+        from cloudrt.engines.session import tensorrt_engine_exists
+
+        size = fixed_settings(self._options, "tensorrt").batch_size
+        content = graph_bytes(self._model)
+        return all(tensorrt_engine_exists(self._artifact, size, content, device) for device in self._options.gpus)
+
+    def disagreement(self, provider: str, precision: str) -> str | None:
+        """Return `ProviderTrial.disagreement`, from the cache if it is there; None for the reference, the CPU provider.
+
+        Results for the user's images and for synthetic scenes are stored separately. Without images, a stored result of
+        either kind is returned.
+        """
+        if provider == "cpu":
+            return None
+        keys = [f"agreement of {provider} {precision} on {source}" for source in ("images", "scenes")]
+        for key in keys[:1] if self._samples else keys:
+            reason = self._known.get(key)
+            if key in self._known and (reason is None or isinstance(reason, str)):
+                return reason
+        reason = self._open_trial().disagreement(provider, precision)
+        self._known.put(keys[0] if self._samples else keys[1], reason)
+        return reason
+
+    def fastest(self, provider: str, precision: str, *, alone: bool) -> Candidate:
+        """Return a provider with its fastest settings and its highest rate, which is 0 if nothing was measured.
+
+        Nothing is measured for the CPU provider, whose only setting is the batch size, if the options fix it and no
+        other provider is compared (`alone`).
+        """
+        fixed = fixed_settings(self._options, provider)
+        asked = fixed.batch_size
+        if asked and provider == "cpu" and alone:
+            return Candidate(provider, precision, Setting(asked))
+        key = (
+            f"rate of {provider} {precision}, batch {asked or 'free'}, streams {fixed.streams or 'free'}, "
+            f"graph {fixed.cuda_graph}, channels last {fixed.channels_last}"
+        )
+        settings = Setting.read(self._known.get(key))
+        refusal = None
+        if not settings:
+            trial = self._open_trial()
+            settings, refusal = trial.measure_settings(provider, precision, fixed), trial.refusal
+            if settings:  # not stored if memory ran out: there may be enough next time
+                self._known.put(key, [setting.to_dict() for setting in settings])
+        best = best_setting(settings)
+        if best is None:
+            raise refusal or MemoryExhausted(
+                f"{provider} does not have enough memory for {asked or 1} images: use a smaller `batch_size`"
+            )
+        rate = max(setting.images_per_s for setting in settings)
+        return Candidate(provider, precision, replace(best, images_per_s=rate))
+
+    def ratio(self, one: Candidate, other: Candidate) -> float:
+        """Return how many times as fast one is as the other; they are timed alternately if the rates are close."""
+        rate, other_rate = one.setting.images_per_s, other.setting.images_per_s
+        apart = rate / other_rate if other_rate else math.inf
+        if not 1 / CLEAR < apart < CLEAR:
+            return apart
+        key = f"ratio of {one.describe()} to {other.describe()}"
+        ratio = self._known.get(key)
+        if not isinstance(ratio, float) or not 0 < ratio < math.inf:
+            try:
+                ratio = self._open_trial().compare(one, other)
+            except (ArtifactError, ProviderError) as error:
+                logger.info("  %s and %s cannot be timed alternately: %s", one.provider, other.provider, error)
+                return apart
+            self._known.put(key, ratio)
+        return ratio
+
+    def _open_trial(self) -> ProviderTrial:
+        if self._trial is None:
+            logger.info("Measuring the fastest settings, once per model and machine; this takes up to a minute")
+            options = self._options
+            self._trial = ProviderTrial(
+                self._model,
+                self._artifact,
+                options.threads or usable_cpus(),
+                options.gpus[0],
+                options.allow_cpu,
+                options.batch_size,
+                self._samples,
+            )
+        return self._trial

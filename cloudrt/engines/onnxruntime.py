@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Self
 
 import numpy as np
 import onnx
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from cloudrt.engines.availability import ORT_NAMES
-from cloudrt.engines.base import DEFAULTS, EngineOptions, brief, check_batch, exhausted
+from cloudrt.engines.base import DEFAULTS, Engine, EngineOptions, brief, check_batch, exhausted
 from cloudrt.engines.binding import Binding, open_gpu
 from cloudrt.engines.session import open_session
 from cloudrt.engines.widen import widen
@@ -33,7 +32,7 @@ REFUSALS: tuple[type[Exception], ...] = (
 """The exceptions of ONNX Runtime, which have no common base class below Exception."""
 
 
-class OrtEngine:
+class OrtEngine(Engine):
     """An artifact in an ONNX Runtime session; see `cloudrt.engines.base.Engine`.
 
     With a fixed batch size on a GPU, each batch in flight has its own buffers there (IO binding): a batch is copied in
@@ -106,8 +105,9 @@ class OrtEngine:
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
         """Return an uninitialised array for the images of `batches` batches; for a GPU, in page-locked memory."""
-        shape = (batches * (self.batch_size or 1), *self.artifact.input_size, 3)
-        return self._arena.empty(shape) if self._arena else np.empty(shape, np.uint8)
+        if self._arena is None:
+            return super().empty(batches)
+        return self._arena.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3))
 
     def _run(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
         if self._bindings is None:
@@ -151,20 +151,10 @@ class OrtEngine:
         remedy = ": cloudrt doctor checks the driver and the libraries" if self.provider in GPU_PROVIDERS else ""
         return type(otherwise)(f"{otherwise}: {reason}{remedy}")
 
-    def probability(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the probability alone."""
-        return self.run(batch)[0]
-
     def close(self) -> None:
         """Release the session's memory."""
         self._bindings = self._session = None
         self._threads.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _check_placement(self, allow_cpu: bool) -> None:
         """Raise ProviderError if the session lacks the provider or, without `allow_cpu`, runs `HEAVY` on the CPU."""

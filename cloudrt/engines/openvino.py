@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from io import BytesIO
 from queue import SimpleQueue
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import onnx
 import openvino
 from numpy.typing import NDArray
 
-from cloudrt.engines.base import DEFAULTS, EngineOptions, check_batch, exhausted
+from cloudrt.engines.base import DEFAULTS, Engine, EngineOptions, check_batch, exhausted
 from cloudrt.engines.compiled import open_folder, seal_folder
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
@@ -27,7 +27,7 @@ def native_precisions() -> tuple[str, ...]:
     return ("fp32", *(name for name, capability in _CAPABILITIES.items() if capability in found))
 
 
-class OpenvinoEngine:
+class OpenvinoEngine(Engine):
     """An artifact compiled by OpenVINO for the CPU; see `cloudrt.engines.base.Engine`.
 
     It has one infer request per stream. `run` uses a free request; OpenVINO computes all requests at once and
@@ -94,23 +94,9 @@ class OpenvinoEngine:
             self._requests.put(request)
         return found["probability"], found.get("presence")
 
-    def probability(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the probability alone."""
-        return self.run(batch)[0]
-
-    def empty(self, batches: int) -> NDArray[np.uint8]:
-        """Return an uninitialised array for the images of `batches` batches."""
-        return np.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3), np.uint8)
-
     def close(self) -> None:
         """Release the compiled model's memory."""
         self._requests, self._compiled = SimpleQueue(), None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def compile_options(threads: int, options: EngineOptions) -> dict[str, Any]:

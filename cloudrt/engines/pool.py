@@ -43,24 +43,24 @@ class EnginePool:
         self.slots = 0  # number of threads that may run a batch at once
         self.artifact: Artifact  # the metadata of the model
         self._free: list[Engine] = []  # each engine once per idle stream
-        self._turn = Condition()  # protects _free, _lent, _claimed and _gone
-        self._lent = 0  # number of busy streams
-        self._claimed = False  # True while the engines are reopened: no thread may take one
-        self._gone: CloudrtError | None = None  # raised by all calls once the engines are closed or failed to reopen
+        self._turn = Condition()  # protects _free, _busy, _reopening and _error
+        self._busy = 0  # number of busy streams
+        self._reopening = False  # True while the engines are reopened: no thread may take one
+        self._error: CloudrtError | None = None  # raised by all calls once the engines are closed or failed to reopen
         self._change = Lock()  # one `step_down` at a time
         self._open()
 
     @property
     def usable(self) -> bool:
         """False once the engines are closed or could not be opened again."""
-        return self._gone is None
+        return self._error is None
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
         """Return an uninitialised array for the images of `batches` batches, (n, H, W, 3) uint8."""
         with self._turn:
-            self._turn.wait_for(lambda: self._gone or not self._claimed)
-            if self._gone:
-                raise self._gone
+            self._turn.wait_for(lambda: self._error or not self._reopening)
+            if self._error:
+                raise self._error
             return self.engines[0].empty(batches)
 
     def takes(self, place: tuple[str, int]) -> bool:
@@ -98,7 +98,7 @@ class EnginePool:
         finally:
             with self._turn:
                 self._free.append(engine)
-                self._lent -= 1
+                self._busy -= 1
                 self._turn.notify_all()
         return probability[: len(images)], None if presence is None else presence[: len(images)]
 
@@ -130,23 +130,23 @@ class EnginePool:
     def resize(self, batch_size: int) -> None:
         """Wait until all batches are done, then reopen the engines with another batch size."""
         with self._turn:
-            self._turn.wait_for(lambda: self._gone or not self._claimed)
-            self._claimed = True
-            self._turn.wait_for(lambda: self._gone or not self._lent)
-            if self._gone:
-                raise self._gone
+            self._turn.wait_for(lambda: self._error or not self._reopening)
+            self._reopening = True
+            self._turn.wait_for(lambda: self._error or not self._busy)
+            if self._error:
+                raise self._error
             self._free.clear()
             self._release()
             self.batch_size = batch_size
             try:
                 self._open_smaller()
             except BaseException as error:
-                self._gone = (
+                self._error = (
                     error if isinstance(error, CloudrtError) else ProviderError(f"engines could not be opened: {error}")
                 )
                 raise
             finally:
-                self._claimed = False
+                self._reopening = False
                 self._turn.notify_all()
 
     def _open_smaller(self) -> None:
@@ -162,17 +162,17 @@ class EnginePool:
     def close(self) -> None:
         """Wait until all batches are done, then close the engines; later calls raise ProviderError."""
         with self._turn:
-            self._gone = self._gone or ProviderError("the engines are closed: open a new Segmenter")
+            self._error = self._error or ProviderError("the engines are closed: open a new Segmenter")
             self._turn.notify_all()
-            self._turn.wait_for(lambda: not self._lent)
+            self._turn.wait_for(lambda: not self._busy)
             self._release()
 
     def _take(self) -> Engine:
         with self._turn:
-            self._turn.wait_for(lambda: self._gone or (self._free and not self._claimed))
-            if self._gone:
-                raise self._gone
-            self._lent += 1
+            self._turn.wait_for(lambda: self._error or (self._free and not self._reopening))
+            if self._error:
+                raise self._error
+            self._busy += 1
             return self._free.pop(0)
 
     def _release(self) -> None:

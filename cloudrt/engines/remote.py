@@ -17,12 +17,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.engines.base import check_batch
+from cloudrt.engines.base import Engine, check_batch
 from cloudrt.engines.remote_client import RemoteClient, ServerError
 from cloudrt.engines.remote_http import HttpClient
 from cloudrt.engines.remote_metadata import read_parameters
@@ -179,7 +179,7 @@ def _strings(parameters: Any) -> dict[str, str]:
     return found
 
 
-class RemoteEngine:
+class RemoteEngine(Engine):
     """A model on servers; see `cloudrt.engines.base.Engine`.
 
     Parameters
@@ -232,14 +232,6 @@ class RemoteEngine:
             return found["probability"], found.get("presence")
         raise ProviderError(f"no server has answered after {self._model.options.attempts} attempts: {last}")
 
-    def probability(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the probability alone."""
-        return self.run(batch)[0]
-
-    def empty(self, batches: int) -> NDArray[np.uint8]:
-        """Return an uninitialised array for the images of `batches` batches."""
-        return np.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3), np.uint8)
-
     def close(self) -> None:
         """Close the connections."""
         with self._lock:
@@ -247,12 +239,6 @@ class RemoteEngine:
             self._idle.clear()
         for client in clients:
             client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def _take(self) -> _Server:
         """Return the next server that is not in a back-off pause; wait if all are."""

@@ -8,18 +8,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.engines.base import BATCH_SIZES, Engine, EngineOptions
+from cloudrt.engines.candidates import GAIN, NOTHING_FIXED, Candidate, FixedSettings, Setting, best_setting
 from cloudrt.engines.choice import open_engine
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
 from cloudrt.labels import Grid
 from cloudrt.model.artifact import Artifact
-from cloudrt.model.parity import TOLERANCES, Answers, Tally, half_of_the_levels
+from cloudrt.model.parity import TOLERANCES, ParityAccumulator, ReferenceOutputs, default_rules
 from cloudrt.options import GPU_PROVIDERS
 
 if TYPE_CHECKING:
@@ -32,12 +33,10 @@ COMPARED = 64
 a fraction of 0.5%."""
 SCENES = 16
 """Number of different scenes that `make_samples` draws."""
-BUDGET = 12.0
+BUDGET_S = 12.0
 """Time limit of `measure_settings` in seconds; a setting that would exceed it is not measured."""
-SHORTEST = 0.2
+SHORTEST_S = 0.2
 """Shortest time to measure a setting, in seconds."""
-GAIN = 1.05
-"""Factor by which a setting must be faster to be preferred to one that was measured before it."""
 ROUNDS = 5
 """Number of rounds in which two settings are timed alternately."""
 BATCHES = {
@@ -48,62 +47,6 @@ BATCHES = {
     "tensorrt": (BATCH_SIZES["tensorrt"],),
     "tensorrt-rtx": (BATCH_SIZES["tensorrt-rtx"],),
 }
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Settings of an engine, and the images/s measured with them; see `EngineOptions`."""
-
-    batch_size: int
-    streams: int = 1
-    cuda_graph: bool = False
-    images_per_s: float = 0.0
-    channels_last: bool = False
-    pinned: bool = True
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def read(cls, values: Any) -> list[Setting]:
-        """Return settings from a list of the values that `to_dict` returned; an empty list if it is malformed."""
-        try:
-            settings = [cls(**one) for one in values]
-        except TypeError:
-            return []
-        kinds = (int, int, bool, float, bool, bool)
-        for setting in settings:
-            found = tuple(map(type, asdict(setting).values()))
-            if (
-                found != kinds
-                or min(setting.batch_size, setting.streams) < 1
-                or not 0 < setting.images_per_s < math.inf
-            ):
-                return []
-        return settings
-
-
-@dataclass(frozen=True)
-class FixedSettings:
-    """The settings that the user fixes; those that are 0 or None are measured."""
-
-    batch_size: int = 0
-    streams: int = 0
-    cuda_graph: bool | None = None
-    channels_last: bool | None = None
-
-
-NOTHING_FIXED = FixedSettings()
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A provider with its settings."""
-
-    provider: str
-    precision: str
-    setting: Setting
 
 
 @dataclass
@@ -137,7 +80,7 @@ class ProviderTrial:
     def __post_init__(self) -> None:
         self.refusal: CloudrtError | None = None
         self._images: NDArray[np.uint8] | None = None
-        self._answers: Answers | None = None
+        self._outputs: ReferenceOutputs | None = None
 
     @property
     def images(self) -> NDArray[np.uint8]:
@@ -171,7 +114,7 @@ class ProviderTrial:
         """
         answers = self._reference()
         widest = max((TOLERANCES[precision], TOLERANCES[self.artifact.precision]), key=lambda one: one.mean_difference)
-        tally, faults = Tally(answers), []
+        tally, faults = ParityAccumulator(answers), []
         size = BATCH_SIZES[provider]
         if provider in ("tensorrt", "tensorrt-rtx"):
             size = self.batch_size or size
@@ -179,7 +122,7 @@ class ProviderTrial:
             with self.open(provider, precision, Setting(size)) as engine:
                 for position, levels, presence in _run_all(engine, self.images):
                     tally.add(position, levels, presence)
-                    faults = tally.at_best(provider).faults(widest)
+                    faults = tally.lower_bound(provider).faults(widest)
                     if faults:
                         break
         except MemoryExhausted:
@@ -193,12 +136,12 @@ class ProviderTrial:
 
         The steps are: numbers of streams with the smallest batch, batch sizes, channels-last convolutions, copies by
         ONNX Runtime itself, and a CUDA graph. Each step starts from the best settings so far, and ends when two
-        settings in a row are not faster, when the provider refuses one, or when `BUDGET` is used up. Afterwards,
+        settings in a row are not faster, when the provider refuses one, or when `BUDGET_S` is used up. Afterwards,
         `refusal` is the error of the last refused settings, or None.
         """
         self.refusal = None
         settings: list[Setting] = []
-        deadline = time.perf_counter() + BUDGET
+        deadline = time.perf_counter() + BUDGET_S
         for step in self._steps(provider, given):
             useless = 0
             for setting in step(best_setting(settings)):
@@ -293,14 +236,14 @@ class ProviderTrial:
             pattern = self._images
         return pattern[np.arange(setting.batch_size) % len(pattern)]
 
-    def _reference(self) -> Answers:
-        if self._answers is None:
+    def _reference(self) -> ReferenceOutputs:
+        if self._outputs is None:
             options = EngineOptions(emulate=self.artifact.precision == "int8")
             with open_engine(self.model, "cpu", BATCH_SIZES["cpu"], self.threads, options) as engine:
                 answers = list(_run_all(engine, self.images))
             presence = [head for _, _, head in answers if head is not None]
-            rules = self.artifact.rules or half_of_the_levels(len(self.artifact.labels.classes))
-            self._answers = Answers(
+            rules = self.artifact.rules or default_rules(len(self.artifact.labels.classes))
+            self._outputs = ReferenceOutputs(
                 [f"image {position}" for position, _, _ in answers],
                 np.stack([levels for _, levels, _ in answers]),
                 rules,
@@ -309,7 +252,7 @@ class ProviderTrial:
                 "images",
                 np.stack(presence) if presence else None,
             )
-        return self._answers
+        return self._outputs
 
 
 def make_samples(count: int, size: Grid, threads: int = 1) -> NDArray[np.uint8]:
@@ -352,14 +295,6 @@ def measure_rate(engine: Engine, batch: NDArray[np.uint8]) -> float:
             return time.perf_counter() - began
 
         once = run(1)
-        times = max(1, math.ceil(SHORTEST / 2 / max(once, 1e-6)))
+        times = max(1, math.ceil(SHORTEST_S / 2 / max(once, 1e-6)))
         best = min(run(times) for _ in range(2))
     return times * engine.streams * len(batch) / best
-
-
-def best_setting(settings: list[Setting]) -> Setting | None:
-    """Return the first settings whose rate is within a factor `GAIN` of the highest; None for an empty list."""
-    if not settings:
-        return None
-    fastest = max(setting.images_per_s for setting in settings)
-    return next(setting for setting in settings if GAIN * setting.images_per_s >= fastest)

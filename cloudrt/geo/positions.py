@@ -23,13 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
+from cloudrt.geo.bounds import Bounds, check_bounds
 from cloudrt.labels import Grid
 
 WGS84 = "EPSG:4326"
 METRES_PER_DEGREE = 111_195.0
 """Length of a degree of a great circle on a sphere with the mean radius of the Earth."""
-Bounds = tuple[float, float, float, float]
-"""West, south, east, north."""
 
 _WORLD_SUFFIXES = {".jpg": ".jgw", ".jpeg": ".jgw", ".png": ".pgw"}
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
@@ -177,39 +176,6 @@ def _transformer(crs: str) -> Any:
     from pyproj import Transformer
 
     return Transformer.from_crs(crs, WGS84, always_xy=True)
-
-
-def parse_bounds(text: str, name: str = "--bounds") -> Bounds:
-    """Return the numbers of "LON1,LAT1,LON2,LAT2": west, south, east and north in degrees; errors contain `name`.
-
-    Raises
-    ------
-    DataError
-        Not four numbers; south is not below north; outside the Earth.
-    """
-    try:
-        west, south, east, north = (float(part) for part in text.split(","))
-    except ValueError:
-        raise DataError(f"{name} {text}: give LON1,LAT1,LON2,LAT2 in degrees, such as -61,10,-40,24") from None
-    return check_bounds((west, south, east, north), f"{name} {text}")
-
-
-def check_bounds(bounds: Bounds, where: str) -> Bounds:
-    """Return the bounds if they lie on the Earth, with south below north; otherwise raise DataError."""
-    if not isinstance(bounds, tuple | list) or len(bounds) != 4:
-        raise DataError(f"{where}: bounds are four numbers: west, south, east, north")
-    west, south, east, north = bounds
-    if (
-        not all(map(math.isfinite, bounds))
-        or max(abs(south), abs(north)) > 90
-        or not all(-180 <= longitude <= 360 for longitude in (west, east))
-    ):
-        raise DataError(f"{where}: outside the Earth, whose longitudes are -180 to 360 and latitudes -90 to 90")
-    if south >= north:
-        raise DataError(f"{where}: north ({north:g}) is not above south ({south:g})")
-    if west == east:
-        raise DataError(f"{where}: west and east are the same")
-    return bounds
 
 
 def read_date(name: str) -> datetime.date | None:

@@ -4,8 +4,8 @@
                                                     `-> pixels without data
 
 Lengths are in three units: pixels of the image, pixels at the resolution of training (the panorama is `size`
-of these), and pixels of the grid of its masks, each of which covers a block of the second. Tiles begin at multiples of
-8 pixels and of a block, so that they are exact parts of the JPEG as libjpeg-turbo scales it, and of the grid.
+of these), and pixels of the grid of its masks, each of which covers a block of the second. `cloudrt.geo.tiling` places
+the tiles.
 """
 
 from __future__ import annotations
@@ -20,52 +20,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.errors import DataError, ImageError
+from cloudrt.errors import ImageError
 from cloudrt.geo.mask_grid import MaskGrid
-from cloudrt.geo.positions import Bounds, Position, check_degrees, read_position
-from cloudrt.images.image import NO_DATA_LEVEL, Image, decode, is_plain_jpeg, read_file, reduce, resize
+from cloudrt.geo.positions import Position, check_degrees, read_position
+from cloudrt.geo.tiling import SCALES, Tiling, offsets
+from cloudrt.images.image import NO_DATA_LEVEL, Image, decode, is_plain_jpeg, read_file
+from cloudrt.images.resize import reduce, resize
 from cloudrt.labels import Grid
 from cloudrt.masks.postprocess import encode_mask
 from cloudrt.model.artifact import Artifact
 
-OVERLAP = 0.125
-"""Default overlap of neighbouring tiles, as a fraction of a tile; measured in docs/how-to/maps.md."""
 MORE_PIXELS = 10
 """A panorama may have this many times the pixels of an image."""
-_SCALES = 8
-"""libjpeg-turbo decodes a JPEG at 1/8, 2/8, ... of its size."""
 _MOST_PADDED = 2**27
 """A tile that reaches beyond its image is shrunk before it is padded, if it has more pixels than this."""
 _LONGEST = 2**20
 """Largest side of a panorama with a position, at the resolution of training; the equator has 36,000 pixels there."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How images are cut into tiles.
-
-    Parameters
-    ----------
-    overlap
-        Overlap of neighbouring tiles, as a fraction of a tile.
-    bounds
-        West, south, east and north, in degrees, of the images without tags or a world file.
-    needs_position
-        Whether an image without a position fails.
-
-    Raises
-    ------
-    DataError
-        An overlap out of range.
-    """
-
-    overlap: float = OVERLAP
-    bounds: Bounds | None = None
-    needs_position: bool = False
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.overlap, int | float) or not 0 <= self.overlap <= 0.9:
-            raise DataError(f"overlap is from 0 to 0.9 of a tile, found {self.overlap!r}")
 
 
 @dataclass(frozen=True)
@@ -157,10 +127,10 @@ def open_panorama(path: Path, artifact: Artifact, tiling: Tiling, max_pixels: in
         raise ImageError(f"is oversized: {size[1]}x{size[0]} pixels at {artifact.pixels_per_degree:g} per degree")
     # As `load_image`: the smallest scale at which a tile covers the network's input.
     zoom = native[0] / size[0], native[1] / size[1]
-    eighths = _SCALES if whole is not None else _eighths(artifact, zoom)
-    cover = -(-native[0] * eighths // _SCALES), -(-native[1] * eighths // _SCALES)
+    eighths = SCALES if whole is not None else _eighths(artifact, zoom)
+    cover = -(-native[0] * eighths // SCALES), -(-native[1] * eighths // SCALES)
     image = decode(data, cover, max_pixels) if whole is None else whole
-    scale = zoom[0] * eighths / _SCALES, zoom[1] * eighths / _SCALES
+    scale = zoom[0] * eighths / SCALES, zoom[1] * eighths / SCALES
     decoded = _Decoded(image=image, native=native, size=size, scale=scale, shrunk=whole is None)
     place = _place(decoded, position, artifact)
     if place.position is not None and tiling.needs_position:
@@ -192,14 +162,14 @@ def _size(native: Grid, position: Position | None, artifact: Artifact) -> Grid:
 
 
 def _eighths(artifact: Artifact, zoom: tuple[float, float]) -> int:
-    for eighths in range(1, _SCALES):
+    for eighths in range(1, SCALES):
         sizes = (
-            math.ceil(length * times * eighths / _SCALES - 1e-6)
+            math.ceil(length * times * eighths / SCALES - 1e-6)
             for length, times in zip(artifact.field_of_view, zoom, strict=True)
         )
         if all(size >= least for size, least in zip(sizes, artifact.input_size, strict=True)):
             return eighths
-    return _SCALES
+    return SCALES
 
 
 def _block(artifact: Artifact) -> Grid:
@@ -226,8 +196,8 @@ def _place(decoded: _Decoded, position: Position | None, artifact: Artifact) -> 
 def _lay_out(decoded: _Decoded, place: MaskGrid, artifact: Artifact, tiling: Tiling) -> Panorama:
     view, grid, block = artifact.field_of_view, artifact.labels.submit_grid, _block(artifact)
     size, scale, wraps = decoded.size, decoded.scale, place.wraps
-    rows = offsets(size[0], view[0], math.lcm(_SCALES, block[0]), tiling.overlap)
-    columns = offsets(size[1], view[1], math.lcm(_SCALES, block[1]), tiling.overlap, wraps)
+    rows = offsets(size[0], view[0], math.lcm(SCALES, block[0]), tiling.overlap)
+    columns = offsets(size[1], view[1], math.lcm(SCALES, block[1]), tiling.overlap, wraps)
     no_data = _no_data(decoded.image, (scale[0] * block[0], scale[1] * block[1]), place.grid)
     tiles = [Tile(x, y, x // block[1], y // block[0]) for x in columns for y in rows]
     return Panorama(
@@ -266,53 +236,6 @@ def _padded(part: Image, size: Grid, least: Grid) -> Image:
     whole = np.zeros((*size, 3), np.uint8)
     whole[: part.shape[0], : part.shape[1]] = part
     return whole
-
-
-def check_tiles(artifact: Artifact, tiling: Tiling) -> None:
-    """Check that an artifact's field of view can be cut into tiles.
-
-    Raises
-    ------
-    DataError
-        The field of view is not a multiple of the submission grid; tiles that are too small for the overlap.
-    """
-    for view, grid in zip(artifact.field_of_view, artifact.labels.submit_grid, strict=True):
-        if view % grid:
-            height, width = artifact.field_of_view
-            raise DataError(
-                f"the artifact's field of view, {width}x{height} pixels, is not a multiple of its submission grid: its "
-                "images cannot be cut into tiles"
-            )
-        if view * (1 - tiling.overlap) < math.lcm(_SCALES, view // grid):
-            raise DataError(f"overlap {tiling.overlap:g} is too large for a field of view of {view} pixels")
-
-
-def offsets(length: int, view: int, align: int, overlap: float, wraps: bool = False) -> list[int]:
-    """Return where the tiles along one axis begin: at even distances, at multiples of `align` pixels.
-
-    Parameters
-    ----------
-    length
-        Pixels of the panorama.
-    view
-        Pixels of a tile; the last tile may reach less than `align` pixels beyond the panorama, or, if it is the only
-        one, as far as it does.
-    align
-        Every tile begins at a multiple of this.
-    overlap
-        Least overlap of neighbours, as a fraction of a tile, up to the alignment.
-    wraps
-        Whether the panorama goes around the Earth: the last tiles overlap the first ones.
-    """
-    step = min(view * (1 - overlap), view // align * align)  # no gaps
-    if wraps:
-        count = max(2, math.ceil(length / step))
-        return sorted({length * one // count // align * align for one in range(count)})
-    if length <= view:
-        return [0]
-    last = -(-(length - view) // align) * align
-    count = math.ceil(last / step) + 1
-    return sorted({last * one // (count - 1) // align * align for one in range(count)})
 
 
 def _no_data(image: Image, step: tuple[float, float], grid: Grid) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -140,7 +140,8 @@ def _size(path: Path) -> int:
 def _find(one: str | Path) -> Iterable[ImageFile]:
     path = Path(one)
     if path.suffix.lower() == LIST_SUFFIX and path.is_file():
-        return _read_list(path)
+        names = read_names(path)
+        return [ImageFile(Path(name).as_posix() if os.sep != "/" else name, path.parent / name) for name in names]
     if "://" in str(one):
         raise DataError(
             f"{one} is in an object store: cloudrt-infer --cluster reads it, by default with Ray on this machine"
@@ -170,8 +171,14 @@ def _match(pattern: str) -> list[ImageFile]:
     return sorted(found, key=lambda file: file.key)
 
 
-def _read_list(path: Path) -> Iterator[ImageFile]:
-    """Yield the images of a list; missing files are reported when they are read."""
+def read_names(path: Path) -> list[str]:
+    """Return the names in a list: a text file in UTF-8 with one name per line.
+
+    Raises
+    ------
+    DataError
+        Not UTF-8, or no name.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -179,5 +186,4 @@ def _read_list(path: Path) -> Iterator[ImageFile]:
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise DataError(f"{path} names no images")
-    for name in names:
-        yield ImageFile(Path(name).as_posix() if os.sep != "/" else name, path.parent / name)
+    return names

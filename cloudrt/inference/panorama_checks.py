@@ -6,8 +6,8 @@ import datetime
 from typing import Protocol
 
 from cloudrt.errors import ImageError
+from cloudrt.geo.bounds import Bounds
 from cloudrt.geo.mask_grid import MaskGrid
-from cloudrt.geo.positions import Bounds
 from cloudrt.inference.task import InferTask
 from cloudrt.labels import Grid
 

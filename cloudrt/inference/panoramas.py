@@ -26,7 +26,8 @@ from cloudrt.geo.blend import Blend
 from cloudrt.geo.components import keep_components
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.positions import world_files
-from cloudrt.geo.tiles import MORE_PIXELS, Panorama, Tile, Tiling, check_tiles, open_panorama
+from cloudrt.geo.tiles import MORE_PIXELS, Panorama, Tile, open_panorama
+from cloudrt.geo.tiling import Tiling, check_tiles
 from cloudrt.images.image import ImageFile, StoredImage
 from cloudrt.inference.panorama_checks import Check
 from cloudrt.inference.pipeline import Segmenter, require_rules

@@ -15,7 +15,7 @@ from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.images.image import SUFFIXES, Image, decode, load_image, read_file
 from cloudrt.labels import Grid, Labels
-from cloudrt.masks.rle import rle_decode
+from cloudrt.masks.rle import rle_area, rle_decode
 from cloudrt.system.files import replacing
 from cloudrt.system.suggest import check_name
 
@@ -67,7 +67,7 @@ class Result:
 
     def areas(self) -> dict[str, int]:
         """Return the number of pixels of each class on the submission grid."""
-        return {label: sum(map(int, text.split()[1::2])) for label, text in self.rle.items()}
+        return {label: rle_area(text) for label, text in self.rle.items()}
 
     def mask(self, label: str, size: str | Grid = "grid") -> NDArray[np.uint8]:
         """Return the mask of a class.

@@ -9,13 +9,12 @@ not finish. Messages for the user are logged to `cloudrt.inference.run`.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,32 +27,21 @@ from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_keys, list_inputs, load_sample
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import read_identity
+from cloudrt.inference.paint import paint
 from cloudrt.inference.panorama_checks import Check, panorama_checks
 from cloudrt.inference.panoramas import predict_panoramas
-from cloudrt.inference.pictures import write_masks, write_overlay
 from cloudrt.inference.pipeline import Segmenter, describe_model, require_rules
 from cloudrt.inference.results import Result
 from cloudrt.inference.submission import Submission, open_submission, read_run_record
 from cloudrt.inference.task import InferSettings, InferTask, RunSummary
-from cloudrt.model.inferred import Inferred
 from cloudrt.options import RunOptions, RunSettings
-from cloudrt.search.probabilities import ProbabilityWriter, write_probabilities
+from cloudrt.search.probabilities import write_probabilities
 from cloudrt.system.files import replacing
 from cloudrt.system.overlap import overlap
+from cloudrt.system.progress import ProgressBar, no_progress
 from cloudrt.system.suggest import check_name
 
 logger = logging.getLogger(__name__)
-
-Advance = Callable[..., object]
-"""Called when images are finished: `advance(n=1, **fields)`; the fields are shown beside the progress bar."""
-Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""`progress(description, total)` opens a progress bar; it yields `Advance`."""
-
-
-@contextmanager
-def no_progress(_description: str, _total: int) -> Iterator[Advance]:
-    """Show no progress."""
-    yield lambda *_, **__: None
 
 
 def infer(
@@ -61,7 +49,7 @@ def infer(
     output: str | Path = "submission.csv",
     model: str | Path | None = None,
     *,
-    progress: Progress = no_progress,
+    progress: ProgressBar = no_progress,
     **settings: Unpack[InferSettings],
 ) -> RunSummary:
     """Segment images and write the submission, as `cloudrt-infer` does.
@@ -75,7 +63,7 @@ def infer(
     model
         Path of the artifact. None uses ./model.onnx if it exists, else the model that ships with the package.
     progress
-        Opens a progress bar; see `Progress`.
+        Opens a progress bar; see `ProgressBar`.
     **settings
         Fields of `InferTask` and of `cloudrt.RunOptions`.
 
@@ -112,7 +100,7 @@ def infer(
 _TASK_FIELDS = frozenset(InferSettings.__annotations__) - frozenset(RunSettings.__annotations__)
 
 
-def run_task(task: InferTask, progress: Progress = no_progress, *, resumable: bool = True) -> RunSummary:
+def run_task(task: InferTask, progress: ProgressBar = no_progress, *, resumable: bool = True) -> RunSummary:
     """Run a task; see `infer`. One that is not `resumable` leaves no journal where it is interrupted."""
     model, artifact = describe_model(task.model, task.run)
     require_rules(artifact, model)
@@ -167,7 +155,7 @@ def write_submission(
     files: Sequence[ImageFile],
     task: InferTask,
     identity: Identity | None = None,
-    progress: Progress = no_progress,
+    progress: ProgressBar = no_progress,
     checks: Sequence[Check] = (),
 ) -> Submission:
     """Segment images and write the outputs of a task.
@@ -218,7 +206,7 @@ def write_submission(
         def painted(results: Iterable[tuple[ImageFile, Result]]) -> Iterable[tuple[ImageFile, Result]]:
             if not (task.masks or task.overlays):
                 return results
-            return overlap(painters, partial(_paint, segmenter, task), results, 2 * segmenter.threads)
+            return overlap(painters, partial(paint, segmenter, task), results, 2 * segmenter.threads)
 
         def show(file: ImageFile, result: Result) -> None:
             if page:
@@ -233,7 +221,7 @@ def write_submission(
                     check.check(result.image, result.place)
         keep = None
         if task.save_probabilities:
-            keep = _keeper(stack.enter_context(write_probabilities(task.save_probabilities, labels)))
+            keep = stack.enter_context(write_probabilities(task.save_probabilities, labels)).keep
         left = files[submission.resumed :]
         advance = stack.enter_context(progress("Segmenting", len(left)))
         predicted = (
@@ -290,45 +278,6 @@ def _finished(files: Sequence[ImageFile], submission: Submission) -> Iterator[tu
         rle = dict(zip(labels.classes, record.texts, strict=True))
         grid = record.place.labels(labels) if record.place else labels
         yield file, Result(record.key, rle, record.error, grid, place=record.place)
-
-
-def _paint(segmenter: Segmenter, task: InferTask, pair: tuple[ImageFile, Result]) -> tuple[ImageFile, Result]:
-    """Write the masks and the overlay of one image, if the task asks for them.
-
-    An image whose name the file system does not take fails.
-    """
-    file, result = pair
-    try:
-        _write_pictures(segmenter, task, file, result)
-    except OSError as error:
-        if error.errno not in _NAMES:
-            raise
-        reason = result.error or f"its masks or overlay cannot be written: {error.strerror}"
-        return file, replace(result, rle=dict.fromkeys(result.rle, ""), error=reason)
-    return pair
-
-
-_NAMES = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR)
-"""Errors of file systems that refuse a name."""
-
-
-def _write_pictures(segmenter: Segmenter, task: InferTask, file: ImageFile, result: Result) -> None:
-    texts = list(result.rle.values())
-    if "\0" in result.image and (task.masks or task.overlays):
-        raise OSError(errno.EINVAL, "its name contains a NUL character")
-    if task.masks:
-        write_masks(task.masks, result.image, texts, result.labels, result.place)
-    if task.overlays and result.error is None:
-        limit = segmenter.options.max_pixels * (MORE_PIXELS if task.tiling else 1)
-        write_overlay(task.overlays, result.image, file.path, texts, result.labels, limit)
-
-
-def _keeper(writer: ProbabilityWriter) -> Callable[[Inferred], None]:
-    def keep(item: Inferred) -> None:
-        if item.probability is not None:
-            writer.add(item.image, item.probability, item.presence)
-
-    return keep
 
 
 def _write_stats(path: Path, segmenter: Segmenter, done: Submission, identity: Identity) -> None:

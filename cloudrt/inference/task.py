@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import DataError
-from cloudrt.geo.positions import Bounds, check_bounds
-from cloudrt.geo.tiles import OVERLAP, Tiling
+from cloudrt.geo.bounds import Bounds, check_bounds
+from cloudrt.geo.tiling import OVERLAP, Tiling
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import check_keys
 from cloudrt.inference.identity import Identity

@@ -213,7 +213,7 @@ def apply_rules(
     DataError
         Different numbers of maps, rules and presence levels; levels or presence that are not uint8.
     """
-    _check(levels, 3, rules, presence, (len(rules),))
+    _check(levels, 3, rules, presence)
     return _map_texts(levels, _rule_table(rules), presence)
 
 
@@ -238,7 +238,7 @@ def postprocess_batch(
     DataError
         Different numbers of maps, rules and presence levels; levels or presence that are not uint8; `threads` below 1.
     """
-    _check(levels, 4, rules, presence, (len(levels), len(rules)))
+    _check(levels, 4, rules, presence)
     if threads < 1:
         raise DataError(f"threads must be at least 1, found {threads}")
     table = _rule_table(rules)
@@ -246,15 +246,15 @@ def postprocess_batch(
     if not classes:
         return [[] for _ in levels]
     maps = levels.reshape(-1, *levels.shape[2:])
-    certain = None if presence is None else presence.reshape(-1)
+    flat_presence = None if presence is None else presence.reshape(-1)
 
     def share(images: range) -> list[list[str]]:
         """Process a range of images, several per kernel call."""
         texts: list[list[str]] = []
-        few = max(1, _PIXELS_PER_CALL // max(1, math.prod(levels.shape[1:])))
-        for begin in range(images.start, images.stop, few):
-            part = slice(begin * classes, min(begin + few, images.stop) * classes)
-            found = _map_texts(maps[part], table, None if certain is None else certain[part])
+        step = max(1, _PIXELS_PER_CALL // max(1, math.prod(levels.shape[1:])))
+        for begin in range(images.start, images.stop, step):
+            part = slice(begin * classes, min(begin + step, images.stop) * classes)
+            found = _map_texts(maps[part], table, None if flat_presence is None else flat_presence[part])
             texts += [found[i : i + classes] for i in range(0, len(found), classes)]
         return texts
 
@@ -266,17 +266,11 @@ def postprocess_batch(
         return [texts for one in pool.map(share, shares) for texts in one]
 
 
-def _check(
-    levels: NDArray[Any],
-    dimensions: int,
-    rules: Sequence[Rule],
-    presence: NDArray[Any] | None,
-    presence_shape: tuple[int, ...],
-) -> None:
+def _check(levels: NDArray[Any], dimensions: int, rules: Sequence[Rule], presence: NDArray[Any] | None) -> None:
     if (
         levels.ndim != dimensions
-        or levels.shape[dimensions - 3] != len(rules)
-        or (presence is not None and presence.shape != presence_shape)
+        or levels.shape[-3] != len(rules)
+        or (presence is not None and presence.shape != levels.shape[:-2])
     ):
         found = f"{levels.shape} maps, {len(rules)} rules, presence {None if presence is None else presence.shape}"
         raise DataError(f"each class needs one (W, H) map, one rule and one presence level per image, found {found}")
@@ -298,9 +292,9 @@ def _map_texts(levels: NDArray[np.uint8], table: NDArray[np.int64], presence: ND
     maps = np.ascontiguousarray(levels)
     if not maps.flags.writeable:
         maps = maps.copy()
-    certain = np.full(count, 255, np.uint8) if presence is None else np.array(presence)
+    presence_levels = np.full(count, 255, np.uint8) if presence is None else np.array(presence)
     buffers = _buffers(height, width, count)
     ends = np.empty(count, np.int64)
-    _kernels().maps_to_texts(maps, table, certain, ends, buffers.work, buffers.text)
+    _kernels().maps_to_texts(maps, table, presence_levels, ends, buffers.work, buffers.text)
     whole = str(buffers.characters[: ends[-1]], "ascii")
     return [whole[begin:end] for begin, end in pairwise([0, *ends.tolist()])]

@@ -112,6 +112,11 @@ def rle_to_submit_grid(text: str, labels: Labels = CLOUDS) -> NDArray[np.uint8]:
     return (block_height * block_width <= 2 * counts.T).view(np.uint8)
 
 
+def rle_area(text: str) -> int:
+    """Return the number of pixels of the mask of a valid RLE text."""
+    return sum(map(int, text.split()[1::2]))
+
+
 def _runs(text: str, shape: Grid) -> tuple[NDArray[np.int64], int]:
     """Return the edges of the runs, start, stop, start, stop, ..., in pixels counted from 0, and the number of runs."""
     if not isinstance(text, str):

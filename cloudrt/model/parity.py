@@ -152,7 +152,7 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ReferenceOutputs:
     """Outputs of the reference for a set of images.
 
     Parameters
@@ -162,7 +162,7 @@ class Answers:
     levels
         (N, C, W, H) uint8 probability levels on the transposed submission grid.
     rules
-        One rule per class; see `half_of_the_levels`.
+        One rule per class; see `default_rules`.
     has_rules
         See `Parity`.
     grid
@@ -188,63 +188,63 @@ class Answers:
         return [apply_rules(one, self.rules, head) for one, head in zip(self.levels, presence, strict=True)]
 
 
-def half_of_the_levels(classes: int) -> tuple[Rule, ...]:
+def default_rules(classes: int) -> tuple[Rule, ...]:
     """Return rules for a model without rules: threshold 127 (a probability of one half), no min area."""
     return (Rule(127, 0),) * classes
 
 
-class Tally:
+class ParityAccumulator:
     """Compares the outputs of a model with those of the reference, image by image, and accumulates the differences.
 
     Parameters
     ----------
-    answers
+    outputs
         Outputs of the reference.
     """
 
-    def __init__(self, answers: Answers) -> None:
-        self.answers, self.rows = answers, answers.rows
-        self.thresholds = np.array([rule.threshold for rule in answers.rules])[:, None, None]
+    def __init__(self, outputs: ReferenceOutputs) -> None:
+        self.outputs, self.rows = outputs, outputs.rows
+        self.thresholds = np.array([rule.threshold for rule in outputs.rules])[:, None, None]
         self.largest, self.difference, self.flipped, self.mismatched = 0, 0.0, 0.0, 0
         self.presence_difference = 0.0
         self.scores: list[tuple[float, float, str]] = []
 
     def add(self, position: int, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None = None) -> None:
         """Compare the (C, W, H) uint8 levels, and (C,) uint8 presence, of the image at `position`."""
-        answers = self.answers
-        wanted, rows = answers.levels[position], self.rows[position]
+        outputs = self.outputs
+        wanted, rows = outputs.levels[position], self.rows[position]
         difference = np.abs(wanted.astype(np.int16) - levels)
         mean = float(difference.mean())
         self.largest = max(self.largest, int(difference.max()))
         self.difference += mean
-        if presence is not None and answers.presence is not None:
-            apart = np.abs(answers.presence[position].astype(np.int16) - presence)
+        if presence is not None and outputs.presence is not None:
+            apart = np.abs(outputs.presence[position].astype(np.int16) - presence)
             self.largest = max(self.largest, int(apart.max()))
             self.presence_difference += float(apart.mean())
         self.flipped += float(((wanted > self.thresholds) != (levels > self.thresholds)).mean())
-        pairs = list(zip(rows, apply_rules(levels, answers.rules, presence), strict=True))
+        pairs = list(zip(rows, apply_rules(levels, outputs.rules, presence), strict=True))
         self.mismatched += sum(bool(one) != bool(other) for one, other in pairs)
-        grid = answers.grid
+        grid = outputs.grid
         score = float(
             np.mean([one == other or dice(rle_decode(one, grid), rle_decode(other, grid)) for one, other in pairs])
         )
-        self.scores.append((score if answers.has_rules else -mean, score, answers.names[position]))
+        self.scores.append((score if outputs.has_rules else -mean, score, outputs.names[position]))
 
-    def at_best(self, provider: str) -> Parity:
+    def lower_bound(self, provider: str) -> Parity:
         """Return the figures, assuming that the images not compared yet are equal: a lower bound of the difference."""
-        answers, images = self.answers, len(self.answers.levels)
+        outputs, images = self.outputs, len(self.outputs.levels)
         left = images - len(self.scores)
-        best = 1.0 if answers.has_rules else 0.0
+        best = 1.0 if outputs.has_rules else 0.0
         return Parity(
             images=images,
-            source=answers.source,
+            source=outputs.source,
             max_difference=self.largest,
             mean_difference=self.difference / images,
             flipped=self.flipped / images,
             dice=(sum(score for _, score, _ in self.scores) + left) / images,
-            empty_mismatch=self.mismatched / (images * len(answers.rules)),
+            empty_mismatch=self.mismatched / (images * len(outputs.rules)),
             worst=tuple(name for key, _, name in sorted(self.scores)[:WORST] if key < best),
             provider=provider,
-            has_rules=answers.has_rules,
-            presence_difference=None if answers.presence is None else self.presence_difference / images,
+            has_rules=outputs.has_rules,
+            presence_difference=None if outputs.presence is None else self.presence_difference / images,
         )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cloudrt.errors import ImageError
 from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.images.image import load_image
+from cloudrt.images.resize import display_size
 from cloudrt.labels import Grid, Labels, class_colours
 from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import replacing
@@ -82,14 +83,14 @@ class Card:
     wide: bool = False
 
     @property
-    def least_width(self) -> int:
+    def min_width(self) -> int:
         """Width in CSS pixels below which a panorama is scrolled."""
         return max(_LEAST_WIDTH, round(_LEAST_HEIGHT * self.grid[1] / self.grid[0]))
 
     @property
     def line_scale(self) -> float:
         """Size of lines and names relative to those of other cards, in pixels of the grid."""
-        return max(self.grid) / 525 * _CARD_WIDTH / max(_PAGE_WIDTH, self.least_width)
+        return max(self.grid) / 525 * _CARD_WIDTH / max(_PAGE_WIDTH, self.min_width)
 
 
 _CARD_WIDTH, _PAGE_WIDTH = 400, 1260
@@ -201,12 +202,6 @@ def trace(index: int, mask: NDArray[np.uint8]) -> Outline:
 def picture_side(count: int) -> int:
     """Return the number of pixels of the longer side of each picture on a page of `count` images."""
     return next((side for most, side in _SIDES if count <= most), _SMALLEST_SIDE)
-
-
-def display_size(grid: Grid, side: int) -> Grid:
-    """Return height and width of a picture with the shape of the grid and `side` pixels on its longer side."""
-    scale = side / max(grid)
-    return max(1, round(grid[0] * scale)), max(1, round(grid[1] * scale))
 
 
 def percent(share: float) -> str:

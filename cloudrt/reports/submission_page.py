@@ -17,6 +17,7 @@ import numpy as np
 
 from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.labels import Labels
+from cloudrt.masks.rle import rle_area
 from cloudrt.reports.page import Card, data_uri, make_card, picture_side, write_page
 
 LISTED_FAILURES = 10_000
@@ -186,7 +187,7 @@ class Report:
         for index, (name, text) in enumerate(texts.items()):
             if not text:
                 continue
-            area = sum(map(int, text.split()[1::2]))
+            area = rle_area(text)
             totals = self.totals[name]
             totals.images += 1
             totals.area += area

@@ -67,7 +67,7 @@ def _draw_panel(panel: Any, figure: Any, tuned: Tuned, index: int) -> None:
     panel.set_yticks(shown, [f"{areas[tick]:,}" for tick in shown])
     marks = [
         (choice.fold_rules, "o", "white", "folds", 5),
-        ((choice.spike,), "^", "#ff7a45", "maximum", 8),
+        ((choice.peak,), "^", "#ff7a45", "maximum", 8),
     ]
     if tuned.before:
         marks.append(((tuned.before[index][0],), "s", "#56b4e9", "before", 7))

@@ -1,6 +1,6 @@
 """Choice of rules that generalise to other images, from the exact tables of `tables.py`.
 
-The maximum of the Dice over threshold and min area (the surface) is often a narrow peak (spike), which fits these
+The maximum of the Dice over threshold and min area (the surface) is often a narrow peak, which fits these
 images by chance. Therefore the surface is smoothed by a moving average, and the rule at the maximum of the smoothed
 surface is chosen. Cross-validation estimates the Dice of such a choice on unseen images:
 
@@ -71,7 +71,7 @@ class RuleChoice:
     out_of_fold, error
         Cross-validated mean Dice of this selection, and its standard error. If the previous rule was kept, its mean
         Dice.
-    spike, spike_score, spike_out_of_fold
+    peak, peak_score, peak_out_of_fold
         Rule at the maximum of the surface without smoothing, its score, and the cross-validated mean Dice.
     fold_rules
         For each fold, the rule that the search found without the images of the fold.
@@ -88,9 +88,9 @@ class RuleChoice:
     score: RuleScore
     out_of_fold: float
     error: float
-    spike: Rule
-    spike_score: RuleScore
-    spike_out_of_fold: float
+    peak: Rule
+    peak_score: RuleScore
+    peak_out_of_fold: float
     fold_rules: tuple[Rule, ...]
     surface: NDArray[np.float64]
     found: Rule
@@ -209,7 +209,7 @@ def _choose(tables: DiceTables, label: int, fold: NDArray[np.int_], before: Rule
         more = selection.out_of_fold - best.out_of_fold
         if more.mean() > _error(more):
             best = selection
-    spike = _select(tables, label, plain, fold, smooth=False)
+    peak = _select(tables, label, plain, fold, smooth=False)
     found, gain, gain_error = best.rule, float("nan"), float("nan")
     if before is not None:
         previous = tables.of_rule(label, before)
@@ -222,9 +222,9 @@ def _choose(tables: DiceTables, label: int, fold: NDArray[np.int_], before: Rule
         score=score_rule(tables, label, best.rule),
         out_of_fold=float(best.out_of_fold.mean()),
         error=_error(best.out_of_fold),
-        spike=spike.rule,
-        spike_score=score_rule(tables, label, spike.rule),
-        spike_out_of_fold=float(spike.out_of_fold.mean()),
+        peak=peak.rule,
+        peak_score=score_rule(tables, label, peak.rule),
+        peak_out_of_fold=float(peak.out_of_fold.mean()),
         fold_rules=best.fold_rules,
         surface=_surface(tables, label, best.rule),
         found=found,

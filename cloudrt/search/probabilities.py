@@ -12,7 +12,7 @@ import lzma
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from cloudrt.data.folder import DataFolder
 from cloudrt.errors import DataError
+from cloudrt.images.image import ImageFile
 from cloudrt.labels import Labels
+from cloudrt.model.inferred import Inferred
 from cloudrt.search.tables import LabelledMaps
 from cloudrt.system.files import replacing
 
@@ -64,6 +66,11 @@ class ProbabilityWriter:
         self._write(f"{_MAPS}{key}.npy", levels)
         if presence is not None:
             self._write(f"{_PRESENCE}{key}.npy", presence)
+
+    def keep(self, inferred: Inferred) -> None:
+        """Write the network's output for an image, unless the image failed."""
+        if inferred.probability is not None:
+            self.add(inferred.image, inferred.probability, inferred.presence)
 
     def _write(self, name: str, array: NDArray[np.generic]) -> None:
         with self._archive.open(name, "w") as file:
@@ -140,6 +147,15 @@ class Probabilities:
             if array is not None and (array.shape != shape or array.dtype != np.uint8):
                 raise DataError(f"{self.path}, {key}: expected {shape} uint8, found {array.shape} {array.dtype}")
         return levels, presence
+
+    def infer(self, files: Sequence[ImageFile]) -> Iterator[Inferred]:
+        """Yield the stored output for each image, in order; an image that is not stored fails."""
+        known = set(self.keys)
+        for file in files:
+            if file.key not in known:
+                yield Inferred(file.key, None, None, f"is not in {self.path}")
+            else:
+                yield Inferred(file.key, *self.read(file.key), None)
 
     def _read(self, name: str, limit: int) -> NDArray[np.uint8]:
         """Return an array of at most `limit` bytes; zipfile reads no more than the size that is checked here."""

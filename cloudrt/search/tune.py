@@ -11,7 +11,7 @@ import csv
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -26,16 +26,15 @@ from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import Artifact, load_model, write_metadata
 from cloudrt.model.inferred import Inferred
 from cloudrt.search.choose import FOLDS, RuleChoice, RuleScore, choose_rules, score_rule
-from cloudrt.search.probabilities import Probabilities, write_probabilities
+from cloudrt.search.probabilities import write_probabilities
 from cloudrt.search.tables import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for
 from cloudrt.system.files import replacing
 from cloudrt.system.overlap import overlap
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+from cloudrt.system.progress import ProgressBar
 
 
 class MapSource(Protocol):
-    """A source of probability maps: a `Segmenter`, which runs the network, or `StoredMaps`."""
+    """A source of probability maps: a `Segmenter`, which runs the network, or `Probabilities`."""
 
     @property
     def labels(self) -> Labels:
@@ -45,24 +44,6 @@ class MapSource(Protocol):
     def infer(self, files: Sequence[ImageFile]) -> Iterator[Inferred]:
         """Yield the network's output for each image, in order."""
         ...
-
-
-class StoredMaps:
-    """The probability maps in a file; see `Probabilities`."""
-
-    def __init__(self, stored: Probabilities) -> None:
-        self._stored = stored
-        self.labels = stored.labels
-        self.keys = stored.keys
-
-    def infer(self, files: Sequence[ImageFile]) -> Iterator[Inferred]:
-        """See `MapSource`."""
-        known = set(self.keys)
-        for file in files:
-            if file.key not in known:
-                yield Inferred(file.key, None, None, f"is not in {self._stored.path}")
-            else:
-                yield Inferred(file.key, *self._stored.read(file.key), None)
 
 
 @dataclass(frozen=True)
@@ -182,7 +163,7 @@ def tune(
     options: TuneOptions,
     *,
     save: Path | None = None,
-    bar: Bar,
+    bar: ProgressBar,
 ) -> Tuned:
     """Search and choose the rules on labelled images.
 
@@ -199,7 +180,7 @@ def tune(
     save
         File to store the probabilities in, if given.
     bar
-        Shows progress: `bar(description, total)` is a context manager that yields `advance(n)`.
+        Opens a progress bar.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.labels import Labels, class_colours
-from cloudrt.masks.rle import rle_decode
+from cloudrt.masks.rle import rle_area, rle_decode
 from cloudrt.serve.batcher import Outputs
 
 
@@ -125,7 +125,7 @@ def image_answer(name: str, labels: Labels, result: Segmented, *, levels: bool) 
     height, width = labels.submit_grid
     classes, outputs = {}, result.outputs
     for index, (label, text) in enumerate(zip(labels.classes, result.texts, strict=True)):
-        area = sum(map(int, text.split()[1::2]))
+        area = rle_area(text)
         presence = None if outputs.presence is None else int(outputs.presence[index])
         classes[label] = ClassAnswer(rle=text, area=area, share=area / (height * width), presence=presence)
     encoded = b64encode(outputs.levels.tobytes()).decode("ascii") if levels else None

@@ -15,10 +15,11 @@ from typing import Any
 
 import simplejpeg
 
+from cloudrt.geo.bounds import Bounds
 from cloudrt.geo.components import component_means
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.polygons import Feature, features, pixel_features
-from cloudrt.geo.positions import Bounds, check_degrees, read_position
+from cloudrt.geo.positions import check_degrees, read_position
 from cloudrt.images.image import decode, is_plain_jpeg
 from cloudrt.inference.outputs import SIMPLIFY
 from cloudrt.labels import Labels

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from fastapi import HTTPException
 
 from cloudrt.errors import DataError
-from cloudrt.geo.positions import Bounds, parse_bounds
+from cloudrt.geo.bounds import Bounds, parse_bounds
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -37,15 +36,6 @@ class StageStats:
         self._ready = [0, 0, 0]  # number of calls of `pulled`; sum and maximum of the results that were ready
         self._waiting = 0  # results that are ready but not taken yet
         self._lock = Lock()
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Record the duration of the block as one call, also if it raises."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(time.perf_counter() - began)
 
     def add(self, seconds: float, calls: int = 1) -> None:
         """Record calls that took `seconds` each."""

@@ -1,4 +1,4 @@
-"""What all commands share: progress bars, handling of signals and errors, and logging to the terminal."""
+"""What all commands share: handling of signals and errors, and logging to the terminal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, TypeVar
 from unicodedata import category
 
 import click
@@ -25,83 +24,6 @@ from cloudrt.system.versions import install_command
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Advance(Protocol):
-    """Report that `n` more steps are done; `fields`, such as `dice=0.61`, are shown beside the bar."""
-
-    def __call__(self, n: int = 1, **fields: Any) -> None: ...
-
-
-ProgressBar = Callable[[str, int], AbstractContextManager[Advance]]
-"""`bar(description, total)` is a context manager that shows a progress bar and yields its `Advance`."""
-
-
-@contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Advance]:
-    """Show progress with rate and ETA: a live bar on a terminal, a plain line every ten seconds elsewhere."""
-    bar = _live_bar if sys.stderr.isatty() else _plain_lines
-    with bar(description, total) as advance:
-        yield advance
-
-
-@contextmanager
-def _plain_lines(description: str, total: int) -> Iterator[Advance]:
-    done, began, spoke = 0, time.monotonic(), time.monotonic()
-
-    def advance(n: int = 1, **fields: Any) -> None:
-        nonlocal done, spoke
-        done += n
-        now = time.monotonic()
-        if done >= total or now - spoke >= 10:
-            spoke = now
-            rate = done / max(now - began, 1e-9)
-            shown = [f"{description}: {done}/{total}", f"{rate:.1f}/s"]
-            if done < total:
-                shown.append(f"{(total - done) / rate:.0f} s left")
-            click.echo(", ".join([*shown, *_words(fields)]), err=True)
-
-    yield advance
-
-
-@contextmanager
-def _live_bar(description: str, total: int) -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text(f"{speed:.1f}/s" if speed else "-/s")
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[notes]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total, notes="")
-
-        def advance(n: int = 1, **fields: Any) -> None:
-            progress.update(task, advance=n, notes=" ".join(_words(fields)))
-
-        yield advance
-
-
-def _words(fields: dict[str, Any]) -> list[str]:
-    return [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in fields.items()]
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -285,7 +207,7 @@ _CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode categories: control and format characters, surrogates, line and paragraph separators."""
 
 
-def say_logs(name: str, level: int) -> None:
+def log_to_stderr(name: str, level: int) -> None:
     """Print the log records of logger `name` and its children, from `level` up, to stderr, one line each.
 
     With -v, INFO includes DEBUG.

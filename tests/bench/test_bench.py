@@ -27,11 +27,11 @@ from cloudrt.cli.bench import bench
 from cloudrt.errors import ArtifactError
 from cloudrt.images.image import load_image
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.inference.run import no_progress
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import rle_encode
 from cloudrt.options import RunOptions
+from cloudrt.system.progress import no_progress
 
 STAGES_ALONE = ("--only", "stages")
 CPU = RunOptions("cpu")
@@ -273,7 +273,9 @@ def test_without_torch_the_peer_is_skipped_by_name(
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights, small enough to make here."""
     torch = pytest.importorskip("torch")
-    from cloudrt.model.network import Checkpoint, NetworkConfig, build_network
+    from cloudrt.model.checkpoint import Checkpoint
+    from cloudrt.model.network import build_network
+    from cloudrt.model.network_config import NetworkConfig
 
     torch.manual_seed(0)
     small = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
@@ -288,7 +290,8 @@ def test_torchs_answers_are_those_of_the_inference_graph(checkpoint: Path, image
     import torch
 
     from cloudrt.model.artifact import Artifact
-    from cloudrt.model.network import Checkpoint, InferenceGraph
+    from cloudrt.model.checkpoint import Checkpoint
+    from cloudrt.model.network import InferenceGraph
     from cloudrt.system.files import sha256
 
     loaded = Checkpoint.load(checkpoint)

@@ -39,7 +39,7 @@ from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.metric import score
 from cloudrt.masks.rle import rle_encode
 from cloudrt.model.artifact import Artifact
-from cloudrt.model.network import Checkpoint
+from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.system.files import sha256
 
 STORED = ROOT / "bench" / "results"

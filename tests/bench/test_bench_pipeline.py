@@ -15,7 +15,8 @@ from cloudrt.bench.studies import memory, scaled_decode
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.bench import bench
-from cloudrt.images.image import decode, find_images, load_image, resize
+from cloudrt.images.image import decode, find_images, load_image
+from cloudrt.images.resize import resize
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.rle import rle_encode
 from cloudrt.masks.table import read_table

@@ -207,7 +207,7 @@ def test_settings_of_the_engine_run_as_on_a_gpu(
     monkeypatch.setattr(gpu_task, "load_libraries", lambda name: None)
     monkeypatch.setattr(gpu_task, "open_gpu", lambda number: HostDevice())
     monkeypatch.setattr(gpu_task, "SECONDS", 0.01)
-    monkeypatch.setattr("cloudrt.engines.trial.SHORTEST", 0.01)
+    monkeypatch.setattr("cloudrt.engines.trial.SHORTEST_S", 0.01)
     asked: list[dict[str, str]] = []
 
     class Noted(OnTheCpu):

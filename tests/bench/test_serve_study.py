@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cloudrt.bench.studies.serve import half_load, request_of, send_all
+from cloudrt.bench.studies.clients import request_of, send_all
+from cloudrt.bench.studies.serve import half_load
 from support.server import serving
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 

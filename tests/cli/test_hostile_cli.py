@@ -19,7 +19,7 @@ from cloudrt.cli.infer import infer
 from cloudrt.inference.journal import Journal
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.table import read_table
-from cloudrt.system.terminal import Failure, printable, reports_errors, say_logs
+from cloudrt.system.terminal import Failure, log_to_stderr, printable, reports_errors
 
 CLASSES = SMALL_GRIDS.classes
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
@@ -168,7 +168,7 @@ def test_every_command_has_v_and_never_a_traceback() -> None:
     @click.option("--how")
     @reports_errors
     def command(how: str) -> None:
-        say_logs("cloudrt", 20)
+        log_to_stderr("cloudrt", 20)
         if how == "exit":
             raise SystemExit(1)
         if how == "refuse":

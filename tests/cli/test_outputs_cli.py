@@ -112,7 +112,7 @@ def test_benchmarks_without_a_name_are_numbered(tmp_path: Path, monkeypatch: pyt
 def test_other_models_of_a_triton_repository_are_kept(
     workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cloudrt.export.run import ExportRequest
+    from cloudrt.export.request import ExportRequest
 
     monkeypatch.chdir(workshop)
     shutil.copytree("repository/other", tmp_path / "repository" / "other")

@@ -61,7 +61,7 @@ def here(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "list_nodes": list,
         "share_out": lambda *_: Share(1, 1, 0),
         "check_nodes": lambda *_: None,
-        "_settle": settle,
+        "settle": settle,
         "run_partitions": run,
     }.items():
         monkeypatch.setattr(driver, name, fake)

@@ -14,17 +14,10 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
 
 from cloudrt.engines import trial as trial_module
 from cloudrt.engines.base import BATCH_SIZES
+from cloudrt.engines.candidates import NOTHING_FIXED, Candidate, FixedSettings, Setting
 from cloudrt.engines.choice import open_engine
 from cloudrt.engines.plan import MARGIN, Plan, make_plan
-from cloudrt.engines.trial import (
-    COMPARED,
-    NOTHING_FIXED,
-    Candidate,
-    FixedSettings,
-    ProviderTrial,
-    Setting,
-    make_samples,
-)
+from cloudrt.engines.trial import COMPARED, ProviderTrial, make_samples
 from cloudrt.errors import ProviderError
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import load_sample
@@ -60,7 +53,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Setting]]:
 
     monkeypatch.setattr(ProviderTrial, "open", open_here)
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name != "openvino" else "not here")
-    monkeypatch.setattr(trial_module, "SHORTEST", 1e-6)
+    monkeypatch.setattr(trial_module, "SHORTEST_S", 1e-6)
     monkeypatch.setattr(
         "cloudrt.engines.plan.nvidia_driver", lambda: Driver((13, 0), ("NVIDIA H200, 140 GiB",), ((9, 0),))
     )

@@ -18,10 +18,11 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
 
 from cloudrt.engines.availability import problem
 from cloudrt.engines.base import EngineOptions, brief
+from cloudrt.engines.candidates import FixedSettings, Setting
 from cloudrt.engines.choice import open_engine
 from cloudrt.engines.libraries import cuda_libraries, cuda_major, is_present
 from cloudrt.engines.plan import Plan
-from cloudrt.engines.trial import FixedSettings, ProviderTrial, Setting
+from cloudrt.engines.trial import ProviderTrial
 from cloudrt.errors import MemoryExhausted, ProviderError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.run import infer
@@ -221,7 +222,7 @@ def test_a_setting_that_is_refused_ends_neither_trial_nor_command(
         return open_engine(MODEL, "cpu", setting.batch_size, 1, options)
 
     monkeypatch.setattr(ProviderTrial, "open", open_one)
-    monkeypatch.setattr("cloudrt.engines.trial.SHORTEST", 1e-6)
+    monkeypatch.setattr("cloudrt.engines.trial.SHORTEST_S", 1e-6)
     trial = ProviderTrial(MODEL, ARTIFACT, 1)
     settings = trial.measure_settings("cuda", "fp32", FixedSettings(batch_size=2))
     assert settings and not any(

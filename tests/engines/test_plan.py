@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
 
 import cloudrt.engines.plan
+from cloudrt.engines.candidates import NOTHING_FIXED, FixedSettings, Setting
 from cloudrt.engines.measurements import MeasurementCache
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.engines.plan import Plan, make_plan
-from cloudrt.engines.trial import NOTHING_FIXED, FixedSettings, ProviderTrial, Setting
+from cloudrt.engines.trial import ProviderTrial
 from cloudrt.errors import MemoryExhausted, ProviderError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.model.artifact import Artifact, parse_artifact, write_metadata

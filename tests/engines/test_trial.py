@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from support.tiny import SMALL_GRIDS, tiny_model
 
-from cloudrt.engines.trial import COMPARED, FixedSettings, ProviderTrial, Setting, best_setting, measure_rate
+from cloudrt.engines.candidates import FixedSettings, Setting, best_setting
+from cloudrt.engines.trial import COMPARED, ProviderTrial, measure_rate
 from cloudrt.errors import MemoryExhausted
 from cloudrt.model.artifact import parse_artifact
 

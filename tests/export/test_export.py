@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from cloudrt.export.export import Target, export
 from cloudrt.export.images import open_images
-from cloudrt.export.run import limited
+from cloudrt.export.request import limited
 from cloudrt.export.source import ExportSource, SourceOptions
 from support.networks import OPTIONS, make_checkpoint
 
@@ -27,7 +27,8 @@ from cloudrt.engines.availability import problem
 from cloudrt.errors import ArtifactError, DataError, ImageError, ParityError
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import read_artifact
-from cloudrt.model.network import Checkpoint, InferenceGraph
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph
 from cloudrt.model.parity import TOLERANCES, Parity, Tolerances
 
 

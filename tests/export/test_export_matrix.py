@@ -19,7 +19,9 @@ from cloudrt.export.source import ExportSource
 
 from cloudrt.engines.choice import open_engine
 from cloudrt.labels import Labels
-from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig, build_network
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph, build_network
+from cloudrt.model.network_config import NetworkConfig
 
 SMALL = Labels(("Fish", "Flower", "Gravel", "Sugar"), (280, 420), (70, 105))
 ALWAYS = (("FPN", "tu-convnext_atto"),)

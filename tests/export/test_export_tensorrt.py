@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from cloudrt.export.export import Target, export
 from cloudrt.export.gate import Gate
 from cloudrt.export.layers import layers_of
-from cloudrt.export.run import ExportRequest
+from cloudrt.export.request import ExportRequest
 from cloudrt.export.source import ExportSource
 from support.tiny import SMALL_GRIDS, tiny_artifact
 
@@ -63,7 +63,7 @@ def test_searching_layers_builds_one_engine(
     """Several models are converted and measured on the way; see `tests/export/test_keep.py` for the search."""
     measured: list[bool] = []
     layers = layers_of(source.model)
-    monkeypatch.setattr("cloudrt.export.gate.order_by_damage", lambda names, damage: list(names))
+    monkeypatch.setattr("cloudrt.export.gate.order_by_sensitivity", lambda names, sensitivity: list(names))
     monkeypatch.setattr(
         "cloudrt.export.gate.smallest_kept", lambda names, passes: [passes(names[:n]) for n in range(4)] and names[:3]
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cloudrt.export.export import Target, export
 from cloudrt.export.half import emulate_half, to_half
-from cloudrt.export.layers import SCOPES, layers_of, strip_notes
+from cloudrt.export.layers import SCOPES, layers_of, strip_metadata_props
 from cloudrt.export.source import ExportSource
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -21,7 +21,8 @@ from support.networks import make_checkpoint
 from cloudrt.data.scenes import draw_scene
 from cloudrt.engines.choice import open_engine
 from cloudrt.model.artifact import read_artifact
-from cloudrt.model.network import Checkpoint, InferenceGraph
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph
 
 OVERFLOWING = "decoder.seg_blocks.0.block.0.block.0"
 """A convolution whose outputs are normalised right after it: scaling its weights changes nothing but its range."""
@@ -68,7 +69,7 @@ def test_layers_have_the_names_of_pytorchs_modules(source: ExportSource, checkpo
 def test_overflow_that_the_cpu_hides_is_seen_when_emulated(source: ExportSource, images: NDArray[np.uint8]) -> None:
     exact = run(source.model, images)
     half = to_half(source.model)
-    strip_notes(half)
+    strip_metadata_props(half)
     hidden, seen = np.abs(run(half, images) - exact), np.abs(run(emulate_half(half), images) - exact)
     assert hidden.max() <= 3  # the CPU provider computes whole chains in float32, so the overflow does not occur here
     assert seen.mean() > 5
@@ -124,7 +125,7 @@ def small_model(scales: NDArray[np.float32]) -> onnx.ModelProto:
 def test_every_step_is_rounded_as_numpy_rounds_it(kept: tuple[str, ...]) -> None:
     image = np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4) * 17
     model = to_half(small_model(np.array([1, 1, 2, 2], np.float32)), kept)
-    strip_notes(model)
+    strip_metadata_props(model)
     onnx.checker.check_model(model, full_check=True)
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     assert kinds["scales"] == TensorProto.FLOAT  # Resize accepts them only in float32
@@ -152,5 +153,5 @@ def finish_plain(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy without the notes of the layers."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    strip_notes(copy)
+    strip_metadata_props(copy)
     return copy

@@ -16,7 +16,7 @@ from cloudrt.export.export import Target, export
 from cloudrt.export.gate import Gate
 from cloudrt.export.half import to_half
 from cloudrt.export.int8 import Quantiser
-from cloudrt.export.layers import strip_notes
+from cloudrt.export.layers import strip_metadata_props
 from cloudrt.export.source import ExportSource, SourceOptions
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -352,5 +352,5 @@ def test_the_network_is_left_as_it_was(source: ExportSource) -> None:
     assert first.SerializeToString() == again.SerializeToString()
     plain = onnx.ModelProto()
     plain.CopyFrom(source.model)
-    strip_notes(plain)
+    strip_metadata_props(plain)
     assert not any(tensor.data_type == TensorProto.INT8 for tensor in plain.graph.initializer)

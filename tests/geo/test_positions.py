@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.geo.positions import Position, check_degrees, parse_bounds, read_position
+from cloudrt.geo.bounds import parse_bounds
+from cloudrt.geo.positions import Position, check_degrees, read_position
 
 NAME = "Aqua_CorrectedReflectance20071227_-61--40_10-24"
 DAY = datetime.date(2007, 12, 27)

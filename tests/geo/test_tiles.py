@@ -25,9 +25,11 @@ from cloudrt.geo import tiles
 from cloudrt.geo.blend import Blend, tile_weights
 from cloudrt.geo.components import keep_components, label
 from cloudrt.geo.mask_grid import MaskGrid
-from cloudrt.geo.tiles import Tiling, offsets, open_panorama
+from cloudrt.geo.tiles import open_panorama
+from cloudrt.geo.tiling import Tiling, offsets
 from cloudrt.images import image
-from cloudrt.images.image import ImageFile, load_image, resize
+from cloudrt.images.image import ImageFile, load_image
+from cloudrt.images.resize import resize
 from cloudrt.inference.panoramas import predict_panoramas
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.kernels.weighted import add_weighted, divide_weighted

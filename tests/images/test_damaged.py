@@ -19,7 +19,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact
 
 from cloudrt.cli.infer import infer
 from cloudrt.engines.choice import open_engine
-from cloudrt.images.image import resize
+from cloudrt.images.resize import resize
 from cloudrt.masks.postprocess import apply_rules
 from cloudrt.masks.table import read_table
 

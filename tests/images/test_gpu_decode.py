@@ -28,7 +28,8 @@ from cloudrt.errors import DataError, ProviderError
 from cloudrt.images.decoding import Decoded, Decoding, Input
 from cloudrt.images.gpu_decode import GpuJpegDecoder
 from cloudrt.images.headers import MAX_PIXELS, has_end
-from cloudrt.images.image import ImageFile, decode, load_image, resize
+from cloudrt.images.image import ImageFile, decode, load_image
+from cloudrt.images.resize import resize
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.model.artifact import load_model, parse_artifact
 from cloudrt.system.cuda import Batch, DeviceArray, HostDevice

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from support.pictures import FILES, picture, pillow
 
-from cloudrt.images.image import decode, load_image, reduce, resize
+from cloudrt.images.image import decode, load_image
+from cloudrt.images.resize import reduce, resize
 
 
 @pytest.mark.parametrize("size", [(1, 1), (30, 40), (90, 133), (45, 300), (200, 20), (300, 500), (1, 700), (89, 133)])

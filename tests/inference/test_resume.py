@@ -281,7 +281,7 @@ def test_pictures_of_finished_images_are_written_by_the_painters(
         threads[key] = threading.current_thread().name
         write(folder, key, *more)
 
-    monkeypatch.setattr("cloudrt.inference.run.write_masks", note)
+    monkeypatch.setattr("cloudrt.inference.paint.write_masks", note)
     done = run(images, model, output, "--resume", *folders)
     assert done.exit_code == 1 and "12 images are finished" in done.output, done.output
     assert len(threads) == IMAGES and all(name.startswith("paint") for name in threads.values()), threads

@@ -14,7 +14,9 @@ from click.testing import CliRunner
 from cloudrt.cli.export import export
 from cloudrt.errors import ArtifactError
 from cloudrt.masks.postprocess import Rule
-from cloudrt.model.network import Checkpoint, NetworkConfig, build_network
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import build_network
+from cloudrt.model.network_config import NetworkConfig
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from cloudrt.inference.journal import Journal, read_identity
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import Artifact, read_artifact
-from cloudrt.model.network import Checkpoint, InferenceGraph
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph
 from cloudrt.search.probabilities import Probabilities
 
 LABELS = Labels(("Fish", "Sugar"), (64, 96), (32, 48), "Image_Label")

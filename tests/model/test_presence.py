@@ -18,7 +18,9 @@ from cloudrt.errors import DataError, ParityError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule
-from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig, build_network
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph, build_network
+from cloudrt.model.network_config import NetworkConfig
 from cloudrt.model.parity import Tolerances
 
 SMALL = Labels(("Fish", "Flower", "Gravel"), (120, 180), (60, 90))
@@ -52,7 +54,7 @@ def by_hand(checkpoint: Checkpoint, batch: NDArray[np.uint8]) -> tuple[NDArray[n
         found = network(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
         graph = InferenceGraph(network, config).eval()
         levels = graph(torch.from_numpy(batch))[0].numpy()
-        probability = graph.answers(torch.from_numpy(batch).float().permute(0, 3, 1, 2))[0].numpy()
+        probability = graph.predict_probability(torch.from_numpy(batch).float().permute(0, 3, 1, 2))[0].numpy()
     if config.presence == "head":
         presence = 1 / (1 + np.exp(-found[1].numpy().astype(np.float64)))
     else:
@@ -107,7 +109,7 @@ def test_an_ensemble_over_flips_means_its_members(tmp_path: Path, batch: NDArray
         for flipped in (False, True):
             view = batch[:, :, ::-1].copy() if flipped else batch
             with torch.inference_mode():
-                probability, head = graph.answers(torch.from_numpy(view).float().permute(0, 3, 1, 2))
+                probability, head = graph.predict_probability(torch.from_numpy(view).float().permute(0, 3, 1, 2))
             maps.append(torch.logit(probability.flip(3) if flipped else probability))
             heads += [] if head is None else [torch.logit(head)]
         answers.append((torch.sigmoid(torch.stack(maps).mean(0)), heads and torch.sigmoid(torch.stack(heads).mean(0))))

@@ -25,8 +25,8 @@ def test_views_are_the_mean_logits_of_flipped_images(tmp_path: Path, tta: str, p
     levels = torch.from_numpy(image)
     views = VIEWS[tta]
     with torch.inference_mode():
-        probability, certain = graph.answers(levels, views)
-        alone = [graph.answers(levels.flip(view) if view else levels) for view in views]
+        probability, certain = graph.predict_probability(levels, views)
+        alone = [graph.predict_probability(levels.flip(view) if view else levels) for view in views]
     logits = [torch.logit(one.flip(view) if view else one) for (one, _), view in zip(alone, views, strict=True)]
     wanted = torch.sigmoid(torch.stack(logits).mean(0))  # resizing is linear, so the mean may be taken after it
     torch.testing.assert_close(probability, wanted, rtol=0, atol=2e-6)
@@ -50,6 +50,6 @@ def test_no_map_of_the_submissions_size_is_flipped(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(torch.Tensor, "flip", kept)
     with torch.inference_mode():
-        graph.answers(torch.zeros(1, 3, 64, 96), VIEWS["hv"])
+        graph.predict_probability(torch.zeros(1, 3, 64, 96), VIEWS["hv"])
     assert len(flipped) == 6
     assert set(flipped) == {(64, 96)}

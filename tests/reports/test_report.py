@@ -12,9 +12,10 @@ import pytest
 from support.html import Page
 
 from cloudrt.data.scenes import draw_scene
+from cloudrt.images.resize import display_size
 from cloudrt.labels import CLOUDS, Labels, class_colours
 from cloudrt.masks.rle import rle_encode
-from cloudrt.reports.page import display_size, percent, trace
+from cloudrt.reports.page import percent, trace
 from cloudrt.reports.submission_page import LISTED_FAILURES, Report
 
 NOTHING = dict.fromkeys(CLOUDS.classes, "")

@@ -1,4 +1,4 @@
-"""The choice of a rule: plateaus before spikes, only gates that raise the Dice, and out-of-fold figures."""
+"""The choice of a rule: plateaus before peaks, only gates that raise the Dice, and out-of-fold figures."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_a_plateau_is_taken_before_a_spike() -> None:
     hill = surface(lambda t, a: 0.6 - abs(t - 96) / 400 - abs(a - 300) / 4000)
     hill[25, 8] = 0.65  # one threshold and area alone
     (choice,) = choose_rules(make_tables(noisy(hill)))
-    assert choice.spike == Rule(200, 800)
+    assert choice.peak == Rule(200, 800)
     assert choice.rule == Rule(96, 300)
-    assert choice.score.dice < choice.spike_score.dice
+    assert choice.score.dice < choice.peak_score.dice
     assert choice.surface.shape == hill.shape
     assert np.allclose(choice.surface - choice.surface.mean(), hill - hill.mean())
 
@@ -85,7 +85,7 @@ def test_out_of_fold_figures_are_those_of_a_plain_loop(seed: int) -> None:
     assert choice.score.dice == pytest.approx(dice[:, t, a].mean(), abs=1e-12)
     assert choice.out_of_fold == pytest.approx(out_of_fold.mean(), abs=1e-12)
     assert choice.error == pytest.approx(out_of_fold.std(ddof=1) / images**0.5, abs=1e-12)
-    assert choice.spike_score.dice == pytest.approx(dice.mean(axis=0).max(), abs=1e-12)
+    assert choice.peak_score.dice == pytest.approx(dice.mean(axis=0).max(), abs=1e-12)
 
 
 def gated_case(seed: int, helps: bool) -> tuple[DiceTables, NDArray[np.bool_]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_artifact(folder / "clouds.onnx", SIZE, SMALL_GRIDS, rules=RULES, field_of_view=SIZE)
     write_jpeg(folder / "images" / PLACED, 3, SIZE)
     return folder
-
-
-@pytest.fixture(scope="module")
-def segmenter(folder: Path) -> Iterator[Segmenter]:
-    with Segmenter(folder / "clouds.onnx", provider="cpu", batch_size=1, threads=1) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def server(segmenter: Segmenter) -> Iterator[Server]:
-    with serving(segmenter) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +100,7 @@ def test_rings_turn_as_the_standard_says(server: Server, data: bytes) -> None:
 
 
 def test_the_name_places_an_image_as_infer_does(server: Server, folder: Path, data: bytes, tmp_path: Path) -> None:
-    cloudrt.infer(folder / "images", tmp_path / "a.geojson", folder / "clouds.onnx", provider="cpu", batch_size=1)
+    cloudrt.infer(folder / "images", tmp_path / "a.geojson", folder / "clouds.onnx", provider="cpu", batch_size=2)
     expected = json.loads((tmp_path / "a.geojson").read_text())["features"]
     answer = upload(server, [(PLACED, data)])
     assert answer.json["features"] == expected and expected

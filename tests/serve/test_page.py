@@ -35,18 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def segmenter(folder: Path) -> Iterator[Segmenter]:
-    with Segmenter(folder / "clouds.onnx", provider="cpu", batch_size=2) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def server(segmenter: Segmenter) -> Iterator[Server]:
-    with serving(segmenter) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with browsing(tmp_path_factory.mktemp("chromium")) as page:
         yield page

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from cloudrt.masks.postprocess import Rule
-from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig, build_network
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph, build_network
+from cloudrt.model.network_config import NetworkConfig
 
 OPTIONS = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
 
@@ -31,4 +33,4 @@ def probability(path: Path, image: NDArray[np.uint8]) -> NDArray[np.float32]:
     loaded = Checkpoint.load(path)
     graph = InferenceGraph(loaded.network(), loaded.config).eval()
     with torch.inference_mode():
-        return graph.answers(torch.from_numpy(image).float().permute(0, 3, 1, 2))[0].numpy()
+        return graph.predict_probability(torch.from_numpy(image).float().permute(0, 3, 1, 2))[0].numpy()

@@ -12,7 +12,7 @@ from cloudrt.train.config import TrainConfig
 from numpy.typing import NDArray
 
 from cloudrt.masks.rle import pack_mask
-from cloudrt.model.network import Checkpoint
+from cloudrt.model.checkpoint import Checkpoint
 
 SMALL = TrainConfig(
     encoder="resnet18",

@@ -19,7 +19,8 @@ from support.training import SMALL
 from cloudrt.data.folder import open_data
 from cloudrt.data.scenes import draw_scene
 from cloudrt.errors import DataError
-from cloudrt.model.network import NetworkConfig, build_network
+from cloudrt.model.network import build_network
+from cloudrt.model.network_config import NetworkConfig
 
 
 def test_brightness_is_numpys() -> None:

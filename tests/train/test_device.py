@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
 from cloudrt.labels import CLOUDS
-from cloudrt.model.network import NetworkConfig
+from cloudrt.model.network_config import NetworkConfig
 from cloudrt.system import machine
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from cloudrt.data.duplicates import difference_hash, similar_groups
 from cloudrt.data.folder import open_data
 from cloudrt.data.scenes import draw_scene
 from cloudrt.errors import DataError
-from cloudrt.model.network import Checkpoint
+from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.search.choose import choose_rules
 from cloudrt.search.probabilities import Probabilities
 from cloudrt.search.tables import LabelledMaps, measure, min_areas_for

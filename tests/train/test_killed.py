@@ -11,7 +11,7 @@ import torch
 from support.kills import run_and_kill
 from support.networks import OPTIONS
 
-from cloudrt.model.network import Checkpoint
+from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.search.probabilities import Probabilities
 
 FOLDS = 2

@@ -21,7 +21,8 @@ from cloudrt.cli.train import train as command
 from cloudrt.data.folder import open_data
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.labels import CLOUDS
-from cloudrt.model.network import Checkpoint, NetworkConfig
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network_config import NetworkConfig
 
 SMALL = TrainConfig(
     encoder="resnet18",
@@ -102,7 +103,7 @@ def test_processes_end_together_when_the_first_ones_time_is_up(scenes: Path, cac
     """Their clocks differ; one that continued alone would wait forever for the gradients of the others."""
 
     class Second(Processes):
-        def share(self, value: float) -> float:
+        def broadcast(self, value: float) -> float:
             return 1000.0  # seconds of the first process
 
     config = replace(SMALL, schedule="cosine", time_budget=900.0)

@@ -24,7 +24,9 @@ from cloudrt.data.folder import open_data
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.images.image import load_image
 from cloudrt.masks.rle import unpack_mask
-from cloudrt.model.network import Checkpoint, InferenceGraph, NetworkConfig, build_network
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph, build_network
+from cloudrt.model.network_config import NetworkConfig
 from cloudrt.search.choose import choose_rules
 from cloudrt.search.tables import LabelledMaps, measure, min_areas_for
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from cloudrt.train import loop
+from cloudrt.train import epochs
 from cloudrt.train.config import TrainConfig
 from cloudrt.train.cross import cross_validate
 from cloudrt.train.folds import folds
@@ -25,7 +25,7 @@ from support.training import toy_cache
 from cloudrt.cli.explore import explore
 from cloudrt.cli.train import train as command
 from cloudrt.errors import DataError
-from cloudrt.model.network import Checkpoint
+from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.system import files
 from cloudrt.system.files import partial_path
 
@@ -68,14 +68,14 @@ def run(data: Path, runs: Path, *more: str) -> Result:
 
 def cut(monkeypatch: pytest.MonkeyPatch, after: int, what: str = "_validate") -> Any:
     """Interrupt a run in the epoch that follows `after` complete ones."""
-    real = getattr(loop._Run, what)
+    real = getattr(epochs.Run, what)
 
     def stop(self: Any, epoch: int, *words: Any) -> Any:
         if epoch > after:
             raise KeyboardInterrupt
         return real(self, epoch, *words)
 
-    monkeypatch.setattr(loop._Run, what, stop)
+    monkeypatch.setattr(epochs.Run, what, stop)
 
 
 def test_a_run_that_was_interrupted_in_its_first_epoch_continues(
@@ -83,14 +83,14 @@ def test_a_run_that_was_interrupted_in_its_first_epoch_continues(
 ) -> None:
     """Right after its first checkpoint, before that epoch's state."""
     with monkeypatch.context() as patch:
-        real = loop._Run._save_state
+        real = epochs.Run._save_state
 
         def stop(self: Any, epoch: int) -> None:
             if epoch:
                 raise KeyboardInterrupt
             real(self, epoch)
 
-        patch.setattr(loop._Run, "_save_state", stop)
+        patch.setattr(epochs.Run, "_save_state", stop)
         with pytest.raises(KeyboardInterrupt):
             train(SMALL, scenes, tmp_path / "cut", cached)
     assert (tmp_path / "cut" / "best.pth").exists()

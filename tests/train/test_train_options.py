@@ -15,11 +15,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from cloudrt.export.ensemble import Ensemble
-from cloudrt.train import loop
 from cloudrt.train.cache import open_cache
 from cloudrt.train.cross import CrossResult
 from cloudrt.train.dataset import EpochBatches
-from cloudrt.train.loop import TrainResult, train
+from cloudrt.train.epochs import TrainResult
+from cloudrt.train.loop import _warn_of_absent_classes, train
 from cloudrt.train.losses import build_loss
 from cloudrt.train.optimise import build_average, rate_factor
 from cloudrt.train.trainer import Trainer
@@ -29,7 +29,8 @@ from support.training import SMALL, TOGETHER, weights
 from cloudrt.cli.train import train as command
 from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
-from cloudrt.model.network import Checkpoint, build_network
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import build_network
 from cloudrt.search.probabilities import Probabilities
 
 RICH = replace(
@@ -227,7 +228,7 @@ def test_a_class_that_no_held_out_image_has_is_reported(
 ) -> None:
     cache = open_cache(open_data(scenes), (64, 96), cached)
     absent = replace(cache, truth=np.array(cache.truth) * np.array([1, 0, 1, 1], np.uint8)[None, :, None])
-    loop._warn_of_absent_classes(absent, np.arange(8), ("Fish", "Flower", "Gravel", "Sugar"))
+    _warn_of_absent_classes(absent, np.arange(8), ("Fish", "Flower", "Gravel", "Sugar"))
     assert "no held-out image contains Flower" in caplog.text
 
 

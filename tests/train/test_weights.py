@@ -18,7 +18,7 @@ import torch
 import torchvision
 from click.testing import CliRunner
 from cloudrt.export.ensemble import Ensemble
-from cloudrt.train import loop
+from cloudrt.train import epochs
 from cloudrt.train.loop import train
 from cloudrt.train.start import start
 from cloudrt.train.weights import (
@@ -35,8 +35,9 @@ from support.training import SMALL
 from cloudrt.cli.train import train as command
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.labels import CLOUDS
-from cloudrt.model.network import Checkpoint, NetworkConfig, build_network
-from cloudrt.model.network_config import IMAGENET_MEAN, IMAGENET_STD
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import build_network
+from cloudrt.model.network_config import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig
 
 LITE0 = "tu-tf_efficientnet_lite0"
 needs_package = pytest.mark.skipif(
@@ -126,7 +127,7 @@ def test_a_resumed_run_keeps_them(scenes: Path, cached: Path, tmp_path: Path, mo
     path = save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     monkeypatch.setattr("cloudrt.train.weights._smp_levels", lambda config: ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)))
     config = replace(SMALL, encoder_weights=str(path))
-    real = loop._Run._validate
+    real = epochs.Run._validate
 
     def stop(self: Any, epoch: int, *words: Any) -> Any:
         if epoch > 1:
@@ -134,7 +135,7 @@ def test_a_resumed_run_keeps_them(scenes: Path, cached: Path, tmp_path: Path, mo
         return real(self, epoch, *words)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop._Run, "_validate", stop)
+        patch.setattr(epochs.Run, "_validate", stop)
         train(config, scenes, tmp_path / "run", cached)
     path.unlink()
     train(config, scenes, tmp_path / "run", cached, resume=True)

@@ -1,0 +1,60 @@
+"""Panoramas with a position and a bright rectangle at known coordinates, and the model that segments it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from support.tiny import SMALL_GRIDS, tiny_artifact
+
+import cloudrt
+from cloudrt.inference.task import RunSummary
+from cloudrt.masks.postprocess import Rule
+
+WEST, SOUTH, EAST, NORTH = -61.0, 10.0, -54.0, 14.0
+PIXEL = 0.02
+"""Degrees per pixel of the masks: two pixels of the image."""
+BOX = (-58.98, 11.3, -56.0, 12.98)
+"""West, south, east and north of the bright rectangle."""
+RULES = (Rule(253, 20), Rule(127, 20), Rule(127, 20))
+"""Thresholds at which the blurred edge of the rectangle is at its position."""
+HOLE = (-58.0, 11.8, -57.5, 12.3)
+
+
+def placed_model(folder: Path) -> Path:
+    """Write a tiny artifact with a field of view of 180x120 pixels that segments bright pixels."""
+    return tiny_artifact(folder / "model.onnx", (120, 180), SMALL_GRIDS, rules=RULES, field_of_view=(120, 180))
+
+
+def draw(box: tuple[float, ...], value: int, image: NDArray[np.uint8]) -> None:
+    west, south, east, north = box
+    rows = slice(round((NORTH - north) * 100), round((NORTH - south) * 100))
+    image[rows, round((west - WEST) * 100) : round((east - WEST) * 100)] = value
+
+
+def write_scene(folder: Path, day: int, *, name: str = "", hole: bool = True) -> Path:
+    """Write a panorama of 7x4 degrees with a bright rectangle, a hole in it and a black swath at its eastern edge."""
+    image = np.full((400, 700, 3), 30, np.uint8)
+    draw(BOX, 220, image)
+    if hole:
+        draw(HOLE, 30, image)
+    image[:, 650:] = 0
+    folder.mkdir(exist_ok=True)
+    path = folder / (name or f"Aqua_{20200100 + day}_-61--54_10-14.png")
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def run(inputs: Path, output: Path, model: Path, **options: object) -> RunSummary:
+    """Segment panoramas with ONNX Runtime's CPU provider."""
+    return cloudrt.infer(inputs, output, model, provider="cpu", threads=2, **options)  # type: ignore[arg-type]
+
+
+def reasons(summary: RunSummary) -> dict[str, str]:
+    """Return the failed images and their reasons."""
+    assert summary.failures
+    with summary.failures.open() as file:
+        return dict(list(csv.reader(file))[1:])
