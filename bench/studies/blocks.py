@@ -230,15 +230,17 @@ def tiles() -> str:
         "largest step in level at borders / elsewhere",
     )
     small, large = (found["peak_mb"][name] for name in ("12000x3000", "36000x3000"))
-    rate, belt = (found["rate"][name] for name in ("12000x3000", "36000x3000"))
+    rates = [
+        f"{one['ratio']:.2f} for {one['panoramas']} of {one['size']} (in CPU time {one['cpu_ratio']:.2f})"
+        for one in found["rate"]
+    ]
     about = (
         f"{real['cropped'][0]['images']} whole validation images in mosaics that begin and end within an image, and "
         f"{drawn['cropped'][0]['images']} synthetic scenes; alone, the validation images have a Dice of "
         f"{real['labels_alone']:.3f} with their labels.\n"
-        f"Tiles per second relative to the same number of single images: {rate['ratio']:.2f} for "
-        f"{rate['panoramas']} panoramas of 12000x3000, and {belt['ratio']:.2f} for one of 36000x3000, whose "
-        f"decoding overlaps with nothing; per second of CPU time, {rate['cpu_ratio']:.2f} and {belt['cpu_ratio']:.2f} "
-        f"(medians of {len(rate['seconds']['tiles'])} alternate rounds; other processes ran on the machine).\n"
+        f"Tiles per second relative to the same number of single images, by number and size of the panoramas: "
+        f"{', '.join(rates)}; medians of {len(found['rate'][0]['seconds']['tiles'])} alternate rounds. While the first "
+        f"panorama is decoded, there are no tiles yet, which takes a larger share of a run on one panorama.\n"
         f"Peak memory: {large:,.0f} MB for panoramas of 36000x3000, {small:,.0f} MB for 12000x3000: "
         f"{large / small:.2f} times as much."
     )

@@ -40,8 +40,8 @@ from .results import save
 
 SIZES = {"12000x3000": (3000, 12000), "36000x3000": (3000, 36000)}
 """Height and width of the panoramas whose speed and memory are measured."""
-COUNTS = {"12000x3000": 4, "36000x3000": 1}
-"""How many of them are segmented in one run that is timed."""
+RUNS = (("12000x3000", 4), ("36000x3000", 1), ("36000x3000", 3))
+"""Panoramas of each run that is timed: size and number."""
 JPEG_QUALITY = 90
 
 
@@ -86,22 +86,24 @@ def median_ratio(ones: Sequence[float], others: Sequence[float]) -> float:
     return float(np.median(np.array(ones) / np.array(others)))
 
 
-def measure_rate(segmenter: Segmenter, panoramas: Mapping[str, Path], rounds: int) -> dict[str, Any]:
+def measure_rate(segmenter: Segmenter, panoramas: Mapping[str, Path], rounds: int) -> list[dict[str, Any]]:
     """Return the seconds of panoramas and of the same number of single images, in alternate rounds."""
-    found: dict[str, Any] = {}
+    tiles: dict[str, list[ImageFile]] = {}
     for name, belt in panoramas.items():
-        count = COUNTS[name]
         panorama = open_panorama(belt, segmenter.artifact, Tiling(), 10**9)
-        singles = write_tiles(belt.with_suffix(""), belt, panorama, segmenter.artifact.field_of_view) * count
-        belts = [ImageFile(belt.name, belt)] * count
+        tiles[name] = write_tiles(belt.with_suffix(""), belt, panorama, segmenter.artifact.field_of_view)
+    found = []
+    for name, count in RUNS:
+        singles, belts = tiles[name] * count, [ImageFile(name, panoramas[name])] * count
         seconds: dict[str, list[float]] = {"tiles": [], "images": [], "tiles_cpu": [], "images_cpu": []}
         for number in range(rounds + 1):
-            tiles = timed(lambda belts=belts: predict_panoramas(segmenter, belts, Tiling()))  # type: ignore[misc]
+            whole = timed(lambda belts=belts: predict_panoramas(segmenter, belts, Tiling()))  # type: ignore[misc]
             alone = timed(lambda singles=singles: segmenter.predict(singles))  # type: ignore[misc]
             if number:  # the first round warms up
-                for kind, value in zip(seconds, (tiles[0], alone[0], tiles[1], alone[1]), strict=True):
+                for kind, value in zip(seconds, (whole[0], alone[0], whole[1], alone[1]), strict=True):
                     seconds[kind].append(value)
-        found[name] = {
+        one = {
+            "size": name,
             "panoramas": count,
             "tiles": len(singles),
             "seconds": seconds,
@@ -110,7 +112,8 @@ def measure_rate(segmenter: Segmenter, panoramas: Mapping[str, Path], rounds: in
             "ratio": median_ratio(seconds["images"], seconds["tiles"]),
             "cpu_ratio": median_ratio(seconds["images_cpu"], seconds["tiles_cpu"]),
         }
-        click.echo(f"{name}: {found[name]}", err=True)
+        click.echo(one, err=True)
+        found.append(one)
     return found
 
 
