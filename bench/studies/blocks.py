@@ -230,6 +230,7 @@ def tiles() -> str:
         "largest step in level at borders / elsewhere",
     )
     small, large = (found["peak_mb"][name] for name in ("12000x3000", "36000x3000"))
+    rounds = sorted({len(one["seconds"]["tiles"]) for one in found["rate"]})
     rates = [
         f"{one['ratio']:.2f} for {one['panoramas']} of {one['size']} (in CPU time {one['cpu_ratio']:.2f})"
         for one in found["rate"]
@@ -239,7 +240,7 @@ def tiles() -> str:
         f"{drawn['cropped'][0]['images']} synthetic scenes; alone, the validation images have a Dice of "
         f"{real['labels_alone']:.3f} with their labels.\n"
         f"Tiles per second relative to the same number of single images, by number and size of the panoramas: "
-        f"{', '.join(rates)}; medians of {len(found['rate'][0]['seconds']['tiles'])} alternate rounds. While the first "
+        f"{', '.join(rates)}; medians of {' or '.join(map(str, rounds))} alternate rounds. While the first "
         f"panorama is decoded, there are no tiles yet, which takes a larger share of a run on one panorama.\n"
         f"Peak memory: {large:,.0f} MB for panoramas of 36000x3000, {small:,.0f} MB for 12000x3000: "
         f"{large / small:.2f} times as much."
