@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from cloudrt.engines import tensorrt_rtx
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import DataError
+from cloudrt.options import RunOptions
+from cloudrt.system.machine import describe_machine
+from cloudrt.system.versions import package_versions
 
 RESUME_HINT = "Use the options of that run, or `overwrite=True`"
 
@@ -114,6 +118,42 @@ class Identity:
         differences = self.differences(other)
         if differences:
             raise DataError(f"{where} belongs to another run: {'; '.join(differences)}. {RESUME_HINT}")
+
+
+def identify(artifact: str, precision: str, plan: Plan, options: RunOptions, threads: int) -> Identity:
+    """Return the identity of a run on this machine.
+
+    Parameters
+    ----------
+    artifact, precision
+        SHA-256 and precision of the artifact.
+    plan, options, threads
+        How it runs.
+    """
+    packages = ["cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg"]
+    if options.decoder == "gpu":
+        packages += ["nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"]
+    if plan.provider == "tensorrt":
+        packages += ["tensorrt", "tensorrt-cu12", "tensorrt-cu13"]
+    if plan.provider == "tensorrt-rtx":
+        packages += tensorrt_rtx.PACKAGES
+    machine = describe_machine()
+    on_cpu, remote = plan.provider in ("cpu", "openvino"), plan.provider == "remote"
+    return Identity(
+        artifact=artifact,
+        provider=plan.provider,
+        batch_size=plan.batch_size,
+        streams=plan.streams,
+        compute_precision=plan.compute_precision,
+        cuda_graph=plan.cuda_graph,
+        channels_last=plan.channels_last,
+        device="" if remote else machine.cpu if on_cpu else machine.gpus[options.gpus[0]],
+        precision=precision,
+        threads=threads,
+        decoder=options.decoder,
+        max_pixels=options.max_pixels,
+        versions=package_versions(*packages),
+    )
 
 
 def _brief(value: Any) -> Any:

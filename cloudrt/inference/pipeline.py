@@ -13,17 +13,15 @@ memory. Decoding, the engines and the kernels release the GIL.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Self, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.engines import tensorrt_rtx
 from cloudrt.engines.base import Engine
 from cloudrt.engines.choice import open_engine
 from cloudrt.engines.gpu_images import open_decoder
@@ -34,7 +32,8 @@ from cloudrt.images.decoding import Decoded, Decoding, Input
 from cloudrt.images.image import ImageFile, StoredImage, to_array
 from cloudrt.images.inputs import list_inputs
 from cloudrt.inference.groups import BatchOutput, Group
-from cloudrt.inference.identity import Identity
+from cloudrt.inference.identity import Identity, identify
+from cloudrt.inference.postprocessing import Postprocessing
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import postprocess_batch
@@ -43,10 +42,9 @@ from cloudrt.model.inferred import Inferred
 from cloudrt.options import RunOptions, RunSettings
 from cloudrt.system.cuda import Batch
 from cloudrt.system.files import sha256
-from cloudrt.system.machine import describe_machine, usable_cpus
-from cloudrt.system.overlap import Pace, overlap, overlap_parts
+from cloudrt.system.machine import usable_cpus
+from cloudrt.system.overlap import Pace, overlap
 from cloudrt.system.statistics import PipelineStats
-from cloudrt.system.versions import package_versions
 
 
 class Segmenter:
@@ -204,17 +202,14 @@ class Segmenter:
     def _predict(
         self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None, probabilities: bool
     ) -> Generator[Result, None, None]:
-        finish = partial(self._finish, probabilities=probabilities)
-        pace, stats = Pace(), self.stats["postprocess"]
+        pace = Pace()
+        stage = Postprocessing(self.labels, self.texts, self.stats["postprocess"], probabilities)
         with (
             ThreadPoolExecutor(self.threads, "postprocess") as finishers,
             closing(self._run(inputs, pace)) as groups,
         ):
             try:
-                shares = self._shares(groups, look)
-                for done in overlap_parts(finishers, finish, shares, 2):
-                    results = [result for share in done for result in share]
-                    stats.pulled(sum(result.error is None for result in results))
+                for results in stage.run(_each_passed_to(look, groups) if look else groups, finishers):
                     pace.arrived(len(results))
                     yield from results
             finally:  # after an error or an early close, cancel the tasks that have not started
@@ -270,30 +265,7 @@ class Segmenter:
 
     def identity(self) -> Identity:
         """Return everything that results depend on: equal identities give the same bytes."""
-        packages = ["cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg"]
-        if self.options.decoder == "gpu":
-            packages += ["nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"]
-        if self.plan.provider == "tensorrt":
-            packages += ["tensorrt", "tensorrt-cu12", "tensorrt-cu13"]
-        if self.plan.provider == "tensorrt-rtx":
-            packages += tensorrt_rtx.PACKAGES
-        machine, plan = describe_machine(), self.plan
-        on_cpu, remote = plan.provider in ("cpu", "openvino"), plan.provider == "remote"
-        return Identity(
-            artifact=self._sha256,
-            provider=plan.provider,
-            batch_size=plan.batch_size,
-            streams=plan.streams,
-            compute_precision=plan.compute_precision,
-            cuda_graph=plan.cuda_graph,
-            channels_last=plan.channels_last,
-            device="" if remote else machine.cpu if on_cpu else machine.gpus[self.options.gpus[0]],
-            precision=self.artifact.precision,
-            threads=self.threads,
-            decoder=self.options.decoder,
-            max_pixels=self.options.max_pixels,
-            versions=package_versions(*packages),
-        )
+        return identify(self._sha256, self.artifact.precision, self.plan, self.options, self.threads)
 
     def shrink(self, batch_size: int) -> None:
         """Reduce the batch size to that of a resumed run which ran out of memory; 0 and larger sizes change nothing."""
@@ -332,49 +304,12 @@ class Segmenter:
         self.stats["infer"].add_all(times)
         return group
 
-    def _shares(
-        self, groups: Iterable[Group], look: Callable[[Inferred], object] | None
-    ) -> Iterator[Iterator[tuple[Group, range]]]:
-        """Divide the rows of each group among the post-processing threads."""
-        for group in groups:
-            if look:
-                for item in group.each():
-                    look(item)
-            count = len(group.decoded.keys)
-            size = -(-count // self.threads)
-            yield ((group, range(begin, min(begin + size, count))) for begin in range(0, count, size))
 
-    def _finish(self, share: tuple[Group, range], probabilities: bool) -> list[Result]:
-        """Return the results of some rows of a group, with their probabilities if requested."""
-        group, wanted = share
-        decoded, labels = group.decoded, self.labels
-        errors, classes = decoded.errors, labels.classes
-        began, sound, results = time.perf_counter(), 0, []
-        for batch in group.batches:
-            rows = range(max(wanted.start, batch.rows.start), min(wanted.stop, batch.rows.stop))
-            left = [row for row in rows if row not in errors] if errors else rows
-            texts = iter(self._some_texts(batch, left))
-            sound += len(left)
-            first = decoded.number + batch.rows.start
-            for row in rows:
-                error = errors.get(row)
-                rle = dict(zip(classes, next(texts) if error is None else [""] * len(classes), strict=True))
-                result = Result(decoded.keys[row], rle, error, labels, first, batch.size, None, decoded.sources[row])
-                if probabilities and error is None and batch.probability is not None:
-                    result.probability = batch.probability[row - batch.rows.start].transpose(0, 2, 1).copy()
-                results.append(result)
-        if sound:
-            self.stats["postprocess"].add((time.perf_counter() - began) / sound, sound)
-        return results
-
-    def _some_texts(self, batch: BatchOutput, rows: Sequence[int]) -> list[list[str]]:
-        """Return the RLE texts of some rows of a group; all of them are in `batch`."""
-        if not rows or batch.probability is None:
-            return []
-        first = batch.rows.start
-        whole = rows[-1] - rows[0] + 1 == len(rows)  # otherwise the rows of failed inputs are left out by a copy
-        some = slice(rows[0] - first, rows[-1] - first + 1) if whole else [row - first for row in rows]
-        return self.texts(batch.probability[some], None if batch.presence is None else batch.presence[some])
+def _each_passed_to(look: Callable[[Inferred], object], groups: Iterable[Group]) -> Iterator[Group]:
+    for group in groups:
+        for item in group.each():
+            look(item)
+        yield group
 
 
 def describe_model(model: Path | None, options: RunOptions) -> tuple[Path, Artifact]:
