@@ -100,7 +100,7 @@ def open_networks(
     openers
         Title -> function that opens the network.
     work
-        Images, and our answers.
+        Images, and the outputs of cloudrt.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Cloud-organisation segmentation, from a JPEG to the run-length row that the scorer takes.
+"""Segmentation of cloud organisations in satellite images, from JPEG files to run-length encoded rows.
 
 The names below load on first use, so that `import cloudrt` stays quick; none of them ever imports torch.
 """

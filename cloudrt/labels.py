@@ -28,8 +28,8 @@ _CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories: control characters, surrogates, line and paragraph separators."""
 
 
-# After the palette of Okabe and Ito (2008), distinguishable with every kind of colour vision: purple, green and
-# vermilion are lighter, and violet and grey replace blue and black, because the ocean below is dark.
+# Based on the palette of Okabe and Ito (2008), distinguishable with every kind of colour vision: purple, green and
+# vermilion are lighter, and violet and grey replace blue and black, because the ocean in the images is dark.
 COLOURS = ("#e69f00", "#56b4e9", "#ee7abf", "#2bd4a0", "#f0e442", "#ff7a45", "#a58bff", "#c9c9c9")
 
 
@@ -65,7 +65,8 @@ class Labels:
     ------
     DataError
         A name that is empty, repeated, too long, or contains a comma, underscore, quote, path separator or control
-        character; a `label_grid` that is not a multiple of `submit_grid`.
+        character; a grid that is not two positive integers; a `label_grid` that is not a multiple of `submit_grid`; a
+        `key_column` that is not an identifier.
     """
 
     classes: tuple[str, ...] = CLASSES

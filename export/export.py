@@ -135,7 +135,7 @@ def export(
     Parameters
     ----------
     source
-        Checkpoints, images and PyTorch's answers.
+        Checkpoints, images and PyTorch's outputs.
     output
         Path of the artifact.
     target

@@ -41,7 +41,7 @@ class Gate:
     Parameters
     ----------
     reference
-        PyTorch's answers.
+        PyTorch's outputs.
     tolerances
         The limits.
     artifact

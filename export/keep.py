@@ -1,9 +1,9 @@
 """Find the layers that must stay in fp32, by bisection over the layers of the network.
 
-First the layers are ordered by the error that lowering them causes: groups are split in halves, the one with the
-largest error first, until the few important layers are isolated. Then layers are lowered in order of increasing error,
-in halves, as long as the gate passes. The result is minimal (no remaining layer could be lowered as well) if lowering
-more layers never makes a failing model pass.
+To lower a layer is to compute it in fp16 or int8. First the layers are ordered by the error that this causes: groups
+are split in halves, the one with the largest error first, until the few important layers are isolated. Then layers are
+lowered in order of increasing error, in halves, as long as the gate passes. The result is minimal (no remaining layer
+could be lowered as well) if lowering more layers never makes a failing model pass.
 """
 
 from __future__ import annotations

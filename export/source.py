@@ -91,7 +91,7 @@ class ExportSource:
 
     @cached_property
     def reference(self) -> Reference:
-        """PyTorch's answers, computed by `run_pytorch` or on first access."""
+        """PyTorch's outputs, computed by `run_pytorch` or on first access."""
         return self.run_pytorch()
 
     def run_pytorch(self, advance: Callable[[int], object] | None = None) -> Reference:

@@ -40,7 +40,7 @@ def write_repository(
     name
         Name of the model in the repository: letters, digits, - and _.
     largest_batch
-        Maximum number of images that requests are gathered into.
+        Maximum number of images of a batch, which combines requests.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Augmented samples from the cache, and their batches as the network's input.
 
-Samples are uint8, image (H, W, 3) and mask (C, H, W). `Feed` copies them to the device, a quarter of the bytes of
-float32, and normalises them there. Images are channels-last, as the network is.
+Samples are uint8, image (H, W, 3) and mask (C, H, W). `Feed` copies them to the device as uint8, a
+quarter of the bytes of float32, and normalises them there. Images are channels-last, as the network is.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Feed:
 class EpochBatches(Sampler[list[int]]):
     """The batches of an epoch, from a shuffle seeded by (seed, epoch), divided among the processes.
 
-    Rank r of R takes the r-th part of each batch of R * `batch_size` images, so that R processes see the same images as
+    Rank r of R takes the r-th part of each batch of R * `batch_size` images, so that R processes get the same images as
     one process with the larger batch. An incomplete last batch is dropped.
 
     Parameters

@@ -195,7 +195,7 @@ class Run:
         write_tensors(self.folder / STATE, values)
 
     def _finish(self) -> TrainResult:
-        """Search all rules of the best epoch, with and without subtracting no-data, and store the better ones."""
+        """Find the best rules of the best epoch, with and without subtracting no-data, and store the better ones."""
         best = Checkpoint.load(self.folder / "best.pth")
         network = self.trainer.eval_network
         network.load_state_dict(best.weights)

@@ -73,7 +73,7 @@ class Validator:
     def run(
         self, network: nn.Module, config: NetworkConfig, final: bool = False, keep: Path | None = None
     ) -> Validation:
-        """Compute the held-out probabilities and search the rules.
+        """Compute the held-out probabilities and find the best rules.
 
         Parameters
         ----------

@@ -236,12 +236,12 @@ def tiles() -> str:
         for one in found["rate"]
     ]
     about = (
-        f"{real['cropped'][0]['images']} whole validation images in mosaics that begin and end within an image, and "
+        f"{real['cropped'][0]['images']} whole validation images in mosaics whose edges cut through other images, and "
         f"{drawn['cropped'][0]['images']} synthetic scenes; alone, the validation images have a Dice of "
         f"{real['labels_alone']:.3f} with their labels.\n"
         f"Tiles per second relative to the same number of single images, by number and size of the panoramas: "
-        f"{', '.join(rates)}; medians of {' or '.join(map(str, rounds))} alternate rounds. While the first "
-        f"panorama is decoded, there are no tiles yet, which takes a larger share of a run on one panorama.\n"
+        f"{', '.join(rates)}; medians of {' or '.join(map(str, rounds))} alternating rounds. Until the first panorama "
+        f"is decoded, no tile can be segmented; this time is a larger share of a run on one panorama.\n"
         f"Peak memory: {large:,.0f} MB for panoramas of 36000x3000, {small:,.0f} MB for 12000x3000: "
         f"{large / small:.2f} times as much."
     )

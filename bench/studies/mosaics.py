@@ -137,7 +137,7 @@ def compare(
                 agreement.tiles += len(panorama.tiles)
                 starts = {tile.grid_x for tile in panorama.tiles}
                 borders = {at for start in starts for at in (start, start + width) if 0 < at < whole.shape[2]}
-                # Edges of images are no seams; they are columns of the mosaic.
+                # Steps at the edges of images come from the images, not from the tiles.
                 borders -= {column * width - columns.start for column in range(COLUMNS + 1)}
                 if borders and cropped and number < SEAMS:
                     at, elsewhere = largest_steps(blended(segmenter, panorama, overlap), borders)

@@ -1,4 +1,4 @@
-"""Tiles: the overlap that agrees best with known images, seams, and speed and memory of panoramas.
+"""Tiles: the overlap that agrees best with known images, steps at borders, and speed and memory of panoramas.
 
     python -m cloudrt.bench.studies.tiles IMAGES TRUTH.csv -o FILE.json
 
@@ -87,7 +87,7 @@ def median_ratio(ones: Sequence[float], others: Sequence[float]) -> float:
 
 
 def measure_rate(segmenter: Segmenter, panoramas: Mapping[str, Path], rounds: int) -> list[dict[str, Any]]:
-    """Return the seconds of panoramas and of the same number of single images, in alternate rounds."""
+    """Return the seconds of panoramas and of the same number of single images, in alternating rounds."""
     tiles: dict[str, list[ImageFile]] = {}
     for name, belt in panoramas.items():
         panorama = open_panorama(belt, segmenter.artifact, Tiling(), 10**9)
@@ -118,7 +118,7 @@ def measure_rate(segmenter: Segmenter, panoramas: Mapping[str, Path], rounds: in
 
 
 def measure_overlaps(segmenter: Segmenter, belt: Path, rounds: int) -> list[dict[str, Any]]:
-    """Return the seconds of a panorama for each overlap, in alternate rounds."""
+    """Return the seconds of a panorama for each overlap, in alternating rounds."""
     seconds: list[list[float]] = [[] for _ in OVERLAPS]
     for number in range(rounds + 1):
         for overlap, found in zip(OVERLAPS, seconds, strict=True):

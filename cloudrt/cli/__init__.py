@@ -16,7 +16,7 @@ COMMANDS = {
     "infer": "Segment images and write a submission.",
     "serve": "Serve a model over HTTP, with a web page to try it.",
     "bench": "Measure speed and accuracy, and compare them with other implementations.",
-    "tune": "Search the rule of each class on labelled images, and store the rules in the artifact.",
+    "tune": "Find the best rule of each class on labelled images, and store the rules in the artifact.",
     "explore": "Write a page about a labelled data set: statistics, examples and possible errors.",
     "grid": "Write daily frequencies on a coarse grid from a store of daily masks.",
     "synth": "Write a data set of synthetic images.",

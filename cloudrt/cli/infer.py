@@ -31,7 +31,8 @@ PATH = click.Path(path_type=Path)
     "--remote",
     multiple=True,
     metavar="URL",
-    help="Run the network on this server, http://HOST:PORT or grpc://HOST:PORT, where --model is its name; repeatable.",
+    help="Run the network on this server, http://HOST:PORT or grpc://HOST:PORT, where --model is the name of the "
+    "model; can be repeated.",
 )
 @click.option("--rules", type=PATH, help="With --remote: use the metadata of this artifact, not that of the server.")
 @click.option(

@@ -37,7 +37,7 @@ def synth(
     The scenes show the four cloud organisations over dark ocean. The labels of the test images are in test_truth.csv.
     OUT must be empty or not exist.
 
-    With --panorama, it writes images of a belt of the Earth instead, composed of scenes of --size. Their names contain
+    With --panorama, it writes images of a part of the Earth instead, composed of scenes of --size. Their names contain
     day, longitudes and latitudes; truth.csv has their masks.
     """
     given = click.get_current_context().get_parameter_source

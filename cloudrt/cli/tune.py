@@ -1,4 +1,4 @@
-"""`cloudrt tune`: search the rules of an artifact on labelled images."""
+"""`cloudrt tune`: find the best rules of an artifact on labelled images."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Check every machine of a cluster before any work, so that a run fails at its start and names the machine.
 
-Each machine must have cloudrt and the libraries that results depend on, in the driver's versions; see the same folders;
-have read access to the stores; and be able to store the artifact. All must have the same CPU or GPU model.
+Each machine must have cloudrt and the libraries that results depend on, in the driver's versions; have the same
+folders; have read access to the stores; and be able to store the artifact. All must have the same CPU or GPU model.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check_nodes(
     nodes, share
         The machines, and the division into workers.
     folders
-        Local paths that all machines must see.
+        Local paths that must exist on all machines.
     firsts
         One path in each store that all machines must be able to read.
     keep
@@ -124,7 +124,7 @@ def look(
     missing = next((folder for folder in folders if not os.path.lexists(folder)), None)
     if missing:
         shared = "use a folder that all machines share, or a store such as s3://BUCKET/PREFIX"
-        return f"does not see {missing}: {shared}", kind
+        return f"has no {missing}: {shared}", kind
     try:
         for place, path in firsts:
             place.try_one(path)

@@ -1,7 +1,7 @@
 """Run partitions with Ray: one worker measures the plan, then Ray Data distributes the partitions to all workers.
 
-Ray Data gives each worker its next partition when it is ready, replaces workers that die and runs their partitions
-again.
+Ray Data gives each worker its next partition when the worker is ready, replaces workers that die and runs their
+partitions again.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def prepare() -> None:
 def _reach(address: str) -> None:
     match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", address)
     if not match:
-        raise ClusterError(f"--cluster {address}: the address is HOST:PORT, such as 10.0.0.1:6379, or local, or auto")
+        raise ClusterError(f"--cluster {address}: expected HOST:PORT, such as 10.0.0.1:6379, or local, or auto")
     try:
         socket.create_connection((match[1].strip("[]"), int(match[2])), ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:

@@ -101,7 +101,7 @@ class Partitions:
 
     def __init__(self, place: Place, form: str, labels: Labels, *, placed: bool = False) -> None:
         if form not in FORMS:
-            raise DataError(f"partitions are {' or '.join(FORMS)}, found {form!r}")
+            raise DataError(f"the format of partitions must be {' or '.join(FORMS)}, found {form!r}")
         self.place, self.form, self.labels, self.placed = place, form, labels, placed
 
     def name(self, number: int) -> str:

@@ -244,7 +244,9 @@ def _s3(uri: str, endpoint: str | None, environment: Mapping[str, str]) -> Any:
     if url:
         there = urlsplit(url)
         if there.scheme not in ("http", "https") or not there.netloc:
-            raise DataError(f"the endpoint of {uri} is a URL such as https://store.example.org:9000, found {url!r}")
+            raise DataError(
+                f"the endpoint of {uri} must be a URL such as https://store.example.org:9000, found {url!r}"
+            )
         options |= {"endpoint_override": there.netloc, "scheme": there.scheme}
     region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
     if region or url:

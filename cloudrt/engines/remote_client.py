@@ -33,7 +33,7 @@ class ServerError(Exception):
     message
         What is wrong, in one line.
     again
-        Whether the same request may succeed later: no connection, no time, or a status of `TRANSIENT`.
+        Whether the same request may succeed later: no connection, a timeout, or a status of `TRANSIENT`.
     status
         HTTP or gRPC status with which the server refused the request; "" if there was no valid response.
     """

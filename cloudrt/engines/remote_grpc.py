@@ -1,4 +1,4 @@
-"""The client of the Open Inference Protocol over gRPC, by tritonclient; gRPC itself limits sizes and time."""
+"""The client of the Open Inference Protocol over gRPC, with tritonclient; gRPC itself limits sizes and time."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ class _Received(io.RawIOBase):
 
 
 def _too_large(limit: int) -> ServerError:
-    return ServerError(f"the response is larger than the expected {limit:,} bytes at most")
+    return ServerError(f"the response is larger than the limit of {limit:,} bytes")
 
 
 def _reason(error: Exception, timeout_s: float) -> str:

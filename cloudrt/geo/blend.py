@@ -1,8 +1,8 @@
 """Blending the probabilities of overlapping tiles, from left to right, in a strip as wide as a tile.
 
-Each tile is multiplied by weights that fall linearly to its edges, and the sum is divided by the sum of the weights.
-Columns left of the current tiles are finished, and stored as levels; the sums are kept for one strip. Where the
-panorama goes around the Earth, the sums of the first columns are also kept, until the last tiles have reached them.
+Each tile is multiplied by weights that decrease linearly towards its edges, and the sum is divided by the sum of the
+weights. Columns left of the current tiles are finished, and stored as levels; the sums are kept for one strip. Where
+the panorama goes around the Earth, the sums of the first columns are also kept, until the last tiles have reached them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Floats = NDArray[np.float32]
 
 
 def tile_weights(size: Grid, overlap: float) -> Floats:
-    """Return the weights of a tile, (W, H) float32: 1 in its middle, falling to its edges over the overlap."""
+    """Return the weights of a tile, (W, H) float32: 1 in its middle, decreasing towards its edges over the overlap."""
     height, width = size
     return np.outer(_ramp(width, overlap), _ramp(height, overlap)).astype(np.float32)
 
@@ -39,7 +39,7 @@ class Blend:
     classes
         Number of classes.
     overlap
-        Fraction of a tile over which its weights fall.
+        Fraction of a tile over which its weights decrease.
     beyond
         Columns by which the last tiles reach beyond the last column and, around the Earth, onto the first ones; None
         if the panorama does not go around the Earth.

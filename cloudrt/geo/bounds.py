@@ -31,7 +31,7 @@ def parse_bounds(text: str, name: str = "--bounds") -> Bounds:
 def check_bounds(bounds: Bounds, where: str) -> Bounds:
     """Return the bounds if they lie on the Earth, with south below north; otherwise raise DataError."""
     if not isinstance(bounds, tuple | list) or len(bounds) != 4:
-        raise DataError(f"{where}: bounds are four numbers: west, south, east, north")
+        raise DataError(f"{where}: bounds must be four numbers: west, south, east, north")
     west, south, east, north = bounds
     if (
         not all(map(math.isfinite, bounds))

@@ -53,7 +53,7 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
     if output.suffix not in SUFFIXES:
         raise DataError(f"{output}: the name must end in {' or '.join(SUFFIXES)}")
     if not 0 < degrees <= 180:
-        raise DataError(f"degrees are more than 0 and at most 180, found {degrees:g}")
+        raise DataError(f"degrees must be more than 0 and at most 180, found {degrees:g}")
     if not store.exists():
         raise DataError(f"{store} is missing: write one with cloudrt-infer --format zarr")
     check_store(store)

@@ -148,7 +148,7 @@ def world_files(path: Path) -> list[Path]:
 def check_degrees(position: Position, size: Grid) -> None:
     """Raise ImageError if not all of an image of `size` has longitudes and latitudes.
 
-    Some projections cover only a part of the plane: the corners of a geostationary view, for example, lie beside the
+    Some projections cover only a part of the plane: the corners of a geostationary view, for example, lie outside the
     Earth. The points where the pixels along the edges of the image meet are tested.
     """
     if position.crs == WGS84:
@@ -163,7 +163,7 @@ def check_degrees(position: Position, size: Grid) -> None:
     except ProjError as error:
         raise ImageError(f"has a reference system without longitudes and latitudes ({position.source})") from error
     if not inside:
-        raise ImageError(f"reaches beyond the Earth as its projection shows it ({position.source})")
+        raise ImageError(f"reaches beyond the part of the Earth that its projection covers ({position.source})")
 
 
 def to_degrees(points: NDArray[np.float64], crs: str) -> NDArray[np.float64]:

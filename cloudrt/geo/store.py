@@ -39,7 +39,7 @@ _SIDE = 4096
 
 
 class StoreDays:
-    """Refuses panoramas that a store cannot hold; see `cloudrt.inference.panoramas.Days`.
+    """Refuses panoramas that a store cannot hold; a check of `cloudrt.inference.panorama_checks`.
 
     Parameters
     ----------
@@ -241,11 +241,11 @@ def _check(path: Path, group: Any) -> None:
             raise DataError(f"the values of {name} do not have their checksum")
     days = group["mask"].shape[0]
     if any(len(set(group[name][:].tolist())) != days for name in ("time", "image")):
-        raise DataError(f"its {days} days do not have different dates and images")
+        raise DataError(f"two of its {days} days have the same date or image")
     for name in ("lat", "lon"):
         steps = np.diff(group[name][:])
         if not np.allclose(steps, steps[:1], rtol=1e-3) or not steps.all():
-            raise DataError(f"{name} is not even")
+            raise DataError(f"the values of {name} are not evenly spaced")
 
 
 def _fixed(name: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,8 @@
                                                     `-> pixels without data
 
 Lengths are in three units: pixels of the image, pixels at the resolution of training (the panorama is `size`
-of these), and pixels of the grid of its masks, each of which covers a block of the second. `cloudrt.geo.tiling` places
-the tiles.
+of these), and pixels of the grid of its masks, each of which covers a block of pixels at the resolution of training.
+`cloudrt.geo.tiling` places the tiles.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def _cut(decoded: _Decoded, artifact: Artifact, wraps: bool, tile: Tile) -> Imag
 
 
 def _padded(part: Image, size: Grid, least: Grid) -> Image:
-    """Return what an image has of a tile, with black below and to its right.
+    """Return the part of a tile that the image covers, padded with black below and to its right.
 
     The result has `size`, or, where that would take too much memory because the pixels of the image are very small,
     about twice `least`.

@@ -1,7 +1,7 @@
 """How panoramas are cut into tiles: the overlap, and where the tiles along an axis begin.
 
-Tiles begin at multiples of 8 pixels and of a block, the pixels of training that one pixel of the grid covers, so that
-they are exact parts of the JPEG as libjpeg-turbo scales it, and of the grid.
+Tiles begin at multiples of 8 pixels and of a block, which is what one pixel of the grid covers at the resolution of
+training, so that they are exact parts of the JPEG as libjpeg-turbo scales it, and of the grid.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if not isinstance(self.overlap, int | float) or not 0 <= self.overlap <= 0.9:
-            raise DataError(f"overlap is from 0 to 0.9 of a tile, found {self.overlap!r}")
+            raise DataError(f"overlap must be from 0 to 0.9 of a tile, found {self.overlap!r}")
 
 
 def check_tiles(artifact: Artifact, tiling: Tiling) -> None:
@@ -74,12 +74,12 @@ def offsets(length: int, view: int, align: int, overlap: float, wraps: bool = Fa
     length
         Pixels of the panorama.
     view
-        Pixels of a tile; the last tile may reach less than `align` pixels beyond the panorama, or, if it is the only
-        one, as far as it does.
+        Pixels of a tile. The last of several tiles reaches less than `align` pixels beyond the panorama; a single tile
+        may reach further.
     align
         Every tile begins at a multiple of this.
     overlap
-        Least overlap of neighbours, as a fraction of a tile, up to the alignment.
+        Smallest overlap of neighbours, as a fraction of a tile; alignment reduces it by less than `align` pixels.
     wraps
         Whether the panorama goes around the Earth: the last tiles overlap the first ones.
     """

@@ -19,7 +19,7 @@ from cloudrt.inference.task import InferTask
 def paint(segmenter: Segmenter, task: InferTask, pair: tuple[ImageFile, Result]) -> tuple[ImageFile, Result]:
     """Write the masks and the overlay of one image, if the task asks for them.
 
-    An image whose name the file system does not take fails.
+    An image whose name the file system does not accept fails.
     """
     file, result = pair
     try:

@@ -13,7 +13,7 @@ from cloudrt.labels import Grid
 
 
 class Check(Protocol):
-    """Decides whether a panorama may be segmented, by those before it."""
+    """Decides from the earlier panoramas whether a panorama may be segmented."""
 
     def check(self, key: str, place: MaskGrid) -> None:
         """Raise ImageError if it may not."""
@@ -45,7 +45,7 @@ def panorama_checks(task: InferTask, classes: tuple[str, ...]) -> list[Check]:
     Raises
     ------
     DataError
-        The output is a folder, but not a store, which `overwrite` would remove, or a store of other classes.
+        The output is a store of other classes, or a folder that is not a store, which `overwrite` would remove.
     """
     if task.format != "zarr":
         return [Days()] if task.tiling else []

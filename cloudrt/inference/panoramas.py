@@ -177,7 +177,7 @@ def _refusal(file: ImageFile | StoredImage, panorama: Panorama, checks: Sequence
 
 
 class Announcements:
-    """Logs the position of a panorama, if it is the first one with a position from its source."""
+    """Logs the position of the first panorama of each source of positions, such as "file name"."""
 
     def __init__(self) -> None:
         self._sources: set[str] = set()

@@ -101,7 +101,7 @@ _TASK_FIELDS = frozenset(InferSettings.__annotations__) - frozenset(RunSettings.
 
 
 def run_task(task: InferTask, progress: ProgressBar = no_progress, *, resumable: bool = True) -> RunSummary:
-    """Run a task; see `infer`. One that is not `resumable` leaves no journal where it is interrupted."""
+    """Run a task; see `infer`. A run that is not `resumable` leaves no journal if it is interrupted."""
     model, artifact = describe_model(task.model, task.run)
     require_rules(artifact, model)
     files = list_inputs(task.inputs, task.sample, artifact.labels)
@@ -246,7 +246,7 @@ def _recorded(task: InferTask) -> Identity | None:
     if task.paths.journal.is_file():
         return read_identity(task.paths.journal)
     try:
-        return read_run_record(task.paths)  # without an output, if every image failed and the format is zarr
+        return read_run_record(task.paths)  # a zarr run in which every image failed has no output
     except DataError:
         if task.output.exists():
             raise

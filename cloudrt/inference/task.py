@@ -107,7 +107,7 @@ class InferTask:
             if self.format not in OUTLINES:
                 raise DataError(f"`simplify` applies to outlines: it needs `format` {' or '.join(OUTLINES)}")
             if not 0 <= self.simplify < float("inf"):
-                raise DataError(f"simplify is 0 or more pixels, found {self.simplify!r}")
+                raise DataError(f"simplify must be 0 or more pixels, found {self.simplify!r}")
 
     @property
     def tiling(self) -> Tiling | None:

@@ -5,8 +5,8 @@ truth mask (the true pixels).
 
 As the threshold decreases from 255, components appear, grow and merge. A flood fill visits the pixels in that order
 (Nister & Stewenius, "Linear time maximally stable extremal regions", ECCV 2008): it moves to a brighter neighbour
-first, and a stack holds the unfinished component of each lower level. When the flood leaves a component for a lower
-level, the component is complete for all thresholds in between. Its area determines which min areas keep it. Instead of
+first, and a stack holds the unfinished component of each lower level. When the flood continues at a lower level,
+the component is complete for all thresholds in between. Its area determines which min areas keep it. Instead of
 counting it for each of these thresholds and min areas, the kernel stores differences at the ends of the two ranges, and
 computes cumulative sums at the end. Each pixel is visited once and its eight neighbours are examined once, independent
 of the number of thresholds and min areas.

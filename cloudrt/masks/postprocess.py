@@ -7,10 +7,10 @@ contiguous range of memory. A `Rule` holds the parameters of one class: training
 checkpoint and the artifact store them, and `apply_rules` applies them.
 
 The lower bound of the run time is the time to read the map from memory once. On one AVX2 core, for uint8 in RLE order
-(bench/results/cpu-full-originals.json), a map of 500 runs takes 3 times as long as that bound; about half of it is
-finding the runs, the only pass over the pixels. A map of 2,300 runs takes 11 times as long: about a third is finding
+(bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times as long as that bound; more than half of it is
+finding the runs, the only pass over the pixels. A map of 2,300 runs takes 10 times as long: about a third is finding
 runs, more than a third is joining them (unpredictable branches), and a fifth is writing digits. For float32 in C order,
-which has 4 times as many bytes, the factors are 2 and 5.
+which has 4 times as many bytes, the factors are 2 and 4.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def tune(
     save: Path | None = None,
     bar: ProgressBar,
 ) -> Tuned:
-    """Search and choose the rules on labelled images.
+    """Find the rules on labelled images by exact search.
 
     Parameters
     ----------

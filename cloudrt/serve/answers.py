@@ -19,7 +19,7 @@ from cloudrt.serve.batcher import Outputs
 
 @dataclass(frozen=True)
 class Segmented:
-    """The result for a sound image.
+    """The result for an image that was decoded.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def png_answer(texts: Sequence[str], labels: Labels, label: str | None) -> Respo
 
 
 def image_answer(name: str, labels: Labels, result: Segmented, *, levels: bool) -> ImageAnswer:
-    """Return the answer for a sound image; `levels` includes the network's output."""
+    """Return the answer for an image that was decoded; `levels` includes the network's output."""
     height, width = labels.submit_grid
     classes, outputs = {}, result.outputs
     for index, (label, text) in enumerate(zip(labels.classes, result.texts, strict=True)):

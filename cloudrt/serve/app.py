@@ -47,7 +47,7 @@ from cloudrt.serve.uploads import read_images, unless_gone
 from cloudrt.system.versions import VERSION
 
 SCENES = 1000
-"""Number of different made-up scenes."""
+"""Number of different synthetic scenes."""
 
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -203,7 +203,7 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
         """Segment images.
 
         The body is an image, or several as multipart/form-data. The answer is JSON, or with `Accept: image/png` the
-        masks of one image: of one class in black and white, or of all classes in colour on a transparent ground.
+        masks of one image: of one class in black and white, or of all classes in colour on a transparent background.
         With `Accept: application/geo+json` it is a polygon for each component, in longitude and latitude if the
         position of the image is known, by its GeoTIFF tags, `bounds` or its name, else in pixels of the grid.
         """
@@ -220,7 +220,7 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
         with batcher.request():
             images = await read_images(request, settings)
             if kind == PNG and len(images) > 1:
-                raise HTTPException(400, f"{PNG} is for one image, found {len(images)}")
+                raise HTTPException(400, f"{PNG} needs a request with one image, found {len(images)}")
             results = await unless_gone(request, _segment_all(batcher, images, metrics, applied, locate))
             names = [name for name, _ in images]
             failures = [(name, one) for name, one in zip(names, results, strict=True) if isinstance(one, str)]
@@ -250,7 +250,7 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
         },
     )
     async def scene(seed: Annotated[int, Path(ge=0, lt=SCENES)]) -> Response:
-        """Draw a made-up scene, to try the model on."""
+        """Draw a synthetic scene, to try the model on."""
         with batcher.request():
             return Response(await batcher.call(_draw, seed), media_type="image/jpeg")
 

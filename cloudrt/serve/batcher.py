@@ -121,7 +121,7 @@ class Batcher:
         return len(self._waiting)
 
     async def segment(self, data: bytes, rules: Sequence[Rule]) -> tuple[list[str], Outputs]:
-        """Return the RLE text of each class by its rule, and the network's outputs, of the bytes of an image file.
+        """Segment the bytes of an image file: return the RLE text of each class by its rule, and the network's outputs.
 
         Raises
         ------

@@ -37,7 +37,7 @@ def missing_packages() -> str:
 
 
 def locate(name: str, data: bytes, labels: Labels, bounds: Bounds | None, max_pixels: int) -> MaskGrid:
-    """Return the grid of the masks of a sound image, and its position.
+    """Return the grid of the masks of an image that was decoded, and its position.
 
     Raises
     ------

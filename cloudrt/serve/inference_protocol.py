@@ -77,7 +77,9 @@ def protocol_router(batcher: Batcher, settings: ServeSettings, name: str, protec
         """Whether the server runs."""
         return Response(status_code=200)
 
-    @router.get("/v2/health/ready", response_class=Response, responses={503: {"description": "It can no longer."}})
+    @router.get(
+        "/v2/health/ready", response_class=Response, responses={503: {"description": "The model can no longer run."}}
+    )
     async def server_ready() -> Response:
         """Whether the server can infer."""
         return readiness()
@@ -204,21 +206,23 @@ class _Tensors:
             raise ProtocolError(f"the request is not JSON: {error}") from error
         inputs = asked.get("inputs") if isinstance(asked, dict) else None
         if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-            raise ProtocolError("a request has one input, named 'image'")
+            raise ProtocolError("a request must have one input, named 'image'")
         one = inputs[0]
         shape = one.get("shape")
         if one.get("name") != "image" or one.get("datatype") != "UINT8" or not isinstance(shape, list):
-            raise ProtocolError("the input is 'image' of the datatype UINT8 with a shape")
+            raise ProtocolError("the input must be 'image' of the datatype UINT8, with a shape")
         if len(shape) != 4 or tuple(shape[1:]) != self._input or type(shape[0]) is not int:
-            raise ProtocolError(f"the shape of 'image' is [n, {', '.join(map(str, self._input))}], found {shape!r:.80}")
+            raise ProtocolError(
+                f"the shape of 'image' must be [n, {', '.join(map(str, self._input))}], found {shape!r:.80}"
+            )
         if not 1 <= shape[0] <= MAX_BATCH:
-            raise ProtocolError(f"a request has 1 to {MAX_BATCH} images, found {shape[0]!r:.20}")
+            raise ProtocolError(f"a request must have 1 to {MAX_BATCH} images, found {shape[0]!r:.20}")
         parameters = _parameters(one)
         stated, length = parameters.get("binary_data_size"), math.prod(shape)
         if stated is None:
             return asked, _from_json(one.get("data"), length).reshape(shape)
         if stated != length or len(body) - size != length:
-            raise ProtocolError(f"'image' has {length} bytes, found {len(body) - size} and a stated {stated!r:.20}")
+            raise ProtocolError(f"'image' must have {length} bytes, found {len(body) - size}, stated {stated!r:.20}")
         return asked, np.frombuffer(body, np.uint8, length, size).reshape(shape)
 
     def wanted(self, asked: dict[str, Any]) -> dict[str, bool]:
@@ -228,7 +232,7 @@ class _Tensors:
         if outputs is None or outputs == []:
             return dict.fromkeys(self._outputs, default)
         if not isinstance(outputs, list) or not all(isinstance(one, dict) for one in outputs):
-            raise ProtocolError("outputs is a list of objects")
+            raise ProtocolError("outputs must be a list of objects")
         wanted = {}
         for one in outputs:
             name, parameters = one.get("name"), _parameters(one)
@@ -243,7 +247,7 @@ class _Tensors:
 def _parameters(values: dict[str, Any]) -> dict[str, Any]:
     parameters = values.get("parameters") or {}
     if not isinstance(parameters, dict):
-        raise ProtocolError("parameters is an object")
+        raise ProtocolError("parameters must be an object")
     return parameters
 
 
@@ -254,7 +258,7 @@ def _from_json(data: Any, length: int) -> NDArray[np.uint8]:
     except (ValueError, OverflowError) as error:  # nested lists of different lengths
         raise ProtocolError(f"the data of 'image' is malformed: {error}") from error
     if values.size != length or not np.issubdtype(values.dtype, np.integer):
-        raise ProtocolError(f"the data of 'image' are {length} integers, found {values.size} of {values.dtype}")
+        raise ProtocolError(f"the data of 'image' must be {length} integers, found {values.size} of {values.dtype}")
     if values.min() < 0 or values.max() > 255:
-        raise ProtocolError("the data of 'image' are from 0 to 255")
+        raise ProtocolError("the data of 'image' must be from 0 to 255")
     return values.astype(np.uint8)

@@ -32,7 +32,7 @@ def accepted(header: str) -> str:
             quality = 0.0
         choices += [(quality, offered) for offered, patterns in _PATTERNS if kind in patterns and quality > 0]
     if not choices:
-        raise HTTPException(406, f"the answer is {JSON}, {PNG} or {GEOJSON}")
+        raise HTTPException(406, f"the answer can only be {JSON}, {PNG} or {GEOJSON}")
     return max(choices, key=lambda choice: choice[0])[1]
 
 

@@ -276,8 +276,8 @@ def test_machines_that_are_not_alike_are_refused_by_name(
     ("address", "named"),
     [
         ("127.0.0.1:9", "no cluster answers at 127.0.0.1:9"),
-        ("ray://127.0.0.1:10001", "the address is HOST:PORT"),
-        ("in/", "the address is HOST:PORT"),
+        ("ray://127.0.0.1:10001", "expected HOST:PORT"),
+        ("in/", "expected HOST:PORT"),
     ],
 )
 def test_a_cluster_that_is_not_there_is_one_line(

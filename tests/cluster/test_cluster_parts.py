@@ -95,7 +95,7 @@ def test_a_store_that_cannot_be_used_is_one_line(server: tuple[str, Any], monkey
     for uri, endpoint, named in (
         ("s3://", url, "is not s3://BUCKET/PREFIX"),
         ("s3://key:secret@bucket/x", url, "s3://bucket/x is not s3://BUCKET/PREFIX"),
-        ("s3://closed", "localhost:9000", "is a URL such as"),
+        ("s3://closed", "localhost:9000", "must be a URL such as"),
         ("ftp://host/x", None, "ftp://host/x cannot be opened"),
     ):
         with pytest.raises(DataError, match=named):

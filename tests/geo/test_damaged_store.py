@@ -53,7 +53,7 @@ def flips(content: bytes, count: int, random: np.random.Generator) -> list[bytes
 
 @pytest.mark.parametrize("count", [1, pytest.param(16, marks=pytest.mark.slow)])
 def test_flipped_bits_are_refused_or_change_nothing(tmp_path: Path, count: int) -> None:
-    """In every file of a store, chunks and metadata: by `cloudrt grid`, and by an append, which never spreads them."""
+    """Bits of each file are flipped: `cloudrt grid` and an append refuse the store, or give the same result."""
     store, random = tmp_path / "days.zarr", np.random.default_rng(0)
     append(store, 1, 2, 3)
     expected = read(store, tmp_path / "sound.nc")
@@ -79,7 +79,7 @@ def test_flipped_bits_are_refused_or_change_nothing(tmp_path: Path, count: int) 
 
 @pytest.mark.parametrize("name", ["lat", "lon", "time", "image", "pattern"])
 def test_each_axis_has_a_checksum(tmp_path: Path, name: str) -> None:
-    """Values that could be true, but are not those that were written."""
+    """Plausible values that differ from those that were written."""
     import zarr
 
     store = tmp_path / "days.zarr"

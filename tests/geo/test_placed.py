@@ -151,7 +151,7 @@ def test_an_image_beside_the_earth_fails_alone(model: Path, tmp_path: Path) -> N
             file.write(np.full((3, 200, 300), 220, np.uint8))
     output = tmp_path / "a.geojson"
     summary = run(folder, output, model)
-    assert list(reasons(summary)) == ["c.tif"] and "reaches beyond the Earth" in reasons(summary)["c.tif"]
+    assert list(reasons(summary)) == ["c.tif"] and "reaches beyond the part of the Earth" in reasons(summary)["c.tif"]
     images = {one["properties"]["image"] for one in json.loads(output.read_text())["features"]}
     assert len(images) == 2 and "b.tif" in images
     assert not run(folder / "c.tif", tmp_path / "a.csv", model, tile=True).failed  # no longitudes are needed

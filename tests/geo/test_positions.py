@@ -110,10 +110,10 @@ def test_a_reference_system_that_is_no_map(tmp_path: Path, crs: str) -> None:
         (
             "+proj=geos +h=35785831 +lon_0=0 +sweep=y",
             5e6,
-            "reaches beyond the Earth",
+            "reaches beyond the part of the Earth",
         ),  # only the corners are outside the Earth
         ("+proj=ortho", 4e6, ""),
-        ("+proj=ortho", 5e6, "reaches beyond the Earth"),
+        ("+proj=ortho", 5e6, "reaches beyond the part of the Earth"),
         ("EPSG:3832", 5e6, ""),
         ('LOCAL_CS["deck",UNIT["metre",1]]', 1.0, "without longitudes and latitudes"),
     ],

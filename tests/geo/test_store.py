@@ -1,4 +1,4 @@
-"""Stores of days: masks are found at their coordinates, and damage, kills and full disks do not spoil a store."""
+"""Stores of days: masks are found at their coordinates, damage is detected, and kills and full disks do no damage."""
 
 from __future__ import annotations
 

@@ -403,7 +403,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(model: Path, tmp_path: Path
 
 def test_options_that_cannot_be(model: Path, tmp_path: Path) -> None:
     image = write_picture(tmp_path / "a.png", draw_scene(0, (300, 400)).image)
-    with pytest.raises(DataError, match="overlap is from"):
+    with pytest.raises(DataError, match="overlap must be from"):
         run(image, tmp_path / "a.csv", model, tile=True, overlap=0.95)
     with pytest.raises(DataError, match="save_probabilities"):
         run(image, tmp_path / "a.csv", model, tile=True, save_probabilities=tmp_path / "p.npz")

@@ -127,7 +127,7 @@ def request(**changes: Any) -> dict[str, Any]:
         ({"inputs": [request(data=[0.5] * (64 * 96 * 3))]}, "integers"),
         ({"inputs": [request(data=None)]}, "integers"),
         ({"inputs": [request(parameters={"binary_data_size": 5})]}, "stated 5"),
-        ({"inputs": [request(parameters=[1])]}, "parameters is an object"),
+        ({"inputs": [request(parameters=[1])]}, "parameters must be an object"),
         ({"inputs": [request()], "outputs": [{"name": "mask"}]}, "no output 'mask'"),
         ({"inputs": [request()], "outputs": "all"}, "list of objects"),
         (

@@ -35,7 +35,7 @@ main()
 
 
 def run_and_kill(words: Sequence[str | Path], folder: Path, after: int = -1) -> tuple[int, int]:
-    """Run `cloudrt` in a process that is killed before it changes a file below `folder` once more than `after` times.
+    """Run `cloudrt` in a process that is killed when it would change a file below `folder` after `after` changes.
 
     Parameters
     ----------
