@@ -66,12 +66,8 @@ def summary() -> str:
         ("loading of training samples, one core", "notebook", speedup(loader["ratio"])),
     ]
     machine = describe_machine("cpu-full-originals", "cpu-search-444", "cpu-loader-originals")
-    other = bench["model"]["sha256"] != validation["model"]["sha256"]
-    note = (
-        "\nThe rows of JPEG files and of probability maps were measured with the previous shipped model."
-        if other
-        else ""
-    )
+    other = load("cpu-search-444")["model"]["sha256"] != validation["model"]["sha256"]
+    note = " The search of rules was measured on maps of the previous shipped model." if other else ""
     heads = ("work", "compared with", "speed of cloudrt")
     return f"{dice}\n\n{table(heads, rows)}\n\n{machine}{note}"
 
