@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.images.image import SUFFIXES
+from cloudrt.images.image import SUFFIXES, refuse_large
 from cloudrt.system.files import replacing
 
 CONNECT_SECONDS = 5
@@ -98,12 +98,13 @@ class Place:
         Raises
         ------
         ImageError
-            The image is missing or cannot be read; other images may be readable.
+            The image is missing, too large or cannot be read; other images may be readable.
         StorageError
             The store does not answer.
         """
         try:
             with self.files.open_input_file(path) as file:
+                refuse_large(file.size())
                 data: bytes = file.read()
         except FileNotFoundError:
             raise ImageError("cannot be read: it was removed after it was listed") from None

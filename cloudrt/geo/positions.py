@@ -31,6 +31,8 @@ METRES_PER_DEGREE = 111_195.0
 """Length of a degree of a great circle on a sphere with the mean radius of the Earth."""
 
 _WORLD_SUFFIXES = {".jpg": ".jgw", ".jpeg": ".jgw", ".png": ".pgw"}
+_WORLD_BYTES = 4096
+"""Largest size of a world file; six numbers have about a hundred bytes."""
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _NAME = re.compile(rf"(?P<date>\d{{8}})?_{_NUMBER}-{_NUMBER}_{_NUMBER}-{_NUMBER}\Z")
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)(-?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)")
@@ -217,7 +219,11 @@ def _from_world_file(path: Path, date: datetime.date | None) -> Position | None:
     if file is None:
         return None
     try:
-        a, d, b, e, x, y = (float(word) for word in file.read_text(encoding="ascii").split())
+        with file.open("rb") as opened:
+            text = opened.read(_WORLD_BYTES + 1)
+        if len(text) > _WORLD_BYTES:
+            raise ValueError(f"more than {_WORLD_BYTES} bytes")
+        a, d, b, e, x, y = (float(word) for word in text.decode("ascii").split())
     except (OSError, ValueError) as error:
         raise ImageError(f"has a world file, {file.name}, that is not six numbers") from error
     corner = x - a / 2 - b / 2, y - d / 2 - e / 2

@@ -20,6 +20,16 @@ PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 100_000_000
 """Default limit of the number of pixels of an image."""
 
+# Limits of parts that take time or memory to parse, whatever their size. Usual files have much fewer.
+MAX_SEGMENTS = 10_000
+"""Limit of the segments of a JPEG before its first scan."""
+MAX_CHUNKS = 200_000
+"""Limit of the chunks of a PNG; 1 GiB of image data in chunks of 8 KiB, which libpng writes, are 131,072."""
+MAX_ENTRIES = 1_000
+"""Limit of the entries of a TIFF directory."""
+MAX_VALUES = 1_000_000
+"""Limit of the numbers in an entry of a TIFF directory, such as the offsets of strips."""
+
 
 def stated_size(data: bytes) -> Grid:
     """Return height and width of a PNG, WebP, TIFF or BMP image from its header.
@@ -60,9 +70,14 @@ def has_end(jpeg: bytes) -> bool:
 
 
 def _segments(jpeg: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the marker and position of each segment up to the first scan (ITU T.81, B.1.1)."""
+    """Yield the marker and position of each segment up to the first scan (ITU T.81, B.1.1).
+
+    Fill bytes count as segments.
+    """
     at = 2
-    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
+    for _ in range(MAX_SEGMENTS):
+        if at + 4 > len(jpeg) or jpeg[at] != 0xFF:
+            return
         marker = jpeg[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
@@ -71,6 +86,7 @@ def _segments(jpeg: bytes) -> Iterator[tuple[int, int]]:
         if marker == 0xDA:
             return
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    raise ImageError(f"is a JPEG with more than {MAX_SEGMENTS:,} segments before its first scan")
 
 
 def _need(data: bytes, end: int) -> None:
@@ -81,8 +97,11 @@ def _need(data: bytes, end: int) -> None:
 def _png(data: bytes) -> Grid:
     view = memoryview(data)
     at = len(PNG)
-    kind = b""
+    kind, count = b"", 0
     while kind != b"IEND":
+        count += 1
+        if count > MAX_CHUNKS:
+            raise ImageError(f"is a PNG with more than {MAX_CHUNKS:,} chunks")
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 8 + length
         _need(data, end + 4)
@@ -158,6 +177,8 @@ _TIFF_FORMS = {
     b"MM\0+": (">", "Q", "Q", 20),
 }
 _TIFF_INTEGERS = {3: "H", 4: "I", 16: "Q"}
+_TIFF_BYTES = (1, 2, 6, 7)
+"""Types of bytes and text, which are not parsed to numbers."""
 _TIFF_TYPE_BYTES = {
     1: 1,
     2: 1,
@@ -179,10 +200,6 @@ _TIFF_TYPE_BYTES = {
 _WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 256, 257, 273, 279, 324, 325
 
 
-_MAX_TIFF_ENTRIES = 1_000
-"""Limit of the entries of a TIFF directory, which bounds the time to parse a malicious file; usual files have tens."""
-
-
 def _tiff(data: bytes) -> Grid:
     """Parse the first directory (TIFF 6.0, section 2; BigTIFF has wider fields)."""
     order, offset_form, count_form, entry_size = _TIFF_FORMS[data[:4]]
@@ -192,15 +209,21 @@ def _tiff(data: bytes) -> Grid:
     entries = struct.unpack_from(order + count_form, data, at)[0]
     at += struct.calcsize(count_form)
     _need(data, at + entries * entry_size + offset_size)  # the offset of the next directory comes last
-    if entries > _MAX_TIFF_ENTRIES:
+    if entries > MAX_ENTRIES:
         raise ImageError(f"is damaged: a TIFF directory of {entries:,} entries")
     tags: dict[int, tuple[int, ...]] = {}
+    total = 0
     for entry in range(at, at + entries * entry_size, entry_size):
         tag, kind, count = struct.unpack_from(f"{order}HH{offset_form}", data, entry)
         values, length = entry + 4 + offset_size, count * _TIFF_TYPE_BYTES.get(kind, 0)
+        if count > MAX_VALUES and kind not in _TIFF_BYTES:
+            raise ImageError(f"is damaged: a TIFF entry of {count:,} numbers")
         if length > offset_size:  # too long for the entry, which holds their offset
             values = struct.unpack_from(order + offset_form, data, values)[0]
         _need(data, values + length)
+        total += length
+        if total > len(data):  # decoders copy the values of each entry
+            raise ImageError("is damaged: the entries of its TIFF directory are larger than the file")
         wanted = tag in (_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES) and tag not in tags
         if wanted and kind in _TIFF_INTEGERS:  # the first of repeated tags, as libtiff
             tags[tag] = struct.unpack_from(f"{order}{count}{_TIFF_INTEGERS[kind]}", data, values)

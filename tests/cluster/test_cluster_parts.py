@@ -133,6 +133,13 @@ def test_partitions_are_read_as_they_were_written(
     assert partitions.place.names() == {"run.json"}
 
 
+def test_images_that_are_too_large_are_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.truncate(100 * 2**30)
+    with pytest.raises(ImageError, match="is oversized: 107,374,182,400 bytes"):
+        open_place(str(tmp_path)).read_image(str(tmp_path / "a.jpg"))
+
+
 @pytest.mark.parametrize("form", ["parquet", "csv"])
 def test_places_are_stored_beside_the_rows(tmp_path: Path, form: str) -> None:
     partitions = Partitions(open_place(str(tmp_path)), form, LABELS, placed=True)

@@ -88,6 +88,14 @@ def test_a_png_has_a_pgw(tmp_path: Path) -> None:
     assert found and found.bounds((50, 100)) == pytest.approx((10, 4, 12, 5))
 
 
+def test_a_world_file_of_any_size_is_not_read_whole(tmp_path: Path) -> None:
+    with (tmp_path / "a.pgw").open("wb") as file:
+        file.write(b"0.02 0 0 -0.02 10.01 4.99\n")
+        file.truncate(100 * 2**30)
+    with pytest.raises(ImageError, match="a.pgw, that is not six numbers"):
+        read_position(tmp_path / "a.png", (50, 100))
+
+
 def test_any_reference_system(tmp_path: Path) -> None:
     found = read_position(write_tiff(tmp_path / "a.tif", 500_000, 1_000_000, 1000.0, "EPSG:32620"), (20, 30))
     assert found and found.crs == "EPSG:32620" and found.pixel_width == 1000

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 import struct
+import zlib
+from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from cloudrt.errors import ImageError
 from cloudrt.images import headers
@@ -91,20 +92,55 @@ def test_a_tiff_directory_of_very_many_entries_is_refused() -> None:
         decode(data)
 
 
-def test_a_tiff_directory_that_repeats_a_long_list_reads_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries, count, read = 900, 100_000, 0
-    entry = struct.pack("<HHQQ", 273, 16, count, 0)
-    data = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, entries) + entry * entries
-    data += bytes(8 * count)
+def tiff(*entries: bytes, size: int) -> bytes:
+    """A BigTIFF of 64x64 pixels with further entries, and zeros after its directory."""
+    usual = [struct.pack("<HHQQ", tag, 4, 1, value) for tag, value in ((256, 64), (257, 64), (273, 512), (279, 4096))]
+    return b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 4 + len(entries)) + b"".join((*usual, *entries)) + bytes(size)
 
-    def unpack_from(*arguments: Any) -> tuple[Any, ...]:
-        nonlocal read
-        values = struct.unpack_from(*arguments)
-        read += len(values)
-        return values
 
-    counted = SimpleNamespace(unpack_from=unpack_from, calcsize=struct.calcsize, error=struct.error)
-    monkeypatch.setattr(headers, "struct", counted)
-    with pytest.raises(ImageError, match="does not state its size"):
-        headers.stated_size(data)
-    assert count < read < 2 * count
+@pytest.mark.parametrize("tag", [258, 273, 324, 40_000])
+def test_a_tiff_entry_of_very_many_numbers_is_refused(tag: int) -> None:
+    assert headers.stated_size(tiff(size=8192)) == (64, 64)
+    count = headers.MAX_VALUES + 1
+    with pytest.raises(ImageError, match="1,000,001 numbers"):
+        headers.stated_size(tiff(struct.pack("<HHQQ", tag, 3, count, 512), size=2 * count + 1024))
+
+
+def test_tiff_entries_that_share_their_values_are_refused() -> None:
+    size = 100_000
+    shared = [struct.pack("<HHQQ", 40_000 + number, 7, size, 512) for number in range(2)]
+    assert headers.stated_size(tiff(shared[0], size=size + 512)) == (64, 64)
+    with pytest.raises(ImageError, match="larger than the file"):
+        headers.stated_size(tiff(*shared, size=size + 512))
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xe0\x00\x02", b"\xff"], ids=["empty", "fill"])
+def test_a_jpeg_of_very_many_segments_is_refused(segment: bytes) -> None:
+    data = encoded(".jpg")
+    decode(data[:2] + segment * (headers.MAX_SEGMENTS // 2) + data[2:])
+    with pytest.raises(ImageError, match="more than 10,000 segments"):
+        decode(data[:2] + segment * headers.MAX_SEGMENTS + data[2:])
+
+
+@pytest.mark.parametrize("name", [b"teSt", b"IDAT"])
+def test_a_png_of_very_many_chunks_is_refused(name: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headers, "MAX_CHUNKS", 100)
+    data = encoded(".png")
+    chunk = struct.pack(">I4sI", 0, name, zlib.crc32(name))
+    decode(data[:33] + chunk * 50 + data[33:])
+    with pytest.raises(ImageError, match="more than 100 chunks"):
+        decode(data[:33] + chunk * 100 + data[33:])
+
+
+def test_a_tiff_with_an_impossible_palette_is_refused() -> None:
+    palette = BytesIO()
+    Image.fromarray(picture()).convert("P").save(palette, "TIFF")
+    data = bytearray(palette.getvalue())
+    decode(bytes(data))
+    at = struct.unpack_from("<I", data, 4)[0] + 2
+    while struct.unpack_from("<H", data, at)[0] != 320:
+        at += 12
+    struct.pack_into("<H", data, at + 2, 6)  # signed bytes, which Pillow does not expect
+    struct.pack_into("<768b", data, struct.unpack_from("<I", data, at + 8)[0], *[-1] * 768)
+    with pytest.raises(ImageError, match="damaged TIFF"):
+        decode(bytes(data))
