@@ -182,7 +182,8 @@ def read_file(path: str | Path) -> bytes:
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a pipe may block forever
             raise ImageError("cannot be read: not a regular file")
         refuse_large(status.st_size)
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            return file.read(status.st_size)  # more may have been added since, or may never end, as below /proc
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # a NUL byte in the name

@@ -20,6 +20,8 @@ from cloudrt.labels import Grid, Labels
 from cloudrt.masks.table import read_table
 
 LIST_SUFFIX = ".txt"
+_PICTURES = (".png", ".tif", ".jpg")
+"""Suffixes that are added to keys to name the files of masks and overlays."""
 
 T = TypeVar("T")
 
@@ -103,8 +105,8 @@ def check_keys(files: Iterable[ImageFile]) -> None:
     Raises
     ------
     DataError
-        An absolute key, or one with "..", which lists can contain; or two keys that are equal apart from case, which
-        would be one file on a case-insensitive file system.
+        An absolute key, or one with "..", which lists can contain; two keys that are equal apart from case, which
+        would be one file on a case-insensitive file system; or a key whose file would be the folder of another key.
     """
     seen: dict[str, str] = {}
     for file in files:
@@ -118,6 +120,13 @@ def check_keys(files: Iterable[ImageFile]) -> None:
         if PurePosixPath(file.key).is_absolute() or ".." in PurePosixPath(file.key).parts:
             raise DataError(
                 f"{file.key!r} would be written outside the folder of `masks` or `overlays`: list a path inside"
+            )
+    folders = {str(parent) for path in seen for parent in PurePosixPath(path).parents}
+    for path, key in seen.items():
+        if any(path + suffix in folders for suffix in _PICTURES):
+            raise DataError(
+                f"the file of {key!r} in the folder of `masks` or `overlays` would have the name of the folder of "
+                "other images: rename one"
             )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import DataError
 from cloudrt.geo.bounds import Bounds, check_bounds
+from cloudrt.geo.positions import world_files
 from cloudrt.geo.tiling import OVERLAP, Tiling
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import check_keys
@@ -168,6 +169,8 @@ class InferTask:
         folders = {"`masks`": self.masks, "`overlays`": self.overlays}
         stores = {"`output`": self.output if store else None}
         images = [file.path for file in files]
+        if self.tiling is not None:
+            images += [world for path in images for world in world_files(path)]
         check_outputs(
             named | follow | written | {"the journal": paths.journal},
             reads,

@@ -62,6 +62,7 @@ def check_outputs(
     for name, path in filled.items():
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} ({name}) is not a folder: give the name of a folder to fill")
+        _refuse_links(path, name)
     _refuse_images(written, filled, images)
     for name, path in [*written.items(), *filled.items()]:
         _check_writable(path.parent if name in written else path, path)
@@ -86,6 +87,16 @@ def _refuse_same(path: Path, name: str, read: Mapping[str, Path]) -> None:
     for other, source in read.items():
         if path.exists() and source.exists() and path.samefile(source):
             raise DataError(f"{path} would be replaced: it is both {other} and {name}; use another name")
+
+
+def _refuse_links(folder: Path, name: str) -> None:
+    """Raise DataError if there is a link below an output folder: what it points to would be replaced."""
+    for parent, folders, files in os.walk(folder):
+        link = next((path for one in (*folders, *files) if (path := Path(parent, one)).is_symlink()), None)
+        if link is not None:
+            raise DataError(
+                f"{link} is a link, and outputs could replace its target: remove it, or give another {name}"
+            )
 
 
 def _refuse_images(written: Mapping[str, Path], filled: Mapping[str, Path], images: Iterable[Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -96,6 +97,17 @@ def test_two_images_never_share_a_mask(images: Path, model: Path, tmp_path: Path
     done = CliRunner().invoke(infer, ["in/list.txt", *words(model, "--masks", "masks")])
     assert done.exit_code == 2 and "would share a file in the folder of --masks" in done.output
     assert not (tmp_path / "masks").exists() and not (tmp_path / "submission.csv").exists()
+
+
+@pytest.mark.parametrize(("folder", "option"), [("0.jpg.png", "--masks"), ("0.JPG.jpg", "--overlays")])
+def test_no_file_of_an_image_is_the_folder_of_others(
+    images: Path, model: Path, tmp_path: Path, folder: str, option: str
+) -> None:
+    (images / folder).mkdir()
+    shutil.copy(images / "0.jpg", images / folder / "x.jpg")
+    done = CliRunner().invoke(infer, ["in", *words(model, option, "pictures")])
+    assert done.exit_code == 2 and "would have the name of the folder of other images" in done.output
+    assert not (tmp_path / "pictures").exists() and not (tmp_path / "submission.csv").exists()
 
 
 @posix

@@ -160,6 +160,15 @@ def test_options_without_effect_are_refused(here: Path, model: Path, words: list
     assert [path.name for path in here.iterdir()] == [image]
 
 
+def test_world_files_are_never_replaced(here: Path, model: Path) -> None:
+    write_scene("a.png")
+    (here / "a.pgw").write_text("0.01 0 0 -0.01 10 11")
+    before = snapshot(here)
+    said = refused(run(model, "a.png", "-o", "s.geojson", "--stats", "a.pgw", "--overwrite"))
+    assert "a.pgw is one of the images and would be replaced" in said
+    assert snapshot(here) == before
+
+
 def test_geotiff_without_rasterio_says_so_first(here: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = dict.fromkeys(name for name in sys.modules if name.partition(".")[0] == "rasterio")
     for name in names | {"rasterio": None}:

@@ -92,7 +92,7 @@ def test_a_world_file_of_any_size_is_not_read_whole(tmp_path: Path) -> None:
     with (tmp_path / "a.pgw").open("wb") as file:
         file.write(b"0.02 0 0 -0.02 10.01 4.99\n")
         file.truncate(100 * 2**30)
-    with pytest.raises(ImageError, match="a.pgw, that is not six numbers"):
+    with pytest.raises(ImageError, match="that is not six numbers"):
         read_position(tmp_path / "a.png", (50, 100))
 
 

@@ -77,6 +77,12 @@ def test_files_that_are_too_large_are_not_read(tmp_path: Path) -> None:
         read_file(path)
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="/proc")
+def test_files_that_state_no_size_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to("/proc/self/status")  # others, such as /proc/kmsg, block when they are read
+    assert read_file(tmp_path / "a.jpg") == b""
+
+
 def test_a_jpeg_of_very_many_scans_is_refused() -> None:
     data = encoded(".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
     assert 1 < data.count(b"\xff\xda") < MAX_SCANS

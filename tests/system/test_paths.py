@@ -68,6 +68,15 @@ def test_a_folder_behind_a_link_is_that_folder(here: Path) -> None:
     assert "both --output and --stats" in refusal({"--output": Path("in/s"), "--stats": Path("other/s")}, {})
 
 
+@pytest.mark.parametrize("target", ["in/a.jpg", "in", "missing"])
+def test_links_below_an_output_folder_are_refused(here: Path, target: str) -> None:
+    (here / "masks" / "deep").mkdir(parents=True)
+    check_outputs({}, READS, folders={"--masks": Path("masks")}, images=IMAGES, overwrite=True)
+    (here / "masks" / "deep" / "a.jpg").symlink_to(here / target)
+    said = refusal({}, READS, folders={"--masks": Path("masks")}, images=IMAGES, overwrite=True)
+    assert "masks/deep/a.jpg is a link" in said and "give another --masks" in said
+
+
 def test_a_link_to_nowhere_is_a_new_file(here: Path) -> None:
     (here / "dangling").symlink_to("later.csv")
     check_outputs({"--output": Path("dangling")}, READS)
