@@ -94,9 +94,7 @@ def _refuse_links(folder: Path, name: str) -> None:
     for parent, folders, files in os.walk(folder):
         link = next((path for one in (*folders, *files) if (path := Path(parent, one)).is_symlink()), None)
         if link is not None:
-            raise DataError(
-                f"{link} is a link, and outputs could replace its target: remove it, or give another {name}"
-            )
+            raise DataError(f"{link} is a link, and outputs could replace its target: give another {name}")
 
 
 def _refuse_images(written: Mapping[str, Path], filled: Mapping[str, Path], images: Iterable[Path]) -> None:

@@ -47,26 +47,43 @@ def written(home: Path) -> list[str]:
     return [str(path.relative_to(home)) for path in home.rglob("*") if path.is_file() and "cloudrt" not in path.parts]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_inference_writes_no_usage_data_and_opens_no_socket(tmp_path: Path) -> None:
-    model = tiny_artifact(tmp_path / "model.onnx", labels=SMALL_GRIDS)
-    image = write_jpeg(tmp_path / "a.jpg", 0).path
-    code = "import cloudrt, sys\nlist(cloudrt.Segmenter(sys.argv[1], provider='cpu').predict([sys.argv[2]]))" + WAIT
-    assert run(code, tmp_path / "home", str(model), str(image)) == "0"
-    assert written(tmp_path / "home") == []
-
-
-@pytest.mark.skipif(
+without_network = pytest.mark.skipif(
     sys.platform != "linux"
     or shutil.which("unshare") is None
     or subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode != 0,
     reason="needs a network namespace, so that nothing leaves the machine",
 )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_inference_writes_no_usage_data_and_opens_no_socket(tmp_path: Path, provider: str) -> None:
+    if provider == "openvino":
+        pytest.importorskip("openvino")
+    model = tiny_artifact(tmp_path / "model.onnx", labels=SMALL_GRIDS)
+    image = write_jpeg(tmp_path / "a.jpg", 0).path
+    code = (
+        "import cloudrt, sys\nlist(cloudrt.Segmenter(sys.argv[1], provider=sys.argv[3]).predict([sys.argv[2]]))" + WAIT
+    )
+    assert run(code, tmp_path / "home", str(model), str(image), provider) == "0"
+    assert written(tmp_path / "home") == []
+
+
+@without_network
 def test_the_test_above_would_notice(tmp_path: Path) -> None:
     """Positive control: onnxruntime alone writes its events, in a namespace without a network."""
     model = tiny_artifact(tmp_path / "model.onnx", labels=SMALL_GRIDS)
     run(SESSION + WAIT, tmp_path / "home", str(model), isolated=True)
     assert any("onnxruntime" in name for name in written(tmp_path / "home"))
+
+
+@without_network
+def test_openvino_alone_writes_the_id_of_the_user(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    code = "import importlib.util, openvino; print(importlib.util.find_spec('openvino_telemetry') is not None)"
+    if run(code, tmp_path / "home", isolated=True) == "False":
+        pytest.skip("openvino_telemetry is not installed")
+    assert any("openvino" in name for name in written(tmp_path / "home"))
 
 
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
