@@ -31,7 +31,7 @@ METRES_PER_DEGREE = 111_195.0
 """Length of a degree of a great circle on a sphere with the mean radius of the Earth."""
 
 _WORLD_SUFFIXES = {".jpg": ".jgw", ".jpeg": ".jgw", ".png": ".pgw"}
-_WORLD_BYTES = 4096
+WORLD_BYTES = 4096
 """Largest size of a world file; six numbers have about a hundred bytes."""
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _NAME = re.compile(rf"(?P<date>\d{{8}})?_{_NUMBER}-{_NUMBER}_{_NUMBER}-{_NUMBER}\Z")
@@ -220,9 +220,9 @@ def _from_world_file(path: Path, date: datetime.date | None) -> Position | None:
         return None
     try:
         with file.open("rb") as opened:
-            text = opened.read(_WORLD_BYTES + 1)
-        if len(text) > _WORLD_BYTES:
-            raise ValueError(f"more than {_WORLD_BYTES} bytes")
+            text = opened.read(WORLD_BYTES + 1)
+        if len(text) > WORLD_BYTES:
+            raise ValueError(f"more than {WORLD_BYTES} bytes")
         a, d, b, e, x, y = (float(word) for word in text.decode("ascii").split())
     except (OSError, ValueError) as error:
         raise ImageError(f"has a world file, {file.name}, that is not six numbers") from error

@@ -79,7 +79,8 @@ def test_too_many_arrays_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_limits_are_those_of_the_reference() -> None:
-    from cloudrt.images.headers import _MAX_TIFF_ENTRIES, MAX_PIXELS
+    from cloudrt.geo.positions import WORLD_BYTES
+    from cloudrt.images.headers import MAX_CHUNKS, MAX_ENTRIES, MAX_PIXELS, MAX_SEGMENTS, MAX_VALUES
     from cloudrt.images.image import MAX_FILE_BYTES, MAX_SCANS
     from cloudrt.masks.table import MAX_COMMAS
 
@@ -89,7 +90,11 @@ def test_limits_are_those_of_the_reference() -> None:
         f"{MAX_FILE_BYTES // 2**30} GiB;",
         f"{MAX_PIXELS // 10**6} megapixels",
         f"{MAX_SCANS} scans",
-        f"{_MAX_TIFF_ENTRIES:,} entries",
+        f"{MAX_SEGMENTS:,} segments",
+        f"{MAX_CHUNKS:,} chunks",
+        f"{MAX_ENTRIES:,} entries",
+        f"{MAX_VALUES:,} numbers",
+        f"{WORLD_BYTES:,} bytes",
         f"{MAX_COMMAS} commas",
         f"{probabilities.MAX_LABELS_BYTES // 2**20} MiB of `labels`",
         f"{probabilities.MAX_MAP_BYTES // 2**30} GiB of maps",
