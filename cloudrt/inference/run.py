@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -229,6 +229,7 @@ def write_submission(
             if task.tiling is None
             else predict_panoramas(segmenter, left, task.tiling, checks)
         )
+        stack.enter_context(closing(predicted))  # now, not when the garbage collector runs in one of the threads
         for file, result in painted(zip(left, predicted, strict=True)):
             submission.add(result.image, result.rle, result.error, result.batch, result.batch_size, place=result.place)
             show(file, result)
