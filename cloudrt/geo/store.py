@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import logging
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +28,8 @@ from cloudrt.geo.positions import WGS84
 from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import locked, naming, partial_path, remove_leftovers, remove_tree, replacing
 from cloudrt.system.versions import VERSION
+
+logger = logging.getLogger(__name__)
 
 NO_DATA = -1
 METADATA = ".zmetadata"
@@ -101,6 +104,7 @@ class Store:
         self._group: Any = None
         self._days: dict[int, str] = {}
         self._checksums: list[int] = []
+        self._replaced = 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -114,6 +118,8 @@ class Store:
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+        if self._replaced:
+            logger.info("%s: replaced %d days that an earlier run wrote", self.path, self._replaced)
 
     def append(self, key: str, texts: tuple[str, ...], place: MaskGrid) -> None:
         """Append the masks of one day, or replace them if the same image wrote them.
@@ -137,6 +143,7 @@ class Store:
         masks[rle_decode(place.no_data, place.grid) > 0] = NO_DATA
         count = len(self._days)
         index = list(self._days).index(day) if day in self._days else count
+        self._replaced += index < count
         with naming(self.path):
             for name, value in (("mask", masks), ("time", day), ("image", key)):
                 array = self._group[name]

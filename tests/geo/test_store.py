@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import signal
 import sys
@@ -109,7 +110,7 @@ def test_nothing_is_appended_to_a_damaged_store(model: Path, tmp_path: Path, nam
     assert result.exit_code == 2 and "is not a store that" in result.output
 
 
-def test_what_a_store_cannot_hold_fails_alone(model: Path, tmp_path: Path) -> None:
+def test_what_a_store_cannot_hold_fails_alone(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder, store = tmp_path / "in", tmp_path / "days.zarr"
     write_scene(folder, 3)
     write_scene(folder, 3, name="Terra_20200103_-61--54_10-14.png")
@@ -130,7 +131,9 @@ def test_what_a_store_cannot_hold_fails_alone(model: Path, tmp_path: Path) -> No
     write_scene(later, 9)
     assert "another grid than" in reasons(run(later, store, model))["Aqua_20200108_-60--53_10-14.png"]
     assert days_of(store) == ["2020-01-03", "2020-01-07", "2020-01-09"]
+    caplog.set_level(logging.INFO, "cloudrt")
     run(later / "Aqua_20200109_-61--54_10-14.png", store, model)  # the same image again: the day is replaced
+    assert f"{store}: replaced 1 days that an earlier run wrote" in caplog.messages
     assert days_of(store) == ["2020-01-03", "2020-01-07", "2020-01-09"]
     (tmp_path / "other.zarr").mkdir()
     with pytest.raises(DataError, match="is not a store"):
