@@ -74,7 +74,7 @@ def cross_validate(
         See `train`.
     """
     if resume and (folder / "folds.json").exists():
-        raise DataError(f"{folder} is finished: use another --name, or --overwrite")
+        raise DataError(f"{folder} is finished: there is nothing to resume; to train again, use another --name")
     if not resume:
         for old in (*folder.glob("fold-[0-9]*"), folder / "oof.npz", folder / "folds.json"):
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)

@@ -98,7 +98,7 @@ class Run:
         if state:
             trainer.load_state_dict(state["trainer"])
             self.history, self.best_dice, self.done = state["history"], state["best_dice"], state["epoch"]
-            logger.info("continuing after epoch %d", self.done)
+            logger.info("continuing: %d of %d epochs are complete", self.done, self.config.epochs)
         elif self.group.first:
             self._save_state(0)
 
@@ -202,7 +202,11 @@ class Run:
         config, result, gain = choose_no_data(
             lambda one: self.validator.run(network, one, final=True), self.info.network
         )
-        logger.info("subtracting no-data changes the held-out Dice by %+.4f: %s", gain, "on" if gain > 0 else "off")
+        logger.info(
+            "without the no-data pixels of the masks, the held-out Dice changes by %+.4f: they are %s",
+            gain,
+            "removed" if gain > 0 else "kept",
+        )
         rules = tuple(found.rule for found in result.found)
         final = replace(best, config=config, rules=rules, dice=result.dice, history=list(self.history))
         final.save(self.folder / "best.pth")

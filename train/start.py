@@ -44,7 +44,9 @@ def read_state(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         if (folder / "best.pth").exists():
-            raise DataError(f"{folder} is finished: use another --name, or --overwrite") from None
+            raise DataError(
+                f"{folder} is finished: there is nothing to resume; to train again, use another --name"
+            ) from None
         logger.info("%s contains no state: starting with the first epoch", folder)
         return None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
