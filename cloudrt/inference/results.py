@@ -100,7 +100,7 @@ class Result:
             if self.source is None:
                 raise DataError(f'the size of {self.image} is not known: give size=(height, width) instead of "image"')
             size = decode(read_file(self.source)).shape[:2] if isinstance(self.source, str | Path) else self.source
-        if isinstance(size, str) or len(size) != 2 or min(size) < 1:
+        if isinstance(size, str | int) or len(size) != 2 or min(size) < 1:
             raise DataError(f'size must be "grid", "image" or (height, width), found {size!r}')
         return np.asarray(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
 

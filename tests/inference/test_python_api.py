@@ -112,9 +112,14 @@ def test_masks_have_the_size_that_is_asked_for(segmenter: cloudrt.Segmenter, ima
     (array,) = segmenter.predict(decode((images / "0.jpg").read_bytes()))
     assert array.mask(label, "image").shape == SIZE
     (content,) = segmenter.predict((images / "0.jpg").read_bytes())
-    for wrong, words in (("image", "is not known"), ("large", "size must be"), ((0, 4), "size must be")):
+    for wrong, words in (
+        ("image", "is not known"),
+        ("large", "size must be"),
+        ((0, 4), "size must be"),
+        (5, "size must be"),
+    ):
         with pytest.raises(cloudrt.DataError, match=words):
-            content.mask(label, wrong)
+            content.mask(label, wrong)  # type: ignore[arg-type]
     with pytest.raises(cloudrt.DataError, match="no class named 'Fsh'; did you mean Fish"):
         content.mask("Fsh")
 
