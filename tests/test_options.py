@@ -34,8 +34,9 @@ EVERYTHING = RunOptions(
     ("changes", "named"),
     [
         ({"provider": "cudda"}, "no provider named 'cudda'; did you mean cuda"),
+        ({"provider": "gpu"}, "no provider named 'gpu'; known: auto, cpu, cuda, "),
         ({"compute_precision": "f32"}, "no compute precision named 'f32'; did you mean fp32"),
-        ({"decoder": "tpu"}, "no decoder named 'tpu'; did you mean"),
+        ({"decoder": "tpu"}, "no decoder named 'tpu'; known: cpu, gpu"),
         ({"batch_size": -1}, "batch_size must be a whole number from 0"),
         ({"batch_size": 2.5}, "batch_size must be a whole number from 0 to 65,536, found 2.5"),
         ({"batch_size": 10**9}, "batch_size must be a whole number from 0"),
