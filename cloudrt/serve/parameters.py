@@ -58,7 +58,9 @@ def changed_rules(text: str | None, labels: Labels, rules: Sequence[Rule]) -> tu
             Rule.from_dict(rule.to_dict() | given.get(label, {}))
             for label, rule in zip(labels.classes, rules, strict=True)
         )
-    except (ValueError, RecursionError) as error:  # ValueError: DataError, invalid JSON
+    except json.JSONDecodeError as error:
+        raise HTTPException(400, f'rules: give JSON such as {{"Fish": {{"threshold": 120}}}}: {error}') from error
+    except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"rules: {error}") from error
 
 

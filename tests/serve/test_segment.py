@@ -147,7 +147,7 @@ def test_png_of_all_classes_is_transparent_where_no_class_is(server: Server, fol
         ("/v1/segment", {"Accept": "application/json;q=0"}, 406, "image/png or application/geo+json"),
         ("/v1/segment?class=Sheep", {}, 400, "no class named 'Sheep': Fish, Flower, Gravel"),
         ("/v1/segment?classes=Fish", {}, 400, "no parameter named 'classes': class, levels, rules, bounds"),
-        ("/v1/segment?rules=%7B", {}, 400, "rules: "),
+        ("/v1/segment?rules=%7B", {}, 400, "rules: give JSON such as"),
         ("/v1/segment?rules=[1]", {}, 400, "rules: give JSON such as"),
         ("/v1/segment?rules=%7B%22Sheep%22:%7B%7D%7D", {}, 400, "rules: no class named 'Sheep'"),
         ("/v1/segment?rules=%7B%22Fish%22:%7B%22threshold%22:256%7D%7D", {}, 400, "rules: Rule.threshold must be"),
