@@ -58,7 +58,11 @@ class LazyGroup(click.Group):
 def main() -> None:
     """Cloud-organisation segmentation: train, export, infer, and measure each step.
 
-    Try it on synthetic images: cloudrt synth scenes && cloudrt infer scenes/test_images --report
+    Try it on synthetic images:
+
+    \b
+      cloudrt synth scenes
+      cloudrt infer scenes/test_images --report
     """
 
 
