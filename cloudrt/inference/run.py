@@ -233,7 +233,7 @@ def write_submission(
         for file, result in painted(zip(left, predicted, strict=True)):
             submission.add(result.image, result.rle, result.error, result.batch, result.batch_size, place=result.place)
             show(file, result)
-            advance(failed=submission.failed, limit=segmenter.stats.limiting())
+            advance(failed=submission.failed, bottleneck=segmenter.stats.limiting())
     if page:
         facts = _facts(segmenter, submission, time.perf_counter() - began)
         page.write(task.paths.report, facts, maps.draw() if maps else None)
