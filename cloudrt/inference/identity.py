@@ -103,6 +103,7 @@ class Identity:
         ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         return [
             f"{name} was {_brief(ours.get(name, 'absent'))}, now {_brief(theirs.get(name, 'absent'))}"
+            + " (digests of the names and sizes of the images)" * (name == "inputs")
             for name in dict.fromkeys([*ours, *theirs])
             if ours.get(name) != theirs.get(name)
         ]
