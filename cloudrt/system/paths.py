@@ -62,8 +62,9 @@ def check_outputs(
     for name, path in filled.items():
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} ({name}) is not a folder: give the name of a folder to fill")
-        _refuse_links(path, name)
     _refuse_images(written, filled, images)
+    for name, path in filled.items():
+        _refuse_links(path, name)
     for name, path in [*written.items(), *filled.items()]:
         _check_writable(path.parent if name in written else path, path)
         exists = path.exists() if name in written else path.is_dir() and any(path.iterdir())
