@@ -101,7 +101,7 @@ def test_command_writes_them(tmp_path: Path) -> None:
         latency = stage["latency_ms"]
         assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
         assert stage["busy_s"] <= stage["threads"] * values["elapsed_s"] * 1.01
-    assert "limit" in done.output
+    assert "bottleneck" in done.output
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no Linux")
