@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 
 
 def _end(_number: int, _frame: object) -> None:
@@ -25,29 +26,8 @@ def _run(name: str) -> None:
     getattr(cli, name)()
 
 
-def main() -> None:
-    """`cloudrt`."""
-    _run("main")
-
-
-def train() -> None:
-    """`cloudrt-train`."""
-    _run("train")
-
-
-def export() -> None:
-    """`cloudrt-export`."""
-    _run("export")
-
-
-def infer() -> None:
-    """`cloudrt-infer`."""
-    _run("infer")
-
-
-def bench() -> None:
-    """`cloudrt-bench`."""
-    _run("bench")
+main = partial(_run, "main")
+train, export, infer, bench = (partial(_run, name) for name in ("train", "export", "infer", "bench"))
 
 
 if __name__ == "__main__":

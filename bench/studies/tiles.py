@@ -24,13 +24,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-import cv2
 import numpy as np
 
 from cloudrt.data.scenes import draw_scene
+from cloudrt.data.synth import write_jpeg
 from cloudrt.geo.tiles import Panorama, open_panorama
 from cloudrt.geo.tiling import OVERLAP, Tiling
-from cloudrt.images.image import Image, ImageFile, decode
+from cloudrt.images.image import ImageFile, decode
 from cloudrt.inference.panoramas import predict_panoramas
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import Grid
@@ -51,13 +51,8 @@ def write_belt(path: Path, size: Grid) -> Path:
     height, width = scenes[0].shape[:2]
     columns = range(-(-size[1] // width))
     rows = [np.hstack([scenes[(3 * y + x) % 6] for x in columns]) for y in range(-(-size[0] // height))]
-    write_jpeg(path, np.vstack(rows)[: size[0], : size[1]])
+    write_jpeg(path, np.vstack(rows)[: size[0], : size[1]], JPEG_QUALITY)
     return path
-
-
-def write_jpeg(path: Path, image: Image) -> None:
-    """Write a JPEG."""
-    assert cv2.imwrite(str(path), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
 
 
 def write_tiles(folder: Path, belt: Path, panorama: Panorama, view: Grid) -> list[ImageFile]:
@@ -69,7 +64,7 @@ def write_tiles(folder: Path, belt: Path, panorama: Panorama, view: Grid) -> lis
         part = image[tile.y : tile.y + view[0], tile.x : tile.x + view[1]]
         whole[: part.shape[0], : part.shape[1]] = part
         path = folder / f"{number:04}.jpg"
-        write_jpeg(path, whole)
+        write_jpeg(path, whole, JPEG_QUALITY)
         files.append(ImageFile(path.name, path))
     return files
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 
 import click
@@ -80,21 +81,4 @@ def _run(name: str) -> None:
     click.version_option(VERSION, prog_name=program)(command)(prog_name=program)
 
 
-def train() -> None:
-    """`cloudrt-train`."""
-    _run("train")
-
-
-def export() -> None:
-    """`cloudrt-export`."""
-    _run("export")
-
-
-def infer() -> None:
-    """`cloudrt-infer`."""
-    _run("infer")
-
-
-def bench() -> None:
-    """`cloudrt-bench`."""
-    _run("bench")
+train, export, infer, bench = (partial(_run, name) for name in ("train", "export", "infer", "bench"))

@@ -172,10 +172,10 @@ def _write_scene(path: Path, seed: np.random.SeedSequence, size: tuple[int, int]
     return [rle_encode(mask) for mask in scene.masks]
 
 
-def write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
+def write_jpeg(path: Path, image: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> None:
     """Write an (H, W, 3) uint8 RGB image as a JPEG."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    sound, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    sound, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not sound:
         raise DataError(f"OpenCV could not encode {path.name} as JPEG")
     # cv2.imwrite gives no reason for a failure, and does not accept every file name.

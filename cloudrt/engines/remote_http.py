@@ -9,7 +9,6 @@ it, such as MLServer, get and send JSON.
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -29,6 +28,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.engines.limited_socket import LimitedSocket, too_large
 from cloudrt.engines.remote_client import (
     MARGIN_BYTES,
     TRANSIENT,
@@ -155,7 +155,7 @@ class HttpClient:
         connection: Any = self._connection  # whose socket is replaced
         if connection.sock is None:
             connection.connect()
-            connection.sock = _LimitedSocket(connection.sock)
+            connection.sock = LimitedSocket(connection.sock)
         connection.sock.limit(deadline, limit)
         connection.request(method, path, body, headers)
         response: HTTPResponse = connection.getresponse()
@@ -173,65 +173,8 @@ class HttpClient:
         if encoding != "identity":
             raise ServerError(f"the response is compressed ({encoding}), which was not requested")
         if response.length is not None and response.length > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         return response.read(), response.getheader("Inference-Header-Content-Length")
-
-
-class _LimitedSocket:
-    """A connected socket with a deadline, and a limit on the bytes received, for one request at a time."""
-
-    def __init__(self, connected: Any) -> None:
-        self._socket = connected
-
-    def limit(self, deadline: float, received: int) -> None:
-        """Start a request: deadline in monotonic time, and largest number of bytes received."""
-        self._deadline, self._limit, self._left = deadline, received, received
-
-    def sendall(self, data: Any) -> None:
-        self.wait()
-        self._socket.sendall(data)
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        """Return a file of what is received; the socket stays open until both are closed."""
-        return io.BufferedReader(_Received(self, self._socket.makefile("rb", buffering=0)))
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def received(self, count: int) -> None:
-        """Count received bytes."""
-        self._left -= count
-        if self._left < 0:
-            raise _too_large(self._limit)
-
-    def wait(self) -> None:
-        """Let the next operation wait until the deadline."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._socket.settimeout(left)
-
-
-class _Received(io.RawIOBase):
-    def __init__(self, limited: _LimitedSocket, file: Any) -> None:
-        self._limited, self._file = limited, file
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._limited.wait()
-        count: int = self._file.readinto(buffer)
-        self._limited.received(count)
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _too_large(limit: int) -> ServerError:
-    return ServerError(f"the response is larger than the limit of {limit:,} bytes")
 
 
 def _reason(error: Exception, timeout_s: float) -> str:

@@ -18,6 +18,7 @@ from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.images.image import SUFFIXES, ImageFile, find_images, key_of, load_image
 from cloudrt.labels import Grid, Labels
 from cloudrt.masks.table import read_table
+from cloudrt.system.suggest import CHECKPOINTS
 
 LIST_SUFFIX = ".txt"
 _PICTURES = (".png", ".tif", ".jpg")
@@ -155,7 +156,7 @@ def _find(one: str | Path) -> Iterable[ImageFile]:
         raise DataError(
             f"{one} is in an object store: cloudrt-infer --cluster reads it, by default with Ray on this machine"
         )
-    if path.suffix.lower() in (".onnx", ".pth", ".pt", ".ckpt") and not path.is_dir():
+    if path.suffix.lower() in (".onnx", *CHECKPOINTS) and not path.is_dir():
         raise DataError(f"{one} is a model, not an image: name it with `model`")
     if not path.exists() and glob.has_magic(str(one)):
         return _match(str(one))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.labels import CLOUDS, FIELDS, LABEL_GRID, Grid, Labels
 from cloudrt.masks.postprocess import Rule
+from cloudrt.system.suggest import CHECKPOINTS, nearest_checkpoint
 
 if TYPE_CHECKING:
     import onnx
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 ARTIFACT_FORMAT = 1
 PREFIX = "cloudrt."
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-CHECKPOINTS = (".pth", ".pt", ".ckpt")
-"""Suffixes of PyTorch's checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -188,13 +187,6 @@ def load_model(path: str | Path) -> onnx.ModelProto:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     _check_contained(model, path)
     return model
-
-
-def nearest_checkpoint(path: str | Path) -> Path | None:
-    """Return the checkpoint that a missing `path` may mean: of the same stem, else best.pth in the same folder."""
-    path = Path(path)
-    beside = [*map(path.with_suffix, CHECKPOINTS), path.with_name("best.pth")]
-    return next((one for one in beside if one.is_file()), None)
 
 
 def parse_artifact(model: onnx.ModelProto, path: str | Path) -> Artifact:

@@ -17,10 +17,10 @@ from torch import nn
 
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.masks.postprocess import Rule
-from cloudrt.model.artifact import nearest_checkpoint
 from cloudrt.model.network import build_network
 from cloudrt.model.network_config import NetworkConfig
 from cloudrt.system.files import replacing
+from cloudrt.system.suggest import nearest_checkpoint
 
 CHECKPOINT_FORMAT = 1
 

@@ -1,11 +1,15 @@
-"""Errors for mistyped names, with suggestions."""
+"""Suggestions for mistyped names and missing files."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 
 from cloudrt.errors import DataError
+
+CHECKPOINTS = (".pth", ".pt", ".ckpt")
+"""Suffixes of PyTorch's checkpoints."""
 
 
 def check_name(what: str, name: str, known: Sequence[str]) -> None:
@@ -29,3 +33,10 @@ def check_name(what: str, name: str, known: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5 if len(name) > 3 else 0.7)  # "gpu" is not "cpu"
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(sorted(known))}"
         raise DataError(f"no {what} named {name!r}{hint}")
+
+
+def nearest_checkpoint(path: str | Path) -> Path | None:
+    """Return the checkpoint that a missing `path` may mean: of the same stem, else best.pth in the same folder."""
+    path = Path(path)
+    beside = [*map(path.with_suffix, CHECKPOINTS), path.with_name("best.pth")]
+    return next((one for one in beside if one.is_file()), None)

@@ -1,0 +1,69 @@
+"""A socket with a deadline and a limit on the bytes received, against servers that send slowly or without end."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+from cloudrt.engines.remote_client import ServerError
+
+
+class LimitedSocket:
+    """A connected socket with a deadline, and a limit on the bytes received, for one request at a time."""
+
+    def __init__(self, connected: Any) -> None:
+        self._socket = connected
+
+    def limit(self, deadline: float, received: int) -> None:
+        """Start a request: deadline in monotonic time, and largest number of bytes received."""
+        self._deadline, self._limit, self._left = deadline, received, received
+
+    def sendall(self, data: Any) -> None:
+        """Send all data; raise TimeoutError after the deadline."""
+        self.wait()
+        self._socket.sendall(data)
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """Return a file of what is received; the socket stays open until both are closed."""
+        return io.BufferedReader(_Received(self, self._socket.makefile("rb", buffering=0)))
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def received(self, count: int) -> None:
+        """Count received bytes; raise ServerError beyond the limit."""
+        self._left -= count
+        if self._left < 0:
+            raise too_large(self._limit)
+
+    def wait(self) -> None:
+        """Let the next operation wait until the deadline; raise TimeoutError if it has passed."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+
+
+class _Received(io.RawIOBase):
+    def __init__(self, limited: LimitedSocket, file: Any) -> None:
+        self._limited, self._file = limited, file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._limited.wait()
+        count: int = self._file.readinto(buffer)
+        self._limited.received(count)
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def too_large(limit: int) -> ServerError:
+    """Return the error of a response that is larger than `limit` bytes."""
+    return ServerError(f"the response is larger than the limit of {limit:,} bytes")
