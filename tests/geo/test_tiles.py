@@ -22,8 +22,6 @@ from cloudrt.data.scenes import draw_scene
 from cloudrt.engines.pool import EnginePool
 from cloudrt.errors import DataError, ImageError
 from cloudrt.geo import tiles
-from cloudrt.geo.blend import Blend, tile_weights
-from cloudrt.geo.components import keep_components, label
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.tiles import open_panorama
 from cloudrt.geo.tiling import Tiling, offsets
@@ -32,7 +30,6 @@ from cloudrt.images.image import ImageFile, load_image
 from cloudrt.images.resize import resize
 from cloudrt.inference.panoramas import predict_panoramas
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.kernels.weighted import add_weighted, divide_weighted
 from cloudrt.masks.postprocess import Rule
 from cloudrt.masks.rle import rle_decode
 from cloudrt.model.artifact import parse_artifact, read_artifact, write_metadata
@@ -150,71 +147,6 @@ def test_tiles_cover_everything(length: int, view: int, align: int, overlap: flo
     gaps = np.diff([*found, length]) if wraps else np.diff(found)
     assert (gaps <= view * (1 - overlap) + align).all() and (gaps <= view).all()
     assert wraps or length <= found[-1] + view < length + align
-
-
-def test_a_panorama_around_the_earth_is_blended_like_any_other_part(tmp_path: Path) -> None:
-    """Rolling the tiles rolls the answer: no column is the first."""
-    random = np.random.default_rng(0)
-    width, tile, count = 60, 16, 6
-    levels = random.integers(0, 256, (count, 2, tile, 9), dtype=np.uint8)
-    weights = tile_weights((9, tile), 0.4).astype(float)
-    total, weight = np.zeros((2, width, 9)), np.zeros((width, 9))
-    blend = Blend((9, width), (9, tile), 2, 0.4, beyond=50 + tile - width)
-    for k in range(count):
-        columns = (10 * k + np.arange(tile)) % width
-        total[:, columns] += levels[k] * weights
-        weight[columns] += weights
-        blend.add(levels[k], 10 * k, 0)
-    exact = total / weight
-    assert np.abs(blend.finish() - exact).max() <= 0.5 + 1e-4
-
-
-def test_the_kernel_adds_like_numpy() -> None:
-    random = np.random.default_rng(0)
-    levels = random.integers(0, 256, (3, 21, 35), dtype=np.uint8)
-    weights = random.random((21, 35), np.float32)
-    total, weight = random.random((3, 21, 90), np.float32), random.random((21, 90), np.float32)
-    for row, rows in ((0, 35), (40, 35), (60, 30), (89, 1)):
-        exact, exact_weight = total.copy(), weight.copy()
-        exact[::2, :, row : row + rows] += levels[::2, :, :rows] * weights[:, :rows]
-        exact_weight[:, row : row + rows] += weights[:, :rows]
-        add_weighted(levels, np.array([True, False, True]), weights, row, rows, total, weight)
-        assert (total == exact).all() and (weight == exact_weight).all()
-    weight[3, 7] = 0
-    total[:, 3, 7] = 0
-    weight[4:] = 2
-    total[:, 4:] = random.integers(0, 511, total[:, 4:].shape)  # halves are rounded to even
-    found = np.full(total.shape, 9, np.uint8)
-    divide_weighted(total, weight, found)
-    assert (found == np.rint(total / np.maximum(weight, np.finfo(np.float32).tiny)).astype(np.uint8)).all()
-
-
-@pytest.mark.parametrize("wraps", [False, True])
-def test_components_are_those_of_scipy(wraps: bool) -> None:
-    random = np.random.default_rng(1)
-    for share in (0.1, 0.35, 0.6):
-        mask = (random.random((40, 70)) < share).astype(np.uint8)
-        found, count = label(mask, wraps)
-        twice = np.hstack([mask, mask, mask]) if wraps else mask
-        numbers, _ = ndimage.label(twice, np.ones((3, 3)))
-        numbers = numbers[:, 70:140] if wraps else numbers
-        pairs = {(a, b) for a, b in zip(found.ravel(), numbers.ravel(), strict=True)}
-        assert count == len(np.unique(found)) - 1
-        if wraps:  # a component may have several numbers, but two components never share one
-            assert len({b for _, b in pairs if b}) >= count and all((a == 0) == (b == 0) for a, b in pairs)
-            assert len({b: a for a, b in pairs}) == len({b for _, b in pairs})
-        else:
-            assert len(pairs) == count + 1
-        levels = np.ascontiguousarray((mask * random.integers(101, 256, mask.shape, np.uint8)).T)
-        text, means = keep_components(levels, Rule(100, 6), wraps)
-        kept = rle_decode(text, mask.shape)
-        areas = np.bincount(found.ravel())
-        assert (kept == ((areas > 6) & (np.arange(len(areas)) > 0))[found]).all()
-        big = [number for number in range(1, len(areas)) if areas[number] > 6]
-        assert means == tuple(round(float(levels.T[found == number].mean()) / 255, 4) for number in big)
-        again, _ = label(kept, wraps)
-        order = [found[again == number][0] for number in range(1, again.max() + 1)]
-        assert order == sorted(order)  # the means are stored in this order
 
 
 def test_a_component_across_the_date_line_is_one(tmp_path: Path) -> None:

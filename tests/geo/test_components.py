@@ -1,0 +1,39 @@
+"""Components of a panorama's mask, compared with scipy, and their mean probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cloudrt.geo.components import keep_components, label
+from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rle import rle_decode
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_components_are_those_of_scipy(wraps: bool) -> None:
+    random = np.random.default_rng(1)
+    for share in (0.1, 0.35, 0.6):
+        mask = (random.random((40, 70)) < share).astype(np.uint8)
+        found, count = label(mask, wraps)
+        twice = np.hstack([mask, mask, mask]) if wraps else mask
+        numbers, _ = ndimage.label(twice, np.ones((3, 3)))
+        numbers = numbers[:, 70:140] if wraps else numbers
+        pairs = {(a, b) for a, b in zip(found.ravel(), numbers.ravel(), strict=True)}
+        assert count == len(np.unique(found)) - 1
+        if wraps:  # a component may have several numbers, but two components never share one
+            assert len({b for _, b in pairs if b}) >= count and all((a == 0) == (b == 0) for a, b in pairs)
+            assert len({b: a for a, b in pairs}) == len({b for _, b in pairs})
+        else:
+            assert len(pairs) == count + 1
+        levels = np.ascontiguousarray((mask * random.integers(101, 256, mask.shape, np.uint8)).T)
+        text, means = keep_components(levels, Rule(100, 6), wraps)
+        kept = rle_decode(text, mask.shape)
+        areas = np.bincount(found.ravel())
+        assert (kept == ((areas > 6) & (np.arange(len(areas)) > 0))[found]).all()
+        big = [number for number in range(1, len(areas)) if areas[number] > 6]
+        assert means == tuple(round(float(levels.T[found == number].mean()) / 255, 4) for number in big)
+        again, _ = label(kept, wraps)
+        order = [found[again == number][0] for number in range(1, again.max() + 1)]
+        assert order == sorted(order)  # the means are stored in this order
