@@ -44,7 +44,7 @@ STEPS = (
     GpuStep("tensorrt", "TensorRT", 6, "gpu_peers"),
     GpuStep("training", "training, in the remaining time", 3, "gpu_peers"),
 )
-"""In order of importance. The last one gets the remaining time."""
+"""In order of importance. A step that ends early leaves its time to the later ones."""
 
 
 def describe_run(task: GpuTask, command: list[str]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from cloudrt.errors import MemoryExhausted, ProviderError
 from cloudrt.images.gpu_decode import BACKENDS, INSTALL, GpuJpegDecoder
 from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.images.image import ImageFile, is_plain_jpeg, load_image
+from cloudrt.images.image import decode as decode_image
+from cloudrt.images.resize import resize
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.model.artifact import load_model
 from cloudrt.options import MAX_BATCH, RunOptions
@@ -212,7 +214,7 @@ def _decode_on_cpu(task: GpuTask, files: list[ImageFile]) -> Values:
 
 
 def _decode_on_gpu(task: GpuTask, files: list[ImageFile], backends: tuple[str, ...]) -> Values:
-    """Return images/s for each number of JPEGs per call, at the network's size, and the difference from the CPU."""
+    """Return images/s for each number of JPEGs per call, at the network's size, and the difference from the CPU's."""
     if find_spec("nvidia") is None or find_spec("nvidia.nvimgcodec") is None:
         raise NotRun(f"nvImageCodec is not installed: {INSTALL}")
     size = task.load()[1].input_size
@@ -237,12 +239,12 @@ def _decode_on_gpu(task: GpuTask, files: list[ImageFile], backends: tuple[str, .
 
             rates[f"{count} at once, {where}"] = measure_images_per_s(run, count)
     differences = [
-        np.abs(copied[row].astype(int) - load_image(path, size)).mean()
+        np.abs(copied[row].astype(int) - resize(decode_image(path.read_bytes()), size)).mean()
         for row, path in zip(range(count), paths, strict=False)
     ]
     best = max(rates, key=lambda name: rates[name])
     return {
-        "result": f"{rates[best]:,.0f} images/s, {best}; {np.mean(differences):.2f} levels from the CPU's",
+        "result": f"{rates[best]:,.0f} images/s, {best}; {np.mean(differences):.2f} levels from a full decode on CPU",
         "images_per_s": rates,
         "mean_difference": float(np.mean(differences)),
     }

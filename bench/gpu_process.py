@@ -26,7 +26,7 @@ WORK = "import sys; from cloudrt.bench.gpu_process import work; work(*sys.argv[1
 
 @dataclass(frozen=True)
 class GpuStep:
-    """A step: its name, what it measures, its time limit, and the module of the function of that name."""
+    """A step: its name, what it measures, its share of the time, and the module of the function of that name."""
 
     name: str
     title: str
@@ -42,7 +42,7 @@ def run_steps(
     Parameters
     ----------
     steps
-        The steps; the last one gets the remaining time.
+        The steps. Each gets its share of the remaining time, in proportion to `minutes`.
     task
         Input of the steps; `seconds` is set for each.
     minutes
@@ -56,7 +56,7 @@ def run_steps(
     records = []
     for number, step in enumerate(steps, 1):
         left = end - time.monotonic()
-        limit = left if step is steps[-1] else min(left, 60 * step.minutes)
+        limit = left * step.minutes / sum(one.minutes for one in steps[number - 1 :])
         if limit < LEAST_S:
             record = {"status": "not run", "reason": f"no time left of {minutes:g} minutes"}
         else:

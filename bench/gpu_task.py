@@ -116,7 +116,9 @@ class GpuTask:
     def image_sets(self) -> dict[str, list[ImageFile]]:
         """Return the images of each folder: name -> images; without any, draw some of each of `SIZES`."""
         if self.images:
-            return {f"folder {number}": find_images(folder) for number, folder in enumerate(self.images, 1)}
+            return {
+                f"{number}: {Path(folder).name}": find_images(folder) for number, folder in enumerate(self.images, 1)
+            }
         found = {}
         for height, width in SIZES:
             name = f"{width}x{height}"

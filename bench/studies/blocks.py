@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .gpu_blocks import gpu
 from .results import (
     describe_machine,
     load,
@@ -246,7 +247,7 @@ def tiles() -> str:
 
 _FUNCTIONS = (
     *(summary, front, stages, postprocess, pipeline, search),
-    tiles,
+    *(tiles, gpu),
     *(memory, scaling, cluster, loader, decode, ablation, export, flips, held_out, tensorrt),
 )
 BLOCKS: dict[str, Callable[[], str]] = {one.__name__: one for one in _FUNCTIONS}

@@ -17,7 +17,6 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from cloudrt.data.folder import DataFolder, open_data
 from cloudrt.images.image import load_image
@@ -51,9 +50,9 @@ def answer(
         chosen = VIEWS[name]
         presence = None
         if mean == "logits":
-            probability = torch.sigmoid(_enlarge(graph, _mean([logits[view] for view in chosen])))
+            probability = torch.sigmoid(graph.enlarge(_mean([logits[view] for view in chosen])))
         else:
-            probability = _mean([torch.sigmoid(_enlarge(graph, logits[view])) for view in chosen])
+            probability = _mean([torch.sigmoid(graph.enlarge(logits[view])) for view in chosen])
         given = [head for view in chosen if (head := heads[view]) is not None]
         if given:
             presence = torch.sigmoid(_mean(given)) if mean == "logits" else _mean([torch.sigmoid(one) for one in given])
@@ -62,10 +61,6 @@ def answer(
         levels = graph.quantise_outputs(probability, presence)
         outputs[name, mean] = levels if isinstance(levels, tuple) else (levels, None)
     return outputs
-
-
-def _enlarge(graph: InferenceGraph, logits: torch.Tensor) -> torch.Tensor:
-    return functional.interpolate(logits, size=graph.submit_grid, mode="bilinear", align_corners=False)
 
 
 def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from cloudrt.engines.libraries import cuda_libraries, cuda_major, find_library
 from cloudrt.model.artifact import Artifact
-from cloudrt.system.cuda import Arena, Batch, CudaDevice, Device, DeviceArray
+from cloudrt.system.cuda import Arena, Batch, CudaDevice, Device, DeviceArray, address_of
 
 Compute = Callable[[Callable[[], None]], None]
 """Calls a function that computes a batch, on the thread and with the concurrency that the engine requires."""
@@ -60,25 +61,28 @@ class Binding:
             self._options.add_run_config_entry("gpu_graph_id", str(graph))
         shapes = {"probability": artifact.output_shape, "presence": (len(artifact.labels.classes),)}
 
-        def allocate(*shape: int) -> Any:
-            return onnxruntime.OrtValue.ortvalue_from_shape_and_type((batch_size, *shape), np.uint8, *device.place)
+        self._memory: list[Any] = []  # of the device; ONNX Runtime would keep it until the process ends
+
+        def allocate(*shape: int) -> DeviceArray:
+            self._memory.append(device.allocate(batch_size * prod(shape)))
+            return DeviceArray(address_of(self._memory[-1]), (batch_size, *shape))
 
         self._image = allocate(*artifact.input_size, 3)
-        self._binding.bind_ortvalue_input("image", self._image)
+        self._binding.bind_input("image", *device.place, np.uint8, self._image.shape, self._image.address)
         self._outputs = {}
         for output in session.get_outputs():
-            self._outputs[output.name] = allocate(*shapes[output.name])
-            self._binding.bind_ortvalue_output(output.name, self._outputs[output.name])
+            array = self._outputs[output.name] = allocate(*shapes[output.name])
+            self._binding.bind_output(output.name, *device.place, np.uint8, array.shape, array.address)
 
     def run(self, batch: Batch, compute: Compute = lambda work: work()) -> dict[str, NDArray[np.uint8]]:
         """Return name -> uint8 array of each output for an (N, H, W, 3) uint8 batch.
 
         A batch in the memory of the device may have fewer images; it is padded with black images.
         """
-        target = self._image.data_ptr()
+        target = self._image.address
         if isinstance(batch, DeviceArray):
             self._device.copy(target, batch.address, batch.nbytes, self._stream)
-            black = np.zeros((self._image.shape()[0] - len(batch), *batch.shape[1:]), np.uint8)
+            black = np.zeros((len(self._image) - len(batch), *batch.shape[1:]), np.uint8)
             if black.size:
                 self._device.copy(target + batch.nbytes, black.ctypes.data, black.nbytes, self._stream)
         else:
@@ -86,9 +90,9 @@ class Binding:
             self._device.copy(target, batch.ctypes.data, batch.nbytes, self._stream)
         self._device.wait(self._stream)
         compute(self.compute)
-        found = {name: self._arena.empty(tuple(value.shape())) for name, value in self._outputs.items()}
+        found = {name: self._arena.empty(value.shape) for name, value in self._outputs.items()}
         for name, array in found.items():
-            self._device.copy(array.ctypes.data, self._outputs[name].data_ptr(), array.nbytes, self._stream)
+            self._device.copy(array.ctypes.data, self._outputs[name].address, array.nbytes, self._stream)
         self._device.wait(self._stream)
         return found
 
@@ -98,7 +102,7 @@ class Binding:
 
     def warm_up(self, compute: Compute) -> dict[str, NDArray[np.uint8]]:
         """Run two batches, and return the outputs of the second: a CUDA graph is captured in the second run."""
-        batch = np.random.default_rng(0).integers(0, 256, self._image.shape(), np.uint8)
+        batch = np.random.default_rng(0).integers(0, 256, self._image.shape, np.uint8)
         self.run(np.zeros_like(batch), compute)
         return self.run(batch, compute)
 

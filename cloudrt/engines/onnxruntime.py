@@ -83,7 +83,8 @@ class OrtEngine(Engine):
                 if on_gpu
                 else ArtifactError("ONNX Runtime refuses the model")
             )
-            raise self._explain(error, refused) from error
+            cause = error.with_traceback(None)  # which refers to buffers and the session; see `run`
+            raise self._explain(cause, refused) from cause
         except BaseException:
             self.close()
             raise

@@ -12,7 +12,11 @@ from cloudrt.engines.availability import ORT_NAMES
 from cloudrt.engines.base import DEFAULTS, EngineOptions
 from cloudrt.engines.libraries import load_libraries
 from cloudrt.model.artifact import Artifact
+from cloudrt.options import GPU_PROVIDERS
 from cloudrt.system.cache import cache_folder, open_entry
+
+FATAL = 4
+"""Severity of ONNX Runtime's log."""
 
 
 def open_session(
@@ -50,6 +54,9 @@ def open_session(
         An exception of ONNX Runtime; see `REFUSALS` in `cloudrt.engines.onnxruntime`.
     """
     load_libraries(provider)
+    if provider in GPU_PROVIDERS:
+        # It would print two errors for each convolution that cuDNN cannot fuse; all that matter are raised.
+        onnxruntime.set_default_logger_severity(FATAL)
     settings = session_options(provider, batch_size, threads)
     if options.emulate:  # compute int8 layers in float between quantisation and dequantisation
         settings.add_session_config_entry("session.disable_quant_qdq", "1")

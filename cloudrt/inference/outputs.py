@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ Records = Callable[[], Iterable[Record]]
 """Returns the finished images in order; can be called several times."""
 SIMPLIFY = 0.5
 """Default of `FormatOptions.simplify`."""
+_SPECIAL = re.compile(r'[",\r\n]')
 ROW_GROUP = 100_000
 """Rows per row group of Parquet, which are kept in memory until they are written."""
 
@@ -64,12 +66,15 @@ class _Lines:
 def write_csv(path: Path, records: Records, labels: Labels) -> None:
     """Write a row for each image and class with the columns `labels.header`, as the competition's scorer reads it."""
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(_Lines(file))
-        writer.writerow(labels.header)
-        for record in records():
-            writer.writerows(
-                (f"{record.key}_{label}", text) for label, text in zip(labels.classes, record.texts, strict=True)
-            )
+        csv.writer(_Lines(file)).writerow(labels.header)
+        for record in records():  # RLE texts need no quotes, and csv looks at every character for some
+            names = [_quoted(f"{record.key}_{label}") for label in labels.classes]
+            file.write("".join(f"{name},{text}\n" for name, text in zip(names, record.texts, strict=True)))
+
+
+def _quoted(field: str) -> str:
+    """Return a field of a CSV file, in quotes if it has a comma, a quote or a line end."""
+    return '"' + field.replace('"', '""') + '"' if _SPECIAL.search(field) else field
 
 
 def write_parquet(path: Path, records: Records, labels: Labels) -> None:

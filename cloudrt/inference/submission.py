@@ -117,7 +117,7 @@ class Submission:
     def write(self, paths: RunPaths, form: str = "csv", options: FormatOptions | None = None) -> None:
         """Write the rows, and the failures if there are any, each file atomically."""
         write_rows(paths.output, form, self.journal.records, self.labels, options)
-        write_failures(paths.failures, self.journal.records)
+        write_failures(paths.failures, self.journal.records if self.failed else lambda: ())
 
 
 @contextmanager

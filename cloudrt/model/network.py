@@ -65,7 +65,18 @@ def build_network(config: NetworkConfig) -> nn.Module:
             check_name("encoder", config.encoder, list(smp.encoders.encoders))
         raise DataError(f"{config.architecture} with encoder {config.encoder} cannot be built: {error}") from error
     assert isinstance(network, nn.Module)
+    merge = getattr(getattr(network, "decoder", None), "merge", None)  # of an FPN
+    if getattr(merge, "policy", None) == "add":
+        network.decoder.merge = SumMaps()
     return network
+
+
+class SumMaps(nn.Module):
+    """The sum of maps of equal shape. The merge block of segmentation_models_pytorch copies all of them first."""
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Return the sum."""
+        return sum(maps[1:], maps[0])
 
 
 class InferenceGraph(nn.Module):
@@ -104,7 +115,7 @@ class InferenceGraph(nn.Module):
     def predict_probability(
         self, levels: torch.Tensor, views: tuple[tuple[int, ...], ...] = ((),)
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the probabilities of images on the submission grid.
+        """Return the probabilities of images on the transposed submission grid.
 
         Parameters
         ----------
@@ -116,7 +127,7 @@ class InferenceGraph(nn.Module):
         Returns
         -------
         probability
-            (N, C, H_out, W_out) float32, 0..1.
+            (N, C, W_out, H_out) float32, 0..1.
         presence
             (N, C) float32, 0..1, of the classification head; None without one.
         """
@@ -132,9 +143,7 @@ class InferenceGraph(nn.Module):
                 0
             )
             head = None if head is None else head.to(torch.float32).reshape(len(views), -1, head.shape[1]).mean(0)
-        # Half-pixel centres, like OpenCV's INTER_LINEAR.
-        logits = functional.interpolate(logits, size=self.submit_grid, mode="bilinear", align_corners=False)
-        probability = torch.sigmoid(logits)
+        probability = torch.sigmoid(self.enlarge(logits))
         presence = None if head is None else torch.sigmoid(head.to(torch.float32))
         if self.subtract_no_data:
             probability = probability * self._has_data(levels)
@@ -151,15 +160,22 @@ class InferenceGraph(nn.Module):
 
     @staticmethod
     def quantise(probability: torch.Tensor) -> torch.Tensor:
-        """Convert probabilities, (N, C, H_out, W_out), to levels on the transposed grid, (N, C, W_out, H_out) uint8."""
-        return torch.round(probability * 255).transpose(2, 3).contiguous().to(torch.uint8)
+        """Convert probabilities to levels, 0..255 uint8, of the same shape."""
+        return torch.round(probability * 255).to(torch.uint8)
+
+    def enlarge(self, maps: torch.Tensor) -> torch.Tensor:
+        """Resize (N, C, H, W) to (N, C, W_out, H_out), with half-pixel centres like OpenCV's INTER_LINEAR.
+
+        The small maps are transposed, not the large ones.
+        """
+        small, size = maps.transpose(2, 3), self.submit_grid[::-1]
+        return functional.interpolate(small, size=size, mode="bilinear", align_corners=False)
 
     def _has_data(self, levels: torch.Tensor) -> torch.Tensor:
-        """Return (N, 1, H_out, W_out) float32: 1 where about half of the 5x5 neighbourhood or more has data."""
+        """Return (N, 1, W_out, H_out) float32: 1 where about half of the 5x5 neighbourhood or more has data."""
         bright = (levels.amax(dim=1, keepdim=True) > NO_DATA_LEVEL).to(torch.float32)
         share = functional.avg_pool2d(bright, 5, stride=1, padding=2, count_include_pad=False)
-        share = functional.interpolate(share, size=self.submit_grid, mode="bilinear", align_corners=False)
-        return (share >= HAS_DATA_SHARE).to(torch.float32)
+        return (self.enlarge(share) >= HAS_DATA_SHARE).to(torch.float32)
 
 
 def mean_of_highest(values: torch.Tensor, count: int) -> torch.Tensor:

@@ -52,7 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise the time limits for busy machines; other tests check the limits."""
+    """Give every step the same share of the time, for busy machines; other tests check the limits."""
     monkeypatch.setattr(gpu, "STEPS", tuple(replace(step, minutes=20) for step in gpu.STEPS))
 
 
@@ -131,7 +131,7 @@ def test_steps_that_fail_hang_or_crash_are_recorded_and_passed_over(
         "child_command",
         lambda step, task, results: [sys.executable, "-I", "-S", "-c", SCRIPTS[step.name], str(results)],
     )
-    steps = [GpuStep(name, name, 0.1 if name == "hangs" else 10, "") for name in SCRIPTS]
+    steps = [GpuStep(name, name, 0.07 if name == "hangs" else 10, "") for name in SCRIPTS]
     lines: list[str] = []
     task = GpuTask("model.onnx", str(tmp_path), str(tmp_path))
     made = gpu_process.run_steps(steps, task, 30, {"device": "none"}, lines.append)
@@ -139,7 +139,7 @@ def test_steps_that_fail_hang_or_crash_are_recorded_and_passed_over(
     said = {one["step"]: (one["status"], one["reason"]) for one in made}
     assert said == {
         "fails": ("failed", "no such thing"),
-        "hangs": ("timed out", "stopped after 6.0 s; 1 parts are finished"),
+        "hangs": ("timed out", "stopped after 6.3 s; 1 parts are finished"),
         "crashes": ("failed", "crashed: SIGSEGV"),
         "works": ("done", ""),
     }

@@ -5,6 +5,7 @@ Stand-ins raise what ONNX Runtime raises, or make ONNX Runtime itself raise it; 
 
 from __future__ import annotations
 
+import gc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,34 @@ def test_a_batch_that_failed_holds_no_memory(monkeypatch: pytest.MonkeyPatch) ->
         engine.run(np.zeros((2, 64, 96, 3), np.uint8))
     engine.close()
     assert session() is None
+    assert "out of memory" in str(caught.value.__cause__)
+
+
+def test_an_engine_that_cannot_be_opened_holds_no_memory(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither buffers, in memory of the device that is not ONNX Runtime's own, nor the session."""
+    held: list[weakref.ref[Any]] = []
+
+    class Counted(HostDevice):
+        def allocate(self, size: int) -> Any:
+            memory = super().allocate(size)
+            held.append(weakref.ref(memory))
+            return memory
+
+    monkeypatch.setattr("cloudrt.engines.onnxruntime.open_gpu", lambda number: Counted())
+    opened, sessions = gpu.open, []
+
+    def open_session(*given: Any, **named: Any) -> Any:
+        session = opened(*given, **named)
+        sessions.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr("cloudrt.engines.session.onnxruntime.InferenceSession", open_session)
+    gpu.fault = lambda size: RuntimeError(OUT_OF_MEMORY)
+    with pytest.raises(MemoryExhausted) as caught:
+        open_engine(MODEL, "cuda", 4)
+    gc.collect()  # the stand-in's methods refer to the session
+    assert len(held) == 2 and not any(one() for one in held)
+    assert len(sessions) == 1 and sessions[0]() is None
     assert "out of memory" in str(caught.value.__cause__)
 
 

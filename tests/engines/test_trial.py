@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -121,3 +122,28 @@ def test_all_streams_are_at_work_when_they_are_timed() -> None:
             meet.wait()  # raises unless three threads wait here
 
     assert measure_rate(Together(), np.zeros((2, 4, 4, 3), np.uint8)) > 0  # type: ignore[arg-type]
+
+
+def test_a_rate_is_measured_with_outputs_in_reused_memory() -> None:
+    """As in the pipeline: page-locked memory for each output would take longer than the batch."""
+    lock, alive, most = threading.Lock(), [0], [0]
+
+    def gone() -> None:
+        with lock:
+            alive[0] -= 1
+
+    class Arrays(Simulated):
+        def run(self, batch: NDArray[np.uint8]) -> Any:
+            found = np.zeros(8, np.uint8)
+            weakref.finalize(found, gone)
+            with lock:
+                alive[0] += 1
+                most[0] = max(most[0], alive[0])
+            return found
+
+    assert measure_rate(Arrays(Setting(2, 3), [0.0], 0.0, 0.0), make_batch(2)) > 0  # type: ignore[arg-type]
+    assert 1 <= most[0] <= 6
+
+
+def make_batch(size: int) -> NDArray[np.uint8]:
+    return np.zeros((size, *ARTIFACT.input_size, 3), np.uint8)

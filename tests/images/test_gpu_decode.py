@@ -139,13 +139,41 @@ SIZES = [(64, 96), (65, 97), (64, 200), (200, 96), (350, 525), (1400, 2100), (30
 @pytest.mark.parametrize("size", SIZES)
 def test_the_device_resizes_as_opencv_does(size: tuple[int, int]) -> None:
     """They differ by one level at most, rarely when shrinking; OpenCV enlarges in fixed point."""
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    found = np.empty((*SIZE, 3), np.uint8)
-    DeviceResize(SIZE, ("cpu", 0)).run(DeviceArray(image.ctypes.data, image.shape), found.ctypes.data)
-    difference = abs(found.astype(int) - resize(image, SIZE))
+    images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
+    found = np.empty((2, *SIZE, 3), np.uint8)
+    arrays = [DeviceArray(array.ctypes.data, array.shape) for array in (images, found)]
+    DeviceResize(SIZE, ("cpu", 0)).run(*arrays)
+    difference = abs(found.astype(int) - np.stack([resize(image, SIZE) for image in images]))
     assert difference.max() <= 1
     shrinks = size[0] >= SIZE[0] and size[1] >= SIZE[1]
     assert difference.mean() < (0.15 if shrinks else 0.3)  # ties of four pixels
+
+
+@needs_codec
+def test_images_of_one_size_are_resized_together(
+    jpegs: GpuJpegDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In groups of at most `PIXELS`; what cannot be decoded has no row in them."""
+    sizes = [(100, 150), (120, 150), (100, 150), None, (100, 150), (120, 150)]
+    files = [write_jpeg(tmp_path / f"{row}.jpg", row, size).path if size else None for row, size in enumerate(sizes)]
+    decoder, shapes = GpuImages(SIZE, jpegs, HostDevice()), []
+    run = DeviceResize.run
+
+    def noted(self: DeviceResize, images: DeviceArray, resized: DeviceArray) -> None:
+        shapes.append(images.shape)
+        run(self, images, resized)
+
+    monkeypatch.setattr(DeviceResize, "run", noted)
+    monkeypatch.setattr("cloudrt.engines.gpu_images.PIXELS", 2 * 100 * 150)
+    rows = [5, 4, 3, 2, 1, 0]
+    batch = np.full((7, *SIZE, 3), 9, np.uint8)
+    done = decoder.decode([file.read_bytes() if file else b"no image" for file in files], batch, rows)
+    assert done == [bool(file) for file in files]
+    assert sorted(shapes) == [(1, 100, 150, 3), (1, 120, 150, 3), (1, 120, 150, 3), (2, 100, 150, 3)]
+    for file, row in zip(files, rows, strict=True):
+        if file:
+            assert abs(batch[row].astype(int) - resize(decode(file.read_bytes()), SIZE)).mean() < 1
+    assert (batch[6] == 9).all()
 
 
 @pytest.mark.parametrize(("source", "target"), [(100, 7), (7, 7), (7, 100), (2100, 288), (3, 2)])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
@@ -21,7 +23,8 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
 from cloudrt.inference.journal import Record
-from cloudrt.inference.outputs import compress_counts, write_coco
+from cloudrt.inference.outputs import compress_counts, write_coco, write_csv
+from cloudrt.labels import CLOUDS
 from cloudrt.masks.rle import rle_decode, rle_encode
 from cloudrt.masks.table import read_table
 from cloudrt.search.probabilities import Probabilities
@@ -116,6 +119,25 @@ def test_coco_of_corner_pixels(tmp_path: Path, corner: tuple[int, int]) -> None:
     one, full = read_coco(tmp_path / "c.json").loadAnns([1, 2])
     assert np.array_equal(coco_mask.decode(one["segmentation"]), mask)
     assert coco_mask.decode(full["segmentation"]).all()
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=4, unique=True))
+def test_names_in_a_csv_are_quoted_as_by_the_csv_module(names: list[str]) -> None:
+    texts = ("1 2", "", "5 1 9 3", "")
+    records = [Record(name, texts, None, 0) for name in names]
+    rows = [(f"{name}_{label}", text) for name in names for label, text in zip(CLOUDS.classes, texts, strict=True)]
+    with TemporaryDirectory() as folder:
+        write_csv(Path(folder) / "a.csv", lambda: records, CLOUDS)
+        written = (Path(folder) / "a.csv").read_bytes().decode()
+    assert list(csv.reader(io.StringIO(written, newline=""), strict=True)) == [list(CLOUDS.header), *map(list, rows)]
+    wanted = io.StringIO()
+    writer = csv.writer(wanted)
+    for row in (CLOUDS.header, *rows):
+        writer.writerow(row)
+        wanted.seek(wanted.tell() - 2)
+        wanted.write("\n")
+        wanted.truncate()
+    assert written == wanted.getvalue()
 
 
 def test_coco_without_images_is_sound(tmp_path: Path) -> None:

@@ -33,4 +33,5 @@ def probability(path: Path, image: NDArray[np.uint8]) -> NDArray[np.float32]:
     loaded = Checkpoint.load(path)
     graph = InferenceGraph(loaded.network(), loaded.config).eval()
     with torch.inference_mode():
-        return graph.predict_probability(torch.from_numpy(image).float().permute(0, 3, 1, 2))[0].numpy()
+        transposed, _ = graph.predict_probability(torch.from_numpy(image).float().permute(0, 3, 1, 2))
+    return transposed.transpose(2, 3).numpy()
