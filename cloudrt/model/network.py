@@ -65,9 +65,9 @@ def build_network(config: NetworkConfig) -> nn.Module:
             check_name("encoder", config.encoder, list(smp.encoders.encoders))
         raise DataError(f"{config.architecture} with encoder {config.encoder} cannot be built: {error}") from error
     assert isinstance(network, nn.Module)
-    merge = getattr(getattr(network, "decoder", None), "merge", None)  # of an FPN
-    if getattr(merge, "policy", None) == "add":
-        network.decoder.merge = SumMaps()
+    decoder: Any = getattr(network, "decoder", None)
+    if getattr(getattr(decoder, "merge", None), "policy", None) == "add":  # an FPN
+        decoder.merge = SumMaps()
     return network
 
 

@@ -20,7 +20,7 @@ def test_levels_are_those_of_opencvs_resize(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "m.pth", subtract_no_data=False)
     network, config = checkpoint.network(), checkpoint.config
     images = np.random.default_rng(1).integers(0, 256, (2, 64, 96, 3), np.uint8)
-    normalised = (images.astype(np.float32) - np.float32(config.mean)) / np.float32(config.std)
+    normalised = (images.astype(np.float32) - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
     with torch.inference_mode():
         levels = InferenceGraph(network, config).eval()(torch.from_numpy(images))
         logits = network(torch.from_numpy(normalised.transpose(0, 3, 1, 2).copy())).numpy()
