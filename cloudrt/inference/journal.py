@@ -29,9 +29,12 @@ from cloudrt.system.files import naming, sync_folder
 FORMAT = 3
 SYNC_SECONDS = 2.0
 """Maximum time between two flushes to the disk: the work that a power failure can lose."""
+FLUSH_SECONDS = 0.05
+"""Minimum time between two writes of complete batches to the file: the work that a kill can lose, besides an incomplete
+batch. Each write lets other threads take the GIL, and waiting for it again takes longer than the rest of `Journal.add`.
+"""
 BUFFER = 2**20
-"""Bytes of records that are written at once; a kill can lose them. Each write lets other threads take the GIL, and
-waiting for it again takes longer than the rest of `Journal.add`."""
+"""Bytes of records that are kept for a write."""
 
 _ADVICE = "the journal was edited; use `overwrite=True` to start again"
 _TORN = re.compile(rb"[0-9a-f]{0,8}(\Z|\x00)|[0-9a-f]{8} ")
@@ -131,15 +134,22 @@ class Journal:
         with naming(self.path):
             self._file.write(_line(_encode(record, self._position)))
         self._position += 1
-        if time.monotonic() - self._synced > SYNC_SECONDS:
+        if self._position < record.batch + record.size:
+            return  # the other images of the batch follow at once
+        now = time.monotonic()
+        if now - self._synced > SYNC_SECONDS:
             self.sync()
+        elif now - self._flushed > FLUSH_SECONDS:
+            with naming(self.path):
+                self._file.flush()
+            self._flushed = now
 
     def sync(self) -> None:
         """Flush everything to the disk."""
         with naming(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
-        self._synced = time.monotonic()
+        self._synced = self._flushed = time.monotonic()
 
     def records(self) -> Iterator[Record]:
         """Yield all records in order; no record may be added during the iteration."""
@@ -288,7 +298,7 @@ def _line(text: bytes) -> bytes:
 
 
 def _checksum(text: bytes) -> int:
-    """Return the CRC-32, in parts for which zlib keeps the GIL; see `BUFFER`."""
+    """Return the CRC-32, in parts for which zlib keeps the GIL; see `FLUSH_SECONDS`."""
     view, found = memoryview(text), 0
     for begin in range(0, len(text), 4096):
         found = zlib.crc32(view[begin : begin + 4096], found)

@@ -66,3 +66,28 @@ def test_a_pipe_is_no_journal(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "j")
     with pytest.raises(DataError, match="is not a regular file"):
         Journal(tmp_path / "j", make_identity(), resume=True)
+
+
+def test_complete_batches_are_in_the_file_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill loses neither a batch that took long, nor many that took no time."""
+    clock = [100.0]
+    monkeypatch.setattr("cloudrt.inference.journal.time.monotonic", lambda: clock[0])
+    path = tmp_path / "j"
+    journal = Journal(path, make_identity(), resume=False)
+
+    def recorded() -> int:
+        return path.read_bytes().count(b'"position":')
+
+    for position in range(12):  # batches of 4, one second each
+        clock[0] += 1 if position % 4 == 0 else 0
+        journal.add(Record(f"{position}.jpg", ("1 1",) * 4, None, position - position % 4, 4))
+        assert recorded() >= (position + 1) // 4 * 4
+    written = 0
+    for position in range(12, 412):  # 10 ms each
+        clock[0] += 0.0025
+        before = recorded()
+        journal.add(Record(f"{position}.jpg", ("1 1",) * 4, None, position - position % 4, 4))
+        written += recorded() > before
+        assert position + 1 - recorded() <= 4 + 0.05 / 0.0025
+    assert written <= 25
+    journal.close()
