@@ -119,6 +119,7 @@ class Journal:
             # otherwise each run that is killed before then would lose one more batch.
             self._end: int | None = end
             self._position = self.done
+            self._synced = self._flushed = 0.0
             self.sync()
             sync_folder(path.parent)
         except BaseException:
