@@ -44,7 +44,8 @@ STEPS = (
     GpuStep("tensorrt", "TensorRT", 6, "gpu_peers"),
     GpuStep("training", "training, in the remaining time", 3, "gpu_peers"),
 )
-"""In order of importance. A step that ends early leaves its time to the later ones."""
+"""In order of importance. The remaining time is divided among the remaining steps in proportion to `minutes`, so that a
+step that ends early leaves time for later ones."""
 
 
 def describe_run(task: GpuTask, command: list[str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ WORK = "import sys; from cloudrt.bench.gpu_process import work; work(*sys.argv[1
 
 @dataclass(frozen=True)
 class GpuStep:
-    """A step: its name, what it measures, its share of the time, and the module of the function of that name."""
+    """A step: name, what it measures, weight when the time is divided, and the module of the function of that name."""
 
     name: str
     title: str
@@ -42,7 +42,7 @@ def run_steps(
     Parameters
     ----------
     steps
-        The steps. Each gets its share of the remaining time, in proportion to `minutes`.
+        The steps. Each gets its share of the remaining time, in proportion to `GpuStep.minutes`.
     task
         Input of the steps; `seconds` is set for each.
     minutes

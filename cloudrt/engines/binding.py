@@ -61,7 +61,8 @@ class Binding:
             self._options.add_run_config_entry("gpu_graph_id", str(graph))
         shapes = {"probability": artifact.output_shape, "presence": (len(artifact.labels.classes),)}
 
-        self._memory: list[Any] = []  # of the device; ONNX Runtime would keep it until the process ends
+        # Allocated here: ONNX Runtime does not release device memory of its own arrays until the process ends.
+        self._memory: list[Any] = []
 
         def allocate(*shape: int) -> DeviceArray:
             self._memory.append(device.allocate(batch_size * prod(shape)))

@@ -32,7 +32,8 @@ from cloudrt.system.cuda import CAPTURE, Arena, Batch, Device, DeviceArray
 KEPT = 64
 """Number of resize matrices that are kept on the device; each belongs to one length of an axis."""
 PIXELS = 2**25
-"""Number of pixels that are resized together: 400 MB of float32, or eleven images of 2100x1400."""
+"""Maximum number of pixels that are resized in one call (400 MB as float32, or eleven images of 2100x1400); a larger
+image is resized alone."""
 
 
 class GpuImages:
@@ -82,7 +83,7 @@ class GpuImages:
         return [image is not None for image in images]
 
     def _resize_all(self, images: Sequence[tuple[DeviceArray, int]]) -> None:
-        """Resize images of one shape together, each to its address: a call of ONNX Runtime for each would be slower."""
+        """Resize images of one shape together, each to its address; one call per image is slower."""
         several = self._arena.on_device((len(images), *images[0][0].shape))
         for row, (image, _) in enumerate(images):
             self._device.copy(several.address_of(row), image.address, image.nbytes, self._stream)
@@ -159,7 +160,8 @@ def axis_weights(source: int, target: int) -> NDArray[np.float32]:
 def _resize_graph(size: Grid) -> onnx.ModelProto:
     """Return the ONNX graph image (n, H, W, 3) uint8, rows (h, H), columns (w, W) -> resized (n, h, w, 3) uint8.
 
-    Both products are large matrices: rows x (H, W * 3) for each image, and (n * h * 3, W) x columns.
+    Both steps are products of large matrices: rows x (H, W * 3) for each image, then (n * h * 3, W) x transposed
+    columns.
     """
     height, width = size
     nodes = [

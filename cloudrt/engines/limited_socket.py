@@ -1,4 +1,4 @@
-"""A socket with a deadline and a limit on the bytes received, against servers that send slowly or without end."""
+"""A socket with a deadline and a limit on the bytes received, for servers that respond slowly or never stop sending."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LimitedSocket:
         self._socket.sendall(data)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """Return a file of what is received; the socket stays open until both are closed."""
+        """Return a file object that reads the received bytes; the socket stays open until both are closed."""
         return io.BufferedReader(_Received(self, self._socket.makefile("rb", buffering=0)))
 
     def close(self) -> None:

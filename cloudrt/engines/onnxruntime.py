@@ -83,7 +83,7 @@ class OrtEngine(Engine):
                 if on_gpu
                 else ArtifactError("ONNX Runtime refuses the model")
             )
-            cause = error.with_traceback(None)  # which refers to buffers and the session; see `run`
+            cause = error.with_traceback(None)  # the traceback refers to buffers and the session; see `run`
             raise self._explain(cause, refused) from cause
         except BaseException:
             self.close()

@@ -16,7 +16,7 @@ from cloudrt.options import GPU_PROVIDERS
 from cloudrt.system.cache import cache_folder, open_entry
 
 FATAL = 4
-"""Severity of ONNX Runtime's log."""
+"""ONNX Runtime's log level for fatal errors only."""
 
 
 def open_session(
@@ -55,7 +55,8 @@ def open_session(
     """
     load_libraries(provider)
     if provider in GPU_PROVIDERS:
-        # It would print two errors for each convolution that cuDNN cannot fuse; all that matter are raised.
+        # ONNX Runtime logs two errors for each convolution that cuDNN cannot fuse; errors that matter are also raised.
+        # This setting applies to the whole process.
         onnxruntime.set_default_logger_severity(FATAL)
     settings = session_options(provider, batch_size, threads)
     if options.emulate:  # compute int8 layers in float between quantisation and dequantisation

@@ -289,7 +289,7 @@ def measure_rate(engine: Engine, batch: NDArray[np.uint8]) -> float:
     with ThreadPoolExecutor(engine.streams) as pool:
 
         def work(_: int) -> None:
-            engine.run(images)  # not returned: the memory of the outputs is reused, as in the pipeline
+            engine.run(images)  # the outputs are discarded, so that their memory is reused, as in the pipeline
 
         def run(times: int) -> float:
             began = time.perf_counter()

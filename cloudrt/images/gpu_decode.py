@@ -18,8 +18,8 @@ INSTALL = install_command("gpu-decode")
 BACKENDS = ("hardware", "hybrid")
 """The GPU's JPEG engine; CUDA cores, with Huffman decoding by the CPU or the GPU.
 
-The engine decodes whole batches, and CUDA cores what it does not support: on an H200, sharing each batch between both
-was slower (0.73 times for JPEGs of 525x350, 0.80 times for 2100x1400).
+The JPEG engine decodes all images of a batch that it supports, and CUDA cores decode the others. On an H200, splitting
+each batch between both had 0.73 times the rate for JPEGs of 525x350, and 0.80 times for 2100x1400.
 """
 
 
@@ -33,7 +33,7 @@ class GpuJpegDecoder:
     device
         GPU number.
     threads
-        Number of CPU threads for the steps that nvImageCodec runs on the CPU.
+        Number of usable CPU threads; nvImageCodec gets one fewer, and at least one.
     backends
         The backends to use, of `BACKENDS`. They are named because nvImageCodec, by default, decodes on the CPU if
         nvJPEG is missing.
@@ -65,7 +65,7 @@ class GpuJpegDecoder:
         chosen = ("cpu",) if on_cpu else tuple(backends)
         self._decoder = nvimgcodec.Decoder(
             device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY if on_cpu else device,
-            max_num_cpu_threads=max(1, threads - 1),  # with all cores, it prints a warning and takes one less
+            max_num_cpu_threads=max(1, threads - 1),  # with all cores, it prints a warning
             backends=[nvimgcodec.Backend(kinds[name]) for name in chosen],
         )
         # No rotation, like libjpeg-turbo: JPEGs with EXIF data are decoded on the CPU.

@@ -28,13 +28,15 @@ from cloudrt.system.files import naming, sync_folder
 
 FORMAT = 3
 SYNC_SECONDS = 2.0
-"""Maximum time between two flushes to the disk: the work that a power failure can lose."""
+"""Time after which the next complete batch is flushed to the disk; a power failure can lose about this much work,
+besides the current batch."""
 FLUSH_SECONDS = 0.05
-"""Minimum time between two writes of complete batches to the file: the work that a kill can lose, besides an incomplete
-batch. Each write lets other threads take the GIL, and waiting for it again takes longer than the rest of `Journal.add`.
+"""Minimum time between two writes to the file. A batch that completes sooner is written with the next one, and is lost
+if the process is killed before. A write releases the GIL; waiting to take it again takes longer than the rest of
+`Journal.add`.
 """
 BUFFER = 2**20
-"""Bytes of records that are kept for a write."""
+"""Size of the file's write buffer, in bytes; a full buffer is written at once."""
 
 _ADVICE = "the journal was edited; use `overwrite=True` to start again"
 _TORN = re.compile(rb"[0-9a-f]{0,8}(\Z|\x00)|[0-9a-f]{8} ")
@@ -136,7 +138,7 @@ class Journal:
             self._file.write(_line(_encode(record, self._position)))
         self._position += 1
         if self._position < record.batch + record.size:
-            return  # the other images of the batch follow at once
+            return  # the batch is not complete
         now = time.monotonic()
         if now - self._synced > SYNC_SECONDS:
             self.sync()
@@ -281,7 +283,7 @@ def _read_header(header: dict[str, Any], path: Path) -> Identity:
 
 
 def _encode(record: Record, position: int) -> bytes:
-    """Return the JSON of a record. RLE texts need no escapes, and looking for some would take most of the time."""
+    """Return the JSON of a record. `json.dumps` would mostly search the RLE texts for characters to escape."""
     texts = '","'.join(record.texts)
     place = f',"place":{_compact(record.place.to_dict())}' if record.place else ""
     return (
@@ -299,7 +301,7 @@ def _line(text: bytes) -> bytes:
 
 
 def _checksum(text: bytes) -> int:
-    """Return the CRC-32, in parts for which zlib keeps the GIL; see `FLUSH_SECONDS`."""
+    """Return the CRC-32, computed in parts small enough that zlib does not release the GIL; see `FLUSH_SECONDS`."""
     view, found = memoryview(text), 0
     for begin in range(0, len(text), 4096):
         found = zlib.crc32(view[begin : begin + 4096], found)

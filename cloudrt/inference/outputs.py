@@ -67,13 +67,13 @@ def write_csv(path: Path, records: Records, labels: Labels) -> None:
     """Write a row for each image and class with the columns `labels.header`, as the competition's scorer reads it."""
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         csv.writer(_Lines(file)).writerow(labels.header)
-        for record in records():  # RLE texts need no quotes, and csv looks at every character for some
+        for record in records():  # RLE texts need no quotes; csv would check every character
             names = [_quoted(f"{record.key}_{label}") for label in labels.classes]
             file.write("".join(f"{name},{text}\n" for name, text in zip(names, record.texts, strict=True)))
 
 
 def _quoted(field: str) -> str:
-    """Return a field of a CSV file, in quotes if it has a comma, a quote or a line end."""
+    """Return a field of a CSV file, in quotes if it contains a comma, a quote or a line break."""
     return '"' + field.replace('"', '""') + '"' if _SPECIAL.search(field) else field
 
 

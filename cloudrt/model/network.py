@@ -72,7 +72,7 @@ def build_network(config: NetworkConfig) -> nn.Module:
 
 
 class SumMaps(nn.Module):
-    """The sum of maps of equal shape. The merge block of segmentation_models_pytorch copies all of them first."""
+    """The sum of maps of equal shape. The merge block of segmentation_models_pytorch stacks them first."""
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Return the sum."""
@@ -164,9 +164,9 @@ class InferenceGraph(nn.Module):
         return torch.round(probability * 255).to(torch.uint8)
 
     def enlarge(self, maps: torch.Tensor) -> torch.Tensor:
-        """Resize (N, C, H, W) to (N, C, W_out, H_out), with half-pixel centres like OpenCV's INTER_LINEAR.
+        """Transpose and resize (N, C, H, W) to (N, C, W_out, H_out), with half-pixel centres as in OpenCV's INTER_LINEAR.
 
-        The small maps are transposed, not the large ones.
+        The maps are transposed before they are enlarged, because they are smaller then.
         """
         small, size = maps.transpose(2, 3), self.submit_grid[::-1]
         return functional.interpolate(small, size=size, mode="bilinear", align_corners=False)

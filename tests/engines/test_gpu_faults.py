@@ -144,7 +144,7 @@ def test_a_batch_that_failed_holds_no_memory(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_engine_that_cannot_be_opened_holds_no_memory(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither buffers, in memory of the device that is not ONNX Runtime's own, nor the session."""
+    """Neither the buffers, which are allocated on the device outside ONNX Runtime, nor the session are kept."""
     held: list[weakref.ref[Any]] = []
 
     class Counted(HostDevice):

@@ -125,7 +125,7 @@ def test_all_streams_are_at_work_when_they_are_timed() -> None:
 
 
 def test_a_rate_is_measured_with_outputs_in_reused_memory() -> None:
-    """As in the pipeline: page-locked memory for each output would take longer than the batch."""
+    """As in the pipeline: allocating page-locked memory for each output would take longer than the batch."""
     lock, alive, most = threading.Lock(), [0], [0]
 
     def gone() -> None:

@@ -153,7 +153,7 @@ def test_the_device_resizes_as_opencv_does(size: tuple[int, int]) -> None:
 def test_images_of_one_size_are_resized_together(
     jpegs: GpuJpegDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In groups of at most `PIXELS`; what cannot be decoded has no row in them."""
+    """In groups of at most `PIXELS`; images that cannot be decoded are left out."""
     sizes = [(100, 150), (120, 150), (100, 150), None, (100, 150), (120, 150)]
     files = [write_jpeg(tmp_path / f"{row}.jpg", row, size).path if size else None for row, size in enumerate(sizes)]
     decoder, shapes = GpuImages(SIZE, jpegs, HostDevice()), []

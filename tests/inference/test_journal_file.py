@@ -69,7 +69,7 @@ def test_a_pipe_is_no_journal(tmp_path: Path) -> None:
 
 
 def test_complete_batches_are_in_the_file_before_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill loses neither a batch that took long, nor many that took no time."""
+    """A kill loses neither one slow batch nor many fast ones."""
     clock = [100.0]
     monkeypatch.setattr("cloudrt.inference.journal.time.monotonic", lambda: clock[0])
     path = tmp_path / "j"
