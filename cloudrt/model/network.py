@@ -164,7 +164,7 @@ class InferenceGraph(nn.Module):
         return torch.round(probability * 255).to(torch.uint8)
 
     def enlarge(self, maps: torch.Tensor) -> torch.Tensor:
-        """Transpose and resize (N, C, H, W) to (N, C, W_out, H_out), with half-pixel centres as in OpenCV's INTER_LINEAR.
+        """Transpose and resize (N, C, H, W) to (N, C, W_out, H_out), with half-pixel centres (OpenCV's INTER_LINEAR).
 
         The maps are transposed before they are enlarged, because they are smaller then.
         """
