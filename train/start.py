@@ -18,7 +18,7 @@ from torch import nn
 
 from cloudrt.errors import DataError
 from cloudrt.labels import Labels
-from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.checkpoint import Checkpoint, read_tensors
 from cloudrt.model.network import build_network
 from cloudrt.model.network_config import NetworkConfig
 
@@ -41,7 +41,7 @@ def read_state(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         The run is finished or had other options, or its state is damaged.
     """
     try:
-        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = read_tensors(folder / STATE)
     except FileNotFoundError:
         if (folder / "best.pth").exists():
             raise DataError(

@@ -7,6 +7,9 @@ weights are loaded into a network.
 from __future__ import annotations
 
 import pickle
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -84,7 +87,7 @@ class Checkpoint:
             A missing file, a file that is not a checkpoint of cloudrt, or a checkpoint of another format.
         """
         try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            values = read_tensors(path)
         except FileNotFoundError:
             near = nearest_checkpoint(path)
             hint = f"did you mean {near}?" if near else "train one with cloudrt-train"
@@ -159,6 +162,27 @@ def write_tensors(path: Path, values: dict[str, Any]) -> None:
     torch.save(values, content)
     with replacing(path) as partial:
         partial.write_bytes(content.getbuffer())
+
+
+def read_tensors(path: str | Path) -> Any:
+    """Read a file of `write_tensors`, unpickling only plain values and tensors.
+
+    PyTorch does not compare the checksums in the file: damaged weights would give other masks.
+
+    Raises
+    ------
+    Exception
+        `OSError`, `ValueError` if a checksum differs, or one of the exceptions of `torch.load`.
+    """
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError) as error:
+            raise ValueError(f"{path} is damaged") from error
+        if damaged:
+            raise ValueError(f"{damaged} in {path} is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _finite(value: torch.Tensor) -> bool:

@@ -83,6 +83,17 @@ def test_checkpoints_that_are_cut_or_of_another_format(checkpoint: Path, tmp_pat
             Checkpoint.load(path)
 
 
+def test_flipped_bits_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """In the weights, which are almost the whole file, PyTorch reads them without an error."""
+    content = checkpoint.read_bytes()
+    path = tmp_path / "flipped.pth"
+    for place in range(len(content) // 8, len(content), len(content) // 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        with pytest.raises(ArtifactError, match="is not a checkpoint, or is damaged"):
+            Checkpoint.load(path)
+    assert Checkpoint.load(checkpoint).weights
+
+
 def test_weights_that_do_not_fit_are_named(checkpoint: Path, tmp_path: Path) -> None:
     name = "encoder.conv1.weight"
 
