@@ -71,7 +71,7 @@ def test_every_command_starts_in_the_module_that_handles_signals() -> None:
         ("bench", "cloudrt.cli.run_options", []),
         ("infer", "numpy", ["in", "-m", "model.onnx", "--provider", "cpu"]),
         ("infer", "onnxruntime", ["in", "-m", "model.onnx", "--provider", "cpu"]),
-        pytest.param("bench", "onnxruntime", ["-m", "model.onnx", "--provider", "cpu"], marks=pytest.mark.slow),
+        pytest.param("bench", "onnxruntime", ["model.onnx", "--provider", "cpu"], marks=pytest.mark.slow),
         pytest.param("export", "torch", ["checkpoint"], marks=pytest.mark.slow),
         pytest.param("train", "torch", ["scenes"], marks=pytest.mark.slow),
         pytest.param("train", "torch._C", ["scenes"], marks=pytest.mark.slow),
