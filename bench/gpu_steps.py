@@ -33,7 +33,7 @@ from cloudrt.engines.widen import widen
 from cloudrt.errors import ProviderError
 from cloudrt.images.image import Image, load_image
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.model.artifact import graph_bytes, write_metadata
+from cloudrt.model.artifact import artifact_bytes, graph_bytes, write_metadata
 from cloudrt.model.parity import TOLERANCES, ParityAccumulator, ReferenceOutputs, default_rules
 from cloudrt.system.cuda import Arena
 
@@ -172,7 +172,7 @@ def _compare(
     task.require_gpu(unless=setting.keys() <= {"streams"})
     model, _ = in_precision(task, precision)
     path = Path(task.scratch) / f"{precision}.onnx"
-    path.write_bytes(model.SerializeToString())
+    path.write_bytes(artifact_bytes(model))
     wanted, images = reference()
     with Segmenter(path, provider=task.provider, plan=Plan(task.provider, task.choose(32, 2), **setting)) as segmenter:
         tally = ParityAccumulator(wanted)

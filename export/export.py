@@ -17,7 +17,7 @@ from cloudrt.engines.base import BATCH_SIZES
 from cloudrt.engines.choice import emulation
 from cloudrt.engines.tensorrt_check import TensorrtCheck, check, is_installed
 from cloudrt.errors import ArtifactError, DataError
-from cloudrt.model.artifact import Artifact
+from cloudrt.model.artifact import Artifact, artifact_bytes
 from cloudrt.model.parity import TOLERANCES, Parity, Tolerances
 from cloudrt.system.files import replacing
 
@@ -163,7 +163,7 @@ def export(
     artifact = describe(source.ensemble, target.precision, parity.to_dict(), kept, target.layout)
     finished = finish(model, artifact)
     with replacing(output) as partial:
-        partial.write_bytes(finished.SerializeToString())
+        partial.write_bytes(artifact_bytes(finished))
     speed = None
     # On a CPU an fp16 artifact runs in fp32: nothing to compare.
     lowered = target.precision == "int8" or (target.precision == "fp16" and provider != "cpu")

@@ -1,7 +1,8 @@
 """The artifact: an ONNX file whose `cloudrt.*` metadata holds everything that inference needs.
 
 `read_artifact` reads it and refuses files that cloudrt did not write; export and tune write it with `write_metadata`.
-The values are JSON, so that ONNX viewers can show them.
+The values are JSON, so that ONNX viewers can show them. ONNX has no checksum, so `artifact_bytes` adds the SHA-256 of the
+file as "cloudrt.sha256"; `load_model` compares it, because flipped bits in weights would change masks without an error.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 ARTIFACT_FORMAT = 1
 PREFIX = "cloudrt."
+CHECKSUM = PREFIX + "sha256"  # of the file's bytes, with zeros in its own place
+LARGEST_FILE = 2**31  # bytes; protobuf reads no larger message
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
@@ -175,16 +179,19 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        with open(path, "rb") as file:
+            content = file.read(LARGEST_FILE)
+        model = onnx.load_model_from_string(content)
     except FileNotFoundError:
         source = nearest_checkpoint(path) or "best.pth, which cloudrt-train writes"
         raise ArtifactError(f"{path} is missing: export one with cloudrt-export {source}") from None
-    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+    except (DecodeError, ValueError, MemoryError) as error:
         if Path(path).suffix in CHECKPOINTS:
             raise ArtifactError(f"{path} is a checkpoint: convert it with cloudrt-export {path}") from error
         raise ArtifactError(f"{path} is not an ONNX model, or is damaged") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    _check_intact(model, content, path)
     _check_contained(model, path)
     return model
 
@@ -192,6 +199,7 @@ def load_model(path: str | Path) -> onnx.ModelProto:
 def parse_artifact(model: onnx.ModelProto, path: str | Path) -> Artifact:
     """Return the metadata of a loaded model; `path` is for error messages. The errors are those of `read_artifact`."""
     texts = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
+    texts.pop(CHECKSUM.removeprefix(PREFIX), None)
     if not texts:
         raise ArtifactError(
             f"{path} has no cloudrt metadata, so its classes, sizes and rules are unknown: "
@@ -207,12 +215,23 @@ def parse_artifact(model: onnx.ModelProto, path: str | Path) -> Artifact:
 
 
 def write_metadata(model: onnx.ModelProto, artifact: Artifact) -> None:
-    """Replace the model's `cloudrt.*` metadata."""
+    """Replace the model's `cloudrt.*` metadata; the checksum is removed."""
     kept = {p.key: p.value for p in model.metadata_props if not p.key.startswith(PREFIX)}
     del model.metadata_props[:]
     ours = {PREFIX + name: json.dumps(value) for name, value in artifact.to_dict().items()}
     for key, value in (kept | ours).items():
         model.metadata_props.add(key=key, value=value)
+
+
+def artifact_bytes(model: onnx.ModelProto) -> bytes:
+    """Return the content of the model's file, with its checksum, which the model itself keeps too."""
+    kept = [one for one in model.metadata_props if one.key != CHECKSUM]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    entry = model.metadata_props.add(key=CHECKSUM, value="0" * 64)
+    entry.value = sha256(model.SerializeToString()).hexdigest()
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def default_model() -> Path:
@@ -232,6 +251,19 @@ def default_model() -> Path:
     raise ArtifactError(
         "there is no model.onnx here, and this package was built without one: export one with cloudrt-export best.pth"
     )
+
+
+def _check_intact(model: onnx.ModelProto, content: bytes, path: str | Path) -> None:
+    """Compare the file's checksum with its content; files that another tool or an earlier version wrote have none."""
+    for value in (one.value.encode() for one in model.metadata_props if one.key == CHECKSUM):
+        place = content.rfind(value)
+        digest = sha256(content[:place])
+        digest.update(b"0" * len(value) + content[place + len(value) :])
+        if digest.hexdigest() != value.decode():
+            raise ArtifactError(
+                f"{path} is damaged, or was changed after cloudrt wrote it: its SHA-256 differs from {CHECKSUM} in its "
+                "metadata. Export it again with cloudrt-export, or remove that entry if the change is intended"
+            )
 
 
 def _check_contained(model: onnx.ModelProto, path: str | Path) -> None:

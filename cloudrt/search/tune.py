@@ -23,7 +23,7 @@ from cloudrt.errors import DataError
 from cloudrt.images.image import ImageFile
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule
-from cloudrt.model.artifact import Artifact, load_model, write_metadata
+from cloudrt.model.artifact import Artifact, artifact_bytes, load_model, write_metadata
 from cloudrt.model.inferred import Inferred
 from cloudrt.search.choose import FOLDS, RuleChoice, RuleScore, choose_rules, score_rule
 from cloudrt.search.probabilities import write_probabilities
@@ -294,4 +294,4 @@ def write_tuned(model: Path, artifact: Artifact, tuned: Tuned, output: Path) -> 
     content = load_model(model)
     write_metadata(content, tuned_artifact(artifact, tuned))
     with replacing(output) as partial:
-        partial.write_bytes(content.SerializeToString())
+        partial.write_bytes(artifact_bytes(content))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,37 @@ def test_absurd_metadata_are_one_line(tmp_path: Path, key: str, text: str) -> No
 
 def test_the_shipped_artifact_is_none_of_these() -> None:
     assert read_artifact(default_model()).rules
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flipped_bits_are_refused(tmp_path: Path, seed: int) -> None:
+    """Most of them lie in weights, where ONNX notices nothing."""
+    content = bytearray(default_model().read_bytes())
+    generator = np.random.default_rng(seed)
+    path = tmp_path / "model.onnx"
+    for place in generator.integers(len(content), size=25):
+        bit = 1 << int(generator.integers(8))
+        content[place] ^= bit
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError):
+            read_artifact(path)
+        content[place] ^= bit
+    path.write_bytes(content)
+    read_artifact(path)
+
+
+def test_the_checksum_is_that_of_the_file_with_zeros_in_its_place(tmp_path: Path) -> None:
+    content = default_model().read_bytes()
+    (entry,) = [one for one in onnx.load(default_model()).metadata_props if one.key == "cloudrt.sha256"]
+    assert hashlib.sha256(content.replace(entry.value.encode(), b"0" * 64)).hexdigest() == entry.value
+
+
+def test_a_changed_model_is_read_without_its_checksum(tmp_path: Path) -> None:
+    model = onnx.load(default_model())
+    model.doc_string = "changed on purpose"
+    with pytest.raises(ArtifactError, match="was changed after cloudrt wrote it"):
+        read_artifact(saved(model, tmp_path / "model.onnx"))
+    kept = [one for one in model.metadata_props if one.key != "cloudrt.sha256"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    assert read_artifact(saved(model, tmp_path / "model.onnx")) == read_artifact(default_model())
