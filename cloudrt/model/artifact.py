@@ -1,8 +1,8 @@
 """The artifact: an ONNX file whose `cloudrt.*` metadata holds everything that inference needs.
 
 `read_artifact` reads it and refuses files that cloudrt did not write; export and tune write it with `write_metadata`.
-The values are JSON, so that ONNX viewers can show them. ONNX has no checksum, so `artifact_bytes` adds the SHA-256 of the
-file as "cloudrt.sha256"; `load_model` compares it, because flipped bits in weights would change masks without an error.
+The values are JSON, so that ONNX viewers can show them. ONNX has no checksum, and flipped bits in weights would change
+masks without an error: `artifact_bytes` adds the file's SHA-256 as "cloudrt.sha256", and `load_model` compares it.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError
 
     try:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             content = file.read(LARGEST_FILE)
         model = onnx.load_model_from_string(content)
     except FileNotFoundError:
@@ -228,8 +228,8 @@ def artifact_bytes(model: onnx.ModelProto) -> bytes:
     kept = [one for one in model.metadata_props if one.key != CHECKSUM]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
-    entry = model.metadata_props.add(key=CHECKSUM, value="0" * 64)
-    entry.value = sha256(model.SerializeToString()).hexdigest()
+    entry = model.metadata_props.add(key=CHECKSUM, value=json.dumps("0" * 64))
+    entry.value = json.dumps(sha256(model.SerializeToString()).hexdigest())
     content: bytes = model.SerializeToString()
     return content
 
@@ -255,11 +255,9 @@ def default_model() -> Path:
 
 def _check_intact(model: onnx.ModelProto, content: bytes, path: str | Path) -> None:
     """Compare the file's checksum with its content; files that another tool or an earlier version wrote have none."""
-    for value in (one.value.encode() for one in model.metadata_props if one.key == CHECKSUM):
-        place = content.rfind(value)
-        digest = sha256(content[:place])
-        digest.update(b"0" * len(value) + content[place + len(value) :])
-        if digest.hexdigest() != value.decode():
+    for value in (one.value.strip('"') for one in model.metadata_props if one.key == CHECKSUM):
+        before, _, after = content.rpartition(value.encode())
+        if sha256(before + b"0" * 64 + after).hexdigest() != value:
             raise ArtifactError(
                 f"{path} is damaged, or was changed after cloudrt wrote it: its SHA-256 differs from {CHECKSUM} in its "
                 "metadata. Export it again with cloudrt-export, or remove that entry if the change is intended"
