@@ -1,8 +1,8 @@
 """Checks of whether a provider can run on this machine, without opening a session.
 
 If its GPU build is installed, ONNX Runtime lists CUDA and TensorRT as available even where they cannot load; opening a
-session then logs errors and uses the CPU. These checks run before a session is opened. They run cheapest first and stop
-at the first obstacle: driver, GPU, ONNX Runtime's build, CUDA libraries, TensorRT libraries.
+session then logs errors and uses the CPU. The checks run cheapest first and stop at the first obstacle: driver, GPU,
+ONNX Runtime's build, the driver's CUDA version, CUDA libraries, TensorRT libraries.
 """
 
 from __future__ import annotations

@@ -73,14 +73,14 @@ class Engine(Protocol):
     Parameters
     ----------
     provider
-        One of `cloudrt.options.PROVIDERS`, never "auto".
+        One of `cloudrt.options.PROVIDERS`, never "auto"; or "remote".
     artifact
         The metadata of the model.
     batch_size
         The fixed N of the input, or None if any N is accepted.
     streams
-        Number of threads that may call `run` at once: the number of batches computed at once and, on a GPU, one more
-        that is being copied.
+        Number of threads that may call `run` at once: the number of batches computed at once and, with `pinned` buffers
+        on a GPU, one more that is being copied.
     """
 
     provider: str
@@ -107,7 +107,7 @@ class Engine(Protocol):
         return self.run(batch)[0]
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
-        """Return an uninitialised array for the images of `batches` batches, in the memory that `run` reads fastest."""
+        """Return an uninitialised (n, H, W, 3) uint8 array for `batches` batches, in memory that `run` reads fast."""
         return np.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3), np.uint8)
 
     def close(self) -> None:
@@ -154,13 +154,7 @@ _PLACE = re.compile(
 
 
 def check_batch(batch: Batch, artifact: Artifact, batch_size: int | None) -> None:
-    """Raise DataError unless the batch has the dtype and shape that the engine was loaded for.
-
-    Raises
-    ------
-    DataError
-        A wrong dtype, image size or batch size.
-    """
+    """Raise DataError unless the batch has the dtype and shape that the engine was loaded for."""
     expected = (batch_size or len(batch), *artifact.input_size, 3)
     if isinstance(batch, DeviceArray) and len(batch) < expected[0]:  # a smaller batch is padded on the device
         expected = (len(batch), *expected[1:])

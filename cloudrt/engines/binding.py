@@ -40,7 +40,7 @@ class Binding:
     arena
         Allocates page-locked host memory for the outputs.
     graph
-        Number of the CUDA graph of this binding, or None. A graph contains the addresses of its buffers, so each
+        ID of the CUDA graph of this binding, or None. A graph contains the addresses of its buffers, so each
         binding has its own.
     """
 
@@ -102,7 +102,10 @@ class Binding:
         self._session.run_with_iobinding(self._binding, self._options)
 
     def warm_up(self, compute: Compute) -> dict[str, NDArray[np.uint8]]:
-        """Run two batches, and return the outputs of the second: a CUDA graph is captured in the second run."""
+        """Run two batches, and return the outputs of the second.
+
+        The first run captures a CUDA graph; from the second on, the graph is launched.
+        """
         batch = np.random.default_rng(0).integers(0, 256, self._image.shape, np.uint8)
         self.run(np.zeros_like(batch), compute)
         return self.run(batch, compute)

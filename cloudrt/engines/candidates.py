@@ -49,7 +49,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class FixedSettings:
-    """The settings that the user fixes; those that are 0 or None are measured."""
+    """The settings that are fixed; the others, which are 0 or None, are measured."""
 
     batch_size: int = 0
     streams: int = 0
@@ -61,7 +61,11 @@ NOTHING_FIXED = FixedSettings()
 
 
 def fixed_settings(options: RunOptions, provider: str) -> FixedSettings:
-    """Return the settings of a provider that the options fix."""
+    """Return the settings that are not measured: the options or the provider fix them.
+
+    ONNX Runtime's CPU provider and CUDA graphs have one stream, and CPU providers no graph. TensorRT's batch size is
+    never measured, because an engine is built for each size.
+    """
     size = options.batch_size or (BATCH_SIZES["tensorrt"] if provider == "tensorrt" else 0)
     if provider == "cpu":
         return FixedSettings(size, 1, False)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen provider, and name -> reason of the faster providers that were not chosen."""
+    """The chosen provider, and name -> reason of those before it in `PROVIDERS`, which were not chosen."""
 
     provider: str
     passed_over: dict[str, str]
@@ -85,10 +85,9 @@ def hindrance(provider: str, artifact: Artifact | None = None) -> str | None:
 
 
 def emulation(provider: str, artifact: Artifact | None) -> str | None:
-    """Return why `provider` has no int8 kernels for the int8 layers of an artifact, or None.
+    """Return why `provider` is not used for an int8 artifact, or None if it has kernels for the artifact's layers.
 
-    It would compute them in float, which is slower than an fp32 artifact, or refuse them. None if it has such kernels,
-    or the artifact has no int8 layers.
+    Without int8 kernels, it would compute the layers in float, slower than an fp32 artifact, or refuse them.
     """
     if artifact is None or artifact.precision != "int8":
         return None

@@ -1,6 +1,7 @@
 """Cache of the networks that OpenVINO compiled; a large network takes seconds to compile.
 
-Each artifact has a folder, and each file a stored checksum: OpenVINO detects truncated files, but not changed bits.
+Each artifact has a folder per batch size, and each file a stored checksum: OpenVINO detects truncated files, but not
+changed bits.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 def open_folder(content: bytes) -> Path | None:
-    """Return the cache folder of an artifact, after removing damaged files; None if it is not writable.
+    """Return the cache folder of a network, after removing damaged files; None if it is not writable.
 
-    `content` is the serialised artifact.
+    `content` is the serialised model that OpenVINO compiles, with its batch size.
     """
     folder = open_entry("openvino", hashlib.sha256(content).hexdigest()[:24])
     if folder is None:

@@ -37,7 +37,7 @@ image is resized alone."""
 
 
 class GpuImages:
-    """Decodes JPEGs to batches on a device; not thread-safe. See `cloudrt.images.decoding.BatchDecoder`.
+    """Decodes JPEGs to batches on a device, one `decode` at a time. See `cloudrt.images.decoding.BatchDecoder`.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Find and load NVIDIA's libraries in pip packages, for ONNX Runtime's CUDA and TensorRT providers.
 
 ONNX Runtime does not search pip packages: the libraries must be loaded before it needs them. Availability checks and
-loading search the same places: the `nvidia` folder of every entry of sys.path, torch on Windows, then the loader of the
-system.
+loading search the same places: the `nvidia` folder of every entry of sys.path, torch's folder on Windows, then those
+of the system's loader.
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ def load_libraries(provider: str) -> None:
         if find_spec("tensorrt"):
             import tensorrt  # noqa: F401 - importing it loads its libraries
         for name in tensorrt_libraries():
-            _load(name)
+            _load(name, "cuda,tensorrt")
 
 
-def _load(name: str) -> None:
+def _load(name: str, extras: str = "cuda") -> None:
     path = find_library(name)
     try:
         ctypes.CDLL(str(path or name))
     except OSError as error:
-        raise ProviderError(f"{name} cannot be loaded: {error}: {install_command('cuda')}") from error
+        raise ProviderError(f"{name} cannot be loaded: {error}: {install_command(extras)}") from error

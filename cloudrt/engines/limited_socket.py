@@ -16,12 +16,12 @@ class LimitedSocket:
         self._socket = connected
 
     def limit(self, deadline: float, received: int) -> None:
-        """Start a request: deadline in monotonic time, and largest number of bytes received."""
+        """Set the limits of a request: its deadline, as `time.monotonic`, and the largest number of bytes received."""
         self._deadline, self._limit, self._left = deadline, received, received
 
     def sendall(self, data: Any) -> None:
         """Send all data; raise TimeoutError after the deadline."""
-        self.wait()
+        self.set_timeout()
         self._socket.sendall(data)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
@@ -38,8 +38,8 @@ class LimitedSocket:
         if self._left < 0:
             raise too_large(self._limit)
 
-    def wait(self) -> None:
-        """Let the next operation wait until the deadline; raise TimeoutError if it has passed."""
+    def set_timeout(self) -> None:
+        """Limit the next operation to the time that is left; raise TimeoutError after the deadline."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -54,7 +54,7 @@ class _Received(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._limited.wait()
+        self._limited.set_timeout()
         count: int = self._file.readinto(buffer)
         self._limited.received(count)
         return count

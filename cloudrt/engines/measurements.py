@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cloudrt.engines.candidates import Candidate, Setting, best_setting, fixed_settings
 from cloudrt.engines.trial import ProviderTrial
-from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
+from cloudrt.errors import ArtifactError, CloudrtError, ProviderError
 from cloudrt.model.artifact import Artifact, graph_bytes
 from cloudrt.options import RunOptions
 from cloudrt.system.cache import cache_folder, prune
@@ -118,7 +118,7 @@ class Measurements:
 
     @property
     def on_any_device(self) -> bool:
-        """Whether CPU providers may be chosen, because `devices` is not given."""
+        """Whether CPU providers may be chosen: `devices`, which selects GPUs, is not given."""
         return self._options.devices is None
 
     @property
@@ -127,7 +127,11 @@ class Measurements:
         return self._trial is not None
 
     def precision(self, provider: str) -> str:
-        """Return the compute precision: for OpenVINO, the requested one or the first that agrees; otherwise "fp32"."""
+        """Return what OpenVINO computes in; "fp32" for other providers, which ignore it.
+
+        If the options do not say, that is the first precision that the CPU has instructions for and whose output agrees
+        with the reference: fp16, bf16, fp32 for an fp16 artifact, bf16, fp32 for int8, and fp32 for fp32.
+        """
         if provider != "openvino":
             return "fp32"
         if self._options.compute_precision != "auto":
@@ -135,7 +139,6 @@ class Measurements:
         from cloudrt.engines.openvino import native_precisions
 
         native = native_precisions()
-        # For an fp32 artifact, fp32.
         for precision in {"fp16": ("fp16", "bf16"), "int8": ("bf16",)}.get(self._artifact.precision, ()):
             if precision in native and self.disagreement(provider, precision) is None:
                 return precision
@@ -167,7 +170,7 @@ class Measurements:
         return reason
 
     def fastest(self, provider: str, precision: str, *, alone: bool) -> Candidate:
-        """Return a provider with its fastest settings and its highest rate, which is 0 if nothing was measured.
+        """Return a provider with its `best_setting` and its highest rate, which is 0 if nothing was measured.
 
         Nothing is measured for the CPU provider, whose only setting is the batch size, if the options fix it and no
         other provider is compared (`alone`).
@@ -185,13 +188,11 @@ class Measurements:
         if not settings:
             trial = self._open_trial()
             settings, refusal = trial.measure_settings(provider, precision, fixed), trial.refusal
-            if settings:  # not stored if memory ran out: there may be enough next time
+            if settings:  # an error is not stored: there may be enough memory next time
                 self._known.put(key, [setting.to_dict() for setting in settings])
         best = best_setting(settings)
         if best is None:
-            raise refusal or MemoryExhausted(
-                f"{provider} does not have enough memory for {asked or 1} images: use a smaller `batch_size`"
-            )
+            raise refusal or ProviderError(f"no setting of {provider} could be measured")
         rate = max(setting.images_per_s for setting in settings)
         return Candidate(provider, precision, replace(best, images_per_s=rate))
 
@@ -219,10 +220,10 @@ class Measurements:
             self._trial = ProviderTrial(
                 self._model,
                 self._artifact,
-                options.threads or usable_cpus(),
-                options.gpus[0],
-                options.allow_cpu,
-                options.batch_size,
-                self._samples,
+                threads=options.threads or usable_cpus(),
+                device=options.gpus[0],
+                allow_cpu=options.allow_cpu,
+                batch_size=options.batch_size,
+                samples=self._samples,
             )
         return self._trial

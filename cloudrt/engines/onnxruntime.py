@@ -136,9 +136,8 @@ class OrtEngine(Engine):
                 found = binding.warm_up(self._compute)
                 first = first or found
                 if any(np.abs(found[name].astype(np.int16) - first[name]).mean() > 1 for name in first):
-                    raise ProviderError(
-                        f"{self.provider} gives different results with different buffers: run it without a CUDA graph"
-                    )
+                    remedy = "run it without a CUDA graph" if options.cuda_graph else "use another provider"
+                    raise ProviderError(f"{self.provider} gives different results with different buffers: {remedy}")
                 bindings.put(binding)
         return bindings
 

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MARGIN = 1.1
-"""How many times as fast as ONNX Runtime's CUDA or CPU provider another provider must be to be chosen."""
+"""How many times as fast as ONNX Runtime's CUDA or CPU provider another provider must be to be chosen.
+
+Of several such providers, one is preferred to a later one of `NAMES` if it is this many times as fast.
+"""
 Samples = Callable[[], NDArray[np.uint8]]
 """Returns images of the user, (N, H, W, 3) uint8, on which the outputs of providers are compared."""
 
@@ -47,7 +50,9 @@ class Plan:
     ----------
     provider
         One of `cloudrt.options.PROVIDERS`, never "auto"; or "remote", for the servers of `RemoteOptions`.
-    batch_size, streams, compute_precision, cuda_graph, channels_last, pinned
+    batch_size
+        Number of images per batch.
+    streams, compute_precision, cuda_graph, channels_last, pinned
         See `EngineOptions`.
     images_per_s
         Highest measured rate of the network alone; 0 if nothing was measured.
@@ -108,9 +113,9 @@ def make_plan(
 ) -> Plan:
     """Choose the provider and the settings to run an artifact with, measuring what the cache does not contain.
 
-    "auto" prefers GPU providers to CPU providers. Of these, it takes ONNX Runtime's CUDA or CPU provider, unless
-    another one is at least `MARGIN` times as fast and its output agrees with ONNX Runtime's CPU provider in fp32.
-    TensorRT is considered only if its engine is in the cache, because building an engine takes minutes.
+    "auto" only takes a provider whose output agrees with ONNX Runtime's CPU provider in fp32. It prefers GPU providers
+    to CPU providers. Of these, it takes ONNX Runtime's CUDA or CPU provider, unless another one is at least `MARGIN`
+    times as fast. TensorRT is considered only if its engine is in the cache, because building an engine takes minutes.
 
     Parameters
     ----------

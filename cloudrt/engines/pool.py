@@ -195,13 +195,7 @@ class EnginePool:
 def _check_outputs(
     probability: NDArray[np.uint8], presence: NDArray[np.uint8] | None, engine: Engine, images: int
 ) -> None:
-    """Raise ArtifactError if the shape or dtype of an output differs from the metadata; runtimes only log a warning.
-
-    Raises
-    ------
-    ArtifactError
-        Names the output, what was found and what was expected.
-    """
+    """Raise ArtifactError if the shape or dtype of an output differs from the metadata; runtimes only log a warning."""
     artifact = engine.artifact
     for name, found, shape in (
         ("probability", probability, artifact.output_shape),

@@ -49,14 +49,14 @@ class RemoteModel:
     options
         The servers and the name of the model.
     artifact
-        Its metadata.
+        Metadata of the model.
     digest
         SHA-256 of the artifact's file if the servers report it, else of the model's parameters; with `options.rules`,
         of that file and the parameters.
     largest_batch
         Largest number of images per request.
     outputs
-        Names of its outputs.
+        Names of the model's outputs.
     """
 
     options: RemoteOptions
@@ -109,7 +109,8 @@ def _describe(url: str, options: RemoteOptions) -> RemoteModel:
     except CloudrtError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{where}: malformed metadata: {ascii(str(error))[:200]}") from error  # of other types
+        # A value of an unexpected type.
+        raise ArtifactError(f"{where}: malformed metadata: {ascii(str(error))[:200]}") from error
 
 
 def _open_client(url: str, timeout_s: float, tensor_bytes: int = 0) -> RemoteClient:
@@ -146,7 +147,9 @@ def _check_tensors(metadata: Mapping[str, Any], artifact: Artifact, where: str) 
     expected = {"image": (*artifact.input_size, 3), **_output_shapes(artifact)}
     for name, wanted in expected.items():
         if math.prod(wanted) > LARGEST_TENSOR:
-            raise ArtifactError(f"{where}: tensor {name!r} of {list(wanted)} is too large for one response")
+            raise ArtifactError(
+                f"{where}: tensor {name!r} of shape {list(wanted)} is larger than {LARGEST_TENSOR:,} bytes per image"
+            )
     tensors = [*metadata.get("inputs", ()), *metadata.get("outputs", ())]
     for tensor in tensors:
         shape = tuple(int(side) for side in tensor.get("shape", ()))

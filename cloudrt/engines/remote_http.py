@@ -152,7 +152,7 @@ class HttpClient:
     def _send(
         self, method: str, path: str, body: Any, headers: Mapping[str, str], deadline: float, limit: int
     ) -> HTTPResponse:
-        connection: Any = self._connection  # whose socket is replaced
+        connection: Any = self._connection  # Any: the type of `sock` changes
         if connection.sock is None:
             connection.connect()
             connection.sock = LimitedSocket(connection.sock)
@@ -167,8 +167,8 @@ class HttpClient:
             text = response.read(min(limit, 1 << 16))
             self._connection.close()  # the rest is not read
             place = response.getheader("Location")
-            moved = f"redirects to {place}: give the address of the server itself" if place else _error_text(text)
-            raise ServerError(f"status {status}: {moved}", again=str(status) in TRANSIENT, status=str(status))
+            reason = f"redirects to {place}: give the address of the server itself" if place else _error_text(text)
+            raise ServerError(f"status {status}: {reason}", again=str(status) in TRANSIENT, status=str(status))
         encoding = response.getheader("Content-Encoding", "identity")
         if encoding != "identity":
             raise ServerError(f"the response is compressed ({encoding}), which was not requested")
@@ -224,7 +224,9 @@ def parse_outputs(body: bytes, json_length: str | None, shapes: Shapes) -> dict[
     place = len(body)
     if json_length is not None:
         if not json_length.isdecimal() or len(json_length) > 20 or int(json_length) > len(body):
-            raise ServerError(f"Inference-Header-Content-Length is {json_length[:40]!r}, of {len(body)} bytes")
+            raise ServerError(
+                f"Inference-Header-Content-Length is {json_length[:40]!r}, but the body has {len(body)} bytes"
+            )
         place = int(json_length)
     outputs = _parse(body[:place]).get("outputs")
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
@@ -236,7 +238,8 @@ def parse_outputs(body: bytes, json_length: str | None, shapes: Shapes) -> dict[
         data: Any = output.get("data")
         if size is not None:
             if type(size) is not int or not 0 <= size <= len(body) - place:
-                raise ServerError(f"binary_data_size is {ascii(size)[:40]}, of {len(body) - place} bytes")
+                left = len(body) - place
+                raise ServerError(f"binary_data_size is {ascii(size)[:40]}, but {left} bytes are left")
             data = content[place : place + size]
             place += size
         name = output.get("name")

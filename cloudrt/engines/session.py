@@ -67,8 +67,8 @@ def open_session(
         return onnxruntime.InferenceSession(content, settings, enable_fallback=0)
     providers = [(ORT_NAMES[provider], chosen)]
     if provider == "tensorrt":  # CUDA runs the nodes that TensorRT does not support
-        spare = replace(options, cuda_graph=False)
-        providers.append((ORT_NAMES["cuda"], provider_options("cuda", artifact, batch_size, content, spare)))
+        without_graph = replace(options, cuda_graph=False)
+        providers.append((ORT_NAMES["cuda"], provider_options("cuda", artifact, batch_size, content, without_graph)))
     return onnxruntime.InferenceSession(content, settings, providers=providers, enable_fallback=0)
 
 

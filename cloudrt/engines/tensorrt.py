@@ -32,7 +32,7 @@ class EngineKey:
     Parameters
     ----------
     model_sha256
-        SHA-256 of the artifact's bytes.
+        SHA-256 of the artifact's graph, without metadata.
     onnxruntime, tensorrt
         Versions of the packages.
     gpu
@@ -97,7 +97,7 @@ def engine_key(
     Parameters
     ----------
     artifact, content
-        The artifact's metadata, and its bytes.
+        The artifact's metadata, and its serialised graph; see `graph_bytes`.
     options
         Options of the provider that are not paths.
     device
@@ -118,7 +118,7 @@ def engine_key(
 
 
 def engine_folder(artifact: Artifact, batch_size: int | None, content: bytes, cache: Path, device: int = 0) -> Path:
-    """Return the folder, in `cache`, of the engine for an artifact, with the bytes `content`, on GPU `device`."""
+    """Return the folder, in `cache`, of the engine for an artifact, with the graph `content`, on GPU `device`."""
     options = build_options(artifact, batch_size)
     return cache / engine_key(artifact, content, options, device, ("tensorrt-cu13", "tensorrt")).folder()
 

@@ -22,7 +22,7 @@ MODULE = "onnxruntime_ep_nv_tensorrt_rtx"
 PACKAGES = ("onnxruntime-ep-nv-tensorrt-rtx-cu13", "onnxruntime-ep-nv-tensorrt-rtx")
 CUDA_MAJOR = 13
 EP_NAME = "NvTensorRTRTXExecutionProvider"
-SUPPORTED = "8.6, 8.9, and 12.0 or later"
+SUPPORTED = "8.6, 8.9, or 12.0 and later"
 """The supported compute capabilities, for messages."""
 INSTALL = install_command("tensorrt-rtx")
 

@@ -64,7 +64,7 @@ class ProviderTrial:
     allow_cpu
         See `EngineOptions`.
     batch_size
-        The batch size of the run, for which TensorRT's engine exists; 0 uses the provider's default.
+        The batch size that TensorRT is compared at, as it builds an engine for each; 0 uses the provider's default.
     samples
         Returns images to compare on, (N, H, W, 3) uint8. Synthetic scenes are added up to `COMPARED` images.
     """
@@ -84,7 +84,7 @@ class ProviderTrial:
 
     @property
     def images(self) -> NDArray[np.uint8]:
-        """The images to compare on, (`COMPARED`, H, W, 3) uint8."""
+        """The images to compare on, (`COMPARED`, H, W, 3) uint8, drawn or loaded on first use."""
         if self._images is None:
             size = self.artifact.input_size
             given = self.samples()[:COMPARED] if self.samples else np.empty((0, *size, 3), np.uint8)
@@ -173,6 +173,7 @@ class ProviderTrial:
         return float(np.median(ratios))
 
     def _steps(self, provider: str, given: FixedSettings) -> Iterator[Callable[[Setting | None], Iterator[Setting]]]:
+        """Yield the steps of `measure_settings`: functions from the best settings so far to the settings to measure."""
         graph, layout = bool(given.cuda_graph), bool(given.channels_last)
 
         def streams(_best: Setting | None) -> Iterator[Setting]:
@@ -210,10 +211,7 @@ class ProviderTrial:
         work = setting.batch_size * setting.streams
         if best and time.perf_counter() + 3 * work / best.images_per_s > deadline:
             return None
-        words = f"{provider} {precision}: batch {setting.batch_size}, streams {setting.streams}"
-        words += ", channels last" if setting.channels_last else ""
-        words += ", CUDA graph" if setting.cuda_graph else ""
-        words += "" if setting.pinned else ", plain copies"
+        words = Candidate(provider, precision, setting).describe()
         try:
             with self.open(provider, precision, setting) as engine:
                 rate = measure_rate(engine, self._batch(setting))
@@ -244,13 +242,13 @@ class ProviderTrial:
             presence = [head for _, _, head in answers if head is not None]
             rules = self.artifact.rules or default_rules(len(self.artifact.labels.classes))
             self._outputs = ReferenceOutputs(
-                [f"image {position}" for position, _, _ in answers],
-                np.stack([levels for _, levels, _ in answers]),
-                rules,
-                bool(self.artifact.rules),
-                self.artifact.labels.submit_grid,
-                "images",
-                np.stack(presence) if presence else None,
+                names=[f"image {position}" for position, _, _ in answers],
+                levels=np.stack([levels for _, levels, _ in answers]),
+                rules=rules,
+                has_rules=bool(self.artifact.rules),
+                grid=self.artifact.labels.submit_grid,
+                source="images",
+                presence=np.stack(presence) if presence else None,
             )
         return self._outputs
 

@@ -64,7 +64,7 @@ def test_auto_builds_no_engine_of_tensorrt(opened: list[tuple[str, Setting]], mo
     make_plan(MODEL, ARTIFACT, RunOptions())
     assert opened and "tensorrt" not in {provider for provider, _ in opened}
     opened.clear()
-    # Its engine for batches of 32 exists: nothing else is opened, neither by the comparison nor by the measurements.
+    # Its engine for batches of 32 exists: the comparison and the measurements open no other batch size.
     monkeypatch.setattr("cloudrt.engines.session.tensorrt_engine_exists", lambda *words: words[1] == 32)
     make_plan(OTHER, OTHER_ARTIFACT, RunOptions())
     sizes = [setting.batch_size for provider, setting in opened if provider == "tensorrt"]
@@ -114,7 +114,7 @@ def test_new_rules_measure_nothing(opened: list[tuple[str, Setting]]) -> None:
     assert not opened
 
 
-def one_row_off(monkeypatch: pytest.MonkeyPatch, rows: int) -> str | None:
+def empty_rows(monkeypatch: pytest.MonkeyPatch, rows: int) -> str | None:
     """Return the disagreement of a provider that empties the first class of `rows` images."""
     left = [rows]
 
@@ -146,14 +146,14 @@ def one_row_off(monkeypatch: pytest.MonkeyPatch, rows: int) -> str | None:
 
 
 def test_the_comparison_measures_half_a_percent_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 images of three classes have 192 rows, of which one is 0.52%."""
+    """64 images of three classes have 192 rows: one of them is 0.52%, beyond the limit of 0.5%."""
     classes = len(ARTIFACT.labels.classes)
     assert COMPARED >= 64
-    assert one_row_off(monkeypatch, 0) is None
+    assert empty_rows(monkeypatch, 0) is None
     allowed = int(0.005 * COMPARED * classes)
     if allowed:
-        assert one_row_off(monkeypatch, allowed) is None
-    reason = one_row_off(monkeypatch, allowed + 1)
+        assert empty_rows(monkeypatch, allowed) is None
+    reason = empty_rows(monkeypatch, allowed + 1)
     assert reason and "rows empty in one submission only" in reason
 
 
@@ -196,7 +196,7 @@ def test_the_users_images_are_compared_where_there_are_enough(tmp_path: Path, mo
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """OpenVINO and the CPU work and agree; tests set their rates and the ratio here."""
-    found: dict[str, float] = {"openvino": 1.0, "cpu": 1.0, "ratio": 1.0, "timed in turns": 0}
+    found: dict[str, float] = {"openvino": 1.0, "cpu": 1.0, "ratio": 1.0, "timed alternately": 0}
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name in found else f"no {name}")
     monkeypatch.setattr(ProviderTrial, "disagreement", lambda *_: None)
 
@@ -207,7 +207,7 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
     def compare(self: ProviderTrial, one: Candidate, other: Candidate) -> float:
         assert (one.provider, other.provider) == ("openvino", "cpu")
-        found["timed in turns"] += 1
+        found["timed alternately"] += 1
         return found["ratio"]
 
     monkeypatch.setattr(ProviderTrial, "measure_settings", measure_settings)
@@ -226,21 +226,21 @@ def test_another_provider_wins_by_a_margin_beyond_noise(
     rates |= {"openvino": openvino, "cpu": 10.0, "ratio": ratio}
     chosen = make_plan(MODEL, ARTIFACT, RunOptions())
     assert chosen.provider == taken
-    assert rates["timed in turns"] == 1
+    assert rates["timed alternately"] == 1
     if 1 < ratio < MARGIN:
         assert f"{ratio:.2f} times as fast as cpu" in chosen.passed_over["openvino"]
     assert make_plan(MODEL, ARTIFACT, RunOptions()) == chosen
-    assert rates["timed in turns"] == 1  # from the cache
+    assert rates["timed alternately"] == 1  # from the cache
 
 
 @pytest.mark.parametrize(("openvino", "taken"), [(30.0, "openvino"), (3.0, "cpu")])
 def test_rates_that_are_far_apart_are_measured_once(rates: dict[str, float], openvino: float, taken: str) -> None:
     rates |= {"openvino": openvino, "cpu": 10.0}
     assert make_plan(MODEL, ARTIFACT, RunOptions()).provider == taken
-    assert rates["timed in turns"] == 0
+    assert rates["timed alternately"] == 0
 
 
-def test_two_settings_are_timed_in_turns(opened: list[tuple[str, Setting]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_settings_are_timed_alternately(opened: list[tuple[str, Setting]], monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([2.0, 1.0, 8.0, 2.0, 3.0, 1.0, 1.0, 1.0, 30.0, 1.0])
     monkeypatch.setattr(trial_module, "measure_rate", lambda engine, batch: next(times))
     trial = ProviderTrial(MODEL, ARTIFACT, 1)
@@ -268,5 +268,5 @@ def test_a_provider_that_fails_in_the_measurement_is_passed_over(
         make_plan(MODEL, ARTIFACT, RunOptions(provider="cuda"))
 
 
-def test_what_is_compared_says_so() -> None:
+def test_a_plan_names_its_layout() -> None:
     assert Plan("cuda", 8, channels_last=True).describe() == "provider cuda, batch 8, channels last"

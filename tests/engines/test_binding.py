@@ -62,7 +62,7 @@ OPTIONS = [
 def test_buffers_on_a_device_give_a_plain_sessions_answers(
     model: Path, monkeypatch: pytest.MonkeyPatch, options: EngineOptions
 ) -> None:
-    """The device is the CPU here: the same binding, with its buffers there."""
+    """The device is host memory here, and the session runs on the CPU."""
     from concurrent.futures import ThreadPoolExecutor
 
     import onnx
@@ -84,5 +84,5 @@ def test_buffers_on_a_device_give_a_plain_sessions_answers(
         assert (probability == wanted[0]).all()
         assert presence is not None and (presence == wanted[1]).all()
     if options.cuda_graph:
-        assert len(ran) == 1 and threading.get_ident() not in ran  # the thread that recorded it, and no other
+        assert len(ran) == 1 and threading.get_ident() not in ran  # the thread that captured it, and no other
         assert graphs == {"0", "1"}  # each for its own buffers

@@ -61,7 +61,7 @@ def test_answers_are_those_of_a_plain_session(
         assert (engine.probability(batch) == found).all()
     assert found.dtype == np.uint8
     assert found.shape == (3, 3, 90, 60)
-    # OpenVINO may round the last bit of a sigmoid to the other side.
+    # OpenVINO's sigmoid may differ by one level.
     assert np.abs(found.astype(int) - probability).max() <= (provider == "openvino")
     assert found_presence is not None
     assert np.abs(found_presence.astype(int) - presence).max() <= (provider == "openvino")
@@ -94,7 +94,7 @@ def test_other_batches_are_refused(model: Path, batch: NDArray[np.uint8], provid
 
 
 @pytest.mark.parametrize("provider", LOCAL)
-def test_batches_that_do_not_lie_in_order_are_read_right(model: Path, batch: NDArray[np.uint8], provider: str) -> None:
+def test_batches_need_not_be_contiguous(model: Path, batch: NDArray[np.uint8], provider: str) -> None:
     with open_engine(model, provider, 3) as engine:
         assert (engine.probability(batch[::-1]) == engine.probability(batch)[::-1]).all()
 
@@ -216,7 +216,7 @@ def test_fp16_in_openvino_is_the_widened_graph(batch: NDArray[np.uint8]) -> None
         np.testing.assert_array_equal(engine.run(batch)[0], wide.run(batch)[0])
 
 
-def test_fp16_is_widened_on_the_cpu_unless_told(batch: NDArray[np.uint8]) -> None:
+def test_fp16_is_widened_on_the_cpu_unless_emulated(batch: NDArray[np.uint8]) -> None:
     half = tiny_model(SIZE, LABELS, precision="fp16")
     with open_engine(half, "cpu", None) as engine:
         assert (engine.probability(batch) == plain(widen(half), batch)[0]).all()

@@ -42,10 +42,10 @@ LOST = f"{WHERE}CUDA failure 719: unspecified launch failure ; GPU=0 ; hostname=
 
 
 class Gpu:
-    """Opens sessions that report CUDA's provider and run on the CPU; `fault(images)` gives the error of a batch."""
+    """Opens sessions that report CUDA's provider and run on the CPU; `fault(batch_size)` returns an error to raise."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.fault: Any = lambda images: None
+        self.fault: Any = lambda batch_size: None
         monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None)
         monkeypatch.setattr("cloudrt.engines.session.load_libraries", lambda provider: None)
         monkeypatch.setattr("cloudrt.engines.session.onnxruntime.InferenceSession", self.open)
@@ -199,7 +199,7 @@ def test_a_gpu_that_is_lost_ends_the_run_and_resume_finishes_it(
     assert "\n" not in str(caught.value) and "onnxruntime_src" not in str(caught.value)
     assert not output.exists() and output.with_name("submission.csv.journal").exists()
     assert "`resume=True` continues from there" in caplog.text
-    gpu.fault = lambda images: None
+    gpu.fault = lambda batch_size: None
     assert infer(images, output, model, provider="cuda", batch_size=4, resume=True).images == 20
     assert output.read_bytes() == wanted.read_bytes()
 
@@ -260,7 +260,7 @@ def test_a_setting_that_is_refused_ends_neither_trial_nor_command(
 
 
 def test_a_provider_that_runs_nothing_says_why(gpu: Gpu, model: Path) -> None:
-    gpu.fault = lambda images: RuntimeError(LOST)
+    gpu.fault = lambda batch_size: RuntimeError(LOST)
     with pytest.raises(ProviderError, match="CUDA failure 719") as caught:
         Segmenter(model, provider="cuda")
     assert not isinstance(caught.value, MemoryExhausted)
@@ -287,7 +287,7 @@ DRIVERS: list[tuple[dict[str, str], str, str]] = [
     ({"STUB_FAULT": "803"}, "cuda", "cannot be used (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH): restart the machine"),
     ({"STUB_GPUS": "9.0", "STUB_CUDA": "12080"}, "cuda", "supports CUDA 12.8 at most, ONNX Runtime needs CUDA 13"),
     ({"STUB_GPUS": "9.0"}, "tensorrt-rtx", "NVIDIA Stub, 8 GiB has 9.0: use provider cuda or tensorrt"),
-    ({"STUB_GPUS": "8.0 7.5"}, "tensorrt-rtx", "needs compute capability 8.6, 8.9, and 12.0 or later"),
+    ({"STUB_GPUS": "8.0 7.5"}, "tensorrt-rtx", "needs compute capability 8.6, 8.9, or 12.0 and later"),
     ({"STUB_GPUS": "8.9", "STUB_CUDA": "12080"}, "tensorrt-rtx", "TensorRT for RTX needs CUDA 13"),
     ({"STUB_GPUS": "9.0 8.9"}, "tensorrt-rtx", "None"),  # one of them is supported
 ]

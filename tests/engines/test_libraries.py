@@ -55,8 +55,8 @@ def test_libraries_are_found_in_every_folder_of_the_path(tmp_path: Path, monkeyp
 
 
 @pytest.mark.skipif(not LINUX, reason="names of Linux")
-def test_what_the_loader_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that is there and does not load; ONNX Runtime would print it, log an error and take the CPU."""
+def test_the_loaders_message_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that exists and cannot be loaded; ONNX Runtime would log an error and use the CPU."""
     folder = tmp_path / "nvidia" / "cu13" / "lib"
     folder.mkdir(parents=True)
     (folder / "libdamaged.so.13").write_bytes(b"half of a download")
@@ -75,7 +75,7 @@ def test_cpu_providers_load_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def requirements() -> dict[str, list[Requirement]]:
-    """Extra -> what it asks for; "" for what is always installed."""
+    """Extra -> its requirements; "" for those that are always installed."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     texts = {"": setup["options"]["install_requires"]} | dict(setup["options.extras_require"])

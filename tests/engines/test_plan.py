@@ -107,7 +107,7 @@ def test_tensorrt_is_taken_where_its_engine_exists(rates: dict[str, float], monk
     monkeypatch.setattr("cloudrt.engines.session.tensorrt_engine_exists", exists)
     chosen = plan(RunOptions())
     assert (chosen.provider, chosen.batch_size) == ("tensorrt", 32)
-    assert asked == [32]  # of the batch that it would run
+    assert asked == [32]  # the batch size of the plan
     assert "5.0 images/s, compared with 9.0" in chosen.passed_over["cuda"]
 
 
@@ -144,19 +144,16 @@ def test_local_providers_agree_on_every_precision() -> None:
         assert trial.disagreement("cpu", "fp32") is None
 
 
-def test_an_engine_that_cannot_open_is_passed_over(rates: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    rates |= {"cpu": 1.0, "openvino": 2.0}
-    monkeypatch.undo()
-
+def test_an_engine_that_cannot_open_does_not_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        raise ProviderError("OpenVINO is in a bad mood")
+        raise ProviderError("OpenVINO cannot start")
 
     monkeypatch.setattr(ProviderTrial, "open", refuse)
-    assert ProviderTrial(MODEL, ARTIFACT, 1).disagreement("openvino", "fp32") == "OpenVINO is in a bad mood"
+    assert ProviderTrial(MODEL, ARTIFACT, 1).disagreement("openvino", "fp32") == "OpenVINO cannot start"
 
 
 @needs_openvino
-def test_low_precision_is_computed_in_where_the_cpu_can_and_agrees(
+def test_openvino_computes_in_low_precision_if_it_is_native_and_agrees(
     rates: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates |= {"openvino": 2.0, "cpu": 1.0}
@@ -184,7 +181,7 @@ def test_instructions_that_are_missing_are_refused(monkeypatch: pytest.MonkeyPat
         plan(RunOptions(compute_precision="bf16"))
 
 
-def test_devices_are_gpus_that_are_there_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_are_existing_gpus_of_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = ("H200, 139 GiB", "H200, 139 GiB", "T4, 15 GiB")
     monkeypatch.setattr(cloudrt.engines.plan, "nvidia_driver", lambda: Driver((13, 0), gpus))
     for devices, words in (((0, 3), "there is no GPU 3: this process may use 3"), ((0, 2), "of different models")):
@@ -346,9 +343,11 @@ def test_running_out_of_memory_is_not_cached(
     def lacking(self: ProviderTrial, provider: str, *words: Any) -> Any:
         if provider != "openvino":
             return real(self, provider, *words)
-        if where == "measure_settings":
-            return []
-        raise MemoryExhausted("not enough memory for openvino")
+        error = MemoryExhausted("not enough memory for openvino")
+        if where == "disagreement":
+            raise error
+        self.refusal = error
+        return []
 
     with monkeypatch.context() as patch:
         patch.setattr(ProviderTrial, where, lacking)

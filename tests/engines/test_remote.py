@@ -337,8 +337,8 @@ def change_artifact(metadata: dict[str, Any], **values: Any) -> None:
         (lambda m: change_artifact(m, input_size=[64.0, 96]), "malformed metadata: input_size must be"),
         (lambda m: change_artifact(m, input_size="ab"), "malformed metadata: input_size must be"),
         (lambda m: change_artifact(m, input_size=5), "malformed metadata"),
-        (lambda m: change_artifact(m, input_size=[1 << 20, 1 << 20]), "is too large for one response"),
-        (lambda m: change_artifact(m, submit_grid=[1 << 20, 1 << 20], label_grid=[1 << 20, 1 << 20]), "is too large"),
+        (lambda m: change_artifact(m, input_size=[1 << 20, 1 << 20]), "is larger than 1,073,741,824 bytes"),
+        (lambda m: change_artifact(m, submit_grid=[1 << 20, 1 << 20], label_grid=[1 << 20, 1 << 20]), "is larger"),
     ],
 )
 def test_other_tensors_and_metadata_are_refused_at_the_start(

@@ -1,6 +1,6 @@
 """TensorRT for RTX builds engines of real artifacts, ahead of time and without a GPU; nothing runs here.
 
-The matrix of encoders, precisions and targets is slow; the shipped artifact stands for it in `make test`.
+The matrix of encoders, precisions and targets is slow; `make test` builds the shipped artifact and a tiny one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def test_the_shipped_artifact_is_built_for_every_target() -> None:
 @needs_tensorrt
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_tiny_artifact_is_built(precision: str) -> None:
-    """What the other tests of engines run."""
+    """The artifact that the other tests of engines run."""
     model = tiny_model(labels=SMALL_GRIDS, precision=precision, presence=True)
     assert check(model, parse_artifact(model, "m"), 4, ["sm89"]).engines[0].bytes > 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_the_plugin_registers_and_finds_no_gpu(stubs: Path) -> None:
 def test_an_unsupported_gpu_is_named_before_anything_is_loaded(stubs: Path) -> None:
     done = python_with_stubs(stubs, REGISTER, STUB_GPUS="9.0 8.9")
     assert done.stdout.splitlines() == [
-        "GPU 0, NVIDIA Stub, 8 GiB, has compute capability 9.0, but TensorRT for RTX needs 8.6, 8.9, and 12.0 or "
+        "GPU 0, NVIDIA Stub, 8 GiB, has compute capability 9.0, but TensorRT for RTX needs 8.6, 8.9, or 12.0 and "
         "later: use provider cuda or tensorrt",
         "False",
     ]
@@ -99,7 +100,7 @@ def test_the_device_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_plugin_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, tensorrt_rtx.MODULE, None)
+    monkeypatch.setitem(sys.modules, tensorrt_rtx.MODULE, None)
     register.cache_clear()
     with pytest.raises(ProviderError, match=r"pip install '\.\[tensorrt-rtx\]'"):
         register()
