@@ -1,6 +1,6 @@
 """Entry points of the commands, and `python -m cloudrt`.
 
-Importing the command line and its libraries takes up to seconds. Until a command begins, Ctrl-C ends the process with
+Importing the command line and its libraries can take seconds. Until a command begins, Ctrl-C ends the process with
 one line and the status of `cloudrt.system.terminal.reports_errors`, instead of a traceback.
 """
 

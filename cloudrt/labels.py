@@ -23,10 +23,9 @@ KEY_COLUMN = "Image_Label"
 FIELDS = ("classes", "label_grid", "submit_grid", "key_column")
 """Keys in data.json and in an artifact's metadata."""
 MAX_NAME_BYTES = 100
-"""Length of a class name in UTF-8; file systems allow 255 bytes."""
+"""Largest length of a class name in UTF-8; file systems allow 255 bytes."""
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories: control characters, surrogates, line and paragraph separators."""
-
 
 # Based on the palette of Okabe and Ito (2008), distinguishable with every kind of colour vision: purple, green and
 # vermilion are lighter, and violet and grey replace blue and black, because the ocean in the images is dark.
@@ -130,7 +129,7 @@ CLOUDS = Labels()
 
 
 def class_colours(count: int) -> list[str]:
-    """Return `count` distinct colours as #rrggbb: `COLOURS` first, then hues at the golden angle."""
+    """Return `count` distinct colours as #rrggbb: `COLOURS` first, then hues a golden angle apart."""
     wheel = (colorsys.hls_to_rgb(index * 0.618034 % 1, 0.66, 0.7) for index in range(count - len(COLOURS)))
     more = ["#" + "".join(f"{round(255 * level):02x}" for level in rgb) for rgb in wheel]
     return [*COLOURS[:count], *more]

@@ -33,7 +33,7 @@ class GpuOptions:
     Parameters
     ----------
     streams
-        Number of batches in flight on each GPU; 0 measures the best number.
+        Number of batches computed at once on each GPU; 0 measures the best number.
     graph
         Whether to run each batch as a captured CUDA graph; None measures whether that is faster.
 
@@ -176,14 +176,15 @@ class RunOptions:
     threads
         Number of CPU threads of each stage; 0 uses all cores that this process may use.
     devices
-        GPU numbers; one engine runs on each. All GPUs must be of the same model. If devices
-        are given, CPU providers are refused. None means GPU 0, if the provider needs a GPU.
+        GPU numbers; one engine runs on each. All GPUs must be of the same model. If devices are given, CPU providers
+        are refused. None means GPU 0, if the provider needs a GPU.
     allow_cpu
         With a GPU provider, allow convolutions, resizes and normalisations to run on the CPU.
     decoder
         One of `DECODERS`: "cpu", or "gpu" for nvImageCodec.
     max_pixels
-        Images with more pixels are reported as failures.
+        Image files with more pixels are reported as failures; an image that is cut into tiles may have 10 times as
+        many. Arrays are not checked.
     cuda, tensorrt, tensorrt_rtx, openvino
         Options of the provider of that name; other providers ignore them.
     remote

@@ -122,7 +122,7 @@ class Decoding:
     size
         Height and width of the decoded images.
     max_pixels
-        Inputs with more pixels fail.
+        Files with more pixels fail; arrays are not checked.
     stats
         Records the time to read and decode each image.
     decoder

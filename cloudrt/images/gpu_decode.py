@@ -19,14 +19,13 @@ BACKENDS = ("hardware", "hybrid")
 """The GPU's JPEG engine; CUDA cores, with Huffman decoding by the CPU or the GPU.
 
 The JPEG engine decodes all images of a batch that it supports, and CUDA cores decode the others. On an H200, splitting
-each batch between both had 0.73 times the rate for JPEGs of 525x350, and 0.80 times for 2100x1400.
+each batch between both had 0.73 times the rate of the JPEG engine alone for JPEGs of 525x350, and 0.80 times for
+2100x1400.
 """
 
 
 class GpuJpegDecoder:
     """Decodes batches of JPEGs at full size; not thread-safe.
-
-    The tests without a GPU use nvImageCodec's CPU backend.
 
     Parameters
     ----------
@@ -38,7 +37,7 @@ class GpuJpegDecoder:
         The backends to use, of `BACKENDS`. They are named because nvImageCodec, by default, decodes on the CPU if
         nvJPEG is missing.
     on_cpu
-        Decode on the CPU with the same library, for tests without a GPU.
+        Decode with nvImageCodec's CPU backend instead, for tests without a GPU.
 
     Raises
     ------

@@ -20,7 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 100_000_000
 """Default limit of the number of pixels of an image."""
 
-# Limits of parts that take time or memory to parse, whatever their size. Usual files have much fewer.
+# Limits of parts that take time or memory to parse, whatever their size. Usual files have far fewer.
 MAX_SEGMENTS = 10_000
 """Limit of the segments of a JPEG before its first scan."""
 MAX_CHUNKS = 200_000
@@ -112,8 +112,8 @@ def _png(data: bytes) -> Grid:
     return height, width
 
 
-def without_notes(data: bytes) -> bytes:
-    """Return a PNG without the chunks that do not change its pixels, such as colour profiles and texts.
+def drop_ancillary_chunks(data: bytes) -> bytes:
+    """Return a PNG without the ancillary chunks that do not change its pixels, such as colour profiles and texts.
 
     libpng prints its warnings about them to stderr, whatever the log level of OpenCV is. Other data is returned as it
     is.
@@ -130,7 +130,7 @@ def without_notes(data: bytes) -> bytes:
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
-        if kind[0] & 0x20 and kind not in _PIXEL_CHUNKS:  # a lower-case letter: not a critical chunk
+        if kind[0] & 0x20 and kind not in _PIXEL_CHUNKS:  # a lower-case letter: an ancillary chunk
             kept.append(view[begin:at])
             begin = end
         at = end
@@ -138,7 +138,7 @@ def without_notes(data: bytes) -> bytes:
 
 
 _PIXEL_CHUNKS = (b"tRNS", b"bKGD", b"eXIf", b"acTL", b"fcTL", b"fdAT")
-"""Chunks that are not critical, but may change pixels: transparency, background, rotation and animation."""
+"""Ancillary chunks that may change pixels: transparency, background, rotation and animation."""
 
 
 def _webp(data: bytes) -> Grid:

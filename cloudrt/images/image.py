@@ -3,7 +3,8 @@
 A JPEG is decoded at the smallest DCT scale of libjpeg-turbo that covers the requested size, then resized once. Other
 files and arrays are first reduced by the same scale, so that all forms of an image give nearly the same result. Damaged
 files raise `ImageError` instead of decoding to grey areas. PNG, WebP, TIFF and BMP are decoded by OpenCV, after their
-headers are validated. OpenCV fills damaged strips of a TIFF; Pillow, which reports them, decodes it first.
+headers are validated. A TIFF is decoded by Pillow first: OpenCV fills damaged strips without an error, and Pillow
+reports them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.images.headers import MAX_PIXELS, has_end, has_exif, stated_size, without_notes
+from cloudrt.images.headers import MAX_PIXELS, drop_ancillary_chunks, has_end, has_exif, stated_size
 from cloudrt.images.resize import reduce, resize
 from cloudrt.labels import Grid
 
@@ -123,7 +124,7 @@ def load_image(
     size
         Height and width of the result.
     max_pixels
-        Larger images are refused before decoding.
+        Larger files are refused before decoding; arrays are not checked.
     out
         Output array, (*size, 3) uint8, C-contiguous; by default a new array.
 
@@ -183,7 +184,7 @@ def read_file(path: str | Path) -> bytes:
             raise ImageError("cannot be read: not a regular file")
         refuse_large(status.st_size)
         with Path(path).open("rb") as file:
-            return file.read(status.st_size)  # more may have been added since, or may never end, as below /proc
+            return file.read(status.st_size)  # at most: a file that grows, or one in /proc, may not end
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # a NUL byte in the name
@@ -204,9 +205,9 @@ def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS)
     data
         The bytes of the file.
     cover
-        A JPEG is decoded at the smallest scale whose height and width are at least these; other images are decoded at
-        full size and reduced to that scale. None decodes at full size; the result equals cv2.imread in colour,
-        including EXIF rotation.
+        A JPEG is decoded at the smallest scale whose height and width are at least these; other images, and JPEGs in
+        CMYK or with EXIF data, are decoded at full size and reduced to that scale. None decodes at full size; the
+        result equals cv2.imread in colour, including EXIF rotation.
     max_pixels
         Larger images are refused before decoding.
 
@@ -223,7 +224,7 @@ def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS)
     if data[:2] in (b"II", b"MM"):
         _check_tiff(data)
     try:
-        image = _decode_opencv(without_notes(data))
+        image = _decode_opencv(drop_ancillary_chunks(data))
     except ImageError as error:
         if data[:2] not in (b"II", b"MM"):
             raise

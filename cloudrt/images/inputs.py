@@ -35,7 +35,7 @@ def list_inputs(inputs: Sequence[str | Path], sample: Path | None, labels: Label
     inputs
         Folders, including subfolders; image files; `glob` patterns, including **; or lists: .txt files in UTF-8 with
         one path per line, relative to the folder of the list. The key of an image is its path relative to the input
-        folder or to the fixed part of the pattern, or its line in the list.
+        folder or to the fixed part of the pattern, its line in the list, or the name of the image file.
     sample
         A sample_submission.csv; if given, only its images are returned, in its order. Images that are not in the inputs
         are included with the path where they are expected, so that they are reported as failures.

@@ -27,7 +27,7 @@ class Identity:
     provider, batch_size, streams, compute_precision, cuda_graph, channels_last
         See `cloudrt.engines.plan.Plan`.
     device
-        Model of the CPU or GPU.
+        Model of the CPU or GPU; "" with remote servers.
     precision
         Precision of the artifact.
     threads, decoder, max_pixels
@@ -83,7 +83,7 @@ class Identity:
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """Return the identity that `to_dict` described.
+        """Return the identity from the values that `to_dict` returned.
 
         Raises
         ------

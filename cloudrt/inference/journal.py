@@ -33,10 +33,9 @@ besides the current batch."""
 FLUSH_SECONDS = 0.05
 """Minimum time between two writes to the file. A batch that completes sooner is written with the next one, and is lost
 if the process is killed before. A write releases the GIL; waiting to take it again takes longer than the rest of
-`Journal.add`.
-"""
+`Journal.add`."""
 BUFFER = 2**20
-"""Size of the file's write buffer, in bytes; a full buffer is written at once."""
+"""Size of the file's write buffer, in bytes; a full buffer is written immediately."""
 
 _ADVICE = "the journal was edited; use `overwrite=True` to start again"
 _TORN = re.compile(rb"[0-9a-f]{0,8}(\Z|\x00)|[0-9a-f]{8} ")
@@ -102,7 +101,7 @@ class Journal:
     def __init__(
         self, path: Path, identity: Identity | None, *, keys: Sequence[str] | None = None, resume: bool = False
     ) -> None:
-        # What a link leads to belongs to someone else.
+        # Writing to a link would change a file that is not named after the output.
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise DataError(f"{path} is not a regular file: give another `output`")
         if path.exists() and path.stat().st_nlink > 1:

@@ -204,9 +204,9 @@ def require_packages(form: str, *, geotiff: bool = False) -> None:
 
 
 def output_digest(path: Path) -> str:
-    """Return the SHA-256 of an output; of a zarr store, that of the metadata that is written last.
+    """Return the SHA-256 of an output; for a zarr store, that of its metadata, which is written last.
 
-    "" if there is none: a store is created with its first day.
+    "" if there is no output: a store is created with its first day.
     """
     if not path.exists():
         return ""

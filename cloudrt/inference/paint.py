@@ -1,7 +1,4 @@
-"""The picture files of one result: its masks and its overlay, written by the threads of `cloudrt.inference.run`.
-
-An image whose pictures cannot be written because of its name fails; other errors, such as a full disk, stop the run.
-"""
+"""The picture files of one result: its masks and its overlay, written by the threads of `cloudrt.inference.run`."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from cloudrt.inference.task import InferTask
 def paint(segmenter: Segmenter, task: InferTask, pair: tuple[ImageFile, Result]) -> tuple[ImageFile, Result]:
     """Write the masks and the overlay of one image, if the task asks for them.
 
-    An image whose name the file system does not accept fails.
+    An image whose name the file system does not accept fails; other errors, such as a full disk, stop the run.
     """
     file, result = pair
     try:

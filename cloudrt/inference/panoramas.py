@@ -41,7 +41,7 @@ from cloudrt.system.overlap import overlap
 logger = logging.getLogger(__name__)
 
 _MOST_AHEAD = 4
-"""Panoramas that are decoded, or whose components are found, at a time: each may take gigabytes of memory."""
+"""Panoramas that are decoded, or whose components are found, ahead of the next one; each may take gigabytes."""
 
 
 @dataclass
@@ -60,6 +60,8 @@ class _Pending:
         Reason of the failure.
     blend
         Blended probabilities; None before the first tile.
+    arrived
+        Number of tiles that have been segmented.
     batch, batch_size
         See `Result`.
     """
@@ -201,7 +203,8 @@ def _blend(
     segmenter: Segmenter, tiles: Iterator[Inferred], pending: deque[_Pending], tiling: Tiling
 ) -> Iterator[tuple[_Pending, NDArray[np.uint8] | None]]:
     """Yield each panorama, in order, with its levels, (C, W, H), or None if it failed."""
-    start, size, position = 0, 0, 0  # of the last panorama that begins a batch; number of panoramas
+    start, size = 0, 0  # position and batch size of the last panorama whose first tile begins a batch
+    position = 0  # of the current panorama
     artifact = segmenter.artifact
 
     def failed() -> Iterator[tuple[_Pending, None]]:

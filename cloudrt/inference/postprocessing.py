@@ -25,7 +25,7 @@ Texts = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], list[list[str]]]
 
 
 class Postprocessing:
-    """Makes results of the network's outputs.
+    """Makes results from the network's outputs.
 
     Parameters
     ----------
@@ -83,6 +83,6 @@ class Postprocessing:
         if not rows or batch.probability is None:
             return []
         first = batch.rows.start
-        whole = rows[-1] - rows[0] + 1 == len(rows)  # otherwise the rows of failed inputs are left out by a copy
+        whole = rows[-1] - rows[0] + 1 == len(rows)  # otherwise a copy leaves out the failed inputs
         some = slice(rows[0] - first, rows[-1] - first + 1) if whole else [row - first for row in rows]
         return self.texts(batch.probability[some], None if batch.presence is None else batch.presence[some])

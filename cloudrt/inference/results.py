@@ -88,7 +88,7 @@ class Result:
         Raises
         ------
         DataError
-            No class of that name, an invalid size, or "image" for an image of unknown size (from bytes).
+            No class of that name, an invalid size, or "image" where `source` is None.
         ImageError
             The file of the image can no longer be read.
         """

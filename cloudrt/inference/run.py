@@ -229,7 +229,8 @@ def write_submission(
             if task.tiling is None
             else predict_panoramas(segmenter, left, task.tiling, checks)
         )
-        stack.enter_context(closing(predicted))  # now, not when the garbage collector runs in one of the threads
+        # Otherwise the garbage collector may close the pipeline, in one of the threads that closing waits for.
+        stack.enter_context(closing(predicted))
         for file, result in painted(zip(left, predicted, strict=True)):
             submission.add(result.image, result.rle, result.error, result.batch, result.batch_size, place=result.place)
             show(file, result)

@@ -65,7 +65,7 @@ def write_runs(edges: NDArray[np.int32], count: int, text: NDArray[np.uint8]) ->
     count
         Number of runs.
     text
-        Output; 8 bytes longer than the text.
+        Output; at least 8 bytes longer than the text.
     """
     seven = count == 0 or edges[2 * count - 1] < 10_000_000  # tested once: a test per number would halve the speed
     return _write_seven_digits(edges, count, text) if seven else _write_any_digits(edges, count, text)

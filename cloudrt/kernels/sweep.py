@@ -59,8 +59,8 @@ def sweep(
     truth
         (W, H), 0 or 1.
     ranks
-        (256,): how many of the T thresholds are lower than each level; a pixel of rank r is on for thresholds 0 to
-        r - 1.
+        (256,): how many of the T thresholds are lower than each level; a pixel of rank r is on for the
+        thresholds with the indices 0 to r - 1.
     min_areas
         (A,), ascending.
     pixels
@@ -115,8 +115,8 @@ def _flood(
 ) -> None:
     """Count every component, at every threshold, of the pixels connected to `at` at the lowest threshold.
 
-    `stack` holds rank, area and overlap of the unfinished components, each brighter than the one below it. `top[r]` is
-    the first pixel of rank r that waits to be visited; bit r of `waiting` tells whether there is one.
+    `stack` holds rank, area and true pixels of the unfinished components, each brighter than the one below it.
+    `top[r]` is the first pixel of rank r that waits to be visited; bit r of `waiting` tells whether there is one.
     """
     pixels[at].side = 0
     level = int(pixels[at].rank)
@@ -194,15 +194,15 @@ def _brightest(waiting: NDArray[np.uint64]) -> int:
 @kernel
 def _count(tables: NDArray[np.int64], min_areas: NDArray[np.int64], component: NDArray[np.int64], under: int) -> None:
     """Count a component that is complete for the thresholds `under` to `rank` - 1, as differences at both ends."""
-    rank, area, overlap = component
+    rank, area, true = component
     if area <= min_areas[0]:
         return
     last = np.searchsorted(min_areas, area) - 1  # the largest min area that keeps it
     tables[0, rank - 1, last] += area
-    tables[1, rank - 1, last] += overlap
+    tables[1, rank - 1, last] += true
     if under > 0:
         tables[0, under - 1, last] -= area
-        tables[1, under - 1, last] -= overlap
+        tables[1, under - 1, last] -= true
 
 
 @kernel

@@ -29,9 +29,9 @@ def add_weighted(
     weights
         (W, H).
     row, rows
-        First row of the tile in the strip, and the number of its rows that are added.
+        Row of the strip where the tile begins, and the number of rows of the tile that are added.
     total
-        (C, W, S), C-contiguous: the sums of the strip.
+        (C, W, S), C-contiguous: the sums of the strip, which has S rows.
     weight
         (W, S): the sums of the weights.
     """

@@ -9,8 +9,8 @@ checkpoint and the artifact store them, and `apply_rules` applies them.
 The lower bound of the run time is the time to read the map from memory once. On one AVX2 core, for uint8 in RLE order
 (bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times as long as that bound; more than half of it is
 finding the runs, the only pass over the pixels. A map of 2,300 runs takes 10 times as long: about a third is finding
-runs, more than a third is joining them (unpredictable branches), and a fifth is writing digits. For float32 in C order,
-which has 4 times as many bytes, the factors are 2 and 4.
+runs, more than a third is joining them (unpredictable branches), and a sixth is writing digits. For float32 in C order,
+which has 4 times as many bytes, the factors are 2 and 5.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Artifact:
         Precision that the network computes in: "fp32", "fp16", "bf16" or "int8". The operations before and after the
         network are always float32.
     kept_fp32
-        Layers that export left in fp32, because the parity gate does not pass if they are lowered.
+        Layers that export left in fp32, because the model fails the parity gate if they have a lower precision.
     int8_target
         Runtime that the int8 layers are quantised for, "cpu" or "tensorrt"; empty in other precisions.
     subtract_no_data
@@ -79,7 +79,7 @@ class Artifact:
     Raises
     ------
     DataError
-        An unknown precision, or numbers of rules, sizes or channels that do not match.
+        A value of the wrong type or out of range, or a number of rules that is not that of the classes.
     """
 
     labels: Labels = CLOUDS
@@ -265,7 +265,7 @@ def _check_intact(model: onnx.ModelProto, content: bytes, path: str | Path) -> N
 
 
 def _check_contained(model: onnx.ModelProto, path: str | Path) -> None:
-    """Refuse weights in other files, which the file's digest does not cover, and control flow, which may not end."""
+    """Refuse weights in other files, which the file's digest does not cover, and control flow, which may never end."""
     import onnx
 
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]

@@ -72,7 +72,7 @@ def build_network(config: NetworkConfig) -> nn.Module:
 
 
 class SumMaps(nn.Module):
-    """The sum of maps of equal shape. The merge block of segmentation_models_pytorch stacks them first."""
+    """The sum of maps of equal shape; segmentation_models_pytorch copies them to one tensor first."""
 
     def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Return the sum."""
