@@ -114,7 +114,7 @@ def bench(
     reads: dict[str, Path | None] = {f"MODEL {number}": path for number, path in enumerate(models, 1)}
     reads |= {"--truth": truth, "--checkpoint": checkpoint, "--baseline": baseline, "--compare": before, "--data": data}
     reads |= {} if models else {"the model": default_model()}
-    check_outputs({"--output": output, "the page": page}, reads, images=_images(data), overwrite=overwrite)
+    check_outputs({"--output": output, "the page of --output": page}, reads, images=_images(data), overwrite=overwrite)
     check_suffixes({"--output": output}, ".json")
     options = BenchOptions(
         models=tuple(dict.fromkeys(models)),

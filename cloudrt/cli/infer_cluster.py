@@ -118,7 +118,7 @@ def infer_on(task: InferTask, given: Mapping[str, Any], quiet: bool = False) -> 
 
 
 def _lost(line: str) -> None:
-    """Print an error and end the process, because calls of Ray would no longer return."""
+    """Print an error and end the process, because calls to Ray would no longer return."""
     click.echo(printable(f"\nError: {line}"), err=True)
     if sys.stdout is not None:
         sys.stdout.flush()

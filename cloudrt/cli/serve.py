@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all interfaces.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="Port; 0 for a free one.")
-@click.option("--name", help="Name of the model in URLs. Default: its file name.")
+@click.option("--name", help="Name of the model in URLs. Default: its file name without suffix.")
 @click.option("--token", help=f"Bearer token that requests must contain. Default: the environment variable {TOKEN}.")
 @click.option(
     "--allow-origin", multiple=True, metavar="ORIGIN", help="Web origin that may send requests, or *; can be repeated."

@@ -56,7 +56,7 @@ CROSS_FILES = ("oof.npz", "folds.json")
     "--init",
     default="",
     metavar="PTH",
-    help="Checkpoint of cloudrt to initialise all fitting weights from, instead of --encoder-weights.",
+    help="Checkpoint of cloudrt to initialise all weights of equal name and shape from, instead of --encoder-weights.",
 )
 @click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="Further argument of the architecture.")
 @click.option(
@@ -89,7 +89,7 @@ CROSS_FILES = ("oof.npz", "folds.json")
     "--pretrain-epochs",
     default=0,
     show_default=True,
-    help="Epochs of pre-training on the brightness of partly hidden images.",
+    help="Epochs of self-supervised pre-training: predict the brightness of images with hidden blocks.",
 )
 @click.option("--epochs", default=50, show_default=True, help="Number of epochs.")
 @click.option("--batch-size", default=6, show_default=True, help="Images per batch, per process.")
@@ -172,7 +172,7 @@ CROSS_FILES = ("oof.npz", "folds.json")
     "--time-budget",
     type=Duration(),
     default="0",
-    help="Maximum time of training, such as 90m, 2h or seconds; the schedule is shortened to fit. Default: no limit.",
+    help="Maximum time of training, such as 90m, 2h or 300 (s); the schedule is shortened to fit. Default: no limit.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs, to runs/NAME/tensorboard.")
 @click.option("--limit", default=0, help="Use only this number of images, for a quick check. Default: all.")

@@ -21,7 +21,7 @@ SMALL = 0.1
 LARGE = 0.9
 """Masks with a larger fraction of the grid are suspicious, unless the median mask of their class covers half of it."""
 OUTSIDE = 0.5
-"""Largest fraction of a mask that may lie where the image has no data."""
+"""Masks with a larger fraction of their area where the image has no data are suspicious."""
 SAME = 0.9
 """Intersection over union at which two classes of one image count as the same mask."""
 

@@ -29,8 +29,6 @@ from cloudrt.system.overlap import overlap
 BLOCK = 4
 """Pixels of the panorama per pixel of its masks, along each axis."""
 FIRST_DAY = datetime.date(2020, 1, 1)
-MAX_SIDE = 65_500
-"""Largest width and height of a JPEG."""
 PIXELS_PER_DEGREE = 100
 
 
@@ -51,8 +49,8 @@ def write_panoramas(
     out
         A folder that does not exist, or is empty.
     size
-        Height and width of a panorama in pixels, multiples of 4, at least those of a scene. A pixel covers 0.01
-        degrees; the centre is at longitude and latitude 0.
+        Height and width of a panorama in pixels, multiples of 4, at least those of a scene and at most 18000 and
+        36000. A pixel covers 0.01 degrees; the centre is at longitude and latitude 0.
     days
         Number of panoramas.
     seed
@@ -70,10 +68,10 @@ def write_panoramas(
         Arguments out of range, `out` exists and is not empty, or the disk cannot be written.
     """
     height, width = size
-    if not all(side % BLOCK == 0 and least <= side <= MAX_SIDE for side, least in zip(size, scene, strict=True)):
+    if not all(side % BLOCK == 0 and side >= least for side, least in zip(size, scene, strict=True)):
         raise DataError(
             f"a panorama must be at least {scene[1]}x{scene[0]} pixels, the size of a scene, with sides that are "
-            f"multiples of {BLOCK} up to {MAX_SIDE}, found {width}x{height}"
+            f"multiples of {BLOCK}, found {width}x{height}"
         )
     if any(side % BLOCK for side in scene):
         raise DataError(f"the sides of a scene must be multiples of {BLOCK}, found {scene[1]}x{scene[0]}")

@@ -24,7 +24,7 @@ from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import replacing
 from cloudrt.system.versions import VERSION
 
-# Number of images on a page, pixels of their longer side: fewer pixels for more images, because all are in one file.
+# Largest number of images on a page, and pixels of their longer side: fewer for more images, as all are in one file.
 _SIDES = ((100, 700), (1_000, 400))
 _SMALLEST_SIDE = 256
 _JPEG_QUALITY = 82
@@ -40,11 +40,11 @@ class Outline:
     Parameters
     ----------
     index
-        Number of the class.
+        Index of the class.
     share
-        Fraction of the grid.
+        Fraction of the grid that the mask covers.
     path
-        SVG path.
+        Path data of SVG, in pixels of the grid.
     label
         Position of the class name, (x, y).
     """
@@ -89,7 +89,7 @@ class Card:
 
     @property
     def line_scale(self) -> float:
-        """Size of lines and names relative to those of other cards, in pixels of the grid."""
+        """Factor of line widths and font sizes in grid pixels, with which they look as large as on other cards."""
         return max(self.grid) / 525 * _CARD_WIDTH / max(_PAGE_WIDTH, self.min_width)
 
 
@@ -165,7 +165,7 @@ def make_card(
             picture = embed(load_image(path, display_size(labels.submit_grid, side), max_pixels))
             note = ""
         except ImageError as error:
-            note = f"Missing: the file {error}."
+            note = f"No picture: the file {error}."
     outlines = [
         trace(index, rle_decode(rle[name], labels.submit_grid))
         for index, name in enumerate(labels.classes)
@@ -180,7 +180,7 @@ def trace(index: int, mask: NDArray[np.uint8]) -> Outline:
     Parameters
     ----------
     index
-        Number of its class.
+        Index of the class.
     mask
         (H, W) uint8, 0 or 1; not empty.
     """

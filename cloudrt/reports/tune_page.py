@@ -6,7 +6,6 @@ matplotlib is imported only when a plot is drawn.
 from __future__ import annotations
 
 import math
-from base64 import b64encode
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cloudrt.masks.postprocess import Rule
-from cloudrt.reports.page import write_page
+from cloudrt.reports.page import data_uri, write_page
 from cloudrt.search.choose import RuleChoice
 from cloudrt.search.tables import DiceTables
 from cloudrt.search.tune import Tuned
@@ -126,7 +125,7 @@ def write_tune_page(tuned: Tuned, plot: bytes, facts: Mapping[str, str], path: P
         "tune.html",
         tuned.labels,
         tuned=tuned,
-        plot=b64encode(plot).decode("ascii"),
+        plot=data_uri(plot, "png"),
         facts=facts,
         words=words,
         span=span,

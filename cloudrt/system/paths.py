@@ -12,7 +12,7 @@ from pathlib import Path
 from cloudrt.errors import DataError
 
 Paths = Mapping[str, Path | None]
-"""Name of an option, such as "--output" or "`output`" -> its path, or None if the option is not given."""
+"""Option or argument, or a phrase with it, such as "--output", "`output`" or "the page of --output" -> path or None."""
 
 
 def check_outputs(
@@ -70,10 +70,13 @@ def check_outputs(
         exists = path.exists() if name in written else path.is_dir() and any(path.iterdir())
         if exists and not overwrite:
             what = "exists" if name in written else "is not empty"
-            default = name if overwrite is None else "`output`"
-            other = next((word for word in name.split() if word.startswith(("--", "`"))), default)
             advice = "" if overwrite is None else ", or `overwrite=True`"
-            raise DataError(f"{path} {what}: give another {other}{advice}")
+            raise DataError(f"{path} {what}: give another {_option(name)}{advice}")
+
+
+def _option(name: str) -> str:
+    """Return the option or argument that decides a path, from its name in `Paths`; `output` if the name has none."""
+    return next((word for word in name.split() if word.startswith(("--", "`")) or word.isupper()), "`output`")
 
 
 def check_suffixes(files: Paths, suffix: str) -> None:
@@ -95,7 +98,7 @@ def _refuse_links(folder: Path, name: str) -> None:
     for parent, folders, files in os.walk(folder):
         link = next((path for one in (*folders, *files) if (path := Path(parent, one)).is_symlink()), None)
         if link is not None:
-            raise DataError(f"{link} is a link, and outputs could replace its target: give another {name}")
+            raise DataError(f"{link} is a link, and outputs could replace its target: give another {_option(name)}")
 
 
 def _refuse_images(written: Mapping[str, Path], filled: Mapping[str, Path], images: Iterable[Path]) -> None:
@@ -109,7 +112,7 @@ def _refuse_images(written: Mapping[str, Path], filled: Mapping[str, Path], imag
         stat = _stat(image)
         if stat and (stat.st_dev, stat.st_ino) in there:
             name = there[stat.st_dev, stat.st_ino]
-            raise DataError(f"{image} is one of the images and would be replaced: give another {name}")
+            raise DataError(f"{image} is one of the images and would be replaced: give another {_option(name)}")
         folder = str(image.parent)
         if folder not in seen:
             seen.add(folder)

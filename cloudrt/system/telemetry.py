@@ -4,8 +4,8 @@ onnxruntime reads its variable when it is imported (since 1.31 it records events
 `disable_telemetry_events` does not stop that), so `import cloudrt` sets all of them first. Processes that cloudrt
 starts inherit them. A variable that the user has set stays as it is.
 
-OpenVINO reports each import with the id of the user, and has no variable against it. Without its package
-openvino_telemetry it uses a stub that does nothing, so that package is hidden from this process.
+OpenVINO reports each import with a user id, and no variable switches that off. Without the package openvino_telemetry
+it uses a stub that does nothing, so that package is hidden from this process.
 """
 
 from __future__ import annotations

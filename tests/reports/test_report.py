@@ -91,7 +91,7 @@ def test_vanished_file_is_shown_as_missing(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     report.add("cut.jpg", tmp_path / "cut.jpg", NOTHING, None)
     page = written(report, tmp_path)
-    assert page.text.count("Missing:") == 2 and not page.find("image")
+    assert page.text.count("No picture:") == 2 and not page.find("image")
     assert len(page.find("path")) == 2  # the outlines are drawn nevertheless
 
 

@@ -57,7 +57,7 @@ def test_a_link_to_an_input_is_that_input(here: Path, link: Callable[[Path, Path
     said = refusal({"--output": Path("link")}, READS, overwrite=True)
     assert "link would be replaced: it is both --model and --output" in said
     link(here / "picture", here / "in" / "sub" / "b.jpg")
-    said = refusal({"--stats": Path("picture")}, READS, images=IMAGES, overwrite=True)
+    said = refusal({"the page of --stats": Path("picture")}, READS, images=IMAGES, overwrite=True)
     assert "b.jpg is one of the images and would be replaced: give another --stats" in said
 
 
