@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
 @reports_errors
 def serve(model: Path | None, verbose: bool, quiet: bool, **given: Any) -> None:
-    """Serve MODEL over HTTP: a web page to try it, an interface for programs, and the Open Inference Protocol.
+    """Serve MODEL over HTTP: a web page to try it, an HTTP API, and the Open Inference Protocol.
 
     Without MODEL, ./model.onnx is served if it exists, else the shipped model. The server listens on this machine only,
     unless --host is given. SIGTERM and Ctrl-C finish the requests in progress, for at most 60 seconds.

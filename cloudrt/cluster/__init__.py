@@ -6,6 +6,7 @@
     checks.py      what every machine must have
     worker.py      one actor per GPU or group of cores, which turns partitions into files of rows
     isolation.py   isolate images that crash workers
+    panoramas.py   segment panoramas, and check them against each other
     partitions.py  the files of rows, and merging them into the submission
     watch.py       notice that the cluster is lost
     execution.py   run partitions with Ray Data

@@ -94,7 +94,7 @@ def _refuse_versions(node: Node, ours: Mapping[str, str], theirs: Mapping[str, s
 
 def _make_inspection() -> Callable[[Sequence[str], Mapping[str, str], bytes], Any]:
     def inspect(names: Sequence[str], expected: Mapping[str, str], packed: bytes) -> Any:
-        """Return the versions here and, if they are as expected, the result of `look`."""
+        """Return the versions here and, if they are as expected, the result of `inspect_machine`."""
         import pickle
 
         try:
@@ -104,14 +104,14 @@ def _make_inspection() -> Callable[[Sequence[str], Mapping[str, str], bytes], An
         found = package_versions(*names)
         if found != expected:
             return found, None
-        from cloudrt.cluster.checks import look
+        from cloudrt.cluster.checks import inspect_machine
 
-        return found, look(*pickle.loads(packed))
+        return found, inspect_machine(*pickle.loads(packed))
 
     return inspect
 
 
-def look(
+def inspect_machine(
     folders: Sequence[str],
     gpu: bool,
     firsts: Sequence[tuple[Place, str]],

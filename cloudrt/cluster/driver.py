@@ -39,11 +39,11 @@ from cloudrt.system.paths import check_outputs
 logger = logging.getLogger(__name__)
 
 PARTITION = 1024
-"""Default maximum number of images per partition."""
+"""Default maximum number of images per partition, rounded up to whole batches."""
 PANORAMAS = 16
 """Default maximum number of panoramas per partition."""
 ROUNDS = 4
-"""Default minimum number of partitions per worker, to balance load."""
+"""Default minimum number of partitions per worker, to balance load; rounding up to whole batches may leave fewer."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ClusterRun:
     Parameters
     ----------
     images, failed, rows_with_mask
-        Counts of the whole submission.
+        Counts of the whole submission; the last two are 0 if `already_finished`.
     resumed
         Images that an earlier run had finished.
     share
@@ -84,7 +84,7 @@ class ClusterOptions:
     partitions
         Folder or URI of the partitions; None uses OUTPUT.parts.
     partition_format, partition_size
-        "parquet" or "csv", and the number of images per partition; 0 uses `PARTITION` or fewer.
+        "parquet" or "csv", and the number of images per partition; 0 chooses it.
     endpoint
         URL of an S3-compatible store.
     """
@@ -169,7 +169,7 @@ def infer_on_cluster(
             finished = partitions.begin(whole, resume=task.resume, overwrite=overwrite)
             parts = cut(images, size)
             todo = [number for number in range(len(parts)) if partitions.name(number) not in finished]
-            # Without a record, the merge was interrupted; another one belongs to an output that this run replaces.
+            # Without a record, the merge was interrupted; another record is that of an output that this run replaces.
             merged = task.output.exists() and task.paths.record.exists()
             if task.resume and not todo and merged and read_run_record(task.paths) == whole:
                 logger.info("%s: already finished, nothing to do", task.output)
@@ -215,7 +215,7 @@ def _held(out: Place) -> Iterator[None]:
 
 
 def _partition_size(options: ClusterOptions, even: int, least: int, most: int, recorded: Identity | None) -> int:
-    """Return the number of images per partition: `even` to balance load, in multiples of `least`, unless given."""
+    """Return the number given or recorded, else `even` or at most `most`, rounded up to a multiple of `least`."""
     if options.partition_size:
         return options.partition_size
     if recorded and recorded.partition_size:

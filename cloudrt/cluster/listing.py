@@ -14,7 +14,7 @@ from cloudrt.labels import Labels
 def list_images(
     inputs: Sequence[str], sample: Path | None, endpoint: str | None, labels: Labels
 ) -> tuple[list[ListedImage], list[Place], list[str]]:
-    """Return the images, the stores that hold them, and the local folders that must exist on every machine.
+    """Return the images, the stores that hold them, and the local paths that must exist on every machine.
 
     Raises
     ------

@@ -19,6 +19,7 @@ from cloudrt.options import GPU_PROVIDERS
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5
+"""Seconds to wait for a connection to the address of the cluster."""
 TIMEOUT_S = 120
 """Seconds that a machine has to answer; starting its first process takes a while."""
 
@@ -157,8 +158,9 @@ def list_nodes() -> list[Node]:
 def share_out(nodes: Sequence[Node], provider: str, threads: int) -> Share:
     """Divide the cluster into workers.
 
-    There is one worker per GPU if there are any and no CPU provider is asked for, else one per `threads` cores. By
-    default a CPU worker has as many cores as the smallest machine.
+    There is one worker per GPU if there are any and no CPU provider is asked for, else one per `threads` cores. Without
+    `threads`, a GPU worker has the smallest number of cores per GPU of any machine, and a CPU worker as many cores as
+    the smallest machine.
 
     Raises
     ------
@@ -190,9 +192,7 @@ def ask(nodes: Sequence[Node], question: Callable[..., Any], *arguments: Any) ->
     Raises
     ------
     ClusterError
-        A machine does not answer in time, or lacks what the function imports.
-    CloudrtError
-        Raised by the function; names the machine.
+        A machine does not answer in time, or the function raises an error there; names the machine.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
@@ -218,8 +218,8 @@ def ask(nodes: Sequence[Node], question: Callable[..., Any], *arguments: Any) ->
     return answers
 
 
-def unwrapped(error: BaseException, where: str = "") -> CloudrtError:
-    """Return the cloudrt error inside an error of Ray, else one line of the latter."""
+def unwrapped(error: BaseException, where: str = "") -> ClusterError:
+    """Return a ClusterError with the message of the cloudrt error inside an error of Ray, else its last line."""
     seen: BaseException | None = error
     while seen is not None:
         inner = getattr(seen, "cause", None)

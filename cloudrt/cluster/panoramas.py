@@ -1,6 +1,6 @@
 """Panoramas on a cluster: segmented whole by one worker each, and checked against each other while they are merged.
 
-partition of panoramas --PanoramaPredictor--> rows and places --checked--> rows without those that are refused
+partition of panoramas --PanoramaPredictor--> rows, grids and positions --checked--> rows, or failures
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PanoramaPredictor:
 
 
 def prepare_checks(task: InferTask, artifact: Artifact, images: Sequence[ListedImage]) -> Callable[[], Sequence[Check]]:
-    """Return the checks of panoramas while merging; fail early if a package, tiles or the store cannot be used."""
+    """Return a function that creates the checks of a merge; fail now if packages, tiles or the store are unusable."""
     task.require_packages(image.key for image in images)
     if task.tiling is not None:
         check_tiles(artifact, task.tiling)
@@ -73,7 +73,7 @@ def prepare_checks(task: InferTask, artifact: Artifact, images: Sequence[ListedI
 def checked(
     records: Callable[[], Iterator[Record]], checks: Callable[[], Sequence[Check]]
 ) -> Callable[[], Iterator[Record]]:
-    """Return the rows; those of panoramas that a check refuses are failures, as on a single machine."""
+    """Return a function that yields the rows; panoramas that a check refuses fail, as on a single machine."""
     announcements = Announcements()
 
     def these() -> Iterator[Record]:

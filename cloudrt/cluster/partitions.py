@@ -5,7 +5,7 @@
 run.json beside them holds the identity of the run. Files are written atomically, so a file that exists is finished.
 Parquet files have the columns of `cloudrt.inference.outputs.write_parquet`. part-00000.csv is a piece of the
 submission, and part-00000.failures.csv, written before it, lists its failed images. For panoramas,
-part-00000.places.json, written before the rows, has the place of each image, or null if it failed.
+part-00000.places.json, written before the rows, has the grid and position of each image, or null if it failed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ListedImage:
     path
         Path in the store, or local path.
     size
-        Size of the file in bytes.
+        Size of the file in bytes; -1 if it is missing.
     """
 
     key: str
@@ -96,7 +96,7 @@ class Partitions:
     labels
         The classes of the rows.
     placed
-        Whether the images are panoramas, whose masks have places.
+        Whether the images are panoramas, whose masks have grids of their own.
     """
 
     def __init__(self, place: Place, form: str, labels: Labels, *, placed: bool = False) -> None:

@@ -4,8 +4,8 @@
     gs://bucket/prefix   and hdfs://, abfs://, file://: see pyarrow's FileSystem.from_uri
     folder               a local path
 
-A `Place` is sent to the workers together with the credentials in the driver's environment. Objects are written from
-memory in one request, so a store never holds a partial object.
+A `Place` is sent to the workers together with the credentials in the driver's environment. An object appears in a store
+when its upload is complete.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Place:
     Parameters
     ----------
     uri
-        As given by the user; used in errors.
+        As given by the user, without credentials; used in errors.
     path
         Path of the folder in the file system.
     files
@@ -193,7 +193,7 @@ def open_place(uri: str, endpoint: str | None = None, environment: Mapping[str, 
     Raises
     ------
     DataError
-        pyarrow has no file system for the scheme, or the bucket is missing.
+        pyarrow has no file system for the scheme, the URI has no bucket, or the endpoint is not a URL.
     """
     from pyarrow import ArrowException
     from pyarrow.fs import FileSystem, LocalFileSystem

@@ -1,6 +1,6 @@
 """A worker: an actor with its own engine, on a GPU or a group of cores, which turns partitions into files of rows.
 
-    keys and places --Segmenter.predict: decode threads -> engine -> post-process threads--> rows --> part-00000.parquet
+    images --Segmenter.predict: decode threads -> engine -> post-process threads--> rows --> part-00000.parquet
 
 Decoding, engine and post-processing are threads of `cloudrt.inference.pipeline` in one process;
 `cloudrt.cluster.isolation` isolates images that crash a worker.

@@ -16,7 +16,7 @@ Floats = NDArray[np.float32]
 
 
 def tile_weights(size: Grid, overlap: float) -> Floats:
-    """Return the weights of a tile, (W, H) float32: 1 in its middle, decreasing towards its edges over the overlap."""
+    """Return the weights of a tile, (W, H) float32: at most 1, decreasing towards its edges over the overlap."""
     height, width = size
     return np.outer(_ramp(width, overlap), _ramp(height, overlap)).astype(np.float32)
 
@@ -41,8 +41,8 @@ class Blend:
     overlap
         Fraction of a tile over which its weights decrease.
     beyond
-        Columns by which the last tiles reach beyond the last column and, around the Earth, onto the first ones; None
-        if the panorama does not go around the Earth.
+        Number of columns of the last tiles beyond the last column, which are the first columns of a panorama that goes
+        around the Earth; None for other panoramas.
     """
 
     def __init__(self, grid: Grid, tile: Grid, classes: int, overlap: float, beyond: int | None = None) -> None:

@@ -19,7 +19,7 @@ def parse_bounds(text: str, name: str = "--bounds") -> Bounds:
     Raises
     ------
     DataError
-        Not four numbers; south is not below north; outside the Earth.
+        Not four numbers; south is not below north; west equals east; outside the Earth.
     """
     try:
         west, south, east, north = (float(part) for part in text.split(","))

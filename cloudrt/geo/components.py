@@ -1,4 +1,4 @@
-"""Components of a panorama's mask, across its tiles and, where it goes around the Earth, across its first column."""
+"""Components of a panorama's mask; where it goes around the Earth, the last column adjoins the first."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Labelled = NDArray[np.int32]
 def label(mask: NDArray[np.uint8], wraps: bool = False) -> tuple[Labelled, int]:
     """Number the 8-connected components of a mask.
 
-    The numbers depend on the shapes alone: they ascend with the top, then the left side of the components, so that the
-    components of a mask that lost some of them keep their order.
+    Numbers ascend with the top, then the left side of the components' bounding boxes, so that removing components from
+    a mask does not change the order of the others.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def keep_components(levels: NDArray[np.uint8], rule: Rule, wraps: bool = False) 
     levels
         (W, H): one class, in RLE order.
     rule
-        Its presence and gate are not applied: they decide for each tile.
+        Its presence and gate are not applied here, but to each tile.
     wraps
         Whether the last column adjoins the first.
 

@@ -24,7 +24,7 @@ from cloudrt.masks.rle import rle_decode
 from cloudrt.reports.submission_page import FrequencyPictures
 
 DEGREES = 0.5
-"""Side of a cell."""
+"""Side of a cell, in degrees."""
 WIDE = 3.0
 """Maps with a larger ratio of width to height are drawn twice as wide."""
 
@@ -51,7 +51,7 @@ class FrequencyMaps:
         self._known = np.zeros((rows, columns), np.int64)
 
     def add(self, rle: Mapping[str, str], place: MaskGrid) -> None:
-        """Add a panorama; one without a date, or without longitudes and latitudes along its sides, is left out.
+        """Add a panorama; one without a date, or that is not in longitude and latitude (EPSG:4326), is left out.
 
         Parameters
         ----------
@@ -83,8 +83,8 @@ class FrequencyMaps:
     def frequencies(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Return frequencies, (C, H, W) from south to north and NaN without data, and the edges of rows and columns.
 
-        Only the cells around those with data are returned. Where these cross the date line, longitudes continue beyond
-        180 degrees.
+        The edges are (H + 1,) latitudes and (W + 1,) longitudes in degrees. Only the smallest box of cells around
+        those with data is returned; if it crosses the date line, longitudes continue beyond 180 degrees.
         """
         (rows,) = np.nonzero(self._known.any(axis=1))
         (columns,) = np.nonzero(self._known.any(axis=0))
@@ -103,7 +103,7 @@ class FrequencyMaps:
         return frequencies, np.asarray(lat, np.float64), np.asarray(lon, np.float64)
 
     def draw(self) -> FrequencyPictures | None:
-        """Return a map for each class, all with the same scale; None if there are fewer than two days."""
+        """Return a map for each class, all with the same scale; None for fewer than two days, or without data."""
         if len(self.days) < 2 or not self._known.any():
             return None
         frequencies, lat, lon = self.frequencies()

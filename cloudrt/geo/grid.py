@@ -80,12 +80,12 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
 
 
 def frequencies(data: Any, degrees: float) -> Any:
-    """Return the xarray.Dataset of the frequencies of a store that is opened without masking.
+    """Return the frequencies of a store, opened with `mask_and_scale=False`, as an xarray.Dataset.
 
     Raises
     ------
     DataError
-        The mask of a day does not have its checksum: chunks are missing, damaged, or of two masks.
+        The mask of a day does not match its checksum: chunks are missing, damaged, or of two masks.
     """
     import xarray
 
@@ -139,7 +139,7 @@ def cell_sums(
 def cells(
     centres: NDArray[np.float64], origin: float, degrees: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return, for each cell that holds pixels, its centre, the index of its first pixel, and its number of pixels."""
+    """Return the centre, first pixel and number of pixels of each cell along an axis that holds `centres` of pixels."""
     numbers = np.floor((centres - origin) / degrees + 1e-9).astype(np.int64)
     first = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
     middles = (origin + (numbers[first] + 0.5) * degrees).astype(np.float64)

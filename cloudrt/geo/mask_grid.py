@@ -50,7 +50,7 @@ class MaskGrid:
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """Return the place that `to_dict` described; DataError if it is malformed."""
+        """Return the grid that `to_dict` described; DataError if it is malformed."""
         try:
             height, width = values["grid"]
             return cls(
@@ -61,4 +61,4 @@ class MaskGrid:
                 means=tuple(tuple(float(mean) for mean in one) for one in values["means"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError("malformed place") from error
+            raise DataError("malformed grid of masks") from error

@@ -85,7 +85,7 @@ def features(key: str, rle: Mapping[str, str], place: MaskGrid, simplify: float)
     rle
         Class -> RLE text on the grid of `place`.
     place
-        Grid and position.
+        Grid and position; without a position, nothing is yielded.
     simplify
         Outlines may deviate by this many pixels of the grid.
     """
@@ -235,7 +235,7 @@ def _simplify(outline: Any, tolerance: float) -> Any:
 
 
 def _to_degrees(outline: Any, position: Position) -> Any:
-    """Return the outline with longitudes less than 180 degrees from its centre, some of them beyond -180 or 180."""
+    """Return the outline in degrees; its longitudes are within 180 of its centre, and may lie beyond -180 or 180."""
     if position.crs == WGS84:
         return outline
     import shapely

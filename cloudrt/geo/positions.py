@@ -35,6 +35,7 @@ WORLD_BYTES = 4096
 """Largest size of a world file; six numbers have about a hundred bytes."""
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _NAME = re.compile(rf"(?P<date>\d{{8}})?_{_NUMBER}-{_NUMBER}_{_NUMBER}-{_NUMBER}\Z")
+"""[YYYYMMDD]_WEST-EAST_SOUTH-NORTH at the end of a file name, such as 20200131_-61--40_10-24."""
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)(-?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)")
 _SQUARE = 0.01
 """Largest relative difference between the width and height in degrees of a pixel for bounds to fit an image."""
@@ -80,7 +81,7 @@ class Position:
         return self.crs == WGS84 and abs(width * self.pixel_width - 360) < 0.5 * self.pixel_width
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
+        """Return plain values, for JSON, without `degrees_per_unit`."""
         return {
             "west": self.west,
             "north": self.north,
@@ -92,7 +93,7 @@ class Position:
 
     @classmethod
     def from_dict(cls, values: Any) -> Position:
-        """Return the position that `to_dict` described."""
+        """Return the position that `to_dict` described; its `degrees_per_unit` is 1."""
         try:
             date = values["date"]
             return cls(
@@ -151,7 +152,7 @@ def check_degrees(position: Position, size: Grid) -> None:
     """Raise ImageError if not all of an image of `size` has longitudes and latitudes.
 
     Some projections cover only a part of the plane: the corners of a geostationary view, for example, lie outside the
-    Earth. The points where the pixels along the edges of the image meet are tested.
+    Earth. Only the corners of the pixels along the edges of the image are tested.
     """
     if position.crs == WGS84:
         return
@@ -248,7 +249,7 @@ def _from_bounds(bounds: Bounds, size: Grid, date: datetime.date | None, source:
     except DataError as error:
         raise ImageError(f"has a position that contradicts itself: {error}") from error
     height, width = size
-    # West of 170 and east of -170: across the date line.
+    # Across the date line, west is greater than east: 170 and -170, for example.
     across, down = east - west if east > west else east - west + 360, north - south
     if abs(across * height / (down * width) - 1) > _SQUARE:
         raise ImageError(

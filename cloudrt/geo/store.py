@@ -66,7 +66,7 @@ class StoreDays:
             self._name, self._days = str(path), _days(group)
 
     def check(self, key: str, place: MaskGrid) -> None:
-        """Remember a panorama; raise ImageError if it has no day, a day that is taken, or another grid."""
+        """Remember a panorama; raise ImageError if it has no date, a date that is taken, or another grid."""
         position = place.position
         if position is None or position.crs != WGS84:
             raise ImageError("is not in longitude and latitude (EPSG:4326), which a store of days needs")
@@ -110,7 +110,7 @@ class Store:
     def __enter__(self) -> Self:
         try:
             if self.path.exists():
-                self._take_up()
+                self._open_existing()
         except BaseException:
             self._stack.close()
             raise
@@ -129,7 +129,7 @@ class Store:
         DataError
             The day was written by another image, or lies on another grid.
         OSError
-            The disk is full; the store stays as it was.
+            The disk is full; the store stays as it was, except that a day that was being replaced may be damaged.
         """
         if self._group is None:
             self._create(place)
@@ -155,7 +155,7 @@ class Store:
             self._group["mask"].attrs.update(crc32=self._checksums, crc32_axes=_axes(self._group))
             _consolidate(self.path)
 
-    def _take_up(self) -> None:
+    def _open_existing(self) -> None:
         """Open the store, and remove what a killed process added after the last `.zmetadata`."""
         import zarr
 
@@ -181,7 +181,7 @@ class Store:
                 partial.rename(self.path)
         finally:
             remove_tree(partial)
-        self._take_up()
+        self._open_existing()
 
     def _lock(self) -> None:
         self._stack.enter_context(locked(self.path / ".lock", "wait for it, or give another `output`"))
@@ -236,7 +236,7 @@ def _open(path: Path, classes: tuple[str, ...] | None) -> Any:
 
 
 def _check(path: Path, group: Any) -> None:
-    """Raise DataError if files of metadata differ from `.zmetadata`, or the values along an axis cannot be."""
+    """Raise DataError if metadata files differ from `.zmetadata`, or the values along an axis are damaged."""
     held = json.loads((path / METADATA).read_text())["metadata"]
     for name, values in held.items():
         if _fixed(name, json.loads((path / name).read_text())) != _fixed(name, values):
@@ -245,7 +245,7 @@ def _check(path: Path, group: Any) -> None:
     checksums = dict(zip(AXES, attributes.get("crc32_axes", ()), strict=False))  # absent in stores of earlier versions
     for name, found in zip(AXES, _axes(group), strict=True):
         if checksums.get(name, found) != found:
-            raise DataError(f"the values of {name} do not have their checksum")
+            raise DataError(f"the values of {name} do not match their checksum")
     days = group["mask"].shape[0]
     if any(len(set(group[name][:].tolist())) != days for name in ("time", "image")):
         raise DataError(f"two of its {days} days have the same date or image")
@@ -256,7 +256,7 @@ def _check(path: Path, group: Any) -> None:
 
 
 def _fixed(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Return what an append does not change of a file of metadata, such as mask/.zarray."""
+    """Return the part of a metadata file, such as mask/.zarray, that an append does not change."""
     if name.partition("/")[0] not in ("mask", "time", "image"):
         return values
     kept = {key: value for key, value in values.items() if key not in _CHECKSUMS}

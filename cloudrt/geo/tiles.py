@@ -35,7 +35,7 @@ MORE_PIXELS = 10
 _MOST_PADDED = 2**27
 """A tile that reaches beyond its image is shrunk before it is padded, if it has more pixels than this."""
 _LONGEST = 2**20
-"""Largest side of a panorama with a position, at the resolution of training; the equator has 36,000 pixels there."""
+"""Largest side, in pixels at the resolution of training, of a panorama with a position."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class _Decoded:
     scale
         Rows and columns of `image` per pixel at the resolution of training.
     shrunk
-        Whether it was decoded at a small scale.
+        Whether the decoder chose the scale; if not, each tile is reduced like libjpeg-turbo's scaled decode.
     """
 
     image: Image
@@ -239,7 +239,7 @@ def _padded(part: Image, size: Grid, least: Grid) -> Image:
 
 
 def _no_data(image: Image, step: tuple[float, float], grid: Grid) -> NDArray[np.uint8]:
-    """Return a mask of `grid`, (H, W) uint8: 1 where less than half of a pixel has data.
+    """Return a mask of `grid`, (H, W) uint8: 1 where at most half of a pixel has data.
 
     `step` is the number of image rows and columns, not always whole, of one pixel of the grid.
     """

@@ -1,7 +1,7 @@
 """How panoramas are cut into tiles: the overlap, and where the tiles along an axis begin.
 
-Tiles begin at multiples of 8 pixels and of a block, which is what one pixel of the grid covers at the resolution of
-training, so that they are exact parts of the JPEG as libjpeg-turbo scales it, and of the grid.
+Tiles begin at multiples of 8 pixels, which are whole pixels at every scale of libjpeg-turbo, and of a block, which is
+one pixel of the grid at the resolution of training.
 """
 
 from __future__ import annotations

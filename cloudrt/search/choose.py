@@ -1,8 +1,8 @@
 """Choice of rules that generalise to other images, from the exact tables of `tables.py`.
 
 The maximum of the Dice over threshold and min area (the surface) is often a narrow peak, which fits these
-images by chance. Therefore the surface is smoothed by a moving average, and the rule at the maximum of the smoothed
-surface is chosen. Cross-validation estimates the Dice of such a choice on unseen images:
+images by chance. Therefore the surface is smoothed by a moving average along each axis, and the rule at the maximum of
+the smoothed surface is chosen. Cross-validation estimates the Dice of such a choice on unseen images:
 
     folds --choose on the others--> one rule per fold --score on the fold--> out-of-fold Dice of every image
 

@@ -294,7 +294,7 @@ def best_rules(tables: DiceTables) -> list[BestRule]:
     """Return the threshold and min area with the highest mean Dice of each class; see `search_rules`."""
     best = []
     for dice in tables.dice:
-        mean = dice.sum(axis=0) / len(dice)  # in the order of the images, for every number of threads
+        mean = dice.sum(axis=0) / len(dice)  # summed in the order of the images, for any number of threads
         t, a = np.unravel_index(int(mean.argmax()), mean.shape)
         best.append(BestRule(Rule(int(tables.thresholds[t]), int(tables.min_areas[a])), float(mean[t, a])))
     return best

@@ -189,7 +189,9 @@ def tune(
         images that can be used.
     """
     if source.labels != data.labels:
-        raise DataError(f"the network has {source.labels.to_dict()}, the data {data.labels.to_dict()}")
+        raise DataError(
+            f"classes or grids differ: the maps have {source.labels.to_dict()}, the data {data.labels.to_dict()}"
+        )
     rows = data.read_train()
     lacking = [name for name in names if name not in rows]
     if lacking:

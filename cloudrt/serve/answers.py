@@ -1,4 +1,4 @@
-"""The answers of the interface: their JSON schemas, and how results become JSON and PNG."""
+"""The answers of the API: their JSON schemas, and how results become JSON and PNG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The application: the interface /v1, health, metrics and the pages, on one Segmenter.
+"""The application: the API /v1, health, metrics and the pages, on one Segmenter.
 
     client --admission (503)--> body (408, 413) --Batcher--> JSON, PNG or GeoJSON
 
@@ -181,7 +181,7 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
             (406, "None of JSON, PNG and GeoJSON is accepted."),
             (408, "The body did not arrive in time."),
             (413, "The body is too large."),
-            (422, "No image could be decoded, with the reason as in failures.csv; or an invalid parameter."),
+            (422, "All images failed, with the reasons as in failures.csv; or an invalid parameter."),
             (501, "GeoJSON, but the extra geo is not installed."),
             (503, "Too many requests are in progress; see Retry-After."),
         )

@@ -92,7 +92,7 @@ class Batcher:
         self._arriving = 0  # images that are being decoded
         self._idle = segmenter.pool.slots
         self._timer: asyncio.TimerHandle | None = None
-        # Decoded images in memory: the next batch of every engine, and one per decoding thread.
+        # Decoded images in memory: the running and the next batch of every engine, and one per decoding thread.
         self._room = asyncio.Semaphore(segmenter.threads + 2 * segmenter.pool.slots * segmenter.batch_size)
         self.has_presence = self._warm_up()
         self._threads = ThreadPoolExecutor(segmenter.threads, "decode")

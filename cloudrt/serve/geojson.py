@@ -91,8 +91,7 @@ def feature_collection(
         )
         if not isinstance(result, str):
             found += [one.to_dict() for one in _features(name, result, labels, label)]
-    grid = {"grid": labels.submit_grid}
-    return json.dumps({"type": "FeatureCollection", **grid, "images": images, "features": found})
+    return json.dumps({"type": "FeatureCollection", "grid": labels.submit_grid, "images": images, "features": found})
 
 
 def _features(name: str, result: Segmented, labels: Labels, label: str | None) -> Iterator[Feature]:

@@ -41,7 +41,7 @@ _INFER_BODY: dict[str, Any] = {
 
 
 class ProtocolError(Exception):
-    """A request that the protocol does not allow, or of another model."""
+    """A request that the protocol does not allow, or for a model that is not served."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -67,7 +67,8 @@ def protocol_router(batcher: Batcher, settings: ServeSettings, name: str, protec
 
     def check(model: str, version: str = VERSION_OF_MODEL) -> None:
         if model != name or version != VERSION_OF_MODEL:
-            raise ProtocolError(f"no model {model!r} of version {version}: this server has {name!r}", 404)
+            known = f"{name!r} of version {VERSION_OF_MODEL}"
+            raise ProtocolError(f"no model {model!r} of version {version}: this server has {known}", 404)
 
     def readiness() -> Response:
         return Response(status_code=200 if batcher.segmenter.pool.usable else 503)
@@ -81,7 +82,7 @@ def protocol_router(batcher: Batcher, settings: ServeSettings, name: str, protec
         "/v2/health/ready", response_class=Response, responses={503: {"description": "The model can no longer run."}}
     )
     async def server_ready() -> Response:
-        """Whether the server can infer."""
+        """Whether the server can run inference."""
         return readiness()
 
     @guarded.get("/v2")
@@ -92,7 +93,7 @@ def protocol_router(batcher: Batcher, settings: ServeSettings, name: str, protec
     @guarded.get("/v2/models/{model}/ready", response_class=Response)
     @guarded.get("/v2/models/{model}/versions/{version}/ready", response_class=Response)
     async def ready(model: str, version: str = VERSION_OF_MODEL) -> Response:
-        """Whether a model can infer."""
+        """Whether a model can run inference."""
         check(model, version)
         return readiness()
 

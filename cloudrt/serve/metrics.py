@@ -23,9 +23,9 @@ class Metrics:
             "cloudrt_request_seconds", "Duration of requests.", ("path",), buckets=_SECONDS, registry=registry
         )
         self.batch = Histogram("cloudrt_batch_images", "Images per batch.", buckets=_IMAGES, registry=registry)
-        self.in_progress = Gauge("cloudrt_requests_in_progress", "Requests that hold a slot.", registry=registry)
+        self.in_progress = Gauge("cloudrt_requests_in_progress", "Requests in progress.", registry=registry)
         self.queue = Gauge("cloudrt_queue_images", "Decoded images that wait for an engine.", registry=registry)
-        self.failures = Counter("cloudrt_failed_images", "Images that could not be decoded.", registry=registry)
+        self.failures = Counter("cloudrt_failed_images", "Images that failed.", registry=registry)
 
     def text(self) -> bytes:
         """Return all metrics in the text format."""

@@ -21,7 +21,7 @@ _PATTERNS = (
 
 
 def accepted(header: str) -> str:
-    """Return the first of the media types in an Accept header that the interface has; JSON without a header."""
+    """Return the offered media type that an Accept header prefers; JSON without a header."""
     choices: list[tuple[float, str]] = []
     for part in header.split(",") if header.strip() else ["*/*"]:
         kind, *parameters = (word.strip().lower() for word in part.split(";"))
@@ -37,7 +37,7 @@ def accepted(header: str) -> str:
 
 
 def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse query parameters that the interface does not have; FastAPI would ignore them."""
+    """Refuse query parameters that the API does not have; FastAPI would ignore them."""
     for name in given:
         if name not in known:
             raise HTTPException(400, f"no parameter named {name!r:.80}: {', '.join(known)}")

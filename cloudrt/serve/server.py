@@ -1,4 +1,4 @@
-"""Running the application with uvicorn until SIGINT or SIGTERM, which finish the requests in progress."""
+"""Running the application with uvicorn; on SIGINT or SIGTERM, it finishes the requests in progress and stops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 BACKLOG = 2048
 """Largest number of connections that wait to be accepted."""
 GRACE_S = 60
-"""Seconds after SIGTERM in which the requests in progress are finished; then their connections are closed."""
+"""Seconds after the signal in which the requests in progress are finished; then their connections are closed."""
 
 
 def bind(settings: ServeSettings) -> socket.socket:
@@ -77,6 +77,6 @@ def _announce(segmenter: Segmenter, settings: ServeSettings, port: int) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     reach = "this machine only; --host 0.0.0.0 opens it to the network" if settings.is_local else "the network"
     logger.info("%s: %s, %d threads", segmenter.model, segmenter.plan.describe(), segmenter.threads)
-    logger.info("http://%s:%d: reachable from %s; the interface is described at /docs", host, port, reach)
+    logger.info("http://%s:%d: reachable from %s; the API is described at /docs", host, port, reach)
     if not settings.is_local and not settings.token:
         logger.warning("No --token: everyone who can reach this address can use the server")

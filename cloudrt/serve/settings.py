@@ -22,7 +22,7 @@ class ServeSettings:
     token
         Bearer token that requests must have; "" asks for none.
     allow_origins
-        Origins that may call the interface from a browser (CORS); "*" is any.
+        Origins that may call the API from a browser (CORS); "*" is any.
     max_upload_bytes
         Larger request bodies are refused while they are read.
     queue

@@ -92,7 +92,7 @@ def test_each_axis_has_a_checksum(tmp_path: Path, name: str) -> None:
     }
     array[:] = change.get(name, lambda values: values + 1e-9)(array[:])
     for use in (lambda: read(store, tmp_path / "found.nc"), lambda: append(store, 3)):
-        with pytest.raises(DataError, match=f"the values of {name} do not have their checksum"):
+        with pytest.raises(DataError, match=f"the values of {name} do not match their checksum"):
             use()
 
 
