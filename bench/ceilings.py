@@ -23,7 +23,7 @@ from .flops import count_flops
 from .pipeline import PipelineTime
 from .workload import Workload
 
-MATRIX = 2048
+CPU_SIDE, GPU_SIDE = 2048, 8192
 """Side of the square matrices whose product measures the peak."""
 SECONDS = 0.4
 """Duration of the measurement of the peak."""
@@ -40,8 +40,8 @@ class Ceilings:
     gflop_per_image
         Operations of the network; see `count_flops`.
     gflops, peak_gflops
-        Rate of the engine, and of a product of two float32 matrices on the same cores. The peak is 0 if the engine is
-        on a GPU and torch with CUDA is not installed.
+        Rate of the engine, and of a product of two matrices: float32 in NumPy, or fp16 in PyTorch if the engine is on a
+        GPU. The peak is 0 if PyTorch with CUDA is needed and not installed.
     map_reads
         Time to post-process a map, relative to reading it once.
     rows
@@ -109,8 +109,8 @@ def _seconds(work: Callable[[], object]) -> float:
 def _cpu_peak() -> float:
     """Return the best rate of NumPy's matrix product in float32, in operations per second."""
     random = np.random.default_rng(0)
-    one, other = (random.random((MATRIX, MATRIX), np.float32) for _ in range(2))
-    return _best(lambda: one @ other)
+    one, other = (random.random((CPU_SIDE, CPU_SIDE), np.float32) for _ in range(2))
+    return _best(lambda: one @ other, CPU_SIDE)
 
 
 def _gpu_peak() -> float:
@@ -121,20 +121,21 @@ def _gpu_peak() -> float:
         return 0.0
     if not torch.cuda.is_available():
         return 0.0
-    one, other = (torch.randn(4 * MATRIX, 4 * MATRIX, device="cuda", dtype=torch.float16) for _ in range(2))
+    one, other = (torch.randn(GPU_SIDE, GPU_SIDE, device="cuda", dtype=torch.float16) for _ in range(2))
 
     def multiply() -> None:
         one @ other
         torch.cuda.synchronize()
 
-    return 64 * _best(multiply)
+    return _best(multiply, GPU_SIDE)
 
 
-def _best(multiply: Callable[[], object]) -> float:
+def _best(multiply: Callable[[], object], side: int) -> float:
+    """Return the best rate of a product of matrices of this side, in operations per second."""
     multiply()
     best, end = float("inf"), time.perf_counter() + SECONDS
     while time.perf_counter() < end:
         began = time.perf_counter()
         multiply()
         best = min(best, time.perf_counter() - began)
-    return 2 * MATRIX**3 / best
+    return 2 * side**3 / best

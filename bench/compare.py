@@ -32,7 +32,7 @@ class Change:
     noise
         Relative spread of both together.
     verdict
-        "same" within the noise or the tolerance, else "better" or "worse".
+        "same" within twice the noise or within the tolerance, else "better" or "worse".
     """
 
     name: str

@@ -37,7 +37,7 @@ FINISH_S = 60
 
 
 def pytorch(task: GpuTask) -> Iterator[Part]:
-    """The network in PyTorch, fp16 and channels last, eager and compiled, compared with the engine, same batch size."""
+    """The network in PyTorch, fp16 and channels last, eager and compiled, and the engine at the same batch size."""
     size = task.choose(32, 2)
     ours = cache(partial(_our_rate, task, size))
     yield "cloudrt", ours
@@ -217,7 +217,7 @@ def training(task: GpuTask) -> Iterator[Part]:
 def _train(task: GpuTask, settings: dict[str, Any], seconds: float, name: str = "") -> Values:
     """Train for some time, and return the rate after the first batches; a run with a name is kept in `task.out`.
 
-    Training without validation takes half of the time at most.
+    The time budget of the training is half of `seconds`, because validation takes time, too.
     """
     if not name:
         task.require_gpu()

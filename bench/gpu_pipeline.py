@@ -38,10 +38,10 @@ from cloudrt.model.artifact import load_model
 from cloudrt.options import MAX_BATCH, RunOptions
 from cloudrt.system.cuda import CudaDevice
 
-from .gpu_task import GpuTask, NotRun, Part, Values, make_batch, measure_images_per_s, repeat_images
+from .gpu_task import GpuTask, NotRun, Part, Values, make_batch, measure_images_per_s
 from .measure import write_ours
 from .pipeline import measure_pipeline
-from .workload import make_workload
+from .workload import make_workload, repeat_images
 
 
 def pipeline(task: GpuTask) -> Iterator[Part]:

@@ -37,8 +37,8 @@ from cloudrt.model.artifact import artifact_bytes, graph_bytes, write_metadata
 from cloudrt.model.parity import TOLERANCES, ParityAccumulator, ReferenceOutputs, default_rules
 from cloudrt.system.cuda import Arena
 
-from .gpu_task import GpuTask, NotRun, Part, Values, make_batch, measure_images_per_s, repeat_images
-from .workload import infer
+from .gpu_task import GpuTask, NotRun, Part, Values, make_batch, measure_images_per_s
+from .workload import infer, repeat_images
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "one stream": {},

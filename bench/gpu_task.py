@@ -11,9 +11,8 @@ import json
 import math
 import shutil
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
 from subprocess import SubprocessError
 from typing import Any
@@ -130,11 +129,6 @@ class GpuTask:
                 partial.rename(folder)
             found[name] = find_images(folder)
         return found
-
-
-def repeat_images(files: Sequence[ImageFile], count: int) -> list[ImageFile]:
-    """Return `count` images with different keys, the given ones repeated."""
-    return [ImageFile(f"{number}-{file.key}", file.path) for number, file in enumerate(islice(cycle(files), count))]
 
 
 def make_batch(size: int, input_size: tuple[int, int]) -> NDArray[np.uint8]:

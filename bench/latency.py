@@ -15,7 +15,7 @@ from .workload import Workload
 
 REQUESTS = 60
 WARM_UP = 3
-SHARES = (50, 95, 99)
+PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Latency:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        values = {f"p{share}": milliseconds for share, milliseconds in self.percentiles.items()}
+        values = {f"p{percent}": milliseconds for percent, milliseconds in self.percentiles.items()}
         return {"requests": self.requests, "milliseconds": values}
 
 
@@ -44,5 +44,5 @@ def measure_latency(work: Workload, advance: Callable[[], object]) -> Latency:
             if number >= 0:
                 taken.append(1000 * (time.perf_counter() - began))
                 advance()
-    values = np.percentile(taken, SHARES)
-    return Latency(REQUESTS, {share: float(value) for share, value in zip(SHARES, values, strict=True)})
+    values = np.percentile(taken, PERCENTILES)
+    return Latency(REQUESTS, dict(zip(PERCENTILES, values.tolist(), strict=True)))

@@ -221,9 +221,9 @@ def load_checkpoint(checkpoint: Path, artifact: Artifact) -> Checkpoint:
 
 
 def _refuse_ensemble(artifact: Artifact) -> None:
-    """Raise ArtifactError for several networks: one of them in PyTorch would be compared with all."""
+    """Raise ArtifactError for an artifact of several networks, of which PyTorch would run only one."""
     if len(artifact.members) > 1:
-        raise ArtifactError(f"the artifact averages {len(artifact.members)} networks, and one is compared")
+        raise ArtifactError(f"the artifact averages {len(artifact.members)} networks, and PyTorch would run only one")
 
 
 def make_checkpoint(model: Any, artifact: Artifact) -> Checkpoint:

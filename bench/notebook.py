@@ -47,7 +47,7 @@ class Network(Protocol):
 def has_data(image: Image, grid: Grid) -> NDArray[np.bool_]:
     """Return (H, W) bool on the submission grid: whether the image has data there.
 
-    Not in the notebook. Without it, a network that was tuned with it gives other masks.
+    The notebook has no such step; without it, the masks would differ from those of an artifact that has it.
     """
     bright = (image.max(axis=2) > NO_DATA_LEVEL).astype(np.float32)
     inside = cv2.boxFilter(np.ones_like(bright), -1, (5, 5), normalize=False, borderType=cv2.BORDER_CONSTANT)

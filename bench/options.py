@@ -60,7 +60,9 @@ class BenchOptions:
             if path is not None and not path.exists():
                 raise DataError(f"{path} is missing")
         if self.max_images < 0 or self.repeat < 1:
-            raise DataError(f"at least one image and one repetition, found {self.max_images} and {self.repeat}")
+            raise DataError(
+                f"max_images must be 0 or more and repeat at least 1, found {self.max_images}, {self.repeat}"
+            )
         if self.truth and not self.data:
             raise DataError("--truth needs the images it belongs to: give their folder with --data")
         if self.truth and "accuracy" not in self.parts:

@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
 from typing import Any
 
-from cloudrt.images.image import ImageFile
 from cloudrt.inference.run import write_submission
 from cloudrt.inference.task import InferTask
 from cloudrt.system.statistics import memory
 
-from .workload import Workload
+from .workload import Workload, repeat_images
 
 COUNTS = (100, 1_000, 10_000)
 
@@ -74,7 +72,7 @@ def measure_scaling(work: Workload, advance: Callable[[], object], counts: Seque
     """
     runs = []
     for count in (counts[0], *counts):
-        files = repeated(work.files, count)
+        files = repeat_images(work.files, count)
         began, cpu = time.perf_counter(), time.process_time()
         write_submission(
             work.segmenter,
@@ -85,8 +83,3 @@ def measure_scaling(work: Workload, advance: Callable[[], object], counts: Seque
         elapsed, busy = time.perf_counter() - began, time.process_time() - cpu
         runs.append(RunCost(count, elapsed / count, busy / count, memory()))
     return Scaling(runs[1:])
-
-
-def repeated(files: Sequence[ImageFile], count: int) -> list[ImageFile]:
-    """Return `count` images, the files again and again under different keys."""
-    return [ImageFile(f"{number}-{file.key}", file.path) for number, file in enumerate(islice(cycle(files), count))]

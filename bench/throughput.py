@@ -47,8 +47,7 @@ def measure_throughput(work: Workload, advance: Callable[[], object]) -> dict[st
     threads = sorted({*(2**step for step in range(segmenter.threads.bit_length())), segmenter.threads})
     curves = {"batch size": _climb(work, ((size, segmenter.threads) for size in sizes), advance)}
     if not work.on_gpu and len(threads) > 1:
-        steps = ((segmenter.batch_size, count) for count in threads if count <= segmenter.threads)
-        curves["threads"] = _climb(work, steps, advance)
+        curves["threads"] = _climb(work, ((segmenter.batch_size, count) for count in threads), advance)
     return curves
 
 

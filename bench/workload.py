@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,11 @@ def open_images(
     size = np.median(list(sizes.values()), axis=0).astype(int).tolist()
     skipped = len(chosen) - len(sizes)
     return list(sizes), {"count": len(sizes), "size": size, "source": "given images", "unreadable": skipped}
+
+
+def repeat_images(files: Sequence[ImageFile], count: int) -> list[ImageFile]:
+    """Return `count` images with different keys, the given ones repeated."""
+    return [ImageFile(f"{number}-{file.key}", file.path) for number, file in enumerate(islice(cycle(files), count))]
 
 
 def draw_scenes(folder: Path, count: int, advance: Callable[[], object], size: Grid = LABEL_GRID) -> list[ImageFile]:

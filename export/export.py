@@ -50,9 +50,10 @@ class Target:
     tolerances
         Limits of the gate. None takes those of the precision.
     batch_size
-        Batch size of an engine that TensorRT builds for the gate; 0 takes the provider's default.
+        Batch size of the engines that TensorRT builds for the gate and for `check`; 0 takes the provider's default.
     check
-        GPU generations to build TensorRT engines for, of `cloudrt.engines.tensorrt_check.TARGETS`.
+        GPU generations to build TensorRT engines for, of `cloudrt.engines.tensorrt_check.TARGETS`. Without any,
+        TensorRT only parses the artifact.
 
     Raises
     ------
@@ -109,8 +110,8 @@ class Exported:
     layers
         Number of layers that could be lowered; those that were not are in `artifact.kept_fp32`.
     speed
-        Speed relative to the same network in fp32, in the gate's provider on this machine. None if it was not measured,
-        because the provider emulates the precision or would build another engine.
+        Speed relative to the same network in fp32, in the gate's provider on this machine. None in fp32, and where the
+        provider computes in another precision or would build another engine.
     tensorrt
         Result of TensorRT's parser and builder, or the reason why they refuse the artifact; None if TensorRT for RTX is
         not installed.
@@ -149,6 +150,8 @@ def export(
         The artifact exceeds the tolerances; nothing is written.
     ProviderError
         The provider cannot run here, or has no int8 kernels for the artifact's int8 layers.
+    DataError
+        `output` is one of the checkpoints.
     """
     target = target or Target()
     provider = target.gate_provider()
@@ -184,7 +187,10 @@ def export(
 
 
 def check_tensorrt(model: onnx.ModelProto, artifact: Artifact, target: Target) -> TensorrtCheck | str | None:
-    """Parse and build an artifact with TensorRT; return the result or why it is refused, or None if not installed."""
+    """Parse an artifact with TensorRT and build engines for `target.check`; return the result, or why there is none.
+
+    None means that TensorRT for RTX is not installed.
+    """
     reason = emulation("tensorrt", artifact)
     if reason or not is_installed():
         return reason

@@ -1,7 +1,7 @@
 """Lower the layers of a float32 graph to fp16; kept layers and everything outside the network stay float32.
 
-ONNX Runtime's converter shares constants between nodes that need different types. Here a constant that is needed in
-both types is copied, and a value gets at most one cast to each type.
+A constant that is needed in both types is copied, which ONNX Runtime's converter does not do, and a value gets at most
+one cast to each type.
 """
 
 from __future__ import annotations

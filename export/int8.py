@@ -80,15 +80,15 @@ class Quantiser:
         with quiet():
             quantizer = QDQQuantizer(
                 copy,
-                True,
-                not tensorrt,
-                QuantType.QInt8,
-                activations,
-                self._ranges,
-                [],
-                stay,
-                list(OPERATORS[self.target]),
-                options,
+                per_channel=True,
+                reduce_range=not tensorrt,
+                weight_qType=QuantType.QInt8,
+                activation_qType=activations,
+                tensors_range=self._ranges,
+                nodes_to_quantize=[],
+                nodes_to_exclude=stay,
+                op_types_to_quantize=list(OPERATORS[self.target]),
+                extra_options=options,
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()

@@ -17,9 +17,9 @@ NETWORK = ".network"
 def layer_of(node: onnx.NodeProto) -> str | None:
     """Return the layer of a node, such as "encoder.layer1.0.conv1", or None for a node outside every network.
 
-    In an ensemble, layers of the second member on begin with the member's number: "1.encoder.conv1" is the second
-    member's. A convolution is named after its weights, because the exporter names one with a folded BatchNorm after
-    the BatchNorm.
+    In an ensemble, the layers of all members but the first begin with the member's index: "1.encoder.conv1" is the
+    second member's. A convolution is named after its weights, because the exporter names one with a folded BatchNorm
+    after the BatchNorm.
     """
     if node.op_type in ("Conv", "ConvTranspose") and node.input[1].endswith(".weight"):
         return _name(node.input[1].removesuffix(".weight"))

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PrecisionResult:
-    """The result of one precision: the artifact or the reason of its refusal, and every figure with its limit."""
+    """The result of one precision: the artifact or the reason for its refusal, and every figure with its limit."""
 
     title: str
     verdicts: Sequence[Verdict]

@@ -38,8 +38,8 @@ class SourceOptions:
     data
         Folder of images for the parity gate and for int8 calibration. None uses synthetic images.
     max_images
-        Maximum number of images to compare, evenly spaced over the folder, and of others to calibrate with; the number
-        of synthetic ones.
+        Maximum number of images to compare, and of other images to calibrate with, evenly spaced over the folder. This
+        many of each are drawn if they are synthetic.
     calibrate
         Whether to set images aside for int8 calibration.
     weights_license

@@ -11,7 +11,7 @@ def build_augmentation(preset: str) -> Any:
     """Return an albumentations pipeline, or None for "none".
 
     ==========  ==========================================================================================
-    flips       both flips
+    flips       horizontal and vertical flips
     notebook    flips, shift and scale with a zero border, grid distortion, at the notebook's probabilities
     blur        the notebook's, and Blur or MedianBlur
     elastic     the notebook's, with ElasticTransform among the distortions

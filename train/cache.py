@@ -159,7 +159,7 @@ def _build(
             shutil.rmtree(folder)
         partial.rename(folder)
     except OSError as error:
-        error.filename = str(folder.parent)  # not of a hidden file
+        error.filename = str(folder.parent)  # instead of the partial folder, which is removed
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -25,7 +25,7 @@ def default_input_size(labels: Labels) -> Grid:
     """Return the height and width, multiples of 32, of the input for the images of a data set.
 
     This is 640x320, as in the competition's notebook, for the competition's images. For other data, it has the shape of
-    the label grid and about as many pixels, but not more than the grid.
+    the label grid and about as many pixels or, if the grid is smaller, about the size of the grid.
     """
     if labels.label_grid == CLOUDS.label_grid:
         return 320, 640
@@ -46,7 +46,7 @@ class TrainConfig:
     encoder_weights
         "imagenet", "none" (random initialisation), or the path of a state dict; see `weights.py`.
     init
-        Checkpoint to initialise all weights from, instead of `encoder_weights`; "" for none.
+        Checkpoint to initialise all fitting weights from, instead of `encoder_weights`; "" for none.
     input_size
         Height and width of the network's input.
     presence, top_k
@@ -97,7 +97,7 @@ class TrainConfig:
     compile
         Whether to use torch.compile.
     time_budget
-        Seconds of training; the schedule is shortened to fit. 0 for no limit.
+        Seconds of training, without validation; the schedule is shortened to fit. 0 for no limit.
     tensorboard
         Whether to write TensorBoard logs.
     limit

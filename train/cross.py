@@ -111,7 +111,7 @@ def cross_validate(
 
 
 def _read_outcome(part: Path, config: TrainConfig) -> dict[str, float]:
-    """Return the scores of a complete fold; without `OUTCOME`, which a kill may have prevented, those of its best.pth.
+    """Return the scores of a complete fold; those of its best.pth if the process was killed before it wrote `OUTCOME`.
 
     Raises
     ------

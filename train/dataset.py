@@ -61,7 +61,7 @@ class CloudDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         for index, packed in enumerate(self.cache.truth[position]):
             if packed.any():  # about half are empty
                 bits = np.unpackbits(packed, count=rows * columns).reshape(columns, rows)
-                # Transpose after resizing, when it is smaller; nearest neighbours are the same either way.
+                # `bits` is (W, H). Transposing after resizing is allowed: the nearest neighbours are the same.
                 planes[index] = cv2.transpose(cv2.resize(bits, (height, width), interpolation=cv2.INTER_NEAREST))
         mask = np.asarray(cv2.merge(planes), np.uint8)
         return mask.reshape(height, width, len(planes))  # cv2.merge of one plane is two-dimensional

@@ -65,7 +65,7 @@ class RunInfo:
     license
         Source and licence of the pre-trained weights.
     images
-        From `describe_images`.
+        Digest of the images and classes, from `describe_images`.
     """
 
     folder: Path
@@ -103,6 +103,7 @@ class Run:
             self._save_state(0)
 
     def run(self, bar: ProgressBar) -> TrainResult:
+        """Train and validate the remaining epochs, then find the rules of the best one."""
         config, trainer = self.config, self.trainer
         for epoch in range(self.done + 1, config.epochs + 1):
             if trainer.out_of_time:
@@ -203,9 +204,9 @@ class Run:
             lambda one: self.validator.run(network, one, final=True), self.info.network
         )
         logger.info(
-            "without the no-data pixels of the masks, the held-out Dice changes by %+.4f: they are %s",
+            "a probability of zero where the image has no data changes the held-out Dice by %+.4f: %s",
             gain,
-            "removed" if gain > 0 else "kept",
+            "used" if gain > 0 else "not used",
         )
         rules = tuple(found.rule for found in result.found)
         final = replace(best, config=config, rules=rules, dice=result.dice, history=list(self.history))

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
+import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -99,8 +100,9 @@ def _describe(failures: dict[int, ProcessFailure], folder: str) -> str:
         with suppress(ValueError):
             how = signal.Signals(-first.exitcode).name
     message = ""
+    # The last line of a killed process is not the cause.
     logs = sorted(Path(folder).rglob(f"{first.local_rank}/stderr.log")) if first.exitcode > 0 else []
-    for path in logs:  # not of a killed process, whose last line is not the cause
+    for path in logs:
         lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
         message = f" and the message {lines[-1]!r}" if lines else ""
     return (
@@ -136,8 +138,6 @@ def _gpus() -> int:
     DataError
         There is none.
     """
-    import torch
-
     if not torch.cuda.is_available():
         raise DataError(f"no GPU found: give --processes to share the {usable_cpus()} CPUs, and --device cpu")
     return torch.cuda.device_count()

@@ -79,7 +79,6 @@ def _train(
         group.barrier()  # rank 0 builds the cache
     with bar("Caching images", len(names)) as advance:
         cache = open_cache(source, config.input_size, cache_root, config.limit, advance)
-        advance(0)
     if group.first:
         group.barrier()
     training, held_out = _split(cache, config)
@@ -100,7 +99,9 @@ def _train(
     _warn_of_absent_classes(cache, held_out, source.labels.classes)
     if group.first:
         folder.mkdir(parents=True, exist_ok=True)
-        _clear(folder, keep_results=state is not None)
+        if state is None:
+            for name in ("best.pth", "last.pth", "history.csv", "curves.png", PROBABILITIES, STATE):
+                (folder / name).unlink(missing_ok=True)
         with replacing(folder / "config.json") as path:
             stored = config.to_dict() | {"data": str(data), "network": begun.config.to_dict()}
             path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
@@ -122,13 +123,6 @@ def _train(
         scratch=folder,
     )
     return Run(RunInfo(folder, begun.config, begun.license, images), trainer, validator, state).run(bar)
-
-
-def _clear(folder: Path, keep_results: bool) -> None:
-    """Remove, unless `keep_results`, the results of the run to overwrite."""
-    if not keep_results:
-        for name in ("best.pth", "last.pth", "history.csv", "curves.png", PROBABILITIES, STATE):
-            (folder / name).unlink(missing_ok=True)
 
 
 def _split(cache: DatasetCache, config: TrainConfig) -> tuple[NDArray[np.int_], NDArray[np.int_]]:

@@ -1,4 +1,4 @@
-"""The start of a run: random, pre-trained or a checkpoint's weights, or the state of an interrupted run."""
+"""The start of a run: initial weights (random, pre-trained or of a checkpoint), or the state of an interrupted run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .weights import find_weights, load_encoder, read_weights
 logger = logging.getLogger(__name__)
 
 STATE = "state.pth"
-"""In the run folder until the run is finished."""
+"""Name of the file of the state, which is in the run folder until the run is finished."""
 KEYS = {"config", "network", "license", "images", "trainer", "history", "best_dice", "epoch"}
 
 
@@ -119,12 +119,13 @@ def start(config: TrainConfig, labels: Labels, state: dict[str, Any] | None = No
     labels
         Classes and grids of the data.
     state
-        Of the run to resume, from `read_state`.
+        State of the run to resume, from `read_state`.
 
     Raises
     ------
     DataError
-        See `build_network`, `find_weights`, `read_weights` and `load_encoder`.
+        The checkpoint `config.init` has another encoder; see also `build_network`, `find_weights`, `read_weights` and
+        `load_encoder`.
     ArtifactError
         See `Checkpoint.load`.
     """

@@ -169,6 +169,6 @@ def choose_no_data(
     """
     on = replace(config, subtract_no_data=True)
     off = replace(config, subtract_no_data=False)
-    with_bands, without = run(on), run(off)
-    gain = with_bands.dice - without.dice
-    return (on, with_bands, gain) if gain > 0 else (off, without, gain)
+    subtracted, without = run(on), run(off)
+    gain = subtracted.dice - without.dice
+    return (on, subtracted, gain) if gain > 0 else (off, without, gain)

@@ -1,7 +1,7 @@
 """Pre-trained weights of encoders: where to find them, under which licence, and how to load them.
 
 `find_weights` looks for ImageNet weights in installed packages, then in the local caches of PyTorch and Hugging Face,
-then on the Hugging Face hub. `read_weights` reads a file. `load_encoder` copies either into the encoder of a network.
+and downloads them otherwise. `read_weights` reads a file. `load_encoder` copies either into the encoder of a network.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def load_encoder(network: nn.Module, encoder: str, weights: EncoderWeights) -> i
     """Copy weights into the encoder of a network and return the number of tensors.
 
     Tensors are matched by name if at least half of the names occur, otherwise by order. Prefixes of wrappers
-    ("module.", "encoder.", "model.") are ignored, as are classifiers.
+    ("module.", "model.", "body.", "encoder.") are ignored, as are classifiers.
 
     Raises
     ------

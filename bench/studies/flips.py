@@ -2,9 +2,9 @@
 
     python -m cloudrt.bench.studies.flips CHECKPOINT DATA --image-list runs/NAME/held_out.txt -o FILE.json
 
-Averaging logits before they are enlarged needs one resize and one sigmoid instead of one for each view, but is another
-mean. Every Dice is out of fold, with rules chosen as `cloudrt tune` chooses them. The network must not have been
-trained on the images.
+Averaging logits before they are enlarged needs one resize and one sigmoid instead of one for each view, but gives
+another mean. Every Dice is out of fold, with rules chosen as `cloudrt tune` chooses them. The network must not have
+been trained on the images.
 """
 
 from __future__ import annotations

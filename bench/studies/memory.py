@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-from cloudrt.bench.scaling import repeated
+from cloudrt.bench.workload import repeat_images
 
 from cloudrt.images.image import ImageFile, find_images
 from cloudrt.inference.pipeline import Segmenter
@@ -39,7 +39,7 @@ def watch(segmenter: Segmenter, files: list[ImageFile], count: int) -> dict[str,
 
     with TemporaryDirectory() as folder:
         task = InferTask((), Path(folder) / "s.csv")
-        write_submission(segmenter, repeated(files, count), task, progress=lambda *_: nullcontext(advance))
+        write_submission(segmenter, repeat_images(files, count), task, progress=lambda *_: nullcontext(advance))
     return {"images": count, "distinct_images": len(files), "resident_mb": resident, "peak_mb": peak_memory()}
 
 

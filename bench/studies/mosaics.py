@@ -31,14 +31,14 @@ from cloudrt.system.progress import progress_bar
 
 OVERLAPS = (0.0, 0.125, 0.25, 0.375, 0.5)
 ROWS, COLUMNS = 4, 8
-"""Images of a mosaic."""
+"""Rows and columns of images in a mosaic."""
 ALIGNED, SEAMS = 2, 1
-"""Mosaics that are segmented as they are, and cropped mosaics whose steps are measured; each takes time."""
+"""Number of mosaics that are segmented as they are, and of cropped ones whose steps are measured; each takes time."""
 
 
 @dataclass
 class Known:
-    """An image in a mosaic: its row and column, its masks alone, and its labels, if there are any, (C, H, W) each."""
+    """An image in a mosaic: row, column, masks of the image segmented alone, and labels or None, (C, H, W) each."""
 
     row: int
     column: int
@@ -57,22 +57,17 @@ class Agreement:
     tiles: int = 0
 
 
-def masks(texts: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Return masks as one array."""
-    return np.stack(list(texts))
-
-
 def known_images(
     segmenter: Segmenter, images: Sequence[Image], truths: Sequence[NDArray[np.uint8] | None]
 ) -> list[list[Known]]:
-    """Return the images of each mosaic with their masks alone."""
+    """Segment the images alone, and return those of each mosaic."""
     size, found = ROWS * COLUMNS, []
     results = list(segmenter.predict(list(images)))
     for begin in range(0, len(images) - size + 1, size):
         mosaic = []
         for number in range(size):
             result = results[begin + number]
-            alone = masks(result.mask(name) for name in segmenter.labels.classes)
+            alone = np.stack([result.mask(name) for name in segmenter.labels.classes])
             mosaic.append(Known(number // COLUMNS, number % COLUMNS, alone, truths[begin + number]))
         found.append(mosaic)
     return found
@@ -124,7 +119,7 @@ def compare(
                 tiling = Tiling(overlap)
                 (result,) = predict_panoramas(segmenter, [ImageFile(path.name, path)], tiling)
                 assert result.error is None, result.error
-                whole = masks(result.mask(name) for name in labels.classes)
+                whole = np.stack([result.mask(name) for name in labels.classes])
                 for one in mosaic:
                     y, x = one.row * height - rows.start, one.column * width - columns.start
                     part = whole[:, max(y, 0) : y + height, max(x, 0) : x + width]
@@ -148,7 +143,7 @@ def compare(
 
 
 def write_mosaic(folder: Path, picture: Image, times: int) -> Path:
-    """Write a mosaic whose name states a position at `times` less than 100 pixels per degree."""
+    """Write a mosaic whose name states a position with 100 / `times` pixels per degree."""
     height, width = (side * times / 100 for side in picture.shape[:2])
     path = folder / f"mosaic_0-{width:g}_0-{height:g}.png"
     assert cv2.imwrite(str(path), picture[..., ::-1])
@@ -158,7 +153,9 @@ def write_mosaic(folder: Path, picture: Image, times: int) -> Path:
 def read_truth(path: Path, keys: Iterable[str], labels: Labels) -> list[NDArray[np.uint8] | None]:
     """Return the masks of images on the submission grid, (C, H, W)."""
     table = read_table(path, labels)
-    return [masks(rle_to_submit_grid(table.get((key, name), ""), labels) for name in labels.classes) for key in keys]
+    return [
+        np.stack([rle_to_submit_grid(table.get((key, name), ""), labels) for name in labels.classes]) for key in keys
+    ]
 
 
 def measure_agreement(segmenter: Segmenter, folder: Path, truth: Path, scenes: int) -> dict[str, Any]:

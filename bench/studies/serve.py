@@ -64,7 +64,7 @@ def serving(model: Path | None, options: Sequence[str]) -> Iterator[tuple[int, i
 
 
 def infer_round(images: Path, times: int, model: Path | None, options: dict[str, Any]) -> dict[str, float]:
-    """Run `cloudrt-infer` on a folder, repeated, in a process of its own, after a run on the folder alone.
+    """Run `cloudrt-infer` on `times` copies of a folder, in a process of its own, after a warm-up run on the folder.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def infer_round(images: Path, times: int, model: Path | None, options: dict[str,
     """
     code = (
         "import cloudrt, resource, sys\n"
-        f"done = cloudrt.infer({str(images)!r}, sys.argv[1], {str(model) if model else None!r}, **{options!r})\n"
+        f"cloudrt.infer({str(images)!r}, sys.argv[1], {str(model) if model else None!r}, **{options!r})\n"
         "before = resource.getrusage(resource.RUSAGE_SELF)\n"
         f"done = cloudrt.infer(sys.argv[2], sys.argv[3], {str(model) if model else None!r}, **{options!r})\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"

@@ -70,7 +70,7 @@ def write_tiles(folder: Path, belt: Path, panorama: Panorama, view: Grid) -> lis
 
 
 def timed(work: Callable[[], Iterable[Any]]) -> tuple[float, float]:
-    """Return the seconds, and those of CPU time, to exhaust what `work` returns; nothing of it may have failed."""
+    """Return the seconds and the CPU seconds to iterate over the results of `work`, none of which may have failed."""
     began, used = time.perf_counter(), time.process_time()
     assert all(one.error is None for one in work())
     return time.perf_counter() - began, time.process_time() - used
