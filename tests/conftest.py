@@ -1,4 +1,4 @@
-"""Fixtures that several packages share, and caches: tests neither read nor write those of the user."""
+"""Fixtures that several folders share; and caches, so that tests neither read nor write the user's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of twelve labelled scenes and four to predict."""
+    """A data set of twelve labelled scenes and four of the test set."""
     from cloudrt.data.synth import write_dataset
 
     folder = tmp_path_factory.mktemp("scenes") / "data"
@@ -45,8 +45,16 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the dataset caches of `scenes`."""
+    """A folder for the dataset caches of `scenes`, shared so that they are written once."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny artifact for 64x96 images, with three classes."""
+    from support.tiny import SMALL_GRIDS, tiny_artifact
+
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import os
 import shutil
@@ -14,7 +13,8 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+from support.files import read_pairs
+from support.tiny import SMALL_GRIDS, write_jpeg
 
 from cloudrt.cli.infer import infer
 from cloudrt.inference.journal import Journal
@@ -24,11 +24,6 @@ from cloudrt.system.terminal import Failure, log_to_stderr, printable, reports_e
 
 CLASSES = SMALL_GRIDS.classes
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
 
 
 @pytest.fixture
@@ -43,11 +38,6 @@ def words(model: Path, *more: str | Path) -> list[str]:
     return ["-m", str(model), "--provider", "cpu", "--batch-size", "2", *map(str, more)]
 
 
-def failures(path: Path) -> dict[str, str]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return dict(list(csv.reader(file))[1:])
-
-
 @posix
 def test_names_that_no_file_can_have_fail_alone(images: Path, model: Path, tmp_path: Path) -> None:
     long, longest = "x" * 247 + ".jpg", "y" * 249 + ".jpg"  # with .png, 255 bytes and 257
@@ -59,7 +49,7 @@ def test_names_that_no_file_can_have_fail_alone(images: Path, model: Path, tmp_p
     assert CliRunner().invoke(infer, ["list.txt", *words(model, "-o", "plain.csv")]).exit_code == 1
     done = CliRunner().invoke(infer, ["list.txt", *words(model, "--masks", "masks", "--overlays", "overlays")])
     assert done.exit_code == 1, done.output
-    found = failures(tmp_path / "submission.failures.csv")
+    found = read_pairs(tmp_path / "submission.failures.csv")
     assert set(found) == set(lines[1:4])
     assert "null" in found["in/nul\0.jpg"] and "too long" in found[lines[3]]
     assert found[f"in/{longest}"] == "its masks or overlay cannot be written: File name too long"
@@ -72,7 +62,7 @@ def test_names_that_no_file_can_have_fail_alone(images: Path, model: Path, tmp_p
     assert done.exit_code == 0, done.output
     assert (tmp_path / "others" / CLASSES[0] / "\\xff\\xfe.jpg.png").is_file()
     done = CliRunner().invoke(infer, ["in", *words(model, "-o", "all.csv", "--overlays", "all")])
-    assert done.exit_code == 1 and set(failures(tmp_path / "all.failures.csv")) == {longest}, done.output
+    assert done.exit_code == 1 and set(read_pairs(tmp_path / "all.failures.csv")) == {longest}, done.output
 
 
 @posix
@@ -86,7 +76,7 @@ def test_names_that_spreadsheets_take_for_formulas_are_written_as_they_are(
         (images / f"{name[:-4]}-bad.jpg").write_text("not an image")
     done = CliRunner().invoke(infer, ["in", *words(model, "-o", "s.csv")])
     assert done.exit_code == 1, done.output
-    assert set(failures(tmp_path / "s.failures.csv")) == {f"{name[:-4]}-bad.jpg" for name in names}
+    assert set(read_pairs(tmp_path / "s.failures.csv")) == {f"{name[:-4]}-bad.jpg" for name in names}
     found = {name for name, _ in read_table(tmp_path / "s.csv", SMALL_GRIDS)}
     assert found == {path.name for path in images.iterdir()}
 

@@ -22,26 +22,21 @@ HEADER = "Image_Label,EncodedPixels\n"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), LABELS)
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Three JPEGs: name -> content."""
-    folder = tmp_path_factory.mktemp("scenes")
+def jpegs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Name -> content of three images."""
+    folder = tmp_path_factory.mktemp("jpegs")
     return {
         name: write_jpeg(folder / name, seed).path.read_bytes() for seed, name in enumerate(("c.jpg", "a.jpg", "b.jpg"))
     }
 
 
 @pytest.fixture
-def images(tmp_path: Path, scenes: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of sound images, in a working folder of its own."""
+def images(tmp_path: Path, jpegs: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the images, in the working folder."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "images"
     folder.mkdir()
-    for name, content in scenes.items():
+    for name, content in jpegs.items():
         (folder / name).write_bytes(content)
     return folder
 
@@ -57,7 +52,7 @@ def names(submission: Path) -> list[str]:
 
 
 def left(folder: Path) -> list[str]:
-    """What a run left, hidden files too."""
+    """Names of everything in a folder except the images, hidden files included."""
     return sorted(entry.name for entry in folder.iterdir() if entry.name != "images")
 
 
@@ -133,12 +128,12 @@ def test_a_sample_decides_order_and_names_what_is_missing(images: Path, model: P
 
 
 def test_keys_with_folders_spaces_commas_and_unicode(
-    images: Path, model: Path, tmp_path: Path, scenes: dict[str, bytes]
+    images: Path, model: Path, tmp_path: Path, jpegs: dict[str, bytes]
 ) -> None:
     (images / "sub dir").mkdir()
     keys = ["sub dir/wölk chen.jpg", "a,b.jpg", "under_score_Fish.jpg", "雲.jpg"]
     for key in keys:
-        (images / key).write_bytes(scenes["a.jpg"])
+        (images / key).write_bytes(jpegs["a.jpg"])
     assert run(images, "--model", model).exit_code == 0
     table = read_table(tmp_path / "submission.csv", LABELS)
     assert set(keys) <= {name for name, _ in table}
@@ -210,7 +205,6 @@ def test_an_artifact_without_metadata_is_status_2(images: Path, tmp_path: Path) 
         (["images", "--batch-size", "0"], "not in the range"),
         (["images", "--sample", "nowhere.csv"], "nowhere.csv is missing"),
         (["images", "--output", "images.csv", "--overwrite"], "regular file"),
-        (["images", "--output", "report.html", "--report"], "the suffix decides the format"),
         (["images", "--output", "s.csv", "--format", "parquet"], "--format parquet: the suffix decides the format"),
         (["images", "--output", "s.parquet", "--format", "csv"], "--format csv: the suffix decides the format"),
         (["images", "--output", "s.JSON", "--format", "csv"], "--format csv: the suffix decides the format"),

@@ -1,4 +1,4 @@
-"""Ctrl-C while a command and its libraries are imported: one line and status 130, as later."""
+"""Ctrl-C at any time, also while modules are imported: one line and status 130."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes of a new user: the message says what to do instead. And completion in shells."""
+"""Messages about common mistakes, which say what to do instead; and shell completion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from support.paths import ROOT
+from support.paths import ROOT, setup_entry_points
 from support.tiny import tiny_artifact
 
 import cloudrt
@@ -24,7 +24,15 @@ from cloudrt.system.option_names import with_options
 PROGRAMS = Path(sys.executable).parent
 
 
+def fill(*folders: str) -> None:
+    """Make folders in the working folder, each with a black image."""
+    for folder in folders:
+        Path(folder).mkdir(parents=True)
+        cv2.imwrite(f"{folder}/a.png", np.zeros((20, 30, 3), np.uint8))
+
+
 def refused(*words: str | Path) -> str:
+    """Return the message of a command that exits with status 2, on one line."""
     result = CliRunner().invoke(main, [str(word) for word in words])
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
@@ -68,9 +76,8 @@ def test_mistakes_are_answered_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("in").mkdir()
+    fill("in")
     Path("train_images").mkdir()
-    cv2.imwrite("in/a.png", np.zeros((20, 30, 3), np.uint8))
     Path("train.csv").write_text("Image_Label,EncodedPixels\n")
     for name in ("in/best.pth", "in/m.pth"):
         Path(name).touch()
@@ -109,9 +116,7 @@ def test_messages_name_parameters_in_python_and_options_on_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tiny_artifact(Path("m.onnx"), (64, 96))
-    for folder in ("in", "full"):
-        Path(folder).mkdir()
-        cv2.imwrite(f"{folder}/a.png", np.zeros((20, 30, 3), np.uint8))
+    fill("in", "full")
     with pytest.raises(cloudrt.DataError) as caught:
         cloudrt.infer("in", "s.csv", "m.onnx", **settings)
     assert python in str(caught.value) and "--" not in str(caught.value)
@@ -125,8 +130,7 @@ def test_only_options_of_the_command_are_replaced() -> None:
 
 def test_a_cluster_without_ray_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("in").mkdir()
-    cv2.imwrite("in/a.png", np.zeros((20, 30, 3), np.uint8))
+    fill("in")
     for name in ("ray", "pyarrow"):  # Ray's extra includes pyarrow, which has one of its own
         monkeypatch.setitem(sys.modules, name, None)
     assert "ray is not installed: pip install '.[ray]' in the checkout" in refused("infer", "in", "--cluster")
@@ -135,8 +139,7 @@ def test_a_cluster_without_ray_names_its_extra(tmp_path: Path, monkeypatch: pyte
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("cloudrt.engines.plan.nvidia_driver", lambda: None)
-    Path("in").mkdir()
-    cv2.imwrite("in/a.png", np.zeros((20, 30, 3), np.uint8))
+    fill("in")
     assert "GPU 0" in refused("infer", "in", "--devices", "0")
 
 
@@ -146,9 +149,7 @@ def test_inputs_are_checked_before_outputs_and_both_before_a_model_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("cloudrt.inference.pipeline.make_plan", lambda *_: pytest.fail("a model was opened"))
     tiny_artifact(Path("m.onnx"), (64, 96))
-    for folder in ("in", "data/train_images"):
-        Path(folder).mkdir(parents=True)
-        cv2.imwrite(f"{folder}/a.png", np.zeros((20, 30, 3), np.uint8))
+    fill("in", "data/train_images")
     Path("data/train.csv").write_text("Image_Label,EncodedPixels\na.png_Fish,1 1\n")
     Path("names.txt").write_text("b.png\n")
     for name in ("s.csv", "t.onnx"):
@@ -245,6 +246,6 @@ def test_zsh_takes_the_script(tmp_path: Path) -> None:
 
 def test_the_docs_name_every_completion() -> None:
     page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
-    for name in ("cloudrt", "cloudrt-train", "cloudrt-export", "cloudrt-infer", "cloudrt-bench"):
+    for name in setup_entry_points():
         assert f'eval "$(_{name.replace("-", "_").upper()}_COMPLETE=bash_source {name})"' in page
     assert "zsh_source" in page

@@ -1,4 +1,4 @@
-"""Another competition's data, laid out as that of steel defects: one data.json, and no line of code."""
+"""The data of another competition, about defects in steel: a data.json is all that it needs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STEEL: dict[str, Any] = {
 
 
 def draw_strip(seed: int) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.uint8]]]:
-    """A grey strip with defects, a form for each class, and their masks."""
+    """A grey strip with defects of a different shape for each class, and their masks."""
     random = np.random.default_rng(seed)
     image = cv2.GaussianBlur(random.integers(60, 140, (*GRID, 1), np.uint8), (0, 0), 3)
     image = np.repeat(image.reshape(*GRID, 1), 3, axis=2)
@@ -78,28 +78,9 @@ def test_steel_trains_exports_runs_and_scores(steel: Path, tmp_path: Path) -> No
     page = tmp_path / "explore.html"
     assert "10 images" in run(explore, steel, "-o", page) and page.exists()
     settings = [
-        "--encoder",
-        "resnet18",
-        "--encoder-weights",
-        "none",
-        "--input-size",
-        "416x64",
-        "--batch-size",
-        4,
-        "--accumulate",
-        1,
-        "--schedule",
-        "one-cycle",
-        "--encoder-lr",
-        3e-3,
-        "--decoder-lr",
-        3e-3,
-        "--augment",
-        "flips",
-        "--set",
-        "decoder_pyramid_channels=32",
-        "--set",
-        "decoder_segmentation_channels=32",
+        *("--encoder", "resnet18", "--encoder-weights", "none", "--input-size", "416x64", "--augment", "flips"),
+        *("--batch-size", 4, "--accumulate", 1, "--schedule", "one-cycle", "--encoder-lr", 3e-3, "--decoder-lr", 3e-3),
+        *("--set", "decoder_pyramid_channels=32", "--set", "decoder_segmentation_channels=32"),
     ]
     run(train, steel, "--runs", tmp_path, "--name", "run", "--cache", tmp_path / "cache", "--epochs", 3, *settings)
     model = tmp_path / "run" / "model.onnx"
@@ -117,19 +98,8 @@ def test_steel_trains_exports_runs_and_scores(steel: Path, tmp_path: Path) -> No
         one, other = rle_decode(ours[key], GRID).astype(bool), rle_decode(text, GRID).astype(bool)
         dices.append(2 * (one & other).sum() / (one.sum() + other.sum()) if one.any() or other.any() else 1.0)
     assert result["mean"] == pytest.approx(np.mean(dices))
-    run(
-        tune,
-        model,
-        steel,
-        "-o",
-        tmp_path / "tuned.onnx",
-        "--provider",
-        "cpu",
-        "--thresholds",
-        "60:200:20",
-        "--min-areas",
-        "0,200,1000",
-    )
+    search = ["--provider", "cpu", "--thresholds", "60:200:20", "--min-areas", "0,200,1000"]
+    run(tune, model, steel, "-o", tmp_path / "tuned.onnx", *search)
     assert read_artifact(tmp_path / "tuned.onnx").labels == labels
 
 
@@ -144,7 +114,7 @@ def test_a_column_has_a_name(column: object) -> None:
         Labels.from_dict(STEEL | {"key_column": column})
 
 
-def test_labels_survive_plain_values() -> None:
+def test_labels_with_a_key_column_round_trip_through_json() -> None:
     labels = Labels.from_dict(json.loads(json.dumps(STEEL)))
     assert Labels.from_dict(json.loads(json.dumps(labels.to_dict()))) == labels
     assert "key_column" not in Labels().to_dict()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support.files import contents
 from support.tiny import tiny_artifact
 
 from cloudrt.cli import main
@@ -19,17 +20,12 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
     root = tmp_path_factory.mktemp("workshop")
     shutil.copytree(scenes, root / "data")
     tiny_artifact(root / "model.onnx")
-    for place in ("best.pth", "runs/old/best.pth", "runs/folds/fold-0/best.pth", "runs/stray/held_out.txt"):
-        (root / place).parent.mkdir(parents=True, exist_ok=True)
-        (root / place).write_text("of an earlier run")
-    for place in ("bench.json", "page/x.html", "repository/cloudrt/1/old.onnx", "repository/other/config.pbtxt"):
+    trained = ("best.pth", "runs/old/best.pth", "runs/folds/fold-0/best.pth", "runs/stray/held_out.txt")
+    others = ("bench.json", "page/x.html", "repository/cloudrt/1/old.onnx", "repository/other/config.pbtxt")
+    for place in (*trained, *others):
         (root / place).parent.mkdir(parents=True, exist_ok=True)
         (root / place).write_text("of an earlier run")
     return root
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -86,10 +82,10 @@ def test_what_would_be_replaced_is_refused(
     (root / "to_csv.npz").symlink_to("data/train.csv")
     shutil.copytree(root / "data", root / "runs" / "nested" / "fold-1")
     image = sorted((root / "data" / "train_images").iterdir())[0]
-    before = snapshot(root)
+    before = contents(root)
     done = CliRunner().invoke(main, words.replace("IMAGE", str(image.relative_to(root))).split())
     assert (done.exit_code, said in done.output) == (2, True), done.output
-    assert snapshot(root) == before
+    assert contents(root) == before
 
 
 def test_benchmarks_without_a_name_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

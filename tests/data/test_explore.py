@@ -1,4 +1,4 @@
-"""The page about a data set: its figures equal NumPy's and SciPy's, and every invalid row and image is found."""
+"""The page about a data set: its figures equal plain counts, and every invalid row and image is found."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(data: Path, output: Path, *more: str) -> Result:
 
 
 def truth(data: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Image -> class -> mask on the label grid, by the plain loop over the rows."""
+    """Image -> class -> mask on the label grid, by a loop over the rows."""
     frame = pd.read_csv(data / "train.csv", keep_default_na=False)
     found: dict[str, dict[str, np.ndarray]] = {}
     for key, text in frame.itertuples(index=False):
@@ -117,7 +117,7 @@ def spoil(scenes: Path, data: Path) -> list[str]:
 
 
 def test_the_audit_follows_the_data(scenes: Path, tmp_path: Path) -> None:
-    """Small masks are no finding if all are small, nor are classes without rows if no row is empty."""
+    """If all masks are small, a small mask is no finding; if no row is empty, a missing row is none."""
     shutil.copytree(scenes, tmp_path / "data")
     names = sorted(path.name for path in (tmp_path / "data" / "train_images").iterdir())
     small, tiny = np.zeros(CLOUDS.label_grid, np.uint8), np.zeros(CLOUDS.label_grid, np.uint8)
@@ -143,7 +143,8 @@ def test_progress_counts_images_without_a_row(scenes: Path, tmp_path: Path, monk
         yield lambda n: shown.append(-n)
 
     monkeypatch.setattr("cloudrt.cli.explore.progress_bar", bar)
-    for name, text, total in (("rare", "1 9000", 12), ("all", "", 1)):  # absent without a row, and with one
+    # No row is empty in the first table, so that images without rows are used; one is in the second.
+    for name, text, total in (("rare", "1 9000", 12), ("all", "", 1)):
         shutil.copytree(scenes, tmp_path / name)
         key = min(path.name for path in (tmp_path / name / "train_images").iterdir())
         rows = ["Image_Label,EncodedPixels", f"{key}_Fish,1 9000", f"{key}_Sugar,{text}"]
@@ -225,7 +226,7 @@ def test_an_output_that_exists_is_kept(scenes: Path, tmp_path: Path) -> None:
 
 
 def test_groups_are_joined_through_their_members() -> None:
-    """Compared with the components that a search through the whole graph finds."""
+    """They are the connected components that a depth-first search finds."""
     random = np.random.default_rng(0)
     seeds = random.integers(0, 2**63, 20, np.uint64)
     hashes = [

@@ -1,4 +1,4 @@
-"""Tables, folders and labels: valid ones are read unchanged; others give an error of one line with a remedy."""
+"""Tables, data folders and labels: valid ones are read unchanged; others give an error of one line."""
 
 from __future__ import annotations
 
@@ -194,15 +194,11 @@ def test_other_labels(folder: Path) -> None:
     assert data.labels == Labels(("Cat", "Dog ☁"), (40, 60), (20, 20))
     assert data.labels.block == (2, 3)
     assert data.read_train() == {"a.jpg": {"Cat": "1 1", "Dog ☁": "2 1"}}
-    assert "Cat, Dog" in refusal_of_fish(folder, data.labels)
-
-
-def refusal_of_fish(folder: Path, labels: Labels) -> str:
     (folder / "train.csv").write_bytes(HEADER + b"a.jpg_Fish,1 1\n")
-    return refusal(folder / "train.csv", labels)
+    assert "Cat, Dog" in refusal(folder / "train.csv", data.labels)
 
 
-def test_what_data_json_leaves_out_is_the_clouds(folder: Path) -> None:
+def test_missing_keys_of_data_json_have_the_values_of_the_clouds(folder: Path) -> None:
     (folder / "data.json").write_text('{"classes": ["Fish"]}')
     assert read_labels(folder) == Labels(("Fish",), CLOUDS.label_grid, CLOUDS.submit_grid)
     (folder / "data.json").write_text("{}")

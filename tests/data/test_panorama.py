@@ -1,14 +1,14 @@
-"""Synthetic panoramas: scenes side by side, with their masks, and a name that states where they lie."""
+"""Synthetic panoramas: scenes side by side, with their masks, and a name that states their position."""
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support.files import read_pairs
 
 from cloudrt.cli import main
 from cloudrt.data.panorama import write_panoramas
@@ -26,8 +26,7 @@ def test_panoramas_are_scenes_side_by_side(tmp_path: Path) -> None:
     again = write_panoramas(tmp_path / "again", (140, 440), 2, 3, scene=(140, 208), jobs=1)
     names = ["synthetic_20200101_-2.2-2.2_-0.7-0.7.jpg", "synthetic_20200102_-2.2-2.2_-0.7-0.7.jpg"]
     assert [path.name for path in again] == names
-    with (tmp_path / "out" / "truth.csv").open() as file:
-        texts = dict(list(csv.reader(file))[1:])
+    texts = read_pairs(tmp_path / "out" / "truth.csv")
     assert list(texts) == [f"{name}_{label}" for name in names for label in CLASSES]
     seeds = np.random.SeedSequence(3).spawn(6)
     for day, path in enumerate(again):
@@ -54,7 +53,7 @@ def test_panoramas_are_scenes_side_by_side(tmp_path: Path) -> None:
         ((140, 40_000), "at most 36000x18000"),
     ],
 )
-def test_sizes_that_cannot_be(tmp_path: Path, size: tuple[int, int], reason: str) -> None:
+def test_impossible_sizes_are_refused(tmp_path: Path, size: tuple[int, int], reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         write_panoramas(tmp_path / "out", size, scene=(140, 208))
     assert not (tmp_path / "out").exists()

@@ -1,7 +1,7 @@
-"""Damage inside the data of each accepted format, at 200 random places: how much of it is found.
+"""Damage inside the data of each accepted format, at 200 random places: how often it is not found; and file bombs.
 
-The documentation states these shares (docs/explanation/decoding.md). PNG has checksums; compressed TIFF mostly fails
-to decode; the others contain nothing that shows the damage.
+The table in docs/explanation/decoding.md states these shares. PNG has checksums; compressed TIFF mostly fails to
+decode; nothing in the other formats shows all damage.
 """
 
 from __future__ import annotations
@@ -50,23 +50,25 @@ def silent(data: bytes) -> float:
 
 
 @pytest.mark.parametrize(
-    ("data", "most"),
+    ("data", "stated", "tolerance"),
     [
-        pytest.param(encoded(".png"), 0.0, id="PNG"),
-        pytest.param(encoded(".jpg", cv2.IMWRITE_JPEG_QUALITY, 90), 1.0, id="JPEG"),
-        pytest.param(encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 5), 0.02, id="TIFF, LZW"),
-        pytest.param(encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 8), 0.02, id="TIFF, deflate"),
-        pytest.param(encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 32773), 1.0, id="TIFF, PackBits"),
-        pytest.param(encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 1), 1.0, id="TIFF"),
-        pytest.param(encoded(".webp", cv2.IMWRITE_WEBP_QUALITY, 90), 1.0, id="WebP"),
-        pytest.param(encoded(".webp", cv2.IMWRITE_WEBP_QUALITY, 101), 1.0, id="WebP, lossless"),
-        pytest.param(encoded(".bmp"), 1.0, id="BMP"),
+        pytest.param(encoded(".png"), 0.0, 0, id="PNG"),
+        pytest.param(encoded(".jpg", cv2.IMWRITE_JPEG_QUALITY, 90), 0.68, 0.1, id="JPEG"),
+        pytest.param(encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 5), 0.0, 0.02, id="TIFF, LZW"),
+        pytest.param(encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 8), 0.005, 0.02, id="TIFF, deflate"),
+        pytest.param(encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 32773), 0.98, 0.1, id="TIFF, PackBits"),
+        pytest.param(encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 1), 1.0, 0.1, id="TIFF"),
+        pytest.param(encoded(".webp", cv2.IMWRITE_WEBP_QUALITY, 90), 0.52, 0.1, id="WebP"),
+        pytest.param(encoded(".webp", cv2.IMWRITE_WEBP_QUALITY, 101), 0.98, 0.1, id="WebP, lossless"),
+        pytest.param(encoded(".bmp"), 1.0, 0.1, id="BMP"),
     ],
 )
-def test_damage_is_found_where_the_format_allows(data: bytes, most: float, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_shares_are_as_stated(
+    data: bytes, stated: float, tolerance: float, capfd: pytest.CaptureFixture[str]
+) -> None:
     share = silent(data)
-    capfd.readouterr()  # what the decoders print of it
-    assert share <= most
+    capfd.readouterr()  # the warnings of the decoders
+    assert share == pytest.approx(stated, abs=tolerance)
 
 
 def test_files_that_are_too_large_are_not_read(tmp_path: Path) -> None:

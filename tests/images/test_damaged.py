@@ -1,8 +1,7 @@
-"""A folder of hundreds of damaged and odd files, through the command: no crash, no hang, no wrong row."""
+"""The command on a folder of hundreds of damaged and unusual files: no crash, no hang, no wrong row."""
 
 from __future__ import annotations
 
-import csv
 import os
 import random
 import socket
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support.files import read_pairs
 from support.pictures import FILES, encoded
 from support.tiny import SMALL_GRIDS, tiny_artifact
 
@@ -31,22 +31,8 @@ def damaged() -> Iterator[tuple[str, bytes]]:
     """Name and bytes of files, of which only some are sound."""
     draw = random.Random(11)
     jpeg, png, webp = encoded("JPEG"), encoded("PNG"), encoded("WEBP")
-    for length in (
-        0,
-        1,
-        2,
-        3,
-        4,
-        10,
-        20,
-        100,
-        160,
-        300,
-        600,
-        *range(700, len(jpeg), 250),
-        len(jpeg) - 2,
-        len(jpeg) - 1,
-    ):
+    ends = (0, 1, 2, 3, 4, 10, 20, 100, 160, 300, 600, len(jpeg) - 2, len(jpeg) - 1)
+    for length in sorted({*ends, *range(700, len(jpeg), 250)}):
         yield f"cut at {length}.jpg", jpeg[:length]
     for length in (7, 8, 30, 40, len(png) // 2, len(png) - 1):
         yield f"cut at {length}.png", png[:length]
@@ -60,7 +46,7 @@ def damaged() -> Iterator[tuple[str, bytes]]:
         yield f"noise {number}.jpg", jpeg[:begin] + draw.randbytes(length) + jpeg[begin + length :]
         yield f"gap {number}.jpg", jpeg[:begin] + jpeg[begin + length :]
     for name, make in FILES.items():
-        yield f"{name}.jpg", make()  # whatever it is, under one name
+        yield f"{name}.jpg", make()  # the content decides, not the suffix
     for number in range(10):
         yield f"only noise {number}.tiff", draw.randbytes(draw.randrange(1, 3000))
     start = jpeg.index(b"\xff\xc0")
@@ -90,24 +76,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_file_is_a_failure_or_decoded_as_opencv_decodes_it(folder: Path, tmp_path: Path) -> None:
-    model = tiny_artifact(tmp_path / "model.onnx", SIZE, SMALL_GRIDS)
-    words = [folder, "-m", model, "-o", tmp_path / "s.csv", "--provider", "cpu", "--batch-size", "8"]
+@pytest.fixture(scope="module")
+def output(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model, and the submission and failures of its run."""
+    output = tmp_path_factory.mktemp("out")
+    model = tiny_artifact(output / "model.onnx", SIZE, SMALL_GRIDS)
+    words = [folder, "-m", model, "-o", output / "s.csv", "--provider", "cpu", "--batch-size", "8"]
     done = CliRunner().invoke(infer, [str(word) for word in words])
     assert done.exit_code == 1, done.output
-    rows = read_table(tmp_path / "s.csv", SMALL_GRIDS)
+    return output
+
+
+def test_every_file_is_a_failure_or_decoded_as_opencv_decodes_it(folder: Path, output: Path) -> None:
+    rows = read_table(output / "s.csv", SMALL_GRIDS)
     keys = list(dict.fromkeys(key for key, _ in rows))
     assert len(keys) >= 250
     assert len(rows) == 3 * len(keys)
-    with (tmp_path / "s.failures.csv").open(newline="", encoding="utf-8") as file:
-        failures = dict(list(csv.reader(file))[1:])
+    failures = read_pairs(output / "s.failures.csv")
     assert set(failures) <= set(keys)
     assert all(failures.values())
     sound = [key for key in keys if key not in failures]
     assert len(sound) >= len(FILES)
     for key in failures:
         assert not any(rows[key, label] for label in SMALL_GRIDS.classes), key
-    with open_engine(model, "cpu", 1) as engine:
+    with open_engine(output / "model.onnx", "cpu", 1) as engine:
         for key in sound:
             picture = cv2.imread(str(folder / key), cv2.IMREAD_COLOR)
             assert picture is not None, key
@@ -117,24 +109,13 @@ def test_every_file_is_a_failure_or_decoded_as_opencv_decodes_it(folder: Path, t
             assert wanted == {label: rows[key, label] for label in SMALL_GRIDS.classes}, key
 
 
-def test_what_must_fail_fails(folder: Path, tmp_path: Path) -> None:
-    model = tiny_artifact(tmp_path / "model.onnx", SIZE, SMALL_GRIDS)
-    words = [folder, "-m", model, "-o", tmp_path / "s.csv", "--provider", "cpu"]
-    CliRunner().invoke(infer, [str(word) for word in words])
-    with (tmp_path / "s.failures.csv").open(newline="", encoding="utf-8") as file:
-        failures = dict(list(csv.reader(file))[1:])
+def test_what_must_fail_fails(folder: Path, output: Path) -> None:
+    failures = read_pairs(output / "s.failures.csv")
     names = {path.name for path in folder.iterdir() if not path.is_dir() or path.is_symlink()}
     cut = {name for name in names if name.startswith("cut at")}
     assert len(cut) > 20
-    certain = {
-        "60000 x 60000.jpg",
-        "60000 x 60000.png",
-        "arithmetic.jpg",
-        "text.jpg",
-        "zeros.jpg",
-        "gif.jpg",
-        "pdf.png",
-    }
+    certain = {f"60000 x 60000.{suffix}" for suffix in ("jpg", "png")}
+    certain |= {"arithmetic.jpg", "text.jpg", "zeros.jpg", "gif.jpg", "pdf.png"}
     assert cut | certain <= set(failures)
     assert "megapixels" in failures["60000 x 60000.jpg"]
     if hasattr(os, "mkfifo"):

@@ -1,4 +1,4 @@
-"""The GPU's decoder with the CPU backend of nvImageCodec. Its GPU backends are not run here."""
+"""nvImageCodec's decoder: with its CPU backend, and once, where there is a GPU, with those of the GPU."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_batch_of_jpegs_is_what_opencv_reads(jpegs: GpuJpegDecoder, tmp_path: 
 
 @needs_codec
 @pytest.mark.parametrize("stays", [False, True])
-def test_inputs_of_every_kind_as_the_cpus_decoder_has_them(decoder: GpuImages, tmp_path: Path, stays: bool) -> None:
+def test_inputs_of_every_kind_give_what_the_cpus_decoder_gives(decoder: GpuImages, tmp_path: Path, stays: bool) -> None:
     """Keys, order and failures are the same; the pixels are those of a full decode, close to the CPU's.
 
     They stay on the device or are copied to the host.

@@ -1,4 +1,4 @@
-"""Files that are refused by their header: no image, too large, without pixels."""
+"""Files that are refused by their header: not an image, too large, or without pixels."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def tiff(height: int, width: int, order: str = "<") -> bytes:
 
 
 def bmp(height: int, width: int) -> bytes:
-    """Run-length coded, so that nothing says how long the file should be."""
+    """Run-length encoded, so that the header does not state the length of the file."""
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, 2, 0, 0, 1, 0)
     return b"BM" + struct.pack("<IHHI", 60, 0, 0, 58) + header + bytes(4) + b"\0\1"
 

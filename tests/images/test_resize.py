@@ -1,4 +1,4 @@
-"""Images at the input size: scaled decoding, shrinking, growing."""
+"""Images at the input size: scaled decoding, shrinking and enlarging."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import io
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.pictures import FILES, picture, pillow
+from PIL import Image
+from support.pictures import FILES, picture
 
 from cloudrt.images.image import decode, load_image
 from cloudrt.images.resize import reduce, resize
@@ -45,9 +46,21 @@ def test_what_grows_is_interpolated_between_half_pixel_centres() -> None:
     assert resize(ramp, (1, 4))[0, :, 0].tolist() == [0, 25, 75, 100]
 
 
+def decode_both(pixels: NDArray[np.uint8], cover: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Write a JPEG; decode it scaled and whole, and bring both to `cover`."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0)
+    scaled, whole = decode(file.getvalue(), cover), decode(file.getvalue())
+    assert whole.shape == pixels.shape
+    assert all(side >= wanted for side, wanted in zip(scaled.shape[:2], cover, strict=True))
+    if 2 * cover[0] <= pixels.shape[0] and 2 * cover[1] <= pixels.shape[1]:
+        assert scaled.size <= whole.size / 2
+    return resize(scaled, cover), resize(whole, cover)
+
+
 @pytest.mark.parametrize("cover", [(88, 132), (100, 133), (176, 264), (300, 400), (352, 528), (353, 529), (704, 1056)])
 def test_a_scaled_decode_is_nearly_the_whole_one(cover: tuple[int, int]) -> None:
-    """It covers the wanted size, and after the resize differs by little on average."""
+    """It is as large as the wanted size at least; resized to it, the two differ by little on average."""
     scaled, whole = decode_both(picture(704, 1056, sigma=9), cover)
     difference = np.abs(scaled.astype(int) - whole.astype(int))
     assert difference.mean() < 0.6 and difference.max() <= 12
@@ -69,12 +82,12 @@ def test_scales_that_do_not_divide_shift_by_less_than_a_pixel(size: tuple[int, i
 def test_arrays_and_other_files_are_reduced_like_a_jpeg(size: tuple[int, int], eighths: int) -> None:
     rng = np.random.default_rng(0)
     smooth = rng.integers(0, 256, (40, 60, 3), np.uint8)
-    pixels = np.asarray(pillow.fromarray(smooth).resize(size[::-1], 2)) // 2 + 60
+    pixels = np.asarray(Image.fromarray(smooth).resize(size[::-1], 2)) // 2 + 60
     pixels[100:140, 200:260] = 230  # an edge that no block ends at
     jpeg, png = io.BytesIO(), io.BytesIO()
-    pillow.fromarray(pixels).save(jpeg, "JPEG", quality=98, subsampling=0)
+    Image.fromarray(pixels).save(jpeg, "JPEG", quality=98, subsampling=0)
     decoded = decode(jpeg.getvalue())
-    pillow.fromarray(decoded).save(png, "PNG")
+    Image.fromarray(decoded).save(png, "PNG")
     cover = size[0] * eighths // 8, size[1] * eighths // 8
     expected = decode(jpeg.getvalue(), cover)
     found = reduce(decoded, cover)
@@ -90,18 +103,6 @@ def test_arrays_and_other_files_are_reduced_like_a_jpeg(size: tuple[int, int], e
 def test_small_images_are_not_reduced() -> None:
     pixels = picture()
     assert reduce(pixels, (pixels.shape[0], 10)) is pixels
-
-
-def decode_both(pixels: NDArray[np.uint8], cover: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Write a JPEG; decode it scaled and whole, and bring both to `cover`."""
-    file = io.BytesIO()
-    pillow.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0)
-    scaled, whole = decode(file.getvalue(), cover), decode(file.getvalue())
-    assert whole.shape == pixels.shape
-    assert all(side >= wanted for side, wanted in zip(scaled.shape[:2], cover, strict=True))
-    if 2 * cover[0] <= pixels.shape[0] and 2 * cover[1] <= pixels.shape[1]:
-        assert scaled.size <= whole.size / 2
-    return resize(scaled, cover), resize(whole, cover)
 
 
 def test_a_size_beyond_the_image_decodes_the_whole() -> None:

@@ -1,4 +1,4 @@
-"""Faults during a run: full disks, closed pipes, folders that cannot be written, files that disappear."""
+"""Full disks, closed pipes, folders that cannot be written, files that change during a run, and refused outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+from support.files import contents, read_pairs
+from support.runs import run, words
+from support.tiny import write_jpeg
 
 from cloudrt.cli.infer import infer
 from cloudrt.errors import DataError
@@ -21,20 +23,11 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
-
-
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     for number in range(16):
         write_jpeg(tmp_path / "in" / f"{number:02}.jpg", number)
     return tmp_path / "in"
-
-
-def words(images: Path, model: Path, output: Path) -> list[str]:
-    return [str(images), "-m", str(model), "-o", str(output), "--provider", "cpu", "--batch-size", "4"]
 
 
 COMMAND = [sys.executable, "-c", "from cloudrt.cli import infer; infer()"]
@@ -55,8 +48,8 @@ def test_a_full_disk_is_one_line_and_the_run_continues_later(
     assert "File too large" in done.stderr
     assert {path.name for path in output.parent.iterdir()} == {"s.csv.journal"}
     whole = tmp_path / "whole.csv"
-    assert CliRunner().invoke(infer, words(images, model, whole)).exit_code == 0
-    again = CliRunner().invoke(infer, [*words(images, model, output), "--resume"])
+    assert run(images, model, whole).exit_code == 0
+    again = run(images, model, output, "--resume")
     assert again.exit_code == 0, again.output
     assert output.read_bytes() == whole.read_bytes()
 
@@ -64,7 +57,7 @@ def test_a_full_disk_is_one_line_and_the_run_continues_later(
 @linux
 @pytest.mark.parametrize("output", ["/sys/s.csv", "/dev/null/s.csv", "/proc/self/s.csv"])
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(images: Path, model: Path, output: str) -> None:
-    done = CliRunner().invoke(infer, words(images, model, Path(output)))
+    done = run(images, model, Path(output))
     assert done.exit_code == 2, done.output
     assert "Segmenting" not in done.output
     assert output.rsplit("/", 1)[0] in done.output.splitlines()[-1]
@@ -112,11 +105,9 @@ def test_a_folder_that_changes_during_the_run(
 
     monkeypatch.setattr(Journal, "add", add)
     output = tmp_path / "s.csv"
-    command = [*words(images, model, output)[:-1], "1", "--threads", "1"]
-    done = CliRunner().invoke(infer, command)
+    done = run(images, model, output, "--batch-size", "1", "--threads", "1")
     assert done.exit_code == 1, done.output
-    with (tmp_path / "s.failures.csv").open(newline="", encoding="utf-8") as file:
-        failures = dict(list(csv.reader(file))[1:])
+    failures = read_pairs(tmp_path / "s.failures.csv")
     assert set(failures) == {"13.jpg", "14.jpg", "15.jpg"}
     assert "No such file" in failures["15.jpg"]
     assert "16.jpg" not in output.read_text()
@@ -124,7 +115,7 @@ def test_a_folder_that_changes_during_the_run(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("options", "said"),
     [
         (["-o", "a.csv", "--stats", "a.csv"], "it is both --output and --stats"),
         (["-o", "a.csv", "--save-probabilities", "a.csv"], "--save-probabilities"),
@@ -152,20 +143,19 @@ def test_a_folder_that_changes_during_the_run(
         (["-o", "a.csv", "--batch-size", "99999999999999999999"], "--batch-size"),
     ],
 )
-def test_outputs_that_would_replace_something_are_refused(
-    images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+def test_wrong_outputs_and_options_are_refused_and_nothing_is_written(
+    images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.onnx").write_bytes(model.read_bytes())
     (tmp_path / "folder.npz").mkdir()
     (tmp_path / "to_model.csv").symlink_to("model.onnx")
     (tmp_path / "to_image.csv").hardlink_to(images / "03.jpg")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    more = [] if "--batch-size" in words else ["--batch-size", "4"]
-    done = CliRunner().invoke(infer, ["in", "-m", "model.onnx", "--provider", "cpu", *more, *words])
+    before = contents(tmp_path)
+    done = CliRunner().invoke(infer, ["in", "-m", "model.onnx", "--provider", "cpu", "--batch-size", "4", *options])
     assert done.exit_code == 2, done.output
     assert said in done.output
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before
 
 
 def test_the_model_in_the_working_folder_is_not_replaced(
@@ -179,16 +169,19 @@ def test_the_model_in_the_working_folder_is_not_replaced(
     assert (tmp_path / "model.onnx").read_bytes() == model.read_bytes()
 
 
-def test_wrong_inputs_are_refused_at_once_and_another_kind_is_a_failure(model: Path) -> None:
+def test_wrong_inputs_are_refused_at_once_and_items_of_other_types_fail(model: Path) -> None:
     with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
-        for one, words in (("a.jpg", "a.jpg is missing"), (Path("no/folder"), "is missing"), (5, "inputs must be")):
+        for one, said in (("a.jpg", "a.jpg is missing"), (Path("no/folder"), "is missing"), (5, "inputs must be")):
             for method in (segmenter.predict, segmenter.infer):
-                with pytest.raises(DataError, match=words):
+                with pytest.raises(DataError, match=said):
                     method(one)  # type: ignore[arg-type]
         assert [result.error for result in segmenter.predict([None, 3])] == [  # type: ignore[list-item]
             "is of type NoneType, expected a path, bytes or an array",
             "is of type int, expected a path, bytes or an array",
         ]
+
+
+def test_options_of_wrong_types_or_out_of_range_are_refused(model: Path) -> None:
     for wrong in ({"batch_size": 2.5}, {"threads": "2"}, {"max_pixels": 0}, {"batch_size": 10**9}, {"devices": ()}):
         with pytest.raises(DataError):
             Segmenter(model, provider="cpu", **wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,21 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-from support.identity import make_identity
+from click.testing import CliRunner
+from support.runs import run, stopped, words
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
-from cloudrt.errors import DataError
-from cloudrt.inference.journal import Journal, Record
+from cloudrt.engines.onnxruntime import OrtEngine
 
 IMAGES = 30
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +42,9 @@ def whole(images: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -
     return (folder / "s.csv").read_bytes(), (folder / "s.failures.csv").read_bytes()
 
 
-def words(images: Path, model: Path, output: Path, *more: str) -> list[str]:
-    return [str(images), "-m", str(model), "-o", str(output), "--provider", "cpu", "--batch-size", "4", *more]
-
-
-def run(images: Path, model: Path, output: Path, *more: str) -> Result:
-    return CliRunner().invoke(infer, words(images, model, output, *more))
-
-
 STOPS = """
 import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so do its children
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs and their children ignore it
 from cloudrt.inference.journal import Journal
 real, left = Journal.add, [int(sys.argv.pop(1))]
 def stop(self, record):
@@ -71,7 +58,7 @@ Journal.add = stop
 from cloudrt.cli import infer
 infer()
 """
-"""The command, which pauses after a number of images, where it is killed."""
+"""The command; it pauses after the number of images in its first argument, to be killed there."""
 
 
 def start(command: list[str], images: int) -> subprocess.Popen[str]:
@@ -105,17 +92,9 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
 @pytest.fixture(scope="module")
 def finished_journal(images: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The journal of a run that was interrupted just before it wrote the CSV."""
-    output = tmp_path_factory.mktemp("finished") / "s.csv"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cloudrt.inference.submission.Submission.write", stop)
-        assert run(images, model, output).exit_code != 0
-    content = output.with_name("s.csv.journal").read_bytes()
+    content = stopped(images, model, tmp_path_factory.mktemp("finished") / "s.csv")
     assert content.count(b"\n") == IMAGES + 1
     return content
-
-
-def stop(*_: object) -> None:
-    raise RuntimeError("power")
 
 
 def cuts(content: bytes) -> Iterator[bytes]:
@@ -147,8 +126,6 @@ def test_batches_are_those_of_an_uninterrupted_run(
     images: Path, model: Path, finished_journal: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After any interruption, the engine gets the same batches."""
-    from cloudrt.engines.onnxruntime import OrtEngine
-
     seen: list[int] = []
     real = OrtEngine.run
 
@@ -248,44 +225,22 @@ def test_a_resumed_run_uses_the_plan_of_the_first(images: Path, model: Path, tmp
     """`auto` is not resolved again; requested options that differ are named."""
     pytest.importorskip("openvino")
     output = tmp_path / "s.csv"
-    asked = [str(images), "-m", str(model), "-o", str(output)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cloudrt.inference.submission.Submission.write", stop)
-        CliRunner().invoke(infer, [*asked, "--provider", "openvino", "--batch-size", "3"])
-    refused = CliRunner().invoke(infer, [*asked, "--resume", "--provider", "cpu", "--batch-size", "3"])
+    openvino = ["--provider", "openvino", "--batch-size", "3"]
+    stopped(images, model, output, *openvino)
+    refused = run(images, model, output, "--resume", "--batch-size", "3")
     assert refused.exit_code == 2
     assert "provider was openvino, now cpu" in refused.output
-    resumed = CliRunner().invoke(infer, [*asked, "--resume"])
+    resumed = CliRunner().invoke(infer, [str(images), "-m", str(model), "-o", str(output), "--resume"])
     assert resumed.exit_code == 1, resumed.output
     assert "provider openvino, batch 3" in resumed.output
     assert "images are finished, continuing" in resumed.output
-    whole = [*asked[:-1], str(tmp_path / "whole.csv"), "--provider", "openvino", "--batch-size", "3"]
-    assert CliRunner().invoke(infer, whole).exit_code == 1
+    assert run(images, model, tmp_path / "whole.csv", *openvino).exit_code == 1
     assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
-
-
-def test_starts_that_are_killed_lose_nothing(tmp_path: Path) -> None:
-    """Each opens the journal and is killed before it adds a record."""
-    journal = Journal(tmp_path / "j", make_identity(), resume=False)
-    for number in range(12):
-        journal.add(Record(f"{number}.jpg", ("",), None, number // 3 * 3, 3))
-    journal.close()
-    for _ in range(5):
-        again = Journal(tmp_path / "j", make_identity(), resume=True)
-        assert (again.done, again.size) == (9, 3)
-        assert [record.key for record in again.records()] == [f"{number}.jpg" for number in range(9)]
-        again.close()
-    last = Journal(tmp_path / "j", make_identity(), resume=True)
-    last.add(Record("new.jpg", ("",), None, 9, 3))
-    assert [record.key for record in last.records()][8:] == ["8.jpg", "new.jpg"]
-    last.close()
 
 
 def test_an_image_of_another_size_is_another_run(
     images: Path, model: Path, finished_journal: bytes, tmp_path: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(images, tmp_path / "in")
     (tmp_path / "s.csv.journal").write_bytes(finished_journal)
     with (tmp_path / "in" / "scene-05.jpg").open("ab") as file:
@@ -307,14 +262,3 @@ def test_pictures_of_what_was_finished_before_are_written_too(
         for root in (tmp_path / "m", tmp_path / "n")
     )
     assert ours == theirs and len(ours) >= 3 * (IMAGES - 3)
-
-
-def test_a_journal_does_not_write_through_links(tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.write_text("of someone else")
-    (tmp_path / "a.journal").symlink_to(other)
-    (tmp_path / "b.journal").hardlink_to(other)
-    for name, reason in (("a", "not a regular file"), ("b", "a hard link")):
-        with pytest.raises(DataError, match=reason):
-            Journal(tmp_path / f"{name}.journal", None)
-    assert other.read_text() == "of someone else"

@@ -1,4 +1,4 @@
-"""The file of the journal: any keys and reasons, intervals of writing, and files that are not journals."""
+"""The file of the journal: any keys and reasons, when records are written, and files that are not journals."""
 
 from __future__ import annotations
 
@@ -91,3 +91,31 @@ def test_complete_batches_are_in_the_file_before_the_next_one(tmp_path: Path, mo
         assert position + 1 - recorded() <= 4 + 0.05 / 0.0025
     assert written <= 25
     journal.close()
+
+
+def test_starts_that_are_killed_lose_nothing(tmp_path: Path) -> None:
+    """Each opens the journal and is killed before it adds a record; only the incomplete last batch is dropped."""
+    journal = Journal(tmp_path / "j", make_identity(), resume=False)
+    for number in range(12):
+        journal.add(Record(f"{number}.jpg", ("",), None, number // 3 * 3, 3))
+    journal.close()
+    for _ in range(5):
+        again = Journal(tmp_path / "j", make_identity(), resume=True)
+        assert (again.done, again.size) == (9, 3)
+        assert [record.key for record in again.records()] == [f"{number}.jpg" for number in range(9)]
+        again.close()
+    last = Journal(tmp_path / "j", make_identity(), resume=True)
+    last.add(Record("new.jpg", ("",), None, 9, 3))
+    assert [record.key for record in last.records()][8:] == ["8.jpg", "new.jpg"]
+    last.close()
+
+
+def test_a_journal_does_not_write_through_links(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("of someone else")
+    (tmp_path / "a.journal").symlink_to(other)
+    (tmp_path / "b.journal").hardlink_to(other)
+    for name, reason in (("a", "not a regular file"), ("b", "a hard link")):
+        with pytest.raises(DataError, match=reason):
+            Journal(tmp_path / f"{name}.journal", None)
+    assert other.read_text() == "of someone else"

@@ -1,4 +1,4 @@
-"""Parquet, COCO, masks, overlays and kept probabilities: read by other tools, each equals the CSV."""
+"""Parquet, COCO, masks, overlays and stored probabilities: other tools read them, and find the masks of the CSV."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,11 +20,12 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from support.pictures import imread
-from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+from support.tiny import SMALL_GRIDS, write_jpeg
 
 from cloudrt.cli.infer import infer
 from cloudrt.inference.journal import Record
 from cloudrt.inference.outputs import compress_counts, write_coco, write_csv
+from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import CLOUDS
 from cloudrt.masks.rle import rle_decode, rle_encode
 from cloudrt.masks.table import read_table
@@ -31,11 +33,6 @@ from cloudrt.search.probabilities import Probabilities
 
 GRID = SMALL_GRIDS.submit_grid
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +47,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(images: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
-    """The CSV's."""
+    """(image, class) -> RLE of the CSV."""
     output = tmp_path_factory.mktemp("csv") / "s.csv"
     assert run(images, model, "-o", output).exit_code == 1
     return read_table(output, SMALL_GRIDS)
@@ -171,20 +168,18 @@ def test_masks_and_overlays(images: Path, model: Path, rows: dict[tuple[str, str
 
 
 def test_pictures_never_leave_their_folder(images: Path, model: Path, tmp_path: Path) -> None:
-    outside = tmp_path / "in" / "list.txt"
-    outside.parent.mkdir()
+    listed = tmp_path / "in" / "list.txt"
+    listed.parent.mkdir()
     write_jpeg(tmp_path / "out.jpg", 1)
     for name in ("../out.jpg", str(tmp_path / "out.jpg")):
-        outside.write_text(name)
-        refused = run(outside, model, "-o", tmp_path / "s.csv", "--masks", tmp_path / "deep" / "masks")
+        listed.write_text(name)
+        refused = run(listed, model, "-o", tmp_path / "s.csv", "--masks", tmp_path / "deep" / "masks")
         assert refused.exit_code == 2
         assert "outside the folder of" in refused.output
         assert not (tmp_path / "deep").exists()
 
 
 def test_kept_probabilities_are_those_of_the_artifact(images: Path, model: Path, tmp_path: Path) -> None:
-    from cloudrt.inference.pipeline import Segmenter
-
     kept = tmp_path / "kept.npz"
     assert run(images, model, "-o", tmp_path / "s.csv", "--save-probabilities", kept).exit_code == 1
     with Probabilities(kept) as probabilities, Segmenter(model, provider="cpu") as segmenter:
@@ -202,8 +197,6 @@ def test_kept_probabilities_are_those_of_the_artifact(images: Path, model: Path,
 def test_a_format_that_needs_a_package_says_so_first(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.chdir(tmp_path)
     refused = run(images, model, "--format", "parquet")

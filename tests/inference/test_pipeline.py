@@ -1,40 +1,26 @@
-"""The pipeline: order, laziness, failures of single images, and the results of a plain loop."""
+"""The pipeline: the results of a plain loop in order, failures of single images, options, and errors."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from support.plain import SIZE, picture, plain_answers
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.data.scenes import draw_scene
-from cloudrt.engines.onnxruntime import OrtEngine
-from cloudrt.errors import ArtifactError, DataError, ProviderError
-from cloudrt.images.decoding import Decoding, Input
+from cloudrt.errors import ArtifactError, DataError
+from cloudrt.images.decoding import Input
 from cloudrt.images.image import ImageFile, load_image
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.results import Result
 from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import rle_decode
 from cloudrt.options import RunOptions
-from cloudrt.system.statistics import StageStats
 
 LABELS = SMALL_GRIDS
-IN_FLIGHT = 3 + 2 + 2 + 1
-"""Groups that a run with one engine holds: being decoded, inferred, post-processed, and handed out."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[ImageFile]:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 16])
 def test_answers_are_those_of_a_plain_loop(model: Path, files: list[ImageFile], batch_size: int) -> None:
-    """At every batch size; a padded last batch gives the same results as batch 1."""
+    """At every batch size, with a padded last batch too."""
     with Segmenter(model, provider="cpu", batch_size=batch_size, threads=2) as segmenter:
         results = list(segmenter.predict(files))
         rules = segmenter.artifact.rules
@@ -127,139 +113,10 @@ def test_nothing_but_failures(model: Path) -> None:
 
 
 def test_oversized_images_are_failures(model: Path) -> None:
-    bytes_of_30_kilopixels = cv2.imencode(".jpg", draw_scene(0, (140, 210)).image)[1].tobytes()
+    jpeg_of_30_kilopixels = cv2.imencode(".jpg", draw_scene(0, (140, 210)).image)[1].tobytes()
     with Segmenter(model, provider="cpu", max_pixels=20_000) as segmenter:
-        (result,) = segmenter.predict([bytes_of_30_kilopixels])
+        (result,) = segmenter.predict([jpeg_of_30_kilopixels])
     assert "oversized" in str(result.error)
-
-
-def test_inputs_are_read_lazily_and_memory_stays_flat(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 10,000 inputs, at most those of the groups in flight are read ahead of the results."""
-    monkeypatch.setattr("cloudrt.system.overlap.HANDOVER_S", 0)  # a group is one batch
-    read = handed = most = 0
-
-    def inputs() -> Iterator[NDArray[np.uint8]]:
-        nonlocal read
-        image = picture(0)
-        for _ in range(10_000):
-            read += 1
-            yield image
-
-    with Segmenter(model, provider="cpu", batch_size=8, threads=2) as segmenter:
-        for _ in segmenter.predict(inputs()):
-            handed += 1
-            most = max(most, read - handed)
-            if handed == 1_000:
-                break
-    assert most <= 8 * IN_FLIGHT
-
-
-def test_failures_do_not_widen_the_windows(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloudrt.system.overlap.HANDOVER_S", 0)
-    read = handed = most = 0
-
-    def inputs() -> Iterator[bytes]:
-        nonlocal read
-        for _ in range(1_000):
-            read += 1
-            yield b""
-
-    with Segmenter(model, provider="cpu", batch_size=8, threads=2) as segmenter:
-        for _ in segmenter.predict(inputs()):
-            handed += 1
-            most = max(most, read - handed)
-    assert handed == 1_000
-    assert most <= 8 * IN_FLIGHT
-
-
-def test_an_early_close_ends_the_threads(model: Path) -> None:
-    before = threading.active_count()
-    closed = False
-
-    def inputs() -> Iterator[NDArray[np.uint8]]:
-        nonlocal closed
-        try:
-            while True:
-                yield picture(200)
-        finally:
-            closed = True
-
-    with Segmenter(model, provider="cpu", threads=2) as segmenter:
-        results = segmenter.predict(inputs())
-        assert next(results).error is None
-        assert isinstance(results, Iterator)
-        results.close()
-        assert threading.active_count() == before
-        # The same segmenter can be used afterwards.
-        assert len(list(segmenter.predict([picture(1)] * 3))) == 3
-    del results
-    assert closed
-
-
-def test_a_close_does_not_wait_for_what_has_not_begun(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first result takes three batches; the fourth is held in the engine while the caller closes."""
-    runs = 0
-    gate = threading.Event()
-    real = OrtEngine.run
-
-    def held(self: OrtEngine, batch: NDArray[np.uint8]) -> object:
-        nonlocal runs
-        runs += 1
-        if runs > 3:
-            gate.wait(10)
-        return real(self, batch)
-
-    monkeypatch.setattr(OrtEngine, "run", held)
-    with Segmenter(model, provider="cpu", batch_size=1, threads=1) as segmenter:
-        results = segmenter.predict(picture(1) for _ in range(1_000))
-        next(results)
-        threading.Timer(0.3, gate.set).start()
-        results.close()
-    assert runs <= 4
-
-
-def test_an_error_of_the_inputs_or_the_engine_reaches_the_caller(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = threading.active_count()
-
-    def inputs() -> Iterator[NDArray[np.uint8]]:
-        yield from [picture(1)] * 30
-        raise LookupError("the caller's own")
-
-    with Segmenter(model, provider="cpu") as segmenter:
-        with pytest.raises(LookupError, match="the caller's own"):
-            list(segmenter.predict(inputs()))
-
-        def fail(self: OrtEngine, batch: NDArray[np.uint8]) -> object:
-            raise ProviderError("out of memory")
-
-        monkeypatch.setattr(OrtEngine, "run", fail)
-        with pytest.raises(ProviderError, match="out of memory"):
-            list(segmenter.predict([picture(1)] * 30))
-    assert threading.active_count() == before
-
-
-def test_stages_overlap(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine waits in its first batch until a later image is decoded, which waits for the engine to start."""
-    began, decoded = threading.Event(), threading.Event()
-    met: list[bool] = []
-    real = OrtEngine.run
-
-    def run(self: OrtEngine, batch: NDArray[np.uint8]) -> object:
-        began.set()
-        met.append(decoded.wait(5))
-        return real(self, batch)
-
-    def load(source: bytes, size: object, most: object, out: NDArray[np.uint8]) -> None:
-        if int(source) >= 2:
-            met.append(began.wait(5))
-            decoded.set()
-        out[:] = picture(1)
-
-    monkeypatch.setattr(OrtEngine, "run", run)
-    monkeypatch.setattr("cloudrt.images.decoding.load_image", load)
-    with Segmenter(model, provider="cpu", batch_size=2, threads=2) as segmenter:
-        assert len(list(segmenter.predict(str(number).encode() for number in range(20)))) == 20
-    assert all(met)
 
 
 def test_times_of_the_stages_are_kept(model: Path) -> None:
@@ -298,7 +155,7 @@ def test_an_artifact_without_rules_infers_but_does_not_predict(tmp_path: Path) -
         assert inferred.probability is not None and inferred.probability.shape == segmenter.artifact.output_shape
 
 
-def test_results_are_made_of_the_outputs_of_the_network(model: Path) -> None:
+def test_results_are_the_rules_applied_to_the_inferred_probabilities(model: Path) -> None:
     pictures: list[Input] = [picture(1), b"no image", picture(2)]
     with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
         results = list(segmenter.predict(pictures))
@@ -319,21 +176,3 @@ def test_the_repr_of_a_result_is_short() -> None:
     assert repr(Result("a.jpg", {"Fish": ""}, None, LABELS)) == "Result('a.jpg', no masks)"
     assert repr(Result("a.jpg", {"Fish": "1 900 2000 334"}, None, LABELS)) == "Result('a.jpg', Fish 1,234 pixels)"
     assert repr(Result("a.jpg", {"Fish": ""}, "is empty", LABELS)) == "Result('a.jpg', error='is empty')"
-
-
-@pytest.mark.parametrize(("seconds", "largest"), [(0.0, 16), (0.01, 5), (1.0, 1), (1e-6, 50)])
-def test_a_thread_decodes_for_a_short_time_per_call(seconds: float, largest: int) -> None:
-    """A run that is closed waits for the calls that have started."""
-    stats = StageStats(2)
-    if seconds:
-        stats.add(seconds, 10)
-    parts: list[int] = []
-
-    class Noted(Decoding):
-        def _decode(self, part: Any) -> Any:
-            parts.append(len(part.numbered))
-            return super()._decode(part)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(Noted((8, 8), 100, stats).run([b""] * 100, pool, lambda: np.empty((100, 8, 8, 3), np.uint8), 1))
-    assert max(parts) == largest and sum(parts) == 100

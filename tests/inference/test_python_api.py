@@ -11,18 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+from PIL import Image
+from support.tiny import SMALL_GRIDS, write_jpeg
 
 import cloudrt
 from cloudrt.images.decoding import Input
 from cloudrt.images.image import decode
 
 SIZE = (120, 180)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +50,6 @@ def test_one_input_is_as_good_as_a_list(segmenter: cloudrt.Segmenter, images: Pa
 
 
 def test_images_of_other_libraries_are_arrays(segmenter: cloudrt.Segmenter, images: Path) -> None:
-    from PIL import Image
-
     torch = pytest.importorskip("torch")
     pixels = decode((images / "0.jpg").read_bytes())
     tensor = torch.from_numpy(pixels.copy())
@@ -79,8 +73,6 @@ def test_arrays_of_wrong_axes_are_refused_at_once(segmenter: cloudrt.Segmenter, 
 
 def test_an_image_that_pil_cannot_read_fails_alone(segmenter: cloudrt.Segmenter, images: Path) -> None:
     """PIL reads the pixels only when they are needed."""
-    from PIL import Image
-
     content = (images / "0.jpg").read_bytes()
     cut: Any = Image.open(BytesIO(content[: len(content) // 2]))
     (single,) = segmenter.predict(cut)

@@ -1,11 +1,12 @@
-"""The shipped model on real images, where there are any: CLOUDRT_DATA names a folder in the competition's layout.
+"""The shipped model; and its results on real images, if CLOUDRT_DATA names a folder of them.
 
-It holds test_images/ and test_truth.csv, images that the model was not trained on.
+The folder contains test_images/, which the model was not trained on, and test_truth.csv.
 """
 
 from __future__ import annotations
 
 import os
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,13 @@ from cloudrt.inference.submission import open_submission
 from cloudrt.masks.metric import score
 from cloudrt.masks.postprocess import postprocess
 from cloudrt.masks.table import read_table
+from cloudrt.model.artifact import read_artifact
 
 DATA = Path(os.environ.get("CLOUDRT_DATA", ""))
+needs_data = pytest.mark.skipif("CLOUDRT_DATA" not in os.environ, reason="CLOUDRT_DATA is not set")
 
 
-@pytest.mark.skipif("CLOUDRT_DATA" not in os.environ, reason="CLOUDRT_DATA names no real data")
+@needs_data
 def test_shipped_model_beats_predicting_nothing(tmp_path: Path) -> None:
     rows = read_table(DATA / "test_truth.csv")
     names = list(dict.fromkeys(name for name, _ in rows))[:150]
@@ -38,10 +41,6 @@ def test_shipped_model_beats_predicting_nothing(tmp_path: Path) -> None:
 
 
 def test_shipped_model_is_small_and_states_its_source() -> None:
-    from importlib.resources import files
-
-    from cloudrt.model.artifact import read_artifact
-
     path = Path(str(files("cloudrt.model"))) / "shipped" / "clouds.onnx"
     assert path.stat().st_size < 16e6
     said = read_artifact(path)
@@ -52,8 +51,8 @@ def test_shipped_model_is_small_and_states_its_source() -> None:
     assert "NASA Worldview" in path.with_name("README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif("CLOUDRT_DATA" not in os.environ, reason="CLOUDRT_DATA names no real data")
-def test_real_maps_give_the_plain_ways_text() -> None:
+@needs_data
+def test_real_maps_give_the_text_of_the_plain_code() -> None:
     names = sorted(path.name for path in (DATA / "test_images").iterdir())[:20]
     with Segmenter(provider="cpu") as segmenter:
         for inferred in segmenter.infer(ImageFile(name, DATA / "test_images" / name) for name in names):

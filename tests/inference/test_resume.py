@@ -11,18 +11,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+from support.runs import run, stopped
+from support.tiny import write_jpeg
 
 from cloudrt.cli.infer import infer
 from cloudrt.inference.journal import FORMAT
 from cloudrt.inference.pictures import write_masks
 
 IMAGES = 14
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +37,6 @@ def unfinished(images: Path, model: Path, tmp_path_factory: pytest.TempPathFacto
     return stopped(images, model, tmp_path_factory.mktemp("unfinished") / "s.csv").splitlines(keepends=True)
 
 
-def stopped(images: Path, model: Path, output: Path, *more: str) -> bytes:
-    """Run until the CSV is to be written; return the journal."""
-
-    def stop(*_: object) -> None:
-        raise RuntimeError("power")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cloudrt.inference.submission.Submission.write", stop)
-        assert run(images, model, output, *more).exit_code != 0
-    return output.with_name(f"{output.name}.journal").read_bytes()
-
-
-def run(images: Path, model: Path, output: Path, *more: str) -> Result:
-    settled = ["--provider", "cpu", "--batch-size", "4"]
-    return CliRunner().invoke(infer, [str(images), "-m", str(model), "-o", str(output), *settled, *more])
-
-
 def refused(done: Result) -> str:
     """The last line of a run that could not start."""
     assert done.exit_code == 2, done.output
@@ -66,7 +45,7 @@ def refused(done: Result) -> str:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file of a folder, hidden ones too: its content, and when it was written."""
+    """Name -> content and time of modification of every file in a folder."""
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()}
 
 
@@ -139,7 +118,7 @@ def test_a_journal_with_more_images_than_the_run_is_refused(
 
 
 def test_a_journal_of_another_format_is_refused_by_name(images: Path, model: Path, tmp_path: Path) -> None:
-    """As version 2 wrote it: an identity with words for keys, records without position and key of the image."""
+    """The header as format 2 wrote it, with spaces in the keys of the identity."""
     text = b'{"format":2,"identity":{"artifact":"ab","batch size":4}}'
     content = b"%08x %s\n" % (zlib.crc32(text), text)
     (tmp_path / "s.csv.journal").write_bytes(content)

@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import NDArray
 from support.gpu_session import OnTheCpu, stand_in_for_a_gpu
 from support.plain import SIZE, picture, plain_answers
-from support.tiny import SMALL_GRIDS, tiny_artifact
 
 from cloudrt.engines.base import EngineOptions
 from cloudrt.engines.onnxruntime import OrtEngine
@@ -23,11 +22,6 @@ from cloudrt.system.cuda import HostDevice
 from cloudrt.system.overlap import Pace
 
 BATCHES, SIZE_OF_BATCH = 12, 4
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, SMALL_GRIDS)
 
 
 class Watched(HostDevice):

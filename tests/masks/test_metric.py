@@ -1,4 +1,4 @@
-"""The competition's Dice, against plain loops and against sums worked out by hand."""
+"""The competition's Dice, compared with plain loops and with values worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probability to text: byte for byte the notebook's, with the components of OpenCV, scipy and cc3d."""
+"""Probability to text: equal to the notebook's, with the components of OpenCV, SciPy and cc3d."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_text_is_what_pycocotools_encodes() -> None:
         assert ours["counts"] == coco.encode(np.asfortranarray(levels > 127).astype(np.uint8))["counts"]
 
 
-def test_buffers_carry_nothing_from_one_map_to_the_next() -> None:
+def test_a_result_does_not_depend_on_earlier_maps() -> None:
     rng = np.random.default_rng(1)
     kinds = {
         "dense": checkerboard(30, 40) * 255,

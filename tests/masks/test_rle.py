@@ -1,4 +1,4 @@
-"""RLE text to masks and back, against the notebook's numpy and against pycocotools."""
+"""RLE text to masks and back, compared with the notebook's code and with pycocotools."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_only_whole_numbers_are_encoded(dtype: Any) -> None:
 
 
 def sound(text: str, size: int) -> bool:
-    """Whether a text is valid: a slow reference for all rules."""
+    """Whether a text is valid: a slow reference."""
     tokens = [token for token in re.split("[ \t\r\n]", text) if token]
     if len(tokens) % 2 or not all(re.fullmatch("[0-9]+", token) for token in tokens):
         return False

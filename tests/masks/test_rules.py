@@ -1,4 +1,4 @@
-"""Rules on images and batches: gate, presence, threshold and area; threads; and how the kernels are called."""
+"""Rules on images and batches: gate, presence, threshold and area; threads; and what the kernels receive."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def blob(level: int, area: int = 20) -> NDArray[np.uint8]:
 
 
 def ruled(levels: NDArray[np.uint8], rule: Rule, presence: int | None = None) -> bool:
-    """Return whether the text is not empty; then it must contain the whole map."""
+    """Return whether the rule keeps the map: its text is empty or that of the whole map."""
     outputs = None if presence is None else np.array([presence], np.uint8)
     (text,) = apply_rules(levels[None], [rule], outputs)
     assert text in ("", reference.rle_encode(levels.T))
@@ -142,7 +142,7 @@ def test_a_batch_is_its_images(threads: int, images: int, with_presence: bool) -
         assert apply_rules(levels[i], RULES, None if presence is None else presence[i]) == expected[i]
 
 
-def test_a_batch_is_read_however_it_lies() -> None:
+def test_a_batch_may_have_any_memory_layout() -> None:
     levels = batch(3, 4)
     expected = plain(levels, None)
     assert any(text for row in expected for text in row)
@@ -175,7 +175,7 @@ def test_a_batch_that_does_not_fit_is_refused() -> None:
             postprocess_batch(*wrong)
 
 
-def test_the_kernels_release_the_interpreter_lock_and_write_what_they_are_given() -> None:
+def test_the_kernels_release_the_interpreter_lock() -> None:
     from cloudrt.kernels import bits, digits, runs, sweep, text
 
     kernels = [
@@ -188,8 +188,8 @@ def test_the_kernels_release_the_interpreter_lock_and_write_what_they_are_given(
     assert all(kernel.targetoptions["nogil"] for kernel in kernels)
 
 
-def test_the_artifacts_output_is_read_as_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel gets the map without a copy."""
+def test_maps_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the output of an artifact nor its transpose."""
     from cloudrt.kernels import runs
 
     seen: list[Any] = []

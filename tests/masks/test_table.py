@@ -1,4 +1,4 @@
-"""Tables that would take much more memory than their bytes."""
+"""Tables that would take much more memory than the size of their file."""
 
 from __future__ import annotations
 

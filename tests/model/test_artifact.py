@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -35,6 +36,16 @@ FULL = Artifact(
 )
 
 
+def metadata(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def set_metadata(model: onnx.ModelProto, values: dict[str, str]) -> None:
+    del model.metadata_props[:]
+    for key, value in values.items():
+        model.metadata_props.add(key=key, value=value)
+
+
 def test_round_trip_through_a_file(tmp_path: Path) -> None:
     model = tiny_model((64, 96), SMALL_GRIDS, presence=True)
     write_metadata(model, FULL)
@@ -49,7 +60,7 @@ def test_metadata_are_json_under_our_prefix_and_others_stay(tmp_path: Path) -> N
     model.metadata_props.add(key="author", value="someone")
     write_metadata(model, FULL)
     write_metadata(model, FULL)
-    values = {p.key: p.value for p in model.metadata_props}
+    values = metadata(model)
     assert len(values) == len(model.metadata_props)
     assert values.pop("author") == "someone"
     assert all(key.startswith("cloudrt.") for key in values)
@@ -58,7 +69,7 @@ def test_metadata_are_json_under_our_prefix_and_others_stay(tmp_path: Path) -> N
     assert json.loads(values["cloudrt.rules"])[0]["gate_pixels"] == 4
 
 
-def test_the_tiny_artifact_is_an_artifact(tmp_path: Path) -> None:
+def test_the_tiny_artifact_is_sound_and_always_the_same(tmp_path: Path) -> None:
     path = tiny_artifact(tmp_path / "model.onnx")
     artifact = read_artifact(path)
     assert artifact.labels == CLOUDS
@@ -115,10 +126,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 )
 def test_metadata_that_do_not_fit_are_named(key: str, value: str, said: str) -> None:
     model = tiny_model((64, 96), SMALL_GRIDS)
-    kept = {p.key: p.value for p in model.metadata_props} | {f"cloudrt.{key}": value}
-    del model.metadata_props[:]
-    for name, text in kept.items():
-        model.metadata_props.add(key=name, value=text)
+    set_metadata(model, metadata(model) | {f"cloudrt.{key}": value})
     with pytest.raises(ArtifactError, match=rf"m\.onnx.*{said}"):
         parse_artifact(model, "m.onnx")
 
@@ -132,10 +140,7 @@ def test_rules_need_the_output_that_they_use() -> None:
 
 def test_metadata_that_lack_a_key_are_named() -> None:
     model = tiny_model((64, 96), SMALL_GRIDS)
-    kept = {p.key: p.value for p in model.metadata_props if p.key != "cloudrt.rules"}
-    del model.metadata_props[:]
-    for name, text in kept.items():
-        model.metadata_props.add(key=name, value=text)
+    set_metadata(model, {key: value for key, value in metadata(model).items() if key != "cloudrt.rules"})
     with pytest.raises(ArtifactError, match=r"incomplete.*rules"):
         parse_artifact(model, "m.onnx")
 
@@ -161,8 +166,7 @@ def _no_output(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("change", [_float_input, _wider_input, _other_grid, _other_name, _no_output])
-def test_graphs_that_do_not_fit_their_metadata_are_refused(change: object) -> None:
-    assert callable(change)
+def test_graphs_that_do_not_fit_their_metadata_are_refused(change: Callable[[onnx.ModelProto], None]) -> None:
     model = tiny_model((64, 96), SMALL_GRIDS)
     change(model)
     with pytest.raises(ArtifactError, match=r"m\.onnx"):

@@ -15,22 +15,10 @@ from cloudrt.cli.export import export
 from cloudrt.errors import ArtifactError
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.checkpoint import Checkpoint
-from cloudrt.model.network import build_network
-from cloudrt.model.network_config import NetworkConfig
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    small = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
-    config = NetworkConfig("FPN", "resnet18", small, (64, 96))
-    path = tmp_path_factory.mktemp("checkpoint") / "best.pth"
-    Checkpoint(config, build_network(config).state_dict(), (Rule(127, 500),) * 4, 0.5, 1).save(path)
-    return path
 
 
 class Malicious:
-    """An object of a malicious checkpoint: unpickling it would write a file."""
+    """An object of a malicious checkpoint: unpickling it would make a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -84,7 +72,7 @@ def test_checkpoints_that_are_cut_or_of_another_format(checkpoint: Path, tmp_pat
 
 
 def test_flipped_bits_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    """In the weights, which are almost the whole file, PyTorch reads them without an error."""
+    """PyTorch would read weights with flipped bits without an error, and they are almost the whole file."""
     content = checkpoint.read_bytes()
     path = tmp_path / "flipped.pth"
     for place in range(len(content) // 8, len(content), len(content) // 7):

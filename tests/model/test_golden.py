@@ -54,7 +54,7 @@ def test_the_metadata_of_an_artifact() -> None:
 
 
 def test_an_artifact_answers() -> None:
-    """Level 100 lies 5 units above the cut of the first class, which is 60, and 3.75 below that of the second, 130."""
+    """The image has level 100 and the cuts are 60 and 130: logits of (100 - 60) / 8 = 5 and (100 - 130) / 8 = -3.75."""
     image = np.full((1, 32, 64, 3), 100, np.uint8)
     with open_engine(GOLDEN / "artifact.v1.onnx", "cpu", 1) as engine:
         probability, presence = engine.run(image)
@@ -80,7 +80,7 @@ def test_a_checkpoint() -> None:
 
 
 def test_the_network_of_a_checkpoint_answers() -> None:
-    """The last layer has biases of 1 and -2 and no weights, which are logits; the right half has no data."""
+    """The last layer has zero weights, so that its biases, 1 and -2, are the logits; the right half has no data."""
     found = Checkpoint.load(GOLDEN / "checkpoint.v1.pth")
     image = torch.full((1, 32, 64, 3), 100, dtype=torch.uint8)
     image[:, :, 32:] = 0

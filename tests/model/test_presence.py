@@ -11,26 +11,24 @@ from cloudrt.export.ensemble import Ensemble
 from cloudrt.export.export import Target, export
 from cloudrt.export.source import ExportSource, SourceOptions
 from numpy.typing import NDArray
+from support.networks import OPTIONS
+from support.tiny import SMALL_GRIDS
 
 from cloudrt.data.scenes import draw_scene
 from cloudrt.engines.choice import open_engine
 from cloudrt.errors import DataError, ParityError
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.network import InferenceGraph, build_network
 from cloudrt.model.network_config import NetworkConfig
 from cloudrt.model.parity import Tolerances
 
-SMALL = Labels(("Fish", "Flower", "Gravel"), (120, 180), (60, 90))
-OPTIONS = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
-
 
 def make(path: Path, presence: str, rules: tuple[Rule, ...] = (), seed: int = 0, top_k: int = 500) -> Checkpoint:
     """A checkpoint of random weights whose BatchNorm has seen images."""
     torch.manual_seed(seed)
-    config = NetworkConfig("FPN", "resnet18", OPTIONS, (64, 96), labels=SMALL, presence=presence, top_k=top_k)
+    config = NetworkConfig("FPN", "resnet18", OPTIONS, (64, 96), labels=SMALL_GRIDS, presence=presence, top_k=top_k)
     network = build_network(config).train()
     with torch.no_grad():
         for _ in range(3):
@@ -46,7 +44,7 @@ def batch() -> NDArray[np.uint8]:
 
 
 def by_hand(checkpoint: Checkpoint, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The levels, and the presence by numpy from the network's own outputs."""
+    """The levels of the graph, and the presence that NumPy computes from the outputs of the network."""
     config = checkpoint.config
     network = checkpoint.network()
     pixels = (batch.astype(np.float32) - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
@@ -84,7 +82,7 @@ def test_the_artifact_returns_the_networks_presence(
         assert np.abs(found.astype(int) - levels).mean() <= largest
 
 
-def test_rules_use_it(tmp_path: Path, batch: NDArray[np.uint8]) -> None:
+def test_rules_use_the_presence(tmp_path: Path, batch: NDArray[np.uint8]) -> None:
     """A class is empty where its presence is below the rule's, whatever its mask."""
     _, presence = by_hand(make(tmp_path / "best.pth", "head"), batch)
     cut = int(np.sort(presence[:, 0])[2])
@@ -98,7 +96,9 @@ def test_rules_use_it(tmp_path: Path, batch: NDArray[np.uint8]) -> None:
 
 
 @pytest.mark.parametrize("presence", ["head", "top-k"])
-def test_an_ensemble_over_flips_means_its_members(tmp_path: Path, batch: NDArray[np.uint8], presence: str) -> None:
+def test_an_ensemble_over_flips_is_the_mean_of_its_members(
+    tmp_path: Path, batch: NDArray[np.uint8], presence: str
+) -> None:
     members = [make(tmp_path / f"{seed}.pth", presence, seed=seed) for seed in range(2)]
     with torch.inference_mode():
         found, said = Ensemble(tuple(members), ("a", "b"), "h").graph()(torch.from_numpy(batch))
@@ -135,7 +135,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         NetworkConfig(presence="top-k", top_k=0)
 
 
-def test_the_gate_sees_a_wrong_head(tmp_path: Path) -> None:
+def test_the_parity_gate_finds_a_wrong_head(tmp_path: Path) -> None:
     """Other weights in the head give the same masks; only presence differs."""
     make(tmp_path / "best.pth", "head")
     source = ExportSource(tmp_path / "best.pth")

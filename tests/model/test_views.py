@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean of the logits over flips, flipped back where the maps are small."""
+"""Test-time augmentation: the mean of the logits over flips, which are flipped back before they are resized."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_levels_are_those_of_opencvs_resize(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tta", VIEWS)
 @pytest.mark.parametrize("presence", ["none", "head"])
 def test_views_are_the_mean_logits_of_flipped_images(tmp_path: Path, tta: str, presence: str) -> None:
-    """Compared with each view alone: flipped, run, flipped back; with a band without data."""
+    """Compared with each view alone, which is flipped, run and flipped back; the first image has a band of no data."""
     checkpoint = make_checkpoint(tmp_path / "m.pth", presence=presence, subtract_no_data=True)
     graph = InferenceGraph(checkpoint.network(), checkpoint.config).eval()
     image = np.random.default_rng(0).integers(60, 256, (2, 3, 64, 96)).astype(np.float32)
@@ -57,7 +57,7 @@ def test_views_are_the_mean_logits_of_flipped_images(tmp_path: Path, tta: str, p
         assert certain is None
 
 
-def test_no_map_of_the_submissions_size_is_flipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_are_flipped_back_before_they_are_resized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = make_checkpoint(tmp_path / "m.pth")
     graph = InferenceGraph(checkpoint.network(), checkpoint.config).eval()
     flipped: list[tuple[int, ...]] = []

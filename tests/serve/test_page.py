@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from support.browser import needs_chromium
-from support.chromium import Page, browsing
+from support.chromium import Tab, browsing
 from support.html import Names
 from support.server import Server, serving
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
@@ -35,13 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     with browsing(tmp_path_factory.mktemp("chromium")) as page:
         yield page
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_wrong(page: Page, server: Server) -> Iterator[None]:
+def nothing_is_wrong(page: Tab, server: Server) -> Iterator[None]:
     page.complaints.clear()
     page.requests.clear()
     yield
@@ -50,7 +50,7 @@ def nothing_is_wrong(page: Page, server: Server) -> Iterator[None]:
     assert all(url.startswith((server.url, "blob:", "data:")) for url in page.requests), page.requests
 
 
-def rows(page: Page) -> list[str]:
+def rows(page: Tab) -> list[str]:
     """Return the rows that the page offers for download."""
     text: str = page.run("rowsOf(cards)")
     assert text.startswith("Image_Label,EncodedPixels\n")
@@ -66,7 +66,7 @@ def expected(segmenter: Segmenter, paths: list[Path], rules: tuple[Rule, ...]) -
     return lines
 
 
-def move(page: Page, kind: str, index: int, value: int) -> None:
+def move(page: Tab, kind: str, index: int, value: int) -> None:
     page.run(f"{{ const one = find('{kind}-{index}'); one.value = {value}; one.dispatchEvent(new Event('input')); }}")
     page.until("waiting.size === 0")
 
@@ -74,7 +74,7 @@ def move(page: Page, kind: str, index: int, value: int) -> None:
 @needs_chromium
 @pytest.mark.parametrize("width", WIDTHS)
 def test_an_upload_shows_masks_and_moves_of_the_sliders_change_them(
-    page: Page, server: Server, segmenter: Segmenter, folder: Path, width: int, tmp_path: Path
+    page: Tab, server: Server, segmenter: Segmenter, folder: Path, width: int, tmp_path: Path
 ) -> None:
     paths = [folder / f"{seed}.jpg" for seed in range(3)]
     page.open(server.url, width)
@@ -104,7 +104,7 @@ def test_an_upload_shows_masks_and_moves_of_the_sliders_change_them(
 
 
 @needs_chromium
-def test_outlines_enclose_the_pixels_of_the_mask(page: Page, server: Server) -> None:
+def test_outlines_enclose_the_pixels_of_the_mask(page: Tab, server: Server) -> None:
     """The traced path, filled by the browser, covers the centres of exactly the pixels that are on."""
     page.open(server.url, 1280)
     random = np.random.default_rng(2)
@@ -125,7 +125,7 @@ def test_outlines_enclose_the_pixels_of_the_mask(page: Page, server: Server) -> 
 
 
 @needs_chromium
-def test_outlines_can_be_hidden_and_images_removed(page: Page, server: Server, folder: Path) -> None:
+def test_outlines_can_be_hidden_and_images_removed(page: Tab, server: Server, folder: Path) -> None:
     page.open(server.url, 1280)
     page.choose("#files", [folder / "1.jpg"])
     page.until("cards.length === 1 && cards[0].levels")
@@ -144,7 +144,7 @@ def test_outlines_can_be_hidden_and_images_removed(page: Page, server: Server, f
 
 
 @needs_chromium
-def test_images_can_be_dropped(page: Page, server: Server, segmenter: Segmenter, folder: Path) -> None:
+def test_images_can_be_dropped(page: Tab, server: Server, segmenter: Segmenter, folder: Path) -> None:
     """Until then, sliders change the rules and nothing else."""
     page.open(server.url, 1280)
     move(page, "threshold", 0, 90)
@@ -170,7 +170,7 @@ def test_images_can_be_dropped(page: Page, server: Server, segmenter: Segmenter,
 
 
 @needs_chromium
-def test_keys_reach_and_move_everything(page: Page, server: Server, folder: Path) -> None:
+def test_keys_reach_and_move_everything(page: Tab, server: Server, folder: Path) -> None:
     page.open(server.url, 1280)
     page.choose("#files", [folder / "1.jpg"])
     page.until("cards.length === 1 && cards[0].levels")
@@ -193,7 +193,7 @@ def test_keys_reach_and_move_everything(page: Page, server: Server, folder: Path
 
 
 @needs_chromium
-def test_a_scene_downloads_and_colour_schemes(page: Page, server: Server, tmp_path: Path) -> None:
+def test_a_scene_downloads_and_colour_schemes(page: Tab, server: Server, tmp_path: Path) -> None:
     behaviour: dict[str, Any] = {"behavior": "allow", "downloadPath": str(tmp_path)}
     page.call("Page.setDownloadBehavior", **behaviour)
     backgrounds = []
@@ -213,7 +213,7 @@ def test_a_scene_downloads_and_colour_schemes(page: Page, server: Server, tmp_pa
 
 
 @needs_chromium
-def test_the_page_asks_for_a_token(page: Page, segmenter: Segmenter, folder: Path) -> None:
+def test_the_page_asks_for_a_token(page: Tab, segmenter: Segmenter, folder: Path) -> None:
     with serving(segmenter, ServeSettings(token="secret")) as guarded:
         page.open(guarded.url, 390)
         page.choose("#files", [folder / "1.jpg"])
@@ -228,7 +228,7 @@ def test_the_page_asks_for_a_token(page: Page, segmenter: Segmenter, folder: Pat
 
 @needs_chromium
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_documentation(page: Page, server: Server, width: int) -> None:
+def test_the_documentation(page: Tab, server: Server, width: int) -> None:
     page.open(f"{server.url}/docs", width)
     text = page.run("document.body.innerText")
     described = server.ask("/openapi.json").json

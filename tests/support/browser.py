@@ -1,4 +1,4 @@
-"""Chromium without a window: a page after its scripts have run, and their errors."""
+"""Headless Chromium, once per page: the page after its scripts have run, and a failure where a script fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="Chromium is not installed")
-"""Skips a test of pages, except in CI, where it fails."""
+"""Skips a test where Chromium is missing, except in CI, where the test fails."""
 
 PROBE = """
 <script>
@@ -26,7 +26,7 @@ addEventListener("load", () => {
 FRAME = """<!DOCTYPE html>
 <pre id="answer"></pre>
 <script>
-addEventListener("message", (said) => { document.getElementById("answer").textContent = said.data; });
+addEventListener("message", (event) => { document.getElementById("answer").textContent = event.data; });
 </script>
 <style>body { margin: 0 } iframe { width: %dpx; height: %dpx; border: 0; display: block }</style>
 <iframe src="%s"></iframe>
@@ -34,7 +34,7 @@ addEventListener("message", (said) => { document.getElementById("answer").textCo
 
 
 def chromium(folder: Path) -> list[str]:
-    """Return the command of Chromium without a window, with an empty profile in `folder`."""
+    """Return the command of headless Chromium with its profile in `folder`."""
     assert CHROMIUM, "Chromium is not installed"
     switches = (
         *("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run", "disable-extensions"),
@@ -44,7 +44,7 @@ def chromium(folder: Path) -> list[str]:
 
 
 def browse(folder: Path, *words: str) -> str:
-    """Run Chromium; fail if a script failed or the page made a request. Returns its standard output."""
+    """Run Chromium, and return its standard output; fail if the console of the page has an entry."""
     command = [
         *chromium(folder),
         "--allow-file-access-from-files",

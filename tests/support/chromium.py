@@ -1,4 +1,4 @@
-"""Chromium driven over a pipe by the DevTools protocol: for pages that a server sends, with uploads and input.
+"""Chromium controlled over a pipe by the DevTools protocol: for pages from a server, with uploads and input.
 
 The protocol is documented at chromedevtools.github.io/devtools-protocol; `--remote-debugging-pipe` reads requests from
 file descriptor 3 and writes answers to 4, each a JSON text that ends with a NUL.
@@ -23,8 +23,8 @@ from support.browser import chromium
 WAIT_S = 90
 
 
-class Page:
-    """A page in a running browser; records its requests and the errors of its scripts."""
+class Tab:
+    """A tab of a running browser; records the requests of its pages and the errors of their scripts."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing, self._number, self._rest = reading, writing, 0, b""
@@ -71,7 +71,7 @@ class Page:
             time.sleep(0.05)
 
     def choose(self, selector: str, files: Sequence[Path]) -> None:
-        """Choose files in a file input, as a person does."""
+        """Set the files of a file input."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
@@ -114,11 +114,11 @@ class Page:
 
 
 @contextmanager
-def browsing(folder: Path) -> Iterator[Page]:
-    """Run Chromium with an empty profile in `folder`."""
+def browsing(folder: Path) -> Iterator[Tab]:
+    """Run Chromium with its profile in `folder`, and open a page."""
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
-    # Other numbers than 3 and 4, which the shell assigns to them.
+    # Duplicates above 3 and 4, the numbers to which the shell below redirects them.
     ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 64) for end in (to_read, from_write)]
     command = [
         *("bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash"),
@@ -130,7 +130,7 @@ def browsing(folder: Path) -> Iterator[Page]:
     for end in (to_read, from_write, *ends):
         os.close(end)
     try:
-        yield Page(from_read, to_write)
+        yield Tab(from_read, to_write)
     finally:
         os.close(to_write)
         os.close(from_read)

@@ -14,7 +14,11 @@ SESSION = onnxruntime.InferenceSession
 
 
 class OnTheCpu:
-    """A session that reports CUDA's provider and runs on the CPU; it records the threads that ran it."""
+    """A session that reports CUDA's provider and runs on the CPU.
+
+    It records the providers that were requested, the threads that ran it, the ids of CUDA graphs, and the most runs at
+    once.
+    """
 
     def __init__(
         self, content: bytes, options: object, providers: list[tuple[str, dict[str, str]]], enable_fallback: int
@@ -40,7 +44,7 @@ class OnTheCpu:
 
     def run_with_iobinding(self, binding: object, options: onnxruntime.RunOptions) -> None:
         self.threads.add(threading.get_ident())
-        with suppress(RuntimeError):  # it has none
+        with suppress(RuntimeError):  # raised if the run has no CUDA graph
             self.graphs.add(options.get_run_config_entry("gpu_graph_id"))
         with self.lock:
             self.running += 1

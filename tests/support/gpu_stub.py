@@ -1,4 +1,4 @@
-"""Stand-ins for NVIDIA's driver, compiled here: ONNX Runtime's GPU providers load, and find no GPU that works.
+"""Stubs of NVIDIA's driver libraries, compiled here: ONNX Runtime's GPU providers load, and find no GPU that works.
 
 `python_with_stubs` runs code in a process that finds them before any real library.
 """
@@ -21,7 +21,8 @@ _DRIVER = r"""
 #include <stdlib.h>
 #include <string.h>
 
-/* STUB_GPUS is a list of compute capabilities such as "8.9 9.0"; STUB_CUDA the version that the driver serves. */
+/* Variables: STUB_GPUS, compute capabilities such as "8.9 9.0"; STUB_CUDA, the newest CUDA version that the driver
+   supports, such as 13000; STUB_FAULT, the error of cuInit. */
 static int gpu(int number, int *major, int *minor) {
     const char *list = getenv("STUB_GPUS");
     for (int found = 0; list && *list; found++) {
@@ -63,7 +64,7 @@ _DEFINED = (
 
 
 def build_stubs(folder: Path, *users: Path) -> Path:
-    """Compile libcuda, libnvidia-ml and libcurand with the functions that the libraries `users` take from them.
+    """Compile libcuda, libnvidia-ml and libcurand with the functions that the libraries in `users` import.
 
     Skips the test where there is no compiler.
     """

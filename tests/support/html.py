@@ -1,4 +1,4 @@
-"""HTML pages, read as a browser would, without one."""
+"""HTML pages, parsed without a browser: their tags and text, and what is wrong for a screen reader."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class Page(HTMLParser):
 
 
 class Names(HTMLParser):
-    """Collects what a screen reader would find without a name, or out of order."""
+    """Lists in `wrong` what hinders a screen reader: missing names, wrong ids, and skipped levels of headings."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.wrong: list[str] = []
         self.level = 0
         self.ids: set[str] = set()
-        self.told: list[str] = []
+        self.referenced: list[str] = []
         self.feed(text)
-        self.wrong += [f"no element {one}" for one in self.told if one not in self.ids]
+        self.wrong += [f"no element {one}" for one in self.referenced if one not in self.ids]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
@@ -58,7 +58,7 @@ class Names(HTMLParser):
             if one in self.ids:
                 self.wrong.append(f"two elements {one}")
             self.ids.add(one)
-        self.told += (values.get("aria-labelledby") or "").split()
+        self.referenced += (values.get("aria-labelledby") or "").split()
         if tag == "html" and not values.get("lang"):
             self.wrong.append("no language")
         if tag == "img" and not values.get("alt"):

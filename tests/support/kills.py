@@ -1,4 +1,4 @@
-"""Commands in processes of their own that are killed at a chosen write, as by SIGKILL or a power failure."""
+"""Commands in processes that SIGKILL ends at a chosen change of a file."""
 
 from __future__ import annotations
 
@@ -34,15 +34,19 @@ main()
 """
 
 
+QUIET = {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+
+
 def run_and_kill(words: Sequence[str | Path], folder: Path, after: int = -1) -> tuple[int, int]:
-    """Run `cloudrt` in a process that is killed when it would change a file below `folder` after `after` changes.
+    """Run `cloudrt` in a process that is killed at its next change below `folder` after `after` changes.
 
     Parameters
     ----------
     words
         The command and its arguments.
     folder
-        The folder in which changes of files are counted: files that are opened for writing, renamed or removed.
+        The folder below which changes are counted: files opened for writing, renamed, removed or truncated by
+        name, and folders made.
     after
         Number of changes before the kill; -1 never kills.
 
@@ -57,6 +61,3 @@ def run_and_kill(words: Sequence[str | Path], folder: Path, after: int = -1) -> 
         return done.returncode, after
     assert done.returncode == 0, done.stderr
     return 0, int(done.stdout.rpartition("writes ")[2])
-
-
-QUIET = {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}

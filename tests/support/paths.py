@@ -1,4 +1,4 @@
-"""Folders that tests read, and the metadata of the package."""
+"""Folders that tests read, and what setup.cfg says."""
 
 from __future__ import annotations
 

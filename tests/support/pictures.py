@@ -1,4 +1,4 @@
-"""Image files of every supported kind, as bytes, and the reasons why others are refused."""
+"""Image files of every supported kind, as bytes; and `refusal`, the message for a file that is refused."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from cloudrt.errors import ImageError
 from cloudrt.images.image import load_image
-
-pillow = pytest.importorskip("PIL.Image")
 
 HEIGHT, WIDTH = 90, 133
 
 
 def picture(height: int = HEIGHT, width: int = WIDTH, channels: int = 3, sigma: float = 3) -> NDArray[np.uint8]:
-    """A smooth (H, W, channels) uint8 picture that fills the range."""
+    """A smooth (H, W, channels) uint8 picture of levels 0 to 255."""
     noise = cv2.GaussianBlur(np.random.default_rng(0).random((height, width, channels)), (0, 0), sigma)
     return np.asarray(cv2.normalize(noise, noise, 0, 255, cv2.NORM_MINMAX), np.uint8).reshape(height, width, channels)
 
@@ -33,13 +32,13 @@ def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     channels = {"L": 1, "LA": 2, "RGBA": 4, "CMYK": 4}.get(mode, 3)
     pixels = picture(channels=channels)
     if mode == "P":
-        image = pillow.fromarray(pixels).quantize(50)
+        image = Image.fromarray(pixels).quantize(50)
     elif mode == "1":
-        image = pillow.fromarray(pixels).convert("1")
+        image = Image.fromarray(pixels).convert("1")
     elif mode == "I;16":
-        image = pillow.fromarray(pixels[:, :, 0].astype(np.uint16) * 257 + 3)
+        image = Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257 + 3)
     else:
-        image = pillow.frombytes(mode, (WIDTH, HEIGHT), pixels.tobytes())
+        image = Image.frombytes(mode, (WIDTH, HEIGHT), pixels.tobytes())
     if orientation := options.pop("orientation", None):
         options["exif"] = image.getexif()
         options["exif"][0x0112] = orientation
@@ -49,7 +48,7 @@ def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
 
 
 def imread(path: Path) -> NDArray[np.uint8]:
-    """The (H, W, 3) BGR pixels of a file as OpenCV reads it, which it must."""
+    """The (H, W, 3) BGR pixels of a file that OpenCV reads."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     assert image is not None, path
     return np.asarray(image, np.uint8)
@@ -63,6 +62,7 @@ def opencv(kind: str, pixels: NDArray[Any], *options: int) -> bytes:
 
 
 def sixteen_bits(channels: int) -> NDArray[np.uint16]:
+    """A picture of (H, W, channels) 16-bit values."""
     return picture(channels=channels).astype(np.uint16) * 251 + 7
 
 
@@ -87,8 +87,8 @@ JPEGS: dict[str, Callable[[], bytes]] = {
     "EXIF, turned right": lambda: encoded("JPEG", orientation=6),
     "EXIF, transversed": lambda: encoded("JPEG", orientation=7),
     "EXIF, turned left": lambda: encoded("JPEG", "L", orientation=8),
-    "EXIF after much else": lambda: behind_segments(encoded("JPEG", orientation=6)),
-    "something behind": lambda: encoded("JPEG") + b"a trailer that some cameras write",
+    "EXIF after long comments": lambda: with_comments(encoded("JPEG", orientation=6)),
+    "trailing data": lambda: encoded("JPEG") + b"a trailer that some cameras write",
 }
 OTHERS: dict[str, Callable[[], bytes]] = {
     "PNG": lambda: encoded("PNG"),
@@ -101,7 +101,7 @@ OTHERS: dict[str, Callable[[], bytes]] = {
     "PNG, 16-bit": lambda: opencv(".png", sixteen_bits(3)),
     "PNG, 16-bit alpha": lambda: opencv(".png", sixteen_bits(4)),
     "PNG, EXIF": lambda: encoded("PNG", orientation=6),
-    "PNG, something behind": lambda: encoded("PNG") + b"trailer",
+    "PNG, trailing data": lambda: encoded("PNG") + b"trailer",
     "WebP": lambda: encoded("WEBP"),
     "WebP, lossless": lambda: encoded("WEBP", lossless=True),
     "WebP, alpha": lambda: encoded("WEBP", "RGBA"),
@@ -114,7 +114,7 @@ OTHERS: dict[str, Callable[[], bytes]] = {
     "TIFF, big": lambda: encoded("TIFF", big_tiff=True),
     "TIFF, OpenCV": lambda: opencv(".tiff", picture()),
     "TIFF, 16-bit": lambda: opencv(".tiff", sixteen_bits(3)),
-    "TIFF, rows a strip": lambda: opencv(".tiff", picture(), cv2.IMWRITE_TIFF_ROWSPERSTRIP, 7),
+    "TIFF, 7 rows per strip": lambda: opencv(".tiff", picture(), cv2.IMWRITE_TIFF_ROWSPERSTRIP, 7),
     "BMP": lambda: encoded("BMP"),
     "BMP, grey": lambda: encoded("BMP", "L"),
     "BMP, OpenCV": lambda: opencv(".bmp", picture()),
@@ -122,7 +122,7 @@ OTHERS: dict[str, Callable[[], bytes]] = {
 FILES = JPEGS | OTHERS
 
 
-def behind_segments(jpeg: bytes) -> bytes:
+def with_comments(jpeg: bytes) -> bytes:
     """Insert two comments of 60,000 bytes after the first segment."""
     first = 4 + int.from_bytes(jpeg[4:6], "big")
     comment = b"\xff\xfe" + struct.pack(">H", 60_002) + bytes(60_000)
@@ -134,13 +134,13 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(height: int, width: int, rows: bytes = b"") -> bytes:
-    """An 8-bit RGB PNG that states a size, whatever its rows."""
+    """An 8-bit RGB PNG that states a size, with `rows` as its data."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def jpeg(height: int, width: int) -> bytes:
-    """A small JPEG whose frame header is made to state a size."""
+    """A JPEG whose frame header states a size that its data do not have."""
     data = bytearray(encoded("JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
@@ -148,6 +148,7 @@ def jpeg(height: int, width: int) -> bytes:
 
 
 def refusal(source: Any, **options: Any) -> str:
+    """The message, one line, of the error that loading an image raises."""
     with pytest.raises(ImageError) as caught:
         load_image(source, (30, 40), **options)
     message = str(caught.value)

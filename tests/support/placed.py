@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from support.files import read_pairs
 from support.tiny import SMALL_GRIDS, tiny_artifact
 
 import cloudrt
@@ -22,6 +22,7 @@ BOX = (-58.98, 11.3, -56.0, 12.98)
 RULES = (Rule(253, 20), Rule(127, 20), Rule(127, 20))
 """Thresholds at which the blurred edge of the rectangle is at its position."""
 HOLE = (-58.0, 11.8, -57.5, 12.3)
+"""A dark rectangle in the bright one."""
 
 
 def placed_model(folder: Path) -> Path:
@@ -30,13 +31,14 @@ def placed_model(folder: Path) -> Path:
 
 
 def draw(box: tuple[float, ...], value: int, image: NDArray[np.uint8]) -> None:
+    """Set a rectangle, given in degrees, of an image to one level."""
     west, south, east, north = box
     rows = slice(round((NORTH - north) * 100), round((NORTH - south) * 100))
     image[rows, round((west - WEST) * 100) : round((east - WEST) * 100)] = value
 
 
 def write_scene(folder: Path, day: int, *, name: str = "", hole: bool = True) -> Path:
-    """Write a panorama of 7x4 degrees with a bright rectangle, a hole in it and a black swath at its eastern edge."""
+    """Write a panorama of 7x4 degrees: a bright rectangle, a hole in it, and no data (black) at the eastern edge."""
     image = np.full((400, 700, 3), 30, np.uint8)
     draw(BOX, 220, image)
     if hole:
@@ -56,5 +58,4 @@ def run(inputs: Path, output: Path, model: Path, **options: object) -> RunSummar
 def reasons(summary: RunSummary) -> dict[str, str]:
     """Return the failed images and their reasons."""
     assert summary.failures
-    with summary.failures.open() as file:
-        return dict(list(csv.reader(file))[1:])
+    return read_pairs(summary.failures)

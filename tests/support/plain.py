@@ -1,4 +1,4 @@
-"""The results of a plain loop, and images for it."""
+"""The results of plain code, without cloudrt's pipeline and kernels; and images for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.tiny import SMALL_GRIDS
 from cloudrt.masks.postprocess import Rule
 
 SIZE = (64, 96)
-"""Height and width of what `tiny_artifact` reads."""
+"""Height and width of the images that `tiny_artifact` takes by default."""
 
 
 def picture(value: int) -> NDArray[np.uint8]:
@@ -24,7 +24,7 @@ def picture(value: int) -> NDArray[np.uint8]:
 
 
 def plain_answers(model: Path, image: NDArray[np.uint8], rules: tuple[Rule, ...]) -> dict[str, str]:
-    """What a plain loop gives for one image: ONNX Runtime at batch 1, OpenCV's components, numpy's run lengths."""
+    """Class -> RLE of one image, from ONNX Runtime at batch 1, OpenCV's components and NumPy's run lengths."""
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     levels = session.run(["probability"], {"image": image[None]})[0][0]
     texts = {}

@@ -12,7 +12,7 @@ import importlib.util, os, signal, sys, time
 from contextlib import suppress
 from pathlib import Path
 
-# Of the processes with this name, the ledger of this cluster is the one that was started with this folder.
+# The ledger of this cluster is the process of that name with this folder in its environment.
 def end_ledger():
     ended = 0
     for process in Path("/proc").glob("[0-9]*"):

@@ -31,7 +31,7 @@ def rle_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def keep_large(mask: NDArray[np.uint8], min_area: int) -> NDArray[np.uint8]:
-    """Return the 8-connected components of more than `min_area` pixels, by a full comparison for each of them."""
+    """Return the 8-connected components of more than `min_area` pixels, each found by a comparison of the whole map."""
     kept = np.zeros(mask.shape, np.uint8)
     if not mask.size:
         return kept
@@ -73,7 +73,7 @@ def search(
 ) -> tuple[int, int, float]:
     """Return threshold, min area and mean Dice of the best rule for (N, H, W) maps and masks: every pair is tried.
 
-    Of equal ones, the one that is tried first.
+    Of equally good rules, the first one tried.
     """
     best = (-1, -1, -1.0)
     for threshold in thresholds:

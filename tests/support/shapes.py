@@ -1,4 +1,4 @@
-"""Masks that are hard on run-length codes and on connected components, and maps that look like a network's."""
+"""Masks that are hard for run-length encoding and connected components, and maps that look like a network's."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ MASKS: dict[str, NDArray[np.uint8]] = {
     "first pixel": _one(7, 5, (0, 0)),
     "last pixel": _one(7, 5, (6, 4)),
     "corners": _one(7, 5, (0, 0), (0, 4), (6, 0), (6, 4)),
-    "bottom then top": _one(7, 5, (6, 1), (0, 2)),  # one run of the text, two of the grid, no neighbours
+    "bottom then top": _one(7, 5, (6, 1), (0, 2)),  # one run of the text, in two columns and two components
     "checkerboard": checkerboard(9, 12),
     "checkerboard, odd": checkerboard(11, 7),
     "rows": np.repeat([[1], [0], [1], [0]], 9, axis=1).astype(np.uint8),

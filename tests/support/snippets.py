@@ -1,7 +1,7 @@
 """The commands and snippets of README and docs: found, checked against the real options, and run.
 
-The blocks of a page run in order in one folder. Every cloudrt command is first parsed unchanged,
-by click and all its checks; then it is run with `SHRINK` after its own options, of which the last one counts.
+The blocks of a page run in order in one folder. Click first parses every cloudrt command unchanged, with all checks;
+then it runs with the options of `SHRINK`, which come last and so replace its own.
 """
 
 from __future__ import annotations
@@ -41,27 +41,25 @@ ELSEWHERE = ("curl", "docker", "eval", "export", "kaggle", "ray", "sbatch", "sh"
 """Programs that are not run here; a comment before such a block says why."""
 
 _SMALL = [
-    "--epochs",
-    "1",
-    "--input-size",
-    "96x64",
-    "--batch-size",
-    "4",
-    "--accumulate",
-    "1",
-    "--encoder",
-    "resnet18",
-    "--encoder-weights",
-    "none",
-    "--set",
-    "decoder_pyramid_channels=32",
-    "--set",
-    "decoder_segmentation_channels=32",
-    "--validation-share",
-    "0.3",
+    *("--epochs", "1", "--input-size", "96x64", "--batch-size", "4", "--accumulate", "1", "--validation-share", "0.3"),
+    *("--encoder", "resnet18", "--encoder-weights", "none"),
+    *("--set", "decoder_pyramid_channels=32", "--set", "decoder_segmentation_channels=32"),
 ]
-_BENCH = ["--only", "search", "--max-images", "1", "--repeat", "1", "--provider", "cpu", "--batch-size", "1"]
-_BENCH += ["--overwrite"]
+_BENCH = [
+    *(
+        "--only",
+        "search",
+        "--max-images",
+        "1",
+        "--repeat",
+        "1",
+        "--provider",
+        "cpu",
+        "--batch-size",
+        "1",
+        "--overwrite",
+    ),
+]
 SHRINK: dict[str, list[str]] = {
     "train": [*_SMALL, "--folds", "0"],
     "train --folds": [*_SMALL, "--folds", "2", "--limit", "6"],
@@ -139,7 +137,7 @@ def check(words: list[str]) -> None:
 
 
 def run(line: str, words: list[str], status: int) -> None:
-    """Run a command that was checked, unless it installs something."""
+    """Run a command that was checked; those that install something are skipped."""
     name, rest = _command_of(words)
     assert words[0] not in ELSEWHERE, f"say why nothing here runs {words[0]}"
     if name:
@@ -160,7 +158,7 @@ def run(line: str, words: list[str], status: int) -> None:
 
 
 def run_python(text: str, names: dict[str, object]) -> None:
-    """Run a snippet, with the names of those before it; what it prints must be what its comments say."""
+    """Run a snippet, with the variables of those before it; it must print what its `# -> ...` comments state."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(compile(text, "snippet", "exec"), names)

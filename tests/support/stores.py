@@ -14,7 +14,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS
 
 @contextmanager
 def s3_server() -> Iterator[tuple[str, Any]]:
-    """Run moto's server; give its URL and a client of it, with the keys in the environment."""
+    """Run moto's server; yield its URL and a client, with the keys in the environment."""
     boto3 = pytest.importorskip("boto3")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -31,16 +31,16 @@ def s3_server() -> Iterator[tuple[str, Any]]:
 
 
 def upload(client: Any, folder: Path, bucket: str, prefix: str) -> None:
-    """Put the files below a folder into a bucket, which is made."""
+    """Make a bucket with the JPEGs below a folder."""
     client.create_bucket(Bucket=bucket)
     for path in sorted(folder.rglob("*.jpg")):
         client.put_object(Bucket=bucket, Key=f"{prefix}{path.relative_to(folder).as_posix()}", Body=path.read_bytes())
 
 
 def enforce(url: str, after: float) -> None:
-    """Let the server check keys after so many requests."""
+    """Let the server check credentials from the request after `after` others."""
     from urllib.request import Request, urlopen
 
-    plain = {"Content-Type": "text/plain"}  # else the server takes the number for the name of a form's field
+    plain = {"Content-Type": "text/plain"}  # otherwise, the server would parse the number as form data
     with urlopen(Request(f"{url}/moto-api/reset-auth", str(after).encode(), plain, method="POST")) as answer:
         assert answer.status == 200

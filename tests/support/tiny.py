@@ -1,6 +1,6 @@
-"""A tiny artifact, made without torch, which the tests of all steps after export run.
+"""A tiny artifact, made without torch: the model of most tests of the steps after export.
 
-Its network is one convolution. Class k covers what is brighter, averaged over 5x5 pixels, than a cut of its own:
+Its network is one convolution. Class k covers the pixels whose mean brightness over 5x5 pixels is above cut[k]:
 
     image (N, H, W, 3) uint8 -> (brightness - cut[k]) / 8 -> resize -> sigmoid -> (N, C, W_out, H_out) uint8
 """
@@ -34,16 +34,16 @@ def tiny_model(
     checkpoint_sha256: str = "",
     field_of_view: Grid = LABEL_GRID,
 ) -> onnx.ModelProto:
-    """Return a sound artifact whose rules give masks on `draw_scene`'s scenes.
+    """Return a valid artifact whose rules give masks on the scenes of `draw_scene`.
 
     Parameters
     ----------
     precision
-        "fp32" or "fp16": what the convolution computes in.
+        "fp32" or "fp16": the type in which the convolution is computed.
     presence
-        Whether it has the `presence` output: the mean level of the class, times 4 and at most 255.
+        Whether it has the `presence` output: 4 times the mean level of the class, at most 255.
     rules
-        One a class; threshold 127, components of more than a thousandth of the grid, unless given.
+        One per class; by default, threshold 127 and components of more than a thousandth of the grid.
     """
     height, width = input_size
     grid_height, grid_width = labels.submit_grid
@@ -65,6 +65,9 @@ def tiny_model(
         helper.make_node("Cast", ["planes"], ["entry"], to=kind),
         helper.make_node("Conv", ["entry", "weights", "bias"], ["inside"], kernel_shape=[5, 5], pads=[2, 2, 2, 2]),
         helper.make_node("Cast", ["inside"], ["logits"], to=TensorProto.FLOAT),
+        # The sizes of Resize: N and C of the logits, height and width of the grid.
+        helper.make_node("Shape", ["logits"], ["leading"], start=0, end=2),
+        helper.make_node("Concat", ["leading", "sizes"], ["resized"], axis=0),
         helper.make_node(
             "Resize",
             ["logits", "", "", "resized"],
@@ -77,11 +80,7 @@ def tiny_model(
         helper.make_node("Round", ["scaled"], ["rounded"]),
         helper.make_node("Transpose", ["rounded"], ["turned"], perm=[0, 1, 3, 2]),
         helper.make_node("Cast", ["turned"], ["probability"], to=TensorProto.UINT8),
-        # The sizes of Resize: N and C as they come, height and width of the grid.
-        helper.make_node("Shape", ["logits"], ["leading"], start=0, end=2),
-        helper.make_node("Concat", ["leading", "sizes"], ["resized"], axis=0),
     ]
-    nodes = [*nodes[:5], *nodes[-2:], *nodes[5:-2]]
     outputs = [helper.make_tensor_value_info("probability", TensorProto.UINT8, ["N", classes, grid_width, grid_height])]
     if presence:
         nodes += [

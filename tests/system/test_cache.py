@@ -1,4 +1,4 @@
-"""The user's cache: bounded in size, checked for damage, and not needed if it cannot be written."""
+"""The user's cache: bounded in size, checked for damage, and unused if it cannot be written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 from cloudrt.system import cache
 from cloudrt.system.cache import SEAL, cache_folder, mark_used, open_entry, prune, remove_damaged, seal
@@ -56,7 +57,7 @@ def test_room_is_made_for_what_is_about_to_be_written(folder: Path) -> None:
     assert not second.exists()
 
 
-def test_entries_may_be_files_and_hidden_ones_belong_to_somebody(folder: Path) -> None:
+def test_entries_may_be_files_and_hidden_ones_are_kept(folder: Path) -> None:
     old, hidden = fill(folder, "old.json", 600, 10, file=True), fill(folder, ".x.1.part", 600, 5, file=True)
     new = fill(folder, "new.json", 600, 20, file=True)
     prune("plans")
@@ -91,8 +92,8 @@ def test_what_is_damaged_or_unsealed_is_removed(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_limits_are_those_of_the_reference() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+def test_the_documented_limits_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
     section = text.partition("## Caches")[2].partition("\n## ")[0]
     table = [line for line in section.splitlines() if line.startswith("| `")]
     units = {"MiB": 2**20, "GiB": 2**30}

@@ -1,5 +1,4 @@
-"""Calls of the CUDA runtime, against a stand-in that keeps them and against the real library without a driver; and
-memory that is used again."""
+"""Calls of the CUDA runtime, to a stand-in that records them and to the real library without a driver; the arena."""
 
 from __future__ import annotations
 
@@ -19,13 +18,13 @@ from cloudrt.system.nvidia import nvidia_driver
 
 
 class Cudart:
-    """The functions of the CUDA runtime that are called, on host memory."""
+    """The functions of the CUDA runtime that cloudrt calls, on host memory; it records most calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.held: dict[int, Any] = {}
         self.status = 0
-        self.cudaGetErrorString = Words()
+        self.cudaGetErrorString = ErrorString()
 
     def cudaSetDevice(self, number: int) -> int:
         self.calls.append(("device", number))
@@ -67,7 +66,7 @@ class Cudart:
         return 0
 
 
-class Words:
+class ErrorString:
     """cudaGetErrorString."""
 
     restype: Any = None
@@ -109,7 +108,7 @@ def test_page_locked_memory_is_freed_with_its_last_array() -> None:
     assert len(library.held) == 1
 
 
-def test_errors_read_as_onnx_runtimes() -> None:
+def test_errors_are_worded_like_those_of_onnx_runtime() -> None:
     library = Cudart()
     library.status = 2
     with pytest.raises(RuntimeError, match="CUDA failure 2: out of memory ; cudaHostAlloc"):

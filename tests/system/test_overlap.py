@@ -13,7 +13,7 @@ from cloudrt.system.overlap import Pace, overlap, overlap_parts
 
 
 class Counted:
-    """Items that are read, and how many there were."""
+    """An iterable of 0, 1, ... `count` - 1, and how many of them were read."""
 
     def __init__(self, count: int) -> None:
         self.count, self.read = count, 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.files import contents
 
 from cloudrt.errors import DataError
 from cloudrt.system.paths import check_outputs
@@ -28,10 +29,10 @@ IMAGES = [Path("in/a.jpg"), Path("in/sub/b.jpg")]
 
 
 def refusal(*words: object, **more: object) -> str:
-    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    before = contents(Path())
     with pytest.raises(DataError) as caught:
         check_outputs(*words, **more)  # type: ignore[arg-type]
-    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    assert contents(Path()) == before
     return str(caught.value)
 
 

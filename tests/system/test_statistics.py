@@ -1,4 +1,4 @@
-"""Statistics of a run: percentiles beside numpy's, counts beside what was sent, memory that does not grow."""
+"""Statistics of a run: percentiles compared with NumPy's, counts and times, and the memory of the process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_threads_count_together() -> None:
     assert stage.load(2.0) == pytest.approx(0.5)
 
 
-def test_the_stage_that_limits_is_the_busiest_for_its_threads() -> None:
+def test_the_limiting_stage_has_the_most_work_per_thread() -> None:
     stats = PipelineStats(4)
     stats["decode"].add(3.0)  # on 4 threads
     stats["infer"].add(1.0)  # on one
@@ -57,7 +57,7 @@ def test_the_stage_that_limits_is_the_busiest_for_its_threads() -> None:
     assert stats.limiting() == "postprocess"
 
 
-def test_results_are_ready_until_they_are_taken() -> None:
+def test_results_that_are_ready_are_counted_when_one_is_pulled() -> None:
     stage = StageStats(2)
     stage.add_all([0.001, 0.002, 0.003])
     stage.pulled()
@@ -83,7 +83,7 @@ def test_memory_is_that_of_the_process() -> None:
     assert memory(Path("gone")) is None
 
 
-def test_command_writes_them(tmp_path: Path) -> None:
+def test_the_command_writes_statistics(tmp_path: Path) -> None:
     model = tiny_artifact(tmp_path / "model.onnx", (64, 96), SMALL_GRIDS)
     folder = tmp_path / "images"
     folder.mkdir()

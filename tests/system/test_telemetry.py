@@ -31,7 +31,7 @@ print(sum(link.startswith("socket:") for link in found))
 
 
 def run(code: str, home: Path, *words: str, isolated: bool = False) -> str:
-    """Run Python in a home of its own, without any of the switches; return the last line that it prints.
+    """Run Python with `home` as its home folder, without any of the switches; return the last line that it prints.
 
     ONNX Runtime collects nothing where CI is set.
     """
