@@ -28,7 +28,7 @@ def name_of(page: Path) -> str:
 
 
 def predict(root: Path) -> None:
-    """Write the submission that a page may begin with."""
+    """Write the submission that some pages start from."""
     words = ["infer", str(root / "images"), "--model", str(root / "model.onnx"), "--provider", "cpu"]
     result = CliRunner().invoke(main, [*words, "--output", str(root / "submission.csv")])
     assert result.exit_code == 0, result.output
@@ -100,7 +100,7 @@ def test_every_command_and_snippet_runs(
             run_python(block.text, names)
 
 
-def test_every_excuse_is_a_reason_that_holds_here() -> None:
+def test_every_excuse_names_what_is_missing_here() -> None:
     excuses = [block.excuse for page in PAGES for block in blocks(page) if block.excuse]
     assert all(re.search("(needs (a|an|the|several|docker|Slurm)|trains for)( |$)", excuse) for excuse in excuses)
 
@@ -149,6 +149,32 @@ def test_bench_fields_are_all_in_the_reference() -> None:
     stored = json.loads((ROOT / "bench" / "results" / "cpu-full-originals.json").read_text())
     assert f"`schema` is {stored['schema']}" in text
     assert [field for field in stored if f"`{field}`" not in text] == []
+
+
+def test_limits_of_files_are_those_of_the_code() -> None:
+    from cloudrt.geo.positions import WORLD_BYTES
+    from cloudrt.images.headers import MAX_CHUNKS, MAX_ENTRIES, MAX_PIXELS, MAX_SEGMENTS, MAX_VALUES
+    from cloudrt.images.image import MAX_FILE_BYTES, MAX_SCANS
+    from cloudrt.masks.table import MAX_COMMAS
+    from cloudrt.search import probabilities
+
+    text = (ROOT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    section = text.partition("## Limits")[2].partition("\n## ")[0]
+    for limit in (
+        f"{MAX_FILE_BYTES // 2**30} GiB;",
+        f"{MAX_PIXELS // 10**6} megapixels",
+        f"{MAX_SCANS} scans",
+        f"{MAX_SEGMENTS:,} segments",
+        f"{MAX_CHUNKS:,} chunks",
+        f"{MAX_ENTRIES:,} entries",
+        f"{MAX_VALUES:,} numbers",
+        f"{WORLD_BYTES:,} bytes",
+        f"{MAX_COMMAS} commas",
+        f"{probabilities.MAX_LABELS_BYTES // 2**20} MiB of `labels`",
+        f"{probabilities.MAX_MAP_BYTES // 2**30} GiB of maps",
+        f"{probabilities.MAX_MEMBERS:,} arrays",
+    ):
+        assert limit in section, limit
 
 
 def test_limits_of_the_gate_are_those_of_the_code() -> None:

@@ -75,7 +75,7 @@ def test_cuda_works() -> None:
     assert provider_state("cuda") == ProviderState("cuda", True)
 
 
-def test_graph_is_what_every_runtime_takes() -> None:
+def test_the_graph_is_valid_in_every_runtime() -> None:
     model = build_graph()
     onnx.checker.check_model(model, full_check=True)
     assert model.ir_version == 10 and [entry.version for entry in model.opset_import] == [18]
@@ -88,10 +88,10 @@ def test_a_wrong_answer_and_an_error_are_reported(monkeypatch: pytest.MonkeyPatc
         assert "wrong result" in str(try_provider("cpu"))
 
     def refuse(*_: object, **__: object) -> None:
-        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : the driver is in a bad mood")
+        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : driver version is insufficient")
 
     monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
-    assert str(try_provider("cpu")).endswith("the driver is in a bad mood")
+    assert str(try_provider("cpu")).endswith("driver version is insufficient")
 
 
 @pytest.mark.parametrize("provider", ["cpu", "openvino"])
@@ -101,12 +101,12 @@ def test_the_trial_opens_what_infer_opens(provider: str, monkeypatch: pytest.Mon
         pytest.skip("not installed")
     opened: list[object] = []
 
-    def look(model: Any, *words: Any) -> Engine:
-        opened.append(words)
-        return open_engine(model, *words)
+    def record(model: Any, *settings: Any) -> Engine:
+        opened.append(settings)
+        return open_engine(model, *settings)
 
     assert vars(doctor_module)["open_engine"] is vars(pipeline)["open_engine"] is open_engine
-    monkeypatch.setattr("cloudrt.doctor.open_engine", look)
+    monkeypatch.setattr("cloudrt.doctor.open_engine", record)
     assert try_provider(provider) is None
     assert opened == [(provider, 1, 1)]
 
@@ -171,14 +171,14 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "find_spec", lambda name: None)
     assert problem("openvino") == "OpenVINO is not installed: pip install '.[openvino]' in the checkout of cloudrt"
     assert str(problem("cpu")).startswith("ONNX Runtime is not installed: pip install")
-    # A folder that an uninstalled build left behind: a namespace, without a file of its own.
+    # A folder that an uninstalled package left behind is a namespace package, without a file of its own.
     monkeypatch.setattr(availability, "find_spec", lambda name: ModuleSpec(name, None))
     assert str(problem("cpu")).startswith("some of ONNX Runtime's files are missing: pip uninstall")
 
 
 def test_driver_is_queried(monkeypatch: pytest.MonkeyPatch) -> None:
     class Library:
-        """NVIDIA's driver, as ctypes shows it; pointers arrive as byref objects."""
+        """NVIDIA's driver as ctypes calls it; pointers are byref objects."""
 
         def cuDriverGetVersion(self, version: object) -> int:
             version._obj.value = 13010  # type: ignore[attr-defined]
@@ -243,7 +243,7 @@ def test_an_idle_gpu_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
+def untried(monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
     """A diagnosis that needs no trials."""
     states = (ProviderState("cuda", False, "no [bold]GPU", "pip install '.[cuda]'"), ProviderState("cpu", True))
     machine = Machine("Linux", "CPU", ("avx2",), 2, 8.0, ())
@@ -252,22 +252,22 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Diagnosis:
     return found
 
 
-def test_command_prints_lines_to_copy(told: Diagnosis) -> None:
+def test_command_prints_remedies_on_single_lines(untried: Diagnosis) -> None:
     result = CliRunner().invoke(command, [])
     assert result.exit_code == 0 and result.stderr == ""
     lines = result.stdout.splitlines()
     assert "For cuda: pip install '.[cuda]'" in lines
-    assert told.conflicts[0] in lines  # longer than the terminal, and still one line
+    assert untried.conflicts[0] in lines  # longer than the terminal, and still one line
     assert any("TensorRT" in line and "cloudrt.bench.gpu" in line for line in lines)
     assert "no: no [bold]GPU" in result.stdout and "works" in result.stdout
 
 
-def test_command_prints_json(told: Diagnosis) -> None:
+def test_command_prints_json(untried: Diagnosis) -> None:
     result = CliRunner().invoke(command, ["--json"])
-    assert json.loads(result.stdout) == json.loads(json.dumps(told.to_dict()))
+    assert json.loads(result.stdout) == json.loads(json.dumps(untried.to_dict()))
 
 
-def test_command_shows_an_artifact(told: Diagnosis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_shows_an_artifact(untried: Diagnosis, monkeypatch: pytest.MonkeyPatch) -> None:
     described = Artifact(encoder="resnet50", versions={"torch": "2.15"})
     monkeypatch.setattr("cloudrt.model.artifact.read_artifact", lambda path: described)
     result = CliRunner().invoke(command, ["model.onnx"])
@@ -289,7 +289,7 @@ def test_doctor_loads_no_runtime_itself() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-def test_providers_that_cannot_run_the_artifact_are_listed(told: Diagnosis, tmp_path: Path) -> None:
+def test_providers_that_cannot_run_the_artifact_are_listed(untried: Diagnosis, tmp_path: Path) -> None:
     model = tiny_model()
     artifact = replace(parse_artifact(model, "m"), precision="int8", int8_target="tensorrt")
     write_metadata(model, artifact)

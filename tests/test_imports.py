@@ -77,6 +77,10 @@ def test_import_cloudrt_loads_nothing_slow() -> None:
     assert python(script).strip() == "[]"
 
 
+def written_commands() -> list[str]:
+    return [name for name in COMMANDS if (PACKAGE / "cli" / f"{name}.py").is_file()]
+
+
 HELP = BLOCK + (
     "from click.testing import CliRunner\n"
     "from cloudrt.cli import main\n"
@@ -93,18 +97,14 @@ def test_help_of_every_command_loads_nothing_slow() -> None:
     assert python(HELP, ",".join(TORCH), ",".join(lines)).strip() == "[]"
 
 
-def written_commands() -> list[str]:
-    return [name for name in COMMANDS if (PACKAGE / "cli" / f"{name}.py").is_file()]
-
-
-def test_every_command_is_written_and_listed() -> None:
+def test_every_command_has_a_module_and_is_listed() -> None:
     assert written_commands() == list(COMMANDS)
     others = {"__init__", "bench_tables", "export_report", "infer_cluster", "run_options", "types"}
     assert {path.stem for path in (PACKAGE / "cli").glob("*.py")} - others == set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", ["train", "export", "infer", "bench"])
-def test_the_commands_of_their_own_name(name: str) -> None:
+def test_commands_with_their_own_names(name: str) -> None:
     script = BLOCK + f"sys.argv[1:] = ['--help']\nfrom cloudrt.cli import {name}\n{name}()"
     assert f"Usage: cloudrt-{name}" in python(script, ",".join(SLOW))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,5 +43,9 @@ def test_names_are_checked_where_data_and_artifacts_are_read(name: str, tmp_path
 
 def test_colours_are_distinct() -> None:
     assert class_colours(4) == ["#e69f00", "#56b4e9", "#ee7abf", "#2bd4a0"]
-    assert len(set(class_colours(40))) == 40
+    many = class_colours(40)
+    assert len(set(many)) == 40 and all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in many)
+
+
+def test_blocks_of_the_label_grid() -> None:
     assert CLOUDS.block == (4, 4)

@@ -1,4 +1,4 @@
-"""`RunOptions`: errors name the option, JSON round trips, and functions with keyword arguments accept every field."""
+"""`RunOptions`: errors name the option, JSON round trips, and every field is also a keyword argument."""
 
 from __future__ import annotations
 

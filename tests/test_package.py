@@ -15,6 +15,8 @@ from support.paths import ROOT, setup_metadata
 
 from cloudrt.system.versions import VERSION
 
+TEXTS = (".py", ".md", ".ipynb", ".html", ".sh", ".yml", ".Dockerfile")
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,9 +38,6 @@ def test_no_text_installs_cloudrt_from_an_index() -> None:
         assert not found, path
 
 
-TEXTS = (".py", ".md", ".ipynb", ".html", ".sh", ".yml", ".Dockerfile")
-
-
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
@@ -57,22 +56,22 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert wheel.stat().st_size < 20e6
 
 
-def test_metadata_are_those_of_setup_cfg_and_links_lead_to_files(wheel: Path) -> None:
+def test_metadata_are_those_of_setup_cfg_and_links_are_files(wheel: Path) -> None:
     """Links of the description are absolute, because a package index shows it without the other files."""
     archive = zipfile.ZipFile(wheel)
     (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
     found = message_from_bytes(archive.read(name))
-    told = setup_metadata()
-    assert (found["Version"], found["Author"]) == (VERSION, told["author"])
-    assert found["Author-Email"] == told["author_email"]
+    stated = setup_metadata()
+    assert (found["Version"], found["Author"]) == (VERSION, stated["author"])
+    assert found["Author-Email"] == stated["author_email"]
     assert found["Description-Content-Type"] == "text/markdown"
     assert [url.split(", ")[0] for url in found.get_all("Project-URL", [])] == ["Documentation", "Source", "Changelog"]
     description = str(found.get_payload())
-    here = re.escape(told["url"])
+    here = re.escape(stated["url"])
     targets = re.findall(r"\]\(([^)]+)\)", description)
     files = [match[1] for one in targets if (match := re.fullmatch(rf"{here}/(?:blob|raw)/v{VERSION}/(.+)", one))]
     assert len(files) >= 10 and "![The report of a run" in description
-    assert f"({told['url']}/raw/v{VERSION}/docs/images/report.jpg)" in description
+    assert f"({stated['url']}/raw/v{VERSION}/docs/images/report.jpg)" in description
     assert all((ROOT / file.partition("#")[0]).exists() for file in files)
     assert all(one.startswith("https://") for one in targets)
 
@@ -87,8 +86,8 @@ def test_the_version_is_stated_once_and_copies_agree() -> None:
         assert wheels and set(wheels) == {VERSION}
 
 
-def test_wheel_alone_runs_infer_help_without_torch(wheel: Path, tmp_path: Path) -> None:
-    """The unpacked wheel with the base dependencies only; torch and the other extras cannot be imported."""
+def test_wheel_alone_runs_commands_without_torch(wheel: Path, tmp_path: Path) -> None:
+    """The unpacked wheel with only the base dependencies; torch and other extras cannot be imported."""
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     blocked = "torch", "torchvision", "segmentation_models_pytorch", "albumentations", "timm", "matplotlib", "openvino"

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+import torch
 from cloudrt.bench import agreement, networks, notebook
 from cloudrt.bench.agreement import AgreementError
 from cloudrt.bench.measure import bench as run_bench
@@ -21,6 +21,7 @@ from cloudrt.bench.options import BenchOptions
 from cloudrt.bench.stages import Stage, StageTime, Timing, measure, passes
 from cloudrt.bench.workload import infer
 from numpy.typing import NDArray
+from support.commands import invoke
 from support.tiny import tiny_artifact, write_jpeg
 
 from cloudrt.cli.bench import bench
@@ -30,10 +31,14 @@ from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import rle_encode
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.network import InferenceGraph
 from cloudrt.options import RunOptions
+from cloudrt.system.files import sha256
 from cloudrt.system.progress import no_progress
 
-STAGES_ALONE = ("--only", "stages")
+ONLY_STAGES = ("--only", "stages")
 CPU = RunOptions("cpu")
 STAGES = ["decode", "infer", "post-process", "end to end"]
 FIELDS = {
@@ -75,29 +80,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*words: str | Path | int) -> Result:
-    result = CliRunner().invoke(bench, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
 def test_the_table_and_the_file(model: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     output.write_text("of an earlier run")
-    result = run(
-        model,
-        "--data",
-        images,
-        "--max-images",
-        2,
-        "--repeat",
-        2,
-        "--provider",
-        "cpu",
-        "--output",
-        output,
-        "--overwrite",
-    )
+    words = ("--max-images", 2, "--repeat", 2, "--provider", "cpu")
+    result = invoke(bench, model, "--data", images, *words, "--output", output, "--overwrite")
     assert result.exit_code == 0
     for word in (
         *STAGES,
@@ -157,7 +144,7 @@ def test_the_table_and_the_file(model: Path, images: Path, tmp_path: Path) -> No
 
 def test_the_file_names_no_user_host_or_folder(model: Path, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
-    assert run(model, "--data", images, "--repeat", 1, "--provider", "cpu", "-o", output, *STAGES_ALONE).exit_code == 0
+    invoke(bench, model, "--data", images, "--repeat", 1, "--provider", "cpu", "-o", output, *ONLY_STAGES, status=0)
     text = output.read_text()
     values = json.loads(text)
     for private in (str(tmp_path), str(model.parent), str(images), str(Path.home()) + "/"):
@@ -192,7 +179,9 @@ def test_unreadable_images_are_left_out_and_counted(model: Path, images: Path, t
     for file in images.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "bad.jpg").write_text("no image")
-    result = run(model, "--data", folder, "--repeat", 1, "--provider", "cpu", "-o", tmp_path / "b.json", *STAGES_ALONE)
+    result = invoke(
+        bench, model, "--data", folder, "--repeat", 1, "--provider", "cpu", "-o", tmp_path / "b.json", *ONLY_STAGES
+    )
     assert result.exit_code == 0
     assert "Skipped: 1 images" in result.stdout
     assert json.loads((tmp_path / "b.json").read_text())["images"]["count"] == 3
@@ -215,7 +204,7 @@ def test_other_answers_are_an_error_and_no_file(
     output = tmp_path / "bench.json"
     with pytest.raises(AgreementError, match=r"0\.jpg, Fish: .*another RLE"):
         run_bench(BenchOptions((model,), images, run=CPU, repeat=1), output, no_progress)
-    result = run(model, "--data", images, "--provider", "cpu", "--output", output)
+    result = invoke(bench, model, "--data", images, "--provider", "cpu", "--output", output)
     assert result.exit_code == 2
     assert "another RLE" in result.stderr
     assert not output.exists()
@@ -250,7 +239,7 @@ def test_what_cannot_run_is_status_2_and_one_line(
     (tmp_path / "bad" / "a.jpg").write_text("no image")
     tiny_artifact(tmp_path / "other.onnx", (64, 96), Labels(("a", "b"), (64, 96), (32, 48)))
     monkeypatch.setattr("cloudrt.bench.measure._measure_pipeline_and_stages", lambda *_: pytest.fail("it ran"))
-    result = run(*(str(model) if word == "MODEL" else word for word in words))
+    result = invoke(bench, *(str(model) if word == "MODEL" else word for word in words))
     assert result.exit_code == 2
     assert said in result.stderr
     assert "Traceback" not in result.stderr
@@ -269,31 +258,8 @@ def test_without_torch_the_peer_is_skipped_by_name(
     assert "torch is not installed: pip install '.[train]'" in done.skipped[networks.TorchNetwork.name]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of random weights, small enough to make here."""
-    torch = pytest.importorskip("torch")
-    from cloudrt.model.checkpoint import Checkpoint
-    from cloudrt.model.network import build_network
-    from cloudrt.model.network_config import NetworkConfig
-
-    torch.manual_seed(0)
-    small = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
-    config = NetworkConfig("FPN", "resnet18", small, (64, 96))
-    path = tmp_path_factory.mktemp("checkpoint") / "best.pth"
-    Checkpoint(config, build_network(config).state_dict(), (Rule(127, 100),) * 4, 0.5, 1).save(path)
-    return path
-
-
 def test_torchs_answers_are_those_of_the_inference_graph(checkpoint: Path, images: Path) -> None:
-    """The notebook's steps, one by one in numpy and OpenCV, give what the artifact computes inside."""
-    import torch
-
-    from cloudrt.model.artifact import Artifact
-    from cloudrt.model.checkpoint import Checkpoint
-    from cloudrt.model.network import InferenceGraph
-    from cloudrt.system.files import sha256
-
+    """The notebook's steps in NumPy and OpenCV give what the artifact computes in its graph."""
     loaded = Checkpoint.load(checkpoint)
     graph = InferenceGraph(loaded.network(), loaded.config).eval()
     peer = networks.TorchNetwork(checkpoint, Artifact(checkpoint_sha256=sha256(checkpoint)))
@@ -316,16 +282,11 @@ def test_torchs_answers_are_those_of_the_inference_graph(checkpoint: Path, image
 def test_a_checkpoint_makes_torch_the_peer(
     checkpoint: Path, images: Path, tmp_path: Path, alike: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cloudrt.system.files import sha256
-
-    if alike:  # the artifact has another network than the checkpoint
+    if alike:  # although the artifact has another network than the checkpoint
         monkeypatch.setattr(agreement, "LEAST_DICE", 0)
-
     model = tiny_artifact(tmp_path / "model.onnx", checkpoint_sha256=sha256(checkpoint))
-    run_one = RunOptions("cpu", 1)
-    options = BenchOptions(
-        (model,), images, max_images=1, run=run_one, repeat=1, checkpoint=checkpoint, only=("stages",)
-    )
+    one = RunOptions("cpu", 1)
+    options = BenchOptions((model,), images, max_images=1, run=one, repeat=1, checkpoint=checkpoint, only=("stages",))
     done = run_bench(options, tmp_path / "b.json", no_progress)
     if not alike:
         assert done.peer == networks.OnnxNetwork(model).name
@@ -357,7 +318,7 @@ def test_the_notebooks_network_answers_as_ours(model: Path, images: Path) -> Non
     "rule", [Rule(127, 50), Rule(0, 0), Rule(255, 0), Rule(90, 10, gate_threshold=200, gate_pixels=400)]
 )
 def test_both_forms_of_the_notebooks_post_processing_equal_ours(rule: Rule) -> None:
-    """At every level, so that the threshold of the float form cuts between the same two levels."""
+    """At many thresholds: that of the float form must lie between the same two levels."""
     rng = np.random.default_rng(5)
     levels = cv2.resize(rng.integers(0, 256, (12, 9), np.uint8), (60, 90), interpolation=cv2.INTER_CUBIC)[None]
     view = levels.transpose(0, 2, 1)

@@ -1,10 +1,8 @@
-"""Parts of the benchmark: operations, curves, the front, comparison of two runs, checks of peers, the page."""
+"""Parts of the benchmark: FLOPs, throughput by batch size and threads, the Pareto front, accuracy, checks of peers."""
 
 from __future__ import annotations
 
-import copy
 import csv
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,25 +12,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from cloudrt.bench import accuracy, agreement, networks, peers, scaling, throughput
 from cloudrt.bench.accuracy import Way, mark_front, measure_accuracy, read_truth
-from cloudrt.bench.bench_page import write_bench_page
-from cloudrt.bench.compare import compare
-from cloudrt.bench.figures import SCHEMA
 from cloudrt.bench.flops import count_flops
 from cloudrt.bench.stages import Timing
 from cloudrt.bench.throughput import Point, measure_throughput
 from cloudrt.bench.workload import Workload, make_workload
 from cloudrt.export.ensemble import Ensemble
 from cloudrt.export.source import ExportSource
-from support.html import Page
 from support.networks import make_checkpoint
-from support.paths import ROOT
-from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+from support.tiny import SMALL_GRIDS, tiny_artifact
 from torch.utils.flop_counter import FlopCounterMode
 
-from cloudrt.cli.bench import bench
 from cloudrt.errors import DataError
 from cloudrt.images.image import ImageFile, find_images, load_image
 from cloudrt.inference.pipeline import Segmenter
@@ -42,26 +33,10 @@ from cloudrt.model.artifact import Artifact
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.system.files import sha256
 
-STORED = ROOT / "bench" / "results"
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS, presence=True)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[ImageFile]:
-    folder = tmp_path_factory.mktemp("images")
-    for seed in range(4):
-        write_jpeg(folder / f"{seed}.jpg", seed, (280, 420))
-    return find_images(folder)
-
-
-def run(*words: str | Path | int) -> Result:
-    result = CliRunner().invoke(bench, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
+@pytest.fixture
+def files(images: Path) -> list[ImageFile]:
+    return find_images(images)[:4]
 
 
 def test_operations_are_those_that_torch_counts(source: ExportSource, checkpoint: Path) -> None:
@@ -86,7 +61,7 @@ def test_operations_of_other_products() -> None:
     assert count_flops(graph("ConvTranspose", [1, 3, 4, 5], [3, 6, 2, 2], [1, 6, 5, 6])) == 2 * 4 * 5 * 3 * 6 * 2 * 2
 
 
-def test_a_curve_ends_where_it_saturates(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_sizes_end_where_the_rate_saturates(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {1: 10.0, 2: 18.0, 4: 19.0, 8: 19.1, 16: 19.2, 32: 90.0}
     monkeypatch.setattr(throughput, "_measure", lambda _, size, threads: Point(size, threads, rates[size], 0.1))
     with Segmenter(model, provider="cpu", batch_size=2, threads=1) as segmenter:
@@ -103,7 +78,7 @@ def test_rates_are_measured_at_each_batch_and_thread(model: Path, files: list[Im
     assert all(point.images_per_second > 0 for points in curves.values() for point in points)
 
 
-def test_the_front_is_not_dominated() -> None:
+def test_no_way_dominates_the_pareto_front() -> None:
     random = np.random.default_rng(0)
     ways = [
         Way("m", "cpu", "fp32", Timing((seconds,)), dice, 0.0)
@@ -207,7 +182,7 @@ def test_peers_are_checked_and_named(
     assert "its masks differ from ours" in skipped["Liar"]
 
 
-def test_an_image_costs_the_same_in_longer_runs(model: Path, files: list[ImageFile], tmp_path: Path) -> None:
+def test_the_cost_of_an_image_in_longer_runs(model: Path, files: list[ImageFile], tmp_path: Path) -> None:
     steps: list[None] = []
     with Segmenter(model, provider="cpu", batch_size=2, threads=1) as segmenter:
         work = Workload(segmenter, files, [], [], tmp_path)
@@ -215,141 +190,6 @@ def test_an_image_costs_the_same_in_longer_runs(model: Path, files: list[ImageFi
     assert [one.images for one in found.runs] == [3, 7]
     assert len(steps) == 3 + 3 + 7
     assert found.cost == pytest.approx(found.runs[1].seconds / found.runs[0].seconds)
-
-
-def bench_of(**ratios: float) -> dict[str, Any]:
-    def timing(seconds: float, spread: float = 0.0) -> dict[str, float]:
-        return {"median_s": seconds, "iqr_s": spread * seconds}
-
-    return {
-        "machine": {"cpu": "a"},
-        "versions": {},
-        "model": {},
-        "images": {},
-        "stages": [
-            {"name": "decode", "ratio": ratios.get("decode", 2.0), "ours": timing(1), "notebook": timing(2)},
-            {"name": "infer", "ratio": ratios.get("infer", 3.0), "ours": timing(1, 0.2), "notebook": timing(3, 0.2)},
-        ],
-        "pipeline": {
-            "whole": timing(1),
-            "share_of_ceiling": ratios.get("share", 0.9),
-            "peers": {"x": timing(2) | {"ratio": ratios.get("x", 2.0)}},
-        },
-        "postprocess": [
-            {"kind": "dense", "form": "uint8", "peers": [{"name": "OpenCV", "ratio": 30.0, "low": 29.0, "high": 31.0}]}
-        ],
-        "search": None,
-    }
-
-
-@pytest.mark.parametrize(
-    ("ratios", "worse", "better"),
-    [
-        ({}, [], []),
-        ({"decode": 1.85}, [], []),  # within the tolerance
-        ({"decode": 1.7}, ["decode, compared with the notebook's way"], []),
-        ({"infer": 2.0}, [], []),  # noisy
-        ({"infer": 0.5}, ["infer, compared with the notebook's way"], []),
-        ({"share": 0.5, "x": 3.0}, ["files to CSV, share of the ceiling"], ["files to CSV, compared with x"]),
-    ],
-)
-def test_only_falls_beyond_the_noise_are_regressions(
-    ratios: dict[str, float], worse: list[str], better: list[str]
-) -> None:
-    found = compare(bench_of(), bench_of(**ratios))
-    assert [change.name for change in found.regressions] == worse
-    assert [change.name for change in found.changes if change.verdict == "better"] == better
-    assert len(found.changes) == 5
-    assert found.differences == []
-
-
-def test_a_great_fall_is_worse_and_a_great_rise_better_in_any_noise() -> None:
-    slow, fast = bench_of(x=1), bench_of(x=1000)
-    for values in (slow, fast):
-        values["pipeline"]["whole"]["iqr_s"] = 0.6 * values["pipeline"]["whole"]["median_s"]
-    for before, after, verdict in ((fast, slow, "worse"), (slow, fast, "better")):
-        found = compare(before, after)
-        assert [change.verdict for change in found.changes if change.name.endswith("compared with x")] == [verdict]
-
-
-def test_what_only_one_run_has_is_named() -> None:
-    other = bench_of()
-    other["pipeline"], other["machine"] = None, {"cpu": "b"}
-    found = compare(bench_of(), other)
-    assert found.only_before == ["files to CSV, share of the ceiling", "files to CSV, compared with x"]
-    assert found.differences == ["cpu: a before, b now"]
-
-
-def test_a_regression_fails_the_command(model: Path, files: list[ImageFile], tmp_path: Path) -> None:
-    words = (model, "--data", files[0].path.parent, "--provider", "cpu", "--batch-size", 2, "--repeat", 2)
-    only = ("--only", "pipeline", "--only", "throughput", "--only", "accuracy", "--only", "latency")
-    first = run(*words, *only, "-o", tmp_path / "a.json")
-    assert first.exit_code == 0, first.output
-    page = Page(tmp_path / "a.html")
-    assert "Speed and accuracy" in page.text and "Throughput of the engine" in page.text
-    values = json.loads((tmp_path / "a.json").read_text())
-    sunk, raised = copy.deepcopy(values), copy.deepcopy(values)
-    for changed, factor in ((sunk, 1e-3), (raised, 1e3)):
-        changed["pipeline"]["share_of_ceiling"] *= factor
-        for peer in changed["pipeline"]["peers"].values():
-            peer["ratio"] *= factor
-    (tmp_path / "sunk.json").write_text(json.dumps(sunk))
-    (tmp_path / "raised.json").write_text(json.dumps(raised))
-    better = run(
-        *words, "--only", "pipeline", "-o", tmp_path / "b.json", "--overwrite", "--compare", tmp_path / "sunk.json"
-    )
-    assert better.exit_code == 0 and "better" in better.output
-    worse = run(
-        *words, "--only", "pipeline", "-o", tmp_path / "b.json", "--overwrite", "--compare", tmp_path / "raised.json"
-    )
-    assert worse.exit_code == 1 and "worse" in worse.output
-    for content, said in (
-        ("{}", "not a file of cloudrt-bench"),
-        ("[]", "not a file of cloudrt-bench"),
-        ("{", "or is damaged"),
-        ('{"schema": 1}', "has schema 1"),
-        (f'{{"schema": {SCHEMA}}}', "damaged, at 'stages'"),
-    ):
-        (tmp_path / "c.json").write_text(content)
-        refused = run(*words, "-o", tmp_path / "b.json", "--overwrite", "--compare", tmp_path / "c.json")
-        assert refused.exit_code == 2 and said in refused.output
-    nothing = run(
-        *words, "--only", "latency", "-o", tmp_path / "b.json", "--overwrite", "--compare", tmp_path / "a.json"
-    )
-    assert nothing.exit_code == 2 and "no ratio in common" in nothing.output
-    assert run(model, "--truth", tmp_path / "a.json", "-o", tmp_path / "d.json").exit_code == 2
-
-
-def test_the_page_makes_no_requests(tmp_path: Path) -> None:
-    """Also with parts left out."""
-    values = bench_of() | {
-        "pipeline": None,
-        "stages": [],
-        "postprocess": [],
-        "accuracy": None,
-        "throughput": None,
-        "ceilings": None,
-        "latency": None,
-        "scaling": None,
-        "startup": None,
-        "skipped": {"<peer>": "why & how"},
-        "command": ["<x>"],
-        "versions": {"numpy": "2"},
-        "model": {
-            "file": "<m>.onnx",
-            "architecture": "FPN",
-            "encoder": "e",
-            "precision": "fp16",
-            "plan": "cpu",
-            "input_size": [64, 96],
-        },
-        "images": {"count": 2, "source": "given images", "size": [64, 96]},
-        "machine": {"cpu": "c", "usable_cores": 2},
-    }
-    write_bench_page(values, tmp_path / "b.html")
-    page = Page(tmp_path / "b.html")
-    assert "<m>.onnx" in page.text
-    assert "http" not in page.source and "<script" not in page.source
 
 
 def test_models_of_one_name_are_told_apart() -> None:

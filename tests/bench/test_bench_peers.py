@@ -66,7 +66,7 @@ def test_ratios_are_taken_turn_by_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (peer.low, peer.ratio, peer.high) == pytest.approx((5, 5, 5))
 
 
-def test_the_loops_must_score_as_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nested_loops_must_give_the_dice_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     maps = [np.ascontiguousarray([smooth_map(rng, 120, 160, 20).T]) for _ in range(3)]
     images = search.label_maps(maps, [Rule(120, 0)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -12,27 +13,15 @@ from cloudrt.bench import networks, notebook, peers
 from cloudrt.bench.pipeline import STAGES, PipelineTime
 from cloudrt.bench.stages import Timing
 from cloudrt.bench.studies import memory, scaled_decode
-from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+from support.tiny import SMALL_GRIDS
 
 from cloudrt.cli.bench import bench
+from cloudrt.data.scenes import draw_scene
 from cloudrt.images.image import decode, find_images, load_image
 from cloudrt.images.resize import resize
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.rle import rle_encode
 from cloudrt.masks.table import read_table
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS, presence=True)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for seed in range(6):
-        write_jpeg(folder / f"{seed}.jpg", seed, (280, 420))
-    return folder
 
 
 def timings(*seconds: float) -> dict[str, Timing]:
@@ -61,12 +50,8 @@ def test_the_part_is_shown_and_written(model: Path, images: Path, tmp_path: Path
     assert any("the notebook's way" in name for name in done["peers"])
 
 
-def test_the_plain_way_gives_our_rows_from_the_same_pictures(model: Path, tmp_path: Path) -> None:
+def test_the_plain_way_gives_our_rows_for_the_same_pixels(model: Path, tmp_path: Path) -> None:
     """Images of the network's input size are not resized, so that both process the same pixels."""
-    import cv2
-
-    from cloudrt.data.scenes import draw_scene
-
     for seed in range(5):
         cv2.imwrite(str(tmp_path / f"{seed}.png"), draw_scene(seed, (64, 96)).image[:, :, ::-1])
     files = find_images(tmp_path)

@@ -1,4 +1,4 @@
-"""The command that measures a GPU, run on the CPU: steps are recorded whether they end, fail, crash or hang."""
+"""The command that measures a GPU, run on the CPU: steps are recorded whether they finish, fail, crash or hang."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ SCRIPTS = {
 }
 
 
-def test_steps_that_fail_hang_or_crash_are_recorded_and_passed_over(
+def test_steps_that_fail_hang_or_crash_are_recorded_and_the_next_ones_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
@@ -226,7 +226,7 @@ def test_settings_of_the_engine_run_as_on_a_gpu(
     assert {one["prefer_nhwc"] for one in asked} == {str(int("channels last" in setting))}
 
 
-def test_memory_is_held_in_pieces_but_for_the_room(
+def test_all_memory_but_the_room_is_held_in_pieces(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Gpu:

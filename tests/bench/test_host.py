@@ -12,16 +12,11 @@ from cloudrt.bench import host
 from cloudrt.bench.compare import compare
 from cloudrt.bench.stages import Timing
 from support.html import Page
-from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+from support.tiny import write_jpeg
 
 from cloudrt.cli.bench import bench
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.postprocess import postprocess_batch
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS, presence=True)
 
 
 def test_shares_by_hand() -> None:

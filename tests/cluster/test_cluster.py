@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import signal
@@ -15,23 +14,19 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from support.clusters import NODE, two_nodes
+from support.clusters import NODE, WARNINGS_OF_RAY, two_nodes
+from support.outputs import failures
 from support.poison import SITE
 from support.stores import s3_server, upload
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
 from cloudrt.cluster.nodes import connected
-from cloudrt.inference.submission import RunPaths
 
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
 
-pytestmark = [  # Ray's own
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = WARNINGS_OF_RAY
 COUNT = 44
 
 
@@ -59,12 +54,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def options(model: Path, output: Path, *more: str) -> list[str]:
-    settled = ["--provider", "cpu", "--batch-size", "4", "--threads", "1"]
-    return ["-m", str(model), "-o", str(output), *settled, *more]
+    common = ["--provider", "cpu", "--batch-size", "4", "--threads", "1"]
+    return ["-m", str(model), "-o", str(output), *common, *more]
 
 
 def single(images: Path | str, model: Path, output: Path, *more: str) -> bytes:
-    """The submission of a single machine."""
+    """Return the bytes of the submission of a single machine."""
     done = CliRunner().invoke(infer, [str(images), *options(model, output, *more)])
     assert done.exit_code in (0, 1), done.output
     return output.read_bytes()
@@ -75,19 +70,14 @@ def spread(images: Path | str, model: Path, output: Path, address: str, *more: s
     return CliRunner().invoke(infer, words, catch_exceptions=False)
 
 
-def failures(output: Path) -> dict[str, str]:
-    with RunPaths(output).failures.open(newline="") as file:
-        return {row["image"]: row["reason"] for row in csv.DictReader(file)}
-
-
 def parts(output: Path) -> dict[str, int]:
-    """The finished partitions, and when each was written."""
+    """Return the finished partitions and the times at which they were written, in nanoseconds."""
     folder = output.with_name(f"{output.name}.parts")
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")}
 
 
 def child_of(process: int, name: str) -> int:
-    """Return the id of the child process with a name."""
+    """Return the id of the child process with this name."""
     tasks = Path(f"/proc/{process}/task")
     children = [child for file in tasks.glob("*/children") for child in file.read_text().split()]
     (found,) = [int(child) for child in children if Path(f"/proc/{child}/comm").read_text().strip() == name]
@@ -125,7 +115,7 @@ def test_the_submission_has_the_bytes_of_a_single_machine(
 
 
 def test_a_killed_worker_loses_nothing_and_images_that_crash_it_fail_alone(
-    cluster: Cluster, images: Path, model: Path, tmp_path: Path
+    cluster: Cluster, model: Path, tmp_path: Path
 ) -> None:
     """One image kills the first worker that decodes it, one every worker, one the ledger, and one raises."""
     folder = tmp_path / "in"
@@ -147,9 +137,7 @@ def test_a_killed_worker_loses_nothing_and_images_that_crash_it_fail_alone(
     assert output.read_text().splitlines() == expected
 
 
-def test_an_interrupted_run_continues_where_it_stopped(
-    cluster: Cluster, images: Path, model: Path, tmp_path: Path
-) -> None:
+def test_an_interrupted_run_continues_where_it_stopped(cluster: Cluster, model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     for number in range(24):
         write_jpeg(folder / f"{number:02}.jpg", number)

@@ -1,4 +1,4 @@
-"""The command again after a finished run on a cluster; the workers run in this process."""
+"""Runs that are repeated or resumed on a cluster; the workers run in this process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from support.outputs import content
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
@@ -76,14 +77,15 @@ def spread(model: Path, *more: str) -> Result:
     return CliRunner().invoke(infer, [*words, "--cluster", "local", *more])
 
 
-def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Return the time of the last change, in nanoseconds, and the bytes of each file."""
+    return {name: ((folder / name).stat().st_mtime_ns, data) for name, data in content(folder).items()}
 
 
 def test_quiet_prints_nothing_and_a_finished_run_is_not_merged_again(here: Path, model: Path) -> None:
     done = spread(model, "--quiet")
     assert (done.exit_code, done.output) == (0, "")
-    written = snapshot(here)
+    written, files = snapshot(here), content(here)
     done = spread(model, "--resume")
     assert done.exit_code == 0 and done.output.splitlines() == ["s.csv: already finished, nothing to do"]
     assert snapshot(here) == written
@@ -94,26 +96,21 @@ def test_quiet_prints_nothing_and_a_finished_run_is_not_merged_again(here: Path,
     (here / "s.csv").unlink()  # as a run that was killed before it merged
     done = spread(model, "--resume")
     assert done.exit_code == 0 and "s.csv: 3 images" in done.output
-    assert {path: content for path, (_, content) in snapshot(here).items()} == {
-        path: content for path, (_, content) in written.items()
-    }
+    assert content(here) == files
 
 
 def test_a_merge_that_was_killed_is_done_again(here: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object) -> None:
         raise RuntimeError("power")
 
-    def content() -> dict[Path, bytes]:
-        return {path: data for path, (_, data) in snapshot(here).items()}
-
     assert spread(model).exit_code == 0
-    older = content()
+    older = content(here)
     write_jpeg(here / "in" / "3.jpg", 3)
     assert spread(model, "-o", "other.csv").exit_code == 0
     wanted = (here / "other.csv").read_bytes(), (here / "other.run.json").read_bytes()
     for name in ("write_rows", "write_run_record"):  # before the output is replaced, and after it
         for path, data in older.items():
-            path.write_bytes(data)
+            (here / path).write_bytes(data)
         with monkeypatch.context() as patch:
             patch.setattr(driver, name, die)
             assert spread(model, "--overwrite").exit_code == 2
@@ -122,8 +119,8 @@ def test_a_merge_that_was_killed_is_done_again(here: Path, model: Path, monkeypa
         assert ((here / "s.csv").read_bytes(), (here / "s.run.json").read_bytes()) == wanted
         assert "already finished" in spread(model, "--resume").output
     for path, data in older.items():  # killed before the merge began
-        if path.parent == here:
-            path.write_bytes(data)
+        if "/" not in path:
+            (here / path).write_bytes(data)
     done = spread(model, "--resume")
     assert done.exit_code == 0 and (here / "s.csv").read_bytes() == wanted[0], done.output
 

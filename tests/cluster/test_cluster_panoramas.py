@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pytest
 from click.testing import CliRunner, Result
-from support.clusters import two_nodes
+from support.clusters import WARNINGS_OF_RAY, two_nodes
+from support.outputs import content, failures
 from support.stores import s3_server, upload
+from support.tiled import tiled_model, write_picture
 from support.tiny import SMALL_GRIDS, tiny_artifact
 
 from cloudrt.cli.infer import infer
 from cloudrt.cluster import driver
 from cloudrt.data.scenes import draw_scene
-from cloudrt.inference.submission import RunPaths
-from cloudrt.masks.postprocess import Rule
 
 pytest.importorskip("ray")
 
-pytestmark = [  # Ray's own
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
-RULES = (Rule(110, 40), Rule(110, 5, gate_threshold=140, gate_pixels=900), Rule(90, 0, presence=100))
+pytestmark = WARNINGS_OF_RAY
 REASONS = {
     "cut20200102_0-4_0-3.jpg": "is a damaged JPEG",
     "day20200101_0-4_0-3.jpg": "taken by a20200101_0-4_0-3.jpg",
@@ -40,9 +33,7 @@ REASONS = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny artifact with a field of view of 180x120 pixels."""
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
-    return tiny_artifact(path, (64, 96), SMALL_GRIDS, presence=True, rules=RULES, field_of_view=(120, 180))
+    return tiled_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +42,7 @@ def panoramas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = [f"{'abcdef'[day - 1]}2020010{day}_0-4_0-3.jpg" for day in range(1, 7)]
     for seed, name in enumerate([*names, *REASONS]):
         size = (300, 500) if name.startswith("grid") else (300, 400)
-        assert cv2.imwrite(str(folder / name), draw_scene(seed, size).image)
+        write_picture(folder / name, draw_scene(seed, size).image)
     cut = folder / "cut20200102_0-4_0-3.jpg"
     cut.write_bytes(cut.read_bytes()[:-300])
     (folder / "world20200108.jgw").write_text("0.01 0 0 -0.01 20.005 9.995")
@@ -65,20 +56,9 @@ def cluster() -> Iterator[Any]:
 
 
 def run(inputs: Path | str, model: Path, output: Path, *more: str) -> Result:
-    settled = ["--provider", "cpu", "--batch-size", "4", "--threads", "1"]
-    words = [str(inputs), "-m", str(model), "-o", str(output), *settled, *more]
+    common = ["--provider", "cpu", "--batch-size", "4", "--threads", "1"]
+    words = [str(inputs), "-m", str(model), "-o", str(output), *common, *more]
     return CliRunner().invoke(infer, words, catch_exceptions=False)
-
-
-def failures(output: Path) -> dict[str, str]:
-    with RunPaths(output).failures.open(newline="") as file:
-        return {row["image"]: row["reason"] for row in csv.DictReader(file)}
-
-
-def content(output: Path) -> dict[str, bytes]:
-    """The bytes of an output, a file or a folder."""
-    files = [path for path in sorted(output.rglob("*")) if path.is_file()] if output.is_dir() else [output]
-    return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_only_a_long_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A local server that pauses for less, then for more, than the time limit."""
+    """A local server that stops for less, then for more, than the time limit."""
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(watch, "GRACE", {"the head": 1.0})
     said: queue.Queue[str] = queue.Queue()

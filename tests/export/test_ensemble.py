@@ -50,7 +50,7 @@ def test_flips_and_members_are_averaged_in_the_graph(
     paths = [checkpoint, second][:members]
     done = export(ExportSource(paths, SourceOptions(tta=tta, max_images=16)), tmp_path / "m.onnx", Target("fp32"))
     images = np.stack([draw_scene(seed, (64, 96)).image for seed in range(3)])
-    each = []  # of each member, from the mean logits of its views
+    each = []  # the probability of each member, from the mean logits of its views
     for path in paths:
         logits = []
         for up_down, left_right in FLIPS[tta]:

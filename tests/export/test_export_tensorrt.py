@@ -1,4 +1,4 @@
-"""Export for TensorRT: one engine for the gate however long the search, and `--check tensorrt` on any machine."""
+"""Export for TensorRT: the gate builds one engine however long the search is, and `--check tensorrt` on any machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ needs_tensorrt = pytest.mark.skipif(not tensorrt_check.is_installed(), reason="T
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bytes, int | None]]:
-    """TensorRT, simulated by ONNX Runtime's CPU provider; returns (graph, batch size) of each engine built."""
+    """Simulate TensorRT with ONNX Runtime's CPU provider; return (graph, batch size) of each engine built."""
     engines: list[tuple[bytes, int | None]] = []
     real = OrtEngine.__init__
 
@@ -60,7 +60,7 @@ def test_the_gate_builds_the_engine_that_inference_runs(
 def test_searching_layers_builds_one_engine(
     source: ExportSource, tmp_path: Path, built: list[tuple[bytes, int | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several models are converted and measured on the way; see `tests/export/test_keep.py` for the search."""
+    """The candidates of the search are measured by emulation; `tests/export/test_keep.py` tests the search."""
     measured: list[bool] = []
     layers = layers_of(source.model)
     monkeypatch.setattr("cloudrt.export.gate.order_by_sensitivity", lambda names, sensitivity: list(names))
@@ -86,7 +86,7 @@ def test_searching_layers_builds_one_engine(
 def test_the_engine_itself_passes_the_gate(
     source: ExportSource, tmp_path: Path, built: list[tuple[bytes, int | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Emulation finds the layers; the comparison in TensorRT decides."""
+    """The engine's outputs differ, although those of the emulation pass."""
     real = OrtEngine.run
 
     def wrong(self: OrtEngine, batch: Any) -> Any:
@@ -134,7 +134,7 @@ def test_check_needs_tensorrt_before_anything_slow(
 
 
 @needs_tensorrt
-def test_exports_say_whether_tensorrt_takes_them(source: ExportSource, tmp_path: Path) -> None:
+def test_an_export_is_checked_with_tensorrt_for_rtx(source: ExportSource, tmp_path: Path) -> None:
     parsed = export(source, tmp_path / "m.onnx").tensorrt
     assert isinstance(parsed, TensorrtCheck) and parsed.layers > 100 and not parsed.engines
     for_cpus = export(source, tmp_path / "i.onnx", Target("int8", tolerances=Tolerances(255.0, 0.0, 1.0))).tensorrt
@@ -142,11 +142,9 @@ def test_exports_say_whether_tensorrt_takes_them(source: ExportSource, tmp_path:
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-def test_the_command_shows_it(
+def test_the_command_shows_the_result_of_the_check(
     source: ExportSource, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accepted: bool
 ) -> None:
-    """The networks are already traced."""
-
     def check(*words: Any) -> TensorrtCheck:
         if not accepted:
             raise ArtifactError("TensorRT's parser refuses the model: no")
@@ -155,7 +153,7 @@ def test_the_command_shows_it(
     monkeypatch.setattr("cloudrt.export.export.check", check)
     monkeypatch.setattr("cloudrt.export.export.is_installed", lambda: True)
     monkeypatch.setattr("cloudrt.export.run.require_tensorrt", lambda: None)
-    monkeypatch.setattr("cloudrt.export.run.ExportSource", lambda *_: source)
+    monkeypatch.setattr("cloudrt.export.run.ExportSource", lambda *_: source)  # already traced
     monkeypatch.setattr(source, "run_pytorch", lambda *_: None)
     figures, words = tmp_path / "figures.json", [str(checkpoint), "-o", str(tmp_path / "m.onnx"), "--precision", "fp32"]
     plain = CliRunner().invoke(command, [*words, "--json", str(figures)])

@@ -1,4 +1,4 @@
-"""Lowering to fp16: equal to PyTorch's own half network; overflow is seen on a CPU; what overflows stays in fp32."""
+"""Lowering to fp16: equal to PyTorch in half precision; overflow is seen on a CPU; what overflows stays in fp32."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NORMALISING = "decoder.seg_blocks.0.block.0.block.1"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sums of the convolution reach some 1e6: past fp16's 65504, though each weight is within it."""
+    """A checkpoint with a convolution whose sums reach about 1e6, beyond fp16's 65504, though no weight does."""
     path = tmp_path_factory.mktemp("half") / "best.pth"
     made = make_checkpoint(path)
     made.weights[f"{OVERFLOWING}.weight"] *= 2e5
@@ -122,14 +122,14 @@ def small_model(scales: NDArray[np.float32]) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("kept", [(), ("first",), ("second",), ("first", "second")])
-def test_every_step_is_rounded_as_numpy_rounds_it(kept: tuple[str, ...]) -> None:
+def test_every_step_is_rounded_as_in_numpy(kept: tuple[str, ...]) -> None:
     image = np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4) * 17
     model = to_half(small_model(np.array([1, 1, 2, 2], np.float32)), kept)
     strip_metadata_props(model)
     onnx.checker.check_model(model, full_check=True)
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     assert kinds["scales"] == TensorProto.FLOAT  # Resize accepts them only in float32
-    assert kinds["b"] == TensorProto.FLOAT  # for the node outside; the network's is another
+    assert kinds["b"] == TensorProto.FLOAT  # of the node outside the network, which has its own copy
     session = onnxruntime.InferenceSession(emulate_half(model).SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": image})
     first: Any = np.float32 if "first" in kept else np.float16
@@ -141,17 +141,10 @@ def test_every_step_is_rounded_as_numpy_rounds_it(kept: tuple[str, ...]) -> None
     assert np.isinf(wanted).any() == (kept != ("first", "second"))
 
 
-def test_layers_of_an_ensemble_are_told_apart() -> None:
+def test_layers_of_an_ensemble_have_distinct_names() -> None:
     model = small_model(np.array([1, 1, 2, 2], np.float32))
-    note = model.graph.node[3].metadata_props[0]
-    note.value = note.value.replace("members.0", "members.1")
+    scopes = model.graph.node[3].metadata_props[0]
+    scopes.value = scopes.value.replace("members.0", "members.1")
     assert layers_of(model) == ["first", "1.second"]
-    assert layers_of(finish_plain(model)) == []
-
-
-def finish_plain(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without the notes of the layers."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    strip_metadata_props(copy)
-    return copy
+    strip_metadata_props(model)
+    assert layers_of(model) == []

@@ -1,4 +1,4 @@
-"""int8: QDQ as each target asks for, judged by the gate, and refused where a provider would only emulate it."""
+"""int8: QDQ as each target requires, checked by the gate, and refused where a provider would only emulate it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from cloudrt.export.export import Target, export
 from cloudrt.export.gate import Gate
 from cloudrt.export.half import to_half
 from cloudrt.export.int8 import Quantiser
-from cloudrt.export.layers import strip_metadata_props
-from cloudrt.export.source import ExportSource, SourceOptions
+from cloudrt.export.source import ExportSource
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from support.networks import make_checkpoint
 
 from cloudrt.cli.export import export as command
 from cloudrt.engines.choice import choose_provider, open_engine
@@ -30,19 +28,7 @@ from cloudrt.model.artifact import Artifact, read_artifact
 from cloudrt.model.parity import TOLERANCES, Tolerances
 
 WIDE = Tolerances(8.0, 0.5, 1.0)
-"""Tolerances for a network with random weights, whose masks depend on single levels."""
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("int8") / "best.pth"
-    make_checkpoint(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def source(checkpoint: Path) -> ExportSource:
-    return ExportSource(checkpoint, SourceOptions(calibrate=True, max_images=16))
+"""For a network with random weights, whose masks change with single levels."""
 
 
 @pytest.fixture(scope="module", params=["cpu", "tensorrt"])
@@ -57,14 +43,14 @@ def constants(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 
 
 def dequantised_inputs(model: onnx.ModelProto, operator: str, position: int) -> list[onnx.NodeProto]:
-    """The DequantizeLinear nodes behind one input of every node of a kind."""
+    """Return the DequantizeLinear nodes that feed one input of every node of a type."""
     made = {node.output[0]: node for node in model.graph.node}
     found = [made.get(node.input[position]) for node in model.graph.node if node.op_type == operator]
     assert all(node is not None and node.op_type == "DequantizeLinear" for node in found)
     return [node for node in found if node is not None]
 
 
-def test_activations_are_as_the_target_asks(quantised: tuple[str, onnx.ModelProto]) -> None:
+def test_activations_are_quantised_as_the_target_requires(quantised: tuple[str, onnx.ModelProto]) -> None:
     target, model = quantised
     values = constants(model)
     zeros = [values[node.input[2]] for node in dequantised_inputs(model, "Conv", 0)]
@@ -81,9 +67,9 @@ def test_weights_are_per_channel_symmetric_and_close(
 ) -> None:
     target, model = quantised
     values, originals = constants(model), constants(source.model)
+    made = {node.output[0]: node for node in model.graph.node}
     for node in dequantised_inputs(model, "Conv", 1):
-        made = {other.output[0]: other for other in model.graph.node}
-        if target == "tensorrt":  # the float weights, then a pair
+        if target == "tensorrt":  # float weights, then a QDQ pair
             pair = made[node.input[0]]
             assert pair.op_type == "QuantizeLinear"
             original, scale, zero = values[pair.input[0]], values[pair.input[1]], values[pair.input[2]]
@@ -95,7 +81,7 @@ def test_weights_are_per_channel_symmetric_and_close(
         assert levels.dtype == np.int8
         assert not zero.any()
         assert scale.shape == (len(levels),)
-        assert np.abs(levels).max() <= 64  # two products of it and 255 fit 16 bits
+        assert np.abs(levels).max() <= 64  # the sum of two products with 255 fits 16 bits
         original = originals[node.input[0].removesuffix("_quantized")]
         error = np.abs(levels.astype(np.float32) * scale[:, None, None, None] - original)
         assert (error <= scale[:, None, None, None] * 0.501 + 1e-9).all()
@@ -105,13 +91,12 @@ def test_what_is_outside_the_network_or_kept_stays_float(source: ExportSource) -
     quantiser = Quantiser(source.model, source.calibration.images, "cpu")
     kept = quantiser.layers[:2] + quantiser.layers[-3:]
     model = quantiser.quantise(kept)
-    layer = quantiser.layer
     by_name = {node.name: node for node in model.graph.node}
     made = {node.output[0]: node for node in model.graph.node}
     checked = 0
-    for name, its in layer.items():
+    for name, layer in quantiser.layer.items():
         node = by_name.get(name)
-        if node is None or (its is not None and its not in kept):
+        if node is None or (layer is not None and layer not in kept):
             continue
         weights = [made[value] for value in node.input if value in made and "weight" in value]
         assert not weights, name  # the float constant itself, not its QDQ pair
@@ -120,7 +105,7 @@ def test_what_is_outside_the_network_or_kept_stays_float(source: ExportSource) -
 
 
 def test_convolutions_run_in_int8_on_the_cpu(source: ExportSource, tmp_path: Path) -> None:
-    """The optimised graph of the runtime shows its kernels."""
+    """ONNX Runtime's optimised graph shows the kernels."""
     done = export(source, tmp_path / "model.onnx", Target("int8", tolerances=WIDE))
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
@@ -246,7 +231,7 @@ def test_the_emulation_of_tensorrts_int8_is_exact(source: ExportSource) -> None:
 
 
 def test_layers_with_large_errors_are_kept_in_fp32(source: ExportSource, tmp_path: Path) -> None:
-    """Tolerances between those of all int8 and of all fp32: some layers must stay, and the gate then passes."""
+    """With half the error of all layers in int8 as the limit, some layers must stay in fp32, and the gate passes."""
     everything = export(source, tmp_path / "all.onnx", Target("int8", tolerances=WIDE)).parity.mean_difference
     some = Tolerances(everything / 2, 0.0, 1.0)
     done = export(source, tmp_path / "some.onnx", Target("int8", tolerances=some))
@@ -273,7 +258,7 @@ def test_a_provider_that_would_emulate_is_refused(
         choose_provider(provider, Artifact(precision="int8", int8_target=target))
 
 
-def test_auto_passes_over_what_would_emulate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_skips_providers_that_would_emulate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda _: None)
     choice = choose_provider("auto", Artifact(precision="int8", int8_target="cpu"))
     assert choice.provider == "cpu"
@@ -344,13 +329,9 @@ def test_the_precisions_that_pass_are_written_beside_one_that_does_not(
     assert {path.name for path in tmp_path.iterdir()} == {"m.fp32.onnx", "m.int8.onnx"}
 
 
-def test_the_network_is_left_as_it_was(source: ExportSource) -> None:
+def test_quantising_is_repeatable_and_leaves_the_network_unchanged(source: ExportSource) -> None:
     before = source.model.SerializeToString()
     quantiser = Quantiser(source.model, source.calibration.images[:4], "cpu")
     first, again = quantiser.quantise(), quantiser.quantise()
     assert source.model.SerializeToString() == before
     assert first.SerializeToString() == again.SerializeToString()
-    plain = onnx.ModelProto()
-    plain.CopyFrom(source.model)
-    strip_metadata_props(plain)
-    assert not any(tensor.data_type == TensorProto.INT8 for tensor in plain.graph.initializer)

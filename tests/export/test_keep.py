@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 
 def additive(noise: dict[str, float], budget: float) -> tuple[Callable[..., float], Callable[..., bool], list[int]]:
-    """A network whose layers' errors add up: the error of lowering some, the gate, and the number of its calls."""
+    """Return the error of lowering some layers, the gate, and the numbers of their calls; errors of layers add up."""
     calls = [0, 0]
 
     def sensitivity(lowered: Sequence[str]) -> float:
@@ -39,7 +39,7 @@ def test_what_is_kept_passes_and_none_of_it_could_be_lowered(values: list[int], 
 
 @pytest.mark.parametrize("culprits", [{3}, {0, 199}, {17, 18, 19}, {5, 60, 111, 180}])
 def test_a_few_culprits_among_many_layers_are_found_exactly(culprits: set[int]) -> None:
-    """As with overflow in fp16: a few layers exceed the limit alone, the others have no error."""
+    """As with overflow in fp16: each of a few layers exceeds the limit alone, the others have almost no error."""
     noise = {f"layer{i}": 100.0 if i in culprits else 0.001 for i in range(200)}
     sensitivity, passes, calls = additive(noise, 1.0)
     kept = smallest_kept(order_by_sensitivity(list(noise), sensitivity), passes)
@@ -57,12 +57,12 @@ def test_ranked_well_the_fewest_layers_are_kept() -> None:
     assert sorted(noise[layer] for layer in kept) == list(range(56, 64))
 
 
-def test_what_is_not_decided_in_time_stays_in_fp32() -> None:
+def test_layers_that_are_undecided_after_the_last_trial_stay_in_fp32() -> None:
     noise = {f"layer{i}": 1.0 for i in range(32)}
     sensitivity, passes, calls = additive(noise, 15.0)
     kept = smallest_kept(order_by_sensitivity(list(noise), sensitivity), passes, trials=2)
     assert passes(kept)
-    assert calls[1] == 3  # two, and the one above
+    assert calls[1] == 3  # two trials, and the assertion above
     assert 17 <= len(kept) < 32
 
 

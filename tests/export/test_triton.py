@@ -1,4 +1,4 @@
-"""The Triton model repository, read back by Triton's own protobuf schema (the one that its client ships)."""
+"""The Triton model repository, parsed with Triton's protobuf schema, which its client ships."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_repository(artifact_file: Path, tmp_path: Path) -> None:
 
 
 def test_the_output_for_presence_is_served(tmp_path: Path) -> None:
-    """Without it, Triton would not return it, and rules with a presence level would have no effect."""
+    """Triton returns only outputs that its configuration lists, and rules may need presence."""
     model = tiny_artifact(tmp_path / "model.onnx", (64, 96), SMALL_GRIDS, presence=True)
     root = write_repository(tmp_path / "repository", model, read_artifact(model))
     config = parse((root / "config.pbtxt").read_text())
@@ -87,7 +87,7 @@ def test_int8_for_cpus_is_not_given_to_tensorrt() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", "two words"])
-def test_a_name_that_is_none_is_refused(artifact_file: Path, tmp_path: Path, name: str) -> None:
+def test_an_invalid_model_name_is_refused(artifact_file: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="letters, digits"):
         write_repository(tmp_path / "repository", artifact_file, read_artifact(artifact_file), name=name)
     assert not (tmp_path / "repository").exists()

@@ -8,8 +8,8 @@ from cloudrt.geo.blend import Blend, tile_weights
 from cloudrt.kernels.weighted import add_weighted, divide_weighted
 
 
-def test_a_panorama_around_the_earth_is_blended_like_any_other_part() -> None:
-    """Rolling the tiles rolls the answer: no column is the first."""
+def test_a_panorama_around_the_earth_is_blended_without_a_seam() -> None:
+    """Tiles that reach beyond the last column continue in the first."""
     random = np.random.default_rng(0)
     width, tile, count = 60, 16, 6
     levels = random.integers(0, 256, (count, 2, tile, 9), dtype=np.uint8)

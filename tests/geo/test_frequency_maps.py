@@ -1,9 +1,8 @@
-"""The report of panoramas: pictures with outlines, and frequencies of several days where they belong."""
+"""The report of panoramas: pictures with outlines, and maps of the frequencies over several days."""
 
 from __future__ import annotations
 
 import datetime
-import io
 import json
 from pathlib import Path
 
@@ -13,13 +12,13 @@ import pytest
 from numpy.typing import NDArray
 from support.browser import ask, needs_chromium
 from support.html import Page
-from support.tiny import SMALL_GRIDS, tiny_artifact
+from support.tiny import SMALL_GRIDS
 
 import cloudrt
 from cloudrt.geo.frequency_maps import FrequencyMaps
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.positions import Position
-from cloudrt.masks.postprocess import Rule, encode_mask
+from cloudrt.masks.postprocess import encode_mask
 
 CLASSES = ("Fish", "Sugar")
 
@@ -65,14 +64,14 @@ def test_a_belt_around_the_earth_begins_at_the_date_line() -> None:
     assert (lon[0], lon[-1]) == (-180, 180) and (found[0, :, :360] == 0).all() and (found[0, :, 360:] == 1).all()
     pictures = maps.draw()
     assert pictures and pictures.wide and pictures.days == 2 and list(pictures.pictures) == list(CLASSES)
-    image = cv2.imdecode(np.frombuffer(io.BytesIO(pictures.pictures["Fish"]).read(), np.uint8), cv2.IMREAD_COLOR)
+    image = cv2.imdecode(np.frombuffer(pictures.pictures["Fish"], np.uint8), cv2.IMREAD_COLOR)
     assert image is not None and image.shape[1] > 3 * image.shape[0]
     middle = image[image.shape[0] // 2]  # dark violet in the west, yellow in the east; blue, green, red
     assert (np.abs(middle[400:700].astype(int) - (84, 1, 68)) < 4).all()
     assert (np.abs(middle[1100:1400].astype(int) - (37, 231, 253)) < 4).all()
 
 
-def test_maps_need_two_days_in_degrees() -> None:
+def test_maps_need_two_days_with_data_in_degrees() -> None:
     maps = FrequencyMaps(CLASSES)
     full = np.ones((30, 50), np.uint8)
     add(maps, 1, 0, full, full * 0)
@@ -83,18 +82,16 @@ def test_maps_need_two_days_in_degrees() -> None:
     assert maps.draw() is None
     add(maps, 2, 0, full, full)  # without data
     assert maps.draw() is not None
-    black = FrequencyMaps(CLASSES)
+    unknown = FrequencyMaps(CLASSES)
     for day in (1, 2):
-        add(black, day, 0, full, full)
-    assert black.draw() is None
+        add(unknown, day, 0, full, full)
+    assert unknown.draw() is None
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of three panoramas in which a bright rectangle becomes narrower day by day."""
-    rules = (Rule(253, 20), Rule(127, 20), Rule(127, 20))  # at which its edge lies at its place
     folder = tmp_path_factory.mktemp("report") / "in"
-    model = tiny_artifact(folder.with_name("m.onnx"), (120, 180), SMALL_GRIDS, rules=rules, field_of_view=(120, 180))
     folder.mkdir()
     for day in (1, 2, 3):
         image = np.full((200, 1200, 3), 30, np.uint8)

@@ -1,83 +1,37 @@
-"""Runs on a disk that is full: one line, the journal and the store stay usable, and --resume gives the same bytes.
+"""Runs on a full disk end with one line, the journal and the store stay usable, and --resume gives the same bytes.
 
-A limit of the size of files stands for the full disk: the kernel refuses each write that would exceed it.
+The full disk is simulated by a limit on the size of files: the kernel refuses writes beyond it.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 from click.testing import CliRunner
-from support.tiny import SMALL_GRIDS, tiny_artifact
+from support.outputs import content, file_size_limit
+from support.placed import days_of, write_days
 
 from cloudrt.cli.infer import infer
 from cloudrt.inference.outputs import write_rows
-from cloudrt.masks.postprocess import Rule
 
-resource = pytest.importorskip("resource")
+pytest.importorskip("resource")
 DAYS = 4
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny artifact with a field of view of 180x120 pixels."""
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
-    return tiny_artifact(path, (120, 180), SMALL_GRIDS, rules=(Rule(127, 20),) * 3, field_of_view=(120, 180))
-
-
-@pytest.fixture(scope="module")
 def days(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Panoramas with many bright blobs, one a day."""
-    folder, random = tmp_path_factory.mktemp("in"), np.random.default_rng(0)
-    for day in range(1, DAYS + 1):
-        noise = cv2.GaussianBlur(random.random((240, 360)).astype(np.float32), (0, 0), 5)
-        image = np.where(noise > 0.5, 220, 30).astype(np.uint8)
-        assert cv2.imwrite(str(folder / f"Aqua_2020010{day}_0-3.6_0-2.4.png"), image)
+    folder = tmp_path_factory.mktemp("in")
+    write_days(folder, DAYS)
     return folder
 
 
 def words(days: Path, model: Path, output: Path, *more: str) -> list[str]:
-    settled = ["-m", str(model), "--provider", "cpu", "--batch-size", "3", "--threads", "2"]
-    return [str(days), "-o", str(output), *settled, *more]
-
-
-def content(output: Path) -> dict[str, bytes]:
-    """The bytes of an output, a file or a folder."""
-    files = [path for path in sorted(output.rglob("*")) if path.is_file()] if output.is_dir() else [output]
-    return {str(path.relative_to(output)): path.read_bytes() for path in files}
-
-
-def days_of(store: Path) -> int:
-    """The number of days of a store; all of them have been written."""
-    import xarray
-
-    if not store.exists():
-        return 0
-    with xarray.open_zarr(store, consolidated=True) as data:
-        assert data["mask"].sizes["time"] == data.sizes["time"] == len(data["image"].values)
-        assert all(0.1 < float(data["mask"][day].mean()) < 0.9 for day in range(data.sizes["time"]))
-        return int(data.sizes["time"])
-
-
-def limited(limit: int, function: Callable[..., None]) -> Callable[..., None]:
-    """Return a function during which no file becomes larger than `limit` bytes."""
-
-    def call(*arguments: Any) -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        try:
-            function(*arguments)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-    return call
+    common = ["-m", str(model), "--provider", "cpu", "--batch-size", "3", "--threads", "2"]
+    return [str(days), "-o", str(output), *common, *more]
 
 
 @pytest.mark.parametrize(
@@ -89,31 +43,36 @@ def test_an_output_that_does_not_fit(
 ) -> None:
     whole, output = tmp_path / "whole" / name, tmp_path / "full" / name
     more = ["--tile", "--simplify", "0"] if "geo" in name else ["--tile"]
-    limit, failures, counts = 0, 0, [1]
+    limit, failed, counts = 0, 0, [1]
     if name == "s.zarr":  # the other days are appended
         for store in (whole, output):
-            first = next(days.iterdir())
+            first = min(days.iterdir())
             assert CliRunner().invoke(infer, words(first, model, store)).exit_code == 0
     done = CliRunner().invoke(infer, words(days, model, whole, *more))
     assert done.exit_code == 0, done.output
+
+    def write_limited(*arguments: Any) -> None:
+        with file_size_limit(limit):
+            write_rows(*arguments)
+
+    monkeypatch.setattr("cloudrt.inference.submission.write_rows", write_limited)
     while True:
-        monkeypatch.setattr("cloudrt.inference.submission.write_rows", limited(limit, write_rows))
-        resume = ["--resume"] if failures else []
+        resume = ["--resume"] if failed else []
         done = CliRunner().invoke(infer, words(days, model, output, *more, *resume))
         if done.exit_code == 0:
             break
-        failures += 1
+        failed += 1
         line = done.output.splitlines()[-1]
         assert done.exit_code == 2 and line.startswith("Error: ") and "File too large" in line, done.output
         assert name in line and "unexpected" not in done.output
         assert f"{name}.journal contains the finished images; --resume continues" in done.output
         left = {path.name for path in output.parent.iterdir()}
         if name == "s.zarr":
-            counts.append(days_of(output))
+            counts.append(len(days_of(output)))
         assert left - {"s.zarr", "s.zarr.run.json"} == {f"{name}.journal"}
         limit = 2 * limit + 50
-    assert failures > 2 and content(output) == content(whole)
-    assert counts == sorted(counts) and (name != "s.zarr" or days_of(output) == DAYS)
+    assert failed > 2 and content(output) == content(whole)
+    assert counts == sorted(counts) and (name != "s.zarr" or len(days_of(output)) == DAYS)
     assert {path.name for path in output.parent.iterdir()} == {path.name for path in whole.parent.iterdir()}
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from support.placed import BOX, EAST, HOLE, NORTH, PIXEL, SOUTH, WEST, placed_model, reasons, run, write_scene
+from support.placed import BOX, EAST, HOLE, NORTH, PIXEL, SOUTH, WEST, reasons, run, write_scene
 from support.tiny import SMALL_GRIDS
 
 from cloudrt.cli import main
@@ -21,13 +21,8 @@ from cloudrt.geo.positions import Position
 from cloudrt.masks.postprocess import encode_mask
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return placed_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.mark.parametrize("form", ["geojson", "geoparquet"])
-def test_polygons_come_back_where_they_were_drawn(form: str, model: Path, tmp_path: Path) -> None:
+def test_polygons_are_where_they_were_drawn(form: str, model: Path, tmp_path: Path) -> None:
     import geopandas
 
     image = write_scene(tmp_path / "in", 5)
@@ -60,7 +55,7 @@ def test_areas_are_those_of_geodesics() -> None:
         assert area * 1e6 == pytest.approx(geodesic_area((10, south, 12, north)), rel=1e-6)
 
 
-def test_masks_come_back_as_geotiff(model: Path, tmp_path: Path) -> None:
+def test_masks_are_written_as_geotiff(model: Path, tmp_path: Path) -> None:
     import rasterio
 
     image = write_scene(tmp_path / "in", 5)
@@ -138,7 +133,7 @@ def test_a_projected_polygon_is_cut_at_the_date_line(left: int) -> None:
     assert one.area_km2 == pytest.approx(exact / 1e6, rel=0.05)
 
 
-def test_an_image_beside_the_earth_fails_alone(model: Path, tmp_path: Path) -> None:
+def test_an_image_that_reaches_beyond_the_earth_fails_alone(model: Path, tmp_path: Path) -> None:
     import rasterio
     from rasterio.transform import from_origin
 

@@ -13,17 +13,10 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from support.tiny import SMALL_GRIDS, tiny_artifact
+from support.outputs import content
+from support.placed import days_of
 
 from cloudrt.cli.infer import infer
-from cloudrt.masks.postprocess import Rule
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny artifact with a field of view of 180x120 pixels that segments bright pixels."""
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
-    return tiny_artifact(path, (120, 180), SMALL_GRIDS, rules=(Rule(127, 20),) * 3, field_of_view=(120, 180))
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +38,8 @@ def write_day(day: int) -> str:
 
 
 def run(model: Path, *words: str) -> Result:
-    settled = ["-m", str(model), "--provider", "cpu", "--batch-size", "2"]
-    return CliRunner().invoke(infer, [*words, *settled])
+    common = ["-m", str(model), "--provider", "cpu", "--batch-size", "2"]
+    return CliRunner().invoke(infer, [*words, *common])
 
 
 def refused(done: Result) -> str:
@@ -54,17 +47,6 @@ def refused(done: Result) -> str:
     assert done.exit_code == 2, done.output
     assert "unexpected" not in done.output
     return str(done.output).splitlines()[-1]
-
-
-def days_of(store: Path) -> list[int]:
-    import xarray
-
-    with xarray.open_zarr(store, consolidated=True) as data:
-        return [int(str(day)[8:10]) for day in data["time"].values]
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_run_in_which_every_image_fails_is_finished_without_a_store(here: Path, model: Path) -> None:
@@ -86,9 +68,9 @@ def test_a_folder_that_is_no_store_stays_and_no_journal_is_left(here: Path, mode
     image = write_day(1)
     (here / "mine.zarr").mkdir()
     (here / "mine.zarr" / "notes.txt").write_text("years of work")
-    before = snapshot(here)
+    before = content(here)
     assert "mine.zarr is not a store that cloudrt-infer" in refused(run(model, image, "-o", "mine.zarr", *more))
-    assert snapshot(here) == before
+    assert content(here) == before
 
 
 def test_overwrite_keeps_the_store_until_the_new_one_is_complete(
@@ -96,7 +78,7 @@ def test_overwrite_keeps_the_store_until_the_new_one_is_complete(
 ) -> None:
     first, second = write_day(1), write_day(2)
     assert run(model, first, "-o", "days.zarr").exit_code == 0
-    before = snapshot(here / "days.zarr")
+    before = content(here / "days.zarr")
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -104,7 +86,7 @@ def test_overwrite_keeps_the_store_until_the_new_one_is_complete(
     with monkeypatch.context() as patch:
         patch.setattr("cloudrt.geo.store.Store.append", full)
         assert "days.zarr: No space left" in refused(run(model, second, "-o", "days.zarr", "--overwrite"))
-    assert snapshot(here / "days.zarr") == before
+    assert content(here / "days.zarr") == before
     assert run(model, second, "-o", "days.zarr", "--overwrite").exit_code == 0
     assert days_of(here / "days.zarr") == [2]
     assert not list(here.glob(".*"))
@@ -117,20 +99,20 @@ def test_appending_to_a_store_replaces_nothing_else(here: Path, model: Path) -> 
     for folder in ("masks", "overlays"):
         (here / folder).mkdir()
         (here / folder / "mine.txt").write_text("mine")
-    before = snapshot(here)
+    before = content(here)
     for words, named in (
         (["--report"], "days.zarr.html exists"),
         (["--masks", "masks"], "masks is not empty"),
         (["--overlays", "overlays"], "overlays is not empty"),
     ):
         assert named in refused(run(model, second, "-o", "days.zarr", *words))
-        assert snapshot(here) == before
+        assert content(here) == before
     assert run(model, second, "-o", "days.zarr", "--masks", "new").exit_code == 0
     assert days_of(here / "days.zarr") == [1, 2]
-    assert not (here / "days.zarr.failures.csv").exists()  # of the first run
+    assert not (here / "days.zarr.failures.csv").exists()  # the first run wrote it
 
 
-def test_outlines_of_another_tolerance_are_not_finished(here: Path, model: Path) -> None:
+def test_resume_refuses_outlines_of_another_tolerance(here: Path, model: Path) -> None:
     words = [write_day(1), "-o", "a.geojson"]
 
     def corners() -> int:
@@ -163,10 +145,10 @@ def test_options_without_effect_are_refused(here: Path, model: Path, words: list
 def test_world_files_are_never_replaced(here: Path, model: Path) -> None:
     write_scene("a.png")
     (here / "a.pgw").write_text("0.01 0 0 -0.01 10 11")
-    before = snapshot(here)
+    before = content(here)
     said = refused(run(model, "a.png", "-o", "s.geojson", "--stats", "a.pgw", "--overwrite"))
     assert "a.pgw is one of the images and would be replaced" in said
-    assert snapshot(here) == before
+    assert content(here) == before
 
 
 def test_geotiff_without_rasterio_says_so_first(here: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

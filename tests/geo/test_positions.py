@@ -76,7 +76,6 @@ def test_the_order_of_the_sources(tmp_path: Path) -> None:
     assert by_world.north == pytest.approx(10)
     assert {found.date for found in (by_name, by_bounds, by_world, by_jgw)} == {DAY}
     tiff = write_tiff(tmp_path / "d20071227_-61--58_10-12.tif", -20, 5, 0.02)
-    tiff.with_suffix(".tfw").unlink(missing_ok=True)
     by_tags = read_position(tiff, (20, 30), bounds)
     assert by_tags and by_tags.source == "GeoTIFF tags"
     assert by_tags.bounds((20, 30)) == pytest.approx((-20, 4.6, -19.4, 5))
@@ -115,11 +114,8 @@ def test_a_reference_system_that_is_no_map(tmp_path: Path, crs: str) -> None:
     ("crs", "half", "reason"),
     [
         ("+proj=geos +h=35785831 +lon_0=0 +sweep=y", 3e6, ""),
-        (
-            "+proj=geos +h=35785831 +lon_0=0 +sweep=y",
-            5e6,
-            "reaches beyond the part of the Earth",
-        ),  # only the corners are outside the Earth
+        # Only the corners are outside the Earth.
+        ("+proj=geos +h=35785831 +lon_0=0 +sweep=y", 5e6, "reaches beyond the part of the Earth"),
         ("+proj=ortho", 4e6, ""),
         ("+proj=ortho", 5e6, "reaches beyond the part of the Earth"),
         ("EPSG:3832", 5e6, ""),
@@ -144,7 +140,7 @@ def test_a_tiff_without_tags_goes_by_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "reason"),
     [
-        (f"{NAME}", (1400, 2000), "2000x1400 pixels, which do not fit 21 degrees"),
+        (NAME, (1400, 2000), "2000x1400 pixels, which do not fit 21 degrees"),
         ("x20071227_-61--40_24-10", SIZE, r"north \(10\) is not above south"),
         ("x20071332_-61--40_10-24", SIZE, "20071332 in its name"),
         ("x_-61--40_80-94", SIZE, "outside the Earth"),
@@ -191,7 +187,7 @@ def test_bounds_on_the_command_line() -> None:
             parse_bounds(text)
 
 
-def test_a_position_survives_json() -> None:
+def test_a_position_round_trips_through_json() -> None:
     position = Position(-61, 24, 0.04, 0.04, date=DAY)
     assert Position.from_dict(position.to_dict()) == position
     with pytest.raises(DataError):

@@ -1,119 +1,32 @@
-"""Panoramas in tiles, against a plain loop in numpy, SciPy's components, and the single image."""
+"""Tiles of one panorama: positions, resampling to the resolution of training, areas without data, and limits."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from scipy import ndimage
-from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
+from support.tiled import INPUT, VIEW, tiled_model, write_picture
+from support.tiny import SMALL_GRIDS, tiny_artifact
 
 import cloudrt
 from cloudrt.data.scenes import draw_scene
-from cloudrt.engines.pool import EnginePool
-from cloudrt.errors import DataError, ImageError
+from cloudrt.errors import ImageError
 from cloudrt.geo import tiles
-from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.tiles import open_panorama
 from cloudrt.geo.tiling import Tiling, offsets
 from cloudrt.images import image
-from cloudrt.images.image import ImageFile, load_image
+from cloudrt.images.image import load_image
 from cloudrt.images.resize import resize
-from cloudrt.inference.panoramas import predict_panoramas
-from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule
 from cloudrt.masks.rle import rle_decode
-from cloudrt.model.artifact import parse_artifact, read_artifact, write_metadata
-from cloudrt.options import RunOptions
-
-VIEW = (120, 180)
-INPUT = (64, 96)
-RULES = (Rule(127, 40), Rule(110, 5, gate_threshold=140, gate_pixels=900), Rule(90, 0, presence=100))
+from cloudrt.model.artifact import read_artifact
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny artifact with a field of view of 180x120 pixels."""
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
-    return tiny_artifact(path, INPUT, SMALL_GRIDS, presence=True, rules=RULES, field_of_view=VIEW)
-
-
-def write_picture(path: Path, image: NDArray[np.uint8]) -> Path:
-    assert cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    return path
-
-
-def rows(path: Path) -> dict[tuple[str, str], str]:
-    with path.open() as file:
-        return {tuple(row[0].rsplit("_", 1)): row[1] for row in list(csv.reader(file))[1:]}  # type: ignore[misc]
-
-
-def run(inputs: Path, output: Path, model: Path, **options: object) -> dict[tuple[str, str], str]:
-    cloudrt.infer(inputs, output, model, provider="cpu", threads=2, **options)  # type: ignore[arg-type]
-    return rows(output)
-
-
-def plain_levels(model: Path, image: NDArray[np.uint8], overlap: float) -> NDArray[np.float64]:
-    """Blend in a plain loop: each tile through ONNX Runtime at batch 1, weights and sums in float64."""
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    height, width = image.shape[:2]
-    padded = np.zeros((height + VIEW[0], width + VIEW[1], 3), np.uint8)
-    padded[:height, :width] = image
-    total = np.zeros((3, (height + VIEW[0]) // 2, (width + VIEW[1]) // 2))
-    weight = np.zeros(total.shape[1:])
-    sides = [np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) for n in (60, 90)]
-    ramps = [np.minimum(side / max(1, overlap * len(side)), 1) for side in sides]
-    for y in offsets(height, VIEW[0], 8, overlap):
-        for x in offsets(width, VIEW[1], 8, overlap):
-            tile = padded[y : y + VIEW[0], x : x + VIEW[1]]
-            small = load_image(tile, INPUT)  # as a single image
-            levels, presence = session.run(["probability", "presence"], {"image": small[None]})
-            for k, rule in enumerate(RULES):
-                found = levels[0, k].T.astype(float)
-                if presence[0, k] < rule.presence or (found > rule.gate_threshold).sum() < rule.gate_pixels:
-                    found[:] = 0
-                total[k, y // 2 : y // 2 + 60, x // 2 : x // 2 + 90] += found * np.outer(*ramps)
-            weight[y // 2 : y // 2 + 60, x // 2 : x // 2 + 90] += np.outer(*ramps)
-    grid = -(-height // 2), -(-width // 2)
-    return total[:, : grid[0], : grid[1]] / weight[: grid[0], : grid[1]]
-
-
-def test_the_answers_of_a_plain_loop(model: Path, tmp_path: Path) -> None:
-    image = draw_scene(5, (331, 530)).image
-    found = run(write_picture(tmp_path / "a.png", image), tmp_path / "a.csv", model, tile=True, overlap=0.3)
-    levels = plain_levels(model, image, 0.3)
-    areas = []
-    for k, (name, rule) in enumerate(zip(SMALL_GRIDS.classes, RULES, strict=True)):
-        on = np.rint(levels[k]) > rule.threshold
-        numbers, count = ndimage.label(on, np.ones((3, 3)))
-        sizes = ndimage.sum_labels(on, numbers, np.arange(count + 1))
-        kept = (sizes > rule.min_area)[numbers] & on
-        mask = rle_decode(found["a.png", name], (166, 265))
-        unsure = np.abs(levels[k] - rule.threshold - 0.5) < 1e-3
-        assert (mask[~unsure] == kept[~unsure]).all()
-        areas.append(int(mask.sum()))
-    assert all(0 < area < 166 * 265 for area in areas)
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_one_field_of_view_gives_the_bytes_of_the_image(model: Path, tmp_path: Path, suffix: str) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for seed, size in enumerate([VIEW, VIEW, (100, 150), (90, 180)]):  # smaller ones too: they are resized
-        write_picture(folder / f"{seed}{suffix}", draw_scene(seed, size).image)
-    run(folder, tmp_path / "whole.csv", model)
-    run(folder, tmp_path / "tiles.csv", model, tile=True)
-    assert (tmp_path / "whole.csv").read_bytes() == (tmp_path / "tiles.csv").read_bytes()
-    assert len((tmp_path / "whole.csv").read_bytes()) > 1000
+    return tiled_model(tmp_path_factory.mktemp("model"))
 
 
 def test_a_jpeg_is_decoded_once_at_a_small_scale(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +40,7 @@ def test_a_jpeg_is_decoded_once_at_a_small_scale(model: Path, tmp_path: Path, mo
         return found
 
     monkeypatch.setattr(tiles, "decode", decode)
-    run(path, tmp_path / "a.csv", model, tile=True)
+    cloudrt.infer(path, tmp_path / "a.csv", model, provider="cpu", tile=True)
     assert decoded == [(300, 900, 3)]  # 5/8: at 4/8, 60 rows of a tile would not cover the network's 64
     panorama = open_panorama(path, read_artifact(model), Tiling(0.25), 10**6)
     whole = before(path.read_bytes(), (300, 900))
@@ -149,22 +62,7 @@ def test_tiles_cover_everything(length: int, view: int, align: int, overlap: flo
     assert wraps or length <= found[-1] + view < length + align
 
 
-def test_a_component_across_the_date_line_is_one(tmp_path: Path) -> None:
-    artifact = tmp_path / "m.onnx"
-    graph = tiny_model(INPUT, SMALL_GRIDS, rules=(Rule(127, 1000),) * 3, field_of_view=VIEW)
-    write_metadata(graph, replace(parse_artifact(graph, artifact), pixels_per_degree=2.0))
-    artifact.write_bytes(graph.SerializeToString())
-    image = np.full((120, 720, 3), 20, np.uint8)
-    image[30:90, :40] = image[30:90, -40:] = 250  # 600 pixels of the grid on either side
-    path = write_picture(tmp_path / "x20200101_-180-180_-30-30.png", image)
-    found = run(path, tmp_path / "a.csv", artifact, tile=True)
-    mask = rle_decode(found[path.name, "Fish"], (60, 360))
-    assert mask[16:44, :18].all() and mask[16:44, -18:].all() and not mask[:, 30:-30].any()
-    cut = write_picture(tmp_path / "cut.png", image)
-    assert not run(cut, tmp_path / "b.csv", artifact, tile=True)[cut.name, "Fish"]
-
-
-def test_images_of_another_resolution_are_brought_to_that_of_training(tmp_path: Path) -> None:
+def test_images_are_resampled_to_the_resolution_of_training(tmp_path: Path) -> None:
     """At 50 pixels per degree, one pixel counts as two: the grid is that of an image with twice the pixels."""
     path = write_picture(tmp_path / "x20200101_0-4_0-3.png", draw_scene(3, (150, 200)).image)
     model = tiny_artifact(tmp_path / "m.onnx", INPUT, SMALL_GRIDS, field_of_view=VIEW)
@@ -204,63 +102,8 @@ def test_opening_a_tiff_leaves_the_log_level(tmp_path: Path, model: Path) -> Non
         cv2.utils.logging.setLogLevel(before)
 
 
-def test_few_panoramas_are_opened_ahead(model: Path, tmp_path: Path) -> None:
-    path = write_picture(tmp_path / "a.png", np.full((120, 180, 3), 60, np.uint8))
-    taken = 0
-    at_first: list[int] = []
-
-    def files() -> Iterator[ImageFile]:
-        nonlocal taken
-        for number in range(12):
-            taken += 1
-            yield ImageFile(f"{number}.png", path)
-
-    class Counts:
-        def check(self, _key: str, _place: MaskGrid) -> None:
-            at_first.append(taken)
-
-    with Segmenter(model, RunOptions(provider="cpu", threads=8)) as segmenter:
-        assert len(list(predict_panoramas(segmenter, files(), Tiling(), [Counts()]))) == 12
-    assert at_first[0] == 5 and len(at_first) == 12
-
-
-def test_tiles_of_all_panoramas_share_batches(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for seed in range(3):
-        write_picture(tmp_path / f"{seed}.png", draw_scene(seed, (200, 300)).image)
-    tiles = len(open_panorama(tmp_path / "0.png", read_artifact(model), Tiling(), 10**6).tiles)
-    sizes: list[int] = []
-    before = EnginePool.run
-
-    def run_batch(pool: EnginePool, images: Any) -> Any:
-        sizes.append(len(images))
-        return before(pool, images)
-
-    with Segmenter(model, RunOptions(provider="cpu", threads=1, batch_size=5)) as segmenter:
-        monkeypatch.setattr(EnginePool, "run", run_batch)
-        files = [ImageFile(path.name, path) for path in sorted(tmp_path.glob("*.png"))]
-        assert len(list(predict_panoramas(segmenter, files, Tiling()))) == 3
-    assert tiles % 5 and sizes == [5] * (3 * tiles // 5) + [3 * tiles % 5] * (3 * tiles % 5 > 0)
-
-
-def test_what_cannot_be_read_fails_alone(model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"):
-        write_picture(folder / name, draw_scene(7, (300, 400)).image)
-    data = (folder / "b.jpg").read_bytes()
-    (folder / "b.jpg").write_bytes(data[: len(data) // 2])
-    (folder / "c.jgw").write_text("not numbers")
-    summary = cloudrt.infer(folder, tmp_path / "s.csv", model, provider="cpu", tile=True)
-    assert summary.failed == 2 and summary.failures
-    reasons = dict(list(csv.reader(summary.failures.read_text().splitlines()))[1:])
-    assert "damaged JPEG" in reasons["b.jpg"] and "c.jgw, that is not six numbers" in reasons["c.jpg"]
-    found = rows(tmp_path / "s.csv")
-    assert found["a.jpg", "Fish"] and found["a.jpg", "Fish"] == found["d.jpg", "Fish"]
-    assert not found["b.jpg", "Fish"] and not found["c.jpg", "Fish"]
-
-
 def test_very_small_pixels_take_little_memory(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image of 400x400 pixels that lies in one pixel of training: a tile would have 72,000x48,000 of its pixels."""
+    """400x400 pixels that count as one pixel of the training images: a tile would have 72,000x48,000 of them."""
     path = write_picture(tmp_path / "a.png", np.full((400, 400, 3), 200, np.uint8))
     path.with_suffix(".pgw").write_text("1e-6 0 0 -1e-6 10 10")
     panorama = open_panorama(path, read_artifact(model), Tiling(), 10**6)
@@ -276,7 +119,7 @@ def test_very_small_pixels_take_little_memory(tmp_path: Path, model: Path, monke
 
 
 @pytest.mark.parametrize("side", [1e306, 1e9])
-def test_an_endless_panorama_fails_alone(tmp_path: Path, model: Path, side: float) -> None:
+def test_a_panorama_of_any_extent_is_refused_as_oversized(tmp_path: Path, model: Path, side: float) -> None:
     rasterio = pytest.importorskip("rasterio")
     place = rasterio.Affine(side, 0, 0, 0, -100, 0)
     with rasterio.open(
@@ -285,64 +128,3 @@ def test_an_endless_panorama_fails_alone(tmp_path: Path, model: Path, side: floa
         file.write(np.full((3, 300, 700), 90, np.uint8))
     with pytest.raises(ImageError, match="oversized"):
         open_panorama(tmp_path / "a.tif", read_artifact(model), Tiling(), 10**9)
-
-
-def test_one_day_and_place_have_one_size(model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    write_picture(folder / "a20200101_0-4_0-3.png", draw_scene(3, (300, 400)).image)
-    write_picture(folder / "b20200101_0-4_0-3.png", draw_scene(3, (150, 200)).image)  # the same grid
-    write_picture(folder / "c20200101_0-4_0-3.png", draw_scene(3, (303, 402)).image)
-    write_picture(folder / "d20200102_0-4_0-3.png", draw_scene(3, (303, 402)).image)
-    summary = cloudrt.infer(folder, tmp_path / "s.csv", model, provider="cpu", tile=True)
-    assert summary.failures
-    reasons = dict(list(csv.reader(summary.failures.read_text().splitlines()))[1:])
-    assert list(reasons) == ["c20200101_0-4_0-3.png"]
-    assert "same place on the same day as a20200101" in reasons["c20200101_0-4_0-3.png"]
-
-
-def test_an_interrupted_run_ends_with_the_same_bytes(model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for seed in range(6):
-        write_picture(folder / f"{seed}_0-4_0-3.png", draw_scene(seed, (300, 400)).image)
-    options = {"tile": True, "batch_size": 3, "masks": tmp_path / "masks"}
-    run(folder, tmp_path / "whole.csv", model, **options)
-
-    @contextmanager
-    def stopping(_text: str, _total: int) -> Iterator[Callable[..., object]]:
-        done = 0
-
-        def advance(*_: object, **__: object) -> None:
-            nonlocal done
-            done += 1
-            if done == 4:
-                raise KeyboardInterrupt
-
-        yield advance
-
-    options |= {"overwrite": True}
-    with pytest.raises(KeyboardInterrupt):
-        cloudrt.infer(folder, tmp_path / "cut.csv", model, provider="cpu", threads=2, progress=stopping, **options)  # type: ignore[arg-type]
-    assert (tmp_path / "cut.csv.journal").exists()
-    options |= {"overwrite": False, "resume": True}
-    with pytest.raises(DataError, match="tiling was"):
-        run(folder, tmp_path / "cut.csv", model, **options, overlap=0.4)
-    summary = cloudrt.infer(folder, tmp_path / "cut.csv", model, provider="cpu", threads=2, **options)  # type: ignore[arg-type]
-    assert summary.images == 6 and 0 < summary.resumed < 6
-    assert (tmp_path / "cut.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
-
-
-def test_options_that_cannot_be(model: Path, tmp_path: Path) -> None:
-    image = write_picture(tmp_path / "a.png", draw_scene(0, (300, 400)).image)
-    with pytest.raises(DataError, match="overlap must be from"):
-        run(image, tmp_path / "a.csv", model, tile=True, overlap=0.95)
-    with pytest.raises(DataError, match="save_probabilities"):
-        run(image, tmp_path / "a.csv", model, tile=True, save_probabilities=tmp_path / "p.npz")
-    with pytest.raises(DataError, match="outside the Earth"):
-        run(image, tmp_path / "a.csv", model, tile=True, bounds=(0, 0, 10, 95))
-    with pytest.raises(DataError, match="needs `tile=True`"):
-        run(image, tmp_path / "a.csv", model, bounds=(0, 0, 4, 3))
-    odd = tiny_artifact(tmp_path / "odd.onnx", INPUT, SMALL_GRIDS, field_of_view=(130, 180))
-    with pytest.raises(DataError, match="not a multiple of its submission grid"):
-        run(image, tmp_path / "a.csv", odd, tile=True)

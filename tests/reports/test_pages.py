@@ -7,9 +7,9 @@ from pathlib import Path
 
 import cv2
 import pytest
-from click.testing import CliRunner
 from cloudrt.bench.bench_page import write_bench_page
 from support.browser import ask, needs_chromium, photograph
+from support.commands import invoke
 from support.html import Names
 from support.paths import ROOT
 from support.tiny import tiny_artifact
@@ -32,24 +32,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> dict[str, P
         (folder / "images" / image.name).write_bytes(image.read_bytes())
     (folder / "images" / "broken.jpg").write_bytes(b"no image")
 
-    def run(*words: str | Path, status: int = 0) -> None:
-        result = CliRunner().invoke(main, [str(word) for word in words])
-        assert result.exit_code == status, result.output
-
-    run(
-        "infer",
-        folder / "images",
-        "--model",
-        model,
-        "--provider",
-        "cpu",
-        "--output",
-        folder / "report.csv",
-        "--report",
-        status=1,
-    )
-    run("explore", scenes, "--output", folder / "explore.html")
-    run("tune", model, scenes, "--output", folder / "tune.onnx")
+    words = ("--model", model, "--provider", "cpu", "--output", folder / "report.csv", "--report")
+    invoke(main, "infer", folder / "images", *words, status=1)
+    invoke(main, "explore", scenes, "--output", folder / "explore.html", status=0)
+    invoke(main, "tune", model, scenes, "--output", folder / "tune.onnx", status=0)
     write_bench_page(json.loads(STORED.read_text()), folder / "bench.html")
     return {name: folder / f"{name}.html" for name in PAGES}
 
@@ -66,7 +52,7 @@ def test_no_script_fails_and_nothing_is_wider_than_the_screen(
 
 @needs_chromium
 @pytest.mark.parametrize("name", PAGES)
-def test_what_scrolls_sideways_on_a_phone_says_so(pages: dict[str, Path], name: str, tmp_path: Path) -> None:
+def test_what_scrolls_sideways_on_a_phone_has_a_hint(pages: dict[str, Path], name: str, tmp_path: Path) -> None:
     script = """
     const hint = (one) => getComputedStyle(one, "::before");
     return [...document.querySelectorAll(".scroll")].filter((one) => one.scrollWidth > one.clientWidth + 1)
@@ -139,7 +125,7 @@ def test_ten_thousand_failures_and_many_images_are_paged(tmp_path: Path) -> None
     assert (row, place, last) == (f"broken{199 * 50}.jpg", "Page 200 of 200", True)
 
 
-def test_the_benchmark_says_what_is_noisy_and_what_its_dice_compares(tmp_path: Path) -> None:
+def test_the_benchmark_page_names_noisy_stages_and_what_its_dice_compares(tmp_path: Path) -> None:
     values = json.loads(STORED.read_text())
     for stage in values["stages"]:
         noisy = stage["name"] == "end to end"
@@ -154,7 +140,7 @@ def test_the_benchmark_says_what_is_noisy_and_what_its_dice_compares(tmp_path: P
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_everything_has_a_name_for_screen_readers(pages: dict[str, Path], name: str) -> None:
+def test_everything_is_named_for_screen_readers_and_nothing_is_fetched(pages: dict[str, Path], name: str) -> None:
     text = pages[name].read_text(encoding="utf-8")
     assert Names(text).wrong == []
     assert 'name="viewport"' in text and "@media" in text

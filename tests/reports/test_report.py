@@ -13,7 +13,7 @@ from support.html import Page
 
 from cloudrt.data.scenes import draw_scene
 from cloudrt.images.resize import display_size
-from cloudrt.labels import CLOUDS, Labels, class_colours
+from cloudrt.labels import CLOUDS, Labels
 from cloudrt.masks.rle import rle_encode
 from cloudrt.reports.page import percent, trace
 from cloudrt.reports.submission_page import LISTED_FAILURES, Report
@@ -126,7 +126,7 @@ def test_any_classes_on_any_grid(labels: Labels, tmp_path: Path) -> None:
     assert len(page.find("path")) == 2 * len(labels.classes)
 
 
-def test_names_that_are_no_text(tmp_path: Path) -> None:
+def test_a_key_that_is_not_utf8(tmp_path: Path) -> None:
     report = Report(CLOUDS)
     report.add("caf\udce9.jpg", None, NOTHING, None)
     assert "caf?.jpg" in written(report, tmp_path).text
@@ -174,7 +174,7 @@ def test_failed_write_leaves_the_old_page(tmp_path: Path) -> None:
     assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_outline_names_the_roomiest_place() -> None:
+def test_the_label_lies_inside_the_largest_part() -> None:
     mask = np.zeros((60, 90), np.uint8)
     mask[0, :] = 1
     mask[20:60, 10:50] = 1
@@ -186,9 +186,6 @@ def test_outline_names_the_roomiest_place() -> None:
     assert trace(0, np.eye(1, dtype=np.uint8)).label == (0, 0)
 
 
-def test_colours_sizes_and_shares() -> None:
-    colours = class_colours(40)
-    assert len(set(colours)) == 40 and all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
-    assert len(class_colours(3)) == 3
+def test_sizes_and_percentages() -> None:
     assert display_size((350, 525), 700) == (467, 700) and display_size((1, 9000), 256) == (1, 256)
     assert [percent(share) for share in (0, 1e-6, 0.5, 1)] == ["0%", "<0.1%", "50.0%", "100.0%"]

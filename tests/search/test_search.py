@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ AREAS = (0, 1, 5, 20, 60, 200, 600, 5000)
 
 
 def case(seed: int, images: int = 5, classes: int = 2) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """(N, C, H, W) levels, and masks that resemble them; some masks are empty, and some maps."""
+    """Return (N, C, H, W) levels, and masks that resemble them; some masks are empty, and some levels all 0."""
     rng = np.random.default_rng(seed)
     height, width = 33, 47
     levels = np.empty((images, classes, height, width), np.uint8)
@@ -55,9 +55,10 @@ def search(
     thresholds: tuple[int, ...] = THRESHOLDS,
     areas: tuple[int, ...] = AREAS,
     jobs: int | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> list[BestRule]:
     packed = np.stack([[pack_mask(mask) for mask in image] for image in truth])
-    return search_rules(np.ascontiguousarray(levels.transpose(0, 1, 3, 2)), packed, thresholds, areas, jobs)
+    return search_rules(np.ascontiguousarray(levels.transpose(0, 1, 3, 2)), packed, thresholds, areas, jobs, advance)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -107,8 +108,7 @@ def test_the_answer_does_not_depend_on_jobs() -> None:
 def test_progress_is_reported_once_per_image() -> None:
     levels, truth = case(6, images=4, classes=1)
     told: list[int] = []
-    packed = np.stack([[pack_mask(mask) for mask in image] for image in truth])
-    search_rules(np.ascontiguousarray(levels.transpose(0, 1, 3, 2)), packed, (100,), (0,), 2, told.append)
+    search(levels, truth, (100,), (0,), 2, told.append)
     assert told == [1, 1, 1, 1]
 
 
@@ -146,7 +146,7 @@ def test_what_cannot_be_searched_is_refused(
 def tables_by_hand(
     levels: NDArray[np.uint8], truth: NDArray[np.uint8], thresholds: list[int], areas: list[int]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Pixels and true pixels that every pair keeps, each threshold labelled by scipy."""
+    """Return the pixels and true pixels that each threshold and min area keeps; SciPy labels the components."""
     pixels, overlaps = [], []
     for threshold in thresholds:
         components, _ = ndimage.label(levels > threshold, structure=np.ones((3, 3)))
@@ -163,7 +163,7 @@ def assert_sweep_is_exact(
 ) -> None:
     height, width = levels.shape
     sweeper = Sweeper(height, width, np.array(thresholds), np.array(areas))
-    for _ in range(2):  # the second time in used buffers
+    for _ in range(2):  # the second time, the buffers hold the first results
         sweeper.sweep(np.ascontiguousarray(levels), np.ascontiguousarray(truth))
         pixels, overlaps = tables_by_hand(levels, truth, thresholds, areas)
         assert sweeper.area.tolist() == pixels
@@ -308,10 +308,8 @@ def test_min_areas_are_the_same_shares_of_any_grid() -> None:
 
 def test_the_loss_is_the_binary_cross_entropy() -> None:
     """Compared with PyTorch's, in float64."""
-    levels, truth = case(3)
-    packed = np.stack([[pack_mask(mask) for mask in image] for image in truth])
-    maps = [LabelledMaps(one.transpose(0, 2, 1).copy(), bits) for one, bits in zip(levels, packed, strict=True)]
-    found = measure(maps, len(maps), THRESHOLDS, AREAS).loss
+    levels, truth = case(3, images=6)
+    found = measure(labelled(3, images=6), 6, THRESHOLDS, AREAS).loss
     probability = torch.from_numpy((levels + 0.5) / 256)
     wanted = torch.nn.functional.binary_cross_entropy(probability, torch.from_numpy(truth).double(), reduction="none")
     np.testing.assert_allclose(found, wanted.mean(dim=(2, 3)).T.numpy(), rtol=1e-12)

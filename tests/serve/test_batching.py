@@ -88,8 +88,8 @@ def test_concurrent_requests_share_batches(model: Path, picture: bytes) -> None:
     assert len(bodies) == 1
 
 
-def test_the_images_of_a_request_share_batches(model: Path) -> None:
-    """A batch of images in the network's input size, sent at once, is one batch of the engine."""
+def test_the_images_of_a_request_fill_batches(model: Path) -> None:
+    """Images in one request are split into batches of the engine."""
     with held(model) as (server, gate, _):
         gate.opened.set()
         for images in (BATCH, 6):
@@ -101,8 +101,8 @@ def test_the_images_of_a_request_share_batches(model: Path) -> None:
     assert gate.sizes == [4, 4, 2]
 
 
-def test_an_image_does_not_wait_for_ever_for_others(model: Path, picture: bytes) -> None:
-    """While a second image is being decoded, without end, the first one runs after the delay."""
+def test_a_decoded_image_waits_no_longer_than_the_delay(model: Path, picture: bytes) -> None:
+    """While the decoding of another image hangs, it runs after `delay_s`."""
     with held(model, delay_s=0.05) as (server, gate, segmenter), ThreadPoolExecutor(2) as pool:
         gate.opened.set()
         load, stuck, go_on = segmenter.decoding.load, threading.Event(), threading.Event()

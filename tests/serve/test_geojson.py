@@ -1,4 +1,4 @@
-"""GeoJSON answers: polygons of the masks in pixels, or where the image lies; as `cloudrt-infer` writes them."""
+"""GeoJSON answers: polygons in pixels, or in degrees for images with a position, as `cloudrt-infer` writes them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_components_have_their_mean_probability(server: Server, segmenter: Segme
     assert {(one["properties"]["area_pixels"], one["properties"]["probability"]) for one in found} == expected
 
 
-def test_rings_turn_as_the_standard_says(server: Server, data: bytes) -> None:
+def test_rings_have_the_orientation_of_the_standard(server: Server, data: bytes) -> None:
     """Exterior rings counter-clockwise, holes clockwise (RFC 7946, 3.1.6), in the plane of the coordinates."""
     from shapely.geometry import shape
 
@@ -146,7 +146,7 @@ def test_a_wrong_position_is_a_failure(server: Server, data: bytes) -> None:
 
 
 def test_a_tiff_that_names_other_files_is_not_read(server: Server, tmp_path: Path) -> None:
-    """GDAL's XML formats refer to files; only TIFF reaches it."""
+    """GDAL also reads XML that names other files; only TIFF files may reach it."""
     text = b"II<VRTDataset rasterXSize='1' rasterYSize='1'><SRS>EPSG:4326</SRS></VRTDataset>"
     assert upload(server, [("a.tif", text)]).status == 422
 

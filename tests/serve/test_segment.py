@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from support.commands import invoke
 from support.server import WAIT_S, Server, serving
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
@@ -46,10 +46,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images" / "cut.jpg").write_bytes(sound[: len(sound) // 2])
     (folder / "images" / "empty.jpg").write_bytes(b"")
     (folder / "images" / "text.png").write_bytes(b"no image")
-    words = ["infer", folder / "images", "--model", model, "--provider", "cpu", "--batch-size", "4", "--output"]
+    words: list[object] = [
+        "infer",
+        folder / "images",
+        "--model",
+        model,
+        "--provider",
+        "cpu",
+        "--batch-size",
+        "4",
+        "--output",
+    ]
     words += [folder / "submission.csv", "--masks", folder / "masks", "--max-megapixels", MEGAPIXELS]
-    done = CliRunner().invoke(main, [str(word) for word in words])
-    assert done.exit_code == 1, done.output
+    invoke(main, *words, status=1)
     return folder
 
 
@@ -87,10 +96,9 @@ def test_rows_and_failures_are_those_of_infer(server: Server, folder: Path) -> N
 
 
 def test_one_image_in_the_body_is_answered_like_a_form(server: Server, folder: Path) -> None:
+    sound = ("5.jpg", (folder / "images" / "5.jpg").read_bytes())  # a form in which every image fails is refused
     for name, data in images(folder):
-        (in_form,) = server.upload("/v1/segment", [(name, data), ("5.jpg", dict(images(folder))["5.jpg"])]).json[
-            "images"
-        ][:1]
+        in_form = server.upload("/v1/segment", [(name, data), sound]).json["images"][0]
         alone = server.ask("/v1/segment", data)
         if in_form["error"]:
             assert (alone.status, alone.json) == (422, {"detail": in_form["error"]})
@@ -99,7 +107,7 @@ def test_one_image_in_the_body_is_answered_like_a_form(server: Server, folder: P
 
 
 @pytest.mark.parametrize("name", ["0.jpg", "lossless.png"])
-def test_an_image_that_curl_stripped_is_answered_with_the_right_option(server: Server, folder: Path, name: str) -> None:
+def test_an_image_that_curl_stripped_is_refused_with_the_right_option(server: Server, folder: Path, name: str) -> None:
     data = (folder / "images" / name).read_bytes()
     answer = server.ask("/v1/segment", data.translate(None, b"\0\r\n"))
     assert answer.status == 422 and "--data-binary" in answer.json["detail"]
@@ -166,9 +174,8 @@ def test_wrong_requests(server: Server, path: str, headers: dict[str, str], stat
 
 
 def test_png_is_for_one_image(server: Server, folder: Path) -> None:
-    boundary = "x"
     part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="a.jpg"\r\n\r\n1\r\n'
-    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", "Accept": "image/png"}
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Accept": "image/png"}
     assert server.ask("/v1/segment", part + part + b"--x--\r\n", headers).status == 400
     no_file = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n--x--\r\n'
     assert "file name" in server.ask("/v1/segment", no_file, headers).json["detail"]
@@ -215,7 +222,7 @@ def test_an_unexpected_exception_is_counted_as_500(
     assert server.metric(counter) == before + 1
 
 
-def test_a_server_whose_engines_are_gone_is_not_ready(folder: Path) -> None:
+def test_a_server_whose_engines_are_closed_is_not_ready(folder: Path) -> None:
     ready = ("/readyz", "/v2/health/ready", "/v2/models/clouds/ready")
     with Segmenter(folder / "clouds.onnx", provider="cpu", batch_size=4) as segmenter, serving(segmenter) as server:
         assert [server.ask(path).status for path in ready] == [200] * 3

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support.server import ask
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli import main
@@ -47,26 +48,17 @@ def command(*words: str, environment: dict[str, str] | None = None) -> Iterator[
             process.stderr.close()
 
 
-def test_serves_on_loopback_and_ends_in_good_order(tmp_path: Path) -> None:
+def test_serves_on_loopback_until_sigterm(tmp_path: Path) -> None:
     model = tiny_artifact(tmp_path / "mine.onnx", (64, 96), SMALL_GRIDS)
     picture = write_jpeg(tmp_path / "0.jpg", 0).path.read_bytes()
-
-    def ask(_: int) -> int:
-        connection = HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("POST", "/v1/segment", picture, {"Authorization": "Bearer hidden"})
-        status = connection.getresponse().status
-        connection.close()
-        return status
-
     words = [str(model), "--batch-size", "2", "--threads", "2"]
     with command(*words, environment={"CLOUDRT_TOKEN": "hidden"}) as (process, said, port):
         assert "http://127.0.0.1:" in said and "this machine only" in said
         with ThreadPoolExecutor(4) as pool:
-            assert list(pool.map(ask, range(8))) == [200] * 8
-        connection = HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("GET", "/v1/models")
-        assert connection.getresponse().status == 401
-        connection.close()
+            token = {"Authorization": "Bearer hidden"}
+            asked = [pool.submit(ask, port, "/v1/segment", picture, token) for _ in range(8)]
+            assert [one.result().status for one in asked] == [200] * 8
+        assert ask(port, "/v1/models").status == 401
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert process.stderr and process.stderr.read().endswith("Stopped\n")
@@ -79,7 +71,7 @@ def test_sigterm_finishes_an_upload_that_has_begun(tmp_path: Path) -> None:
     with command(str(model), "--batch-size", "2", "--threads", "1") as (process, _, port):
         with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
             client.sendall(head + picture[:1000])
-            while b"\ncloudrt_requests_in_progress 1.0" not in get(port, "/metrics"):
+            while b"\ncloudrt_requests_in_progress 1.0" not in ask(port, "/metrics").body:
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
             with suppress(ConnectionRefusedError):
@@ -95,16 +87,8 @@ def test_sigterm_finishes_an_upload_that_has_begun(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
-def get(port: int, path: str) -> bytes:
-    connection = HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", path)
-    body = connection.getresponse().read()
-    connection.close()
-    return body
-
-
 def test_allow_origin(tmp_path: Path) -> None:
-    """A browser asks before it sends a token, and reads an answer only if its origin is named there."""
+    """A browser sends a preflight request before a token, and reads an answer only if it allows the page's origin."""
     model = tiny_artifact(tmp_path / "mine.onnx", (64, 96), SMALL_GRIDS)
     words = [str(model), "--batch-size", "1", "--token", "hidden", "--allow-origin", "https://example.org"]
     with command(*words, "--allow-origin", "https://example.net") as (_, _, port):
@@ -118,7 +102,7 @@ def test_allow_origin(tmp_path: Path) -> None:
             connection.close()
 
 
-def test_a_network_without_a_token_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_open_address_without_a_token_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_artifact(tmp_path / "mine.onnx", (64, 96), SMALL_GRIDS)
     caplog.set_level("INFO", "cloudrt")
     with Segmenter(model, provider="cpu", batch_size=1, threads=1) as segmenter:
@@ -159,7 +143,7 @@ def test_settings_out_of_range(wrong: dict[str, int]) -> None:
 
 
 def resident_bytes(process: int) -> int:
-    """Return the memory of a process and its threads (proc(5))."""
+    """Return the resident memory of a process (proc(5))."""
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -173,7 +157,7 @@ def test_five_minutes_of_overload_leave_memory_flat(tmp_path: Path) -> None:
     with command(*words) as (process, _, port), ThreadPoolExecutor(32) as pool:
         end = time.monotonic() + 300
 
-        def ask(_: int) -> set[int]:
+        def send_until_end() -> set[int]:
             statuses = set()
             while time.monotonic() < end:
                 connection = HTTPConnection("127.0.0.1", port, timeout=60)
@@ -183,7 +167,7 @@ def test_five_minutes_of_overload_leave_memory_flat(tmp_path: Path) -> None:
                 connection.close()
             return statuses
 
-        clients = [pool.submit(ask, number) for number in range(32)]
+        clients = [pool.submit(send_until_end) for _ in range(32)]
         time.sleep(60)
         early = resident_bytes(process.pid)
         found = set[int]().union(*(client.result() for client in clients))

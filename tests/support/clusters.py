@@ -9,6 +9,12 @@ from typing import Any
 
 import pytest
 
+WARNINGS_OF_RAY = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+"""Marks for tests that run Ray."""
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 

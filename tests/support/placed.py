@@ -50,6 +50,25 @@ def write_scene(folder: Path, day: int, *, name: str = "", hole: bool = True) ->
     return path
 
 
+def write_days(folder: Path, count: int) -> None:
+    """Write panoramas of 3.6x2.4 degrees with many bright blobs, one a day."""
+    random = np.random.default_rng(0)
+    for day in range(1, count + 1):
+        noise = cv2.GaussianBlur(random.random((240, 360)).astype(np.float32), (0, 0), 5)
+        name = f"Aqua_2020010{day}_0-3.6_0-2.4.png"
+        assert cv2.imwrite(str(folder / name), np.where(noise > 0.5, 220, 30).astype(np.uint8))
+
+
+def days_of(store: Path) -> list[int]:
+    """Return the days of the month in a store; each must be complete."""
+    import xarray
+
+    with xarray.open_zarr(store, consolidated=True) as data:
+        assert data["mask"].sizes["time"] == data.sizes["time"] == len(data["image"].values)
+        assert (data["mask"].mean(("lat", "lon", "pattern")) > 0).all()  # NaN where the mask was not written
+        return [int(str(day)[8:10]) for day in data["time"].values]
+
+
 def run(inputs: Path, output: Path, model: Path, **options: object) -> RunSummary:
     """Segment panoramas with ONNX Runtime's CPU provider."""
     return cloudrt.infer(inputs, output, model, provider="cpu", threads=2, **options)  # type: ignore[arg-type]

@@ -34,6 +34,21 @@ class Answer:
         return json.loads(self.body)
 
 
+def ask(
+    port: int, path: str, body: bytes | Iterator[bytes] | None = None, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """Send a request: POST with a body, GET without one. An iterator is sent in chunks, without its length."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=WAIT_S)
+    try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # refused while it is sent
+            connection.request("GET" if body is None else "POST", path, body, dict(headers or {}))
+        response = connection.getresponse()
+        found = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, found, response.read())
+    finally:
+        connection.close()
+
+
 @dataclass
 class Server:
     """A running server."""
@@ -49,16 +64,7 @@ class Server:
     def ask(
         self, path: str, body: bytes | Iterator[bytes] | None = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Send a request: POST with a body, GET without one. An iterator is sent in chunks, without its length."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
-        try:
-            with suppress(BrokenPipeError, ConnectionResetError):  # refused while it is sent
-                connection.request("GET" if body is None else "POST", path, body, dict(headers or {}))
-            response = connection.getresponse()
-            found = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, found, response.read())
-        finally:
-            connection.close()
+        return ask(self.port, path, body, headers)
 
     def upload(self, path: str, files: Sequence[tuple[str, bytes]], headers: Mapping[str, str] | None = None) -> Answer:
         """Send files as multipart/form-data (RFC 7578)."""

@@ -1,4 +1,4 @@
-"""Augmentations, losses, and pre-training on brightness."""
+"""Augmentations, and pre-training on brightness."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import torch
 from cloudrt.train.augment import build_augmentation
 from cloudrt.train.cache import open_cache
 from cloudrt.train.config import AUGMENTATIONS
-from cloudrt.train.losses import build_loss, parse_loss
 from cloudrt.train.pretrain import brightness, hide, pretrain
 from scipy import ndimage
 from support.training import SMALL
 
 from cloudrt.data.folder import open_data
 from cloudrt.data.scenes import draw_scene
-from cloudrt.errors import DataError
 from cloudrt.model.network import build_network
 from cloudrt.model.network_config import NetworkConfig
 
@@ -65,7 +63,7 @@ def test_pretraining_learns_brightness_and_leaves_a_new_head(scenes: Path, cache
 
 
 @pytest.mark.parametrize("preset", AUGMENTATIONS)
-def test_presets_keep_masks_masks(preset: str) -> None:
+def test_augmented_masks_are_binary(preset: str) -> None:
     scene = draw_scene(0, (96, 128)).image
     mask = np.zeros((96, 128, 4), np.uint8)
     mask[20:60, 30:90] = 1
@@ -81,64 +79,3 @@ def test_presets_keep_masks_masks(preset: str) -> None:
         assert set(np.unique(changed["mask"])) <= {0, 1}
         seen.add(changed["image"].tobytes())
     assert len(seen) > 1
-
-
-def test_sums_of_losses_are_parsed_and_weighed() -> None:
-    assert parse_loss("0.5*iou + dice+2*focal") == [(0.5, "iou"), (1.0, "dice"), (2.0, "focal")]
-    generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(3, 4, 16, 16, generator=generator)
-    truth = (torch.rand(3, 4, 16, 16, generator=generator) > 0.5).float()
-    one = {name: float(build_loss(name)(logits, truth)) for name in ("iou", "dice", "focal")}
-    assert float(build_loss("0.5*iou+dice+2*focal")(logits, truth)) == pytest.approx(
-        0.5 * one["iou"] + one["dice"] + 2 * one["focal"]
-    )
-    apart = np.mean([float(build_loss("dice")(logits[i : i + 1], truth[i : i + 1])) for i in range(3)])
-    assert float(build_loss("dice", "samples")(logits, truth)) == pytest.approx(apart)
-    for wrong in ("", "dice+", "x*dice", "-1*dice", "0*dice", "nan*dice", "dice*2"):
-        with pytest.raises(DataError):
-            parse_loss(wrong)
-    with pytest.raises(DataError, match=r"dyce.*dice"):
-        parse_loss("bce+dyce")
-
-
-@pytest.mark.parametrize("over", ["batch", "samples"])
-@pytest.mark.parametrize("name", ["dice", "iou", "lovasz"])
-def test_masks_present_averages_over_the_pairs_that_have_the_class(name: str, over: str) -> None:
-    """Against the loss of each pair of image and class alone, and its gradient."""
-    generator = torch.Generator().manual_seed(2)
-    logits = torch.randn(3, 4, 12, 20, generator=generator).requires_grad_()
-    truth = (torch.rand(3, 4, 12, 20, generator=generator) > 0.6).float()
-    present = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
-    truth[~present] = 0
-    one = build_loss(name)
-    each = [
-        [one(logits[i : i + 1, c : c + 1], truth[i : i + 1, c : c + 1]) for c in range(4) if present[i, c]]
-        for i in range(3)
-    ]
-    pairs = [pair for image in each for pair in image]
-    images = [torch.stack(image).mean() if image else torch.zeros(()) for image in each]
-    wanted = torch.stack(images if over == "samples" else pairs).mean()
-    found = build_loss(name, over, "present")(logits, truth)
-    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
-    (ours,) = torch.autograd.grad(found, logits)
-    (theirs,) = torch.autograd.grad(wanted, logits)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-8)
-    assert float(build_loss(name, over, "present")(logits, torch.zeros_like(truth)).detach()) == 0.0
-
-
-@pytest.mark.parametrize("name", ["bce", "focal"])
-def test_masks_present_leaves_losses_of_pixels_as_they_are(name: str) -> None:
-    generator = torch.Generator().manual_seed(2)
-    logits = torch.randn(3, 4, 12, 20, generator=generator)
-    truth = torch.zeros_like(logits)
-    assert torch.equal(build_loss(name, "batch", "present")(logits, truth), build_loss(name)(logits, truth))
-
-
-def test_options_without_effect_are_refused() -> None:
-    with pytest.raises(DataError, match="masks=present needs one of the losses dice, iou, lovasz, found 'bce'"):
-        replace(SMALL, masks="present", loss="bce")
-    with pytest.raises(DataError, match="label_smoothing applies to the classification head"):
-        replace(SMALL, label_smoothing=0.1)
-    for wrong in (-0.1, 1.0):
-        with pytest.raises(DataError, match="label_smoothing must be at least 0"):
-            replace(SMALL, label_smoothing=wrong, presence="head")

@@ -1,17 +1,59 @@
-"""Dataset caches: damage, what killed runs left, full disks."""
+"""Dataset caches: their contents, changed data, damage, what killed runs left, and full disks."""
 
 from __future__ import annotations
 
-import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cloudrt.train.cache import open_cache
+from support import reference
+from support.outputs import file_size_limit
 
 from cloudrt.data.folder import open_data
+from cloudrt.errors import DataError
+from cloudrt.masks.rle import unpack_mask
 from cloudrt.system.cache import SEAL
 from cloudrt.system.files import partial_path
+
+
+def test_cache_holds_truth_by_blocks(scenes: Path, cached: Path) -> None:
+    data = open_data(scenes)
+    cache = open_cache(data, (64, 96), cached)
+    rows = data.read_train()
+    name = cache.names[0]
+    for c, label in enumerate(data.labels.classes):
+        plain = reference.shrink(reference.rle_decode(rows[name][label], (1400, 2100)), (4, 4))
+        assert np.array_equal(unpack_mask(cache.truth[0, c], (350, 525)), plain)
+
+
+def test_cache_is_built_once_and_again_when_data_change(scenes: Path, tmp_path: Path) -> None:
+    calls: list[int] = []
+    open_cache(open_data(scenes), (64, 96), tmp_path, advance=calls.append)
+    assert len(calls) == 12
+    open_cache(open_data(scenes), (64, 96), tmp_path, advance=calls.append)
+    assert len(calls) == 12
+    open_cache(open_data(scenes), (32, 64), tmp_path, advance=calls.append)
+    assert len(calls) == 24
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("1 2 3", "odd"), ("2940000 2", "out of bounds"), ("5 3 2 1", "ascend")],
+)
+def test_wrong_rle_names_row_and_leaves_no_cache(scenes: Path, tmp_path: Path, text: str, said: str) -> None:
+    data = shutil.copytree(scenes, tmp_path / "data")
+    lines = (data / "train.csv").read_text().splitlines()
+    key = lines[5].split(",")[0]
+    lines[5] = f"{key},{text}"
+    (data / "train.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=said) as caught:
+        open_cache(open_data(data), (64, 96), tmp_path / "cache")
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").iterdir())
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "unsealed", "index"])
@@ -46,14 +88,9 @@ def test_what_a_killed_run_left_of_a_cache_is_removed(scenes: Path, tmp_path: Pa
     assert not left.exists()
 
 
-def test_a_full_disk_names_the_cache_and_ends_nothing(scenes: Path, tmp_path: Path) -> None:
-    """Also where only a write to the mapped file would fail: that ends the process."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large") as caught:
-            open_cache(open_data(scenes), (64, 96), tmp_path / "cache")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_full_disk_is_an_error_that_names_the_cache(scenes: Path, tmp_path: Path) -> None:
+    """The space is reserved first: a write to a memory-mapped file on a full disk would end the process with SIGBUS."""
+    with file_size_limit(100_000), pytest.raises(OSError, match="File too large") as caught:
+        open_cache(open_data(scenes), (64, 96), tmp_path / "cache")
     assert caught.value.filename == str(tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())

@@ -1,4 +1,4 @@
-"""Training and the device: bytes that are copied, synchronisation, and the precision."""
+"""Training and the device: what is copied to it, how often it is waited for, and the precision."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def trainer(config: TrainConfig, scenes: Path, cached: Path) -> Trainer:
 def test_an_epoch_waits_for_the_device_only_to_read_losses(
     interval: float, scenes: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The optimiser is left out: on a GPU, PyTorch keeps its counters of steps on the CPU."""
+    """Without the optimiser, whose step counters PyTorch keeps on the CPU, so that reading them waits for no GPU."""
     monkeypatch.setattr("cloudrt.train.losses.READ_SECONDS", interval)
     config = replace(SMALL, batch_size=2, presence="head", masks="present", label_smoothing=0.1)
     one = trainer(config, scenes, cached)
@@ -107,7 +107,7 @@ def test_the_mean_of_losses_does_not_depend_on_when_they_are_read(monkeypatch: p
 
 
 def test_bytes_not_floats_are_copied_to_the_device() -> None:
-    """Onto PyTorch's meta device, which has no memory."""
+    """Copied to PyTorch's meta device, which stores no data."""
     feed = Feed(NetworkConfig(input_size=(64, 96)), torch.device("meta"))
     image, mask = torch.zeros(2, 64, 96, 3, dtype=torch.uint8), torch.zeros(2, 4, 64, 96, dtype=torch.uint8)
     with Operators() as operators:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.kills import run_and_kill
-from support.networks import OPTIONS
+from support.training import train_arguments
 
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.search.probabilities import Probabilities
@@ -17,24 +17,21 @@ from cloudrt.search.probabilities import Probabilities
 FOLDS = 2
 
 
-def words(data: Path, cache: Path, runs: Path, *more: str) -> list[str | Path]:
-    network = ["--encoder", "resnet18", "--encoder-weights", "none", "--input-size", "96x64"]
-    network += [word for key, value in OPTIONS.items() for word in ("--set", f"{key}={value}")]
-    schedule = ["--epochs", "2", "--batch-size", "4", "--precision", "fp32", "--device", "cpu"]
-    named: list[str | Path] = ["train", data, "--cache", cache, "--runs", runs, "--name", "run", "--folds", str(FOLDS)]
-    return [*named, *network, *schedule, *more]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_a_cross_validation_survives_kills(scenes: Path, cached: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    _, changes = run_and_kill(words(scenes, cached, whole), whole / "run")
+    more = ["--folds", str(FOLDS), "--epochs", "2", "--batch-size", "4", "--precision", "fp32"]
+
+    def run(runs: Path, after: int = -1, *resume: str) -> tuple[int, int]:
+        return run_and_kill(["train", *train_arguments(scenes, runs, cached, *more, *resume)], runs / "run", after)
+
+    _, changes = run(whole)
     random = np.random.default_rng(0)
-    assert run_and_kill(words(scenes, cached, cut), cut / "run", 4)[0] == -9
+    assert run(cut, 4)[0] == -9
     kills = [int(random.integers(changes // (5 - number))) for number in range(4)]
     for after in (*kills, -1):
-        status, _ = run_and_kill(words(scenes, cached, cut, "--resume"), cut / "run", after)
+        status, _ = run(cut, after, "--resume")
         assert status == (0 if after < 0 else -9)
     assert (cut / "run" / "folds.json").read_text() == (whole / "run" / "folds.json").read_text()
     for fold in range(FOLDS):

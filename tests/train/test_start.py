@@ -16,6 +16,7 @@ from cloudrt.train.distributed import Processes
 from cloudrt.train.start import start
 from cloudrt.train.trainer import Trainer
 from support.networks import OPTIONS, make_checkpoint
+from support.training import SMALL, train_arguments
 
 from cloudrt.cli.train import train as command
 from cloudrt.data.folder import open_data
@@ -24,16 +25,7 @@ from cloudrt.labels import CLOUDS
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.network_config import NetworkConfig
 
-SMALL = TrainConfig(
-    encoder="resnet18",
-    encoder_weights="none",
-    options=OPTIONS,
-    input_size=(64, 96),
-    epochs=1,
-    batch_size=3,
-    accumulate=1,
-    precision="fp32",
-)
+ONE_EPOCH = replace(SMALL, epochs=1, batch_size=3, accumulate=1)
 
 
 def network_config(config: TrainConfig) -> NetworkConfig:
@@ -46,7 +38,7 @@ def test_a_run_starts_with_a_checkpoints_weights_statistics_and_licence(tmp_path
     made = make_checkpoint(path, seed=7, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
     replace(made, weights_license="as ImageNet's").save(path)
     given = Checkpoint.load(path).weights
-    config = replace(SMALL, init=str(path), presence="head")
+    config = replace(ONE_EPOCH, init=str(path), presence="head")
     begun = start(config, CLOUDS)
     assert begun.license == "as ImageNet's"
     assert begun.config == replace(network_config(config), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
@@ -57,7 +49,7 @@ def test_a_run_starts_with_a_checkpoints_weights_statistics_and_licence(tmp_path
 
 def test_weights_that_cannot_be_taken_are_one_line(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "other.pth", encoder="tu-regnety_002")
-    config = replace(SMALL, init=str(tmp_path / "other.pth"))
+    config = replace(ONE_EPOCH, init=str(tmp_path / "other.pth"))
     with pytest.raises(DataError, match=r"other.pth has another encoder: use a checkpoint with the same"):
         start(config, CLOUDS)
     with pytest.raises(ArtifactError, match=r"gone.pth is missing"):
@@ -66,32 +58,9 @@ def test_weights_that_cannot_be_taken_are_one_line(tmp_path: Path) -> None:
 
 def test_the_command_takes_init(scenes: Path, cached: Path, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "first.pth")
-    words = [
-        str(scenes),
-        "--runs",
-        str(tmp_path),
-        "--name",
-        "run",
-        "--cache",
-        str(cached),
-        "--encoder",
-        "resnet18",
-        "--input-size",
-        "96x64",
-        "--epochs",
-        "1",
-        "--init",
-        str(tmp_path / "first.pth"),
-        "--encoder-lr",
-        "1e-9",
-        "--decoder-lr",
-        "1e-9",
-        "--freeze-batchnorm",
-        "--validation-share",
-        "0.25",
-    ]
-    words += [word for key, value in OPTIONS.items() for word in ("--set", f"{key}={value}")]
-    done = CliRunner().invoke(command, words)
+    frozen = ["--encoder-lr", "1e-9", "--decoder-lr", "1e-9", "--freeze-batchnorm"]
+    words = train_arguments(scenes, tmp_path, cached, *frozen, "--validation-share", "0.25")
+    done = CliRunner().invoke(command, [*words, "--init", str(tmp_path / "first.pth")])
     assert done.exit_code == 0, done.output
     ours, first = Checkpoint.load(tmp_path / "run/best.pth"), Checkpoint.load(tmp_path / "first.pth")
     assert ours.training["init"] == str(tmp_path / "first.pth")
@@ -99,14 +68,14 @@ def test_the_command_takes_init(scenes: Path, cached: Path, tmp_path: Path) -> N
         np.testing.assert_allclose(ours.weights[name], value, atol=1e-6)
 
 
-def test_processes_end_together_when_the_first_ones_time_is_up(scenes: Path, cached: Path) -> None:
+def test_processes_end_together_when_the_time_of_the_first_is_up(scenes: Path, cached: Path) -> None:
     """Their clocks differ; one that continued alone would wait forever for the gradients of the others."""
 
     class Second(Processes):
         def broadcast(self, value: float) -> float:
             return 1000.0  # seconds of the first process
 
-    config = replace(SMALL, schedule="cosine", time_budget=900.0)
+    config = replace(ONE_EPOCH, schedule="cosine", time_budget=900.0)
     network = start(config, CLOUDS).network
     cache = open_cache(open_data(scenes), config.input_size, cached)
     dataset = CloudDataset(cache, np.arange(12), network_config(config), "none", 0)

@@ -10,17 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from cloudrt.train import epochs
-from cloudrt.train.config import TrainConfig
 from cloudrt.train.cross import cross_validate
 from cloudrt.train.folds import folds
 from cloudrt.train.loop import train
-from support.networks import OPTIONS
-from support.training import toy_cache
+from support import training
+from support.outputs import file_size_limit
+from support.training import interrupt_after, toy_cache, train_arguments
 
 from cloudrt.cli.explore import explore
 from cloudrt.cli.train import train as command
@@ -29,59 +30,17 @@ from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.system import files
 from cloudrt.system.files import partial_path
 
-SMALL = TrainConfig(
-    encoder="resnet18",
-    encoder_weights="none",
-    options=OPTIONS,
-    input_size=(64, 96),
-    epochs=2,
-    batch_size=4,
-    accumulate=1,
-    validation_share=0.25,
-    precision="fp32",
-)
+SMALL = replace(training.SMALL, accumulate=1, validation_share=0.25)
 
 
 def run(data: Path, runs: Path, *more: str) -> Result:
-    words = [
-        str(data),
-        "--runs",
-        str(runs),
-        "--name",
-        "run",
-        "--cache",
-        str(runs / "cache"),
-        "--encoder",
-        "resnet18",
-        "--encoder-weights",
-        "none",
-        "--input-size",
-        "96x64",
-        "--epochs",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    words += [word for key, value in OPTIONS.items() for word in ("--set", f"{key}={value}")]
-    return CliRunner().invoke(command, [*words, *more])
-
-
-def cut(monkeypatch: pytest.MonkeyPatch, after: int, what: str = "_validate") -> Any:
-    """Interrupt a run in the epoch that follows `after` complete ones."""
-    real = getattr(epochs.Run, what)
-
-    def stop(self: Any, epoch: int, *words: Any) -> Any:
-        if epoch > after:
-            raise KeyboardInterrupt
-        return real(self, epoch, *words)
-
-    monkeypatch.setattr(epochs.Run, what, stop)
+    return CliRunner().invoke(command, train_arguments(data, runs, runs / "cache", *more))
 
 
 def test_a_run_that_was_interrupted_in_its_first_epoch_continues(
     scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Right after its first checkpoint, before that epoch's state."""
+    """Interrupted after its first checkpoint was written, before the state of that epoch."""
     with monkeypatch.context() as patch:
         real = epochs.Run._save_state
 
@@ -102,26 +61,26 @@ def test_a_run_that_was_interrupted_in_its_first_epoch_continues(
         train(SMALL, scenes, tmp_path / "cut", cached, resume=True)
 
 
-def test_overwriting_leaves_nothing_of_the_run_before(
+def test_overwriting_removes_the_earlier_run(
     scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(replace(SMALL, epochs=1), scenes, tmp_path, cached)
     partial = partial_path(tmp_path / "state.pth").name
     (tmp_path / f"{partial.rpartition('-')[0]}-1.part").write_bytes(b"of a killed run")
     files._remove_leftovers.cache_clear()
-    cut(monkeypatch, 0)
+    interrupt_after(0, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         train(replace(SMALL, seed=7), scenes, tmp_path, cached)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "held_out.txt", "state.pth", ".lock"}
 
 
-def test_data_that_changed_are_not_resumed_on(
+def test_a_run_is_not_resumed_on_changed_data(
     scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(scenes, data)
     with monkeypatch.context() as patch:
-        cut(patch, 1)
+        interrupt_after(1, patch)
         with pytest.raises(KeyboardInterrupt):
             train(SMALL, data, tmp_path / "run", cached)
     lines = (data / "train.csv").read_text().splitlines(keepends=True)
@@ -153,7 +112,7 @@ def test_two_runs_do_not_write_one_folder(scenes: Path, cached: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_folds_of_another_run_are_not_taken_for_this_ones(scenes: Path, cached: Path, tmp_path: Path) -> None:
+def test_folds_of_another_run_are_not_reused(scenes: Path, cached: Path, tmp_path: Path) -> None:
     config = replace(SMALL, epochs=1, folds=2)
     first = cross_validate(config, scenes, tmp_path, cached)
     assert json.loads((tmp_path / "folds.json").read_text())["folds"] == list(first.folds)
@@ -169,7 +128,7 @@ def test_folds_of_another_run_are_not_taken_for_this_ones(scenes: Path, cached: 
     assert sorted(path.name for path in tmp_path.glob("fold-*")) == ["fold-0", "fold-1"]
 
 
-def test_folds_of_few_images_of_every_kind() -> None:
+def test_folds_of_few_images() -> None:
     parts = folds(toy_cache(np.eye(6, 3, dtype=bool)), 3, 0)
     assert sorted(np.concatenate(parts).tolist()) == [0, 1, 2, 4, 5]  # the fourth cannot be read
     assert all(len(part) for part in parts)
@@ -200,8 +159,6 @@ def test_a_grid_smaller_than_top_k_trains_without_it(tmp_path: Path) -> None:
     (data / "data.json").write_text('{"classes": ["a"], "label_grid": [64, 80], "submit_grid": [32, 40]}')
     random = np.random.default_rng(0)
     rows = ["Image_Label,EncodedPixels"]
-    import cv2
-
     for number in range(5):
         cv2.imwrite(str(data / "train_images" / f"{number}.png"), random.integers(0, 255, (64, 80, 3), np.uint8))
         rows.append(f"{number}.png_a,{'1 900' if number % 2 else ''}")
@@ -214,18 +171,8 @@ def test_a_grid_smaller_than_top_k_trains_without_it(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line(scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real limit on the size of files, which a checkpoint exceeds."""
-    resource = pytest.importorskip("resource")
-    import signal
-
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            train(SMALL, scenes, tmp_path, cached)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
+    with file_size_limit(1_000_000), pytest.raises(OSError, match="File too large"):
+        train(SMALL, scenes, tmp_path, cached)
     assert not list(tmp_path.glob(".*.part"))
 
 
