@@ -17,7 +17,7 @@ import numpy as np
 
 from cloudrt.images.image import decode, read_file
 from cloudrt.inference.submission import open_submission
-from cloudrt.model.artifact import load_model
+from cloudrt.model.onnx_file import load_model
 
 from .flops import count_flops
 from .pipeline import PipelineTime

@@ -7,7 +7,7 @@ import math
 import onnx
 from onnx import shape_inference
 
-from cloudrt.model.artifact import fix_batch
+from cloudrt.model.onnx_file import fix_batch
 
 
 def count_flops(model: onnx.ModelProto) -> float:

@@ -34,7 +34,7 @@ from cloudrt.images.image import ImageFile, is_plain_jpeg, load_image
 from cloudrt.images.image import decode as decode_image
 from cloudrt.images.resize import resize
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.model.artifact import load_model
+from cloudrt.model.onnx_file import load_model
 from cloudrt.options import MAX_BATCH, RunOptions
 from cloudrt.system.cuda import CudaDevice
 

@@ -33,7 +33,8 @@ from cloudrt.engines.widen import widen
 from cloudrt.errors import ProviderError
 from cloudrt.images.image import Image, load_image
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.model.artifact import artifact_bytes, graph_bytes, write_metadata
+from cloudrt.model.artifact import write_metadata
+from cloudrt.model.onnx_file import artifact_bytes, graph_bytes
 from cloudrt.model.parity import TOLERANCES, ParityAccumulator, ReferenceOutputs, default_rules
 from cloudrt.system.cuda import Arena
 

@@ -27,7 +27,8 @@ from cloudrt.engines.onnxruntime import REFUSALS
 from cloudrt.errors import CloudrtError
 from cloudrt.images.image import ImageFile, find_images
 from cloudrt.labels import Grid
-from cloudrt.model.artifact import Artifact, load_model, parse_artifact
+from cloudrt.model.artifact import Artifact, parse_artifact
+from cloudrt.model.onnx_file import load_model
 from cloudrt.system.cuda import CudaDevice, HostDevice
 from cloudrt.system.files import replacing
 from cloudrt.system.machine import usable_cpus

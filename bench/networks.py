@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError
 from cloudrt.images.image import Image
-from cloudrt.model.artifact import Artifact, load_model, parse_artifact
+from cloudrt.model.artifact import Artifact, parse_artifact
 from cloudrt.model.network_config import VIEWS, NetworkConfig
+from cloudrt.model.onnx_file import load_model
 from cloudrt.system.files import sha256
 from cloudrt.system.versions import install_command
 

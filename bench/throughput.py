@@ -10,7 +10,7 @@ import numpy as np
 
 from cloudrt.engines.choice import open_engine
 from cloudrt.errors import MemoryExhausted
-from cloudrt.model.artifact import load_model
+from cloudrt.model.onnx_file import load_model
 
 from .workload import Workload
 

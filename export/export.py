@@ -17,7 +17,8 @@ from cloudrt.engines.base import BATCH_SIZES
 from cloudrt.engines.choice import emulation
 from cloudrt.engines.tensorrt_check import TensorrtCheck, check, is_installed
 from cloudrt.errors import ArtifactError, DataError
-from cloudrt.model.artifact import Artifact, artifact_bytes
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.onnx_file import artifact_bytes
 from cloudrt.model.parity import TOLERANCES, Parity, Tolerances
 from cloudrt.system.files import replacing
 

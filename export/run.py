@@ -16,7 +16,8 @@ from time import perf_counter
 from cloudrt.engines.choice import choose_provider, open_engine
 from cloudrt.engines.tensorrt_check import TensorrtCheck, check, require_tensorrt
 from cloudrt.errors import CloudrtError, ParityError
-from cloudrt.model.artifact import load_model, parse_artifact
+from cloudrt.model.artifact import parse_artifact
+from cloudrt.model.onnx_file import load_model
 from cloudrt.model.parity import Verdict
 from cloudrt.system.files import replacing
 from cloudrt.system.machine import describe_machine

@@ -15,7 +15,8 @@ from pathlib import Path
 from cloudrt.engines.remote_metadata import model_parameters
 from cloudrt.engines.tensorrt import triton_options
 from cloudrt.errors import DataError
-from cloudrt.model.artifact import Artifact, load_model
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.onnx_file import load_model
 from cloudrt.system.files import replacing, sha256
 
 NAME = "cloudrt"

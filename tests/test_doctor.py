@@ -37,7 +37,8 @@ from cloudrt.engines.libraries import load_libraries
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.errors import ProviderError
 from cloudrt.inference import pipeline
-from cloudrt.model.artifact import Artifact, graph_bytes, parse_artifact, write_metadata
+from cloudrt.model.artifact import Artifact, parse_artifact, write_metadata
+from cloudrt.model.onnx_file import graph_bytes
 from cloudrt.system.machine import Machine, describe_machine
 from cloudrt.system.nvidia import Driver, nvidia_driver
 from cloudrt.system.versions import installed_distributions

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from cloudrt.engines.availability import problem
 from cloudrt.engines.base import BATCH_SIZES, DEFAULTS, Engine, EngineOptions
 from cloudrt.errors import DataError, ProviderError
-from cloudrt.model.artifact import Artifact, load_model, parse_artifact
+from cloudrt.model.artifact import Artifact, parse_artifact
+from cloudrt.model.onnx_file import load_model
 from cloudrt.options import PROVIDERS
 from cloudrt.system.machine import usable_cpus
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from cloudrt.engines.candidates import Candidate, Setting, best_setting, fixed_settings
 from cloudrt.engines.trial import ProviderTrial
 from cloudrt.errors import ArtifactError, CloudrtError, ProviderError
-from cloudrt.model.artifact import Artifact, graph_bytes
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.onnx_file import graph_bytes
 from cloudrt.options import RunOptions
 from cloudrt.system.cache import cache_folder, prune
 from cloudrt.system.files import replacing

@@ -17,7 +17,8 @@ from cloudrt.engines.binding import Binding, open_gpu
 from cloudrt.engines.session import open_session
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
-from cloudrt.model.artifact import Artifact, graph_bytes
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.onnx_file import graph_bytes
 from cloudrt.options import GPU_PROVIDERS
 from cloudrt.system.cuda import CAPTURE, Arena, Batch
 

@@ -15,7 +15,8 @@ from cloudrt.engines.base import DEFAULTS, Engine, EngineOptions, check_batch, e
 from cloudrt.engines.compiled import open_folder, seal_folder
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
-from cloudrt.model.artifact import Artifact, fix_batch
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.onnx_file import fix_batch
 
 _CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}

@@ -23,7 +23,8 @@ from cloudrt.engines.candidates import Candidate, Setting, fixed_settings
 from cloudrt.engines.choice import hindrance, require
 from cloudrt.engines.measurements import MeasurementCache, Measurements
 from cloudrt.errors import ArtifactError, ProviderError
-from cloudrt.model.artifact import Artifact, graph_bytes
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.onnx_file import graph_bytes
 from cloudrt.options import GPU_PROVIDERS, RunOptions
 from cloudrt.system.machine import usable_cpus
 from cloudrt.system.nvidia import nvidia_driver

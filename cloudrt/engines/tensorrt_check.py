@@ -16,7 +16,8 @@ import onnx
 
 from cloudrt.engines.base import BATCH_SIZES
 from cloudrt.errors import ArtifactError, ProviderError
-from cloudrt.model.artifact import Artifact, graph_bytes
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.onnx_file import graph_bytes
 from cloudrt.system.versions import install_command
 
 TARGETS = ("sm86", "sm89", "sm120")

@@ -37,8 +37,9 @@ from cloudrt.inference.postprocessing import Postprocessing
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import postprocess_batch
-from cloudrt.model.artifact import Artifact, default_model, load_model, parse_artifact, read_artifact
+from cloudrt.model.artifact import Artifact, default_model, parse_artifact, read_artifact
 from cloudrt.model.inferred import Inferred
+from cloudrt.model.onnx_file import load_model
 from cloudrt.options import RunOptions, RunSettings
 from cloudrt.system.cuda import Batch
 from cloudrt.system.files import sha256

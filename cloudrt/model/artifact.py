@@ -1,8 +1,7 @@
 """The artifact: an ONNX file whose `cloudrt.*` metadata holds everything that inference needs.
 
 `read_artifact` reads it and refuses files that cloudrt did not write; export and tune write it with `write_metadata`.
-The values are JSON, so that ONNX viewers can show them. ONNX has no checksum, and flipped bits in weights would change
-masks without an error: `artifact_bytes` adds the file's SHA-256 as "cloudrt.sha256", and `load_model` compares it.
+The values are JSON, so that ONNX viewers can show them. `onnx_file.py` reads and writes the file itself.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,15 +16,13 @@ from typing import TYPE_CHECKING, Any, Self
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.labels import CLOUDS, FIELDS, LABEL_GRID, Grid, Labels
 from cloudrt.masks.postprocess import Rule
-from cloudrt.system.suggest import CHECKPOINTS, nearest_checkpoint
+from cloudrt.model.onnx_file import CHECKSUM, load_model
 
 if TYPE_CHECKING:
     import onnx
 
 ARTIFACT_FORMAT = 1
 PREFIX = "cloudrt."
-CHECKSUM = PREFIX + "sha256"  # of the file's bytes, with zeros in its own place
-LARGEST_FILE = 2**31  # bytes; protobuf reads no larger message
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
@@ -173,29 +169,6 @@ def read_artifact(path: str | Path) -> Artifact:
     return parse_artifact(load_model(path), path)
 
 
-def load_model(path: str | Path) -> onnx.ModelProto:
-    """Load an ONNX file; the errors are those of `read_artifact`."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(LARGEST_FILE)
-        model = onnx.load_model_from_string(content)
-    except FileNotFoundError:
-        source = nearest_checkpoint(path) or "best.pth, which cloudrt-train writes"
-        raise ArtifactError(f"{path} is missing: export one with cloudrt-export {source}") from None
-    except (DecodeError, ValueError, MemoryError) as error:
-        if Path(path).suffix in CHECKPOINTS:
-            raise ArtifactError(f"{path} is a checkpoint: convert it with cloudrt-export {path}") from error
-        raise ArtifactError(f"{path} is not an ONNX model, or is damaged") from error
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
-    _check_intact(model, content, path)
-    _check_contained(model, path)
-    return model
-
-
 def parse_artifact(model: onnx.ModelProto, path: str | Path) -> Artifact:
     """Return the metadata of a loaded model; `path` is for error messages. The errors are those of `read_artifact`."""
     texts = {p.key.removeprefix(PREFIX): p.value for p in model.metadata_props if p.key.startswith(PREFIX)}
@@ -223,17 +196,6 @@ def write_metadata(model: onnx.ModelProto, artifact: Artifact) -> None:
         model.metadata_props.add(key=key, value=value)
 
 
-def artifact_bytes(model: onnx.ModelProto) -> bytes:
-    """Return the content of the model's file, with its checksum, which the model itself keeps too."""
-    kept = [one for one in model.metadata_props if one.key != CHECKSUM]
-    del model.metadata_props[:]
-    model.metadata_props.extend(kept)
-    entry = model.metadata_props.add(key=CHECKSUM, value=json.dumps("0" * 64))
-    entry.value = json.dumps(sha256(model.SerializeToString()).hexdigest())
-    content: bytes = model.SerializeToString()
-    return content
-
-
 def default_model() -> Path:
     """Return the path of ./model.onnx if it exists, else of the model that is shipped with the package.
 
@@ -251,31 +213,6 @@ def default_model() -> Path:
     raise ArtifactError(
         "there is no model.onnx here, and this package was built without one: export one with cloudrt-export best.pth"
     )
-
-
-def _check_intact(model: onnx.ModelProto, content: bytes, path: str | Path) -> None:
-    """Compare the file's checksum with its content; files that another tool or an earlier version wrote have none."""
-    for value in (one.value.strip('"') for one in model.metadata_props if one.key == CHECKSUM):
-        before, _, after = content.rpartition(value.encode())
-        if sha256(before + b"0" * 64 + after).hexdigest() != value:
-            raise ArtifactError(
-                f"{path} is damaged, or was changed after cloudrt wrote it: its SHA-256 differs from {CHECKSUM} in its "
-                "metadata. Export it again with cloudrt-export, or remove that entry if the change is intended"
-            )
-
-
-def _check_contained(model: onnx.ModelProto, path: str | Path) -> None:
-    """Refuse weights in other files, which the file's digest does not cover, and control flow, which may never end."""
-    import onnx
-
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    attributes = [attribute for node in nodes for attribute in node.attribute]
-    if any(attribute.HasField("g") or attribute.graphs for attribute in attributes):
-        raise ArtifactError(f"{path} contains control flow (If, Loop or Scan): export it again with cloudrt-export")
-    tensors = [*model.graph.initializer, *(attribute.t for attribute in attributes if attribute.HasField("t"))]
-    sparse = [part for one in model.graph.sparse_initializer for part in (one.values, one.indices)]
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in [*tensors, *sparse]):
-        raise ArtifactError(f"{path} keeps weights in another file: export it again with cloudrt-export, into one file")
 
 
 def _check_graph(model: onnx.ModelProto, artifact: Artifact, path: str | Path) -> None:
@@ -303,24 +240,3 @@ def _check_graph(model: onnx.ModelProto, artifact: Artifact, path: str | Path) -
         raise ArtifactError(f"{path}: an artifact must have the input 'image' and the output 'probability'")
     if "presence" not in outputs and any(rule.presence for rule in artifact.rules):
         raise ArtifactError(f"{path} has no output 'presence', which its rules need: export it again")
-
-
-def graph_bytes(model: onnx.ModelProto) -> bytes:
-    """Return the serialised model without metadata, which is equal for artifacts that differ only in their rules."""
-    from onnx import ModelProto
-
-    bare = ModelProto()
-    bare.CopyFrom(model)
-    del bare.metadata_props[:]
-    content: bytes = bare.SerializeToString()
-    return content
-
-
-def fix_batch(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
-    """Return a copy with a fixed N in the shape of the input, which OpenVINO loads faster than a dynamic N."""
-    from onnx import ModelProto
-
-    fixed = ModelProto()
-    fixed.CopyFrom(model)
-    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch_size
-    return fixed

@@ -23,8 +23,9 @@ from cloudrt.errors import DataError
 from cloudrt.images.image import ImageFile
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule
-from cloudrt.model.artifact import Artifact, artifact_bytes, load_model, write_metadata
+from cloudrt.model.artifact import Artifact, write_metadata
 from cloudrt.model.inferred import Inferred
+from cloudrt.model.onnx_file import artifact_bytes, load_model
 from cloudrt.search.choose import FOLDS, RuleChoice, RuleScore, choose_rules, score_rule
 from cloudrt.search.probabilities import write_probabilities
 from cloudrt.search.tables import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for

@@ -16,7 +16,8 @@ from cloudrt.doctor import build_graph
 from cloudrt.engines import tensorrt_rtx
 from cloudrt.engines.base import EngineOptions
 from cloudrt.engines.session import provider_options
-from cloudrt.model.artifact import Artifact, graph_bytes
+from cloudrt.model.artifact import Artifact
+from cloudrt.model.onnx_file import graph_bytes
 
 ARTIFACTS = [Artifact(input_size=(64, 96), precision=precision) for precision in ("fp32", "fp16", "int8")]
 GRAPHS = [EngineOptions(), EngineOptions(streams=2), EngineOptions(cuda_graph=True, device=1)]
@@ -92,7 +93,7 @@ for name in cuda_libraries(cuda_major()):
     ctypes.CDLL(str(find_library(name) or name))
 from onnxruntime.capi import onnxruntime_pybind11_state as C
 from cloudrt.doctor import build_graph
-from cloudrt.model.artifact import graph_bytes
+from cloudrt.model.onnx_file import graph_bytes
 for options in json.loads(GIVEN):
     settings = C.SessionOptions()
     settings.log_severity_level = 4

@@ -17,7 +17,8 @@ from support.tiny import SMALL_GRIDS, tiny_model
 from cloudrt.engines import tensorrt_check
 from cloudrt.engines.tensorrt_check import TARGETS, check
 from cloudrt.errors import ArtifactError, ProviderError
-from cloudrt.model.artifact import load_model, parse_artifact
+from cloudrt.model.artifact import parse_artifact
+from cloudrt.model.onnx_file import load_model
 
 if TYPE_CHECKING:
     from cloudrt.export.source import ExportSource

@@ -23,7 +23,7 @@ from cloudrt.engines import tensorrt_check
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.engines.tensorrt_check import TARGETS, TensorrtCheck
 from cloudrt.errors import ArtifactError, ParityError
-from cloudrt.model.artifact import graph_bytes
+from cloudrt.model.onnx_file import graph_bytes
 from cloudrt.model.parity import Parity, Tolerances
 
 needs_tensorrt = pytest.mark.skipif(not tensorrt_check.is_installed(), reason="TensorRT for RTX is not installed")

@@ -31,7 +31,8 @@ from cloudrt.images.headers import MAX_PIXELS, has_end
 from cloudrt.images.image import ImageFile, decode, load_image
 from cloudrt.images.resize import resize
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.model.artifact import load_model, parse_artifact
+from cloudrt.model.artifact import parse_artifact
+from cloudrt.model.onnx_file import load_model
 from cloudrt.system.cuda import Batch, DeviceArray, HostDevice
 from cloudrt.system.nvidia import Driver, nvidia_driver
 from cloudrt.system.statistics import StageStats

@@ -17,7 +17,8 @@ from cloudrt.engines.base import EngineOptions
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.engines.pool import EnginePool
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.model.artifact import load_model, parse_artifact
+from cloudrt.model.artifact import parse_artifact
+from cloudrt.model.onnx_file import load_model
 from cloudrt.system.cuda import HostDevice
 from cloudrt.system.overlap import Pace
 

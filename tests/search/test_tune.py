@@ -29,7 +29,8 @@ from cloudrt.inference.submission import open_submission
 from cloudrt.masks.metric import score
 from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import rle_decode
-from cloudrt.model.artifact import load_model, read_artifact
+from cloudrt.model.artifact import read_artifact
+from cloudrt.model.onnx_file import load_model
 from cloudrt.reports import tune_page
 from cloudrt.search.probabilities import write_probabilities
 

@@ -1,0 +1,104 @@
+"""The ONNX file of an artifact: what is checked before its metadata is read, its checksum, and copies of its graph.
+
+ONNX has no checksum, and flipped bits in weights would change masks without an error: `artifact_bytes` adds the SHA-256
+of the file as "cloudrt.sha256", and `load_model` compares it.
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloudrt.errors import ArtifactError
+from cloudrt.system.suggest import CHECKPOINTS, nearest_checkpoint
+
+if TYPE_CHECKING:
+    import onnx
+
+CHECKSUM = "cloudrt.sha256"
+"""Key of the SHA-256 of the file's bytes, with zeros in the place of the digest."""
+
+LARGEST_FILE = 2**31
+"""Bytes; protobuf reads no larger message."""
+
+
+def load_model(path: str | Path) -> onnx.ModelProto:
+    """Load an ONNX file; the errors are those of `read_artifact`."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(LARGEST_FILE)
+        model = onnx.load_model_from_string(content)
+    except FileNotFoundError:
+        source = nearest_checkpoint(path) or "best.pth, which cloudrt-train writes"
+        raise ArtifactError(f"{path} is missing: export one with cloudrt-export {source}") from None
+    except (DecodeError, ValueError, MemoryError) as error:
+        if Path(path).suffix in CHECKPOINTS:
+            raise ArtifactError(f"{path} is a checkpoint: convert it with cloudrt-export {path}") from error
+        raise ArtifactError(f"{path} is not an ONNX model, or is damaged") from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    _check_intact(model, content, path)
+    _check_contained(model, path)
+    return model
+
+
+def artifact_bytes(model: onnx.ModelProto) -> bytes:
+    """Return the content of the model's file, with its checksum, which the model itself keeps too."""
+    kept = [one for one in model.metadata_props if one.key != CHECKSUM]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    entry = model.metadata_props.add(key=CHECKSUM, value=json.dumps("0" * 64))
+    entry.value = json.dumps(sha256(model.SerializeToString()).hexdigest())
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _check_intact(model: onnx.ModelProto, content: bytes, path: str | Path) -> None:
+    """Compare the file's checksum with its content; files that another tool or an earlier version wrote have none."""
+    for value in (one.value.strip('"') for one in model.metadata_props if one.key == CHECKSUM):
+        before, _, after = content.rpartition(value.encode())
+        if sha256(before + b"0" * 64 + after).hexdigest() != value:
+            raise ArtifactError(
+                f"{path} is damaged, or was changed after cloudrt wrote it: its SHA-256 differs from {CHECKSUM} in its "
+                "metadata. Export it again with cloudrt-export, or remove that entry if the change is intended"
+            )
+
+
+def _check_contained(model: onnx.ModelProto, path: str | Path) -> None:
+    """Refuse weights in other files, which the file's digest does not cover, and control flow, which may never end."""
+    import onnx
+
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    attributes = [attribute for node in nodes for attribute in node.attribute]
+    if any(attribute.HasField("g") or attribute.graphs for attribute in attributes):
+        raise ArtifactError(f"{path} contains control flow (If, Loop or Scan): export it again with cloudrt-export")
+    tensors = [*model.graph.initializer, *(attribute.t for attribute in attributes if attribute.HasField("t"))]
+    sparse = [part for one in model.graph.sparse_initializer for part in (one.values, one.indices)]
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in [*tensors, *sparse]):
+        raise ArtifactError(f"{path} keeps weights in another file: export it again with cloudrt-export, into one file")
+
+
+def graph_bytes(model: onnx.ModelProto) -> bytes:
+    """Return the serialised model without metadata, which is equal for artifacts that differ only in their rules."""
+    from onnx import ModelProto
+
+    bare = ModelProto()
+    bare.CopyFrom(model)
+    del bare.metadata_props[:]
+    content: bytes = bare.SerializeToString()
+    return content
+
+
+def fix_batch(model: onnx.ModelProto, batch_size: int) -> onnx.ModelProto:
+    """Return a copy with a fixed N in the shape of the input, which OpenVINO loads faster than a dynamic N."""
+    from onnx import ModelProto
+
+    fixed = ModelProto()
+    fixed.CopyFrom(model)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch_size
+    return fixed
