@@ -28,8 +28,8 @@ from cloudrt.engines.plan import Plan
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_sizes
 from cloudrt.inference.identity import Identity
+from cloudrt.inference.model_source import require_rules
 from cloudrt.inference.outputs import write_failures, write_rows
-from cloudrt.inference.pipeline import require_rules
 from cloudrt.inference.submission import read_run_record, write_run_record
 from cloudrt.inference.task import InferTask
 from cloudrt.model.artifact import default_model, read_artifact

@@ -22,7 +22,7 @@ from cloudrt.cluster.storage import StorageError
 from cloudrt.errors import CloudrtError
 from cloudrt.images.decoding import Input
 from cloudrt.inference.identity import Identity
-from cloudrt.inference.journal import Record
+from cloudrt.inference.journal_records import Record
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
 

@@ -18,7 +18,7 @@ from cloudrt.geo.tiling import Tiling, check_tiles
 from cloudrt.images.decoding import Input
 from cloudrt.images.image import ImageFile, StoredImage
 from cloudrt.inference.identity import Identity
-from cloudrt.inference.journal import Record
+from cloudrt.inference.journal_records import Record
 from cloudrt.inference.panorama_checks import Check, panorama_checks
 from cloudrt.inference.panoramas import Announcements, predict_panoramas
 from cloudrt.inference.results import Result

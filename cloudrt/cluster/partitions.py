@@ -26,7 +26,7 @@ from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.images.image import ImageFile, StoredImage
 from cloudrt.inference.identity import Identity
-from cloudrt.inference.journal import Record
+from cloudrt.inference.journal_records import Record
 from cloudrt.inference.outputs import FORMATS, write_failures
 from cloudrt.labels import Labels
 from cloudrt.system.overlap import overlap

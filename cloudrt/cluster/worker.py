@@ -21,7 +21,7 @@ from cloudrt.engines.plan import Plan
 from cloudrt.errors import ArtifactError, DataError, ProviderError
 from cloudrt.geo.tiling import Tiling
 from cloudrt.inference.identity import Identity
-from cloudrt.inference.journal import Record
+from cloudrt.inference.journal_records import Record
 from cloudrt.options import RunOptions
 from cloudrt.system.cache import cache_folder, mark_used, prune
 from cloudrt.system.files import replacing, sha256

@@ -1,29 +1,23 @@
 """The journal of finished images, from which an interrupted run continues, even after a kill or a power failure.
 
-Each line is one record with its own checksum, so that an incomplete end is detected and dropped:
-
-    8 hexadecimal digits of CRC-32, a space, JSON
-
-The first record is the run's identity. The others are images in order, each with its position, its key, and the
-position of the first image of its batch. A resumed run starts at the beginning of the last recorded batch, which may be
-incomplete, so that every batch contains the same images as in a run without interruption.
+Each line is one record with its own checksum, so that an incomplete end is detected and dropped; see
+`journal_records.py`. The first record is the run's identity. The others are images in order, each with its position,
+its key, and the position of the first image of its batch. A resumed run starts at the beginning of the last recorded
+batch, which may be incomplete, so that every batch contains the same images as in a run without interruption.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cloudrt.errors import DataError
-from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.inference.identity import Identity
+from cloudrt.inference.journal_records import Record, compact, decode, encode, pack, unpack
 from cloudrt.system.files import naming, sync_folder
 
 FORMAT = 3
@@ -40,34 +34,6 @@ BUFFER = 2**20
 _ADVICE = "the journal was edited; use `overwrite=True` to start again"
 _TORN = re.compile(rb"[0-9a-f]{0,8}(\Z|\x00)|[0-9a-f]{8} ")
 """First line of a journal that a power failure may have left incomplete."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One finished image.
-
-    Parameters
-    ----------
-    key
-        Key of its rows.
-    texts
-        RLE texts, one per class.
-    error
-        Reason of the failure, or None.
-    batch
-        Position of the first image of its batch.
-    size
-        Batch size of that batch, which is smaller than the identity's after running out of memory.
-    place
-        Grid and position of a panorama's masks.
-    """
-
-    key: str
-    texts: tuple[str, ...]
-    error: str | None
-    batch: int
-    size: int = 0
-    place: MaskGrid | None = None
 
 
 class Journal:
@@ -134,7 +100,7 @@ class Journal:
             self._file.seek(self._end)
             self._end = None
         with naming(self.path):
-            self._file.write(_line(_encode(record, self._position)))
+            self._file.write(pack(encode(record, self._position)))
         self._position += 1
         if self._position < record.batch + record.size:
             return  # the batch is not complete
@@ -163,7 +129,7 @@ class Journal:
                 if self._end is not None and place >= self._end:
                     return
                 place += len(line)
-                values = _parse(line)
+                values = unpack(line)
                 if values is None:
                     raise DataError(f"{self.path} is damaged: remove it, and run again")
                 yield self._checked(values, position)
@@ -180,7 +146,7 @@ class Journal:
             self._file.close()
 
     def _write_header(self, identity: Identity | None) -> int:
-        line = _line(_compact({"format": FORMAT, "identity": identity.to_dict() if identity else None}).encode())
+        line = pack(compact({"format": FORMAT, "identity": identity.to_dict() if identity else None}).encode())
         self._file.seek(0)
         self._file.write(line)
         self._first_record = len(line)
@@ -193,7 +159,7 @@ class Journal:
         """
         self._file.seek(0)
         first = self._file.readline()
-        header = _parse(first)
+        header = unpack(first)
         if header is None:
             if not _TORN.match(first):
                 raise DataError(f"{self.path} is not a journal: give another `output`, or `overwrite=True`")
@@ -202,7 +168,7 @@ class Journal:
         self._first_record = ends = len(first)
         starts: list[tuple[int, int]] = []  # of each batch: position of its first image, byte of its first record
         for position, line in enumerate(self._file):
-            values = _parse(line)
+            values = unpack(line)
             if values is None:
                 break
             record = self._checked(values, position)
@@ -218,17 +184,7 @@ class Journal:
     def _checked(self, values: dict[str, Any], position: int) -> Record:
         """Return the record of a line, after checking its values, its position and its key."""
         try:
-            found, record = (
-                values["position"],
-                Record(
-                    str(values["key"]),
-                    tuple(values["texts"]),
-                    values["error"],
-                    int(values["batch"]),
-                    int(values["size"]),
-                    MaskGrid.from_dict(values["place"]) if "place" in values else None,
-                ),
-            )
+            found, record = decode(values)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{self.path} record {position}: malformed; {_ADVICE}") from error
         expected = self._keys[position] if self._keys is not None and position < len(self._keys) else None
@@ -263,7 +219,7 @@ def read_identity(path: Path) -> Identity | None:
     """
     try:
         with path.open("rb") as file:
-            header = _parse(file.readline())
+            header = unpack(file.readline())
     except FileNotFoundError:
         return None
     return None if header is None else _read_header(header, path)
@@ -279,43 +235,3 @@ def _read_header(header: dict[str, Any], path: Path) -> Identity:
         return Identity.from_dict(header.get("identity"))
     except DataError as error:
         raise DataError(f"{path}: {error}; use `overwrite=True`") from error
-
-
-def _encode(record: Record, position: int) -> bytes:
-    """Return the JSON of a record. `json.dumps` would mostly search the RLE texts for characters to escape."""
-    texts = '","'.join(record.texts)
-    place = f',"place":{_compact(record.place.to_dict())}' if record.place else ""
-    return (
-        f'{{"position":{position},"key":{json.dumps(record.key)},"texts":["{texts}"],"error":{json.dumps(record.error)},'
-        f'"batch":{record.batch},"size":{record.size}{place}}}'
-    ).encode()
-
-
-def _compact(values: dict[str, Any]) -> str:
-    return json.dumps(values, separators=(",", ":"))
-
-
-def _line(text: bytes) -> bytes:
-    return b"%08x %s\n" % (_checksum(text), text)
-
-
-def _checksum(text: bytes) -> int:
-    """Return the CRC-32, computed in parts small enough that zlib does not release the GIL; see `FLUSH_SECONDS`."""
-    view, found = memoryview(text), 0
-    for begin in range(0, len(text), 4096):
-        found = zlib.crc32(view[begin : begin + 4096], found)
-    return found
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return the values of a line, or None if it is incomplete or damaged."""
-    if not line.endswith(b"\n") or line[8:9] != b" ":
-        return None
-    text = line[9:-1]
-    if b"%08x" % zlib.crc32(text) != line[:8]:
-        return None
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.inference.journal import Record
+from cloudrt.inference.journal_records import Record
 from cloudrt.labels import Labels
 from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import replacing, replacing_folder, sha256

@@ -29,8 +29,9 @@ from cloudrt.geo.positions import world_files
 from cloudrt.geo.tiles import MORE_PIXELS, Panorama, Tile, open_panorama
 from cloudrt.geo.tiling import Tiling, check_tiles
 from cloudrt.images.image import ImageFile, StoredImage
+from cloudrt.inference.model_source import require_rules
 from cloudrt.inference.panorama_checks import Check
-from cloudrt.inference.pipeline import Segmenter, require_rules
+from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule

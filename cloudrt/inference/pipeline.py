@@ -22,27 +22,23 @@ from typing import Self, Unpack, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.engines.base import Engine
-from cloudrt.engines.choice import open_engine
 from cloudrt.engines.gpu_images import open_decoder
-from cloudrt.engines.plan import Plan, Samples, make_plan
+from cloudrt.engines.plan import Plan, Samples
 from cloudrt.engines.pool import EnginePool
-from cloudrt.errors import ArtifactError, DataError, ImageError, MemoryExhausted
+from cloudrt.errors import DataError, ImageError, MemoryExhausted
 from cloudrt.images.decoding import Decoded, Decoding, Input
 from cloudrt.images.image import ImageFile, StoredImage, to_array
 from cloudrt.images.inputs import list_inputs
 from cloudrt.inference.groups import BatchOutput, Group
 from cloudrt.inference.identity import Identity, identify
+from cloudrt.inference.model_source import local_model, remote_model, require_rules
 from cloudrt.inference.postprocessing import Postprocessing
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import postprocess_batch
-from cloudrt.model.artifact import Artifact, default_model, parse_artifact, read_artifact
 from cloudrt.model.inferred import Inferred
-from cloudrt.model.onnx_file import load_model
 from cloudrt.options import RunOptions, RunSettings
 from cloudrt.system.cuda import Batch
-from cloudrt.system.files import sha256
 from cloudrt.system.machine import usable_cpus
 from cloudrt.system.overlap import Pace, overlap
 from cloudrt.system.statistics import PipelineStats
@@ -97,45 +93,15 @@ class Segmenter:
             raise DataError(f"options must be a RunOptions, found {options!r}; use keywords such as provider='cpu'")
         self.options = options = (options or RunOptions()).changed(**settings)
         self.threads = options.threads or usable_cpus()
-        if options.remote.urls:
-            self.model, artifact, open_one = self._open_remote(options, plan)
-        else:
-            self.model, artifact, open_one = self._open_local(model, options, plan, samples)
-        gpu = open_decoder(options.decoder, artifact.input_size, self.threads, options.gpus[0])
+        source = remote_model(options, plan) if options.remote.urls else local_model(model, options, plan, samples)
+        self.model, self.plan, self._sha256 = source.path, source.plan, source.sha256
+        input_size = source.artifact.input_size
+        gpu = open_decoder(options.decoder, input_size, self.threads, options.gpus[0])
         self.stats = PipelineStats(self.threads)
-        self.decoding = Decoding(artifact.input_size, options.max_pixels, self.stats["decode"], gpu)
-        self.pool = EnginePool(open_one, options.gpus, self.plan.batch_size)
+        self.decoding = Decoding(input_size, options.max_pixels, self.stats["decode"], gpu)
+        self.pool = EnginePool(source.open_engine, options.gpus, self.plan.batch_size)
         self.artifact = self.pool.artifact
         self.stats["infer"].threads = self.pool.slots
-
-    def _open_local(
-        self, model: str | Path | None, options: RunOptions, plan: Plan | None, samples: Samples | None
-    ) -> tuple[Path, Artifact, Callable[[int, int], Engine]]:
-        """Load an artifact and plan its run; return its path, its metadata, and a function that opens its engines."""
-        path = Path(model) if model is not None else default_model()
-        loaded = load_model(path)
-        artifact = parse_artifact(loaded, path)
-        self._sha256 = sha256(path)
-        self.plan = make_plan(loaded, artifact, options, plan, samples)
-
-        def open_one(device: int, size: int) -> Engine:
-            return open_engine(
-                loaded, self.plan.provider, size, self.threads, self.plan.options(device, options.allow_cpu)
-            )
-
-        return path, artifact, open_one
-
-    def _open_remote(
-        self, options: RunOptions, plan: Plan | None
-    ) -> tuple[Path, Artifact, Callable[[int, int], Engine]]:
-        """Connect to servers; return what `_open_local` does, with the model's name on the servers as its path."""
-        from cloudrt.engines.remote import BATCH_SIZE, RemoteEngine, connect
-
-        remote = connect(options.remote)
-        self._sha256 = remote.digest
-        size = options.batch_size or min(BATCH_SIZE, remote.largest_batch)
-        self.plan = plan or Plan("remote", size, remote.streams)
-        return Path(options.remote.model), remote.artifact, lambda _, batch_size: RemoteEngine(remote, batch_size)
 
     @property
     def batch_size(self) -> int:
@@ -311,31 +277,3 @@ def _each_passed_to(look: Callable[[Inferred], object], groups: Iterable[Group])
         for item in group.each():
             look(item)
         yield group
-
-
-def describe_model(model: Path | None, options: RunOptions) -> tuple[Path, Artifact]:
-    """Return the path of the artifact, or its name on the servers of `options`, and its metadata.
-
-    Raises
-    ------
-    ArtifactError, ProviderError
-        See `Segmenter`.
-    """
-    if options.remote.urls:
-        from cloudrt.engines.remote import connect
-
-        return Path(options.remote.model), connect(options.remote).artifact
-    path = model or default_model()
-    return path, read_artifact(path)
-
-
-def require_rules(artifact: Artifact, model: Path) -> None:
-    """Check that an artifact has rules, without which there are probabilities but no masks.
-
-    Raises
-    ------
-    ArtifactError
-        It has none; the message says how to find rules.
-    """
-    if not artifact.rules:
-        raise ArtifactError(f"{model} has no rules, as its network was never validated: find them with cloudrt tune")

@@ -27,10 +27,11 @@ from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_keys, list_inputs, load_sample
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal import read_identity
+from cloudrt.inference.model_source import describe_model, require_rules
 from cloudrt.inference.paint import paint
 from cloudrt.inference.panorama_checks import Check, panorama_checks
 from cloudrt.inference.panoramas import predict_panoramas
-from cloudrt.inference.pipeline import Segmenter, describe_model, require_rules
+from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.results import Result
 from cloudrt.inference.submission import Submission, open_submission, read_run_record
 from cloudrt.inference.task import InferSettings, InferTask, RunSummary

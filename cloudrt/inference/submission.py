@@ -21,7 +21,8 @@ from pathlib import Path
 from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.inference.identity import Identity
-from cloudrt.inference.journal import Journal, Record
+from cloudrt.inference.journal import Journal
+from cloudrt.inference.journal_records import Record
 from cloudrt.inference.outputs import FormatOptions, output_digest, write_failures, write_rows
 from cloudrt.labels import Labels
 from cloudrt.system.files import replacing

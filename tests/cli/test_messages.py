@@ -147,7 +147,7 @@ def test_inputs_are_checked_before_outputs_and_both_before_a_model_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cloudrt.inference.pipeline.make_plan", lambda *_: pytest.fail("a model was opened"))
+    monkeypatch.setattr("cloudrt.inference.model_source.make_plan", lambda *_: pytest.fail("a model was opened"))
     tiny_artifact(Path("m.onnx"), (64, 96))
     fill("in", "data/train_images")
     Path("data/train.csv").write_text("Image_Label,EncodedPixels\na.png_Fish,1 1\n")

@@ -18,7 +18,7 @@ from cloudrt.cluster.partitions import ListedImage, Partitions
 from cloudrt.cluster.worker import Job
 from cloudrt.engines.plan import Plan
 from cloudrt.inference.identity import Identity
-from cloudrt.inference.journal import Record
+from cloudrt.inference.journal_records import Record
 from cloudrt.inference.pipeline import Segmenter
 
 pytest.importorskip("pyarrow")

@@ -31,7 +31,7 @@ from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.positions import Position
 from cloudrt.images.image import ImageFile, find_images
 from cloudrt.inference.identity import Identity
-from cloudrt.inference.journal import Record
+from cloudrt.inference.journal_records import Record
 from cloudrt.inference.results import Result
 
 pytest.importorskip("pyarrow")

@@ -280,8 +280,8 @@ def test_every_device_works_behind_one_decoder_and_the_order_stays(
         return real(self, batch)
 
     monkeypatch.setattr(OrtEngine, "run", run)
-    monkeypatch.setattr("cloudrt.inference.pipeline.open_engine", open_here)
-    monkeypatch.setattr("cloudrt.inference.pipeline.make_plan", lambda *words: words[3])
+    monkeypatch.setattr("cloudrt.inference.model_source.open_engine", open_here)
+    monkeypatch.setattr("cloudrt.inference.model_source.make_plan", lambda *words: words[3])
     monkeypatch.setattr("cloudrt.system.overlap.HANDOVER_S", 0)  # a group is one batch
     pictures = [picture(number) for number in range(24)]
     with Segmenter(model, devices=(3, 5), plan=Plan("cuda", 2), threads=2) as segmenter:

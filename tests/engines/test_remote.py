@@ -26,7 +26,8 @@ from cloudrt.engines.remote import RemoteEngine, connect
 from cloudrt.engines.remote_client import ServerError
 from cloudrt.engines.remote_metadata import model_parameters
 from cloudrt.errors import ArtifactError, DataError, ProviderError
-from cloudrt.inference.journal import Journal, Record
+from cloudrt.inference.journal import Journal
+from cloudrt.inference.journal_records import Record
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import read_artifact

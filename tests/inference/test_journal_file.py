@@ -9,7 +9,8 @@ import pytest
 from support.identity import make_identity
 
 from cloudrt.errors import DataError
-from cloudrt.inference.journal import Journal, Record
+from cloudrt.inference.journal import Journal
+from cloudrt.inference.journal_records import Record
 
 
 def test_two_runs_do_not_write_one_journal(tmp_path: Path) -> None:

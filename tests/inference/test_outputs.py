@@ -23,7 +23,7 @@ from support.pictures import imread
 from support.tiny import SMALL_GRIDS, write_jpeg
 
 from cloudrt.cli.infer import infer
-from cloudrt.inference.journal import Record
+from cloudrt.inference.journal_records import Record
 from cloudrt.inference.outputs import compress_counts, write_coco, write_csv
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import CLOUDS
