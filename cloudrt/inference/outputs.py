@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -49,27 +48,17 @@ class FormatOptions:
     overwrite: bool = False
 
 
-class _Lines:
-    """Converts the CR LF line ends of a `csv.writer` to LF.
-
-    With CR LF as its line terminator, the writer quotes names that contain either character.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, line: str) -> int:
-        """Write one row."""
-        return self._file.write(line.removesuffix("\r\n") + "\n")
-
-
 def write_csv(path: Path, records: Records, labels: Labels) -> None:
     """Write a row for each image and class with the columns `labels.header`, as the competition's scorer reads it."""
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(_Lines(file)).writerow(labels.header)
-        for record in records():  # RLE texts need no quotes; csv would check every character
+        file.write(_row(labels.header))
+        for record in records():  # RLE texts need no quotes; the csv module would check every character
             names = [_quoted(f"{record.key}_{label}") for label in labels.classes]
             file.write("".join(f"{name},{text}\n" for name, text in zip(names, record.texts, strict=True)))
+
+
+def _row(fields: Iterable[str]) -> str:
+    return ",".join(map(_quoted, fields)) + "\n"
 
 
 def _quoted(field: str) -> str:
@@ -215,15 +204,14 @@ def output_digest(path: Path) -> str:
 
 def write_failures(path: Path, records: Records) -> None:
     """Write a CSV of image,reason with the images that failed; if there are none, remove an existing file."""
-    failed = ((record.key, record.error) for record in records() if record.error is not None)
+    failed = (_row((record.key, record.error)) for record in records() if record.error is not None)
     first = next(failed, None)
     if first is None:
         path.unlink(missing_ok=True)
         return
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(_Lines(file))
-        writer.writerows([("image", "reason"), first])
-        writer.writerows(failed)
+        file.writelines((_row(("image", "reason")), first))
+        file.writelines(failed)
 
 
 def compress_counts(counts: Sequence[int]) -> str:
