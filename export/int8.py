@@ -5,7 +5,8 @@ and DequantizeLinear (QDQ), which runtimes replace by int8 kernels.
 
     cpu        unsigned asymmetric activations, 7-bit weights: with 8 bits the int8 product of CPUs without VNNI
                saturates, and the result would differ from that of CPUs with VNNI
-    tensorrt   signed symmetric activations, 8-bit weights as QDQ pairs, float biases, as TensorRT requires
+    tensorrt   signed symmetric activations, 8-bit weights as QDQ pairs, float biases, as TensorRT requires; depthwise
+               convolutions stay in float, because TensorRT for RTX would divide them into one kernel per channel
 """
 
 from __future__ import annotations
@@ -52,13 +53,9 @@ class Quantiser:
             raise DataError(f"the int8 target must be one of {', '.join(TARGETS)}, found {target!r}")
         self.target = target
         self.layer = {node.name: layer_of(node) for node in model.graph.node}
-        self.layers = list(
-            dict.fromkeys(
-                layer
-                for node in model.graph.node
-                if node.op_type in OPERATORS[target] and (layer := self.layer[node.name]) is not None
-            )
-        )
+        self._float = _depthwise(model) if target == "tensorrt" else set()
+        taken = [n.name for n in model.graph.node if n.op_type in OPERATORS[target] and n.name not in self._float]
+        self.layers = list(dict.fromkeys(layer for name in taken if (layer := self.layer[name]) is not None))
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         strip_metadata_props(self.model)
@@ -72,7 +69,7 @@ class Quantiser:
         tensorrt = self.target == "tensorrt"
         copy = onnx.ModelProto()
         copy.CopyFrom(self.model)
-        stay = [name for name, layer in self.layer.items() if layer is None or layer in kept]
+        stay = [name for name, layer in self.layer.items() if layer is None or layer in kept or name in self._float]
         options: dict[str, Any] = {"ActivationSymmetric": tensorrt, "WeightSymmetric": True}
         if tensorrt:
             options |= {"QuantizeBias": False, "AddQDQPairToWeight": True, "DedicatedQDQPair": True}
@@ -95,6 +92,17 @@ class Quantiser:
         model = quantizer.model.model
         assert isinstance(model, onnx.ModelProto)
         return model
+
+
+def _depthwise(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the convolutions of single channels."""
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    return {
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Conv" and (shape := shapes.get(node.input[1])) and shape[0] > shape[1] == 1
+        if any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
+    }
 
 
 def _measure_ranges(model: onnx.ModelProto, images: NDArray[np.uint8], operators: tuple[str, ...]) -> Any:

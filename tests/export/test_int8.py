@@ -16,9 +16,10 @@ from cloudrt.export.export import Target, export
 from cloudrt.export.gate import Gate
 from cloudrt.export.half import to_half
 from cloudrt.export.int8 import Quantiser
-from cloudrt.export.source import ExportSource
+from cloudrt.export.source import ExportSource, SourceOptions
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from support.networks import make_checkpoint
 
 from cloudrt.cli.export import export as command
 from cloudrt.engines.choice import choose_provider, open_engine
@@ -335,3 +336,20 @@ def test_quantising_is_repeatable_and_leaves_the_network_unchanged(source: Expor
     first, again = quantiser.quantise(), quantiser.quantise()
     assert source.model.SerializeToString() == before
     assert first.SerializeToString() == again.SerializeToString()
+
+
+def test_depthwise_convolutions_stay_float_for_tensorrt(tmp_path: Path) -> None:
+    """TensorRT for RTX would divide each into as many kernels as it has channels."""
+    path = tmp_path / "best.pth"
+    make_checkpoint(path, "mobilenet_v2")
+    source = ExportSource(path, SourceOptions(calibrate=True, max_images=4))
+    for target in ("cpu", "tensorrt"):
+        quantiser = Quantiser(source.model, source.calibration.images, target)
+        graph = quantiser.quantise().graph
+        dequantised = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        convolutions = [node for node in graph.node if node.op_type == "Conv"]
+        depthwise = [node for node in convolutions if helper.get_node_attr_value(node, "group") > 1]
+        assert len(depthwise) == 17  # the blocks of MobileNetV2, Table 2 of arXiv:1801.04381
+        taken = {node.name for node in convolutions if node.input[0] in dequantised or node.input[1] in dequantised}
+        floating = {node.name for node in convolutions} - taken
+        assert floating == (set() if target == "cpu" else {node.name for node in depthwise})
