@@ -92,9 +92,9 @@ def tune(
     for one in (source, model):
         if one and one.suffix != ".npz":
             read_artifact(one)
-    in_place = overwrite and any(
-        path and target.exists() and path.exists() and path.samefile(target) for path in (source, model)
-    )
+    models = {"the model": source, "--model": model}
+    if overwrite:  # the rules of an artifact may be replaced in place
+        models = {name: path for name, path in models.items() if not _same(path, target)}
     check_outputs(
         {
             "--output": target,
@@ -103,8 +103,7 @@ def tune(
             "the disagreements of --output": target.with_suffix(".disagreements.csv"),
             "--save-probabilities": save_probabilities,
         },
-        {"train.csv": folder.train_csv, "data.json": data / "data.json", "--image-list": image_list}
-        | ({} if in_place else {"the model": source, "--model": model}),
+        models | {"train.csv": folder.train_csv, "data.json": data / "data.json", "--image-list": image_list},
         images=(folder.train_images / name for name in rows),
         overwrite=overwrite,
     )
@@ -149,6 +148,10 @@ def _refuse_swapped(source: Path, data: Path) -> None:
         f"{source} is a {what}: first give a model (.onnx) or probabilities (.npz), then the folder that contains "
         "train.csv"
     )
+
+
+def _same(path: Path | None, target: Path) -> bool:
+    return path is not None and path.exists() and target.exists() and path.samefile(target)
 
 
 def _target(output: Path | None, model: Path | None, save_probabilities: Path | None, from_file: bool) -> Path:

@@ -59,9 +59,11 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
     check_store(store)
     if store.resolve().is_relative_to(output.resolve()):
         raise DataError(f"{output} would be replaced: it contains {store}; use another name")
+    if output.resolve().is_relative_to(store.resolve()):
+        raise DataError(f"{output} lies in {store}: use another name")
     folder = output.suffix == ".zarr"
     named = {"`output`": output}
-    check_outputs({} if folder else named, {"STORE": store}, folders=named if folder else {}, overwrite=overwrite)
+    check_outputs({} if folder else named, {"STORE": store}, stores=named if folder else {}, overwrite=overwrite)
     try:
         with xarray.open_zarr(store, consolidated=True, mask_and_scale=False, chunks=None) as data:
             if not data.sizes["time"]:

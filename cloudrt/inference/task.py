@@ -18,7 +18,7 @@ from cloudrt.inference.outputs import OUTLINES, PLACED, SIMPLIFY, SUFFIXES, Form
 from cloudrt.inference.submission import RunPaths
 from cloudrt.model.artifact import default_model
 from cloudrt.options import RunOptions, RunSettings
-from cloudrt.system.paths import check_outputs
+from cloudrt.system.paths import check_outputs, check_suffixes
 from cloudrt.system.suggest import check_name
 
 
@@ -174,10 +174,12 @@ class InferTask:
         check_outputs(
             named | follow | written | {"the journal": paths.journal},
             reads,
-            folders=folders | stores,
+            folders=folders,
+            stores=stores,
             images=images,
             overwrite=True,
         )
+        check_suffixes({"`stats`": self.stats}, ".json")
         check_outputs(written, overwrite=self.overwrite)
         continues = self.overwrite or (self.resume and begun)
         check_outputs(named, folders=folders, overwrite=continues)

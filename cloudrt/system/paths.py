@@ -1,6 +1,7 @@
 """Check the output paths of a command before it starts.
 
-No output may be an input, no two outputs may be the same file, and existing outputs are replaced only with `overwrite`.
+No output may be an input, no two outputs may be the same file, nothing may lie below a file or a store that is written,
+and existing outputs are replaced only with `overwrite`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ def check_outputs(
     reads: Paths | None = None,
     *,
     folders: Paths | None = None,
+    stores: Paths | None = None,
     images: Iterable[Path] = (),
     overwrite: bool | None = False,
 ) -> None:
@@ -33,6 +35,8 @@ def check_outputs(
         Files and folders that it reads.
     folders
         Folders that it writes files into.
+    stores
+        Folders that it writes, or replaces, as a whole.
     images
         Image files that it reads.
     overwrite
@@ -44,7 +48,8 @@ def check_outputs(
         The message names the path, the conflicting options, and what to do.
     """
     written = {name: path for name, path in files.items() if path is not None}
-    filled = {name: path for name, path in (folders or {}).items() if path is not None}
+    whole = written | {name: path for name, path in (stores or {}).items() if path is not None}
+    filled = {name: path for name, path in ((folders or {}) | (stores or {})).items() if path is not None}
     read = {name: path for name, path in (reads or {}).items() if path is not None}
     inputs = {os.path.realpath(path): name for name, path in read.items()}
     taken: dict[str, str] = {}
@@ -55,6 +60,7 @@ def check_outputs(
         if other:
             raise DataError(f"{path} would be replaced: it is both {other} and {name}; use another name")
         taken[key] = name
+    _refuse_nested(whole, read | written | filled)
     for name, path in written.items():
         if path.exists() and not path.is_file():
             raise DataError(f"{path} ({name}) is not a regular file: give the name of a file to write")
@@ -91,6 +97,16 @@ def _refuse_same(path: Path, name: str, read: Mapping[str, Path]) -> None:
     for other, source in read.items():
         if path.exists() and source.exists() and path.samefile(source):
             raise DataError(f"{path} would be replaced: it is both {other} and {name}; use another name")
+
+
+def _refuse_nested(whole: Mapping[str, Path], paths: Mapping[str, Path]) -> None:
+    """Raise DataError if an input or output lies below an output that is a file or a store."""
+    places = {os.path.realpath(path).casefold(): name for name, path in whole.items()}
+    for name, path in paths.items():
+        parents = map(str, Path(os.path.realpath(path).casefold()).parents)
+        around = next((places[parent] for parent in parents if parent in places), None)
+        if around is not None:
+            raise DataError(f"{path} ({name}) lies below {around} {whole[around]}: use another name")
 
 
 def _refuse_links(folder: Path, name: str) -> None:

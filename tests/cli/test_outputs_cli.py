@@ -69,6 +69,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
         ("explore data -o page/x.html", "page/x.html exists: give another --output, or --overwrite"),
         ("explore data --findings data/train.csv --overwrite", "both train.csv and --findings"),
         ("tune model.onnx data -o model.onnx", "both the model and --output"),
+        ("tune p.npz data --model in/p.onnx -o in/p.onnx --overwrite", "both the model and the page of --output"),
         ("tune model.onnx data --save-probabilities to_csv.npz --overwrite", "both train.csv and --save-probabilities"),
     ],
 )
@@ -80,6 +81,10 @@ def test_what_would_be_replaced_is_refused(
     monkeypatch.chdir(root)
     (root / "link.onnx").hardlink_to(root / "best.pth")
     (root / "to_csv.npz").symlink_to("data/train.csv")
+    (root / "p.npz").touch()
+    (root / "in").mkdir()
+    (root / "in" / "p.onnx").hardlink_to(root / "model.onnx")
+    (root / "in" / "p.html").symlink_to(root / "p.npz")
     shutil.copytree(root / "data", root / "runs" / "nested" / "fold-1")
     image = sorted((root / "data" / "train_images").iterdir())[0]
     before = contents(root)

@@ -82,6 +82,9 @@ def test_a_damaged_store_gives_no_frequencies(model: Path, tmp_path: Path) -> No
     run(tmp_path / "in", store, model)
     inside = CliRunner().invoke(main, ["grid", str(store), "-o", str(store.parent), "--overwrite"])
     assert inside.exit_code == 2 and "would be replaced" in inside.output and store.is_dir()
+    for name in ("mask/freq.zarr", "freq.nc"):
+        below = CliRunner().invoke(main, ["grid", str(store), "-o", str(store / name)])
+        assert below.exit_code == 2 and "lies in" in below.output and not (store / name).exists()
     (store / "mask" / "1.0.0.0").unlink()  # zarr fills a missing chunk
     result = CliRunner().invoke(main, ["grid", str(store), "-o", str(tmp_path / "freq.nc")])
     assert result.exit_code == 2 and "20200104" in result.output and "damaged" in result.output

@@ -138,6 +138,11 @@ def test_a_folder_that_changes_during_the_run(
         (["-o", "a.csv", "--save-probabilities", "folder.npz"], "is not a regular file"),
         (["-o", "a.csv", "--masks", "model.onnx"], "both --model and --masks"),
         (["-o", "a.csv", "--masks", "in/03.jpg"], "is not a folder"),
+        (["-o", "a.csv", "--masks", "a.csv/m"], "(--masks) lies below --output a.csv"),
+        (
+            ["-o", "a.csv", "--masks", "m", "--stats", "m/Fish/03.jpg.png"],
+            "03.jpg.png: the file name must end in .json",
+        ),
         (["-o", "a.csv", "--devices", ""], "GPU numbers such as 0,1"),
         (["-o", "a.csv", "--devices", "0,0"], "without repetition"),
         (["-o", "a.csv", "--batch-size", "99999999999999999999"], "--batch-size"),

@@ -94,6 +94,17 @@ def test_two_outputs_are_never_one_file(other: str) -> None:
     assert "both --output and --masks" in refusal({"--output": Path("m")}, folders={"--masks": Path("m")})
 
 
+@pytest.mark.parametrize("name", ["a.csv/b.json", "A.csv/deep/b.json", "link/b.json"])
+def test_nothing_lies_below_a_file_or_a_store_that_is_written(here: Path, name: str) -> None:
+    (here / "link").symlink_to("a.csv")
+    inner = {"--other": Path(name)}
+    for outer, more in ((inner | {"--output": Path("a.csv")}, {}), (inner, {"stores": {"--output": Path("a.csv")}})):
+        assert f"{name} (--other) lies below --output a.csv: use another" in refusal(outer, **more)
+    assert "below --output a.csv" in refusal({"--output": Path("a.csv")}, folders=inner)
+    assert "below --output a.csv" in refusal({}, inner, stores={"--output": Path("a.csv")}, overwrite=True)
+    check_outputs(inner, folders={"--masks": Path("a.csv")})
+
+
 def test_a_name_that_differs_from_an_inputs_in_case_is_looked_up(here: Path) -> None:
     """Two files on a case-sensitive file system, as here; but two outputs with such names are refused."""
     if (here / "MODEL.ONNX").exists():
