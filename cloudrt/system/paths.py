@@ -49,7 +49,7 @@ def check_outputs(
     """
     written = {name: path for name, path in files.items() if path is not None}
     whole = written | {name: path for name, path in (stores or {}).items() if path is not None}
-    filled = {name: path for name, path in ((folders or {}) | (stores or {})).items() if path is not None}
+    filled = {name: path for name, path in {**(folders or {}), **(stores or {})}.items() if path is not None}
     read = {name: path for name, path in (reads or {}).items() if path is not None}
     inputs = {os.path.realpath(path): name for name, path in read.items()}
     taken: dict[str, str] = {}
