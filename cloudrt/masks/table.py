@@ -52,7 +52,8 @@ def read_rows(path: str | Path, labels: Labels) -> Iterator[tuple[int, str, str]
     import pandas as pd
 
     header = list(labels.header)
-
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):  # pipes and devices may never end
+        raise DataError(f"{path} is not a regular file")
     try:
         with Path(path).open("rb") as file:  # given a path, pandas would download a URL
             _refuse_wide(file, path)

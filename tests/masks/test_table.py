@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -35,3 +36,11 @@ def test_a_long_header_is_not_printed_whole(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the header is 'xxx") as caught:
         read_table(tmp_path / "t.csv")
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_pipes_and_devices_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "pipe.csv", Path(os.devnull)):
+        with pytest.raises(DataError, match="is not a regular file"):
+            read_table(path)
