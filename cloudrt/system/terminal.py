@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 from unicodedata import category
 
 import click
@@ -189,6 +189,13 @@ class Failure(click.ClickException):
     """The command could not run: one line on stderr, exit status 2."""
 
     exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the line; if stderr cannot be written, only the exit status reports the failure."""
+        try:
+            super().show(file)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # flushing the buffer at exit would fail again
 
     def format_message(self) -> str:
         """Return the line, without terminal escapes."""

@@ -113,6 +113,15 @@ def test_closed_streams_change_nothing(images: Path, model: Path, tmp_path: Path
     assert not list(tmp_path.glob("*.journal"))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux")
+def test_a_full_stderr_is_status_2(images: Path, model: Path) -> None:
+    """Status 1 would mean that the output was written."""
+    command = [sys.executable, "-c", "from cloudrt.cli import infer; infer()", "in", *words(model)]
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run(command, stdout=full, stderr=full, check=False).returncode == 2
+    assert not Path("submission.csv").exists()
+
+
 @posix
 def test_rows_for_a_closed_stream_are_refused(images: Path, model: Path) -> None:
     command = [sys.executable, "-c", "from cloudrt.cli import infer; infer()", "in", *words(model, "-o", "-")]
