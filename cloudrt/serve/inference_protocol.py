@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 
@@ -113,19 +113,25 @@ def protocol_router(batcher: Batcher, settings: ServeSettings, name: str, protec
         check(model, version)
         return tensors.config(name)
 
-    @guarded.post("/v2/models/{model}/infer", response_class=JSONResponse, openapi_extra=_INFER_BODY)
-    @guarded.post("/v2/models/{model}/versions/{version}/infer", response_class=JSONResponse, openapi_extra=_INFER_BODY)
+    slot = [Depends(batcher.request)]
+
+    @guarded.post("/v2/models/{model}/infer", response_class=JSONResponse, openapi_extra=_INFER_BODY, dependencies=slot)
+    @guarded.post(
+        "/v2/models/{model}/versions/{version}/infer",
+        response_class=JSONResponse,
+        openapi_extra=_INFER_BODY,
+        dependencies=slot,
+    )
     async def infer(request: Request, model: str, version: str = VERSION_OF_MODEL) -> Response:
         """Run the network on a batch of images in its input size."""
         check(model, version)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise ProtocolError("compressed requests are not supported")
-        with batcher.request():
-            body = await read_body(request, settings)
-            images, wanted, given = await batcher.call(tensors.parse, body, request.headers.get(HEADER_LENGTH))
-            outputs = await unless_gone(request, together(batcher.infer(image) for image in images))
-            answer = {"model_name": name, "model_version": VERSION_OF_MODEL} | given
-            return await batcher.call(_response, answer, outputs, wanted)
+        body = await read_body(request, settings)
+        images, wanted, given = await batcher.call(tensors.parse, body, request.headers.get(HEADER_LENGTH))
+        outputs = await unless_gone(request, together(batcher.infer(image) for image in images))
+        answer = {"model_name": name, "model_version": VERSION_OF_MODEL} | given
+        return await batcher.call(_response, answer, outputs, wanted)
 
     router.include_router(guarded)
     return router
