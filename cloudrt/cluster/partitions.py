@@ -6,11 +6,13 @@ run.json beside them holds the identity of the run. Files are written atomically
 Parquet files have the columns of `cloudrt.inference.outputs.write_parquet`. part-00000.csv is a piece of the
 submission, and part-00000.failures.csv, written before it, lists its failed images. For panoramas,
 part-00000.places.json, written before the rows, has the grid and position of each image, or null if it failed.
+part-00000.sums.json, written before the rows too, has the SHA-256 of the partition's other files.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -33,11 +35,11 @@ from cloudrt.system.overlap import overlap
 
 FORMS = ("parquet", "csv")
 MANIFEST = "run.json"
-FORMAT = 2
+FORMAT = 3
 READERS = 8
 """Number of partitions read concurrently while merging."""
 
-_OURS = re.compile(r"part-\d{5,}(\.failures)?\.(parquet|csv)|part-\d{5,}\.places\.json|run\.json")
+_OURS = re.compile(r"part-\d{5,}(\.failures)?\.(parquet|csv)|part-\d{5,}\.(places|sums)\.json|run\.json")
 
 
 @dataclass(frozen=True)
@@ -156,13 +158,17 @@ class Partitions:
         with TemporaryDirectory() as folder:
             path, failures = Path(folder, self.name(number)), Path(folder, "failures.csv")
             FORMATS[self.form](path, lambda: records, self.labels)
+            files: dict[str, bytes] = {}
             if self.form == "csv":
                 write_failures(failures, lambda: records)
-                self.place.write(f"part-{number:05}.failures.csv", failures.read_bytes() if failures.exists() else b"")
+                files[f"part-{number:05}.failures.csv"] = failures.read_bytes() if failures.exists() else b""
             if self.placed:
                 places = [record.place.to_dict() if record.place else None for record in records]
-                self.place.write(f"part-{number:05}.places.json", json.dumps(places).encode())
-            self.place.write(self.name(number), path.read_bytes())
+                files[f"part-{number:05}.places.json"] = json.dumps(places).encode()
+            rows = {self.name(number): path.read_bytes()}
+            sums = {name: hashlib.sha256(data).hexdigest() for name, data in (files | rows).items()}
+            for name, data in (files | {f"part-{number:05}.sums.json": json.dumps(sums).encode()} | rows).items():
+                self.place.write(name, data)
 
     def read(self, number: int) -> list[Record]:
         """Return the rows of one partition.
@@ -172,11 +178,12 @@ class Partitions:
         DataError
             The file is damaged or missing.
         """
-        data = self.place.read(self.name(number))
         try:
-            rows = list(self._from_csv(number, data) if self.form == "csv" else self._from_parquet(data))
-            return self._with_places(number, rows) if self.placed else rows
-        except (ValueError, KeyError, OSError) as error:
+            sums = json.loads(self.place.read(f"part-{number:05}.sums.json"))
+            data = self._read(self.name(number), sums)
+            rows = list(self._from_csv(number, data, sums) if self.form == "csv" else self._from_parquet(data))
+            return self._with_places(number, rows, sums) if self.placed else rows
+        except (ValueError, LookupError, TypeError, RecursionError, OSError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(
@@ -239,8 +246,14 @@ class Partitions:
             raise DataError(f"{where} is damaged (partitions of no images): --overwrite, or use other --partitions")
         return found
 
-    def _with_places(self, number: int, rows: Sequence[Record]) -> list[Record]:
-        places = json.loads(self.place.read(f"part-{number:05}.places.json"))
+    def _read(self, name: str, sums: Mapping[str, str]) -> bytes:
+        data = self.place.read(name)
+        if hashlib.sha256(data).hexdigest() != sums[name]:
+            raise ValueError(f"the checksum of {name} is wrong")
+        return data
+
+    def _with_places(self, number: int, rows: Sequence[Record], sums: Mapping[str, str]) -> list[Record]:
+        places = json.loads(self._read(f"part-{number:05}.places.json", sums))
         try:
             found = [None if place is None else MaskGrid.from_dict(place) for place in places]
         except (DataError, TypeError) as error:
@@ -255,10 +268,10 @@ class Partitions:
         images, texts, errors = (table[name].to_pylist() for name in ("image", "rle", "error"))
         yield from self._grouped(images, texts, dict(zip(images, errors, strict=True)))
 
-    def _from_csv(self, number: int, data: bytes) -> Iterator[Record]:
+    def _from_csv(self, number: int, data: bytes, sums: Mapping[str, str]) -> Iterator[Record]:
         import pandas
 
-        failures = self.place.read(f"part-{number:05}.failures.csv").decode()
+        failures = self._read(f"part-{number:05}.failures.csv", sums).decode()
         errors = {row["image"]: row["reason"] for row in csv.DictReader(io.StringIO(failures, newline=""))}
         # Not csv.reader, which refuses fields of more than 128 KiB.
         table = pandas.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False)

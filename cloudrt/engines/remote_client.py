@@ -69,14 +69,32 @@ def check_type(name: str, datatype: Any, shape: Any, expected: tuple[int, ...]) 
 
 def to_tensor(name: str, data: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Return the data of an output, an array or lists of numbers, as uint8 of `shape`; ServerError if it is not."""
-    try:
-        values = np.asarray(data)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ServerError(f"the data of output {name} is not an array: {error}") from error
     count = math.prod(shape)
-    if values.size != count or values.dtype.kind not in "iu" or (count and not 0 <= values.min() <= values.max() < 256):
+    try:
+        values = data if isinstance(data, np.ndarray) else read_numbers(data, count)
+    except ValueError as error:
+        raise ServerError(f"output {name} is malformed: {error}") from error
+    if values.size != count or values.dtype != np.uint8:
         raise ServerError(f"output {name} has {values.size} values of {values.dtype}, expected {count} of uint8")
-    return values.astype(np.uint8, copy=False).reshape(shape)
+    return values.reshape(shape)
+
+
+def read_numbers(data: Any, count: int) -> NDArray[np.uint8]:
+    """Return `count` integers, in flat or nested lists from JSON, as a flat array.
+
+    Raises
+    ------
+    ValueError
+        Another number of values, or a value that is not an integer from 0 to 255.
+    """
+    values = np.array(data, object).ravel().tolist()  # object: numpy would pad texts to the length of the longest
+    kinds = {type(value).__name__ for value in values}
+    if len(values) != count or kinds != {"int"}:
+        found = f"{len(values)} values of type {', '.join(sorted(kinds))}"
+        raise ValueError(f"expected {count} integers, found {found}")
+    if not 0 <= min(values) <= max(values) <= 255:
+        raise ValueError("the integers must be from 0 to 255")
+    return np.frombuffer(bytes(values), np.uint8)
 
 
 def require_all(found: dict[str, NDArray[np.uint8]], shapes: Iterable[str]) -> dict[str, NDArray[np.uint8]]:

@@ -2,9 +2,9 @@
 
     client --admission (503)--> body (408, 413) --Batcher--> JSON, PNG or GeoJSON
 
-A request holds one of `ServeSettings.queue` slots from before its body is read until its answer is encoded or its
-client has disconnected, which bounds the memory. An answer that is being sent holds no slot. The Open Inference
-Protocol is in `inference_protocol`, the pages in `pages`.
+A request holds one of `ServeSettings.queue` slots from before its body is read until its answer is sent, its client
+has disconnected or a limit of time has passed, which bounds the memory. The Open Inference Protocol is in
+`inference_protocol`, the pages in `pages`.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from cloudrt.serve.errors import handle_errors
 from cloudrt.serve.inference_protocol import protocol_router
 from cloudrt.serve.metrics import MeasureRequests, Metrics
 from cloudrt.serve.parameters import GEOJSON, PNG, accepted, changed_rules, refuse_unknown, request_bounds
+from cloudrt.serve.sending import SendInPieces
 from cloudrt.serve.settings import ServeSettings
 from cloudrt.serve.uploads import read_images, unless_gone
 from cloudrt.system.versions import VERSION
@@ -117,6 +118,7 @@ def create_app(segmenter: Segmenter, settings: ServeSettings | None = None) -> F
             allow_headers=["Accept", "Authorization", "Content-Type", "Inference-Header-Content-Length"],
             expose_headers=["Inference-Header-Content-Length", "Retry-After"],
         )
+    app.add_middleware(SendInPieces, limit_s=settings.body_timeout_s)
     app.add_middleware(MeasureRequests, metrics=metrics)
     return app
 
@@ -189,7 +191,13 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
     }
     sound = {"content": {PNG: {}, GEOJSON: {}}, "description": "The masks."}
 
-    @router.post("/v1/segment", response_model=SegmentAnswer, responses={200: sound, **errors}, openapi_extra=_BODY)
+    @router.post(
+        "/v1/segment",
+        response_model=SegmentAnswer,
+        responses={200: sound, **errors},
+        openapi_extra=_BODY,
+        dependencies=[Depends(batcher.request)],
+    )
     async def segment(
         request: Request,
         label: Annotated[str | None, Query(alias="class", description="PNG, GeoJSON: this class alone.")] = None,
@@ -218,23 +226,22 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
         locate = None
         if kind == GEOJSON:
             locate = partial(geojson.locate, labels=labels, bounds=box, max_pixels=model.max_pixels)
-        with batcher.request():
-            images = await read_images(request, settings)
-            if kind == PNG and len(images) > 1:
-                raise HTTPException(400, f"{PNG} needs a request with one image, found {len(images)}")
-            results = await unless_gone(request, _segment_all(batcher, images, metrics, applied, locate))
-            names = [name for name, _ in images]
-            failures = [(name, one) for name, one in zip(names, results, strict=True) if isinstance(one, str)]
-            if len(failures) == len(images):
-                raise HTTPException(422, failures[0][1] if len(images) == 1 else _list(failures))
-            if kind == PNG:
-                (found,) = results
-                assert not isinstance(found, str)
-                return await batcher.call(png_answer, found.texts, labels, label)
-            if kind == GEOJSON:
-                text = await batcher.call(geojson.feature_collection, names, results, labels, label)
-                return Response(text, media_type=GEOJSON)
-            return await batcher.call(json_answer, model.name, labels, names, results, levels)
+        images = await read_images(request, settings)
+        if kind == PNG and len(images) > 1:
+            raise HTTPException(400, f"{PNG} needs a request with one image, found {len(images)}")
+        results = await unless_gone(request, _segment_all(batcher, images, metrics, applied, locate))
+        names = [name for name, _ in images]
+        failures = [(name, one) for name, one in zip(names, results, strict=True) if isinstance(one, str)]
+        if len(failures) == len(images):
+            raise HTTPException(422, failures[0][1] if len(images) == 1 else _list(failures))
+        if kind == PNG:
+            (found,) = results
+            assert not isinstance(found, str)
+            return await batcher.call(png_answer, found.texts, labels, label)
+        if kind == GEOJSON:
+            text = await batcher.call(geojson.feature_collection, names, results, labels, label)
+            return Response(text, media_type=GEOJSON)
+        return await batcher.call(json_answer, model.name, labels, names, results, levels)
 
     @router.get("/v1/models")
     async def models() -> ModelsAnswer:
@@ -244,6 +251,7 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
     @router.get(
         "/v1/scenes/{seed}.jpg",
         response_class=Response,
+        dependencies=[Depends(batcher.request)],
         responses={
             200: {"content": {"image/jpeg": {}}, "description": "The image."},
             422: errors[422],
@@ -252,8 +260,7 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
     )
     async def scene(seed: Annotated[int, Path(ge=0, lt=SCENES)]) -> Response:
         """Draw a synthetic scene, to try the model on."""
-        with batcher.request():
-            return Response(await batcher.call(_draw, seed), media_type="image/jpeg")
+        return Response(await batcher.call(_draw, seed), media_type="image/jpeg")
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics_text() -> Response:

@@ -12,9 +12,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
@@ -98,9 +97,8 @@ class Batcher:
         self._threads = ThreadPoolExecutor(segmenter.threads, "decode")
         self._engines = ThreadPoolExecutor(segmenter.pool.slots, "engine")
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Count a request as in progress.
+    async def request(self) -> AsyncIterator[None]:
+        """Count a request as in progress until its answer is sent; a dependency of its route.
 
         Raises
         ------

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 
+from cloudrt.engines.remote_client import read_numbers
 from cloudrt.engines.remote_metadata import model_parameters
 from cloudrt.serve.batcher import Batcher, Outputs, together
 from cloudrt.serve.settings import ServeSettings
@@ -111,22 +113,25 @@ def protocol_router(batcher: Batcher, settings: ServeSettings, name: str, protec
         check(model, version)
         return tensors.config(name)
 
-    @guarded.post("/v2/models/{model}/infer", response_class=JSONResponse, openapi_extra=_INFER_BODY)
-    @guarded.post("/v2/models/{model}/versions/{version}/infer", response_class=JSONResponse, openapi_extra=_INFER_BODY)
+    slot = [Depends(batcher.request)]
+
+    @guarded.post("/v2/models/{model}/infer", response_class=JSONResponse, openapi_extra=_INFER_BODY, dependencies=slot)
+    @guarded.post(
+        "/v2/models/{model}/versions/{version}/infer",
+        response_class=JSONResponse,
+        openapi_extra=_INFER_BODY,
+        dependencies=slot,
+    )
     async def infer(request: Request, model: str, version: str = VERSION_OF_MODEL) -> Response:
         """Run the network on a batch of images in its input size."""
         check(model, version)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise ProtocolError("compressed requests are not supported")
-        with batcher.request():
-            body = await read_body(request, settings)
-            asked, images = await batcher.call(tensors.parse, body, request.headers.get(HEADER_LENGTH))
-            wanted = tensors.wanted(asked)
-            outputs = await unless_gone(request, together(batcher.infer(image) for image in images))
-            answer = {"model_name": name, "model_version": VERSION_OF_MODEL}
-            if isinstance(asked.get("id"), str):
-                answer["id"] = asked["id"]
-            return await batcher.call(_response, answer, outputs, wanted)
+        body = await read_body(request, settings)
+        images, wanted, given = await batcher.call(tensors.parse, body, request.headers.get(HEADER_LENGTH))
+        outputs = await unless_gone(request, together(batcher.infer(image) for image in images))
+        answer = {"model_name": name, "model_version": VERSION_OF_MODEL} | given
+        return await batcher.call(_response, answer, outputs, wanted)
 
     router.include_router(guarded)
     return router
@@ -194,12 +199,17 @@ class _Tensors:
             "parameters": {key: {"string_value": value} for key, value in parameters.items()},
         }
 
-    def parse(self, body: bytes, header_length: str | None) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-        """Return the JSON of a request, and its images, (n, H, W, 3)."""
+    def parse(
+        self, body: bytes, header_length: str | None
+    ) -> tuple[NDArray[np.uint8], dict[str, bool], dict[str, str]]:
+        """Return the images of a request, (n, H, W, 3), output -> whether it is sent as binary data, and its id.
+
+        The rest of its JSON, which takes many times the memory of the body, is not kept.
+        """
         size = len(body)
         if header_length is not None:
-            if not header_length.isdecimal() or not header_length.isascii() or int(header_length) > len(body):
-                raise ProtocolError(f"{HEADER_LENGTH} must be a number up to {len(body)}, found {header_length!r}")
+            if not re.fullmatch("[0-9]{1,20}", header_length) or int(header_length) > len(body):
+                raise ProtocolError(f"{HEADER_LENGTH} must be a number up to {len(body)}, found {header_length!r:.80}")
             size = int(header_length)
         try:
             asked = json.loads(body[:size])
@@ -208,11 +218,15 @@ class _Tensors:
         inputs = asked.get("inputs") if isinstance(asked, dict) else None
         if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
             raise ProtocolError("a request must have one input, named 'image'")
-        one = inputs[0]
+        given = {"id": asked["id"]} if isinstance(asked.get("id"), str) else {}
+        return self._images(inputs[0], body, size), self._wanted(asked), given
+
+    def _images(self, one: dict[str, Any], body: bytes, size: int) -> NDArray[np.uint8]:
+        """Return the images of an input, whose binary data begin at the position `size` of the body."""
         shape = one.get("shape")
         if one.get("name") != "image" or one.get("datatype") != "UINT8" or not isinstance(shape, list):
             raise ProtocolError("the input must be 'image' of the datatype UINT8, with a shape")
-        if len(shape) != 4 or tuple(shape[1:]) != self._input or type(shape[0]) is not int:
+        if len(shape) != 4 or tuple(shape[1:]) != self._input or set(map(type, shape)) != {int}:
             raise ProtocolError(
                 f"the shape of 'image' must be [n, {', '.join(map(str, self._input))}], found {shape!r:.80}"
             )
@@ -221,12 +235,15 @@ class _Tensors:
         parameters = _parameters(one)
         stated, length = parameters.get("binary_data_size"), math.prod(shape)
         if stated is None:
-            return asked, _from_json(one.get("data"), length).reshape(shape)
+            try:
+                return read_numbers(one.get("data"), length).reshape(shape)
+            except ValueError as error:
+                raise ProtocolError(f"the data of 'image' is malformed: {error}") from error
         if stated != length or len(body) - size != length:
             raise ProtocolError(f"'image' must have {length} bytes, found {len(body) - size}, stated {stated!r:.20}")
-        return asked, np.frombuffer(body, np.uint8, length, size).reshape(shape)
+        return np.frombuffer(body, np.uint8, length, size).reshape(shape)
 
-    def wanted(self, asked: dict[str, Any]) -> dict[str, bool]:
+    def _wanted(self, asked: dict[str, Any]) -> dict[str, bool]:
         """Return output -> whether it is sent as binary data."""
         default = bool(_parameters(asked).get("binary_data_output", False))
         outputs = asked.get("outputs")
@@ -250,16 +267,3 @@ def _parameters(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise ProtocolError("parameters must be an object")
     return parameters
-
-
-def _from_json(data: Any, length: int) -> NDArray[np.uint8]:
-    """Return the values of a tensor, nested or flat."""
-    try:
-        values = np.array(data).ravel()
-    except (ValueError, OverflowError) as error:  # nested lists of different lengths
-        raise ProtocolError(f"the data of 'image' is malformed: {error}") from error
-    if values.size != length or not np.issubdtype(values.dtype, np.integer):
-        raise ProtocolError(f"the data of 'image' must be {length} integers, found {values.size} of {values.dtype}")
-    if values.min() < 0 or values.max() > 255:
-        raise ProtocolError("the data of 'image' must be from 0 to 255")
-    return values.astype(np.uint8)

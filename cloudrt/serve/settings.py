@@ -30,7 +30,7 @@ class ServeSettings:
     delay_s
         Longest time in seconds that a decoded image waits for others to share its batch.
     body_timeout_s
-        Time in seconds in which a request's body must arrive.
+        Time in seconds in which a request's body must arrive, and again in which its answer must be read.
 
     Raises
     ------

@@ -50,19 +50,39 @@ async def read_images(request: Request, settings: ServeSettings) -> list[tuple[s
         if body.startswith(_MAGIC) and b"\0" not in body:
             raise HTTPException(422, STRIPPED)
         return [("image-0", body)]
+    stream = _limited(request, settings)
+    parser = _Parser(request.headers, stream, max_files=MAX_FILES, max_fields=MAX_FILES)
+    parser.stream = parser.whole(stream)
     try:
-        form = await MultiPartParser(
-            request.headers, _limited(request, settings), max_files=MAX_FILES, max_fields=MAX_FILES
-        ).parse()
+        form = await parser.parse()
     except (MultiPartException, ValueError) as error:  # ValueError: a header that is not text
         raise HTTPException(400, f"malformed multipart/form-data: {getattr(error, 'message', error)}") from error
     try:
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if not files:
             raise HTTPException(400, "no file in the form: send each image as a part with a file name")
-        return [(file.filename or f"image-{number}", await file.read()) for number, file in enumerate(files)]
+        names = [(file.filename or "").encode(errors="replace").decode() for file in files]  # no lone surrogates
+        return [
+            (name or f"image-{i}", await file.read()) for i, (name, file) in enumerate(zip(names, files, strict=True))
+        ]
     finally:
         await form.close()
+
+
+class _Parser(MultiPartParser):
+    """Refuses a form without its last boundary, from which starlette drops the file that is cut off."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
+
+    async def whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """Yield the chunks of a form; each is parsed before the next one is read."""
+        async for chunk in stream:
+            yield chunk
+        if not self.ended:
+            raise MultiPartException("it is cut off")
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, R]) -> R:

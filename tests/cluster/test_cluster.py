@@ -235,7 +235,10 @@ def test_a_bucket_gives_the_bytes_of_a_folder_and_what_vanishes_fails_alone(
         empty = [row if "part,2/05" not in row else row[: row.rindex(",") + 1] for row in whole]
         assert output.read_text().splitlines() == empty
         found = {one["Key"] for one in client.list_objects_v2(Bucket="pictures", Prefix="rows/")["Contents"]}
-        assert found == {"rows/run.json", *(f"rows/part-0000{number}.parquet" for number in range(3))}
+        assert found == {
+            "rows/run.json",
+            *(f"rows/part-0000{number}.{end}" for number in range(3) for end in ("parquet", "sums.json")),
+        }
 
 
 def test_machines_that_are_not_alike_are_refused_by_name(

@@ -157,6 +157,22 @@ def test_places_are_stored_beside_the_rows(tmp_path: Path, form: str) -> None:
             partitions.read(0)
 
 
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_every_changed_byte_of_a_partition_is_noticed(tmp_path: Path, form: str) -> None:
+    partitions = Partitions(open_place(str(tmp_path)), form, LABELS)
+    partitions.write(0, RECORDS)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == {"parquet": 2, "csv": 3}[form]
+    for file in files:
+        data = file.read_bytes()
+        for place in range(0, len(data), 7):
+            file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+            with pytest.raises(DataError, match=rf"part-00000\.{form} is damaged: remove it"):
+                partitions.read(0)
+        file.write_bytes(data)
+    assert partitions.read(0) == RECORDS
+
+
 def test_another_run_in_the_same_place_is_noticed_before_the_output(tmp_path: Path) -> None:
     partitions = Partitions(open_place(str(tmp_path)), "csv", LABELS)
     images = [ListedImage(record.key, -1, "", 0) for record in RECORDS]

@@ -124,8 +124,11 @@ TENSORS: dict[str, tuple[Reply, str]] = {
     "no presence": (tensors(lambda a: a["outputs"].pop()), "beyond its tensors"),
     "no name": (tensors(lambda a: a["outputs"][1].pop("name")), "no output presence"),
     "name is a list": (tensors(lambda a: a["outputs"][1].update(name=[])), "no output presence"),
-    "parameters is a list": (tensors(lambda a: a["outputs"][0].update(parameters=[])), "probability has 1 values"),
-    "no data": (tensors(lambda a: a["outputs"][0].pop("parameters")), "probability has 1 values of object"),
+    "parameters is a list": (
+        tensors(lambda a: a["outputs"][0].update(parameters=[])),
+        "expected 32400 integers, found 1 values",
+    ),
+    "no data": (tensors(lambda a: a["outputs"][0].pop("parameters")), "found 1 values of type NoneType"),
     "other dtype": (tensors(lambda a: a["outputs"][0].update(datatype="FP32")), "probability is 'FP32'"),
     "dtype is a list": (tensors(lambda a: a["outputs"][0].update(datatype=[])), r"probability is \[\]"),
     "other shape": (tensors(lambda a: a["outputs"][0].update(shape=[BATCH, 3, 60, 90])), r"\[2, 3, 60, 90\]"),
@@ -167,6 +170,7 @@ TENSORS: dict[str, tuple[Reply, str]] = {
         for name, data in {
             "text": "x" * SIZES[first],
             "texts": ["1"] * SIZES[first],
+            "texts of different length": ["1" * 100_000, *"1" * (SIZES[first] - 1)],
             "floats": [0.5] * SIZES[first],
             "booleans": [True] * SIZES[first],
             "large numbers": [256] * SIZES[first],

@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.server import WAIT_S, Answer, Server, serving
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
@@ -158,6 +159,37 @@ def test_a_body_that_does_not_arrive_is_408(model: Path) -> None:
             client.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123")
             assert client.recv(100).startswith(b"HTTP/1.1 408")
         until(lambda: server.metric("cloudrt_requests_in_progress") == 0)
+
+
+def test_a_client_that_does_not_read_holds_its_slot_for_a_limited_time(tmp_path: Path) -> None:
+    images = 16
+    body = bytes(images * 64 * 96 * 3)
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [images, 64, 96, 3]}
+    tensor["parameters"] = {"binary_data_size": len(body)}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    path = tiny_artifact(tmp_path / "model.onnx")
+    with held(path, queue=1, body_timeout_s=2) as (server, gate, segmenter):
+        gate.opened.set()
+        answer = server.ask("/v2/models/model/infer", head + body, headers)
+        levels = segmenter.pool.run([np.zeros((64, 96, 3), np.uint8)])[0].tobytes()
+        assert answer.body[int(answer.headers["inference-header-content-length"]) :] == images * levels
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(WAIT_S)
+            client.connect(("127.0.0.1", server.port))
+            lines = [b"POST /v2/models/model/infer HTTP/1.1", b"Host: x", b"Content-Length: %d" % len(head + body)]
+            lines += [b"%s: %s" % (name.encode(), value.encode()) for name, value in headers.items()]
+            client.sendall(b"\r\n".join(lines) + b"\r\n\r\n" + head + body)
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+            assert server.ask("/v1/segment", b"").status == 503
+            until(lambda: server.metric("cloudrt_requests_in_progress") == 0)
+            received = 0
+            with suppress(ConnectionError):
+                while found := client.recv(1 << 20):
+                    received += len(found)
+            assert received < images * len(levels)
+        assert server.ask("/v1/segment", b"").status == 422
 
 
 def test_a_stop_finishes_what_was_accepted(model: Path, picture: bytes) -> None:

@@ -119,10 +119,14 @@ def request(**changes: Any) -> dict[str, Any]:
         ({"inputs": [request(datatype="FP32")]}, "'image' of the datatype UINT8"),
         ({"inputs": [request(shape=[1, 64, 96])]}, r"[n, 64, 96, 3]"),
         ({"inputs": [request(shape=["1", *SHAPE])]}, r"[n, 64, 96, 3]"),
+        ({"inputs": [request(shape=[1, 64.0, 96, 3])]}, r"[n, 64, 96, 3]"),
+        ({"inputs": [request(shape=[1, 64, 96, 3.0], parameters={"binary_data_size": 5})]}, r"[n, 64, 96, 3]"),
         ({"inputs": [request(shape=[0, *SHAPE])]}, "1 to"),
         ({"inputs": [request(shape=[MAX_BATCH + 1, *SHAPE])]}, "1 to"),
-        ({"inputs": [request(data=[1, 2])]}, "integers, found 2"),
-        ({"inputs": [request(data=[[1], [1, 2]])]}, "malformed"),
+        ({"inputs": [request(data=[1, 2])]}, "integers, found 2 values of type int"),
+        ({"inputs": [request(data=[[1], [1, 2]])]}, "integers, found 2 values of type list"),
+        ({"inputs": [request(data=[True] * (64 * 96 * 3))]}, "values of type bool"),
+        ({"inputs": [request(data=["9" * 1_000_000, *"1" * 100_000])]}, "integers, found 100001 values of type str"),
         ({"inputs": [request(data=[256] * (64 * 96 * 3))]}, "from 0 to 255"),
         ({"inputs": [request(data=[0.5] * (64 * 96 * 3))]}, "integers"),
         ({"inputs": [request(data=None)]}, "integers"),
@@ -143,7 +147,7 @@ def test_malformed_requests_are_refused(server: Server, body: Any, words: str) -
 
 
 def test_wrong_headers_and_models_are_refused(server: Server) -> None:
-    for length in ("x", "-1", "10", "²"):
+    for length in ("x", "-1", "10", "²", "1" * 5_000):
         answer = server.ask(INFER, b"{}", {"Inference-Header-Content-Length": length})
         assert answer.status == 400
         assert answer.json["error"].startswith("Inference-Header-Content-Length must be a number")

@@ -195,6 +195,25 @@ def test_all_failed_images_of_a_form_are_named(server: Server) -> None:
         assert answer.json["detail"] == f"a.jpg is empty; {second} is not a JPEG, PNG, WebP, TIFF or BMP image"
 
 
+def test_a_form_that_is_cut_off_is_refused(server: Server, folder: Path) -> None:
+    parts = [
+        b'--x\r\nContent-Disposition: form-data; name="a"; filename="' + name.encode() + b'"\r\n\r\n' + data + b"\r\n"
+        for name, data in images(folder)[:2]
+    ]
+    form, headers = b"".join(parts) + b"--x--", {"Content-Type": "multipart/form-data; boundary=x"}
+    assert server.ask("/v1/segment", form, headers).status == 200
+    for cut in (2, 5, 100, len(parts[1])):
+        answer = server.ask("/v1/segment", form[:-cut], headers)
+        assert (answer.status, "cut off" in answer.json["detail"]) == (400, True)
+
+
+def test_names_that_are_not_unicode_are_replaced(server: Server, folder: Path) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="\\ud800.jpg"\r\n\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x; charset=unicode_escape"}
+    answer = server.ask("/v1/segment", part + images(folder)[0][1] + b"\r\n--x--\r\n", headers)
+    assert [image["image"] for image in answer.json["images"]] == ["?.jpg"]
+
+
 def test_models_health_and_metrics(server: Server, folder: Path) -> None:
     (model,) = server.ask("/v1/models").json["models"]
     assert model["name"] == "clouds"
