@@ -164,8 +164,8 @@ def test_a_body_that_does_not_arrive_is_408(model: Path) -> None:
 def test_a_client_that_does_not_read_holds_its_slot_for_a_limited_time(tmp_path: Path) -> None:
     images = 16
     body = bytes(images * 64 * 96 * 3)
-    tensor = {"name": "image", "datatype": "UINT8", "shape": [images, 64, 96, 3]}
-    tensor["parameters"] = {"binary_data_size": len(body)}
+    binary = {"binary_data_size": len(body)}
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [images, 64, 96, 3], "parameters": binary}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}
     path = tiny_artifact(tmp_path / "model.onnx")
