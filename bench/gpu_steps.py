@@ -158,7 +158,7 @@ def _find_outputs(task: GpuTask) -> tuple[ReferenceOutputs, list[Image]]:
         rules=artifact.rules or default_rules(len(artifact.labels.classes)),
         has_rules=bool(artifact.rules),
         grid=artifact.labels.submit_grid,
-        source="given images" if task.images else "scenes",
+        source="given images" if task.images else "synthetic images",
         presence=np.stack(presence) if presence[0] is not None else None,
     )
     return reference, images

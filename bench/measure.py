@@ -73,8 +73,7 @@ def bench(options: BenchOptions, output: Path, progress: ProgressBar) -> BenchRe
         parts = options.parts
         _measure_pipeline_and_stages(found, work, peer, progress)
         if "throughput" in parts:
-            with progress("Measuring throughput", 12) as advance:
-                found.throughput = measure_throughput(work, advance)
+            found.throughput = measure_throughput(work, progress)
         if "accuracy" in parts:
             models = options.models or (segmenter.model,)
             with progress("Measuring accuracy", accuracy_rounds(models, files, ROUNDS)) as advance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from cloudrt.engines.choice import open_engine
 from cloudrt.errors import MemoryExhausted
 from cloudrt.model.onnx_file import load_model
+from cloudrt.system.progress import Advance, ProgressBar
 
 from .workload import Workload
 
@@ -32,26 +33,27 @@ class Point:
     iqr: float
 
 
-def measure_throughput(work: Workload, advance: Callable[[], object]) -> dict[str, list[Point]]:
+def measure_throughput(work: Workload, progress: ProgressBar) -> dict[str, list[Point]]:
     """Return two curves: "batch size" with all threads, and "threads" at the batch size of the run.
 
     Parameters
     ----------
     work
         The model, in its provider with a single stream, and the images, repeated to fill a batch.
-    advance
-        Called after each point.
+    progress
+        Opens a progress bar.
     """
     segmenter = work.segmenter
     sizes = [2**step for step in range(LARGEST.bit_length())]
     threads = sorted({*(2**step for step in range(segmenter.threads.bit_length())), segmenter.threads})
-    curves = {"batch size": _climb(work, ((size, segmenter.threads) for size in sizes), advance)}
+    steps = {"batch size": [(size, segmenter.threads) for size in sizes]}
     if not work.on_gpu and len(threads) > 1:
-        curves["threads"] = _climb(work, ((segmenter.batch_size, count) for count in threads), advance)
-    return curves
+        steps["threads"] = [(segmenter.batch_size, count) for count in threads]
+    with progress("Measuring throughput", sum(map(len, steps.values()))) as advance:
+        return {name: _climb(work, some, advance) for name, some in steps.items()}
 
 
-def _climb(work: Workload, steps: Iterable[tuple[int, int]], advance: Callable[[], object]) -> list[Point]:
+def _climb(work: Workload, steps: Sequence[tuple[int, int]], advance: Advance) -> list[Point]:
     points: list[Point] = []
     idle = 0
     for size, threads in steps:
@@ -64,6 +66,8 @@ def _climb(work: Workload, steps: Iterable[tuple[int, int]], advance: Callable[[
         idle = 0 if points[-1].images_per_second > GAIN * best else idle + 1
         if idle == 2:
             break
+    if len(points) < len(steps):
+        advance(len(steps) - len(points))
     return points
 
 

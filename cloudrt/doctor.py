@@ -22,13 +22,13 @@ from cloudrt.errors import CloudrtError
 from cloudrt.labels import Labels
 from cloudrt.model.artifact import Artifact, write_metadata
 from cloudrt.system.machine import Machine, describe_machine
-from cloudrt.system.versions import install_command, installed_distributions
+from cloudrt.system.versions import OPENCV, install_command, installed_distributions
 
 if TYPE_CHECKING:
     import onnx
 
 LISTED = (
-    *("cloudrt", "numpy", "numba", "pandas", "opencv-python-headless", "opencv-python", "simplejpeg"),
+    *("cloudrt", "numpy", "numba", "pandas", *OPENCV, "simplejpeg"),
     *("onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13", "tensorrt", "nvidia-cudnn-cu13"),
     *("torch", "torchvision", "segmentation-models-pytorch", "timm", "albumentations", "pyarrow", "ray"),
 )
@@ -36,7 +36,7 @@ LISTED = (
 
 _SAME_FILES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "ort-nightly"),
-    "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    "cv2": OPENCV,
 }
 """Module -> the distributions that install it; installing two of them overwrites files of the first."""
 

@@ -47,8 +47,11 @@ class ParityError(CloudrtError):
         Summary in one line.
     verdicts
         Each figure with its limit; see `cloudrt.model.parity.Verdict`.
+    title
+        What was compared.
     """
 
-    def __init__(self, message: str, verdicts: Sequence[Any] = ()) -> None:
+    def __init__(self, message: str, verdicts: Sequence[Any] = (), title: str = "") -> None:
         super().__init__(message)
         self.verdicts = tuple(verdicts)
+        self.title = title

@@ -90,7 +90,7 @@ class TensorrtRtxOptions(GpuOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.streams > 1:
-            raise DataError(f"tensorrt-rtx runs one batch at a time: streams must be 0 or 1, found {self.streams}")
+            raise DataError(f"tensorrt-rtx runs one batch at a time: `streams={self.streams}` is too many")
 
 
 @dataclass(frozen=True)

@@ -222,4 +222,10 @@ def refusal(gate: Gate, parity: Parity) -> ParityError:
         f"{precision} would change the submission: {'; '.join(parity.faults(gate.tolerances))}{worst}. "
         f"Nothing was written; try {ADVICE[precision]}",
         verdicts=parity.verdicts(gate.tolerances),
+        title=make_title(precision, parity),
     )
+
+
+def make_title(precision: str, parity: Parity) -> str:
+    """Return the title of a table of figures: the precision, the images, and the provider with what it emulated."""
+    return f"{precision} compared with PyTorch fp32 on {parity.images} {parity.source}, in {parity.provider}"

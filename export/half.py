@@ -88,9 +88,7 @@ class _Lowering:
         if (name, kind) not in self.casts:
             other = f"{name}_{'fp16' if kind == HALF else 'fp32'}"
             if name in self.constants:
-                with np.errstate(over="ignore"):  # becomes infinity; the gate measures the effect
-                    half = numpy_helper.to_array(self.constants[name]).astype(np.float16)
-                self.constants[other] = numpy_helper.from_array(half, other)
+                self.constants[other] = _half(self.constants[name], other)
             else:
                 self.nodes.append(helper.make_node("Cast", [name], [other], name=f"{other}_cast", to=kind))
             self.casts[name, kind] = other
@@ -102,8 +100,12 @@ def _lower_attributes(node: onnx.NodeProto) -> None:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == FLOAT:
             attribute.i = HALF
         if attribute.HasField("t") and attribute.t.data_type == FLOAT:
-            half = numpy_helper.to_array(attribute.t).astype(np.float16)
-            attribute.t.CopyFrom(numpy_helper.from_array(half, attribute.t.name))
+            attribute.t.CopyFrom(_half(attribute.t, attribute.t.name))
+
+
+def _half(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    with np.errstate(over="ignore"):  # becomes infinity; the gate measures the effect
+        return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name)
 
 
 def emulate_half(half: onnx.ModelProto) -> onnx.ModelProto:

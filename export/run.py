@@ -24,6 +24,7 @@ from cloudrt.system.machine import describe_machine
 from cloudrt.system.progress import ProgressBar
 
 from .export import Exported, Target, export
+from .gate import make_title
 from .request import ExportRequest
 from .source import ExportSource
 from .triton import write_repository
@@ -144,15 +145,13 @@ def _export_one(
     progress: ProgressBar,
     report: Callable[[PrecisionResult], object],
 ) -> Exported:
-    compared = source.reference
-    title = f"{target.precision} compared with PyTorch fp32 on {len(compared.images)} {compared.outputs.source}"
     try:
-        with progress(f"Comparing {target.precision}", len(compared.images)) as advance:
+        with progress(f"Comparing {target.precision}", len(source.compared.names)) as advance:
             done = export(source, output, target, advance)
     except ParityError as error:
-        report(PrecisionResult(title, error.verdicts, None, error))
+        report(PrecisionResult(error.title, error.verdicts, None, error))
         raise
-    report(PrecisionResult(f"{title}, in {done.parity.provider}", done.parity.verdicts(done.tolerances), done))
+    report(PrecisionResult(make_title(target.precision, done.parity), done.parity.verdicts(done.tolerances), done))
     return done
 
 

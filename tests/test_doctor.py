@@ -165,7 +165,13 @@ def test_gpu_without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "nvidia_driver", lambda: Driver((12, 8), GPU.gpus))
     assert "supports CUDA 12.8 at most" in str(problem("cuda"))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(availability, "runtime_package", lambda: "onnxruntime-gpu")
+    assert str(problem("cuda")).startswith("this ONNX Runtime was built without CUDA: pip uninstall")
     assert str(problem("cuda")).endswith("pip install onnxruntime-gpu")
+    monkeypatch.setattr(availability, "runtime_package", lambda: "onnxruntime")
+    assert "PyPI has no GPU build for this platform" in str(problem("cuda"))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed[1:])
+    assert str(problem("tensorrt")).startswith("this ONNX Runtime was built without TensorRT: ")
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:

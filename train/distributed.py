@@ -67,15 +67,18 @@ def processes(device: str) -> Iterator[Processes]:
     Raises
     ------
     DataError
-        torchrun's variables are incomplete, there are more processes than GPUs, or another process ended.
+        torchrun's variables are incomplete or not whole numbers, there are more processes than GPUs, or another process
+        ended.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Processes()
         return
+    variables = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     try:
-        found = Processes(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-    except (KeyError, ValueError) as error:
-        raise DataError(f"WORLD_SIZE is set, but {error} is not: start several processes with torchrun") from error
+        found = Processes(*map(int, variables.values()))
+    except ValueError as error:
+        values = ", ".join(f"{name}={value}" for name, value in variables.items())
+        raise DataError(f"expected whole numbers, found {values}: start several processes with torchrun") from error
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu and found.local_rank >= torch.cuda.device_count():
         raise DataError(f"local rank {found.local_rank} has no GPU: this machine has {torch.cuda.device_count()}")

@@ -125,7 +125,7 @@ def _describe(failures: dict[int, ProcessFailure], folder: str) -> str:
 @reports_errors
 def main(processes: int | None, nodes: int, head: str, run: str, logs: Path | None, arguments: tuple[str, ...]) -> None:
     """Start cloudrt-train with ARGUMENTS (DATA and options, --name included) in several processes."""
-    if "--name" not in arguments:
+    if not any(word.partition("=")[0] == "--name" for word in arguments):
         raise DataError("--name is required: all processes share the run folder")
     launch([*TRAIN, *arguments], processes or _gpus(), nodes, head, run, logs)
 

@@ -209,7 +209,7 @@ def _find_timm(name: str) -> EncoderWeights:
     cached = next((path for path in paths if path is not None and path.is_file()), None)
     overlay = {"file": str(cached)} if cached else None
     tensors = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
-    place = f"the local cache, {cached.name}" if cached else "the hub"
+    place = f"the local cache, {cached.name}" if cached else "the hub" if config.hf_hub_id else "downloaded"
     origin = config.hf_hub_id or config.url
     license_ = f"{config.license}, as timm states" if config.license else f"not stated by timm; see {origin}"
     return EncoderWeights(tensors, f"ImageNet weights {origin} ({place})", license_, *_timm_levels(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -109,6 +110,8 @@ def bench(
     from cloudrt.cli.bench_tables import show, show_comparison
     from cloudrt.model.artifact import default_model
 
+    if math.isnan(tolerance):
+        raise Failure("--tolerance nan is not a number")
     output = output or (Path("bench.json") if overwrite else _free_name())
     page = output.with_suffix(".html")
     reads: dict[str, Path | None] = {f"MODEL {number}": path for number, path in enumerate(models, 1)}

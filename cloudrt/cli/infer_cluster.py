@@ -40,7 +40,9 @@ _OPTIONS = (
         "--partition-format", type=click.Choice(["parquet", "csv"]), help="Partition format. Default: parquet."
     ),
     click.option(
-        "--partition-size", type=click.IntRange(1, 1_000_000), help="Images per partition. Default: at most 1024."
+        "--partition-size",
+        type=click.IntRange(1, 1_000_000),
+        help="Images per partition. Default: at most 1024, rounded up to whole batches.",
     ),
     click.option("--endpoint", metavar="URL", help="URL of an S3-compatible store. Default: AWS_ENDPOINT_URL."),
 )

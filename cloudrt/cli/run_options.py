@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
@@ -101,8 +100,8 @@ def take_run_options(given: dict[str, Any]) -> RunOptions:
     """
     megapixels, devices, streams = given.pop("max_megapixels"), given.pop("devices"), given.pop("streams") or 0
     provider, graph, layout = given.pop("provider"), given.pop("cuda_graph"), given.pop("channels_last")
-    if math.isnan(megapixels):
-        raise Failure("--max-megapixels nan is not a number")
+    if not megapixels >= 1e-6:  # nan too
+        raise Failure(f"--max-megapixels {megapixels:g}: expected at least 1e-06, which is one pixel")
     try:
         numbers = None if devices is None else tuple(int(one) for one in devices.split(","))
     except ValueError:

@@ -75,7 +75,7 @@ def tune(
     from cloudrt.model.artifact import read_artifact
     from cloudrt.search.probabilities import Probabilities
     from cloudrt.search.tables import THRESHOLDS
-    from cloudrt.search.tune import TuneOptions
+    from cloudrt.search.tune import TuneOptions, require_rows
     from cloudrt.search.tune import tune as search_rules
     from cloudrt.system.machine import usable_cpus
 
@@ -86,9 +86,7 @@ def tune(
     folder = open_data(data)
     listed = read_names(image_list) if image_list else []
     rows = folder.read_train()
-    unknown = [name for name in listed if name not in rows]
-    if unknown:
-        raise Failure(f"{folder.train_csv} has no row of {unknown[0]} ({len(unknown)} of {len(listed)} images)")
+    require_rows(folder, rows, listed)
     for one in (source, model):
         if one and one.suffix != ".npz":
             read_artifact(one)

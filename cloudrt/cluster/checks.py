@@ -16,7 +16,7 @@ from cloudrt.cluster.nodes import ClusterError, Node, Share, ask
 from cloudrt.cluster.storage import Place
 from cloudrt.errors import CloudrtError
 from cloudrt.system.machine import describe_machine
-from cloudrt.system.versions import package_versions
+from cloudrt.system.versions import OPENCV, package_versions
 
 PACKAGES = (
     "cloudrt",
@@ -24,7 +24,7 @@ PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime",
     "openvino",
-    "opencv-python-headless",
+    *OPENCV,
     "simplejpeg",
     "numba",
     "pyarrow",

@@ -172,6 +172,8 @@ def share_out(nodes: Sequence[Node], provider: str, threads: int) -> Share:
         cpus = threads or max(1, min(node.cpus // node.gpus for node in with_gpu))
         workers = sum(min(node.gpus, node.cpus // cpus) for node in with_gpu)
         if not workers:
+            if not any(node.cpus for node in with_gpu):
+                raise ClusterError("no machine with a GPU offers CPUs: start Ray there with ray start --num-cpus")
             raise ClusterError(f"no machine with a GPU has {cpus} CPUs for it: give a smaller --threads")
         return Share(workers, cpus, 1)
     if provider in GPU_PROVIDERS:

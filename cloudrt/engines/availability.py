@@ -119,14 +119,16 @@ def runtime_package() -> str:
 def _gpu_obstacle(provider: str, extras: str) -> Obstacle | None:
     import onnxruntime
 
-    if ORT_NAMES[provider] not in onnxruntime.get_available_providers():
-        double = len(package_versions("onnxruntime", "onnxruntime-gpu")) == 2
-        return Obstacle(
-            "onnxruntime and onnxruntime-gpu overwrite each other's files"
-            if double
-            else "this ONNX Runtime was built without CUDA",
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu",
-        )
+    available = onnxruntime.get_available_providers()
+    if ORT_NAMES[provider] not in available:
+        if runtime_package() == "onnxruntime-gpu":
+            remedy = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+        else:
+            remedy = "PyPI has no GPU build for this platform; install one from elsewhere, or use provider cpu"
+        if len(package_versions("onnxruntime", "onnxruntime-gpu")) == 2:
+            return Obstacle("onnxruntime and onnxruntime-gpu overwrite each other's files", remedy)
+        lacking = "TensorRT" if ORT_NAMES["cuda"] in available else "CUDA"
+        return Obstacle(f"this ONNX Runtime was built without {lacking}", remedy)
     major = cuda_major()
     old = _age_obstacle("ONNX Runtime", major)
     if old:

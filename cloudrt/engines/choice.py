@@ -129,10 +129,12 @@ def open_engine(
     ArtifactError, ProviderError
         The model cannot be used, or the provider cannot run on this machine.
     DataError
-        A negative batch size.
+        A negative batch size, or a CUDA graph without a fixed one.
     """
     if batch_size is not None and batch_size < 0:
         raise DataError(f"the batch size must be 0 or more, found {batch_size}")
+    if batch_size is None and options.cuda_graph:
+        raise DataError("a CUDA graph needs a fixed batch size, found None")
     name = model if isinstance(model, str | Path) else "the model"
     loaded = load_model(model) if isinstance(model, str | Path) else model
     artifact = parse_artifact(loaded, name)

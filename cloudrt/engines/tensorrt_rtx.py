@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cloudrt.engines.base import brief
 from cloudrt.engines.tensorrt import engine_key, profile_options
 from cloudrt.errors import ProviderError
 from cloudrt.model.artifact import Artifact
@@ -54,8 +55,9 @@ def register() -> None:
         onnxruntime.register_execution_provider_library(EP_NAME, plugin.get_library_path())
     except Exception as error:
         # The exceptions of ONNX Runtime have no common base class below Exception.
-        line = str(error).splitlines()[0]
-        raise ProviderError(f"the plugin of TensorRT for RTX cannot be loaded: {line}: run cloudrt doctor") from error
+        raise ProviderError(
+            f"the plugin of TensorRT for RTX cannot be loaded: {brief(error)}: run cloudrt doctor"
+        ) from error
 
 
 def find_device(number: int) -> Any:

@@ -86,6 +86,8 @@ def offsets(length: int, view: int, align: int, overlap: float, wraps: bool = Fa
     step = min(view * (1 - overlap), view // align * align)  # no gaps
     if wraps:
         count = max(2, math.ceil(length / step))
+        while length - length * (count - 1) // count // align * align > view:  # a gap after the last tile
+            count += 1
         return sorted({length * one // count // align * align for one in range(count)})
     if length <= view:
         return [0]

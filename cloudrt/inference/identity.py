@@ -11,7 +11,7 @@ from cloudrt.engines.plan import Plan
 from cloudrt.errors import DataError
 from cloudrt.options import RunOptions
 from cloudrt.system.machine import describe_machine
-from cloudrt.system.versions import package_versions
+from cloudrt.system.versions import OPENCV, package_versions
 
 RESUME_HINT = "Use the options of that run, or `overwrite=True`"
 
@@ -131,7 +131,7 @@ def identify(artifact: str, precision: str, plan: Plan, options: RunOptions, thr
     plan, options, threads
         How it runs.
     """
-    packages = ["cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "opencv-python-headless", "simplejpeg"]
+    packages = ["cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", *OPENCV, "simplejpeg"]
     if options.decoder == "gpu":
         packages += ["nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"]
     if plan.provider == "tensorrt":

@@ -143,7 +143,8 @@ def _as_file(file: ImageFile | StoredImage) -> Iterator[Path]:
     with TemporaryDirectory() as folder:
         path = Path(folder, PurePosixPath(file.key).name)
         content = file.read()
-        assert isinstance(content, bytes)
+        if not isinstance(content, bytes):
+            raise ImageError("is an array: only the bytes of an image file can be cut into tiles")
         path.write_bytes(content)
         beside = file.beside or (lambda _: None)
         for world in world_files(path):

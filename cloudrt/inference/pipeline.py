@@ -170,7 +170,8 @@ class Segmenter:
         self, inputs: Iterable[Input], look: Callable[[Inferred], object] | None, probabilities: bool
     ) -> Generator[Result, None, None]:
         pace = Pace()
-        stage = Postprocessing(self.labels, self.texts, self.stats["postprocess"], probabilities)
+        limit = self.options.max_pixels
+        stage = Postprocessing(self.labels, self.texts, self.stats["postprocess"], probabilities, limit)
         with (
             ThreadPoolExecutor(self.threads, "postprocess") as finishers,
             closing(self._run(inputs, pace)) as groups,

@@ -37,10 +37,13 @@ class Postprocessing:
         Records the time per image, and has the number of threads.
     probabilities
         Whether to set `probability` of each result.
+    max_pixels
+        See `Result`.
     """
 
-    def __init__(self, labels: Labels, texts: Texts, stats: StageStats, probabilities: bool) -> None:
+    def __init__(self, labels: Labels, texts: Texts, stats: StageStats, probabilities: bool, max_pixels: int) -> None:
         self.labels, self.texts, self.stats, self.probabilities = labels, texts, stats, probabilities
+        self.max_pixels = max_pixels
 
     def run(self, groups: Iterable[Group], threads: ThreadPoolExecutor) -> Iterator[list[Result]]:
         """Yield the results of each group, in order; groups are read lazily."""
@@ -71,6 +74,7 @@ class Postprocessing:
                 error = errors.get(row)
                 rle = dict(zip(classes, next(texts) if error is None else [""] * len(classes), strict=True))
                 result = Result(decoded.keys[row], rle, error, labels, first, batch.size, None, decoded.sources[row])
+                result.max_pixels = self.max_pixels
                 if self.probabilities and error is None and batch.probability is not None:
                     result.probability = batch.probability[row - batch.rows.start].transpose(0, 2, 1).copy()
                 results.append(result)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
+from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.images.image import SUFFIXES, Image, decode, load_image, read_file
 from cloudrt.labels import Grid, Labels
 from cloudrt.masks.rle import rle_area, rle_decode
@@ -47,6 +48,8 @@ class Result:
         (C, H, W) uint8 levels 0..255 on the submission grid, with `Segmenter.predict(..., probabilities=True)`.
     place
         Grid and position of a panorama's masks; None for an image that was not cut into tiles.
+    max_pixels
+        Limit of the run, which also applies when the file is read again; see `RunOptions`.
     """
 
     image: str
@@ -58,6 +61,7 @@ class Result:
     place: MaskGrid | None = field(default=None, repr=False)
     source: str | Path | Grid | None = field(default=None, repr=False, compare=False)
     probability: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    max_pixels: int = field(default=MAX_PIXELS, repr=False, compare=False)
 
     def __repr__(self) -> str:
         if self.error is not None:
@@ -99,7 +103,10 @@ class Result:
         if size == "image":
             if self.source is None:
                 raise DataError(f'the size of {self.image} is not known: give size=(height, width) instead of "image"')
-            size = decode(read_file(self.source)).shape[:2] if isinstance(self.source, str | Path) else self.source
+            if isinstance(self.source, str | Path):
+                size = decode(read_file(self.source), max_pixels=self.max_pixels).shape[:2]
+            else:
+                size = self.source
         if isinstance(size, str | int) or len(size) != 2 or min(size) < 1:
             raise DataError(f'size must be "grid", "image" or (height, width), found {size!r}')
         return np.asarray(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
@@ -131,7 +138,8 @@ class Result:
         source = self.source if image is None else image
         if not isinstance(source, str | Path | np.ndarray):
             raise DataError(f"{self.image} is not a file: give its pixels, plot(image)")
-        return draw_masks(load_image(source, self.labels.submit_grid), list(self.rle.values()), self.labels)
+        pixels = load_image(source, self.labels.submit_grid, self.max_pixels)
+        return draw_masks(pixels, list(self.rle.values()), self.labels)
 
     def save(self, path: str | Path, image: Image | None = None) -> None:
         """Write `plot(image)` to a file whose suffix decides the format, such as .jpg or .png.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -194,9 +194,7 @@ def tune(
             f"classes or grids differ: the maps have {source.labels.to_dict()}, the data {data.labels.to_dict()}"
         )
     rows = data.read_train()
-    lacking = [name for name in names if name not in rows]
-    if lacking:
-        raise DataError(f"{data.train_csv} has no row of {lacking[0]} ({len(lacking)} of {len(names)} images)")
+    require_rows(data, rows, names)
     before, threads = options.before, options.threads
     areas = options.min_areas if options.min_areas is not None else min_areas_for(data.labels.submit_grid)
     files = [ImageFile(name, data.train_images / name) for name in dict.fromkeys(names)]
@@ -244,6 +242,13 @@ def tune(
     scored = [(rule, score_rule(tables, c, rule)) for c, rule in enumerate(before)]
     used = tuple(file.key for file in files if file.key not in failures)
     return Tuned(data.labels, tables, choices, scored, used, failures, seconds)
+
+
+def require_rows(data: DataFolder, rows: Container[str], names: Sequence[str]) -> None:
+    """Raise DataError if one of the names of images is not in `rows`, from `data.read_train`."""
+    lacking = [name for name in names if name not in rows]
+    if lacking:
+        raise DataError(f"{data.train_csv} has no row of {lacking[0]} ({len(lacking)} of {len(names)} images)")
 
 
 def _some(maps: Iterator[LabelledMaps], too_few: Callable[[int], DataError]) -> Iterator[LabelledMaps]:

@@ -60,44 +60,44 @@ class ImageAnswer(BaseModel):
 class SegmentAnswer(BaseModel):
     """The results for the images of a request, in order."""
 
-    model: str
+    model: str = Field(description="Name of the model.")
     grid: tuple[int, int] = Field(description="Height and width of the masks.")
-    images: list[ImageAnswer]
+    images: list[ImageAnswer] = Field(description="A result for each image.")
 
 
 class Problem(BaseModel):
     """Why a request failed."""
 
-    detail: str
+    detail: str = Field(description="The reason.")
 
 
 class ModelAnswer(BaseModel):
     """The model that is served."""
 
-    name: str
-    classes: list[str]
+    name: str = Field(description="Name of the model in URLs.")
+    classes: list[str] = Field(description="Names of the classes.")
     grid: tuple[int, int] = Field(description="Height and width of the masks.")
     input_size: tuple[int, int] = Field(description="Height and width of the network's input.")
     rules: dict[str, dict[str, int]] = Field(description="Class name to the parameters of its post-processing.")
-    precision: str
-    provider: str
-    batch_size: int
-    has_presence: bool
-    validation_dice: float
-    max_upload_bytes: int
-    max_pixels: int
+    precision: str = Field(description="Precision of the model: fp32, fp16 or int8.")
+    provider: str = Field(description="Provider that runs the network.")
+    batch_size: int = Field(description="Maximum number of images that the network processes at once.")
+    has_presence: bool = Field(description="Whether the network has a presence output.")
+    validation_dice: float = Field(description="Dice on images that the network was not trained on.")
+    max_upload_bytes: int = Field(description="Larger requests are refused with status 413.")
+    max_pixels: int = Field(description="Images with more pixels fail.")
 
 
 class ModelsAnswer(BaseModel):
     """The models that are served."""
 
-    models: list[ModelAnswer]
+    models: list[ModelAnswer] = Field(description="The only element is the model.")
 
 
 class StatusAnswer(BaseModel):
     """The state of the server."""
 
-    status: str
+    status: str = Field(description="ok or ready.")
 
 
 def json_answer(

@@ -48,9 +48,6 @@ from cloudrt.serve.settings import ServeSettings
 from cloudrt.serve.uploads import read_images, unless_gone
 from cloudrt.system.versions import VERSION
 
-SCENES = 1000
-"""Number of different synthetic scenes."""
-
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -258,7 +255,7 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
             503: errors[503],
         },
     )
-    async def scene(seed: Annotated[int, Path(ge=0, lt=SCENES)]) -> Response:
+    async def scene(seed: Annotated[int, Path(ge=0, lt=pages.SCENES, description="Number of the scene.")]) -> Response:
         """Draw a synthetic scene, to try the model on."""
         return Response(await batcher.call(_draw, seed), media_type="image/jpeg")
 

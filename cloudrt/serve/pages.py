@@ -24,6 +24,8 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+SCENES = 1000
+"""Number of different synthetic scenes."""
 _KINDS = {"page.css": "text/css", "page.js": "text/javascript", "masks.js": "text/javascript"}
 
 
@@ -61,6 +63,7 @@ def pages_router(app: FastAPI, artifact: Artifact, model: ModelAnswer) -> APIRou
                 "most_area": max(width * height // 4, largest),
                 "key_column": artifact.labels.key_column,
                 "has_geojson": not missing_packages(),
+                "scenes": SCENES,
             }
         elif name == "docs.html":
             values = _operations(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from cloudrt.errors import DataError
@@ -35,7 +36,7 @@ class ServeSettings:
     Raises
     ------
     DataError
-        A value out of range.
+        A value out of range, a name with a slash, or a malformed origin.
     """
 
     host: str = LOOPBACK
@@ -62,6 +63,11 @@ class ServeSettings:
             )
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
             raise DataError("the token must consist of printable ASCII characters without spaces")
+        if "/" in self.name:
+            raise DataError(f"--name {self.name}: the name of a model in URLs cannot contain a slash")
+        for origin in self.allow_origins:
+            if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+                raise DataError(f"--allow-origin {origin}: expected an origin such as https://example.org, or *")
 
     @property
     def is_local(self) -> bool:

@@ -47,7 +47,7 @@ def _plain_lines(description: str, total: int) -> Iterator[Advance]:
             last_printed = now
             rate = done / max(now - began, 1e-9)
             shown = [f"{description}: {done}/{total}", f"{rate:.1f}/s"]
-            if done < total:
+            if 0 < done < total:
                 shown.append(f"{(total - done) / rate:.0f} s left")
             click.echo(", ".join([*shown, *_words(fields)]), err=True)
 

@@ -7,6 +7,9 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 
 VERSION = "0.1.0"
 
+OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
+"""The distributions that install the module `cv2`."""
+
 
 def install_command(extras: str, *options: str) -> str:
     """Return how to install extras of cloudrt, such as "cuda,tensorrt"; cloudrt is not on the package index yet."""

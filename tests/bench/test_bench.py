@@ -226,6 +226,7 @@ def test_other_answers_are_an_error_and_no_file(
         (["MODEL", "--output", "bad/a.jpg/b.json"], "a.jpg is not a folder"),
         (["MODEL", "bad/a.jpg"], "a.jpg is not an ONNX model"),
         (["MODEL", "--baseline", "bad/a.jpg"], "a.jpg is not an ONNX model"),
+        (["MODEL", "--tolerance", "nan"], "--tolerance nan is not a number"),
         (["MODEL", "other.onnx"], "other.onnx has other classes or grids than"),
         (["MODEL", "--data", "bad", "--truth", "bad/a.jpg", "--only", "stages"], "is for the accuracy part"),
     ],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from cloudrt.masks.rle import rle_encode
 from cloudrt.model.artifact import Artifact
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.system.files import sha256
+from cloudrt.system.progress import Advance, no_progress
 
 
 @pytest.fixture
@@ -62,17 +64,26 @@ def test_operations_of_other_products() -> None:
 
 
 def test_batch_sizes_end_where_the_rate_saturates(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals: list[int] = []
+    steps: list[int] = []
+
+    @contextmanager
+    def bar(_: str, total: int) -> Iterator[Advance]:
+        totals.append(total)
+        yield lambda n=1, **__: steps.append(n)
+
     rates = {1: 10.0, 2: 18.0, 4: 19.0, 8: 19.1, 16: 19.2, 32: 90.0}
     monkeypatch.setattr(throughput, "_measure", lambda _, size, threads: Point(size, threads, rates[size], 0.1))
     with Segmenter(model, provider="cpu", batch_size=2, threads=1) as segmenter:
-        curves = measure_throughput(Workload(segmenter, [], [], [], tmp_path), lambda: None)
+        curves = measure_throughput(Workload(segmenter, [], [], [], tmp_path), bar)
+    assert totals == [len([1, 2, 4, 8, 16, 32, 64, 128, 256])] == [sum(steps)]  # the bar is complete at the end
     assert [point.batch_size for point in curves["batch size"]] == [1, 2, 4, 8, 16]
     assert "threads" not in curves  # there is only one
 
 
 def test_rates_are_measured_at_each_batch_and_thread(model: Path, files: list[ImageFile], tmp_path: Path) -> None:
     with Segmenter(model, provider="cpu", batch_size=2, threads=2) as segmenter:
-        curves = measure_throughput(make_workload(segmenter, files, tmp_path), lambda: None)
+        curves = measure_throughput(make_workload(segmenter, files, tmp_path), no_progress)
     assert [point.threads for point in curves["threads"]] == [1, 2]
     assert {point.batch_size for point in curves["threads"]} == {2}
     assert all(point.images_per_second > 0 for points in curves.values() for point in points)

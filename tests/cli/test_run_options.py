@@ -63,7 +63,7 @@ def test_options_reach_their_provider(words: str, wanted: RunOptions) -> None:
         ("--provider tensorrt --channels-last", "--channels-last needs --provider cuda"),
         ("--no-channels-last", "--channels-last needs --provider cuda"),
         ("--provider openvino --cuda-graph", "--cuda-graph needs --provider tensorrt or tensorrt-rtx or cuda"),
-        ("--provider tensorrt-rtx --streams 2", "tensorrt-rtx runs one batch at a time"),
+        ("--provider tensorrt-rtx --streams 2", "tensorrt-rtx runs one batch at a time: --streams 2 is too many"),
         ("--provider cuda --streams 2 --cuda-graph", "a CUDA graph runs one batch at a time"),
     ],
 )

@@ -218,6 +218,7 @@ def test_sharing_out() -> None:
         ([small], "cuda", 0, "no machine of the cluster has a GPU"),
         ([small], "cpu", 5, "has 5 CPUs, the largest has 4"),
         ([gpu], "auto", 64, "no machine with a GPU has 64 CPUs"),
+        ([Node("e", "e", 0, 1), small], "auto", 0, "no machine with a GPU offers CPUs: start Ray there"),
         ([head], "auto", 0, "offers CPUs"),
     ):
         with pytest.raises(ClusterError, match=named):

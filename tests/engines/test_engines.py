@@ -41,6 +41,11 @@ def batch() -> NDArray[np.uint8]:
     return np.stack([draw_scene(seed, SIZE).image for seed in range(3)])
 
 
+def test_a_cuda_graph_needs_a_fixed_batch_size(model: Path) -> None:
+    with pytest.raises(DataError, match="a CUDA graph needs a fixed batch size"):
+        open_engine(model, "cpu", None, options=EngineOptions(cuda_graph=True))
+
+
 def plain(model: onnx.ModelProto, batch: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """The outputs of ONNX Runtime, called as its documentation shows."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnxruntime
@@ -103,6 +104,18 @@ def test_a_plugin_that_is_not_installed_names_its_extra(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, tensorrt_rtx.MODULE, None)
     register.cache_clear()
     with pytest.raises(ProviderError, match=r"pip install '\.\[tensorrt-rtx\]'"):
+        register()
+
+
+def test_an_error_of_the_plugin_without_a_message_has_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError
+
+    plugin = SimpleNamespace(__file__="/none/plugin.py", get_library_path=lambda: "/none/plugin.so")
+    monkeypatch.setitem(sys.modules, tensorrt_rtx.MODULE, plugin)
+    monkeypatch.setattr(onnxruntime, "register_execution_provider_library", refuse)
+    register.cache_clear()
+    with pytest.raises(ProviderError, match="cannot be loaded: RuntimeError: run cloudrt doctor"):
         register()
 
 

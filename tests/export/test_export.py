@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -150,8 +151,9 @@ MISTAKES: dict[str, Callable[[onnx.ModelProto], None]] = {
 def test_mistakes_are_refused(source: ExportSource, tmp_path: Path, mistake: str, precision: str) -> None:
     wrong = with_model(source, MISTAKES[mistake])
     (tmp_path / "old.onnx").write_bytes(b"an older artifact")
-    with pytest.raises(ParityError, match=r"fp32 would change the submission.*Nothing was written; try"):
+    with pytest.raises(ParityError, match=r"fp32 would change the submission.*Nothing was written; try") as caught:
         export(wrong, tmp_path / "old.onnx", Target(precision))
+    assert re.fullmatch(r"fp32 compared with PyTorch fp32 on \d+ .*, in cpu", caught.value.title)
     assert [path.name for path in tmp_path.iterdir()] == ["old.onnx"]
     assert (tmp_path / "old.onnx").read_bytes() == b"an older artifact"
 
@@ -221,7 +223,7 @@ def test_command(checkpoint: Path, tmp_path: Path) -> None:
     assert read_artifact(out).precision == "fp32"
     refused = runner.invoke(command, [str(checkpoint), "-o", str(tmp_path / "no.onnx"), "--max-mean-difference", "0"])
     assert refused.exit_code == 2
-    assert "FAILED" in refused.output
+    assert "FAILED" in refused.output and "fp16 rounding emulated" in " ".join(refused.output.split())
     assert "Nothing was written; try" in refused.output
     assert not (tmp_path / "no.onnx").exists()
 

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from cloudrt.export.export import Target, export
-from cloudrt.export.half import emulate_half, to_half
+from cloudrt.export.half import _lower_attributes, emulate_half, to_half
 from cloudrt.export.layers import SCOPES, layers_of, strip_metadata_props
 from cloudrt.export.source import ExportSource
 from numpy.typing import NDArray
@@ -73,6 +73,13 @@ def test_overflow_that_the_cpu_hides_is_seen_when_emulated(source: ExportSource,
     hidden, seen = np.abs(run(half, images) - exact), np.abs(run(emulate_half(half), images) - exact)
     assert hidden.max() <= 3  # the CPU provider computes whole chains in float32, so the overflow does not occur here
     assert seen.mean() > 5
+
+
+def test_constants_beyond_the_range_become_infinite() -> None:
+    value = numpy_helper.from_array(np.array([1, 1e6], np.float32), "value")
+    node = helper.make_node("Constant", [], ["c"], value=value)
+    _lower_attributes(node)
+    assert numpy_helper.to_array(node.attribute[0].t).tolist() == [1, np.inf]
 
 
 def test_the_layers_that_overflow_are_found_kept_and_stored(source: ExportSource, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.tiles import open_panorama
 from cloudrt.geo.tiling import Tiling, offsets
-from cloudrt.images.image import ImageFile, load_image
+from cloudrt.images.image import ImageFile, StoredImage, load_image
 from cloudrt.inference.panoramas import predict_panoramas
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.postprocess import Rule
@@ -137,6 +137,14 @@ def test_few_panoramas_are_opened_ahead(model: Path, tmp_path: Path) -> None:
     with Segmenter(model, RunOptions(provider="cpu", threads=8)) as segmenter:
         assert len(list(predict_panoramas(segmenter, files(), Tiling(), [Counts()]))) == 12
     assert at_first[0] == 5 and len(at_first) == 12
+
+
+def test_a_stored_image_that_is_an_array_fails_alone(model: Path, tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "a.png", np.full((120, 180, 3), 60, np.uint8))
+    files = [StoredImage("a.png", lambda: np.zeros((120, 180, 3), np.uint8)), StoredImage("b.png", path.read_bytes)]
+    with Segmenter(model, RunOptions(provider="cpu", threads=1)) as segmenter:
+        array, sound = predict_panoramas(segmenter, files, Tiling())
+    assert str(array.error).startswith("is an array") and sound.error is None
 
 
 def test_tiles_of_all_panoramas_share_batches(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

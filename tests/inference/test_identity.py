@@ -10,7 +10,9 @@ from support.identity import make_identity
 
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import DataError
-from cloudrt.inference.identity import Identity
+from cloudrt.inference.identity import Identity, identify
+from cloudrt.options import RunOptions
+from cloudrt.system.versions import OPENCV
 
 
 def test_an_identity_round_trips_through_json() -> None:
@@ -42,6 +44,11 @@ def test_every_difference_is_named() -> None:
     said = "s.csv.journal belongs to another run: threads was 2, now 1; decoder was cpu, now gpu. "
     assert str(caught.value).startswith(said)
     assert "`overwrite=True`" in str(caught.value)
+
+
+def test_every_distribution_of_opencv_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudrt.inference.identity.package_versions", lambda *names: dict.fromkeys(names, "1"))
+    assert set(OPENCV) <= identify("ab", "fp32", Plan("cpu", 4), RunOptions(), 1).versions.keys()
 
 
 @pytest.mark.parametrize("values", [None, [], 5, {}, {"artifact": "ab"}])

@@ -116,6 +116,19 @@ def test_masks_have_the_size_that_is_asked_for(segmenter: cloudrt.Segmenter, ima
         content.mask("Fsh")
 
 
+def test_the_pixel_limit_of_the_run_applies_when_the_file_is_read_again(model: Path, images: Path) -> None:
+    with cloudrt.Segmenter(model, provider="cpu", batch_size=1, threads=1, max_pixels=SIZE[0] * SIZE[1]) as segmenter:
+        (result,) = segmenter.predict(images / "0.jpg")
+    label = next(iter(result.rle))
+    assert result.mask(label, "image").shape == SIZE
+    assert result.max_pixels == SIZE[0] * SIZE[1]
+    result.max_pixels -= 1
+    with pytest.raises(cloudrt.ImageError, match="is oversized"):
+        result.mask(label, "image")
+    with pytest.raises(cloudrt.ImageError, match="is oversized"):
+        result.plot()
+
+
 def test_results_are_drawn_and_saved(segmenter: cloudrt.Segmenter, images: Path, tmp_path: Path) -> None:
     (result,) = segmenter.predict(images / "0.jpg")
     picture = result.plot()

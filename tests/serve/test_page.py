@@ -231,6 +231,16 @@ def test_the_documentation(page: Tab, server: Server, width: int) -> None:
     assert page.run("document.documentElement.scrollWidth") == width
 
 
+def test_the_page_states_the_gates_and_the_documentation_every_key(server: Server) -> None:
+    page = server.ask("/").body.decode()
+    assert page.count("Empty if fewer than") == 1
+    assert "Empty if fewer than 30 pixels are above level 150." in page
+    schemas = server.ask("/openapi.json").json["components"]["schemas"]
+    ours = {name: schema for name, schema in schemas.items() if "Validation" not in name}  # FastAPI's own
+    assert "ModelAnswer" in ours
+    assert all(key.get("description") for schema in ours.values() for key in schema["properties"].values())
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 def test_pages_are_named_for_screen_readers_and_allow_no_other_host(server: Server, path: str) -> None:
     answer = server.ask(path)

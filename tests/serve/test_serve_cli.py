@@ -122,6 +122,9 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
         ([sound, "--decoder", "gpu"], "the server decodes on the CPU"),
         ([tmp_path / "none.onnx", "--host", "192.0.2.1", "--port", "81"], "cannot listen on 192.0.2.1:81"),
         ([sound, "--provider", "cpu", "--batch-size", "1", "--token", "two words"], "the token must consist of"),
+        ([sound, "--name", "a/b"], "--name a/b: the name of a model in URLs cannot contain a slash"),
+        ([sound, "--allow-origin", "foo"], "--allow-origin foo: expected an origin such as https://example.org"),
+        ([sound, "--allow-origin", "https://example.org/"], "--allow-origin https://example.org/: expected an origin"),
     ):
         done = CliRunner().invoke(main, ["serve", "--port", "0", *map(str, words)])
         loading, *error = done.output.splitlines()
@@ -134,6 +137,10 @@ def test_a_port_that_is_taken_is_reported_before_the_model_is_opened(tmp_path: P
         port = str(taken.getsockname()[1])
         done = CliRunner().invoke(main, ["serve", str(tmp_path / "none.onnx"), "--port", port])
     assert done.exit_code == 2 and f"cannot listen on 127.0.0.1:{port}" in done.output, done.output
+
+
+def test_origins_of_browsers_are_accepted() -> None:
+    ServeSettings(allow_origins=("*", "null", "http://localhost:3000", "http://[::1]:8080", "chrome-extension://abc"))
 
 
 @pytest.mark.parametrize("wrong", [{"port": 70_000}, {"queue": 0}, {"delay_s": -1.0}, {"body_timeout_s": 0.0}])

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from cloudrt.train.cache import open_cache
 from cloudrt.train.config import TrainConfig
 from cloudrt.train.dataset import CloudDataset
-from cloudrt.train.distributed import Processes
+from cloudrt.train.distributed import Processes, processes
 from cloudrt.train.start import start
 from cloudrt.train.trainer import Trainer
 from support.networks import OPTIONS, make_checkpoint
@@ -83,3 +83,14 @@ def test_processes_end_together_when_the_time_of_the_first_is_up(scenes: Path, c
     trainer.epoch(1, lambda n, **fields: None)
     assert trainer.seconds == 1000.0 and trainer.out_of_time
     assert trainer.steps == 1
+
+
+@pytest.mark.parametrize(("world", "rank"), [("x", "0"), ("2", "x"), ("2", "")])
+def test_variables_of_torchrun_that_are_no_numbers_are_named(
+    world: str, rank: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORLD_SIZE", world), ("RANK", rank), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    named = f"found RANK={rank}, WORLD_SIZE={world}, LOCAL_RANK=0: start several processes with torchrun"
+    with pytest.raises(DataError, match=named), processes("cpu"):
+        pass

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
-from cloudrt.train.launch import TRAIN
+from click.testing import CliRunner
+from cloudrt.train.launch import TRAIN, main
 from support.training import TOGETHER, weights
 
 RUN = """
@@ -84,6 +86,14 @@ def test_wrong_use_is_one_line(tmp_path: Path) -> None:
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
         assert named in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", [["--name", "big"], ["--name=big"]])
+def test_the_name_of_the_run_is_found(name: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("cloudrt.train.launch.launch", lambda command, *_: started.append(command))
+    done = CliRunner().invoke(main, ["--processes", "2", "data", *name])
+    assert done.exit_code == 0 and started == [[*TRAIN, "data", *name]]
 
 
 def test_what_is_started_is_the_command_of_one_process() -> None:

@@ -300,6 +300,18 @@ def test_cached_weights_need_no_network(hub_cache: Path, offline: list[Any]) -> 
     assert not offline
 
 
+@pytest.mark.parametrize(("hub", "origin"), [("a/b", "a/b (the hub)"), (None, "https://a.org/b.pth (downloaded)")])
+def test_the_provenance_names_where_weights_were_downloaded(
+    hub: str | None, origin: str, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = timm.get_pretrained_cfg("resnet18")
+    assert known is not None
+    config = replace(known, hf_hub_id=hub, url="https://a.org/b.pth")
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _: config)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: torch.nn.Identity())
+    assert find_weights("tu-resnet18").source == f"ImageNet weights {origin}"
+
+
 def test_random_weights_keep_imagenets_statistics() -> None:
     config = replace(SMALL, encoder=LITE0, encoder_weights="none")
     begun = start(config, CLOUDS)

@@ -227,7 +227,7 @@ find("scene").addEventListener("click", async () => {
   const name = `scene-${scenes}.jpg`;
   status.textContent = "Drawing a scene…";
   try {
-    const answer = await ask(`v1/scenes/${scenes++ % 1000}.jpg`);
+    const answer = await ask(`v1/scenes/${scenes++ % Number(document.body.dataset.scenes)}.jpg`);
     if (answer.ok) await send([addCard(name, await answer.blob())]);
     else status.textContent = await reason(answer);
   } catch {
