@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +23,12 @@ from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.search.choose import choose_rules
 from cloudrt.search.probabilities import Probabilities, labelled_maps, write_probabilities
 from cloudrt.search.tables import THRESHOLDS, measure, min_areas_for
-from cloudrt.system.files import replacing
+from cloudrt.system.files import locked, replacing
 from cloudrt.system.progress import ProgressBar, no_progress
 
 from .config import TrainConfig
 from .epochs import PROBABILITIES
-from .loop import train
+from .loop import BUSY, LOCK, train
 from .start import STATE
 
 logger = logging.getLogger(__name__)
@@ -71,8 +72,17 @@ def cross_validate(
     Raises
     ------
     DataError
-        See `train`.
+        Several processes, or another process writes the folder; see also `train`.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise DataError("--folds trains all folds in one process: with several, train one fold with --fold")
+    with locked(folder / LOCK, BUSY):
+        return _cross_validate(config, data, folder, cache_root, bar, resume)
+
+
+def _cross_validate(
+    config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: ProgressBar, resume: bool
+) -> CrossResult:
     if resume and (folder / "folds.json").exists():
         raise DataError(f"{folder} is finished: there is nothing to resume; to train again, use another --name")
     if not resume:

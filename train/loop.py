@@ -35,6 +35,7 @@ from .validate import Validator
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+BUSY = "wait until it ends, or use another --name"
 
 
 def train(
@@ -57,8 +58,7 @@ def train(
         Missing or malformed data, a network that cannot be built, or a loss that is not finite; a run to resume that
         had other options.
     """
-    advice = "wait until it ends, or use another --name"
-    with processes(config.device) as group, locked(folder / LOCK, advice) if group.first else nullcontext():
+    with processes(config.device) as group, locked(folder / LOCK, BUSY) if group.first else nullcontext():
         return _train(config, data, folder, cache_root, bar if group.first else no_progress, resume, group)
 
 

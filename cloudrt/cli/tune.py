@@ -108,7 +108,7 @@ def tune(
     if not (listed or from_file) and (unlisted := folder.describe_unlisted()):
         click.echo(unlisted, err=True)
     with ExitStack() as stack:
-        opened, artifact = _open(source, model, run, stack)
+        opened, artifact, digest = _open(source, model, run, stack)
         names = listed or (opened.keys if isinstance(opened, Probabilities) else list(rows))
         options = TuneOptions(
             before=artifact.rules if artifact else (),
@@ -118,7 +118,7 @@ def tune(
             threads=run.threads or usable_cpus(),
         )
         tuned = search_rules(opened, folder, names, options, save=save_probabilities, bar=progress_bar)
-    _write(tuned, artifact, model or source, target, data)
+    _write(tuned, artifact, digest, model or source, target, data)
     _show(tuned)
     click.echo(f"{target}: the new rules; {target.with_suffix('.html')}: open it in a browser")
     if target.suffix == ".onnx":
@@ -169,26 +169,33 @@ def _target(output: Path | None, model: Path | None, save_probabilities: Path | 
     return target
 
 
-def _open(source: Path, model: Path | None, run: RunOptions, stack: ExitStack) -> tuple[MapSource, Artifact | None]:
+def _open(
+    source: Path, model: Path | None, run: RunOptions, stack: ExitStack
+) -> tuple[MapSource, Artifact | None, str]:
+    """Return the source of the maps, and the metadata and the SHA-256 of the artifact; None and "" without one."""
     from cloudrt.inference.pipeline import Segmenter
-    from cloudrt.model.artifact import read_artifact
+    from cloudrt.model.artifact import parse_artifact
+    from cloudrt.model.onnx_file import load_with_digest
     from cloudrt.search.probabilities import Probabilities
 
     if source.suffix == ".npz":
-        artifact = read_artifact(model) if model else None
+        artifact, digest = None, ""
+        if model:
+            loaded, digest = load_with_digest(model)
+            artifact = parse_artifact(loaded, model)
         kept = stack.enter_context(Probabilities(source))
         if artifact and artifact.labels != kept.labels:
             raise Failure(f"{model} and {source} have different classes or grids")
-        return kept, artifact
+        return kept, artifact, digest
     segmenter = stack.enter_context(Segmenter(source, run))
     click.echo(
         f"{source}: provider {segmenter.plan.provider}, batch {segmenter.batch_size}, {segmenter.threads} threads",
         err=True,
     )
-    return segmenter, segmenter.artifact
+    return segmenter, segmenter.artifact, segmenter.identity().artifact
 
 
-def _write(tuned: Tuned, artifact: Artifact | None, model: Path, target: Path, data: Path) -> None:
+def _write(tuned: Tuned, artifact: Artifact | None, digest: str, model: Path, target: Path, data: Path) -> None:
     from cloudrt.reports.tune_page import plot_surfaces, write_tune_page
     from cloudrt.search.tune import write_disagreements, write_tuned
     from cloudrt.system.files import replacing
@@ -203,7 +210,7 @@ def _write(tuned: Tuned, artifact: Artifact | None, model: Path, target: Path, d
     }
     if target.suffix == ".onnx":
         assert artifact is not None
-        write_tuned(model, artifact, tuned, target)
+        write_tuned(model, artifact, digest, tuned, target)
     else:
         rules = {label: rule.to_dict() for label, rule in zip(tuned.labels.classes, tuned.rules, strict=True)}
         with replacing(target) as partial:

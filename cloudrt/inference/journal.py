@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,6 +50,8 @@ class Journal:
         Keys of the images in order. The records of an earlier run must have the same keys; None does not check them.
     resume
         Continue from the existing records, if there are any; otherwise they are discarded.
+    check
+        Called with whether the file existed, while it is locked and before it is changed; may raise an exception.
 
     Attributes
     ----------
@@ -65,7 +68,13 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, identity: Identity | None, *, keys: Sequence[str] | None = None, resume: bool = False
+        self,
+        path: Path,
+        identity: Identity | None,
+        *,
+        keys: Sequence[str] | None = None,
+        resume: bool = False,
+        check: Callable[[bool], object] | None = None,
     ) -> None:
         # Writing to a link would change a file that is not named after the output.
         if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -74,9 +83,10 @@ class Journal:
             raise DataError(f"{path} is a file with another name too, a hard link: give another `output`")
         self.path = path
         self._keys = keys
-        self._file: BinaryIO = path.open("r+b" if path.exists() else "x+b", buffering=BUFFER)
+        begun = self._open()
         try:
-            self._lock()
+            if check is not None:
+                check(begun)
             self.size = 0
             self.done, end = self._recover(identity) if resume and identity else (0, 0)
             if not end:
@@ -90,6 +100,8 @@ class Journal:
             self.sync()
             sync_folder(path.parent)
         except BaseException:
+            if not begun:
+                self.remove()
             self._file.close()
             raise
 
@@ -135,9 +147,11 @@ class Journal:
                 yield self._checked(values, position)
 
     def remove(self) -> None:
-        """Delete the file, because the run is complete."""
-        self._file.close()
+        """Delete the file, because the run is complete; it stays locked until then."""
+        if os.name == "nt":  # an open file cannot be deleted
+            self._file.close()
         self.path.unlink(missing_ok=True)
+        self._file.close()
 
     def close(self) -> None:
         """Flush everything to the disk and close the file, which a later run can resume."""
@@ -194,6 +208,18 @@ class Journal:
                 f"{_ADVICE}"
             )
         return record
+
+    def _open(self) -> bool:
+        """Open and lock the file, and return whether it existed."""
+        while True:
+            begun = self.path.exists()
+            self.path.open("ab").close()  # creates it
+            self._file: BinaryIO = self.path.open("r+b", buffering=BUFFER)
+            self._lock()
+            with suppress(FileNotFoundError):
+                if os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
+                    return begun
+            self._file.close()  # the run that wrote it has ended and deleted it
 
     def _lock(self) -> None:
         try:

@@ -11,9 +11,8 @@ from cloudrt.engines.choice import open_engine
 from cloudrt.engines.plan import Plan, Samples, make_plan
 from cloudrt.errors import ArtifactError
 from cloudrt.model.artifact import Artifact, default_model, parse_artifact, read_artifact
-from cloudrt.model.onnx_file import load_model
+from cloudrt.model.onnx_file import load_with_digest
 from cloudrt.options import RunOptions
-from cloudrt.system.files import sha256
 from cloudrt.system.machine import usable_cpus
 
 
@@ -47,9 +46,8 @@ def local_model(
 ) -> ModelSource:
     """Load an artifact and plan its run; the parameters and errors are those of `Segmenter`."""
     path = Path(model) if model is not None else default_model()
-    loaded = load_model(path)
+    loaded, digest = load_with_digest(path)
     artifact = parse_artifact(loaded, path)
-    digest = sha256(path)
     planned = make_plan(loaded, artifact, options, plan, samples)
     threads = options.threads or usable_cpus()
 

@@ -198,6 +198,7 @@ def write_submission(
                 resume=task.resume,
                 form=task.format,
                 options=task.format_options(),
+                check=task.check_existing if identity else None,
             )
         )
         if task.resume:

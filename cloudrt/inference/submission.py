@@ -13,7 +13,7 @@ their suffix (submission.parquet.failures.csv):
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +131,7 @@ def open_submission(
     resume: bool = False,
     form: str = "csv",
     options: FormatOptions | None = None,
+    check: Callable[[bool], object] | None = None,
 ) -> Iterator[Submission]:
     """Open a submission; at the end of the block, write it to `path`, and the failures to a file named after it.
 
@@ -154,6 +155,8 @@ def open_submission(
         One of `cloudrt.inference.outputs.SUFFIXES`.
     options
         Options of that format.
+    check
+        See `Journal`.
 
     Raises
     ------
@@ -164,7 +167,7 @@ def open_submission(
     if path.exists() and not path.is_file() and form != "zarr":
         raise DataError(f"{path} is not a regular file: give the name of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
-    journal = Journal(paths.journal, identity, keys=keys, resume=resume)
+    journal = Journal(paths.journal, identity, keys=keys, resume=resume, check=check)
     try:
         submission = Submission(journal, labels, journal.done)
         for record in journal.records():

@@ -151,28 +151,18 @@ class InferTask:
         DataError
             See `check_outputs`; or there is an interrupted run, and neither `resume` nor `overwrite` is set.
         """
-        paths = self.paths
-        if paths.journal.is_file() and not (self.resume or self.overwrite):
-            raise DataError(f"{paths.journal} belongs to an interrupted run: use `resume=True` or `overwrite=True`")
-        store = self.format == "zarr"  # a folder, to which days are appended
-        named = {
-            "`output`": None if store else self.output,
-            "the report": paths.report if self.report else None,
-        }
-        follow = {"the list of failures": paths.failures, "the record of the run": paths.record}
-        written = {"`stats`": self.stats, "`save_probabilities`": self.save_probabilities}
+        named, follow, written, folders = self._outputs()
         remote = self.run.remote
         rules = Path(remote.rules) if remote.rules else None
         model = rules if remote.urls else self.model or default_model()
         reads: dict[str, Path | None] = {"`model`": model, "`sample`": self.sample}
         reads |= {f"input {one}": Path(one) for one in self.inputs if "://" not in str(one)}
-        folders = {"`masks`": self.masks, "`overlays`": self.overlays}
-        stores = {"`output`": self.output if store else None}
+        stores = {"`output`": self.output if self.format == "zarr" else None}
         images = [file.path for file in files]
         if self.tiling is not None:
             images += [world for path in images for world in world_files(path)]
         check_outputs(
-            named | follow | written | {"the journal": paths.journal},
+            named | follow | written | {"the journal": self.paths.journal},
             reads,
             folders=folders,
             stores=stores,
@@ -180,12 +170,42 @@ class InferTask:
             overwrite=True,
         )
         check_suffixes({"`stats`": self.stats}, ".json")
+        self.check_existing(begun or (self.paths.journal.is_file() and not self.resume))
+        if self.masks or self.overlays:
+            check_keys(files)
+
+    def check_existing(self, begun: bool) -> None:
+        """Check that outputs which exist may be replaced; called again when this run has locked its journal.
+
+        Parameters
+        ----------
+        begun
+            Whether there is an interrupted run, whose files `resume` replaces.
+
+        Raises
+        ------
+        DataError
+            An output exists, or there is an interrupted run, and neither `resume` nor `overwrite` is set.
+        """
+        if begun and not (self.resume or self.overwrite):
+            raise DataError(
+                f"{self.paths.journal} belongs to an interrupted run: use `resume=True` or `overwrite=True`"
+            )
+        named, follow, written, folders = self._outputs()
         check_outputs(written, overwrite=self.overwrite)
         continues = self.overwrite or (self.resume and begun)
         check_outputs(named, folders=folders, overwrite=continues)
-        check_outputs(follow, overwrite=continues or store)
-        if self.masks or self.overlays:
-            check_keys(files)
+        check_outputs(follow, overwrite=continues or self.format == "zarr")
+
+    def _outputs(self) -> tuple[dict[str, Path | None], ...]:
+        """Return the output and the report, the files that follow the output, other files, and folders, by name."""
+        paths, store = self.paths, self.format == "zarr"  # a folder, to which days are appended
+        return (
+            {"`output`": None if store else self.output, "the report": paths.report if self.report else None},
+            {"the list of failures": paths.failures, "the record of the run": paths.record},
+            {"`stats`": self.stats, "`save_probabilities`": self.save_probabilities},
+            {"`masks`": self.masks, "`overlays`": self.overlays},
+        )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ LARGEST_FILE = 2**31
 
 def load_model(path: str | Path) -> onnx.ModelProto:
     """Load an ONNX file; the errors are those of `read_artifact`."""
+    return load_with_digest(path)[0]
+
+
+def load_with_digest(path: str | Path) -> tuple[onnx.ModelProto, str]:
+    """Load an ONNX file, and return the SHA-256 of what was read too: the file may be replaced later."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -44,7 +49,7 @@ def load_model(path: str | Path) -> onnx.ModelProto:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     _check_intact(model, content, path)
     _check_contained(model, path)
-    return model
+    return model, sha256(content).hexdigest()
 
 
 def artifact_bytes(model: onnx.ModelProto) -> bytes:

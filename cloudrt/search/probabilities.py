@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import tokenize
 import zipfile
 import zlib
@@ -110,7 +111,7 @@ class Probabilities:
             self._archive = zipfile.ZipFile(self.path)
         except FileNotFoundError:
             raise DataError(f"{path} is missing") from None
-        except (zipfile.BadZipFile, OSError) as error:
+        except _DAMAGE as error:
             raise DataError(f"{path} is not a file of probabilities: {error}") from error
         self._names = set(self._archive.namelist())
         try:
@@ -126,9 +127,17 @@ class Probabilities:
                 for name in self._archive.namelist()
                 if name.startswith(_MAPS)
             ]
+            self._check_directory()
         except (ValueError, TypeError, RecursionError) as error:
             self._archive.close()
             raise error if isinstance(error, DataError) else DataError(f"{path}: {error}") from error
+
+    def _check_directory(self) -> None:
+        """Raise DataError if the directory, which has no checksum, lacks an array or names another one."""
+        names = self._archive.namelist()
+        known = {_LABELS, *(f"{kind}{key}.npy" for key in self.keys for kind in (_MAPS, _PRESENCE))}
+        if not self._names <= known or not len(names) == len(self._names) == _count_members(self.path):
+            raise DataError(f"{self.path} is damaged: its directory does not list every array once")
 
     def read(self, key: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return the (C, W, H) uint8 levels of an image, and its (C,) uint8 presence levels or None.
@@ -181,6 +190,15 @@ class Probabilities:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _count_members(path: Path) -> int:
+    """Return the number of members that the end of a zip file without a comment states (APPNOTE.TXT, 4.3.14-16)."""
+    with path.open("rb") as file:
+        file.seek(-98, os.SEEK_END)  # an end record takes 22 bytes; with zip64, 56 and 20 more before it
+        end = file.read()
+    zip64 = end[-42:-38] == b"PK\x06\x07"
+    return int.from_bytes(end[-66:-58] if zip64 else end[-12:-10], "little")
 
 
 def labelled_maps(kept: Probabilities, data: DataFolder) -> Iterator[LabelledMaps]:

@@ -25,7 +25,7 @@ from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import Artifact, write_metadata
 from cloudrt.model.inferred import Inferred
-from cloudrt.model.onnx_file import artifact_bytes, load_model
+from cloudrt.model.onnx_file import artifact_bytes, load_with_digest
 from cloudrt.search.choose import FOLDS, RuleChoice, RuleScore, choose_rules, score_rule
 from cloudrt.search.probabilities import write_probabilities
 from cloudrt.search.tables import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for
@@ -285,7 +285,7 @@ def write_disagreements(tuned: Tuned, output: Path) -> None:
             writer.writerow([one.image, one.label, f"{one.loss:.4f}", f"{one.dice:.4f}", f"{one.labelled:.4f}"])
 
 
-def write_tuned(model: Path, artifact: Artifact, tuned: Tuned, output: Path) -> None:
+def write_tuned(model: Path, artifact: Artifact, digest: str, tuned: Tuned, output: Path) -> None:
     """Write an artifact with the new rules and the same graph.
 
     Parameters
@@ -294,12 +294,21 @@ def write_tuned(model: Path, artifact: Artifact, tuned: Tuned, output: Path) -> 
         The artifact to copy.
     artifact
         Its metadata.
+    digest
+        Its SHA-256 when it was tuned.
     tuned
         The new rules.
     output
         Path of the copy; replaced atomically.
+
+    Raises
+    ------
+    DataError
+        The file was replaced since.
     """
-    content = load_model(model)
+    content, found = load_with_digest(model)
+    if found != digest:
+        raise DataError(f"{model} was replaced while its rules were searched: run the command again")
     write_metadata(content, tuned_artifact(artifact, tuned))
     with replacing(output) as partial:
         partial.write_bytes(artifact_bytes(content))

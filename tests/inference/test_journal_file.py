@@ -23,6 +23,29 @@ def test_two_runs_do_not_write_one_journal(tmp_path: Path) -> None:
             first.close()
 
 
+def test_a_journal_that_its_run_deletes_meanwhile_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run opens the file just before the first run deletes it, and locks it just after."""
+    fcntl = pytest.importorskip("fcntl")
+    first = Journal(tmp_path / "j", make_identity())
+    lock, ends = fcntl.flock, [first]
+
+    def flock(file: object, kind: int) -> None:
+        while ends:
+            ends.pop().remove()
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    second = Journal(tmp_path / "j", make_identity())
+    with pytest.raises(DataError, match="written by another run"):
+        Journal(tmp_path / "j", make_identity())
+    second.add(Record("a.jpg", ("1 2",), None, 0))
+    assert [record.key for record in second.records()] == ["a.jpg"]
+    second.remove()
+    assert not list(tmp_path.iterdir())
+
+
 def test_keys_and_reasons_of_any_kind_come_back(tmp_path: Path) -> None:
     odd = [
         Record('line\nbreak, "quoted" Wölkchen.jpg', ("1 2", ""), None, 0),

@@ -17,6 +17,7 @@ from support.tiny import write_jpeg
 from cloudrt.cli.infer import infer
 from cloudrt.inference.journal import FORMAT
 from cloudrt.inference.pictures import write_masks
+from cloudrt.inference.pipeline import Segmenter
 
 IMAGES = 14
 
@@ -237,6 +238,30 @@ def test_two_runs_in_one_folder_never_touch_each_others_files(images: Path, mode
     second = {name: found for name, found in snapshot(folder).items() if name not in first}
     assert run(images, model, folder / "a.csv", "--overwrite").exit_code == 1
     assert {name: found for name, found in snapshot(folder).items() if name in second} == second
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["finished", "stopped"])
+@pytest.mark.parametrize("option", [[], ["--resume"]])
+def test_a_run_that_another_one_overtakes_replaces_nothing(
+    images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool, option: list[str]
+) -> None:
+    """A second run, on other images, uses the same output while the first one still opens its model."""
+    write_jpeg(tmp_path / "other" / "a.jpg", 1)
+    folder, more = tmp_path / "out", ["--masks", str(tmp_path / "masks")]
+    output, found = folder / "s.csv", dict[str, tuple[bytes, int]]()
+
+    class Slow(Segmenter):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            monkeypatch.undo()
+            (run if ends else stopped)(tmp_path / "other", model, output, *more)
+            found.update(snapshot(folder))
+
+    monkeypatch.setattr("cloudrt.inference.run.Segmenter", Slow)
+    refused(run(images, model, output, *more, *option))
+    assert found == snapshot(folder)
+    assert set(found) == ({"s.csv", "s.run.json"} if ends else {"s.csv.journal"})
+    assert [path.name for path in (tmp_path / "masks" / "Fish").iterdir()] == ["a.jpg.png"]
 
 
 def test_a_resumed_run_refuses_other_streams_by_name(images: Path, model: Path, tmp_path: Path) -> None:

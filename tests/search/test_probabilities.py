@@ -18,6 +18,7 @@ from cloudrt.search import probabilities
 from cloudrt.search.probabilities import Probabilities, write_probabilities
 
 BOMB = 64 * 2**20
+TINY = Labels(("Fish", "Flower"), (4, 6), (2, 3))
 
 
 def write(path: Path, grids: Labels, **members: np.ndarray) -> Path:
@@ -87,6 +88,41 @@ def test_a_wrong_size_in_the_directory_is_damage(tmp_path: Path) -> None:
     path.write_bytes(content.replace(size, (5000).to_bytes(4, "little")))
     said, peak = peak_of(path)
     assert "p.npz, maps/a.npy: Bad CRC-32" in said and peak < 2 * BOMB
+
+
+def test_a_damaged_directory_never_hides_an_array(tmp_path: Path) -> None:
+    """Three bits of each byte after the arrays are flipped; no checksum of the format covers these bytes."""
+    path = tmp_path / "p.npz"
+    with write_probabilities(path, TINY) as writer:
+        for number in range(2):
+            writer.add(f"{number}.jpg", np.full((2, 3, 2), number, np.uint8), np.full(2, number, np.uint8))
+
+    def read() -> dict[str, list[bytes]]:
+        with Probabilities(path) as kept:
+            return {key: [array.tobytes() for array in kept.read(key) if array is not None] for key in kept.keys}
+
+    sound, content = read(), path.read_bytes()
+    refused = 0
+    for place in range(content.index(b"PK\x01\x02"), len(content)):
+        for bit in (1, 8, 64):
+            path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+            try:
+                assert read() == sound
+            except DataError:
+                refused += 1
+    assert refused > 500
+
+
+def test_a_file_of_many_arrays_is_read(tmp_path: Path) -> None:
+    """The number of more than 65,535 members is in another record of a zip file."""
+    count = 0x10000
+    with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive, archive.open("labels.npy", "w") as file:
+        np.lib.format.write_array(file, np.array(json.dumps(TINY.to_dict())), allow_pickle=False)
+    with zipfile.ZipFile(tmp_path / "p.npz", "a") as archive:
+        for number in range(count - 1):
+            archive.writestr(f"maps/{number}.npy", b"")
+    with Probabilities(tmp_path / "p.npz") as kept:
+        assert len(kept.keys) == count - 1
 
 
 def test_too_many_arrays_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,9 @@ from cloudrt.masks.metric import score
 from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import rle_decode
 from cloudrt.model.artifact import read_artifact
-from cloudrt.model.onnx_file import load_model
+from cloudrt.model.onnx_file import artifact_bytes, load_model
 from cloudrt.reports import tune_page
+from cloudrt.search import tune as search_rules
 from cloudrt.search.probabilities import write_probabilities
 
 SIZE = (64, 96)
@@ -98,6 +99,26 @@ def test_what_is_reported_is_what_inference_then_scores(model: Path, data: Path,
     assert "http://" not in page and "https://" not in page
     picture = cv2.imread(str(output.with_suffix(".png")))
     assert picture is not None and min(picture.shape[:2]) > 500
+
+
+def test_a_model_that_is_replaced_meanwhile_does_not_get_the_rules(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other network has the same metadata."""
+    mine, output = tmp_path / "m.onnx", tmp_path / "t.onnx"
+    shutil.copy(model, mine)
+    other = load_model(model)
+    next(one for one in other.graph.initializer if one.name == "bias").raw_data = bytes(12)
+    search = search_rules.tune
+
+    def replaced(*given: Any, **named: Any) -> search_rules.Tuned:
+        mine.write_bytes(artifact_bytes(other))
+        return search(*given, **named)
+
+    monkeypatch.setattr(search_rules, "tune", replaced)
+    result = run(mine, data, "-o", output, "--provider", "cpu", status=2)
+    assert "m.onnx was replaced while its rules were searched" in result.stderr
+    assert not output.exists()
 
 
 def test_only_values_that_rose_are_bold(

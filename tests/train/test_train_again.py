@@ -97,7 +97,9 @@ def test_a_state_of_something_else_is_damaged(content: Any, scenes: Path, cached
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
-def test_two_runs_do_not_write_one_folder(scenes: Path, cached: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folds", [0, 2])
+def test_two_runs_do_not_write_one_folder(scenes: Path, cached: Path, tmp_path: Path, folds: int) -> None:
+    (tmp_path / "fold-0").mkdir()  # of the other run
     script = (
         "import sys, fcntl\nfile = open(sys.argv[1], 'ab')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
         "print('held', flush=True)\nsys.stdin.read()"
@@ -107,8 +109,15 @@ def test_two_runs_do_not_write_one_folder(scenes: Path, cached: Path, tmp_path: 
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         with pytest.raises(DataError, match="is being written by another run"):
-            train(SMALL, scenes, tmp_path, cached)
+            (cross_validate if folds else train)(replace(SMALL, folds=folds), scenes, tmp_path, cached)
         other.communicate()
+    assert (tmp_path / "fold-0").exists()
+
+
+def test_folds_are_not_trained_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DataError, match="in one process"):
+        cross_validate(replace(SMALL, folds=2), tmp_path, tmp_path, tmp_path)
 
 
 @pytest.mark.slow
