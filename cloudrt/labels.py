@@ -109,8 +109,10 @@ class Labels:
         Raises
         ------
         DataError
-            An unknown key or an invalid value.
+            Not a dictionary, an unknown key or an invalid value.
         """
+        if not isinstance(values, dict):
+            raise DataError(f"expected an object, found {type(values).__name__}")
         unknown = set(values) - set(FIELDS)
         if unknown:
             raise DataError(f"unknown keys {sorted(unknown)}; expected {', '.join(FIELDS)}")

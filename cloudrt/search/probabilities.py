@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import tokenize
 import zipfile
 import zlib
@@ -110,7 +111,7 @@ class Probabilities:
             self._archive = zipfile.ZipFile(self.path)
         except FileNotFoundError:
             raise DataError(f"{path} is missing") from None
-        except (zipfile.BadZipFile, OSError) as error:
+        except _DAMAGE as error:
             raise DataError(f"{path} is not a file of probabilities: {error}") from error
         self._names = set(self._archive.namelist())
         try:
@@ -121,14 +122,26 @@ class Probabilities:
                     f"{path} is not a file of probabilities: write one with cloudrt tune --save-probabilities"
                 )
             self.labels = Labels.from_dict(json.loads(str(self._read(_LABELS, MAX_LABELS_BYTES).item())))
-            self.keys = [
-                name.removeprefix(_MAPS).removesuffix(".npy")
-                for name in self._archive.namelist()
-                if name.startswith(_MAPS)
-            ]
-        except (ValueError, TypeError, RecursionError) as error:
+            self.keys = self._keys(_MAPS)
+            self._check_complete()
+        except (ValueError, TypeError, RecursionError, OSError) as error:
             self._archive.close()
             raise error if isinstance(error, DataError) else DataError(f"{path}: {error}") from error
+
+    def _keys(self, folder: str) -> list[str]:
+        names = (name for name in self._archive.namelist() if name.startswith(folder))
+        return [name.removeprefix(folder).removesuffix(".npy") for name in names]
+
+    def _check_complete(self) -> None:
+        """Raise DataError if the directory of the archive, which has no checksum, lacks arrays or has others."""
+        with self.path.open("rb") as file:  # the end record, 22 bytes before the comment, counts the members
+            file.seek(-22 - len(self._archive.comment), os.SEEK_END)
+            count = int.from_bytes(file.read(12)[10:], "little")  # at most 0xFFFF
+        presence = self._keys(_PRESENCE)
+        known = 1 + len(self.keys) + len(presence)
+        listed = len(self._archive.namelist())
+        if count != min(listed, 0xFFFF) or not len(self._names) == listed == known or not {*presence} <= {*self.keys}:
+            raise DataError(f"{self.path} is damaged: its directory lists wrong arrays")
 
     def read(self, key: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Return the (C, W, H) uint8 levels of an image, and its (C,) uint8 presence levels or None.
