@@ -64,8 +64,8 @@ class Labels:
     ------
     DataError
         A name that is empty, repeated, too long, or contains a comma, underscore, quote, path separator or control
-        character; a grid that is not two positive integers; a `label_grid` that is not a multiple of `submit_grid`; a
-        `key_column` that is not an identifier.
+        character; a grid that is not two integers from 1 to 2**31 - 1; a `label_grid` that is not a multiple of
+        `submit_grid`; a `key_column` that is not an identifier.
     """
 
     classes: tuple[str, ...] = CLASSES
@@ -79,8 +79,8 @@ class Labels:
         for name in self.classes:
             _check_class_name(name)
         for grid in (self.label_grid, self.submit_grid):
-            if len(grid) != 2 or not all(type(side) is int and side >= 1 for side in grid):
-                raise DataError(f"a grid must be (height, width), two integers of at least 1, found {grid}")
+            if len(grid) != 2 or not all(type(side) is int and 1 <= side < 2**31 for side in grid):
+                raise DataError(f"a grid must be (height, width), two integers from 1 to 2**31 - 1, found {grid}")
         if self.label_grid[0] % self.submit_grid[0] or self.label_grid[1] % self.submit_grid[1]:
             raise DataError(f"submit_grid {self.submit_grid} must divide label_grid {self.label_grid}")
         if not isinstance(self.key_column, str) or not self.key_column.isidentifier():
@@ -109,8 +109,10 @@ class Labels:
         Raises
         ------
         DataError
-            An unknown key or an invalid value.
+            Not a dictionary, an unknown key or an invalid value.
         """
+        if not isinstance(values, dict):
+            raise DataError(f"expected an object, found {type(values).__name__}")
         unknown = set(values) - set(FIELDS)
         if unknown:
             raise DataError(f"unknown keys {sorted(unknown)}; expected {', '.join(FIELDS)}")

@@ -167,10 +167,7 @@ def read_labels(root: Path) -> Labels:
     if not path.is_file():
         return CLOUDS
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise DataError("expected an object")
-        return Labels.from_dict(values)
+        return Labels.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:  # ValueError: DataError, invalid JSON, invalid UTF-8
         raise DataError(
             f'{path}: {error}; write {{"classes": [...], "label_grid": [H, W], "submit_grid": [H, W]}}'

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from cloudrt.labels import Grid
 
+_BAND = 4096
+"""Longest side of the parts in which `reduce` computes, in pixels; a multiple of 8."""
+
 
 def resize(image: NDArray[np.uint8], size: Grid, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Resize an (H, W, 3) uint8 image to `size` (height, width): area averages to shrink, bilinear to enlarge.
@@ -54,12 +57,21 @@ def reduce(image: NDArray[np.uint8], cover: Grid) -> NDArray[np.uint8]:
     if 8 % eighths == 0:  # jidctred.c: averages of the pixels of a block
         size = image.shape[1] * eighths // 8, image.shape[0] * eighths // 8
         return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)[:rows, :columns]
+    return _shrink(image, eighths)[:rows, :columns]
+
+
+def _shrink(image: NDArray[np.uint8], eighths: int) -> NDArray[np.uint8]:
+    """Reduce each block of 8x8 pixels to (eighths, eighths) like jidctint.c; a long image in bands, to save memory."""
+    side = int(np.argmax(image.shape[:2]))
+    if image.shape[side] > _BAND:
+        bands = np.split(image, range(_BAND, image.shape[side], _BAND), axis=side)
+        return np.concatenate([_shrink(band, eighths) for band in bands], axis=side)
     shrunk = image.astype(np.float32)
     for _ in range(2):
         blocks = shrunk.reshape(-1, 8, shrunk.shape[1] * 3)
         reduced = (_reduction(eighths) @ blocks).reshape(-1, shrunk.shape[1], 3)
         shrunk = np.asarray(cv2.transpose(reduced), np.float32)
-    return np.clip(np.rint(shrunk), 0, 255).astype(np.uint8)[:rows, :columns]
+    return np.clip(np.rint(shrunk), 0, 255).astype(np.uint8)
 
 
 @cache

@@ -128,7 +128,7 @@ class Probabilities:
                 if name.startswith(_MAPS)
             ]
             self._check_directory()
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError, OSError) as error:
             self._archive.close()
             raise error if isinstance(error, DataError) else DataError(f"{path}: {error}") from error
 

@@ -237,6 +237,7 @@ def test_missing_keys_of_data_json_have_the_values_of_the_clouds(folder: Path) -
         b'{"label_grid": [NaN, 2100]}',
         b'{"label_grid": [0, 0], "submit_grid": [0, 0]}',
         b'{"label_grid": [-1400, 2100]}',
+        b'{"label_grid": [1099511627776, 1], "submit_grid": [1, 1]}',
         b'{"label_grid": [1401, 2100]}',
         b'{"submit_grid": [1400, 4200]}',
         b'{"class": ["Fish"]}',

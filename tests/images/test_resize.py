@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -98,6 +99,22 @@ def test_arrays_and_other_files_are_reduced_like_a_jpeg(size: tuple[int, int], e
     smaller = cover[0] - 5, cover[1] - 8
     assert np.array_equal(load_image(decoded, smaller), load_image(png.getvalue(), smaller))
     assert np.abs(load_image(decoded, smaller).astype(int) - load_image(jpeg.getvalue(), smaller)).max() <= 4
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_long_image_is_reduced_in_bands(turned: bool) -> None:
+    """The bands of a long image are what its parts are reduced to by themselves; memory is about that of the image."""
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 60_400, 3), np.uint8)
+    parts = [reduce(pixels[:, begin : begin + 400], (64, 96)) for begin in range(0, 60_400, 400)]
+    expected = np.concatenate(parts, axis=1)
+    if turned:
+        pixels, expected = (np.ascontiguousarray(image.transpose(1, 0, 2)) for image in (pixels, expected))
+    tracemalloc.start()
+    found = reduce(pixels, (96, 64) if turned else (64, 96))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.shape == expected.shape and np.abs(found.astype(int) - expected).max() <= 1
+    assert peak < 3 * pixels.nbytes
 
 
 def test_small_images_are_not_reduced() -> None:

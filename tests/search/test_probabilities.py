@@ -132,3 +132,36 @@ def test_too_many_arrays_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(probabilities, "MAX_MEMBERS", 3)
     with pytest.raises(DataError, match="contains more than 3 arrays"):
         Probabilities(tmp_path / "p.npz")
+
+
+def test_a_damaged_directory_never_hides_arrays(tmp_path: Path) -> None:
+    """Each byte of the directory, which has no checksum, is changed: all arrays are read, or the file is refused."""
+    grids = Labels(("a",), (4, 4), (4, 4))
+    with write_probabilities(tmp_path / "p.npz", grids) as writer:
+        for number in range(2):
+            writer.add(f"{number}", np.full((1, 4, 4), number, np.uint8), np.array([number], np.uint8))
+    sound = (tmp_path / "p.npz").read_bytes()
+    for at in range(sound.index(b"PK\x01\x02"), len(sound)):
+        for flipped in (0x01, 0x40, 0xFF):
+            damaged = bytearray(sound)
+            damaged[at] ^= flipped
+            (tmp_path / "p.npz").write_bytes(damaged)
+            try:
+                with Probabilities(tmp_path / "p.npz") as kept:
+                    arrays = {key: kept.read(key) for key in kept.keys}
+            except DataError:
+                continue
+            assert list(arrays) == ["0", "1"], (at, flipped)
+            for number, (levels, presence) in enumerate(arrays.values()):
+                assert (levels == number).all() and presence is not None and presence.tolist() == [number], (
+                    at,
+                    flipped,
+                )
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", '"labels"'])
+def test_labels_that_are_not_an_object_are_refused(tmp_path: Path, text: str) -> None:
+    with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive, archive.open("labels.npy", "w") as file:
+        np.lib.format.write_array(file, np.array(text), allow_pickle=False)
+    with pytest.raises(DataError, match="expected an object"):
+        Probabilities(tmp_path / "p.npz")
