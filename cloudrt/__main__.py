@@ -23,7 +23,11 @@ def _run(name: str) -> None:
         signal.signal(signal.SIGINT, _end)
     from cloudrt import cli
 
-    getattr(cli, name)()
+    try:
+        getattr(cli, name)()
+    except OSError as error:  # the text of --help or --version; commands report their own errors
+        os.write(2, f"Error: stdout cannot be written: {error.strerror}\n".encode())
+        os._exit(2)
 
 
 main = partial(_run, "main")

@@ -122,6 +122,14 @@ def test_a_full_stderr_is_status_2(images: Path, model: Path) -> None:
     assert not Path("submission.csv").exists()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux")
+def test_a_full_stdout_for_help_is_one_line() -> None:
+    command = [sys.executable, "-m", "cloudrt", "score", "--help"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
 @posix
 def test_rows_for_a_closed_stream_are_refused(images: Path, model: Path) -> None:
     command = [sys.executable, "-c", "from cloudrt.cli import infer; infer()", "in", *words(model, "-o", "-")]
