@@ -158,7 +158,7 @@ def test_a_full_disk_names_the_path_that_was_given_and_a_remedy(
 
         monkeypatch.setattr(Journal, "add", add)
     else:
-        monkeypatch.setattr("cloudrt.inference.outputs._Lines", lambda _file: Full())
+        monkeypatch.setattr("cloudrt.inference.outputs._row", Full().write)
     done = CliRunner().invoke(infer, ["in", *words(model, "-o", "out/s.csv")])
     assert done.exit_code == 2
     path = "out/s.csv.journal" if where == "journal" else "out/s.csv"
