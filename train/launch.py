@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 import torch
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -82,6 +82,8 @@ def launch(
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its report is a page long
     try:
         elastic_launch(config, command[0])(*command[1:])
+    except SignalException as stop:  # SIGTERM, SIGINT or SIGHUP; the processes have been stopped
+        raise SystemExit(128 + stop.sigval) from None
     except ChildFailedError as error:
         raise DataError(_describe(error.failures, folder)) from error
     except (RendezvousError, TimeoutError, ConnectionError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,11 @@ def test_the_name_of_the_run_is_found(name: list[str], monkeypatch: pytest.Monke
 def test_what_is_started_is_the_command_of_one_process() -> None:
     done = subprocess.run([*TRAIN, "--help"], capture_output=True, text=True, check=True, timeout=60)
     assert "Train on DATA" in done.stdout
+
+
+def test_sigterm_ends_the_launcher_with_its_status() -> None:
+    stop = "import os, signal, time; os.environ['RANK'] == '0' and os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    command = [sys.executable, "-c", LAUNCH, "-c", stop]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "Traceback" not in done.stderr and "Error" not in done.stderr
