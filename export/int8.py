@@ -95,7 +95,7 @@ class Quantiser:
 
 
 def _depthwise(model: onnx.ModelProto) -> set[str]:
-    """Return the names of the convolutions of single channels."""
+    """Return the names of the depthwise convolutions, whose kernels read a single channel each."""
     shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     return {
         node.name

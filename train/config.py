@@ -46,7 +46,7 @@ class TrainConfig:
     encoder_weights
         "imagenet", "none" (random initialisation), or the path of a state dict; see `weights.py`.
     init
-        Checkpoint to initialise all fitting weights from, instead of `encoder_weights`; "" for none.
+        Checkpoint to initialise all weights of equal name and shape from, instead of `encoder_weights`; "" for none.
     input_size
         Height and width of the network's input.
     presence, top_k

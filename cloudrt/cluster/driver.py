@@ -215,7 +215,7 @@ def _held(out: Place) -> Iterator[None]:
 
 
 def _partition_size(options: ClusterOptions, even: int, least: int, most: int, recorded: Identity | None) -> int:
-    """Return the number given or recorded, else `even` or at most `most`, rounded up to a multiple of `least`."""
+    """Return the number given or recorded, else the smaller of `even` and `most`, in whole multiples of `least`."""
     if options.partition_size:
         return options.partition_size
     if recorded and recorded.partition_size:

@@ -37,7 +37,9 @@ image is resized alone."""
 
 
 class GpuImages:
-    """Decodes JPEGs to batches on a device, one `decode` at a time. See `cloudrt.images.decoding.BatchDecoder`.
+    """Decodes JPEGs to batches on a device; see `cloudrt.images.decoding.BatchDecoder`.
+
+    Calls of `decode` must not overlap.
 
     Parameters
     ----------

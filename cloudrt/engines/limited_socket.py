@@ -16,7 +16,7 @@ class LimitedSocket:
         self._socket = connected
 
     def limit(self, deadline: float, received: int) -> None:
-        """Set the limits of a request: its deadline, as `time.monotonic`, and the largest number of bytes received."""
+        """Set the limits of a request: its deadline on the clock `time.monotonic`, and the most bytes received."""
         self._deadline, self._limit, self._left = deadline, received, received
 
     def sendall(self, data: Any) -> None:

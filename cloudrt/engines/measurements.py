@@ -131,7 +131,8 @@ class Measurements:
         """Return what OpenVINO computes in; "fp32" for other providers, which ignore it.
 
         If the options do not say, that is the first precision that the CPU has instructions for and whose output agrees
-        with the reference: fp16, bf16, fp32 for an fp16 artifact, bf16, fp32 for int8, and fp32 for fp32.
+        with the reference: of fp16 and bf16 for an fp16 artifact, and of bf16 alone for an int8 artifact. If there is
+        none, and for other artifacts, it is fp32.
         """
         if provider != "openvino":
             return "fp32"

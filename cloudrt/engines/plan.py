@@ -115,8 +115,9 @@ def make_plan(
     """Choose the provider and the settings to run an artifact with, measuring what the cache does not contain.
 
     "auto" only takes a provider whose output agrees with ONNX Runtime's CPU provider in fp32. It prefers GPU providers
-    to CPU providers. Of these, it takes ONNX Runtime's CUDA or CPU provider, unless another one is at least `MARGIN`
-    times as fast. TensorRT is considered only if its engine is in the cache, because building an engine takes minutes.
+    to CPU providers. Of the preferred kind, it takes ONNX Runtime's provider (CUDA or CPU), unless another one is at
+    least `MARGIN` times as fast. TensorRT is considered only if its engine is in the cache, because building an engine
+    takes minutes.
 
     Parameters
     ----------

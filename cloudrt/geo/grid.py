@@ -141,7 +141,7 @@ def cell_sums(
 def cells(
     centres: NDArray[np.float64], origin: float, degrees: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the centre, first pixel and number of pixels of each cell along an axis that holds `centres` of pixels."""
+    """Return the centre, first pixel and number of pixels of each cell, given the `centres` of pixels along an axis."""
     numbers = np.floor((centres - origin) / degrees + 1e-9).astype(np.int64)
     first = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
     middles = (origin + (numbers[first] + 0.5) * degrees).astype(np.float64)

@@ -147,7 +147,7 @@ class Journal:
                 yield self._checked(values, position)
 
     def remove(self) -> None:
-        """Delete the file, because the run is complete; it stays locked until then."""
+        """Delete the file, because the run is complete or was refused; it stays locked until then."""
         if os.name == "nt":  # an open file cannot be deleted
             self._file.close()
         self.path.unlink(missing_ok=True)

@@ -25,9 +25,9 @@ class ModelSource:
     path
         Path of the artifact, or the model's name on the servers.
     artifact
-        Its metadata.
+        Metadata of the model.
     sha256
-        Its digest.
+        SHA-256 of the artifact's file, or `RemoteModel.digest`.
     plan
         The plan of the run.
     open_engine

@@ -53,7 +53,7 @@ def load_with_digest(path: str | Path) -> tuple[onnx.ModelProto, str]:
 
 
 def artifact_bytes(model: onnx.ModelProto) -> bytes:
-    """Return the content of the model's file, with its checksum, which the model itself keeps too."""
+    """Add the checksum to the model's metadata, and return the content of its file."""
     kept = [one for one in model.metadata_props if one.key != CHECKSUM]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)

@@ -81,7 +81,7 @@ class ModelAnswer(BaseModel):
     rules: dict[str, dict[str, int]] = Field(description="Class name to the parameters of its post-processing.")
     precision: str = Field(description="Precision of the model: fp32, fp16 or int8.")
     provider: str = Field(description="Provider that runs the network.")
-    batch_size: int = Field(description="Maximum number of images that the network processes at once.")
+    batch_size: int = Field(description="Maximum number of images per batch.")
     has_presence: bool = Field(description="Whether the network has a presence output.")
     validation_dice: float = Field(description="Dice on images that the network was not trained on.")
     max_upload_bytes: int = Field(description="Larger requests are refused with status 413.")

@@ -202,9 +202,9 @@ class _Tensors:
     def parse(
         self, body: bytes, header_length: str | None
     ) -> tuple[NDArray[np.uint8], dict[str, bool], dict[str, str]]:
-        """Return the images of a request, (n, H, W, 3), output -> whether it is sent as binary data, and its id.
+        """Return images, (n, H, W, 3); output -> whether it is sent as binary data; and the request's "id", if any.
 
-        The rest of its JSON, which takes many times the memory of the body, is not kept.
+        The rest of the JSON, which takes many times the memory of the body, is not kept.
         """
         size = len(body)
         if header_length is not None:

@@ -18,9 +18,9 @@ class _NotReadError(Exception):
 
 
 class SendInPieces:
-    """Middleware that sends answers in pieces and closes the connection if one is not read in `limit_s` seconds.
+    """Middleware that sends an answer in pieces, and closes the connection if it is not read within `limit_s` seconds.
 
-    Without it, the server would hold the whole answer for the client, and the request would end before it is sent.
+    Without it, the server would keep the whole answer in memory, and the request would end before the answer is sent.
     """
 
     def __init__(self, app: ASGIApp, limit_s: float) -> None:
