@@ -103,7 +103,9 @@ def test_what_is_started_is_the_command_of_one_process() -> None:
 
 
 def test_sigterm_ends_the_launcher_with_its_status() -> None:
-    stop = "import os, signal, time; os.environ['RANK'] == '0' and os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    stop = (
+        "import os, signal, time; os.environ['RANK'] == '0' and os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    )
     command = [sys.executable, "-c", LAUNCH, "-c", stop]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
