@@ -130,7 +130,7 @@ class Probabilities:
             self._check_directory()
         except (ValueError, TypeError, RecursionError, OSError) as error:
             self._archive.close()
-            raise error if isinstance(error, DataError) else DataError(f"{path}: {error}") from error
+            raise error if str(error).startswith(str(self.path)) else DataError(f"{path}: {error}") from error
 
     def _check_directory(self) -> None:
         """Raise DataError if the directory, which has no checksum, lacks an array or names another one."""
