@@ -112,7 +112,8 @@ def compile_options(threads: int, options: EngineOptions) -> dict[str, Any]:
 
 
 def _explain(error: Exception, otherwise: CloudrtError) -> CloudrtError:
-    line = (str(error).splitlines() or [type(error).__name__])[-1]
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    line = lines[-1] if lines else type(error).__name__
     if exhausted(error):
         return MemoryExhausted(f"OpenVINO ran out of memory: {line}")
     return type(otherwise)(f"{otherwise}: {line}")

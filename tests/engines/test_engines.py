@@ -244,3 +244,14 @@ def test_cuda_answers_as_the_cpu_does(model: Path, batch: NDArray[np.uint8]) -> 
     wanted = plain(onnx.load(model), batch)[0].astype(int)
     with open_engine(model, "cuda", 3) as engine:
         assert np.abs(engine.probability(batch) - wanted).max() <= 1
+
+
+def test_the_reason_of_openvino_is_the_last_line_that_is_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("openvino")
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Exception from core.cpp:117:\nException from plugin.cpp:54:\nbad combination\n\n")
+
+    monkeypatch.setattr(openvino.Core, "compile_model", refuse)
+    with pytest.raises(ArtifactError, match=r"^OpenVINO refuses the model: bad combination$"):
+        open_engine(tiny_model(), "openvino", 1)
