@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from cloudrt.system.machine import usable_cpus
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     """Set the environment before test modules import what reads it."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    settings.register_profile("untimed", deadline=None)  # a busy machine is not a failure
+    settings.load_profile("untimed")
     assert config.cache
     for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):  # compiled kernels and font lists, for later runs too
         os.environ.setdefault(name, str(config.cache.mkdir(name.lower())))
