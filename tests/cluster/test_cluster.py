@@ -71,9 +71,9 @@ def spread(images: Path | str, model: Path, output: Path, address: str, *more: s
 
 
 def parts(output: Path) -> dict[str, int]:
-    """Return the finished partitions and the times at which they were written, in nanoseconds."""
+    """Return the files of finished partitions, without checksums, and when they were written, in nanoseconds."""
     folder = output.with_name(f"{output.name}.parts")
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*")}
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("part-*") if not path.match("*.sums.json")}
 
 
 def child_of(process: int, name: str) -> int:
