@@ -36,7 +36,7 @@ from cloudrt.engines.choice import open_engine
 from cloudrt.engines.libraries import load_libraries
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.errors import ProviderError
-from cloudrt.inference import pipeline
+from cloudrt.inference import model_source
 from cloudrt.model.artifact import Artifact, parse_artifact, write_metadata
 from cloudrt.model.onnx_file import graph_bytes
 from cloudrt.system.machine import Machine, describe_machine
@@ -106,7 +106,7 @@ def test_the_trial_opens_what_infer_opens(provider: str, monkeypatch: pytest.Mon
         opened.append(settings)
         return open_engine(model, *settings)
 
-    assert vars(doctor_module)["open_engine"] is vars(pipeline)["open_engine"] is open_engine
+    assert vars(doctor_module)["open_engine"] is vars(model_source)["open_engine"] is open_engine
     monkeypatch.setattr("cloudrt.doctor.open_engine", record)
     assert try_provider(provider) is None
     assert opened == [(provider, 1, 1)]
