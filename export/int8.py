@@ -95,12 +95,12 @@ class Quantiser:
 
 
 def _depthwise(model: onnx.ModelProto) -> set[str]:
-    """Return the names of the depthwise convolutions, whose kernels read a single channel each."""
-    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    """Return the names of the convolutions whose filters each read one of several channels."""
+    single = {tensor.name for tensor in model.graph.initializer if list(tensor.dims[1:2]) == [1]}
     return {
         node.name
         for node in model.graph.node
-        if node.op_type == "Conv" and (shape := shapes.get(node.input[1])) and shape[0] > shape[1] == 1
+        if node.op_type == "Conv" and node.input[1] in single
         if any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
     }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from cloudrt.system.files import locked, replacing
 from cloudrt.system.progress import ProgressBar, no_progress
 
 from .config import TrainConfig
+from .distributed import is_distributed
 from .epochs import PROBABILITIES
 from .loop import BUSY, LOCK, train
 from .start import STATE
@@ -74,7 +74,7 @@ def cross_validate(
     DataError
         Several processes, or another process writes the folder; see also `train`.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if is_distributed():
         raise DataError("--folds trains all folds in one process: with several, train one fold with --fold")
     with locked(folder / LOCK, BUSY):
         return _cross_validate(config, data, folder, cache_root, bar, resume)

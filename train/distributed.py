@@ -60,6 +60,11 @@ class Processes:
         )
 
 
+def is_distributed() -> bool:
+    """Return whether `torchrun` or `cloudrt.train.launch` started several processes."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
     """Join the process group that `torchrun` started; without one, yield a single process.
@@ -70,7 +75,7 @@ def processes(device: str) -> Iterator[Processes]:
         torchrun's variables are incomplete or not whole numbers, there are more processes than GPUs, or another process
         ended.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if not is_distributed():
         yield Processes()
         return
     variables = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}

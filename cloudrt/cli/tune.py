@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -175,14 +176,14 @@ def _open(
     """Return the source of the maps, and the metadata and the SHA-256 of the artifact; None and "" without one."""
     from cloudrt.inference.pipeline import Segmenter
     from cloudrt.model.artifact import parse_artifact
-    from cloudrt.model.onnx_file import load_with_digest
+    from cloudrt.model.onnx_file import load_with_content
     from cloudrt.search.probabilities import Probabilities
 
     if source.suffix == ".npz":
         artifact, digest = None, ""
         if model:
-            loaded, digest = load_with_digest(model)
-            artifact = parse_artifact(loaded, model)
+            loaded, content = load_with_content(model)
+            artifact, digest = parse_artifact(loaded, model), sha256(content).hexdigest()
         kept = stack.enter_context(Probabilities(source))
         if artifact and artifact.labels != kept.labels:
             raise Failure(f"{model} and {source} have different classes or grids")

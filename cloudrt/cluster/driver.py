@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 from cloudrt.cluster.checks import check_nodes
@@ -32,8 +33,9 @@ from cloudrt.inference.model_source import require_rules
 from cloudrt.inference.outputs import write_failures, write_rows
 from cloudrt.inference.submission import read_run_record, write_run_record
 from cloudrt.inference.task import InferTask
-from cloudrt.model.artifact import default_model, read_artifact
-from cloudrt.system.files import locked, sha256
+from cloudrt.model.artifact import default_model, parse_artifact
+from cloudrt.model.onnx_file import load_with_content
+from cloudrt.system.files import locked
 from cloudrt.system.paths import check_outputs
 
 logger = logging.getLogger(__name__)
@@ -126,7 +128,8 @@ def infer_on_cluster(
         Finished partitions are kept for `resume`.
     """
     model = task.model or default_model()
-    artifact = read_artifact(model)
+    loaded, data = load_with_content(model)
+    artifact = parse_artifact(loaded, model)
     require_rules(artifact, model)
     images, stores, folders = list_images(
         [str(one) for one in task.inputs], task.sample, options.endpoint, artifact.labels
@@ -149,8 +152,7 @@ def infer_on_cluster(
             share = share_out(nodes, task.run.provider, task.run.threads)
             plan = recorded.plan() if recorded else None
             settled = plan if plan and plan.satisfies(task.run) else None
-            job = Job(model.name, sha256(model), task.run.changed(threads=share.cpus, devices=None), settled)
-            data = model.read_bytes()
+            job = Job(model.name, sha256(data).hexdigest(), task.run.changed(threads=share.cpus, devices=None), settled)
             job.keep_model(data)
             remote = [image for image in reversed(images) if image.store >= 0]
             firsts = {image.store: (stores[image.store], image.path) for image in remote}

@@ -165,9 +165,10 @@ class Partitions:
             if self.placed:
                 places = [record.place.to_dict() if record.place else None for record in records]
                 files[f"part-{number:05}.places.json"] = json.dumps(places).encode()
-            rows = {self.name(number): path.read_bytes()}
-            sums = {name: hashlib.sha256(data).hexdigest() for name, data in (files | rows).items()}
-            for name, data in (files | {f"part-{number:05}.sums.json": json.dumps(sums).encode()} | rows).items():
+            files[self.name(number)] = path.read_bytes()  # last: it says that the partition is finished
+            sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+            self.place.write(f"part-{number:05}.sums.json", json.dumps(sums).encode())
+            for name, data in files.items():
                 self.place.write(name, data)
 
     def read(self, number: int) -> list[Record]:

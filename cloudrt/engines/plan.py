@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MARGIN = 1.1
-"""How many times as fast as ONNX Runtime's CUDA or CPU provider another provider must be to be chosen.
+"""How many times as fast as the provider chosen so far another one must be to be chosen instead; less may be noise.
 
-Of several such providers, one is preferred to a later one of `NAMES` if it is this many times as fast.
+The first choice is ONNX Runtime's CUDA or CPU provider. The others follow in the reverse order of `NAMES` in
+`availability.py`.
 """
 Samples = Callable[[], NDArray[np.uint8]]
 """Returns images of the user, (N, H, W, 3) uint8, on which the outputs of providers are compared."""

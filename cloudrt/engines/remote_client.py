@@ -88,11 +88,11 @@ def read_numbers(data: Any, count: int) -> NDArray[np.uint8]:
         Another number of values, or a value that is not an integer from 0 to 255.
     """
     values = np.array(data, object).ravel().tolist()  # object: numpy would pad texts to the length of the longest
-    kinds = {type(value).__name__ for value in values}
-    if len(values) != count or kinds != {"int"}:
-        found = f"{len(values)} values of type {', '.join(sorted(kinds))}"
-        raise ValueError(f"expected {count} integers, found {found}")
-    if not 0 <= min(values) <= max(values) <= 255:
+    kinds = set(map(type, values))
+    if len(values) != count or kinds - {int}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "none"
+        raise ValueError(f"expected {count} integers, found {len(values)} values of type {names}")
+    if values and not 0 <= min(values) <= max(values) <= 255:
         raise ValueError("the integers must be from 0 to 255")
     return np.frombuffer(bytes(values), np.uint8)
 

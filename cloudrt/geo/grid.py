@@ -57,10 +57,8 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
     if not store.exists():
         raise DataError(f"{store} is missing: write one with cloudrt-infer --format zarr")
     check_store(store)
-    if store.resolve().is_relative_to(output.resolve()):
-        raise DataError(f"{output} would be replaced: it contains {store}; use another name")
     if output.resolve().is_relative_to(store.resolve()):
-        raise DataError(f"{output} lies in {store}: use another name")
+        raise DataError(f"{output} lies below STORE {store}: use another name")
     folder = output.suffix == ".zarr"
     named = {"`output`": output}
     check_outputs({} if folder else named, {"STORE": store}, stores=named if folder else {}, overwrite=overwrite)

@@ -13,8 +13,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from cloudrt.errors import DataError
 from cloudrt.inference.identity import Identity
@@ -210,16 +211,18 @@ class Journal:
         return record
 
     def _open(self) -> bool:
-        """Open and lock the file, and return whether it existed."""
-        while True:
-            begun = self.path.exists()
-            self.path.open("ab").close()  # creates it
-            self._file: BinaryIO = self.path.open("r+b", buffering=BUFFER)
+        """Open and lock the file, a new one or that of an earlier run, and return whether it existed."""
+        for mode, error in cycle((("x+b", FileExistsError), ("r+b", FileNotFoundError))):
+            try:
+                self._file = cast(BinaryIO, self.path.open(mode, buffering=BUFFER))
+            except error:  # created or deleted by another run
+                continue
             self._lock()
             with suppress(FileNotFoundError):
                 if os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
-                    return begun
+                    return mode == "r+b"
             self._file.close()  # the run that wrote it has ended and deleted it
+        raise AssertionError("cycle does not end")
 
     def _lock(self) -> None:
         try:

@@ -1,7 +1,4 @@
-"""The records of a journal, one per line, each with its own checksum:
-
-8 hexadecimal digits of CRC-32, a space, JSON
-"""
+"""The records of a journal, one per line: 8 hexadecimal digits of the CRC-32 of the JSON, a space, and the JSON."""
 
 from __future__ import annotations
 

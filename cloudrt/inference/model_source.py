@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from cloudrt.engines.base import Engine
@@ -11,7 +12,7 @@ from cloudrt.engines.choice import open_engine
 from cloudrt.engines.plan import Plan, Samples, make_plan
 from cloudrt.errors import ArtifactError
 from cloudrt.model.artifact import Artifact, default_model, parse_artifact, read_artifact
-from cloudrt.model.onnx_file import load_with_digest
+from cloudrt.model.onnx_file import load_with_content
 from cloudrt.options import RunOptions
 from cloudrt.system.machine import usable_cpus
 
@@ -46,7 +47,7 @@ def local_model(
 ) -> ModelSource:
     """Load an artifact and plan its run; the parameters and errors are those of `Segmenter`."""
     path = Path(model) if model is not None else default_model()
-    loaded, digest = load_with_digest(path)
+    loaded, content = load_with_content(path)
     artifact = parse_artifact(loaded, path)
     planned = make_plan(loaded, artifact, options, plan, samples)
     threads = options.threads or usable_cpus()
@@ -54,7 +55,7 @@ def local_model(
     def open_one(device: int, batch_size: int) -> Engine:
         return open_engine(loaded, planned.provider, batch_size, threads, planned.options(device, options.allow_cpu))
 
-    return ModelSource(path, artifact, digest, planned, open_one)
+    return ModelSource(path, artifact, sha256(content).hexdigest(), planned, open_one)
 
 
 def remote_model(options: RunOptions, plan: Plan | None) -> ModelSource:

@@ -73,8 +73,16 @@ class Postprocessing:
             for row in rows:
                 error = errors.get(row)
                 rle = dict(zip(classes, next(texts) if error is None else [""] * len(classes), strict=True))
-                result = Result(decoded.keys[row], rle, error, labels, first, batch.size, None, decoded.sources[row])
-                result.max_pixels = self.max_pixels
+                result = Result(
+                    image=decoded.keys[row],
+                    rle=rle,
+                    error=error,
+                    labels=labels,
+                    batch=first,
+                    batch_size=batch.size,
+                    source=decoded.sources[row],
+                    max_pixels=self.max_pixels,
+                )
                 if self.probabilities and error is None and batch.probability is not None:
                     result.probability = batch.probability[row - batch.rows.start].transpose(0, 2, 1).copy()
                 results.append(result)

@@ -7,6 +7,7 @@ of the file as "cloudrt.sha256", and `load_model` compares it.
 from __future__ import annotations
 
 import json
+import stat
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,22 +27,21 @@ LARGEST_FILE = 2**31
 
 def load_model(path: str | Path) -> onnx.ModelProto:
     """Load an ONNX file; the errors are those of `read_artifact`."""
-    return load_with_digest(path)[0]
+    return load_with_content(path)[0]
 
 
-def load_with_digest(path: str | Path) -> tuple[onnx.ModelProto, str]:
-    """Load an ONNX file, and return the SHA-256 of what was read too: the file may be replaced later."""
+def load_with_content(path: str | Path) -> tuple[onnx.ModelProto, bytes]:
+    """Load an ONNX file, and also return the bytes that were read: the file may be replaced later."""
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        with Path(path).open("rb") as file:
-            content = file.read(LARGEST_FILE)
+        content = _read(Path(path))
         model = onnx.load_model_from_string(content)
     except FileNotFoundError:
         source = nearest_checkpoint(path) or "best.pth, which cloudrt-train writes"
         raise ArtifactError(f"{path} is missing: export one with cloudrt-export {source}") from None
-    except (DecodeError, ValueError, MemoryError) as error:
+    except (DecodeError, ValueError) as error:
         if Path(path).suffix in CHECKPOINTS:
             raise ArtifactError(f"{path} is a checkpoint: convert it with cloudrt-export {path}") from error
         raise ArtifactError(f"{path} is not an ONNX model, or is damaged") from error
@@ -49,7 +49,17 @@ def load_with_digest(path: str | Path) -> tuple[onnx.ModelProto, str]:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     _check_intact(model, content, path)
     _check_contained(model, path)
-    return model, sha256(content).hexdigest()
+    return model, content
+
+
+def _read(path: Path) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a pipe may block forever
+        raise ArtifactError(f"{path} is not a regular file")
+    if status.st_size >= LARGEST_FILE:
+        raise ArtifactError(f"{path} has {status.st_size:,} bytes; an ONNX file has fewer than {LARGEST_FILE:,}")
+    with path.open("rb") as file:
+        return file.read(status.st_size)
 
 
 def artifact_bytes(model: onnx.ModelProto) -> bytes:
@@ -65,9 +75,13 @@ def artifact_bytes(model: onnx.ModelProto) -> bytes:
 
 def _check_intact(model: onnx.ModelProto, content: bytes, path: str | Path) -> None:
     """Compare the file's checksum with its content; files that another tool or an earlier version wrote have none."""
-    for value in (one.value.strip('"') for one in model.metadata_props if one.key == CHECKSUM):
-        before, _, after = content.rpartition(value.encode())
-        if sha256(before + b"0" * 64 + after).hexdigest() != value:
+    for value in (one.value for one in model.metadata_props if one.key == CHECKSUM):
+        begin = content.rfind(value.encode()) + 1  # after the quote
+        rest = memoryview(content)
+        digest = sha256(rest[:begin])
+        digest.update(b"0" * 64)
+        digest.update(rest[begin + 64 :])
+        if value != json.dumps(digest.hexdigest()):
             raise ArtifactError(
                 f"{path} is damaged, or was changed after cloudrt wrote it: its SHA-256 differs from {CHECKSUM} in its "
                 "metadata. Export it again with cloudrt-export, or remove that entry if the change is intended"

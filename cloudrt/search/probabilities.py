@@ -121,16 +121,23 @@ class Probabilities:
                 raise DataError(
                     f"{path} is not a file of probabilities: write one with cloudrt tune --save-probabilities"
                 )
-            self.labels = Labels.from_dict(json.loads(str(self._read(_LABELS, MAX_LABELS_BYTES).item())))
+            self.labels = self._read_labels()
             self.keys = [
                 name.removeprefix(_MAPS).removesuffix(".npy")
                 for name in self._archive.namelist()
                 if name.startswith(_MAPS)
             ]
             self._check_directory()
-        except (ValueError, TypeError, RecursionError, OSError) as error:
+        except BaseException:
             self._archive.close()
-            raise error if str(error).startswith(str(self.path)) else DataError(f"{path}: {error}") from error
+            raise
+
+    def _read_labels(self) -> Labels:
+        array = self._read(_LABELS, MAX_LABELS_BYTES)
+        try:
+            return Labels.from_dict(json.loads(str(array.item())))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DataError(f"{self.path}: {error}") from error
 
     def _check_directory(self) -> None:
         """Raise DataError if the directory, which has no checksum, lacks an array or names another one."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +26,7 @@ from cloudrt.labels import Labels
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import Artifact, write_metadata
 from cloudrt.model.inferred import Inferred
-from cloudrt.model.onnx_file import artifact_bytes, load_with_digest
+from cloudrt.model.onnx_file import artifact_bytes, load_with_content
 from cloudrt.search.choose import FOLDS, RuleChoice, RuleScore, choose_rules, score_rule
 from cloudrt.search.probabilities import write_probabilities
 from cloudrt.search.tables import THRESHOLDS, DiceTables, LabelledMaps, measure, min_areas_for
@@ -306,9 +307,9 @@ def write_tuned(model: Path, artifact: Artifact, digest: str, tuned: Tuned, outp
     DataError
         The file was replaced since.
     """
-    content, found = load_with_digest(model)
-    if found != digest:
+    copy, content = load_with_content(model)
+    if sha256(content).hexdigest() != digest:
         raise DataError(f"{model} was replaced while its rules were searched: run the command again")
-    write_metadata(content, tuned_artifact(artifact, tuned))
+    write_metadata(copy, tuned_artifact(artifact, tuned))
     with replacing(output) as partial:
-        partial.write_bytes(artifact_bytes(content))
+        partial.write_bytes(artifact_bytes(copy))

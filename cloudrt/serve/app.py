@@ -115,7 +115,7 @@ def create_app(segmenter: Segmenter, settings: ServeSettings | None = None) -> F
             allow_headers=["Accept", "Authorization", "Content-Type", "Inference-Header-Content-Length"],
             expose_headers=["Inference-Header-Content-Length", "Retry-After"],
         )
-    app.add_middleware(SendInPieces, limit_s=settings.body_timeout_s)
+    app.add_middleware(SendInPieces, limit_s=settings.transfer_timeout_s)
     app.add_middleware(MeasureRequests, metrics=metrics)
     return app
 

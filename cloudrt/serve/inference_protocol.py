@@ -219,7 +219,8 @@ class _Tensors:
         if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
             raise ProtocolError("a request must have one input, named 'image'")
         given = {"id": asked["id"]} if isinstance(asked.get("id"), str) else {}
-        return self._images(inputs[0], body, size), self._wanted(asked), given
+        wanted = self._wanted(asked)
+        return self._images(inputs[0], body, size), wanted, given
 
     def _images(self, one: dict[str, Any], body: bytes, size: int) -> NDArray[np.uint8]:
         """Return the images of an input, whose binary data begin at the position `size` of the body."""

@@ -20,7 +20,11 @@ class Metrics:
             "cloudrt_requests", "Finished requests by path and status.", ("path", "status"), registry=registry
         )
         self.seconds = Histogram(
-            "cloudrt_request_seconds", "Duration of requests.", ("path",), buckets=_SECONDS, registry=registry
+            "cloudrt_request_seconds",
+            "Duration of requests, until the answer is sent.",
+            ("path",),
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.batch = Histogram("cloudrt_batch_images", "Images per batch.", buckets=_IMAGES, registry=registry)
         self.in_progress = Gauge("cloudrt_requests_in_progress", "Requests in progress.", registry=registry)

@@ -30,8 +30,8 @@ class ServeSettings:
         Largest number of requests in progress; further ones are refused with status 503.
     delay_s
         Longest time in seconds that a decoded image waits for others to share its batch.
-    body_timeout_s
-        Time in seconds in which a request's body must arrive, and again in which its answer must be read.
+    transfer_timeout_s
+        Time in seconds within which the body of a request must arrive and, separately, its answer must be read.
 
     Raises
     ------
@@ -47,7 +47,7 @@ class ServeSettings:
     max_upload_bytes: int = 64 * 2**20
     queue: int = 64
     delay_s: float = 0.005
-    body_timeout_s: float = 60.0
+    transfer_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
@@ -56,10 +56,10 @@ class ServeSettings:
             raise DataError(
                 f"max_upload_bytes and queue must be at least 1, found {self.max_upload_bytes} and {self.queue}"
             )
-        if not 0 <= self.delay_s <= 10 or not self.body_timeout_s > 0:
+        if not 0 <= self.delay_s <= 10 or not self.transfer_timeout_s > 0:
             raise DataError(
-                f"delay_s must be from 0 to 10 and body_timeout_s positive, found {self.delay_s} and "
-                f"{self.body_timeout_s}"
+                f"delay_s must be from 0 to 10 and transfer_timeout_s positive, found {self.delay_s} and "
+                f"{self.transfer_timeout_s}"
             )
         if not (self.token.isascii() and self.token.isprintable()) or " " in self.token:
             raise DataError("the token must consist of printable ASCII characters without spaces")

@@ -120,7 +120,7 @@ async def _limited(request: Request, settings: ServeSettings) -> AsyncGenerator[
     if stated.isdecimal() and int(stated) > most:
         raise too_large
     chunks = request.stream().__aiter__()
-    deadline = asyncio.get_running_loop().time() + settings.body_timeout_s
+    deadline = asyncio.get_running_loop().time() + settings.transfer_timeout_s
     while True:
         try:
             async with asyncio.timeout_at(deadline):
@@ -128,7 +128,7 @@ async def _limited(request: Request, settings: ServeSettings) -> AsyncGenerator[
         except StopAsyncIteration:
             return
         except TimeoutError:
-            message = f"the body did not arrive within {settings.body_timeout_s:g} s"
+            message = f"the body did not arrive within {settings.transfer_timeout_s:g} s"
             raise HTTPException(408, message, {"Connection": "close"}) from None
         size += len(chunk)
         if size > most:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from support.clusters import NODE, WARNINGS_OF_RAY, two_nodes
-from support.outputs import failures
+from support.files import failures
 from support.poison import SITE
 from support.stores import s3_server, upload
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg

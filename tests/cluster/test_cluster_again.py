@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from support.outputs import content
+from support.files import contents
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
@@ -79,13 +79,13 @@ def spread(model: Path, *more: str) -> Result:
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Return the time of the last change, in nanoseconds, and the bytes of each file."""
-    return {name: ((folder / name).stat().st_mtime_ns, data) for name, data in content(folder).items()}
+    return {name: ((folder / name).stat().st_mtime_ns, data) for name, data in contents(folder).items()}
 
 
 def test_quiet_prints_nothing_and_a_finished_run_is_not_merged_again(here: Path, model: Path) -> None:
     done = spread(model, "--quiet")
     assert (done.exit_code, done.output) == (0, "")
-    written, files = snapshot(here), content(here)
+    written, files = snapshot(here), contents(here)
     done = spread(model, "--resume")
     assert done.exit_code == 0 and done.output.splitlines() == ["s.csv: already finished, nothing to do"]
     assert snapshot(here) == written
@@ -96,7 +96,7 @@ def test_quiet_prints_nothing_and_a_finished_run_is_not_merged_again(here: Path,
     (here / "s.csv").unlink()  # as a run that was killed before it merged
     done = spread(model, "--resume")
     assert done.exit_code == 0 and "s.csv: 3 images" in done.output
-    assert content(here) == files
+    assert contents(here) == files
 
 
 def test_a_merge_that_was_killed_is_done_again(here: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_a_merge_that_was_killed_is_done_again(here: Path, model: Path, monkeypa
         raise RuntimeError("power")
 
     assert spread(model).exit_code == 0
-    older = content(here)
+    older = contents(here)
     write_jpeg(here / "in" / "3.jpg", 3)
     assert spread(model, "-o", "other.csv").exit_code == 0
     wanted = (here / "other.csv").read_bytes(), (here / "other.run.json").read_bytes()

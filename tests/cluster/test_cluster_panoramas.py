@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from support.clusters import WARNINGS_OF_RAY, two_nodes
-from support.outputs import content, failures
+from support.files import contents, failures
 from support.stores import s3_server, upload
 from support.tiled import tiled_model, write_picture
 from support.tiny import SMALL_GRIDS, tiny_artifact
@@ -84,7 +84,7 @@ def test_the_output_has_the_bytes_of_a_single_machine(
     for output in (alone.output, done.output):
         assert "a20200101_0-4_0-3.jpg: position from its file name: 0 to 4, 0 to 3 (EPSG:4326)" in output
         assert "world20200108.jpg: position from its world file" in output or name == "s.zarr"  # which refuses it
-    assert content(many) == content(one) and sum(map(len, content(many).values())) > 2000
+    assert contents(many) == contents(one) and sum(map(len, contents(many).values())) > 2000
     assert failures(many) == failures(one)
     expected = REASONS if name == "s.zarr" else dict(list(REASONS.items())[:1])
     assert failures(many).keys() == expected.keys()
@@ -109,7 +109,7 @@ def test_a_bucket_has_world_files_too(cluster: Any, panoramas: Path, model: Path
         done = run("s3://pictures/days", model, many, "--cluster", cluster.address, *words)
         found = {item["Key"] for item in client.list_objects_v2(Bucket="pictures", Prefix="rows/")["Contents"]}
     assert done.exit_code == 1, done.output
-    assert content(many) == content(one) and b"20.0" in many.read_bytes()
+    assert contents(many) == contents(one) and b"20.0" in many.read_bytes()
     assert {f"rows/part-0000{number}.places.json" for number in range(3)} < found
 
 
@@ -128,7 +128,7 @@ def test_days_are_appended_and_an_interrupted_merge_is_done_again(
         assert run(folder, model, one).exit_code == 0
     words = ["--cluster", cluster.address]
     assert run(first, model, many, *words).exit_code == 0
-    alone = content(many)
+    alone = contents(many)
 
     def die(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -137,12 +137,12 @@ def test_days_are_appended_and_an_interrupted_merge_is_done_again(
         patch.setattr("cloudrt.geo.store._consolidate", die)
         stopped = run(second, model, many, *words)  # the partitions of the first run are not needed again
         assert stopped.exit_code == 2 and "No space left" in stopped.output.splitlines()[-1]
-    assert content(many)[".zmetadata"] == alone[".zmetadata"]
+    assert contents(many)[".zmetadata"] == alone[".zmetadata"]
     refused = run(second, model, many, *words)
     assert refused.exit_code == 2 and "holds partitions already: --resume" in refused.output
     done = run(second, model, many, *words, "--resume")
     assert done.exit_code == 0 and "2 images are in finished partitions" in done.output
-    assert content(many) == content(one)
+    assert contents(many) == contents(one)
 
 
 def test_what_cannot_start_is_one_line_before_any_work(panoramas: Path, model: Path, tmp_path: Path) -> None:

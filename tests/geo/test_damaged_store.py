@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.files import contents
 from support.kills import run_and_kill
-from support.outputs import content
 from support.placed import write_days
 
 from cloudrt.errors import DataError
@@ -132,5 +132,5 @@ def test_a_run_that_is_killed_while_it_appends(model: Path, tmp_path: Path) -> N
         after = int(random.integers(changes // 3, changes // 2) if number == 0 else random.integers(changes // 6))
         assert run(cut, after, *(["--resume"] if number else []))[0] == -9
     assert run(cut, -1, "--resume")[0] == 0
-    assert content(cut) == content(whole)
+    assert contents(cut) == contents(whole)
     assert {path.name for path in cut.parent.iterdir()} == {path.name for path in whole.parent.iterdir()}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from support.outputs import content, file_size_limit
+from support.files import contents, file_size_limit
 from support.placed import days_of, write_days
 
 from cloudrt.cli.infer import infer
@@ -71,7 +71,7 @@ def test_an_output_that_does_not_fit(
             counts.append(len(days_of(output)))
         assert left - {"s.zarr", "s.zarr.run.json"} == {f"{name}.journal"}
         limit = 2 * limit + 50
-    assert failed > 2 and content(output) == content(whole)
+    assert failed > 2 and contents(output) == contents(whole)
     assert counts == sorted(counts) and (name != "s.zarr" or len(days_of(output)) == DAYS)
     assert {path.name for path in output.parent.iterdir()} == {path.name for path in whole.parent.iterdir()}
 
@@ -88,4 +88,4 @@ def test_a_journal_that_does_not_fit(name: str, days: Path, model: Path, tmp_pat
     assert f"{name}.journal: File too large" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert [path.name for path in output.parent.iterdir()] == [f"{name}.journal"]
     assert CliRunner().invoke(infer, words(days, model, output, "--resume")).exit_code == 0
-    assert content(output) == content(whole)
+    assert contents(output) == contents(whole)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from support.outputs import content
+from support.files import contents
 from support.placed import days_of
 
 from cloudrt.cli.infer import infer
@@ -68,9 +68,9 @@ def test_a_folder_that_is_no_store_stays_and_no_journal_is_left(here: Path, mode
     image = write_day(1)
     (here / "mine.zarr").mkdir()
     (here / "mine.zarr" / "notes.txt").write_text("years of work")
-    before = content(here)
+    before = contents(here)
     assert "mine.zarr is not a store that cloudrt-infer" in refused(run(model, image, "-o", "mine.zarr", *more))
-    assert content(here) == before
+    assert contents(here) == before
 
 
 def test_overwrite_keeps_the_store_until_the_new_one_is_complete(
@@ -78,7 +78,7 @@ def test_overwrite_keeps_the_store_until_the_new_one_is_complete(
 ) -> None:
     first, second = write_day(1), write_day(2)
     assert run(model, first, "-o", "days.zarr").exit_code == 0
-    before = content(here / "days.zarr")
+    before = contents(here / "days.zarr")
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -86,7 +86,7 @@ def test_overwrite_keeps_the_store_until_the_new_one_is_complete(
     with monkeypatch.context() as patch:
         patch.setattr("cloudrt.geo.store.Store.append", full)
         assert "days.zarr: No space left" in refused(run(model, second, "-o", "days.zarr", "--overwrite"))
-    assert content(here / "days.zarr") == before
+    assert contents(here / "days.zarr") == before
     assert run(model, second, "-o", "days.zarr", "--overwrite").exit_code == 0
     assert days_of(here / "days.zarr") == [2]
     assert not list(here.glob(".*"))
@@ -99,14 +99,14 @@ def test_appending_to_a_store_replaces_nothing_else(here: Path, model: Path) -> 
     for folder in ("masks", "overlays"):
         (here / folder).mkdir()
         (here / folder / "mine.txt").write_text("mine")
-    before = content(here)
+    before = contents(here)
     for words, named in (
         (["--report"], "days.zarr.html exists"),
         (["--masks", "masks"], "masks is not empty"),
         (["--overlays", "overlays"], "overlays is not empty"),
     ):
         assert named in refused(run(model, second, "-o", "days.zarr", *words))
-        assert content(here) == before
+        assert contents(here) == before
     assert run(model, second, "-o", "days.zarr", "--masks", "new").exit_code == 0
     assert days_of(here / "days.zarr") == [1, 2]
     assert not (here / "days.zarr.failures.csv").exists()  # the first run wrote it
@@ -145,10 +145,10 @@ def test_options_without_effect_are_refused(here: Path, model: Path, words: list
 def test_world_files_are_never_replaced(here: Path, model: Path) -> None:
     write_scene("a.png")
     (here / "a.pgw").write_text("0.01 0 0 -0.01 10 11")
-    before = content(here)
+    before = contents(here)
     said = refused(run(model, "a.png", "-o", "s.geojson", "--stats", "a.pgw", "--overwrite"))
     assert "a.pgw is one of the images and would be replaced" in said
-    assert content(here) == before
+    assert contents(here) == before
 
 
 def test_geotiff_without_rasterio_says_so_first(here: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

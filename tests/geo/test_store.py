@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from support.outputs import content
+from support.files import contents
 from support.placed import BOX, PIXEL, days_of, reasons, run, write_scene
 from support.tiny import SMALL_GRIDS
 
@@ -81,10 +81,10 @@ def test_a_damaged_store_gives_no_frequencies(model: Path, tmp_path: Path) -> No
     store.parent.mkdir()
     run(tmp_path / "in", store, model)
     inside = CliRunner().invoke(main, ["grid", str(store), "-o", str(store.parent), "--overwrite"])
-    assert inside.exit_code == 2 and "would be replaced" in inside.output and store.is_dir()
+    assert inside.exit_code == 2 and "lies below" in inside.output and store.is_dir()
     for name in ("mask/freq.zarr", "freq.nc"):
         below = CliRunner().invoke(main, ["grid", str(store), "-o", str(store / name)])
-        assert below.exit_code == 2 and "lies in" in below.output and not (store / name).exists()
+        assert below.exit_code == 2 and "lies below" in below.output and not (store / name).exists()
     (store / "mask" / "1.0.0.0").unlink()  # zarr fills a missing chunk
     result = CliRunner().invoke(main, ["grid", str(store), "-o", str(tmp_path / "freq.nc")])
     assert result.exit_code == 2 and "20200104" in result.output and "damaged" in result.output
@@ -101,10 +101,10 @@ def test_nothing_is_appended_to_a_damaged_store(model: Path, tmp_path: Path, nam
         write_scene(tmp_path / "in", day)
     run(tmp_path / "in", store, model)
     (store / name).unlink()
-    before = content(store)
+    before = contents(store)
     with pytest.raises(DataError, match="is not a store that"):
         run(write_scene(tmp_path / "later", 9), store, model)
-    assert content(store) == before
+    assert contents(store) == before
     result = CliRunner().invoke(main, ["grid", str(store), "-o", str(tmp_path / "freq.nc")])
     assert result.exit_code == 2 and "is not a store that" in result.output
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +125,23 @@ def test_a_changed_model_is_read_without_its_checksum(tmp_path: Path) -> None:
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
     assert read_artifact(saved(model, tmp_path / "model.onnx")) == read_artifact(default_model())
+
+
+@pytest.mark.parametrize("value", ["", '""', "0" * 64, '"0"', '"' + "0" * 64 + '"'])
+def test_a_checksum_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
+    model = tiny_model(labels=SMALL_GRIDS)
+    model.metadata_props.add(key="cloudrt.sha256", value=value)
+    with pytest.raises(ArtifactError, match="is damaged"):
+        read_artifact(saved(model, tmp_path / "model.onnx"))
+
+
+def test_files_that_cannot_be_models_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    large = tmp_path / "large.onnx"
+    with large.open("wb") as file:
+        file.truncate(2**31)
+    with pytest.raises(ArtifactError, match="has 2,147,483,648 bytes"):
+        read_artifact(large)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.onnx")
+        with pytest.raises(ArtifactError, match="is not a regular file"):
+            read_artifact(tmp_path / "pipe.onnx")

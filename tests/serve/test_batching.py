@@ -154,7 +154,7 @@ def test_a_client_that_leaves_frees_its_slot(model: Path, picture: bytes) -> Non
 
 
 def test_a_body_that_does_not_arrive_is_408(model: Path) -> None:
-    with held(model, body_timeout_s=0.1) as (server, _, _):
+    with held(model, transfer_timeout_s=0.1) as (server, _, _):
         with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as client:
             client.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123")
             assert client.recv(100).startswith(b"HTTP/1.1 408")
@@ -169,7 +169,7 @@ def test_a_client_that_does_not_read_holds_its_slot_for_a_limited_time(tmp_path:
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}
     path = tiny_artifact(tmp_path / "model.onnx")
-    with held(path, queue=1, body_timeout_s=2) as (server, gate, segmenter):
+    with held(path, queue=1, transfer_timeout_s=2) as (server, gate, segmenter):
         gate.opened.set()
         answer = server.ask("/v2/models/model/infer", head + body, headers)
         levels = segmenter.pool.run([np.zeros((64, 96, 3), np.uint8)])[0].tobytes()

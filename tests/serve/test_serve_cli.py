@@ -143,7 +143,7 @@ def test_origins_of_browsers_are_accepted() -> None:
     ServeSettings(allow_origins=("*", "null", "http://localhost:3000", "http://[::1]:8080", "chrome-extension://abc"))
 
 
-@pytest.mark.parametrize("wrong", [{"port": 70_000}, {"queue": 0}, {"delay_s": -1.0}, {"body_timeout_s": 0.0}])
+@pytest.mark.parametrize("wrong", [{"port": 70_000}, {"queue": 0}, {"delay_s": -1.0}, {"transfer_timeout_s": 0.0}])
 def test_settings_out_of_range(wrong: dict[str, int]) -> None:
     with pytest.raises(DataError, match=next(iter(wrong))):
         ServeSettings(**wrong)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cloudrt.train.cache import open_cache
 from support import reference
-from support.outputs import file_size_limit
+from support.files import file_size_limit
 
 from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError

@@ -20,7 +20,7 @@ from cloudrt.train.cross import cross_validate
 from cloudrt.train.folds import folds
 from cloudrt.train.loop import train
 from support import training
-from support.outputs import file_size_limit
+from support.files import file_size_limit
 from support.training import interrupt_after, toy_cache, train_arguments
 
 from cloudrt.cli.explore import explore
