@@ -10,7 +10,6 @@ reports them.
 from __future__ import annotations
 
 import os
-import stat
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from cloudrt.errors import DataError, ImageError
 from cloudrt.images.headers import MAX_PIXELS, drop_ancillary_chunks, has_end, has_exif, stated_size
 from cloudrt.images.resize import reduce, resize
 from cloudrt.labels import Grid
+from cloudrt.system.files import is_special
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 NO_DATA_LEVEL = 8
@@ -179,9 +179,9 @@ def read_file(path: str | Path) -> bytes:
         The file cannot be read.
     """
     try:
-        status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a pipe may block forever
+        if is_special(path):
             raise ImageError("cannot be read: not a regular file")
+        status = Path(path).stat()
         refuse_large(status.st_size)
         with Path(path).open("rb") as file:
             return file.read(status.st_size)  # at most: a file that grows, or one in /proc, may not end

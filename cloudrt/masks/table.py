@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from cloudrt.errors import DataError
 from cloudrt.labels import CLOUDS, Labels
+from cloudrt.system.files import is_special
 
 MAX_COMMAS = 100
 """Largest number of commas in a line. Names may contain some, but pandas needs much more memory for a column than the
@@ -52,7 +53,7 @@ def read_rows(path: str | Path, labels: Labels) -> Iterator[tuple[int, str, str]
     import pandas as pd
 
     header = list(labels.header)
-    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):  # pipes and devices may never end
+    if Path(path).exists() and is_special(path):
         raise DataError(f"{path} is not a regular file")
     try:
         with Path(path).open("rb") as file:  # given a path, pandas would download a URL

@@ -22,7 +22,7 @@ from cloudrt.errors import ArtifactError, DataError
 from cloudrt.masks.postprocess import Rule
 from cloudrt.model.network import build_network
 from cloudrt.model.network_config import NetworkConfig
-from cloudrt.system.files import replacing
+from cloudrt.system.files import is_special, replacing
 from cloudrt.system.suggest import nearest_checkpoint
 
 CHECKPOINT_FORMAT = 1
@@ -172,8 +172,10 @@ def read_tensors(path: str | Path) -> Any:
     Raises
     ------
     Exception
-        `OSError`, `ValueError` if a checksum differs, or one of the exceptions of `torch.load`.
+        `OSError`, `ValueError` for a pipe, a device or a wrong checksum, or one of the exceptions of `torch.load`.
     """
+    if is_special(path):
+        raise ValueError(f"{path} is not a regular file")
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:

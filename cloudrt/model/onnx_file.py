@@ -7,12 +7,12 @@ of the file as "cloudrt.sha256", and `load_model` compares it.
 from __future__ import annotations
 
 import json
-import stat
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloudrt.errors import ArtifactError
+from cloudrt.system.files import is_special
 from cloudrt.system.suggest import CHECKPOINTS, nearest_checkpoint
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def load_with_content(path: str | Path) -> tuple[onnx.ModelProto, bytes]:
 
 
 def _read(path: Path) -> bytes:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a pipe may block forever
+    if is_special(path):
         raise ArtifactError(f"{path} is not a regular file")
+    status = path.stat()
     if status.st_size >= LARGEST_FILE:
         raise ArtifactError(f"{path} has {status.st_size:,} bytes; an ONNX file has fewer than {LARGEST_FILE:,}")
     with path.open("rb") as file:

@@ -27,7 +27,7 @@ from cloudrt.images.image import ImageFile
 from cloudrt.labels import Labels
 from cloudrt.model.inferred import Inferred
 from cloudrt.search.tables import LabelledMaps
-from cloudrt.system.files import replacing
+from cloudrt.system.files import is_special, replacing
 
 _DAMAGE = (
     KeyError,
@@ -108,6 +108,8 @@ class Probabilities:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
+            if is_special(path):
+                raise DataError("not a regular file")
             self._archive = zipfile.ZipFile(self.path)
         except FileNotFoundError:
             raise DataError(f"{path} is missing") from None

@@ -13,12 +13,25 @@ import os
 import platform
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
 
 from cloudrt.errors import DataError
+
+
+def is_special(path: str | Path) -> bool:
+    """Return whether a path is a pipe, a socket or a device: reading it may never end.
+
+    Raises
+    ------
+    OSError
+        The path does not exist, or its folder cannot be read.
+    """
+    mode = os.stat(path).st_mode
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 @contextmanager

@@ -163,3 +163,10 @@ def test_network_configurations_with_wrong_values(
     torch.save(values | {"config": values["config"] | change}, tmp_path / "x.pth")
     with pytest.raises(ArtifactError, match=said):
         Checkpoint.load(tmp_path / "x.pth")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(ArtifactError, match="is not a checkpoint"):
+        Checkpoint.load(tmp_path / "pipe.pth")

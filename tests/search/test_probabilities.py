@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tracemalloc
 import zipfile
 from io import BytesIO
@@ -165,3 +166,10 @@ def test_labels_that_are_not_an_object_are_refused(tmp_path: Path, text: str) ->
         np.lib.format.write_array(file, np.array(text), allow_pickle=False)
     with pytest.raises(DataError, match="expected an object"):
         Probabilities(tmp_path / "p.npz")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(DataError, match="not a regular file"):
+        Probabilities(tmp_path / "pipe.npz")
