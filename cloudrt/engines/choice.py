@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen provider, and name -> reason of those before it in `PROVIDERS`, which were not chosen."""
+    """The chosen provider, and for "auto" name -> reason of those before it in `PROVIDERS`, which were not chosen."""
 
     provider: str
     passed_over: dict[str, str]

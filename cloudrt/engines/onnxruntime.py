@@ -43,11 +43,12 @@ class OrtEngine(Engine):
     Raises
     ------
     ArtifactError
-        ONNX Runtime refuses the graph.
+        ONNX Runtime's CPU provider refuses the graph.
     MemoryExhausted
         The device does not have enough memory.
     ProviderError
-        The provider did not load, or ONNX Runtime placed operators of `HEAVY` on the CPU instead of the GPU.
+        A GPU provider did not load, cannot open the model, or gives different results with different buffers; or,
+        without `allow_cpu`, ONNX Runtime placed operators of `HEAVY` on the CPU.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class OrtEngine(Engine):
         self._threads.submit(work).result()
 
     def _bind(self, options: EngineOptions) -> SimpleQueue[Binding]:
-        """Return the bindings after a warm-up of each: the first batch selects algorithms and allocates the arena."""
+        """Return the bindings after a warm-up of each: the first batch selects algorithms and allocates memory."""
         device = open_gpu(options.device)
         self.place, self._arena = device.place, Arena(device.allocate_host)
         self.streams = options.streams + 1

@@ -28,6 +28,13 @@ def native_precisions() -> tuple[str, ...]:
     return ("fp32", *(name for name, capability in _CAPABILITIES.items() if capability in found))
 
 
+def require_precision(precision: str) -> None:
+    """Raise ProviderError for a precision that this CPU has no instructions for."""
+    native = native_precisions()
+    if precision not in native:
+        raise ProviderError(f"this CPU has no instructions for {precision}, only for {', '.join(native)}")
+
+
 class OpenvinoEngine(Engine):
     """An artifact compiled by OpenVINO for the CPU; see `cloudrt.engines.base.Engine`.
 
@@ -56,11 +63,7 @@ class OpenvinoEngine(Engine):
         self.provider = "openvino"
         self.batch_size = batch_size
         self.streams = options.streams
-        precisions = native_precisions()
-        if options.compute_precision not in precisions:
-            raise ProviderError(
-                f"this CPU has no instructions for {options.compute_precision}, only for {', '.join(precisions)}"
-            )
+        require_precision(options.compute_precision)
         if artifact.precision == "fp16" and options.compute_precision != "fp16":
             model = widen(model)  # an fp16 graph would add conversions
         core = openvino.Core()

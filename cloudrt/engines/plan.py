@@ -144,7 +144,9 @@ def make_plan(
     if options.compute_precision != "auto":
         if options.provider != "openvino":
             raise ProviderError(f"`compute_precision={options.compute_precision!r}` needs `provider='openvino'`")
-        _check_precision(options.compute_precision)
+        from cloudrt.engines.openvino import require_precision
+
+        require_precision(options.compute_precision)
     if settled:
         return settled
     threads = options.threads or usable_cpus()
@@ -153,15 +155,6 @@ def make_plan(
     if options.provider != "auto":
         return _plan(measurements.fastest(options.provider, measurements.precision(options.provider), alone=True), {})
     return _take_the_fastest(measurements, artifact)
-
-
-def _check_precision(precision: str) -> None:
-    """Raise ProviderError for a precision that the CPU has no instructions for."""
-    from cloudrt.engines.openvino import native_precisions
-
-    native = native_precisions()
-    if precision not in native:
-        raise ProviderError(f"this CPU has no instructions for {precision}, only for {', '.join(native)}")
 
 
 def _check_devices(options: RunOptions, provider: str) -> None:

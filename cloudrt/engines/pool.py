@@ -78,7 +78,7 @@ class EnginePool:
         MemoryExhausted
             More images than the batch size, or not enough memory: call `step_down` and repeat with fewer images.
         CloudrtError
-            The pool is closed, or its engines could not be opened again.
+            An engine failed on the batch, the pool is closed, or its engines could not be opened again.
         """
         engine = self._take()
         try:
@@ -128,7 +128,7 @@ class EnginePool:
             logger.warning("%s; continuing with batches of %d", reason, self.batch_size)
 
     def resize(self, batch_size: int) -> None:
-        """Wait until all batches are done, then reopen the engines with another batch size."""
+        """Wait until all batches are done, then reopen the engines with this batch size, or less if memory runs out."""
         with self._turn:
             self._turn.wait_for(lambda: self._error or not self._reopening)
             self._reopening = True

@@ -34,6 +34,7 @@ from cloudrt.system.files import sha256
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE, STREAMS_PER_SERVER = 32, 2
+"""Defaults: images per request, also the limit for a server that does not report one, and concurrent requests."""
 LARGEST_TENSOR = 1 << 30
 """Largest tensor of one image, in bytes."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
@@ -266,7 +267,7 @@ class RemoteEngine(Engine):
 
     @contextmanager
     def _client(self, url: str) -> Iterator[RemoteClient]:
-        """Lend a connection to a server that no other stream uses."""
+        """Yield a connection to a server; no other stream uses it at the same time."""
         with self._lock:
             idle = self._idle.setdefault(url, [])
             client = idle.pop() if idle else None

@@ -87,7 +87,7 @@ def read_numbers(data: Any, count: int) -> NDArray[np.uint8]:
     ValueError
         Another number of values, or a value that is not an integer from 0 to 255.
     """
-    values = np.array(data, object).ravel().tolist()  # object: numpy would pad texts to the length of the longest
+    values = np.array(data, object).ravel().tolist()  # object: numpy would pad strings to the length of the longest
     kinds = set(map(type, values))
     if len(values) != count or kinds - {int}:
         names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "none"

@@ -43,7 +43,7 @@ from cloudrt.options import TOKEN
 logger = logging.getLogger(__name__)
 
 JSON_BYTES = 6
-"""Largest size of an element in JSON, such as "255, " in an indented list."""
+"""Bytes allowed for each element in JSON: three digits, a comma and two of white space."""
 _JSON_ERRORS = (ValueError, RecursionError)
 
 

@@ -48,11 +48,5 @@ def read_parameters(parameters: Mapping[str, str], where: str) -> tuple[Artifact
         )
     try:
         return Artifact.from_dict(json.loads(parameters[ARTIFACT])), parameters.get(DIGEST, "")
-    except (
-        ValueError,
-        AttributeError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-    ) as error:  # ValueError: DataError, JSON
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:  # DataError is a ValueError
         raise ArtifactError(f"{where}: malformed metadata: {' '.join(str(error).split())[:300]}") from error

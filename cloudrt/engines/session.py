@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: the options of each provider, and `open_session`, which opens every session."""
+"""Sessions of ONNX Runtime for artifacts: the options of each provider, and `open_session`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The options of ONNX Runtime's TensorRT provider, and the cache folder of its engines.
 
-This module only computes values, so that tests do not need TensorRT. `engines/session.py` and the export to Triton use
-them.
+This module only computes values, so that tests do not need TensorRT. `engines/session.py`, `engines/tensorrt_rtx.py`
+and the export to Triton use them.
 
 The options that enable fp16, bf16 and int8 are not set: ONNX Runtime then builds a strongly typed network, in which
 every layer computes in its type in the artifact. With these options, TensorRT could use a lower precision for layers

@@ -106,11 +106,12 @@ class ProviderTrial:
         return open_engine(self.model, provider, setting.batch_size, self.threads, options)
 
     def disagreement(self, provider: str, precision: str) -> str | None:
-        """Return how the output of a provider differs from ONNX Runtime's CPU provider in fp32, or None if it agrees.
+        """Return how the output of a provider differs from ONNX Runtime's CPU provider in fp32; None if it agrees.
 
+        If the provider fails, its error is returned, unless there is not enough memory: then MemoryExhausted is raised.
         The outputs agree if they are within `TOLERANCES`. They are compared on `COMPARED` images, by levels and by the
         submissions that the artifact's rules give; the comparison stops as soon as a limit is certainly exceeded. For
-        an int8 artifact, the reference quantises and dequantises in float.
+        an int8 artifact, the reference computes in float between quantisation and dequantisation.
         """
         answers = self._reference()
         widest = max((TOLERANCES[precision], TOLERANCES[self.artifact.precision]), key=lambda one: one.mean_difference)

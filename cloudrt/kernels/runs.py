@@ -175,7 +175,7 @@ def label_runs(
     area: Ints,
     totals: NDArray[np.int64],
 ) -> int:
-    """Find runs and join them to components; `totals[i]` becomes the sum of the levels of run i. Return their number.
+    """Find runs and join them to components; return the number of runs. `totals[i]` is the sum of the levels of run i.
 
     See `find_runs_in_levels` and `join_runs`; `parent`, `area` and `totals` have W * ceil(H / 2) entries.
     """

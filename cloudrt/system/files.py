@@ -235,6 +235,8 @@ def sync_folder(folder: Path) -> None:
 def locked(path: Path, advice: str) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`, created if it is missing, for the duration of the block.
 
+    On Windows, nothing is locked.
+
     Raises
     ------
     DataError

@@ -86,7 +86,7 @@ def _option(name: str) -> str:
 
 
 def check_suffixes(files: Paths, suffix: str) -> None:
-    """Raise DataError for an output whose name does not end in `suffix`, such as - or a folder."""
+    """Raise DataError for an output whose name does not end in `suffix`, such as "-" or a folder."""
     for name, path in files.items():
         if path is not None and path.suffix.lower() != suffix:
             raise DataError(f"{name} {path}: the file name must end in {suffix}")
@@ -133,7 +133,7 @@ def _refuse_images(written: Mapping[str, Path], filled: Mapping[str, Path], imag
         if folder not in seen:
             seen.add(folder)
             place = Path(os.path.realpath(folder))
-            inside = next((root for root in roots if place == Path(root) or place.is_relative_to(root)), None)
+            inside = next((root for root in roots if place.is_relative_to(root)), None)
             if inside is not None:
                 raise DataError(
                     f"{roots[inside]} {inside} contains input images, which outputs could replace: give another folder"

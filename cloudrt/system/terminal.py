@@ -203,7 +203,7 @@ class Failure(click.ClickException):
 
 
 def printable(text: str) -> str:
-    """Return text from untrusted sources for the terminal: control characters become \\xNN or \\uNNNN."""
+    """Return text from untrusted sources for the terminal: control characters except newline and tab are escaped."""
     if text.isprintable():
         return text
     return "".join(
