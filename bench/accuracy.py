@@ -1,8 +1,8 @@
 """Speed and accuracy: the rate of each model in each provider, from files to CSV, and the Dice of its submission.
 
 With a truth the score is the competition's Dice. Without one it is the Dice between the submission and that of a
-reference, the first model in ONNX Runtime's CPU provider (the first one in fp32, if any). A point is on the front
-(Pareto) if no other is better in both.
+reference, the first model in ONNX Runtime's CPU provider (the first one in fp32, if any). A point is on the Pareto
+front if no other is at least as good in both and better in one.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def rounds(models: Sequence[Path], files: Sequence[ImageFile], repeat: int) -> i
 
 
 def _split(files: Sequence[ImageFile], repeat: int) -> list[Sequence[ImageFile]]:
-    """Return chunks of about `CHUNK` images of equal size."""
+    """Return chunks of nearly equal length, at least `CHUNK`, or all images `repeat` times if too few for two."""
     count = len(files) // CHUNK
     if count < 2:
         return [files] * repeat

@@ -101,7 +101,7 @@ def _place(task: GpuTask, precision: str) -> Values:
 
 
 def in_precision(task: GpuTask, precision: str) -> tuple[Any, Any]:
-    """Return the model and its metadata in a precision: as it is, or a fp16 artifact widened to fp32."""
+    """Return the model and its metadata in a precision: as it is, or an fp16 artifact widened to fp32."""
     model, artifact = task.load()
     if artifact.precision == precision:
         return model, artifact

@@ -94,6 +94,7 @@ def _run_words(run: RunOptions) -> list[str]:
     """Return the command-line options that differ from the defaults, without the provider."""
     default, engine = RunOptions(), getattr(run, run.provider.replace("-", "_"), None)
     streams, graph = getattr(engine, "streams", 0), getattr(engine, "graph", None)
+    layout = getattr(engine, "channels_last", None)
     words = ["--batch-size", str(run.batch_size)] if run.batch_size else []
     words += ["--threads", str(run.threads)] if run.threads else []
     for name in ("compute_precision", "decoder"):
@@ -101,6 +102,7 @@ def _run_words(run: RunOptions) -> list[str]:
             words += [f"--{name.replace('_', '-')}", getattr(run, name)]
     words += ["--streams", str(streams)] if streams else []
     words += [] if graph is None else ["--cuda-graph" if graph else "--no-cuda-graph"]
+    words += [] if layout is None else ["--channels-last" if layout else "--no-channels-last"]
     words += ["--devices", ",".join(map(str, run.devices))] if run.devices is not None else []
     words += ["--allow-cpu"] if run.allow_cpu else []
     return words + (["--max-megapixels", f"{run.max_pixels / 1e6:g}"] if run.max_pixels != default.max_pixels else [])

@@ -23,7 +23,7 @@ class Connection:
     link: socket.socket
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
     head: bytes = b""
-    left: int = 0  # bytes of the answer's body
+    left: int = 0  # bytes of the answer's body still to be read; -1 before its length is known
     arrived: float = 0.0
     busy: bool = False
 

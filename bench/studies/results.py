@@ -61,8 +61,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def relative_speed(way: dict[str, Any], plain: dict[str, Any]) -> float:
     """Return the speed of a way relative to another that was timed alternately: the median over the rounds."""
     pairs = zip(plain["timing"]["repetitions_s"], way["timing"]["repetitions_s"], strict=True)
-    ratios = sorted(theirs / ours for theirs, ours in pairs)
-    return float(ratios[len(ratios) // 2])
+    return float(np.median([theirs / ours for theirs, ours in pairs]))
 
 
 def spread(*timings: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ from cloudrt.masks.rle import rle_encode
 from cloudrt.model.artifact import Artifact
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.network import InferenceGraph
-from cloudrt.options import RunOptions
+from cloudrt.options import CudaOptions, RunOptions
 from cloudrt.system.files import sha256
 from cloudrt.system.progress import no_progress
 
@@ -171,6 +171,11 @@ def test_scenes_are_drawn_where_no_data_are_given(model: Path, tmp_path: Path) -
     assert done.options.command()[-2:] == ["--only", "stages"]
     assert done.images == {"count": 1, "size": [1400, 2100], "source": "synthetic images", "unreadable": 0}
     assert done.to_dict() | {"peak_rss_mb": 0} == json.loads(output.read_text()) | {"peak_rss_mb": 0}
+
+
+def test_the_command_states_the_options_of_the_engine() -> None:
+    run = RunOptions("cuda", cuda=CudaOptions(graph=True, channels_last=False))
+    assert BenchOptions(run=run).command()[-2:] == ["--cuda-graph", "--no-channels-last"]
 
 
 def test_unreadable_images_are_left_out_and_counted(model: Path, images: Path, tmp_path: Path) -> None:
