@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 from cloudrt.errors import DataError
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal_records import Record, compact, decode, encode, pack, unpack
-from cloudrt.system.files import naming, sync_folder
+from cloudrt.system.files import naming, sync_folder, try_lock
 
 FORMAT = 3
 SYNC_SECONDS = 2.0
@@ -217,25 +217,14 @@ class Journal:
                 self._file = cast(BinaryIO, self.path.open(mode, buffering=BUFFER))
             except error:  # created or deleted by another run
                 continue
-            self._lock()
+            if not try_lock(self._file):
+                self._file.close()
+                raise DataError(f"{self.path} is being written by another run: wait for it, or give another `output`")
             with suppress(FileNotFoundError):
                 if os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
                     return mode == "r+b"
             self._file.close()  # the run that wrote it has ended and deleted it
         raise AssertionError("cycle does not end")
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise DataError(
-                f"{self.path} is being written by another run: wait for it, or give another `output`"
-            ) from error
 
 
 def read_identity(path: Path) -> Identity | None:

@@ -9,6 +9,7 @@ machine, process id and start time of the writer, so that a later run can remove
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -18,8 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import IO
 
 from cloudrt.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 def is_special(path: str | Path) -> bool:
@@ -30,7 +34,7 @@ def is_special(path: str | Path) -> bool:
     OSError
         The path does not exist, or its folder cannot be read.
     """
-    mode = os.stat(path).st_mode
+    mode = Path(path).stat().st_mode
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
@@ -231,28 +235,37 @@ def sync_folder(folder: Path) -> None:
             os.close(opened)
 
 
-@contextmanager
-def locked(path: Path, advice: str) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`, created if it is missing, for the duration of the block.
+def try_lock(file: IO[bytes]) -> bool:
+    """Lock an open file until it is closed; return False if another process holds the lock.
 
-    On Windows, nothing is locked.
-
-    Raises
-    ------
-    DataError
-        Another process holds the lock; the message ends with `advice`.
+    On Windows, and on file systems without locks such as some mounts of Lustre, nothing is locked.
     """
     try:
         import fcntl
     except ImportError:  # Windows
-        yield
-        return
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        logger.warning("%s: this file system has no locks (%s); do not run two commands on it", file.name, error)
+    return True
+
+
+@contextmanager
+def locked(path: Path, advice: str) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`, created if it is missing, for the duration of the block.
+
+    Raises
+    ------
+    DataError
+        Another process holds the lock; the message ends with `advice`. See `try_lock` for where nothing is locked.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"{path.parent} is being written by another run: {advice}") from error
+        if not try_lock(file):
+            raise DataError(f"{path.parent} is being written by another run: {advice}")
         yield
 
 

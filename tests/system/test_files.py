@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cloudrt.errors import DataError
-from cloudrt.system.files import naming, partial_path, remove_leftovers, replacing, replacing_folder, reserve
+from cloudrt.system.files import locked, naming, partial_path, remove_leftovers, replacing, replacing_folder, reserve
 
 
 def names(folder: Path) -> list[str]:
@@ -255,3 +255,26 @@ def test_hidden_processes_may_be_running(tmp_path: Path, monkeypatch: pytest.Mon
         assert not files._ended(ended.pid, started)
     monkeypatch.setattr(files, "_started", lambda _: None)
     assert not files._ended(ended.pid, started)
+
+
+def test_a_lock_is_held_until_the_end_of_the_block(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock", "wait"), pytest.raises(DataError, match="by another run: wait"):  # noqa: SIM117
+        with locked(tmp_path / "lock", "wait"):
+            pass
+    with locked(tmp_path / "lock", "wait"):
+        pass
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lustre mounted without `flock` answers ENOSYS, NFS without its lock service ENOLCK."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(file: object, kind: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path / "lock", "wait"):
+        pass
+    assert "has no locks" in caplog.text
