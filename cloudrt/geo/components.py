@@ -101,7 +101,7 @@ def keep_components(levels: NDArray[np.uint8], rule: Rule, wraps: bool = False) 
     text
         RLE text of the components that are kept.
     means
-        Mean probability, 0..1, of each component, in the order of `label`.
+        Mean probability, 0..1, of each of these components, in the order of `label`.
     """
     from cloudrt.kernels import digits, runs  # importing numba takes about a second
 

@@ -200,7 +200,7 @@ def _from_tags(path: Path, date: datetime.date | None, data: bytes | None) -> Po
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            # Only GeoTIFF: GDAL's other formats can refer to files on this machine.
+            # Bytes are opened as GeoTIFF only: GDAL's other formats can refer to files on this machine.
             with rasterio.open(path) if data is None else rasterio.open(io.BytesIO(data), driver="GTiff") as file:
                 transform, crs = file.transform, file.crs
                 if transform.is_identity:

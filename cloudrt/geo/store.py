@@ -54,7 +54,7 @@ class StoreDays:
     Raises
     ------
     DataError
-        `path` is something else than a store of cloudrt, or has other classes.
+        `path` is not a store of cloudrt, or has other classes.
     """
 
     def __init__(self, path: Path | None, classes: tuple[str, ...] | None = None) -> None:
@@ -96,7 +96,7 @@ class Store:
     Raises
     ------
     DataError
-        `path` is something else than a store of cloudrt, has other classes, or is being written by another process.
+        `path` is not a store of cloudrt, has other classes, or is being written by another process.
     """
 
     def __init__(self, path: Path, classes: tuple[str, ...]) -> None:

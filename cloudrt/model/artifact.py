@@ -230,11 +230,15 @@ def _check_graph(model: onnx.ModelProto, artifact: Artifact, path: str | Path) -
         kind = value.type.tensor_type
         shape = tuple(dimension.dim_value for dimension in kind.shape.dim)[1:]
         wanted = expected.get(value.name)
-        if wanted is None or kind.elem_type != onnx.TensorProto.UINT8 or shape != wanted:
-            raise ArtifactError(
-                f"{path}: {value.name!r} has the shape {shape} per image, expected {wanted} uint8 from the metadata: "
-                "export it again with cloudrt-export"
-            )
+        fault = ""
+        if wanted is None:
+            fault = f"is not one of the inputs and outputs of an artifact: {', '.join(expected)}"
+        elif kind.elem_type != onnx.TensorProto.UINT8:
+            fault = "is not uint8"
+        elif shape != wanted:
+            fault = f"has the shape {shape} per image, expected {wanted} from the metadata"
+        if fault:
+            raise ArtifactError(f"{path}: {value.name!r} {fault}: export it again with cloudrt-export")
     outputs = {value.name for value in model.graph.output}
     if [value.name for value in model.graph.input] != ["image"] or "probability" not in outputs:
         raise ArtifactError(f"{path}: an artifact must have the input 'image' and the output 'probability'")

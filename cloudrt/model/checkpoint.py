@@ -99,7 +99,9 @@ class Checkpoint:
         if not isinstance(values, dict) or "config" not in values or not isinstance(values.get("weights"), dict):
             raise ArtifactError(f"{path} was not written by cloudrt-train")
         if values.pop("format", None) != CHECKPOINT_FORMAT:
-            raise ArtifactError(f"{path} has a format that this version cannot read; it reads {CHECKPOINT_FORMAT}")
+            raise ArtifactError(
+                f"{path} has a format that this version cannot read; it reads format {CHECKPOINT_FORMAT}"
+            )
         try:
             return cls(
                 **values

@@ -70,7 +70,7 @@ class Parity:
     source
         Description of the images.
     max_difference, mean_difference
-        Absolute difference of the probabilities, in levels of 1/255.
+        Absolute difference of the probabilities, in levels of 1/255; `max_difference` includes the presence levels.
     flipped
         Fraction of pixels that are above the threshold of their class in one model and not in the other.
     dice
