@@ -44,8 +44,8 @@ def open_images(
 ) -> tuple[ImageSet, ImageSet]:
     """Load the images to compare on and those to calibrate with.
 
-    The two sets are disjoint and evenly spaced over the folder, with at most `max_images` each. Where the folder holds
-    too few images for both, the comparison gets the larger share.
+    The two sets are evenly spaced over the folder and disjoint, with at most `max_images` each. If the folder holds too
+    few images for both, each gets half; a single image is in both.
 
     Parameters
     ----------

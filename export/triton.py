@@ -41,7 +41,7 @@ def write_repository(
     name
         Name of the model in the repository: letters, digits, - and _.
     largest_batch
-        Maximum number of images of a batch, which combines requests.
+        Maximum batch size; Triton combines requests into batches.
 
     Raises
     ------

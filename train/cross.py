@@ -1,8 +1,8 @@
 """Cross-validation: one run per fold, and rules chosen on the held-out predictions of all folds.
 
-runs/NAME/fold-0 ... fold-K   one run per fold, with held_out.npz
-runs/NAME/oof.npz             the held-out probabilities of all folds, as `cloudrt tune` reads them
-runs/NAME/folds.json          the scores
+runs/NAME/fold-0, fold-1 ...   one run per fold, with held_out.npz
+runs/NAME/oof.npz              the held-out probabilities of all folds, as `cloudrt tune` reads them
+runs/NAME/folds.json           the scores
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class Trainer:
                 loss = loss + self.config.presence_weight * functional.binary_cross_entropy_with_logits(
                     head.float(), present
                 )
-            self.scaler.scale(loss / self._group(position)).backward()
+            self.scaler.scale(loss / self._accumulated(position)).backward()
         if last:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -153,7 +153,7 @@ class Trainer:
         done = self.steps / (self.config.epochs * self.steps_per_epoch)
         return max(done, self.seconds / self.config.time_budget) if self.config.time_budget else done
 
-    def _group(self, position: int) -> int:
+    def _accumulated(self, position: int) -> int:
         """Return the number of batches in the optimiser step of batch `position`; the last group may be smaller."""
         batches, accumulate = len(self.batches), self.config.accumulate
         last_group = batches - batches % accumulate

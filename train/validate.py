@@ -81,7 +81,7 @@ class Validator:
             The network and its configuration.
         final
             Search all thresholds, gates and presence levels as `cloudrt tune` does, and report the out-of-fold Dice;
-            otherwise search a coarse grid of thresholds and min areas.
+            otherwise search the thresholds in `COARSE` and all min areas, and report the Dice on the same images.
         keep
             File to store the probabilities in, for `cloudrt tune`.
         """

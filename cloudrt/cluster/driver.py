@@ -217,7 +217,7 @@ def _held(out: Place) -> Iterator[None]:
 
 
 def _partition_size(options: ClusterOptions, even: int, least: int, most: int, recorded: Identity | None) -> int:
-    """Return the number given or recorded, else the smaller of `even` and `most`, in whole multiples of `least`."""
+    """Return the given or recorded size, else the smaller of `even` and `most`, rounded up to multiples of `least`."""
     if options.partition_size:
         return options.partition_size
     if recorded and recorded.partition_size:

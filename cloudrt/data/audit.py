@@ -37,7 +37,7 @@ class Finding:
     key
         Name of the image, or key of the row.
     reason
-        The rest of a sentence that starts with `key`, such as "is not in train.csv".
+        What was found, such as "is not in train.csv".
     line
         Line of train.csv, or 0 for a finding about an image.
     """

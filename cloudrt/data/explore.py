@@ -120,7 +120,7 @@ class Exploration:
             return np.asarray(centred.T @ centred / np.outer(spread, spread))
 
     def area_histogram(self, index: int) -> list[int]:
-        """Return the number of images by the fraction of the grid that a class covers, in `BINS` equal bins."""
+        """Return the number of images with a class by the fraction of the grid that it covers, in `BINS` equal bins."""
         shares = [image.shares[index] for image in self.images if image.shares[index] > 0]
         return _histogram(shares)
 

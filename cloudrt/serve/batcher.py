@@ -124,7 +124,7 @@ class Batcher:
         Raises
         ------
         ImageError
-            The image cannot be decoded; the reason is that of the failures of `cloudrt-infer`.
+            The image cannot be decoded; the message is the reason that `cloudrt-infer` lists.
         """
         async with self._room:
             outputs = await self.infer(await self.decode(data))

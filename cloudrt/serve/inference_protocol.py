@@ -1,6 +1,6 @@
 """The Open Inference Protocol v2 over HTTP, with Triton's extensions for binary tensors and model configuration.
 
-It exposes the artifact's own tensors, `image` to `probability` and `presence`, so that clients such as
+It exposes the artifact's own tensors (input `image`, outputs `probability` and `presence`), so that clients such as
 `tritonclient.http` and `cloudrt-infer --remote` decode and post-process themselves. The protocol is specified in
 github.com/kserve/open-inference-protocol, and its extensions in docs/protocol of
 github.com/triton-inference-server/server.

@@ -37,7 +37,7 @@ class Metrics:
 
 
 class MeasureRequests:
-    """Middleware that counts requests and records their duration."""
+    """Middleware that counts requests, records their duration, and adds X-Content-Type-Options to the answers."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics

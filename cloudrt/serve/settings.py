@@ -36,7 +36,7 @@ class ServeSettings:
     Raises
     ------
     DataError
-        A value out of range, a name with a slash, or a malformed origin.
+        A value out of range, a malformed token or origin, or a name with a slash.
     """
 
     host: str = LOOPBACK

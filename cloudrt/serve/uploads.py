@@ -70,7 +70,7 @@ async def read_images(request: Request, settings: ServeSettings) -> list[tuple[s
 
 
 class _Parser(MultiPartParser):
-    """Refuses a form without its last boundary, from which starlette drops the file that is cut off."""
+    """Refuses a form without its last boundary; starlette would ignore the file that is cut off."""
 
     ended = False
 

@@ -96,7 +96,7 @@ for (const one of classes) {
       show(slider, slider.valueAsNumber);
       apply([one]);
     });
-    show(slider, one.rule[slider.dataset.kind]);  // a reload may keep what was moved
+    show(slider, one.rule[slider.dataset.kind]);  // a reload may keep the positions of sliders
   }
 }
 
