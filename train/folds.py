@@ -43,14 +43,14 @@ def folds(cache: DatasetCache, count: int, seed: int, group_similar: bool = Fals
 
     positions = readable(cache)
     present = np.array([[bits.any() for bits in cache.truth[position]] for position in positions])
-    combination = present @ (1 << np.arange(present.shape[1]))
+    _, combination, counts = np.unique(present[:, ::-1], axis=0, return_inverse=True, return_counts=True)
     groups = np.arange(len(positions))
     if group_similar:
         groups = similar_groups([difference_hash(cache.images[position]) for position in positions])
     if len(np.unique(groups)) < count:
         raise DataError(f"{count} folds need at least {count} different images, found {len(np.unique(groups))}")
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    if np.bincount(combination).max() < count:  # no combination occurs in every fold
+    if counts.max() < count:  # no combination occurs in every fold
         splitter = GroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about combinations that occur in some folds only

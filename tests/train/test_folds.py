@@ -40,6 +40,11 @@ def test_folds_hold_every_image_once_and_the_classes_in_equal_parts() -> None:
         folds(cache, 500, 9)
 
 
+def test_folds_of_a_hundred_classes() -> None:
+    classes = np.random.default_rng(1).random((60, 100)) < 0.5
+    assert sorted(np.concatenate(folds(toy_cache(classes), 3, 9))) == [n for n in range(60) if n != 3]
+
+
 def test_images_that_look_alike_stay_together() -> None:
     images = np.stack([draw_scene(seed, (64, 96)).image for seed in range(30)])
     twins = np.clip(images.astype(int) + np.random.default_rng(0).integers(-6, 7, images.shape), 0, 255)
