@@ -117,13 +117,13 @@ class Labels:
         if unknown:
             raise DataError(f"unknown keys {sorted(unknown)}; expected {', '.join(FIELDS)}")
         lists = {name: value for name, value in values.items() if name != "key_column"}
+        message = f"classes must be a list of names and each grid a list of two integers, found {values}"
         if not all(isinstance(value, (list, tuple)) for value in lists.values()):
-            raise DataError(f"classes must be a list of names and each grid a list of two integers, found {values}")
+            raise DataError(message)
         try:
             tuples = {name: tuple(value) for name, value in lists.items()}
             return cls(**{**values, **tuples})
         except TypeError as error:
-            message = f"classes must be a list of names and each grid a list of two integers, found {values}"
             raise DataError(message) from error
 
 

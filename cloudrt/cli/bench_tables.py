@@ -90,7 +90,7 @@ def _show_host(host: Host) -> None:
     _print(table)
     click.echo(
         f"The slowest batch size reaches {host.evenness:.2f} of the rate of the fastest. If copying, computing and "
-        f"post-processing take equally long and overlap, the rate is {host.overlap_share:.2f} of that of one of them"
+        f"post-processing take equally long, the pipeline reaches {host.overlap_share:.2f} of the rate of one of them"
     )
 
 

@@ -171,6 +171,6 @@ def export(
     if done.written:
         show_next(request, done)
     if done.refused:
-        raise Failure(f"{', '.join(done.refused)} did not pass the gate and was not written; the others were")
+        raise Failure(f"refused by the gate and not written: {', '.join(done.refused)}")
     if check:
         show_refusals(done)

@@ -40,7 +40,7 @@ PATH = click.Path(path_type=Path)
     "--output",
     type=PATH,
     help="The submission: .csv, .parquet, .json (COCO), .geojson, .geoparquet or .zarr; - writes CSV to standard "
-    "output. Default: submission.csv.",
+    "output. Default: submission.csv, or submission with the suffix of --format.",
 )
 @click.option(
     "--format",

@@ -42,9 +42,13 @@ _OPTIONS = (
     click.option(
         "--partition-size",
         type=click.IntRange(1, 1_000_000),
-        help="Images per partition. Default: at most 1024, rounded up to whole batches.",
+        help="Images per partition. Default: at most 1024, rounded up to whole batches; at most 16 with --tile.",
     ),
-    click.option("--endpoint", metavar="URL", help="URL of an S3-compatible store. Default: AWS_ENDPOINT_URL."),
+    click.option(
+        "--endpoint",
+        metavar="URL",
+        help="URL of an S3-compatible store. Default: the variable AWS_ENDPOINT_URL_S3, else AWS_ENDPOINT_URL.",
+    ),
 )
 
 

@@ -73,7 +73,7 @@ _OPTIONS = (
         type=click.FloatRange(0, 1e6, min_open=True),
         default=100,
         show_default=True,
-        help="Images with more megapixels fail.",
+        help="Images with more megapixels fail; those that are cut into tiles may have 10 times as many.",
     ),
 )
 

@@ -58,7 +58,13 @@ CROSS_FILES = ("oof.npz", "folds.json")
     metavar="PTH",
     help="Checkpoint of cloudrt to initialise all weights of equal name and shape from, instead of --encoder-weights.",
 )
-@click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="Further argument of the architecture.")
+@click.option(
+    "--set",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Further argument of the architecture; can be repeated.",
+)
 @click.option(
     "--input-size",
     type=Size(),

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="The artifact with the new rules, or a .json with the rules alone. Default: tuned.onnx.",
+    help="The artifact with the new rules, or a .json with the rules alone. Default: tuned.onnx, or rules.json if "
+    "PROBABILITIES are given without --model.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option(
@@ -265,10 +266,11 @@ def _show(tuned: Tuned) -> None:
         if choice.kept:
             click.echo(f"{label} keeps its rule: {kept_because(choice)}")
         if choice.rule.gate_pixels:
-            click.echo(f"{label} is empty unless {choice.rule.gate_pixels:,} pixels > {choice.rule.gate_threshold}")
+            least, level = choice.rule.gate_pixels, choice.rule.gate_threshold
+            click.echo(f"{label} is empty unless at least {least:,} pixels exceed level {level}")
         if choice.rule.presence:
             click.echo(f"{label} is empty unless its presence is at least {choice.rule.presence}")
         click.echo(
-            f"{label}: the folds chose {span(choice)}; out-of-fold Dice of the maximum without averaging: "
-            f"{dice(choice.peak_out_of_fold)}"
+            f"{label}: rules of the folds (threshold, min area): {span(choice)}; out-of-fold Dice of the highest "
+            f"point, without averaging: {dice(choice.peak_out_of_fold)}"
         )

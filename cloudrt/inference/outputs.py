@@ -155,7 +155,7 @@ PLACED: dict[str, Callable[[Path, Records, Labels, FormatOptions], None]] = {
     "geoparquet": write_geoparquet,
     "zarr": write_zarr,
 }
-"""Formats of masks with positions; images without one fail."""
+"""Formats of masks with positions; images without a position fail."""
 OUTLINES = ("geojson", "geoparquet")
 """Formats of polygons."""
 SUFFIXES = {

@@ -4,7 +4,7 @@
                                                        `--> masks, overlays, probabilities, statistics
 
 `infer` lists the images, checks the outputs, opens the model, and segments the images that the resumed run, if any, did
-not finish. Messages for the user are logged to `cloudrt.inference.run`.
+not finish. Messages for the user are logged to children of the logger `cloudrt`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def infer(
     Raises
     ------
     CloudrtError
-        The run could not start: wrong options, missing files, a provider that cannot run here.
+        The run cannot start (wrong options, missing files, a provider that cannot run here), or the provider fails
+        during the run.
 
     Examples
     --------

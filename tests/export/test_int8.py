@@ -326,7 +326,7 @@ def test_the_precisions_that_pass_are_written_beside_one_that_does_not(
         command, [*words, "--min-dice", "0.5", "--max-empty-mismatch", "1", "--max-mean-difference", "8"]
     )
     assert done.exit_code == 2, done.output
-    assert "fp16 did not pass the gate and was not written; the others were" in done.output
+    assert "refused by the gate and not written: fp16" in done.output
     assert {path.name for path in tmp_path.iterdir()} == {"m.fp32.onnx", "m.int8.onnx"}
 
 
