@@ -115,8 +115,8 @@ class Journal:
         with naming(self.path):
             self._file.write(pack(encode(record, self._position)))
         self._position += 1
-        if self._position < record.batch + record.size:
-            return  # the batch is not complete
+        if record.place is None and self._position < record.batch + record.size:
+            return  # the batch is not complete; batches of panoramas consist of tiles, and are not counted here
         now = time.monotonic()
         if now - self._synced > SYNC_SECONDS:
             self.sync()

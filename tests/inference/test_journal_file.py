@@ -9,6 +9,7 @@ import pytest
 from support.identity import make_identity
 
 from cloudrt.errors import DataError
+from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.inference.journal import Journal
 from cloudrt.inference.journal_records import Record
 
@@ -114,6 +115,20 @@ def test_complete_batches_are_in_the_file_before_the_next_one(tmp_path: Path, mo
         written += recorded() > before
         assert position + 1 - recorded() <= 4 + 0.05 / 0.0025
     assert written <= 25
+    journal.close()
+
+
+def test_finished_panoramas_are_in_the_file_before_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch consists of tiles: one that eight tiles of a panorama fill does not wait for seven more panoramas."""
+    monkeypatch.setattr("cloudrt.inference.journal.FLUSH_SECONDS", 0.0)
+    journal = Journal(tmp_path / "j", make_identity())
+    sizes = [journal.path.stat().st_size]
+    for position in range(3):
+        journal.add(Record(f"{position}.tif", ("1 2", ""), None, position, 8, MaskGrid((20, 30))))
+        sizes.append(journal.path.stat().st_size)
+    assert len(set(sizes)) == 4
     journal.close()
 
 
