@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,11 +84,13 @@ def _cross_validate(
 ) -> CrossResult:
     if resume and (folder / "folds.json").exists():
         raise DataError(f"{folder} is finished: there is nothing to resume; to train again, use another --name")
-    if not resume:
-        for old in (*folder.glob("fold-[0-9]*"), folder / "oof.npz", folder / "folds.json"):
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     dices, empty = [], []
     parts = [folder / f"fold-{number}" for number in range(config.folds)]
+    earlier: list[Path] = []
+    if not resume:
+        others = (old for old in folder.glob("fold-[0-9]*") if old != parts[0])
+        own = (old for old in parts[0].glob("*") if old.name != LOCK)
+        earlier = [folder / "folds.json", folder / "oof.npz", *others, *own]
     for number, part in enumerate(parts):
         one = replace(config, fold=number)
         unfinished = resume and (part / STATE).exists()
@@ -97,7 +98,7 @@ def _cross_validate(
             done = _read_outcome(part, one)
         else:
             logger.info("fold %d of %d", number + 1, config.folds)
-            result = train(one, data, part, cache_root, bar, resume=unfinished)
+            result = train(one, data, part, cache_root, bar, resume=unfinished, replaces=() if number else earlier)
             done = {"dice": result.dice, "all_empty": result.all_empty}
         with replacing(part / OUTCOME) as path:
             path.write_text(json.dumps(done) + "\n", encoding="utf-8")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -46,11 +48,13 @@ def train(
     bar: ProgressBar = no_progress,
     *,
     resume: bool = False,
+    replaces: Sequence[Path] = (),
 ) -> TrainResult:
     """Train a network on the data set `data` and write the run to `folder`.
 
     With `resume`, continue after the last complete epoch. Under `torchrun`, all processes train one network, and rank 0
-    validates and writes the files.
+    validates and writes the files. An earlier run in `folder` is removed, with the files and folders `replaces`, once
+    the data and the network of this one are known to work.
 
     Raises
     ------
@@ -59,11 +63,18 @@ def train(
         had other options.
     """
     with processes(config.device) as group, locked(folder / LOCK, BUSY) if group.first else nullcontext():
-        return _train(config, data, folder, cache_root, bar if group.first else no_progress, resume, group)
+        return _train(config, data, folder, cache_root, bar if group.first else no_progress, resume, replaces, group)
 
 
 def _train(
-    config: TrainConfig, data: Path, folder: Path, cache_root: Path, bar: ProgressBar, resume: bool, group: Processes
+    config: TrainConfig,
+    data: Path,
+    folder: Path,
+    cache_root: Path,
+    bar: ProgressBar,
+    resume: bool,
+    replaces: Sequence[Path],
+    group: Processes,
 ) -> TrainResult:
     source = open_data(data)
     device = find_device(config.device, group.local_rank)
@@ -100,8 +111,9 @@ def _train(
     if group.first:
         folder.mkdir(parents=True, exist_ok=True)
         if state is None:
-            for name in ("best.pth", "last.pth", "history.csv", "curves.png", PROBABILITIES, STATE):
-                (folder / name).unlink(missing_ok=True)
+            own = ("best.pth", "last.pth", "history.csv", "curves.png", PROBABILITIES, STATE)
+            for old in (*replaces, *(folder / name for name in own)):
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         with replacing(folder / "config.json") as path:
             stored = config.to_dict() | {"data": str(data), "network": begun.config.to_dict()}
             path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")

@@ -120,6 +120,29 @@ def test_folds_are_not_trained_by_several_processes(tmp_path: Path, monkeypatch:
         cross_validate(replace(SMALL, folds=2), tmp_path, tmp_path, tmp_path)
 
 
+def test_a_cross_validation_is_replaced_only_by_one_that_starts(
+    scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "folds.json",
+        "oof.npz",
+        *(f"fold-{n}/{name}" for n in (0, 1, 5) for name in ("best.pth", "fold.json")),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("of an earlier run")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    config = replace(SMALL, folds=2)
+    for change in ({"encoder": "resnet19"}, {"folds": 900}, {"device": "cuda:99"}):
+        with pytest.raises(DataError):
+            cross_validate(replace(config, **change), scenes, tmp_path, cached)
+        assert sorted(path for path in tmp_path.rglob("*") if path.name != ".lock") == before
+    interrupt_after(0, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(config, scenes, tmp_path, cached)
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert names == {"fold-0/config.json", "fold-0/held_out.txt", "fold-0/state.pth"}
+
+
 @pytest.mark.slow
 def test_folds_of_another_run_are_not_reused(scenes: Path, cached: Path, tmp_path: Path) -> None:
     config = replace(SMALL, epochs=1, folds=2)
