@@ -9,6 +9,7 @@ step. NAME.json and NAME.log are written to OUT after each step, and summary.md 
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import click
 
-from cloudrt.errors import ProviderError
+from cloudrt.errors import DataError, ProviderError
 from cloudrt.model.artifact import default_model, read_artifact
 from cloudrt.system.files import sha256
 from cloudrt.system.machine import describe_machine
@@ -148,6 +149,8 @@ def main(
     If a step fails, the reason is recorded, the next step runs, and the exit status is 1. The steps, in order:
     installation, results, engine, pipeline, running out of memory, decoding on the GPU, PyTorch, TensorRT, training.
     """
+    if not math.isfinite(minutes):
+        raise DataError(f"--minutes {minutes:g} is no limit: give a number")
     driver = nvidia_driver()
     if not stand_in and not (driver and driver.gpus):
         raise ProviderError("no NVIDIA GPU, or no driver: run this on a GPU, or check the command with --stand-in")

@@ -158,7 +158,11 @@ CROSS_FILES = ("oof.npz", "folds.json")
 )
 @click.option("--validation-share", default=0.08, show_default=True, help="Fraction of the images to hold out.")
 @click.option(
-    "--folds", default=0, show_default=True, help="Cross-validate with this number of folds, stratified by classes."
+    "--folds",
+    type=click.IntRange(0, 1000),
+    default=0,
+    show_default=True,
+    help="Cross-validate with this number of folds, stratified by classes.",
 )
 @click.option("--fold", type=int, help="Train only this fold, from 0. Default: all.")
 @click.option("--group-similar", is_flag=True, help="Keep near-duplicate images in one fold.")

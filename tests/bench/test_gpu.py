@@ -160,6 +160,13 @@ def test_without_time_the_rest_is_recorded_as_not_run(model: Path, tmp_path: Pat
     assert "no time left" in (tmp_path / "out" / "summary.md").read_text()
 
 
+@pytest.mark.parametrize("minutes", ["nan", "inf"])
+def test_the_time_must_be_a_number(minutes: str, model: Path, tmp_path: Path) -> None:
+    result = run(tmp_path / "out", "--stand-in", "--model", model, "--minutes", minutes)
+    assert result.exit_code == 2 and f"--minutes {minutes}" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(nvidia_driver() is not None, reason="there is a driver")
 def test_without_a_gpu_the_stand_in_must_be_asked_for(model: Path, tmp_path: Path) -> None:
     result = run(tmp_path / "out", "--model", model)

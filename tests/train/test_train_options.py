@@ -255,6 +255,7 @@ def test_runs_are_numbered(scenes: Path, tmp_path: Path, monkeypatch: pytest.Mon
         (["--fold", "1"], "--fold needs --folds"),
         (["--folds", "1"], "folds must be 0 or at least 2"),
         (["--folds", "3", "--fold", "3"], "folds must be 0 or at least 2"),
+        (["--folds", "10000000"], "0<=x<=1000"),  # before a path is made for each
         (["--loss", "bce+dyce"], "dyce"),
         (["--ema", "1.5"], "ema must be at least 0"),
         (["--time-budget", "soon"], "is not a duration such as 90m"),
