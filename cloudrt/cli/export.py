@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 )
 @click.option(
     "--max-images",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 100_000),
     default=64,
     show_default=True,
     help="Maximum number of images to compare, and of further images for int8 calibration.",

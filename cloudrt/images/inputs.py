@@ -21,6 +21,8 @@ from cloudrt.masks.table import read_table
 from cloudrt.system.suggest import CHECKPOINTS
 
 LIST_SUFFIX = ".txt"
+MAX_LIST_BYTES = 2**28
+"""Lists with more bytes are refused: millions of names have fewer, and a device such as /dev/zero never ends."""
 _PICTURES = (".png", ".tif", ".jpg")
 """Suffixes that are added to keys to name the files of masks and overlays."""
 
@@ -187,10 +189,14 @@ def read_names(path: Path) -> list[str]:
     Raises
     ------
     DataError
-        Not UTF-8, or no name.
+        More than `MAX_LIST_BYTES`, not UTF-8, or no name.
     """
+    with path.open("rb") as file:
+        content = file.read(MAX_LIST_BYTES + 1)
+    if len(content) > MAX_LIST_BYTES:
+        raise DataError(f"{path} is not a list of images: it has more than {MAX_LIST_BYTES:,} bytes")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a list in UTF-8: {error.reason} at byte {error.start}") from error
     names = [line.strip() for line in lines if line.strip()]
