@@ -71,7 +71,7 @@ def read_bench(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is missing") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not a file of cloudrt-bench, or is damaged: {error}") from error
     if not isinstance(values, dict) or "schema" not in values:
         raise DataError(f"{path} is not a file of cloudrt-bench: it has no schema")

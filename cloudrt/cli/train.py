@@ -288,7 +288,7 @@ def _options(texts: tuple[str, ...]) -> dict[str, Any]:
             raise Failure(f"--set {text}: expected KEY=VALUE, such as decoder_pyramid_channels=128")
         try:
             options[key] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             options[key] = value
     return options
 

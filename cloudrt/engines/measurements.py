@@ -68,7 +68,7 @@ class MeasurementCache:
         name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
         self._path: Path = cache_folder("plans") / f"{name}.json"
         self._values: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             values = json.loads(self._path.read_text(encoding="utf-8"))
             self._values = values if isinstance(values, dict) else {}
 

@@ -72,7 +72,7 @@ def has_end(jpeg: bytes) -> bool:
 def _segments(jpeg: bytes) -> Iterator[tuple[int, int]]:
     """Yield the marker and position of each segment up to the first scan (ITU T.81, B.1.1).
 
-    Fill bytes count as segments.
+    Fill bytes and markers without a length count as segments.
     """
     at = 2
     for _ in range(MAX_SEGMENTS):
@@ -82,11 +82,18 @@ def _segments(jpeg: bytes) -> Iterator[tuple[int, int]]:
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
+        if marker in _ALONE:
+            at += 2
+            continue
         yield marker, at
         if marker == 0xDA:
             return
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
     raise ImageError(f"is a JPEG with more than {MAX_SEGMENTS:,} segments before its first scan")
+
+
+_ALONE = (0x01, *range(0xD0, 0xD8))
+"""Markers without a length, TEM and RST: libjpeg skips those before the first scan."""
 
 
 def _need(data: bytes, end: int) -> None:
@@ -115,8 +122,9 @@ def _png(data: bytes) -> Grid:
 def drop_ancillary_chunks(data: bytes) -> bytes:
     """Return a PNG without the ancillary chunks that do not change its pixels, such as colour profiles and texts.
 
-    libpng prints its warnings about them to stderr, whatever the log level of OpenCV is. Other data is returned as it
-    is.
+    libpng prints its warnings about them to stderr, whatever the log level of OpenCV is. Animation is removed too: the
+    first image is the same, and OpenCV leaves rows uninitialised if the data of an animated image is damaged. Other
+    data is returned as it is.
 
     Parameters
     ----------
@@ -137,8 +145,8 @@ def drop_ancillary_chunks(data: bytes) -> bytes:
     return b"".join([*kept, view[begin:]]) if kept else data
 
 
-_PIXEL_CHUNKS = (b"tRNS", b"bKGD", b"eXIf", b"acTL", b"fcTL", b"fdAT")
-"""Ancillary chunks that may change pixels: transparency, background, rotation and animation."""
+_PIXEL_CHUNKS = (b"tRNS", b"bKGD", b"eXIf")
+"""Ancillary chunks that may change pixels: transparency, background and rotation."""
 
 
 def _webp(data: bytes) -> Grid:
@@ -197,10 +205,36 @@ _TIFF_TYPE_BYTES = {
     17: 8,
     18: 8,
 }
-_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 256, 257, 273, 279, 324, 325
+_WIDTH, _HEIGHT, _COMPRESSION, _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES = 256, 257, 259, 273, 277, 278, 279
+_PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 284, 322, 323, 324, 325
+_PARSED = (256, 257, 259, 273, 277, 278, 279, 284, 322, 323, 324, 325)
+
+
+def is_compressed_tiff(data: bytes) -> bool:
+    """Return whether a TIFF that `stated_size` has verified is compressed."""
+    return _tiff_tags(data).get(_COMPRESSION, (1,))[:1] != (1,)
 
 
 def _tiff(data: bytes) -> Grid:
+    tags = _tiff_tags(data)
+    for places, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
+        if places in tags and lengths in tags:
+            for place, length in zip(tags[places], tags[lengths], strict=False):
+                _need(data, place + length)
+    first = {tag: values[0] for tag, values in tags.items() if values}
+    height, width = first.get(_HEIGHT), first.get(_WIDTH)
+    if not height or not width:
+        raise ImageError("is damaged: a TIFF file that does not state its size")
+    strips = -(-height // (first.get(_ROWS) or height))
+    tiles = -(-height // (first.get(_TILE_HEIGHT) or height)) * -(-width // (first.get(_TILE_WIDTH) or width))
+    planes = first.get(_SAMPLES, 1) if first.get(_PLANAR) == 2 else 1
+    for places, count in ((_STRIPS, strips), (_TILES, tiles)):
+        if places in tags and len(tags[places]) < count * planes:  # libtiff reads the others at the start of the file
+            raise ImageError(f"is damaged: a TIFF with {len(tags[places])} of {count * planes} strips or tiles")
+    return height, width
+
+
+def _tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
     """Parse the first directory (TIFF 6.0, section 2; BigTIFF has wider fields)."""
     order, offset_form, count_form, entry_size = _TIFF_FORMS[data[:4]]
     offset_size = struct.calcsize(offset_form)
@@ -224,13 +258,6 @@ def _tiff(data: bytes) -> Grid:
         total += length
         if total > len(data):  # decoders copy the values of each entry
             raise ImageError("is damaged: the entries of its TIFF directory are larger than the file")
-        wanted = tag in (_WIDTH, _HEIGHT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES) and tag not in tags
-        if wanted and kind in _TIFF_INTEGERS:  # the first of repeated tags, as libtiff
+        if tag in _PARSED and tag not in tags and kind in _TIFF_INTEGERS:  # the first of repeated tags, as libtiff
             tags[tag] = struct.unpack_from(f"{order}{count}{_TIFF_INTEGERS[kind]}", data, values)
-    for places, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
-        if places in tags and lengths in tags:
-            for place, length in zip(tags[places], tags[lengths], strict=False):
-                _need(data, place + length)
-    if not tags.get(_WIDTH) or not tags.get(_HEIGHT):
-        raise ImageError("is damaged: a TIFF file that does not state its size")
-    return tags[_HEIGHT][0], tags[_WIDTH][0]
+    return tags

@@ -3,8 +3,8 @@
 A JPEG is decoded at the smallest DCT scale of libjpeg-turbo that covers the requested size, then resized once. Other
 files and arrays are first reduced by the same scale, so that all forms of an image give nearly the same result. Damaged
 files raise `ImageError` instead of decoding to grey areas. PNG, WebP, TIFF and BMP are decoded by OpenCV, after their
-headers are validated. A TIFF is decoded by Pillow first: OpenCV fills damaged strips without an error, and Pillow
-reports them.
+headers are validated. A TIFF is decoded by Pillow first: OpenCV fills damaged strips, and those in a compression that
+it does not know, without an error, and Pillow reports them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.images.headers import MAX_PIXELS, drop_ancillary_chunks, has_end, has_exif, stated_size
+from cloudrt.images.headers import MAX_PIXELS, drop_ancillary_chunks, has_end, has_exif, is_compressed_tiff, stated_size
 from cloudrt.images.resize import reduce, resize
 from cloudrt.labels import Grid
 from cloudrt.system.files import is_special
@@ -272,19 +272,24 @@ def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
 
 
 def _check_tiff(data: bytes) -> None:
-    """Decode a TIFF with Pillow, which reports damage inside compressed strips; accept those that it cannot open."""
-    from PIL import Image as Pillow
-    from PIL import UnidentifiedImageError
+    """Decode a TIFF with Pillow, which reports damage inside compressed strips; refuse those that it cannot open.
+
+    Uncompressed ones are accepted: their only damage that can be detected is in the header.
+    """
+    from PIL.TiffImagePlugin import TiffImageFile
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings about sizes, which are already checked, and about unusual tags
+        opened = False
         try:
-            with Pillow.open(BytesIO(data), formats=["TIFF"]) as image:
+            with TiffImageFile(BytesIO(data)) as image:  # Image.open would refuse large images
+                opened = True
                 image.load()
-        except (UnidentifiedImageError, Pillow.DecompressionBombError):
-            return
         except Exception as error:  # of the many that Pillow and its codecs raise for damaged files
-            raise ImageError(f"is a damaged TIFF: {error}") from error
+            if opened or not isinstance(error, SyntaxError):
+                raise ImageError(f"is a damaged TIFF: {error}") from error
+            if is_compressed_tiff(data):
+                raise ImageError("is a compressed TIFF of a kind that cannot be checked: save it in RGB") from error
 
 
 def _decode_opencv(data: bytes) -> Image:

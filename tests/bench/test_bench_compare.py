@@ -106,6 +106,7 @@ def test_a_regression_fails_the_command(model: Path, images: Path, tmp_path: Pat
         ("{}", "not a file of cloudrt-bench"),
         ("[]", "not a file of cloudrt-bench"),
         ("{", "or is damaged"),
+        ("[" * 200_000, "or is damaged"),
         ('{"schema": 1}', "has schema 1"),
         (f'{{"schema": {SCHEMA}}}', "damaged, at 'stages'"),
     ):

@@ -236,7 +236,7 @@ def test_measurements_are_cached_by_all_that_they_depend_on(
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     (file,) = (cache / "cloudrt" / "plans").iterdir()
-    for damaged in ("", "[1]", "{", '{"rate": '):
+    for damaged in ("", "[1]", "{", '{"rate": ', "[" * 200_000):
         file.write_text(damaged)
         assert "rate" not in MeasurementCache("ab", 2, False)
     file.unlink()

@@ -152,3 +152,61 @@ def test_a_tiff_with_an_impossible_palette_is_refused() -> None:
     struct.pack_into("<768b", data, struct.unpack_from("<I", data, at + 8)[0], *[-1] * 768)
     with pytest.raises(ImageError, match="damaged TIFF"):
         decode(bytes(data))
+
+
+def test_an_animated_png_without_its_last_rows_is_refused() -> None:
+    """OpenCV would leave the rows as they were in memory."""
+    content = BytesIO()
+    grey = Image.new("RGB", (350, 233), (70, 70, 70))
+    grey.save(content, "PNG", save_all=True, append_images=[Image.new("RGB", (350, 233))])
+    data, at = content.getvalue(), content.getvalue().index(b"IDAT")
+    end = at + 4 + int.from_bytes(data[at - 4 : at], "big")
+    rows = b"IDAT" + zlib.compress(zlib.decompress(data[at + 4 : end])[: 200 * (1 + 3 * 350)])
+    short = struct.pack(">I", len(rows) - 4) + rows + struct.pack(">I", zlib.crc32(rows))
+    assert np.array_equal(decode(data), np.asarray(grey))
+    with pytest.raises(ImageError, match="is damaged"):
+        decode(data[: at - 4] + short + data[end + 4 :])
+
+
+def raw_tiff(order: str, *strips: bytes, **changed: int) -> bytes:
+    """A BigTIFF of `picture()`: byte order "<" or ">", these strips, and some tags changed, such as t259=8."""
+    places = [16 + sum(map(len, strips[:number])) for number in range(len(strips))]
+    tags: dict[int, list[int]] = {256: [350], 257: [233], 258: [8] * 3, 259: [1], 262: [2], 273: places, 277: [3]}
+    tags |= {278: [-(-233 // len(strips))], 279: [*map(len, strips)]}
+    tags |= {int(name[1:]): [value] for name, value in changed.items()}
+    body = b"".join(strips)
+    entries, far, home = b"", b"", 16 + len(body) + 8 + 20 * len(tags) + 8
+    for tag, values in tags.items():
+        packed = struct.pack(f"{order}{len(values)}I", *values)
+        entries += struct.pack(order + "HHQ", tag, 4, len(values))
+        entries += packed.ljust(8, b"\0") if len(packed) <= 8 else struct.pack(order + "Q", home + len(far))
+        far += packed if len(packed) > 8 else b""
+    start = struct.pack(order + "2sHHHQ", {"<": b"II", ">": b"MM"}[order], 43, 8, 0, 16 + len(body))
+    return start + body + struct.pack(order + "Q", len(tags)) + entries + bytes(8) + far
+
+
+HALVES = (picture()[:117].tobytes(), picture()[117:].tobytes())
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_in_a_compression_that_opencv_would_read_as_black_is_refused(order: str) -> None:
+    assert np.array_equal(decode(raw_tiff(order, *HALVES)), picture())
+    with pytest.raises(ImageError, match="compressed TIFF of a kind that cannot be checked"):
+        decode(raw_tiff(order, *HALVES, t259=34712))  # JPEG 2000
+
+
+@pytest.mark.parametrize("order", ["<", ">"])  # Pillow does not open big-endian BigTIFF
+def test_damaged_strips_are_refused_in_each_byte_order(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # larger images are checked too
+    with pytest.raises(ImageError, match=r"damaged TIFF|cannot be checked"):
+        decode(raw_tiff(order, zlib.compress(HALVES[0]), b"no deflate stream", t259=8))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"t278": 20}, {"t284": 2}, {"t322": 32, "t323": 32, "t324": 16, "t325": 3072}],
+    ids=["rows", "planes", "tiles"],
+)
+def test_a_tiff_with_fewer_strips_than_its_size_needs_is_refused(changed: dict[str, int]) -> None:
+    with pytest.raises(ImageError, match="strips or tiles"):
+        decode(raw_tiff("<", *HALVES, **changed))

@@ -88,6 +88,7 @@ JPEGS: dict[str, Callable[[], bytes]] = {
     "EXIF, transversed": lambda: encoded("JPEG", orientation=7),
     "EXIF, turned left": lambda: encoded("JPEG", "L", orientation=8),
     "EXIF after long comments": lambda: with_comments(encoded("JPEG", orientation=6)),
+    "EXIF after markers without a length": lambda: behind(encoded("JPEG", orientation=6), b"\xff\xd0\xff\x01"),
     "trailing data": lambda: encoded("JPEG") + b"a trailer that some cameras write",
 }
 OTHERS: dict[str, Callable[[], bytes]] = {
@@ -101,6 +102,7 @@ OTHERS: dict[str, Callable[[], bytes]] = {
     "PNG, 16-bit": lambda: opencv(".png", sixteen_bits(3)),
     "PNG, 16-bit alpha": lambda: opencv(".png", sixteen_bits(4)),
     "PNG, EXIF": lambda: encoded("PNG", orientation=6),
+    "PNG, animated": lambda: encoded("PNG", save_all=True, append_images=[Image.new("RGB", (WIDTH, HEIGHT))]),
     "PNG, trailing data": lambda: encoded("PNG") + b"trailer",
     "WebP": lambda: encoded("WEBP"),
     "WebP, lossless": lambda: encoded("WEBP", lossless=True),
@@ -120,6 +122,11 @@ OTHERS: dict[str, Callable[[], bytes]] = {
     "BMP, OpenCV": lambda: opencv(".bmp", picture()),
 }
 FILES = JPEGS | OTHERS
+
+
+def behind(jpeg: bytes, markers: bytes) -> bytes:
+    """Insert markers after the first one."""
+    return jpeg[:2] + markers + jpeg[2:]
 
 
 def with_comments(jpeg: bytes) -> bytes:
