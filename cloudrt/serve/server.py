@@ -11,6 +11,7 @@ import uvicorn
 from cloudrt.errors import DataError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.serve.app import create_app
+from cloudrt.serve.connections import connection_type, most_connections
 from cloudrt.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -57,9 +58,10 @@ def serve(segmenter: Segmenter, settings: ServeSettings, listener: socket.socket
     _announce(segmenter, settings, listener.getsockname()[1])
     config = uvicorn.Config(
         app,
+        http=connection_type(settings.transfer_timeout_s),
         log_level="warning",
         access_log=False,
-        backlog=BACKLOG,
+        backlog=min(BACKLOG, most_connections() // 8),  # asyncio accepts a few times as many before it closes any
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
     )

@@ -43,7 +43,8 @@ async def read_images(request: Request, settings: ServeSettings) -> list[tuple[s
     Raises
     ------
     HTTPException
-        See `read_body`; 422, an image without its zero bytes; 400, malformed multipart data or no file in it.
+        See `read_body`; 422, an image without its zero bytes; 400, malformed multipart data, no file in it, or
+        a part that is not a file.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         body = await read_body(request, settings)
@@ -58,9 +59,11 @@ async def read_images(request: Request, settings: ServeSettings) -> list[tuple[s
     except (MultiPartException, ValueError) as error:  # ValueError: a header that is not text
         raise HTTPException(400, f"malformed multipart/form-data: {getattr(error, 'message', error)}") from error
     try:
-        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        if not files:
-            raise HTTPException(400, "no file in the form: send each image as a part with a file name")
+        parts = form.multi_items()
+        files = [value for _, value in parts if isinstance(value, UploadFile)]
+        if not files or len(files) < len(parts):
+            found = "a part without a file name" if parts else "no file"
+            raise HTTPException(400, f"{found} in the form: send each image as a part with a file name")
         names = [(file.filename or "").encode(errors="replace").decode() for file in files]  # no lone surrogates
         return [
             (name or f"image-{i}", await file.read()) for i, (name, file) in enumerate(zip(names, files, strict=True))
@@ -72,6 +75,7 @@ async def read_images(request: Request, settings: ServeSettings) -> list[tuple[s
 class _Parser(MultiPartParser):
     """Refuses a form without its last boundary; starlette would ignore the file that is cut off."""
 
+    spool_max_size = 0  # never write images to a temporary file
     ended = False
 
     def on_end(self) -> None:

@@ -161,6 +161,28 @@ def test_a_body_that_does_not_arrive_is_408(model: Path) -> None:
         until(lambda: server.metric("cloudrt_requests_in_progress") == 0)
 
 
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /healthz HTTP/1.1\r\nHost:", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET"]
+)
+def test_a_connection_without_a_request_is_closed(model: Path, sent: bytes) -> None:
+    with held(model, transfer_timeout_s=0.5) as (server, _, _):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S) as client:
+            client.sendall(sent)
+            received = b""
+            while chunk := client.recv(1000):
+                received += chunk
+        assert received.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
+
+
+def test_a_request_in_progress_keeps_its_connection(model: Path, picture: bytes) -> None:
+    with held(model, transfer_timeout_s=0.2) as (server, gate, _), ThreadPoolExecutor(1) as pool:
+        (slow,) = post(pool, server, picture, 1)
+        assert gate.begun.wait(WAIT_S)
+        time.sleep(0.5)
+        gate.opened.set()
+        assert slow.result().status == 200
+
+
 def test_a_client_that_does_not_read_holds_its_slot_for_a_limited_time(tmp_path: Path) -> None:
     images = 16
     body = bytes(images * 64 * 96 * 3)

@@ -207,6 +207,24 @@ def test_a_form_that_is_cut_off_is_refused(server: Server, folder: Path) -> None
         assert (answer.status, "cut off" in answer.json["detail"]) == (400, True)
 
 
+@pytest.mark.parametrize("name", ["", "; filename*=UTF-8''%C3%A9.jpg"])
+def test_a_form_with_a_part_that_is_not_a_file_is_refused(server: Server, folder: Path, name: str) -> None:
+    data = images(folder)[0][1]
+    heads = [f'--x\r\nContent-Disposition: form-data; name="a"{one}\r\n\r\n' for one in ('; filename="a.jpg"', name)]
+    form = b"".join(head.encode() + data + b"\r\n" for head in heads) + b"--x--"
+    answer = server.ask("/v1/segment", form, {"Content-Type": "multipart/form-data; boundary=x"})
+    assert (answer.status, "a part without a file name" in answer.json["detail"]) == (400, True)
+
+
+def test_large_images_of_a_form_are_not_written_to_files(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda *_: pytest.fail("a temporary file"))
+    name, data = images(folder)[0]
+    with Segmenter(folder / "clouds.onnx", provider="cpu", batch_size=2) as segmenter, serving(segmenter) as large:
+        assert large.upload("/v1/segment", [(name, data + bytes(2 << 20))]).status == 200
+
+
 def test_names_that_are_not_unicode_are_replaced(server: Server, folder: Path) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="\\ud800.jpg"\r\n\r\n'
     headers = {"Content-Type": "multipart/form-data; boundary=x; charset=unicode_escape"}

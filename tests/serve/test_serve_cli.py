@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -85,6 +86,33 @@ def test_sigterm_finishes_an_upload_that_has_begun(tmp_path: Path) -> None:
                 answer += chunk
         assert answer.startswith(b"HTTP/1.1 200") and b'"error":null' in answer
         assert process.wait(60) == 0
+
+
+def test_connections_without_requests_do_not_use_all_files(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    model = tiny_artifact(tmp_path / "mine.onnx", (64, 96), SMALL_GRIDS)
+    files, limits = 256, resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, limits[1]))
+    try:
+        starting = ExitStack()
+        process, _, port = starting.enter_context(command(str(model), "--batch-size", "2", "--threads", "1"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with starting:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(2 * files)]
+            refused = 0
+            while refused < 2 * files - files // 2:
+                refused = len(select.select(clients, [], [], 60)[0])
+                assert refused
+            assert refused == 2 * files - files // 2
+        while True:
+            with suppress(ConnectionError):
+                assert ask(port, "/readyz").status == 200
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stderr and process.stderr.read() == "Stopped\n"
 
 
 def test_allow_origin(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import uvicorn
 
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.serve.app import create_app
+from cloudrt.serve.connections import connection_type
 from cloudrt.serve.settings import ServeSettings
 
 WAIT_S = 60
@@ -93,8 +94,10 @@ class Server:
 @contextmanager
 def serving(segmenter: Segmenter, settings: ServeSettings | None = None, port: int = 0) -> Iterator[Server]:
     """Serve a model until the end of the block."""
-    app = create_app(segmenter, settings or ServeSettings())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+    settings = settings or ServeSettings()
+    http = connection_type(settings.transfer_timeout_s)
+    config = uvicorn.Config(create_app(segmenter, settings), http=http, log_level="error", access_log=False)
+    server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", port), backlog=512)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
