@@ -175,15 +175,17 @@ CROSS_FILES = ("oof.npz", "folds.json")
     "distortion; or all of them with brightness and contrast.",
 )
 @click.option("--seed", default=142, show_default=True, help="Random seed; on a CPU, equal seeds give equal runs.")
-@click.option("--workers", type=click.IntRange(0, 1024), help="Data-loading processes. Default: up to 8 with a GPU, else 0.")
+@click.option(
+    "--workers", type=click.IntRange(0, 1024), help="Data-loading processes. Default: up to 8 with a GPU, else 0."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
 @click.option("--compile", is_flag=True, help="Use torch.compile; compiling takes minutes.")
 @click.option(
     "--time-budget",
     type=Duration(),
     default="0",
-    help="Maximum time of training after --pretrain-epochs, such as 90m, 2h or 300 (s); the schedule is shortened to fit. "
-    "Default: no limit.",
+    help="Maximum time of training, after --pretrain-epochs, such as 90m, 2h or 300 (s); the schedule is shortened to "
+    "fit. Default: no limit.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs, to runs/NAME/tensorboard.")
 @click.option("--limit", default=0, help="Use only this number of images, for a quick check. Default: all.")
