@@ -34,19 +34,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    with browsing(tmp_path_factory.mktemp("chromium")) as page:
-        yield page
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    with browsing(tmp_path_factory.mktemp("chromium")) as tab:
+        yield tab
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_wrong(page: Tab, server: Server) -> Iterator[None]:
-    page.complaints.clear()
-    page.requests.clear()
-    yield
+@pytest.fixture
+def page(browser: Tab, server: Server) -> Iterator[Tab]:
+    """The browser; the test fails on script errors and on requests to another host."""
+    browser.complaints.clear()
+    browser.requests.clear()
+    yield browser
     refused = "Failed to load resource: the server responded with a status of 4"  # the page shows the reason
-    assert [one for one in page.complaints if not one.startswith(refused)] == []
-    assert all(url.startswith((server.url, "blob:", "data:")) for url in page.requests), page.requests
+    assert [one for one in browser.complaints if not one.startswith(refused)] == []
+    assert all(url.startswith((server.url, "blob:", "data:")) for url in browser.requests), browser.requests
 
 
 def rows(page: Tab) -> list[str]:
