@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from support.files import contents
 from support.placed import days_of
+from support.runs import refused
 
 from cloudrt.cli.infer import infer
 
@@ -40,13 +41,6 @@ def write_day(day: int) -> str:
 def run(model: Path, *words: str) -> Result:
     common = ["-m", str(model), "--provider", "cpu", "--batch-size", "2"]
     return CliRunner().invoke(infer, [*words, *common])
-
-
-def refused(done: Result) -> str:
-    """The last line of a run that could not start."""
-    assert done.exit_code == 2, done.output
-    assert "unexpected" not in done.output
-    return str(done.output).splitlines()[-1]
 
 
 def test_a_run_in_which_every_image_fails_is_finished_without_a_store(here: Path, model: Path) -> None:

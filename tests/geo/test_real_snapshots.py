@@ -5,7 +5,6 @@ Each has one field of view, and its position and day in its name.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from support.files import read_pairs
 
 import cloudrt
 from cloudrt.geo.positions import read_position
@@ -39,8 +39,7 @@ def test_snapshots_in_a_panorama_have_the_masks_of_single_images(tmp_path: Path)
     assert cv2.imwrite(str(path), np.vstack(pieces[:-1]))
     cloudrt.infer(tmp_path / "in", tmp_path / "single.csv", provider="cpu")
     cloudrt.infer(path, tmp_path / "tiles.csv", provider="cpu", tile=True, overlap=0)
-    with (tmp_path / "single.csv").open() as one, (tmp_path / "tiles.csv").open() as other:
-        single, tiled = dict(list(csv.reader(one))[1:]), dict(list(csv.reader(other))[1:])
+    single, tiled = read_pairs(tmp_path / "single.csv"), read_pairs(tmp_path / "tiles.csv")
     for label in CLASSES:
         whole = rle_decode(tiled[f"{path.name}_{label}"], (5 * 350, 525))
         for number in range(3):

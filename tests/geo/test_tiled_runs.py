@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +29,7 @@ from cloudrt.inference.panoramas import predict_panoramas
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.postprocess import Rule
 from cloudrt.masks.rle import rle_decode
+from cloudrt.masks.table import read_table
 from cloudrt.model.artifact import parse_artifact, read_artifact, write_metadata
 from cloudrt.options import RunOptions
 
@@ -39,15 +39,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiled_model(tmp_path_factory.mktemp("model"))
 
 
-def rows(path: Path) -> dict[tuple[str, str], str]:
-    """Return (image, class) -> RLE text of a submission."""
-    with path.open() as file:
-        return {tuple(row[0].rsplit("_", 1)): row[1] for row in list(csv.reader(file))[1:]}  # type: ignore[misc]
-
-
 def run(inputs: Path, output: Path, model: Path, **options: object) -> dict[tuple[str, str], str]:
     cloudrt.infer(inputs, output, model, provider="cpu", threads=2, **options)  # type: ignore[arg-type]
-    return rows(output)
+    return read_table(output, SMALL_GRIDS)
 
 
 def plain_levels(model: Path, image: NDArray[np.uint8], overlap: float) -> NDArray[np.float64]:
@@ -177,7 +171,7 @@ def test_what_cannot_be_read_fails_alone(model: Path, tmp_path: Path) -> None:
     failed = reasons(summary)
     assert len(failed) == summary.failed == 2
     assert "damaged JPEG" in failed["b.jpg"] and "c.jgw, that is not six numbers" in failed["c.jpg"]
-    found = rows(tmp_path / "s.csv")
+    found = read_table(tmp_path / "s.csv", SMALL_GRIDS)
     assert found["a.jpg", "Fish"] and found["a.jpg", "Fish"] == found["d.jpg", "Fish"]
     assert not found["b.jpg", "Fish"] and not found["c.jpg", "Fish"]
 

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from support.pictures import opencv
 
 from cloudrt.errors import ImageError
 from cloudrt.images import headers
@@ -31,9 +32,7 @@ def picture() -> np.ndarray:
 
 
 def encoded(suffix: str, *options: int) -> bytes:
-    done, data = cv2.imencode(suffix, picture(), options)
-    assert done
-    return data.tobytes()
+    return opencv(suffix, picture(), *options)
 
 
 def silent(data: bytes) -> float:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from support.runs import run, stopped
+from click.testing import CliRunner
+from support.runs import refused, run, stopped
 from support.tiny import write_jpeg
 
 from cloudrt.cli.infer import infer
@@ -36,13 +36,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unfinished(images: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     """The lines of the journal of a run that was stopped before it wrote the CSV."""
     return stopped(images, model, tmp_path_factory.mktemp("unfinished") / "s.csv").splitlines(keepends=True)
-
-
-def refused(done: Result) -> str:
-    """The last line of a run that could not start."""
-    assert done.exit_code == 2, done.output
-    assert "Traceback" not in done.output
-    return str(done.output).splitlines()[-1]
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.server import WAIT_S, Answer, Server, serving
-from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+from support.tiny import tiny_artifact, write_jpeg
 
 from cloudrt.errors import MemoryExhausted
 from cloudrt.inference.pipeline import Segmenter
@@ -41,11 +41,6 @@ class Gate:
             raise error
         self.sizes.append(len(images))
         return self._run(images)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
 from cloudrt.cli import COMMANDS
 
-ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
 

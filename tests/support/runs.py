@@ -19,6 +19,13 @@ def run(images: Path, model: Path, output: Path, *more: str) -> Result:
     return CliRunner().invoke(infer, words(images, model, output, *more))
 
 
+def refused(done: Result) -> str:
+    """Return the last line of a run that could not start."""
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output and "unexpected" not in done.output
+    return str(done.output).splitlines()[-1]
+
+
 def stopped(images: Path, model: Path, output: Path, *more: str) -> bytes:
     """Stop a run just before it writes the CSV; return its journal."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import stat
 import subprocess
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.files import file_size_limit
 
 from cloudrt.errors import DataError
 from cloudrt.system.files import locked, naming, partial_path, remove_leftovers, replacing, replacing_folder, reserve
@@ -159,9 +159,7 @@ def test_a_failure_names_the_file_and_not_its_temporary(tmp_path: Path) -> None:
 def test_a_full_disk_names_the_file_that_was_given(tmp_path: Path) -> None:
     """A failed write names no file."""
     (tmp_path / "link.bin").symlink_to("out.bin")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
+    with file_size_limit(1000):
         with pytest.raises(OSError, match="File too large") as caught, replacing(tmp_path / "link.bin") as partial:
             partial.write_bytes(bytes(2000))
         with (
@@ -171,8 +169,6 @@ def test_a_full_disk_names_the_file_that_was_given(tmp_path: Path) -> None:
         ):
             while True:
                 file.write(bytes(600))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.errno == errno.EFBIG
     assert caught.value.filename == str(tmp_path / "link.bin")
     assert named.value.filename == str(tmp_path / "map")
