@@ -55,10 +55,14 @@ def test_a_missing_checkpoint_suggests_the_one_beside_it(tmp_path: Path) -> None
 def test_checkpoints_that_are_cut_or_of_another_format(checkpoint: Path, tmp_path: Path) -> None:
     content = checkpoint.read_bytes()
     path = tmp_path / "x.pth"
-    for size in (0, 1, 100, len(content) // 2, len(content) - 1):
-        path.write_bytes(content[:size])
+    cut = [content[:size] for size in (0, 1, 100, len(content) // 2, len(content) - 1)]
+    for damaged in (b"not a checkpoint", *cut):
+        path.write_bytes(damaged)
         with pytest.raises(ArtifactError, match="not a checkpoint, or is damaged"):
             Checkpoint.load(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(ArtifactError, match="was not written by"):
+        Checkpoint.load(path)
     for change, said in (
         ({"format": 99}, "has a format that this version cannot read"),
         ({"weights": [1]}, "was not written by"),

@@ -92,7 +92,7 @@ def test_a_wrong_size_in_the_directory_is_damage(tmp_path: Path) -> None:
 
 
 def test_a_damaged_directory_never_hides_an_array(tmp_path: Path) -> None:
-    """Three bits of each byte after the arrays are flipped; no checksum of the format covers these bytes."""
+    """One bit, or all, of each byte after the arrays is flipped; no checksum of the format covers these bytes."""
     path = tmp_path / "p.npz"
     with write_probabilities(path, TINY) as writer:
         for number in range(2):
@@ -105,8 +105,8 @@ def test_a_damaged_directory_never_hides_an_array(tmp_path: Path) -> None:
     sound, content = read(), path.read_bytes()
     refused = 0
     for place in range(content.index(b"PK\x01\x02"), len(content)):
-        for bit in (1, 8, 64):
-            path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+        for bits in (1, 8, 64, 255):
+            path.write_bytes(content[:place] + bytes([content[place] ^ bits]) + content[place + 1 :])
             try:
                 assert read() == sound
             except DataError:
@@ -133,31 +133,6 @@ def test_too_many_arrays_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(probabilities, "MAX_MEMBERS", 3)
     with pytest.raises(DataError, match="contains more than 3 arrays"):
         Probabilities(tmp_path / "p.npz")
-
-
-def test_a_damaged_directory_never_hides_arrays(tmp_path: Path) -> None:
-    """Each byte of the directory, which has no checksum, is changed: all arrays are read, or the file is refused."""
-    grids = Labels(("a",), (4, 4), (4, 4))
-    with write_probabilities(tmp_path / "p.npz", grids) as writer:
-        for number in range(2):
-            writer.add(f"{number}", np.full((1, 4, 4), number, np.uint8), np.array([number], np.uint8))
-    sound = (tmp_path / "p.npz").read_bytes()
-    for at in range(sound.index(b"PK\x01\x02"), len(sound)):
-        for flipped in (0x01, 0x40, 0xFF):
-            damaged = bytearray(sound)
-            damaged[at] ^= flipped
-            (tmp_path / "p.npz").write_bytes(damaged)
-            try:
-                with Probabilities(tmp_path / "p.npz") as kept:
-                    arrays = {key: kept.read(key) for key in kept.keys}
-            except DataError:
-                continue
-            assert list(arrays) == ["0", "1"], (at, flipped)
-            for number, (levels, presence) in enumerate(arrays.values()):
-                assert (levels == number).all() and presence is not None and presence.tolist() == [number], (
-                    at,
-                    flipped,
-                )
 
 
 @pytest.mark.parametrize("text", ["[]", "5", "null", '"labels"'])
