@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ pairs = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
 
 
 @given(pairs)
-@settings(deadline=None)
 def test_dice_equals_the_plain_loop(masks: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
     a, b = masks
     expected = reference.dice(a, b)
@@ -55,7 +54,7 @@ def table(path: Path, *rows: str) -> Path:
 
 @pytest.fixture
 def truth(tmp_path: Path) -> Path:
-    # On the 4x8 grid. a: the left quarter (two columns), which is column 1 of the 4x2 grid. b: the right half.
+    # On the 8x4 grid. a: the left quarter (two columns), which is column 1 of the 4x2 grid. b: the right half.
     return table(tmp_path / "truth.csv", "a.jpg_Fish,1 8", "a.jpg_Flower,", "b.jpg_Fish,17 16", "b.jpg_Flower,")
 
 

@@ -103,7 +103,7 @@ noise = shapes.flatmap(lambda shape: arrays.arrays(np.uint8, shape, elements=st.
 
 
 @given(noise, st.integers(0, 4), st.integers(0, 30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_map(levels: NDArray[np.uint8], threshold: int, min_area: int) -> None:
     expected = reference.postprocess(levels, threshold, min_area)
     assert postprocess(levels, threshold, min_area) == expected
@@ -111,7 +111,7 @@ def test_any_map(levels: NDArray[np.uint8], threshold: int, min_area: int) -> No
 
 
 @given(noise)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_components_are_those_of_scipy_and_cc3d(levels: NDArray[np.uint8]) -> None:
     mask = (levels > 1).astype(np.uint8)  # cc3d 4.1.1 marks pixels that are off where the mask is bool
     labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))

@@ -54,7 +54,7 @@ def test_hard_masks(name: str) -> None:
 
 
 @given(masks)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_mask(mask: NDArray[np.uint8]) -> None:
     check(mask)
 
@@ -200,7 +200,7 @@ numbers = st.lists(st.integers(-1, 14), max_size=8).map(lambda found: " ".join(m
 
 
 @given(st.one_of(st.text(max_size=20), digits_and_worse, numbers), shapes)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_fuzz_is_decoded_or_refused(text: str, shape: tuple[int, int]) -> None:
     if sound(text, shape[0] * shape[1]):
         assert np.array_equal(rle_decode(text, shape), reference.rle_decode(text, shape))

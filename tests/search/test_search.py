@@ -207,7 +207,7 @@ sweep_maps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
 
 
 @given(sweep_maps, st.sets(st.integers(0, 6), min_size=1), st.sets(st.integers(0, 12), min_size=1))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_sweep_of_any_map(
     maps: tuple[NDArray[np.uint8], NDArray[np.uint8]], thresholds: set[int], areas: set[int]
 ) -> None:

@@ -46,9 +46,7 @@ def test_generated_requests(described: Any, mode: GenerationMode) -> None:
             continue  # nothing can be wrong
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(
-            max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-        )
+        @settings(max_examples=6, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
         def check(case: Any) -> None:
             case.call_and_validate(checks=CHECKS, timeout=120)
 
