@@ -25,7 +25,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes and three files that fail, so that batches do not begin at multiples of their size."""
+    """Scenes, and three files that fail."""
     folder = tmp_path_factory.mktemp("images")
     for number in range(IMAGES - 3):
         write_jpeg(folder / f"scene-{number:02}.jpg", number)

@@ -90,7 +90,7 @@ def test_tables_fit_on_a_wide_screen_and_numbers_are_whole_on_a_phone(
 def test_pictures_are_not_blank(pages: dict[str, Path], name: str, width: int, tmp_path: Path) -> None:
     photograph(pages[name], tmp_path / "seen.png", tmp_path, width, 844)
     picture = cv2.imread(str(tmp_path / "seen.png"), cv2.IMREAD_GRAYSCALE)
-    assert picture is not None and picture[:, : min(width, picture.shape[1])].std() > 10
+    assert picture is not None and picture[:, :width].std() > 10
 
 
 @needs_chromium

@@ -28,9 +28,7 @@ def test_brightness_is_numpys() -> None:
     assert found.shape == (2, 4, 40, 56)
     for number in range(2):
         grey = image[number].mean(axis=0)
-        count = ndimage.uniform_filter(np.ones_like(grey), 9, mode="constant")
-        smooth = ndimage.uniform_filter(grey, 9, mode="constant")
-        assert count.max() == pytest.approx(1)  # the mean divides by 81 at the borders too
+        smooth = ndimage.uniform_filter(grey, 9, mode="constant")  # the mean divides by 81 at the borders too
         for index in range(4):
             cut = np.quantile(smooth, (index + 1) / 5)
             assert (found[number, index] != (smooth > cut)).mean() < 0.002
@@ -43,7 +41,7 @@ def test_about_half_of_the_blocks_are_hidden() -> None:
     assert ((blocks.amax((4, 5)) - blocks.amin((4, 5))) == 0).all()
 
 
-def test_pretraining_learns_brightness_and_leaves_a_new_head(scenes: Path, cached: Path) -> None:
+def test_pretraining_learns_brightness_and_resets_the_head(scenes: Path, cached: Path) -> None:
     from cloudrt.train.dataset import CloudDataset
 
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from cloudrt.train.curves import plot_curves
 from cloudrt.labels import CLOUDS, class_colours
 
 
-def test_classes_have_their_colours_of_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_have_the_colours_of_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     axes = pytest.importorskip("matplotlib.axes")
     drawn: dict[str, Any] = {}
     plot = axes.Axes.plot

@@ -201,7 +201,7 @@ def test_a_grid_smaller_than_top_k_trains_without_it(tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "top_k must be from 1 to the grid's 1280 pixels" in refused.output
 
 
-def test_a_full_disk_is_one_line(scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_file(scenes: Path, cached: Path, tmp_path: Path) -> None:
     """A real limit on the size of files, which a checkpoint exceeds."""
     with file_size_limit(1_000_000), pytest.raises(OSError, match="File too large"):
         train(SMALL, scenes, tmp_path, cached)

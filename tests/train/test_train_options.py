@@ -36,7 +36,7 @@ from cloudrt.search.probabilities import Probabilities
 RICH = replace(
     SMALL, epochs=3, schedule="one-cycle", ema=0.9, presence="head", loss="0.5*iou+bce", tta="h", optimizer="adamw"
 )
-"""Options that --resume must restore the state of; the head's dropout uses the random generator."""
+"""Options whose state --resume must restore; the head's dropout uses the random generator."""
 
 
 def history(folder: Path) -> list[dict[str, str]]:
