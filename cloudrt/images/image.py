@@ -10,10 +10,8 @@ it does not know, without an error, and Pillow reports them.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,9 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError, ImageError
-from cloudrt.images.headers import MAX_PIXELS, drop_ancillary_chunks, has_end, has_exif, is_compressed_tiff, stated_size
+from cloudrt.images.headers import MAX_PIXELS, drop_ancillary_chunks, has_end, has_exif, stated_size
 from cloudrt.images.resize import reduce, resize
+from cloudrt.images.tiff import check_tiff
 from cloudrt.labels import Grid
 from cloudrt.system.files import is_special
 
@@ -222,7 +221,7 @@ def decode(data: bytes, cover: Grid | None = None, max_pixels: int = MAX_PIXELS)
         return _decode_jpeg(data, cover, max_pixels)
     _refuse_oversized(*stated_size(data), max_pixels)
     if data[:2] in (b"II", b"MM"):
-        _check_tiff(data)
+        check_tiff(data)
     try:
         image = _decode_opencv(drop_ancillary_chunks(data))
     except ImageError as error:
@@ -269,27 +268,6 @@ def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width))
     except ValueError as error:
         raise ImageError(f"{_DAMAGED}: {error}") from error
-
-
-def _check_tiff(data: bytes) -> None:
-    """Decode a TIFF with Pillow, which reports damage inside compressed strips; refuse those that it cannot open.
-
-    Uncompressed ones are accepted: their only damage that can be detected is in the header.
-    """
-    from PIL.TiffImagePlugin import TiffImageFile
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # warnings about sizes, which are already checked, and about unusual tags
-        opened = False
-        try:
-            with TiffImageFile(BytesIO(data)) as image:  # Image.open would refuse large images
-                opened = True
-                image.load()
-        except Exception as error:  # of the many that Pillow and its codecs raise for damaged files
-            if opened or not isinstance(error, SyntaxError):
-                raise ImageError(f"is a damaged TIFF: {error}") from error
-            if is_compressed_tiff(data):
-                raise ImageError("is a compressed TIFF of a kind that cannot be checked: save it in RGB") from error
 
 
 def _decode_opencv(data: bytes) -> Image:
