@@ -153,8 +153,10 @@ def test_bench_fields_are_all_in_the_reference() -> None:
 
 def test_limits_of_files_are_those_of_the_code() -> None:
     from cloudrt.geo.positions import WORLD_BYTES
-    from cloudrt.images.headers import MAX_CHUNKS, MAX_ENTRIES, MAX_PIXELS, MAX_SEGMENTS, MAX_VALUES
+    from cloudrt.images.headers import MAX_CHUNKS, MAX_PIXELS, MAX_SEGMENTS
     from cloudrt.images.image import MAX_FILE_BYTES, MAX_SCANS
+    from cloudrt.images.inputs import MAX_LIST_BYTES
+    from cloudrt.images.tiff import MAX_ENTRIES, MAX_VALUES
     from cloudrt.masks.table import MAX_COMMAS
     from cloudrt.search import probabilities
 
@@ -162,6 +164,7 @@ def test_limits_of_files_are_those_of_the_code() -> None:
     section = text.partition("## Limits")[2].partition("\n## ")[0]
     for limit in (
         f"{MAX_FILE_BYTES // 2**30} GiB;",
+        f"{MAX_LIST_BYTES // 2**20} MiB",
         f"{MAX_PIXELS // 10**6} megapixels",
         f"{MAX_SCANS} scans",
         f"{MAX_SEGMENTS:,} segments",
