@@ -1,4 +1,4 @@
-"""README and docs: every command and snippet runs, every page is reached, the site builds."""
+"""README and docs: every command and snippet runs or says why not, and the site builds with every page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`make lint` checks the installed layout: wrong imports and arguments fail, also in train, export and bench."""
+"""`make lint` checks the package as installed: a forbidden import fails, and so does a wrong argument to a stage."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_the_version_is_stated_once_and_copies_agree() -> None:
 
 
 def test_wheel_alone_runs_commands_without_torch(wheel: Path, tmp_path: Path) -> None:
-    """The unpacked wheel with only the base dependencies; torch and other extras cannot be imported."""
+    """The unpacked wheel, where torch and other packages of extras cannot be imported."""
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     blocked = "torch", "torchvision", "segmentation_models_pytorch", "albumentations", "timm", "matplotlib", "openvino"

@@ -64,7 +64,7 @@ def test_the_plain_way_gives_our_rows_for_the_same_pixels(model: Path, tmp_path:
     assert any(rows.values())
 
 
-def test_memory_is_watched(model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_watched(model: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "EVERY", 10)
     with Segmenter(model, provider="cpu", batch_size=4) as segmenter:
         found = memory.watch(segmenter, find_images(images), 25)

@@ -182,7 +182,7 @@ def test_an_unexpected_error_is_one_line_and_status_2(
     assert "Traceback (most recent call last)" in done.output and "in fail" in done.output
 
 
-def test_every_command_has_v_and_never_a_traceback() -> None:
+def test_errors_are_one_line_and_v_adds_the_traceback() -> None:
     @click.command()
     @click.option("--how")
     @reports_errors

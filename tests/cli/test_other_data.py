@@ -103,7 +103,7 @@ def test_steel_trains_exports_runs_and_scores(steel: Path, tmp_path: Path) -> No
     assert read_artifact(tmp_path / "tuned.onnx").labels == labels
 
 
-def test_the_clouds_tables_are_refused_by_their_header(steel: Path, tmp_path: Path) -> None:
+def test_a_table_with_another_key_column_is_refused_by_its_header(steel: Path) -> None:
     with pytest.raises(DataError, match="header is 'ImageId_ClassId,EncodedPixels', expected 'Image_Label"):
         read_table(steel / "truth.csv")
 

@@ -110,7 +110,7 @@ def test_benchmarks_without_a_name_are_numbered(tmp_path: Path, monkeypatch: pyt
     assert outputs == ["bench.json", "bench-2.json", "bench.json", "bench-3.json", "bench-5.json"]
 
 
-def test_other_models_of_a_triton_repository_are_kept(
+def test_a_triton_repository_with_other_models_is_accepted(
     workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cloudrt.export.request import ExportRequest

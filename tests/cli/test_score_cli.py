@@ -98,5 +98,5 @@ def test_mistakes_are_one_line(
     (folder / "bad.csv").write_text(HEADER + "a.jpg_Fish,1 0\n")
     monkeypatch.chdir(folder)
     result = run(*arguments)
-    assert result.exit_code == 2 and message in result.stderr and result.stdout == ""
-    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    line = result.stderr.splitlines()[-1]
+    assert result.exit_code == 2 and line.startswith("Error: ") and message in line and result.stdout == ""

@@ -16,7 +16,6 @@ from support.tiled import tiled_model, write_picture
 from support.tiny import SMALL_GRIDS, tiny_artifact
 
 from cloudrt.cli.infer import infer
-from cloudrt.cluster import driver
 from cloudrt.data.scenes import draw_scene
 
 pytest.importorskip("ray")
@@ -157,4 +156,3 @@ def test_what_cannot_start_is_one_line_before_any_work(panoramas: Path, model: P
         done = run(panoramas, artifact, tmp_path / name, *more, "--cluster", "127.0.0.1:9")
         assert done.exit_code == 2 and reason in done.output.splitlines()[-1], done.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.zarr", "odd.onnx"]
-    assert driver.PANORAMAS < driver.PARTITION

@@ -279,7 +279,7 @@ class Fragile:
     batch_size, labels = 4, LABELS
 
     def __init__(self, broken: bool = False) -> None:
-        self.broken, self.batches = broken, []  # type: ignore[var-annotated]
+        self.broken = broken
 
     def predict(self, inputs: Iterable[Any]) -> Iterator[Result]:
         for one in inputs:

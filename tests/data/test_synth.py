@@ -144,7 +144,7 @@ def draw_alone(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> Synthet
 
 
 def coarseness(image: NDArray[np.uint8]) -> float:
-    """Mean period of the brightness, as a fraction of the width: power-weighted, between 2 and 100 pixels."""
+    """Geometric mean period of the brightness, as a fraction of the width: power-weighted, between 2 and 100 pixels."""
     grey = image.mean(axis=2)
     power = np.abs(np.fft.fft2(grey - grey.mean())) ** 2
     frequency = np.hypot(np.fft.fftfreq(grey.shape[0])[:, None], np.fft.fftfreq(grey.shape[1])[None, :])

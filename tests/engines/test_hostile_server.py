@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import warnings
@@ -109,15 +110,14 @@ def test_the_response_to_a_batch(hostile: Hostile, name: str) -> None:
     error = run(hostile, reply, timeout_s=LIMITS_S.get(name, 60))
     assert is_one_line(error, hostile.url)
     assert hostile.asked["/v2/models/tiny/infer"] == (2 if name in AGAIN else 1) + (name in IDLE), error
-    with pytest.raises(AssertionError, match=words):
-        raise AssertionError(error)
+    assert re.search(words, error), error
 
 
 @pytest.mark.parametrize("name", ["list", "no JSON", "gzip bomb", "endless", "redirect"])
 def test_the_description_of_the_server(hostile: Hostile, name: str) -> None:
     reply, words = ANYWHERE[name]
-    with pytest.raises(AssertionError, match=words):
-        raise AssertionError(run(hostile, reply, "/v2"))
+    error = run(hostile, reply, "/v2")
+    assert re.search(words, error), error
 
 
 def test_a_server_that_is_too_busy_is_asked_again_whatever_it_sends(hostile: Hostile) -> None:
@@ -148,7 +148,7 @@ def test_a_connection_that_the_server_closed_is_opened_again(hostile: Hostile) -
             time.sleep(0.02)
 
 
-def test_a_run_stops_with_one_line_and_keeps_its_journal(hostile: Hostile, model: Path, tmp_path: Path) -> None:
+def test_a_run_stops_with_one_line_and_keeps_its_journal(hostile: Hostile, tmp_path: Path) -> None:
     for seed in range(IMAGES):
         write_jpeg(tmp_path / "in" / f"{seed:02}.jpg", seed)
     good, bad, count = tensors(), tensors(lambda a: a["outputs"][0].update(shape=5)), Counter[str]()

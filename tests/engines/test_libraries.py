@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import re
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from support.gpu_stub import CAPI
-from support.paths import ROOT
+from support.paths import setup_config
 
 from cloudrt.engines import libraries
 from cloudrt.engines.libraries import (
@@ -76,8 +75,7 @@ def test_cpu_providers_load_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def requirements() -> dict[str, list[Requirement]]:
     """Extra -> its requirements; "" for those that are always installed."""
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
+    setup = setup_config()
     texts = {"": setup["options"]["install_requires"]} | dict(setup["options.extras_require"])
     return {extra: [Requirement(line) for line in text.split("\n") if line] for extra, text in texts.items()}
 

@@ -153,7 +153,7 @@ def test_submissions_are_those_of_a_local_run(
 
 
 def test_a_model_without_metadata_is_refused(folder: Path, ports: tuple[int, int]) -> None:
-    """Over gRPC, the protocol has no parameters of a model, and MLServer has no configuration as Triton."""
+    """Over gRPC, the protocol has no parameters of a model, and MLServer, unlike Triton, has no model configuration."""
     for url, model in (
         (f"http://127.0.0.1:{ports[0]}", "plain"),
         (f"grpc://127.0.0.1:{ports[1]}", "plain"),

@@ -42,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """All providers work and agree; tests set their rates here, and measurements are counted."""
+    """Providers work and agree if a test sets their rate here; comparisons and measurements are counted."""
     found: dict[str, float] = {"comparisons": 0, "measurements": 0}
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name in found else f"no {name}")
 

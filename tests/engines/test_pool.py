@@ -1,4 +1,4 @@
-"""Engines in a pool: several devices, a batch that halves when memory runs out, buffers on a device."""
+"""Engines in a pool: several devices, a batch that halves when memory runs out, and closing."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_single_image_that_does_not_fit_is_an_error(model: Path, monkeypatch: 
     assert threading.active_count() == before
 
 
-def test_batches_that_fail_at_once_step_down_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_that_fail_at_once_step_down_once() -> None:
     """Two streams run out of memory together: the second finds that the batch is halved already."""
     meet = threading.Barrier(2, timeout=10)
     proto = tiny_model(SIZE, SMALL_GRIDS)
@@ -228,13 +228,10 @@ def test_closing_waits_for_running_batches_and_refuses_waiting_ones() -> None:
         except ProviderError:
             happened.append("refused")
 
-    def close() -> None:
-        pool.close()
-
     threads = [threading.Thread(target=work, daemon=True)]
     threads[0].start()
     assert began.wait(20)
-    threads += [threading.Thread(target=one, daemon=True) for one in (work, close)]
+    threads += [threading.Thread(target=one, daemon=True) for one in (work, pool.close)]
     for thread in threads[1:]:
         thread.start()
     threads[1].join(20)  # waiting batches are refused at once
@@ -248,7 +245,7 @@ def test_closing_waits_for_running_batches_and_refuses_waiting_ones() -> None:
 
 def test_openvinos_table_of_types_is_filled_by_one_thread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two first look-ups of a type at the same time deadlock, so the engine looks one up when it is opened."""
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     looked: list[int] = []
 
     class Type:
@@ -260,7 +257,6 @@ def test_openvinos_table_of_types_is_filled_by_one_thread(model: Path, monkeypat
     monkeypatch.setattr("cloudrt.engines.openvino.openvino.Type", Type)
     with open_engine(model, "openvino", 2):
         assert looked == [threading.get_ident()]
-    assert openvino.Type is Type
 
 
 def test_every_device_works_behind_one_decoder_and_the_order_stays(
@@ -293,7 +289,7 @@ def test_every_device_works_behind_one_decoder_and_the_order_stays(
     assert [result.rle for result in results] == [plain_answers(model, one, rules) for one in pictures]
 
 
-def test_a_device_that_cannot_open_closes_the_others(model: Path) -> None:
+def test_a_device_that_cannot_open_closes_the_others() -> None:
     closed: list[int] = []
 
     class Opened:

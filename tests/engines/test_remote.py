@@ -211,8 +211,8 @@ def test_a_batch_is_sent_again(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert failed > len(paths)
 
 
-def test_pauses_do_not_grow_beyond_the_longest(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """After more failures than a float has powers of two."""
+def test_pauses_do_not_overflow_after_many_failures(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """A pause that doubled with each of 1200 failures would be larger than any float."""
     monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
     with metadata_server(lambda _: None, folder) as url:
         model = connect(RemoteOptions((url,), "tiny", attempts=600))
@@ -277,7 +277,7 @@ def test_a_journal_of_a_remote_run_is_refused_on_this_machine(folder: Path, monk
 
 @contextmanager
 def metadata_server(change: Callable[[dict[str, Any]], object], folder: Path) -> Iterator[str]:
-    """A server that states other metadata than `cloudrt serve` does, and has no configuration."""
+    """A server that states the metadata of `cloudrt serve` after a change, and has no configuration."""
     metadata = {
         "name": "tiny",
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, *SIZE, 3]}],
@@ -349,7 +349,7 @@ def test_other_tensors_and_metadata_are_refused_at_the_start(
         connect(RemoteOptions((url,), "tiny"))
 
 
-def test_rules_of_a_local_artifact(folder: Path, tmp_path: Path) -> None:
+def test_rules_of_a_local_artifact(folder: Path) -> None:
     with metadata_server(lambda m: m.pop("parameters"), folder) as url:
         found = connect(RemoteOptions((url,), "tiny", rules=str(folder / "tiny.onnx")))
     assert found.artifact == read_artifact(folder / "tiny.onnx")

@@ -67,7 +67,7 @@ def test_flips_and_members_are_averaged_in_the_graph(
     assert [member["encoder"] for member in said.members] == (["resnet18", "tu-regnety_002"] if members == 2 else [])
 
 
-def test_a_flip_that_is_not_flipped_back_is_refused(checkpoint: Path, source: ExportSource, tmp_path: Path) -> None:
+def test_a_graph_that_lacks_the_flips_is_refused(checkpoint: Path, source: ExportSource, tmp_path: Path) -> None:
     flipped = ExportSource(checkpoint, SourceOptions(tta="hv"))
     flipped.run_pytorch()
     flipped.model = source.model

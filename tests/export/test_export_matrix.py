@@ -1,6 +1,6 @@
 """Encoders and architectures through export, gate, ONNX Runtime and OpenVINO, with random weights at a small size.
 
-A few in every run; all of them with `make test-all` (the marker `slow`).
+One of them in every run; all with `make test-all` (the marker `slow`).
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def test_searching_layers_builds_one_engine(
     assert built == [(graph_bytes(onnx.load(done.path)), 32)]
 
 
-def test_the_engine_itself_passes_the_gate(
+def test_an_engine_that_fails_the_gate_is_refused(
     source: ExportSource, tmp_path: Path, built: list[tuple[bytes, int | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine's outputs differ, although those of the emulation pass."""

@@ -62,7 +62,7 @@ def test_layers_have_the_names_of_pytorchs_modules(source: ExportSource, checkpo
     assert set(layers) <= set(modules)
     assert {OVERFLOWING, NORMALISING, "segmentation_head.0"} <= set(layers)
     convolutions = {name for name, module in modules.items() if isinstance(module, torch.nn.Conv2d)}
-    # A convolution that a BatchNorm follows is folded into it, under either name.
+    # A BatchNorm that follows a convolution is folded into it, under either name.
     assert len(convolutions & set(layers)) >= 10
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import re
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.paths import ROOT
+from support.paths import ROOT, setup_config
 
 from cloudrt.cli import COMMANDS
 
@@ -31,10 +30,8 @@ def test_hadolint_has_no_findings(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_what_a_dockerfile_names_exists(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = re.search(r"'\.\[(.+?)\]'", text)
-    assert extras and set(extras[1].split(",")) <= set(config["options.extras_require"])
+    assert extras and set(extras[1].split(",")) <= set(setup_config()["options.extras_require"])
     command = re.search(r'ENTRYPOINT \["cloudrt", "(.+?)"', text)
     assert command and command[1] in COMMANDS
     assert "/readyz" in text and "USER 10001" in text

@@ -12,16 +12,19 @@ GOLDEN = ROOT / "tests" / "golden"
 """Files of earlier formats; see its README.md."""
 
 
-def setup_metadata() -> Mapping[str, str]:
-    """Return the fields of [metadata] in setup.cfg."""
+def setup_config() -> ConfigParser:
+    """Return setup.cfg."""
     config = ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
-    return config["metadata"]
+    return config
+
+
+def setup_metadata() -> Mapping[str, str]:
+    """Return the fields of [metadata] in setup.cfg."""
+    return setup_config()["metadata"]
 
 
 def setup_entry_points() -> dict[str, str]:
     """Return name -> function of the commands in setup.cfg."""
-    config = ConfigParser()
-    config.read(ROOT / "setup.cfg", encoding="utf-8")
-    lines = config["options.entry_points"]["console_scripts"].split("\n")
+    lines = setup_config()["options.entry_points"]["console_scripts"].split("\n")
     return {name.strip(): target.strip() for name, _, target in (line.partition("=") for line in lines if line)}

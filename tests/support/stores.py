@@ -1,4 +1,4 @@
-"""A real S3-compatible server on loopback, and a bucket of images in it."""
+"""An S3 server on loopback, which moto simulates, and a bucket of images in it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def upload(client: Any, folder: Path, bucket: str, prefix: str) -> None:
 
 
 def enforce(url: str, after: float) -> None:
-    """Let the server check credentials from the request after `after` others."""
+    """Let the server accept `after` more requests with any credentials, and then check them."""
     from urllib.request import Request, urlopen
 
     plain = {"Content-Type": "text/plain"}  # otherwise, the server would parse the number as form data

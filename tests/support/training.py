@@ -64,7 +64,7 @@ def train_arguments(data: Path, runs: Path, cache: Path, *more: str) -> list[str
 
 
 def interrupt_after(epoch: int, patch: pytest.MonkeyPatch) -> None:
-    """Interrupt runs in the validation that follows `epoch` complete epochs."""
+    """Interrupt runs in the validation of the first epoch after `epoch`."""
     real = epochs.Run._validate
 
     def stop(self: epochs.Run, number: int, *words: Any) -> Any:
