@@ -1,7 +1,8 @@
-"""Connections of clients: bounded in number, and closed if the head of a request does not arrive in time.
+"""Connections of clients: bounded in number, and closed if a head does not arrive or an answer is not read in time.
 
-uvicorn has a limit for the time between two requests, but none for the first one or for one that is cut off. Without
-limits, clients that connect and send nothing would use all file descriptors, and no other client could connect.
+uvicorn has a limit for the time between two requests, but none for the first one or for one that is cut off, and it
+closes a connection only after the client has read everything. Without limits, clients that send or read nothing would
+use all file descriptors, and no other client could connect.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def most_connections() -> int:
 
 
 def connection_type(wait_s: float) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol of HTTP with limits: see the module. `wait_s` is the time for the head of a request."""
+    """Return uvicorn's protocol of HTTP with limits: see the module. `wait_s` is the time for a head or an answer."""
     most = most_connections()
 
     class Connection(_Base):  # type: ignore[misc]
@@ -45,19 +46,21 @@ def connection_type(wait_s: float) -> type[asyncio.Protocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if not self.transport.is_closing():
-                self._wait()
+            self._wait()
 
         def _wait(self) -> None:
             self._stop_waiting()
-            self._timer = self.loop.call_later(wait_s, self._close_unused)
+            self._timer = self.loop.call_later(wait_s, self._end_unused)
 
         def _stop_waiting(self) -> None:
             if self._timer:
                 self._timer.cancel()
 
-        def _close_unused(self) -> None:
-            if self.cycle is None or self.cycle.response_complete:
-                self.transport.close()
+        def _end_unused(self) -> None:
+            answering = self.cycle is not None and not self.cycle.response_complete
+            if answering and not self.transport.is_closing():
+                self._wait()
+            else:
+                self.transport.abort()  # `close` would wait until the client has read everything
 
     return Connection

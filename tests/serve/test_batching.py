@@ -169,6 +169,27 @@ def test_a_connection_without_a_request_is_closed(model: Path, sent: bytes) -> N
         assert received.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
 
 
+@pytest.mark.parametrize("last", [b"", b"Connection: close\r\n"])
+def test_a_connection_whose_complete_answer_is_not_read_is_closed(model: Path, picture: bytes, last: bytes) -> None:
+    """The end of the answer is in the server's memory, because the network's buffers are full."""
+    part = b'--b\r\nContent-Disposition: form-data; name="images"; filename="0.jpg"\r\n\r\n' + picture + b"\r\n"
+    form = 10 * part + b"--b--\r\n"
+    head = b"POST /v1/segment?levels=true HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    with held(model, transfer_timeout_s=0.5) as (server, gate, _), socket.socket() as client:
+        gate.opened.set()
+        connections = server.uvicorn.server_state.connections
+        until(lambda: not connections)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", server.port))
+        until(lambda: bool(connections))
+        (connection,) = connections
+        connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.sendall(head + last + b"Content-Length: %d\r\n\r\n" % len(form) + form)
+        until(lambda: connection.cycle is not None and connection.cycle.response_complete)
+        assert connection.transport.get_write_buffer_size() > 0
+        until(lambda: not connections)
+
+
 def test_a_request_in_progress_keeps_its_connection(model: Path, picture: bytes) -> None:
     with held(model, transfer_timeout_s=0.2) as (server, gate, _), ThreadPoolExecutor(1) as pool:
         (slow,) = post(pool, server, picture, 1)
@@ -201,6 +222,7 @@ def test_a_client_that_does_not_read_holds_its_slot_for_a_limited_time(tmp_path:
             assert client.recv(15) == b"HTTP/1.1 200 OK"
             assert server.ask("/v1/segment", b"").status == 503
             until(lambda: server.metric("cloudrt_requests_in_progress") == 0)
+            until(lambda: not server.uvicorn.server_state.connections)  # that of the client is closed, too
             received = 0
             with suppress(ConnectionError):
                 while found := client.recv(1 << 20):
