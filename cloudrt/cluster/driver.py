@@ -141,7 +141,7 @@ def infer_on_cluster(
     partitions.check(resume=task.resume, overwrite=overwrite)  # fails early where `Partitions.begin` would
     recorded = partitions.recorded() if task.resume else None
     local = [ImageFile(image.key, Path(image.path)) for image in images if image.store < 0]
-    task.check(local, begun=recorded is not None)
+    task.check(local, begun=recorded is not None and partitions.writes(task.output))
     if out.local:
         inputs: dict[str, Path | None] = {f"input {one}": Path(one) for one in task.inputs if not is_uri(str(one))}
         place = {"--partitions": Path(out.path)}
@@ -168,7 +168,7 @@ def infer_on_cluster(
                 partition_size=size,
                 partition_format=options.partition_format,
             )
-            finished = partitions.begin(whole, resume=task.resume, overwrite=overwrite)
+            finished = partitions.begin(whole, resume=task.resume, overwrite=overwrite, output=task.output)
             parts = cut(images, size)
             todo = [number for number in range(len(parts)) if partitions.name(number) not in finished]
             # Without a record, the merge was interrupted; another record is that of an output that this run replaces.
@@ -185,6 +185,7 @@ def infer_on_cluster(
                 stores=tuple(stores),
                 out=out,
                 form=options.partition_format,
+                run=partitions.run,
                 tiling=task.tiling,
             )
             run_partitions(job, parts, todo, share, done)

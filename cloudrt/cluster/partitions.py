@@ -2,11 +2,13 @@
 
     images --cut--> partitions --workers--> part-00000.parquet, part-00001.parquet ... --merge--> submission.csv
 
-run.json beside them holds the identity of the run. Files are written atomically, so a file that exists is finished.
+run.json beside them holds the identity of the run and the paths of its outputs. Files are written atomically, so a
+file that exists is finished.
 Parquet files have the columns of `cloudrt.inference.outputs.write_parquet`. part-00000.csv is a piece of the
 submission, and part-00000.failures.csv, written before it, lists its failed images. For panoramas,
 part-00000.places.json, written before the rows, has the grid and position of each image, or null if it failed.
-part-00000.sums.json, written before the rows too, has the SHA-256 of the partition's other files.
+part-00000.sums.json, written before the rows too, has the digest of the run's identity and the SHA-256 of the
+partition's other files.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from cloudrt.system.overlap import overlap
 
 FORMS = ("parquet", "csv")
 MANIFEST = "run.json"
-FORMAT = 3
+FORMAT = 4
 READERS = 8
 """Number of partitions read concurrently while merging."""
 
@@ -99,12 +101,14 @@ class Partitions:
         The classes of the rows.
     placed
         Whether the images are panoramas, whose masks have grids of their own.
+    run
+        Digest of the run's identity, which is written and compared with each partition; `begin` sets it.
     """
 
-    def __init__(self, place: Place, form: str, labels: Labels, *, placed: bool = False) -> None:
+    def __init__(self, place: Place, form: str, labels: Labels, *, placed: bool = False, run: str = "") -> None:
         if form not in FORMS:
             raise DataError(f"the format of partitions must be {' or '.join(FORMS)}, found {form!r}")
-        self.place, self.form, self.labels, self.placed = place, form, labels, placed
+        self.place, self.form, self.labels, self.placed, self.run = place, form, labels, placed, run
 
     def name(self, number: int) -> str:
         """Return the file name of a partition."""
@@ -123,7 +127,9 @@ class Partitions:
             raise DataError(f"{self.place.uri} holds partitions already: --resume continues them, or --overwrite")
         return there
 
-    def begin(self, identity: Identity, *, resume: bool, overwrite: bool) -> set[str]:
+    def begin(
+        self, identity: Identity, *, resume: bool, overwrite: bool, output: Path = Path("submission.csv")
+    ) -> set[str]:
         """Record the run, and return the names of the files that an earlier run of the same identity finished.
 
         Raises
@@ -137,21 +143,30 @@ class Partitions:
             for name in sorted(there, reverse=True):  # run.json first: files left by an interruption belong to no run
                 self.place.remove(name)
             there = set()
+        outputs = {str(output.resolve())}
         if MANIFEST in there:
             self._identity().require_same(identity, f"{self.place.uri}/{MANIFEST}")
+            recorded = self._outputs()
+            outputs |= recorded
         elif there:
             raise DataError(
                 f"{self.place.uri} holds partitions without {MANIFEST}: --overwrite them, or use other --partitions"
             )
         else:
-            self.place.write(
-                MANIFEST, json.dumps({"format": FORMAT, "identity": identity.to_dict()}, indent=1).encode()
-            )
+            recorded = set()
+        if outputs != recorded:
+            record = {"format": FORMAT, "identity": identity.to_dict(), "outputs": sorted(outputs)}
+            self.place.write(MANIFEST, json.dumps(record, indent=1).encode())
+        self.run = hashlib.sha256(json.dumps(identity.to_dict(), sort_keys=True).encode()).hexdigest()
         return there - {MANIFEST}
 
     def recorded(self) -> Identity | None:
         """Return the identity of the run in the folder, if any."""
         return self._identity() if MANIFEST in self.place.names() else None
+
+    def writes(self, output: Path) -> bool:
+        """Return whether the run in the folder has this output, which it may have written before an interruption."""
+        return str(output.resolve()) in self._outputs()
 
     def write(self, number: int, records: Sequence[Record]) -> None:
         """Write the rows of one partition atomically."""
@@ -167,7 +182,7 @@ class Partitions:
                 files[f"part-{number:05}.places.json"] = json.dumps(places).encode()
             files[self.name(number)] = path.read_bytes()  # last: it says that the partition is finished
             sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-            self.place.write(f"part-{number:05}.sums.json", json.dumps(sums).encode())
+            self.place.write(f"part-{number:05}.sums.json", json.dumps({"run": self.run} | sums).encode())
             for name, data in files.items():
                 self.place.write(name, data)
 
@@ -177,10 +192,12 @@ class Partitions:
         Raises
         ------
         DataError
-            The file is damaged or missing.
+            The file is damaged, missing or of another run.
         """
         try:
             sums = json.loads(self.place.read(f"part-{number:05}.sums.json"))
+            if sums["run"] != self.run:
+                raise ValueError("the rows are those of another run")
             data = self._read(self.name(number), sums)
             rows = list(self._from_csv(number, data, sums) if self.form == "csv" else self._from_parquet(data))
             return self._with_places(number, rows, sums) if self.placed else rows
@@ -188,7 +205,8 @@ class Partitions:
             if isinstance(error, DataError):
                 raise
             raise DataError(
-                f"{self.place.uri}/{self.name(number)} is damaged: remove it, and run again with --resume"
+                f"{self.place.uri}/{self.name(number)} is damaged or of another run: remove it, and run again with "
+                "--resume"
             ) from error
 
     def records(
@@ -246,6 +264,12 @@ class Partitions:
         if found.partition_size < 1:
             raise DataError(f"{where} is damaged (partitions of no images): --overwrite, or use other --partitions")
         return found
+
+    def _outputs(self) -> set[str]:
+        outputs = json.loads(self.place.read(MANIFEST)).get("outputs")
+        if not isinstance(outputs, list) or not all(isinstance(one, str) for one in outputs):
+            raise DataError(f"{self.place.uri}/{MANIFEST} is damaged: --overwrite, or use other --partitions")
+        return set(outputs)
 
     def _read(self, name: str, sums: Mapping[str, str]) -> bytes:
         data = self.place.read(name)

@@ -41,8 +41,8 @@ class Job:
         Plan of an earlier measurement; None measures.
     stores
         Places of the images.
-    out, form
-        Place and format of the rows.
+    out, form, run
+        Place and format of the rows, and digest of the run's identity.
     identity
         The identity that every worker must have; None accepts any.
     tiling
@@ -56,6 +56,7 @@ class Job:
     stores: tuple[Place, ...] = ()
     out: Place | None = None
     form: str = "parquet"
+    run: str = ""
     identity: Identity | None = field(default=None, repr=False)
     tiling: Tiling | None = None
 
@@ -154,5 +155,6 @@ class Worker:
 
     def _write(self, number: int, records: Sequence[Record]) -> None:
         if self._job.out is not None:
-            placed = self._job.tiling is not None
-            Partitions(self._job.out, self._job.form, self.predictor.labels, placed=placed).write(number, records)
+            placed, run = self._job.tiling is not None, self._job.run
+            partitions = Partitions(self._job.out, self._job.form, self.predictor.labels, placed=placed, run=run)
+            partitions.write(number, records)

@@ -53,7 +53,7 @@ def here(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             with Segmenter(model, job.options) as segmenter:
                 found = list(segmenter.predict([one.source(()) for one in parts[number]]))
             rows = [Record(one.image, tuple(one.rle.values()), one.error, 0) for one in found]
-            Partitions(job.out, job.form, SMALL_GRIDS).write(number, rows)
+            Partitions(job.out, job.form, SMALL_GRIDS, run=job.run).write(number, rows)
             done({"number": number, "images": len(rows), "failed": sum(one.error is not None for one in rows)})
 
     for name, fake in {
@@ -123,6 +123,21 @@ def test_a_merge_that_was_killed_is_done_again(here: Path, model: Path, monkeypa
             (here / path).write_bytes(data)
     done = spread(model, "--resume")
     assert done.exit_code == 0 and (here / "s.csv").read_bytes() == wanted[0], done.output
+
+
+def test_a_resumed_run_replaces_no_output_but_its_own(here: Path, model: Path) -> None:
+    assert spread(model, "--partitions", "rows").exit_code == 0
+    (here / "s.run.json").unlink()  # as a run that was killed after it had written its output
+    files = contents(here)
+    for name in ("mine.csv", "mine.failures.csv", "mine.run.json"):
+        (here / name).write_text("mine")
+        done = spread(model, "--partitions", "rows", "--resume", "-o", "mine.csv")
+        assert done.exit_code == 2 and f"{name} exists: give another --output" in done.output
+        assert contents(here) == files | {name: b"mine"}
+        (here / name).unlink()
+    for output in ("s.csv", "new.csv", "new.csv", "s.csv"):
+        done = spread(model, "--partitions", "rows", "--resume", "-o", output)
+        assert done.exit_code == 0 and (here / output).read_bytes() == files["s.csv"], done.output
 
 
 @pytest.mark.parametrize("place", ["in", ".", "in/../in"])

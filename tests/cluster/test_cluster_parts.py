@@ -167,7 +167,7 @@ def test_every_changed_byte_of_a_partition_is_noticed(tmp_path: Path, form: str)
         data = file.read_bytes()
         for place in range(0, len(data), 7):
             file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-            with pytest.raises(DataError, match=rf"part-00000\.{form} is damaged: remove it"):
+            with pytest.raises(DataError, match=rf"part-00000\.{form} is damaged or of another run: remove it"):
                 partitions.read(0)
         file.write_bytes(data)
     assert partitions.read(0) == RECORDS
@@ -183,6 +183,22 @@ def test_another_run_in_the_same_place_is_noticed_before_the_output(tmp_path: Pa
     (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT, "identity": SECOND.to_dict()}))
     with pytest.raises(DataError, match="another run has begun"):
         list(records())
+
+
+def test_rows_that_another_run_wrote_late_are_noticed(tmp_path: Path) -> None:
+    """A bucket cannot be locked: a run that was overtaken may still write its rows for the same images."""
+    place, images = open_place(str(tmp_path)), [ListedImage(record.key, -1, "", 0) for record in RECORDS]
+    slow, fast = Partitions(place, "csv", LABELS), Partitions(place, "csv", LABELS)
+    slow.begin(FIRST, resume=False, overwrite=False)
+    fast.begin(SECOND, resume=False, overwrite=True)
+    fast.write(0, RECORDS)
+    slow.write(0, RECORDS)
+    for resumed in (fast, Partitions(place, "csv", LABELS)):
+        resumed.begin(SECOND, resume=True, overwrite=False)
+        with pytest.raises(DataError, match=r"part-00000\.csv is damaged or of another run: remove it"):
+            list(resumed.records([images], SECOND)())
+    fast.write(0, RECORDS)
+    assert list(resumed.records([images], SECOND)()) == RECORDS
 
 
 def test_a_record_of_the_run_that_is_damaged_is_one_line(tmp_path: Path) -> None:
