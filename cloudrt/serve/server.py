@@ -1,8 +1,9 @@
-"""Running the application with uvicorn; on SIGINT or SIGTERM, it finishes the requests in progress and stops."""
+"""Running the application with uvicorn; it ends on SIGINT, SIGTERM or SIGHUP, after the requests in progress."""
 
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 from contextlib import suppress
 
@@ -43,7 +44,7 @@ def bind(settings: ServeSettings) -> socket.socket:
 
 
 def serve(segmenter: Segmenter, settings: ServeSettings, listener: socket.socket) -> None:
-    """Serve a model at the address of `listener`, from `bind`, until SIGINT or SIGTERM.
+    """Serve a model at the address of `listener`, from `bind`, until SIGINT, SIGTERM or SIGHUP.
 
     Raises
     ------
@@ -65,8 +66,12 @@ def serve(segmenter: Segmenter, settings: ServeSettings, listener: socket.socket
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
     )
+    server = uvicorn.Server(config)
+    hang_up = getattr(signal, "SIGHUP", None)  # uvicorn handles the two other signals only
+    if hang_up and signal.getsignal(hang_up) is not signal.SIG_IGN:
+        signal.signal(hang_up, server.handle_exit)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after it has stopped
-        uvicorn.Server(config).run([listener])
+        server.run([listener])
     logger.info("Stopped")
 
 

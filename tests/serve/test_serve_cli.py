@@ -65,7 +65,8 @@ def test_serves_on_loopback_until_sigterm(tmp_path: Path) -> None:
         assert process.stderr and process.stderr.read().endswith("Stopped\n")
 
 
-def test_sigterm_finishes_an_upload_that_has_begun(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_finishes_an_upload_that_has_begun(tmp_path: Path, number: signal.Signals) -> None:
     model = tiny_artifact(tmp_path / "mine.onnx", (64, 96), SMALL_GRIDS)
     picture = write_jpeg(tmp_path / "0.jpg", 0).path.read_bytes()
     head = f"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
@@ -74,7 +75,7 @@ def test_sigterm_finishes_an_upload_that_has_begun(tmp_path: Path) -> None:
             client.sendall(head + picture[:1000])
             while b"\ncloudrt_requests_in_progress 1.0" not in ask(port, "/metrics").body:
                 time.sleep(0.05)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             with suppress(ConnectionRefusedError):
                 while True:
                     socket.create_connection(("127.0.0.1", port), timeout=60).close()
