@@ -14,7 +14,7 @@ import click
 
 from cloudrt.cli.types import Duration, Size
 from cloudrt.system.cache import cache_folder
-from cloudrt.system.paths import check_outputs
+from cloudrt.system.paths import check_outputs, check_pictures
 from cloudrt.system.progress import progress_bar
 from cloudrt.system.terminal import Failure, log_to_stderr, reports_errors
 
@@ -239,6 +239,7 @@ def train(
         images=source.image_paths(),
         overwrite=overwrite or resume,
     )
+    check_pictures({"--runs": folder}, source.image_folders)
     from cloudrt.train.config import TrainConfig, default_input_size
     from cloudrt.train.cross import cross_validate
     from cloudrt.train.loop import train as run

@@ -13,7 +13,7 @@ import click
 
 from cloudrt.cli.run_options import run_options, suggested_inputs, take_run_options
 from cloudrt.cli.types import Numbers
-from cloudrt.system.paths import check_outputs
+from cloudrt.system.paths import check_outputs, check_pictures
 from cloudrt.system.progress import progress_bar
 from cloudrt.system.terminal import Failure, printable, reports_errors
 
@@ -107,6 +107,7 @@ def tune(
         images=(folder.train_images / name for name in rows),
         overwrite=overwrite,
     )
+    check_pictures({"the plot of --output": target.with_suffix(".png")}, folder.image_folders)
     if not (listed or from_file) and (unlisted := folder.describe_unlisted()):
         click.echo(unlisted, err=True)
     with ExitStack() as stack:

@@ -44,6 +44,11 @@ class DataFolder:
     train_images: Path
     train_csv: Path
 
+    @property
+    def image_folders(self) -> tuple[Path, Path]:
+        """The folders of the labelled and of the test images; the second may not exist."""
+        return self.train_images, self.root / "test_images"
+
     def read_train(self) -> dict[str, dict[str, str]]:
         """Return image name -> class -> RLE text, without classes that have no row.
 

@@ -102,6 +102,17 @@ def digest_sizes(sizes: Iterable[tuple[str, int]]) -> str:
     return digest.hexdigest()
 
 
+def searched_folders(inputs: Iterable[str | Path]) -> list[Path]:
+    """Return the folders of `list_inputs` of which subfolders are searched: those given, and the homes of patterns."""
+    folders = []
+    for one in inputs:
+        path = Path(one)
+        home = path if path.exists() else _home(str(one))
+        if path.is_dir() or (home.is_dir() and home != path.parent):
+            folders.append(home)
+    return folders
+
+
 def check_keys(files: Iterable[ImageFile]) -> None:
     """Check that the keys, which name the files of masks and overlays, are distinct paths inside a folder.
 
@@ -169,9 +180,7 @@ def _find(one: str | Path) -> Iterable[ImageFile]:
 
 def _match(pattern: str) -> list[ImageFile]:
     """Return the images that a pattern matches, sorted by key; matching folders are not searched for images."""
-    home = Path(pattern)
-    while glob.has_magic(str(home)):
-        home = home.parent
+    home = _home(pattern)
     rest = Path(pattern).relative_to(home).as_posix()
     found = []
     for path in home.glob(rest):
@@ -181,6 +190,14 @@ def _match(pattern: str) -> list[ImageFile]:
     if not found:
         raise DataError(f"{pattern!r} matches no images ({', '.join(sorted(SUFFIXES))})")
     return sorted(found, key=lambda file: file.key)
+
+
+def _home(pattern: str) -> Path:
+    """Return the fixed part of a pattern."""
+    home = Path(pattern)
+    while glob.has_magic(str(home)):
+        home = home.parent
+    return home
 
 
 def read_names(path: Path) -> list[str]:

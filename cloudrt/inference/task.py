@@ -12,13 +12,13 @@ from cloudrt.geo.bounds import Bounds, check_bounds
 from cloudrt.geo.positions import world_files
 from cloudrt.geo.tiling import OVERLAP, Tiling
 from cloudrt.images.image import ImageFile
-from cloudrt.images.inputs import check_keys
+from cloudrt.images.inputs import check_keys, searched_folders
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.outputs import OUTLINES, PLACED, SIMPLIFY, SUFFIXES, FormatOptions, require_packages
 from cloudrt.inference.submission import RunPaths
 from cloudrt.model.artifact import default_model
 from cloudrt.options import RunOptions, RunSettings
-from cloudrt.system.paths import check_outputs, check_suffixes
+from cloudrt.system.paths import check_outputs, check_pictures, check_suffixes
 from cloudrt.system.suggest import check_name
 
 
@@ -169,6 +169,7 @@ class InferTask:
             images=images,
             overwrite=True,
         )
+        check_pictures(folders, searched_folders(self.inputs))
         check_suffixes({"`stats`": self.stats}, ".json")
         self.check_existing(begun or (self.paths.journal.is_file() and not self.resume))
         if self.masks or self.overlays:

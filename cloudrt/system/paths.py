@@ -85,6 +85,31 @@ def _option(name: str) -> str:
     return next((word for word in name.split() if word.startswith(("--", "`")) or word.isupper()), "`output`")
 
 
+def check_pictures(files: Paths, searched: Iterable[Path]) -> None:
+    """Raise DataError for images, or folders of them, below a folder in which later runs would find them as inputs.
+
+    Parameters
+    ----------
+    files
+        Images, and folders of images, that the command writes.
+    searched
+        Folders that commands search for images, with their subfolders; see `cloudrt.images.image.find_images`.
+    """
+    roots = [Path(os.path.realpath(folder)) for folder in searched]
+    for name, path in files.items():
+        place = Path(os.path.realpath(path)) if path is not None else None
+        for root in roots:
+            if (
+                place
+                and place.is_relative_to(root)
+                and not any(part.startswith(".") for part in place.relative_to(root).parts)
+            ):
+                raise DataError(
+                    f"{path} ({name}) lies in {root}, where later runs would read it as input: give another "
+                    f"{_option(name)}"
+                )
+
+
 def check_suffixes(files: Paths, suffix: str) -> None:
     """Raise DataError for an output whose name does not end in `suffix`, such as "-" or a folder."""
     for name, path in files.items():

@@ -10,7 +10,9 @@ import pytest
 from support.files import contents
 
 from cloudrt.errors import DataError
-from cloudrt.system.paths import check_outputs
+from cloudrt.images.inputs import list_inputs, searched_folders
+from cloudrt.labels import CLOUDS
+from cloudrt.system.paths import check_outputs, check_pictures
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +128,45 @@ def test_a_folder_with_input_images_is_not_filled(folder: str) -> None:
 def test_a_folder_beside_the_images_is_filled(here: Path) -> None:
     (here / "in-masks").mkdir()
     check_outputs({}, READS, folders={"--masks": Path("in-masks"), "--overlays": Path("in/new")}, images=IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "name", "found"),
+    [
+        ("in", "in/sub/a.png", True),
+        ("in", "in/link/a.png", False),
+        ("link", "in/a.png", False),
+        ("link", "out/a.png", True),
+        (".", "a.png", True),
+        (".", ".hidden/a.png", False),
+        ("in/a.jpg", "in/a.png", False),
+        ("in/*.jpg", "in/sub/a.jpg", False),
+        ("**/*.png", "sub/a.png", True),
+        ("in/s*/*.png", "in/sub/a.png", True),
+        ("in/s*/*.png", "out/a.png", False),
+    ],
+)
+def test_pictures_are_refused_where_later_runs_would_read_them(here: Path, inputs: str, name: str, found: bool) -> None:
+    (here / "out").mkdir()
+    for folder in (here, here / "in"):
+        (folder / "link").symlink_to(here / "out")
+    searched = searched_folders([inputs])
+    if found:
+        with pytest.raises(DataError, match="later runs would read it"):
+            check_pictures({"--masks": Path(name)}, searched)
+    else:
+        check_pictures({"--masks": Path(name)}, searched)
+    before = _listed(inputs)
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).touch()
+    assert (_listed(inputs) > before) == found
+
+
+def _listed(inputs: str) -> set[str]:
+    try:
+        return {file.key for file in list_inputs([inputs], None, CLOUDS)}
+    except DataError:  # no images yet
+        return set()
 
 
 def test_what_exists_is_replaced_with_overwrite_alone(here: Path) -> None:
