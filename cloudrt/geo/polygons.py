@@ -246,6 +246,7 @@ def _to_degrees(outline: Any, position: Position) -> Any:
     def convert(points: NDArray[np.float64]) -> NDArray[np.float64]:
         found = to_degrees(points, position.crs)
         found[:, 0] -= 360 * np.rint((found[:, 0] - reference) / 360)
+        found[:, 1] = np.clip(found[:, 1], -90, 90)  # the last pixel may cross a pole, where no area is defined
         return found
 
     return shapely.transform(outline, convert)

@@ -40,6 +40,9 @@ _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)(-?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3
 _SQUARE = 0.01
 """Largest relative difference between the width and height in degrees of a pixel for bounds to fit an image."""
 
+_RESOLVED = 2**-40
+"""Smallest pixel relative to the coordinates; 64-bit numbers have 52 bits, and projections need some."""
+
 
 @dataclass(frozen=True)
 class Position:
@@ -162,10 +165,11 @@ def check_degrees(position: Position, size: Grid) -> None:
     x, y = np.linspace(west, east, size[1] + 1), np.linspace(north, south, size[0] + 1)
     sides = [np.column_stack(np.broadcast_arrays(*side)) for side in ((x, south), (x, north), (west, y), (east, y))]
     try:
-        inside = np.isfinite(to_degrees(np.concatenate(sides), position.crs)).all()
+        found = to_degrees(np.concatenate(sides), position.crs)
     except ProjError as error:
         raise ImageError(f"has a reference system without longitudes and latitudes ({position.source})") from error
-    if not inside:
+    slack = position.pixel_height * position.degrees_per_unit  # the mask may end within a pixel that crosses a pole
+    if not (np.abs(found) <= (540 + slack, 90 + slack)).all():  # infinite, or unchanged degrees of another datum
         raise ImageError(f"reaches beyond the part of the Earth that its projection covers ({position.source})")
 
 
@@ -206,7 +210,9 @@ def _from_tags(path: Path, date: datetime.date | None, data: bytes | None) -> Po
                 if transform.is_identity:
                     return None
                 unit = 1.0
-                if crs and not crs.is_geographic:
+                if crs and crs.is_geographic:
+                    unit = round(math.degrees(crs.units_factor[1]), 9)  # 0.9 for grads
+                elif crs:
                     unit = crs.linear_units_factor[1] / METRES_PER_DEGREE
                 name = WGS84 if crs is None or crs.to_string() in (WGS84, "OGC:CRS84") else crs.to_string()
     except (RasterioError, CRSError) as error:  # CRSError: no length of a unit, as in a local system
@@ -240,6 +246,8 @@ def _from_affine(affine: tuple[float, ...], source: str, crs: str, unit: float, 
     if a <= 0 or e >= 0:
         axis = "north below south" if e >= 0 else "east left of west"
         raise ImageError(f"has a position that contradicts itself, in its {source}: {axis}")
+    if min(a / (1 + abs(west)), -e / (1 + abs(north))) < _RESOLVED:
+        raise ImageError(f"has a position that contradicts itself, in its {source}: its pixels are too small to place")
     return Position(west, north, a, -e, crs, unit, date, source)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -72,6 +73,8 @@ def _cache_folder() -> Path | None:
         return None
     try:
         remove_damaged(folder.rglob("*.nb[ci]"))
+        for written in folder.iterdir():  # by numba, which would otherwise fall back to the package's own folder
+            tempfile.TemporaryFile(dir=written).close()
     except OSError:
         return None
     return folder

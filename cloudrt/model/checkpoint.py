@@ -135,10 +135,12 @@ class Checkpoint:
         Raises
         ------
         ArtifactError
-            Weights that are missing, unexpected, of the wrong shape or not finite; the message names the first one.
+            Weights that are missing, unexpected, of the wrong shape or type, or not finite; the message names the first
+            one.
         """
         network = build_network(self.config)
-        expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        own = network.state_dict()
+        expected = {name: tuple(value.shape) for name, value in own.items()}
         found = {name: tuple(value.shape) for name, value in self.weights.items()}
         faults = [f"{name} is missing" for name in expected if name not in found]
         faults += [f"{name} is unexpected" for name in found if name not in expected]
@@ -146,6 +148,11 @@ class Checkpoint:
             f"{name} is {shape}, expected {expected[name]}"
             for name, shape in found.items()
             if name in expected and shape != expected[name]
+        ]
+        faults += [
+            f"{name} is {value.dtype}, expected {own[name].dtype}"
+            for name, value in self.weights.items()
+            if name in own and value.is_floating_point() != own[name].is_floating_point()
         ]
         faults += [f"{name} contains NaN or infinity" for name, value in self.weights.items() if not _finite(value)]
         if faults:

@@ -128,6 +128,30 @@ def test_every_point_needs_a_longitude(crs: str, half: float, reason: str) -> No
         check_degrees(position, (10, 20))
 
 
+@pytest.mark.parametrize(
+    ("west", "north", "outside"),
+    [(-180, 90, False), (-180, 89.5, False), (180, 90, False), (-180, 95, True), (-180, -80, True), (1000, 20, True)],
+)
+def test_degrees_of_another_datum_lie_on_the_earth(west: float, north: float, outside: bool) -> None:
+    """PROJ returns longitudes and latitudes of NAD83 unchanged, whatever they are."""
+    position = Position(west, north, 1.2, 0.9, "EPSG:4269")
+    expected = pytest.raises(ImageError, match="reaches beyond the part") if outside else nullcontext()
+    with expected:
+        check_degrees(position, (200, 300))
+
+
+def test_a_pixel_in_grads(tmp_path: Path) -> None:
+    found = read_position(write_tiff(tmp_path / "a.tif", 0, 50, 1.0, "EPSG:4807"), (20, 30))
+    assert found and found.degrees_per_unit == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("text", ["1e-15 0 0 -1e-15 179.99 20", "5e-324 0 0 -5e-324 0 0"])
+def test_pixels_smaller_than_the_precision_of_numbers(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.pgw").write_text(text)
+    with pytest.raises(ImageError, match="too small to place"):
+        read_position(tmp_path / "a.png", (50, 100))
+
+
 def test_a_tiff_without_tags_goes_by_its_name(tmp_path: Path) -> None:
     import cv2
 

@@ -68,6 +68,11 @@ def test_damaged_machine_code_is_compiled_again(tmp_path: Path) -> None:
 def test_nothing_is_cached_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert run(SCRIPT, tmp_path / "file" / "cache") == (ANSWER, "0")
+    run(SCRIPT, tmp_path / "cache")
+    for folder in (tmp_path / "cache").glob("cloudrt-kernels/*/*"):
+        shutil.rmtree(folder)
+        folder.touch()
+    assert run(SCRIPT, tmp_path / "cache") == (ANSWER, "0")
     package = Path(cloudrt.__file__).parent
     assert not list(package.rglob("*.nbc"))  # numba's own fallback
 

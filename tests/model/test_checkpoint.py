@@ -100,6 +100,8 @@ def test_weights_that_do_not_fit_are_named(checkpoint: Path, tmp_path: Path) -> 
     refused(lambda weights: weights.pop(name), f"{name} is missing$")
     refused(lambda weights: weights.clear(), r"is missing \(\d+ such errors\)")
     refused(lambda weights: weights.update(extra=torch.zeros(1)), "extra is unexpected")
+    refused(lambda weights: weights.update({name: weights[name] > 0}), f"{name} is torch.bool, expected torch.float32")
+    refused(lambda weights: weights.update({name: weights[name] * 1j}), f"{name} is torch.complex64")
     refused(lambda weights: weights.update({name: torch.zeros(2, 3)}), rf"{name} is \(2, 3\), expected \(64, 3, 7, 7\)")
     for bad in (float("nan"), float("inf")):
 
