@@ -28,8 +28,9 @@ from .layers import layer_of, strip_metadata_props
 TARGETS = ("cpu", "tensorrt")
 _COMPUTE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 OPERATORS = {
-    # Every operator between two convolutions that has an int8 kernel, so that values stay int8 in between.
-    "cpu": (*_COMPUTE, "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"),
+    # Every operator between two convolutions that has an int8 kernel, so that values stay int8 in between. Listing Relu
+    # and Clip quantises the range after them, and removes them: most of the range before them would be cut off.
+    "cpu": (*_COMPUTE, "Relu", "Clip", "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"),
     "tensorrt": (*_COMPUTE, "Add"),
 }
 BATCH = 4

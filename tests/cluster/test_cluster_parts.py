@@ -124,9 +124,9 @@ def test_partitions_are_read_as_they_were_written(
     images = [ListedImage(record.key, -1, "", 0) for record in RECORDS]
     assert list(partitions.records(cut(images, 2))()) == RECORDS
     assert partitions.name(1) in partitions.begin(FIRST, resume=True, overwrite=False)
-    for how, named in (({"resume": False}, "holds partitions already"), ({"resume": True}, "batch_size was 2, now 4")):
+    for resume, named in ((False, "holds partitions already"), (True, "batch_size was 2, now 4")):
         with pytest.raises(DataError, match=named):
-            partitions.begin(SECOND, overwrite=False, **how)
+            partitions.begin(SECOND, resume=resume, overwrite=False)
     with pytest.raises(DataError, match="holds other images"):
         list(partitions.records(cut(images[::-1], 2))())
     assert partitions.begin(SECOND, resume=False, overwrite=True) == set()

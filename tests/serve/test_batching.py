@@ -182,7 +182,7 @@ def test_a_connection_whose_complete_answer_is_not_read_is_closed(model: Path, p
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", server.port))
         until(lambda: bool(connections))
-        (connection,) = connections
+        connection: Any = next(iter(connections))
         connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         client.sendall(head + last + b"Content-Length: %d\r\n\r\n" % len(form) + form)
         until(lambda: connection.cycle is not None and connection.cycle.response_complete)
