@@ -27,10 +27,11 @@ from .layers import layer_of, strip_metadata_props
 
 TARGETS = ("cpu", "tensorrt")
 _COMPUTE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+_ACTIVATIONS = ("Relu", "Clip")
 OPERATORS = {
-    # Every operator between two convolutions that has an int8 kernel, so that values stay int8 in between. Listing Relu
-    # and Clip quantises the range after them, and removes them: most of the range before them would be cut off.
-    "cpu": (*_COMPUTE, "Relu", "Clip", "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"),
+    # Every operator between two convolutions that has an int8 kernel, so that values stay int8 in between. Listing the
+    # activations quantises the range after them, and removes them: most of the range before them would be cut off.
+    "cpu": (*_COMPUTE, *_ACTIVATIONS, "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"),
     "tensorrt": (*_COMPUTE, "Add"),
 }
 BATCH = 4
@@ -55,12 +56,24 @@ class Quantiser:
         self.target = target
         self.layer = {node.name: layer_of(node) for node in model.graph.node}
         self._float = _depthwise(model) if target == "tensorrt" else set()
+        self._join_activations(model)
         taken = [n.name for n in model.graph.node if n.op_type in OPERATORS[target] and n.name not in self._float]
         self.layers = list(dict.fromkeys(layer for name in taken if (layer := self.layer[name]) is not None))
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         strip_metadata_props(self.model)
         self._ranges = _measure_ranges(self.model, images, OPERATORS[target])
+
+    def _join_activations(self, model: onnx.ModelProto) -> None:
+        """Make each activation a part of the layer before it, which it must share its precision with."""
+        makers = {name: node for node in model.graph.node for name in node.output}
+        for node in model.graph.node:
+            if node.op_type in _ACTIVATIONS:
+                maker = makers.get(node.input[0])
+                if maker is not None and maker.op_type in OPERATORS[self.target]:
+                    self.layer[node.name] = self.layer[maker.name]
+                else:
+                    self._float.add(node.name)
 
     def quantise(self, kept: Collection[str] = ()) -> onnx.ModelProto:
         """Return the model with int8 layers, except those `kept` and everything outside the network."""

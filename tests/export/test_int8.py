@@ -105,6 +105,17 @@ def test_what_is_outside_the_network_or_kept_stays_float(source: ExportSource) -
     assert checked > 20
 
 
+def test_no_range_is_spent_on_values_that_an_activation_cuts_off(source: ExportSource) -> None:
+    """An int8 value between a convolution and its activation would cover what the activation sets to zero, too."""
+    quantiser = Quantiser(source.model, source.calibration.images, "cpu")
+    for kept in ((), quantiser.layers[::3]):
+        model = quantiser.quantise(kept)
+        makers = {name: node.op_type for node in model.graph.node for name in node.output}
+        activations = [node for node in model.graph.node if node.op_type in ("Relu", "Clip")]
+        assert [node.name for node in activations if makers.get(node.input[0]) == "DequantizeLinear"] == []
+        assert activations or not kept  # float layers keep theirs
+
+
 def test_convolutions_run_in_int8_on_the_cpu(source: ExportSource, tmp_path: Path) -> None:
     """ONNX Runtime's optimised graph shows the kernels."""
     done = export(source, tmp_path / "model.onnx", Target("int8", tolerances=WIDE))
