@@ -29,8 +29,9 @@ TARGETS = ("cpu", "tensorrt")
 _COMPUTE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _ACTIVATIONS = ("Relu", "Clip")
 OPERATORS = {
-    # Every operator between two convolutions that has an int8 kernel, so that values stay int8 in between. Listing the
-    # activations quantises the range after them, and removes them: most of the range before them would be cut off.
+    # Every operator between two convolutions that has an int8 kernel, so that values stay int8 in between. With the
+    # activations, the range after each one is quantised, and the quantiser removes it as redundant: most of the range
+    # before it would be cut off.
     "cpu": (*_COMPUTE, *_ACTIVATIONS, "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"),
     "tensorrt": (*_COMPUTE, "Add"),
 }
@@ -65,7 +66,7 @@ class Quantiser:
         self._ranges = _measure_ranges(self.model, images, OPERATORS[target])
 
     def _join_activations(self, model: onnx.ModelProto) -> None:
-        """Make each activation a part of the layer before it, which it must share its precision with."""
+        """Assign each activation to the layer before it, so that both have the same precision."""
         makers = {name: node for node in model.graph.node for name in node.output}
         for node in model.graph.node:
             if node.op_type in _ACTIVATIONS:

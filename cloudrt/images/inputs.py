@@ -103,11 +103,11 @@ def digest_sizes(sizes: Iterable[tuple[str, int]]) -> str:
 
 
 def searched_folders(inputs: Iterable[str | Path]) -> list[Path]:
-    """Return the folders of `list_inputs` of which subfolders are searched: those given, and the homes of patterns."""
+    """Return the folders that `list_inputs` searches with their subfolders: those given, and those of patterns."""
     folders = []
     for one in inputs:
         path = Path(one)
-        home = path if path.exists() else _home(str(one))
+        home = path if path.exists() else _fixed_part(str(one))
         if path.is_dir() or (home.is_dir() and home != path.parent):
             folders.append(home)
     return folders
@@ -180,7 +180,7 @@ def _find(one: str | Path) -> Iterable[ImageFile]:
 
 def _match(pattern: str) -> list[ImageFile]:
     """Return the images that a pattern matches, sorted by key; matching folders are not searched for images."""
-    home = _home(pattern)
+    home = _fixed_part(pattern)
     rest = Path(pattern).relative_to(home).as_posix()
     found = []
     for path in home.glob(rest):
@@ -192,7 +192,7 @@ def _match(pattern: str) -> list[ImageFile]:
     return sorted(found, key=lambda file: file.key)
 
 
-def _home(pattern: str) -> Path:
+def _fixed_part(pattern: str) -> Path:
     """Return the fixed part of a pattern."""
     home = Path(pattern)
     while glob.has_magic(str(home)):

@@ -249,7 +249,7 @@ def try_lock(file: IO[bytes]) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        logger.warning("%s: this file system has no locks (%s); do not run two commands on it", file.name, error)
+        logger.warning("%s: no locks on this file system (%s); run one command at a time on it", file.name, error)
     return True
 
 

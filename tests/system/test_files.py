@@ -273,4 +273,4 @@ def test_a_file_system_without_locks_is_not_taken_for_another_run(
     monkeypatch.setattr(fcntl, "flock", flock)
     with locked(tmp_path / "lock", "wait"):
         pass
-    assert "has no locks" in caplog.text
+    assert "no locks on this file system" in caplog.text
