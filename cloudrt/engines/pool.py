@@ -92,7 +92,9 @@ class EnginePool:
                 batch = np.zeros((size, *images[0].shape), np.uint8)
                 batch[: len(images)] = images
             probability, presence = engine.run(batch)
-            _check_outputs(probability, presence, engine, size)
+            _check_output(engine, "probability", probability, (size, *self.artifact.output_shape))
+            if presence is not None:
+                _check_output(engine, "presence", presence, (size, len(self.artifact.labels.classes)))
         except MemoryError as error:
             raise MemoryExhausted(f"not enough memory for a batch of {engine.batch_size}: {error}") from error
         finally:
@@ -169,7 +171,8 @@ class EnginePool:
 
     def _take(self) -> Engine:
         with self._turn:
-            self._turn.wait_for(lambda: self._error or (self._free and not self._reopening))
+            while not self._error and (self._reopening or not self._free):
+                self._turn.wait()
             if self._error:
                 raise self._error
             self._busy += 1
@@ -192,18 +195,10 @@ class EnginePool:
         self.artifact = self.engines[0].artifact
 
 
-def _check_outputs(
-    probability: NDArray[np.uint8], presence: NDArray[np.uint8] | None, engine: Engine, images: int
-) -> None:
+def _check_output(engine: Engine, name: str, found: NDArray[np.uint8], expected: tuple[int, ...]) -> None:
     """Raise ArtifactError if the shape or dtype of an output differs from the metadata; runtimes only log a warning."""
-    artifact = engine.artifact
-    for name, found, shape in (
-        ("probability", probability, artifact.output_shape),
-        ("presence", presence, (len(artifact.labels.classes),)),
-    ):
-        expected = (images, *shape)
-        if found is not None and (found.shape != expected or found.dtype != np.uint8):
-            raise ArtifactError(
-                f"{engine.provider} returns {name} as {found.dtype} {found.shape}, but the metadata specifies uint8 "
-                f"{expected}: export the artifact again with cloudrt-export"
-            )
+    if found.shape != expected or found.dtype != np.uint8:
+        raise ArtifactError(
+            f"{engine.provider} returns {name} as {found.dtype} {found.shape}, but the metadata specifies uint8 "
+            f"{expected}: export the artifact again with cloudrt-export"
+        )

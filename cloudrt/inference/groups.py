@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,7 @@ from cloudrt.images.decoding import Decoded
 from cloudrt.model.inferred import Inferred
 
 
-@dataclass(frozen=True)
-class BatchOutput:
+class BatchOutput(NamedTuple):
     """The network's outputs for one batch.
 
     Parameters

@@ -272,11 +272,15 @@ def maps_to_texts(
     levels: NDArray[np.uint8],
     rules: NDArray[np.int64],
     presence: NDArray[np.uint8],
+    first: int,
+    most: int,
     ends: NDArray[np.int64],
     work: Ints,
     text: NDArray[np.uint8],
-) -> None:
-    """Write the RLE texts of several maps to one buffer, without separators.
+) -> int:
+    """Write the RLE texts of maps to one buffer, without separators, until the buffer may not hold the next text.
+
+    Return the position of the first map whose text was not written: M after the last one.
 
     Parameters
     ----------
@@ -286,17 +290,24 @@ def maps_to_texts(
         (C, 5): threshold, min area, gate threshold, gate pixels, presence; see `cloudrt.masks.postprocess.Rule`.
     presence
         (M,): presence level of each map.
+    first
+        Position of the first map.
+    most
+        Number of bytes of the longest text that a map can have, plus 8: `columns_to_text` writes whole words.
     ends
         Output, (M,): position in `text` after the last byte of each map's text.
     work
         Work space of `work_size(W, H)` entries.
     text
-        Output: ASCII characters; at least 8 bytes longer than all texts together.
+        Output: at least `most` ASCII characters.
     """
     end = 0
-    for m in range(levels.shape[0]):
+    for m in range(first, levels.shape[0]):
+        if len(text) - end < most:
+            return m
         threshold, min_area, gate_threshold, gate_pixels, least_presence = rules[m % rules.shape[0]]
         if threshold < 255 and presence[m] >= least_presence and (gate_pixels == 0 or gate_threshold < 255):
             least, gate = np.uint8(threshold + 1), np.uint8(gate_threshold + 1)
             end += columns_to_text(levels[m], least, min_area, gate, gate_pixels, work, text[end:])
         ends[m] = end
+    return len(levels)

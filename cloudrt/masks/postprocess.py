@@ -160,8 +160,10 @@ def _encode(array: NDArray[Any], least: np.uint8 | np.float32, min_area: int) ->
     return str(buffers.characters[:length], "ascii")
 
 
-_PIXELS_PER_CALL = 2**23
-"""Pixels of a batch per kernel call: large enough to amortise the call, small enough for a small text buffer."""
+_PIXELS_PER_COPY = 2**23
+"""Pixels of a batch that are copied at once, if the kernels cannot read the batch itself."""
+_TEXTS_BYTES = 2**22
+"""Space for texts, in addition to that for the longest one: a kernel call writes the texts of several hundred maps."""
 
 MAX_PIXELS = 2**31 - 1
 """Largest number of pixels of a map: the kernels count in 32 bits."""
@@ -170,27 +172,26 @@ MAX_PIXELS = 2**31 - 1
 class _Buffers:
     """Work space and output of the kernels for maps of one size; one per thread, reused for the next map."""
 
-    def __init__(self, height: int, width: int, maps: int) -> None:
+    def __init__(self, height: int, width: int) -> None:
         if height * width > MAX_PIXELS:
             raise DataError(f"a map must have at most {MAX_PIXELS} pixels, found {width}x{height}")
         self.shape = height, width
-        self.maps = maps
         self.row_words = np.empty((height, -(-width // 64)), np.uint64)
         self.words = np.empty((width, -(-height // 64)), np.uint64)
         self.work = np.empty(_kernels().work_size(width, height), np.int32)
-        numbers = maps * 2 * _kernels().most_runs(width, height)
-        self.text = np.empty(numbers * (len(str(height * width)) + 1) + 8, np.uint8)
+        self.most = 2 * _kernels().most_runs(width, height) * (len(str(height * width)) + 1) + 8
+        self.text = np.empty(self.most + _TEXTS_BYTES, np.uint8)
         self.characters = self.text.data
 
 
 _local = threading.local()
 
 
-def _buffers(height: int, width: int, maps: int = 1) -> _Buffers:
+def _buffers(height: int, width: int) -> _Buffers:
     """Return this thread's buffers for maps of this size, allocated if the previous call had another size."""
     kept: _Buffers | None = getattr(_local, "buffers", None)
-    if kept is None or kept.shape != (height, width) or kept.maps < maps:
-        kept = _local.buffers = _Buffers(height, width, maps)
+    if kept is None or kept.shape != (height, width):
+        kept = _local.buffers = _Buffers(height, width)
     return kept
 
 
@@ -249,9 +250,10 @@ def postprocess_batch(
     flat_presence = None if presence is None else presence.reshape(-1)
 
     def share(images: range) -> list[list[str]]:
-        """Process a range of images, several per kernel call."""
+        """Process a range of images."""
         texts: list[list[str]] = []
-        step = max(1, _PIXELS_PER_CALL // max(1, math.prod(levels.shape[1:])))
+        direct = maps.flags.c_contiguous and maps.flags.writeable
+        step = max(1, len(images) if direct else _PIXELS_PER_COPY // max(1, math.prod(levels.shape[1:])))
         for begin in range(images.start, images.stop, step):
             part = slice(begin * classes, min(begin + step, images.stop) * classes)
             found = _map_texts(maps[part], table, None if flat_presence is None else flat_presence[part])
@@ -293,8 +295,11 @@ def _map_texts(levels: NDArray[np.uint8], table: NDArray[np.int64], presence: ND
     if not maps.flags.writeable:
         maps = maps.copy()
     presence_levels = np.full(count, 255, np.uint8) if presence is None else np.array(presence)
-    buffers = _buffers(height, width, count)
-    ends = np.empty(count, np.int64)
-    _kernels().maps_to_texts(maps, table, presence_levels, ends, buffers.work, buffers.text)
-    whole = str(buffers.characters[: ends[-1]], "ascii")
-    return [whole[begin:end] for begin, end in pairwise([0, *ends.tolist()])]
+    buffers = _buffers(height, width)
+    ends, texts = np.empty(count, np.int64), list[str]()
+    while (first := len(texts)) < count:
+        sizes = first, buffers.most
+        last = _kernels().maps_to_texts(maps, table, presence_levels, *sizes, ends, buffers.work, buffers.text)
+        whole = str(buffers.characters[: ends[last - 1]], "ascii")
+        texts += [whole[begin:end] for begin, end in pairwise([0, *ends[first:last].tolist()])]
+    return texts

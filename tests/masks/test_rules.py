@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -156,8 +157,12 @@ def test_a_batch_may_have_any_memory_layout() -> None:
 def test_a_batch_of_many_calls_and_one_without_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = batch(5, 7)
     expected = plain(levels, None)
-    monkeypatch.setattr(sys.modules["cloudrt.masks.postprocess"], "_PIXELS_PER_CALL", 2 * 3 * 70 * 37)
-    assert postprocess_batch(levels, RULES, threads=2) == postprocess_batch(levels, RULES) == expected
+    module = sys.modules["cloudrt.masks.postprocess"]
+    monkeypatch.setattr(module, "_local", threading.local())
+    monkeypatch.setattr(module, "_PIXELS_PER_COPY", 2 * 3 * 70 * 37)  # two images
+    monkeypatch.setattr(module, "_TEXTS_BYTES", 0)  # a call ends after a text that is not empty
+    for form in (levels, levels[:, ::-1][:, ::-1]):
+        assert postprocess_batch(form, RULES, threads=2) == postprocess_batch(form, RULES) == expected
     assert postprocess_batch(np.zeros((2, 0, 4, 5), np.uint8), []) == [[], []]
 
 
@@ -198,9 +203,10 @@ def test_maps_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(maps)
         return 0
 
-    def maps_to_texts(maps: NDArray[Any], _rules: Any, _presence: Any, ends: NDArray[Any], *_: Any) -> None:
+    def maps_to_texts(maps: NDArray[Any], _rules: Any, _presence: Any, _first: int, _most: int, *rest: Any) -> int:
         seen.append(maps)
-        ends[:] = 0
+        rest[0][:] = 0
+        return len(maps)
 
     monkeypatch.setattr(runs, "columns_to_text", maps_to_text)
     monkeypatch.setattr(runs, "rows_to_text", maps_to_text)
