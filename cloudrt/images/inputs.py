@@ -47,7 +47,7 @@ def list_inputs(inputs: Sequence[str | Path], sample: Path | None, labels: Label
     Raises
     ------
     DataError
-        No images, two inputs with the same key, or a malformed list or sample.
+        A missing input, one without images, a model or a URL; two inputs with the same key; a malformed list or sample.
     """
     files = join((file.key, str(file.path), file) for one in inputs for file in _find(one))
     if sample is None:
@@ -103,7 +103,7 @@ def digest_sizes(sizes: Iterable[tuple[str, int]]) -> str:
 
 
 def searched_folders(inputs: Iterable[str | Path]) -> list[Path]:
-    """Return the folders that `list_inputs` searches with their subfolders: those given, and those of patterns."""
+    """Return the folders whose subfolders `list_inputs` searches: inputs, and those of patterns such as */*.jpg."""
     folders = []
     for one in inputs:
         path = Path(one)
@@ -179,13 +179,14 @@ def _find(one: str | Path) -> Iterable[ImageFile]:
 
 
 def _match(pattern: str) -> list[ImageFile]:
-    """Return the images that a pattern matches, sorted by key; matching folders are not searched for images."""
+    """Return the images that a pattern matches, sorted by key; matching folders are ignored."""
     home = _fixed_part(pattern)
     rest = Path(pattern).relative_to(home).as_posix()
     found = []
     for path in home.glob(rest):
         key = key_of(path, home)
-        if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in key.split("/")):
+        hidden = any(part.startswith(".") for part in key.split("/"))
+        if path.suffix.lower() in SUFFIXES and not hidden and not path.is_dir():
             found.append(ImageFile(key, path))
     if not found:
         raise DataError(f"{pattern!r} matches no images ({', '.join(sorted(SUFFIXES))})")
@@ -193,7 +194,7 @@ def _match(pattern: str) -> list[ImageFile]:
 
 
 def _fixed_part(pattern: str) -> Path:
-    """Return the fixed part of a pattern."""
+    """Return the part of a pattern before the first component with a wildcard."""
     home = Path(pattern)
     while glob.has_magic(str(home)):
         home = home.parent

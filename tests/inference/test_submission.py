@@ -135,6 +135,7 @@ def tree(tmp_path: Path) -> Path:
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
+    (tmp_path / "in" / "folder.jpg").mkdir()
     return tmp_path / "in"
 
 
