@@ -71,7 +71,13 @@ class Rule:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return a rule from the values that `to_dict` returned; DataError if a name is missing or unknown."""
+        """Return a rule from the values that `to_dict` returned; names that have a default may be missing.
+
+        Raises
+        ------
+        DataError
+            Another missing name, an unknown name, or an invalid value.
+        """
         try:
             return cls(**values)
         except TypeError as error:
@@ -88,7 +94,7 @@ def postprocess(probability: NDArray[Any], threshold: float, min_area: float) ->
     ----------
     probability
         (H, W) float32 in 0..1, or uint8 with a threshold of 0..255. C- and Fortran-ordered arrays are read without a
-        copy; Fortran order, such as the transpose of the artifact's (W, H) output, is the fastest.
+        copy if they are writable; Fortran order, such as the transpose of the artifact's (W, H) output, is the fastest.
     threshold
         A pixel is on if its probability is greater; NaN is never on. A float32 map is compared in float32.
     min_area
@@ -102,14 +108,15 @@ def postprocess(probability: NDArray[Any], threshold: float, min_area: float) ->
     Raises
     ------
     DataError
-        A wrong shape or dtype; a threshold or an area that is NaN.
+        A wrong shape or dtype, or more than `MAX_PIXELS` pixels; a threshold or an area that is NaN.
     """
     if probability.ndim != 2:
         raise DataError(f"a probability map must be (H, W), found an array of shape {probability.shape}")
     if probability.dtype not in _DTYPES:
         raise DataError(f"a probability map must be float32 in 0..1 or uint8 in 0..255, found {probability.dtype}")
     least = _least(float(threshold), probability.dtype == _DTYPES[0])
-    return "" if least is None else _encode(probability, least, _whole(min_area))
+    area = _whole(min_area)
+    return "" if least is None else _encode(probability, least, area)
 
 
 def encode_mask(mask: NDArray[np.uint8]) -> str:
@@ -179,6 +186,7 @@ class _Buffers:
         self.row_words = np.empty((height, -(-width // 64)), np.uint64)
         self.words = np.empty((width, -(-height // 64)), np.uint64)
         self.work = np.empty(_kernels().work_size(width, height), np.int32)
+        # Bytes of the longest text, plus 8; see `maps_to_texts`.
         self.most = 2 * _kernels().most_runs(width, height) * (len(str(height * width)) + 1) + 8
         self.text = np.empty(self.most + _TEXTS_BYTES, np.uint8)
         self.characters = self.text.data
@@ -203,7 +211,8 @@ def apply_rules(
     Parameters
     ----------
     levels
-        (C, W, H) uint8: one image of the artifact's `probability` output; read without a copy if C-contiguous.
+        (C, W, H) uint8: one image of the artifact's `probability` output; read without a copy if C-contiguous and
+        writable.
     rules
         One rule per class.
     presence
@@ -226,7 +235,7 @@ def postprocess_batch(
     Parameters
     ----------
     levels
-        (N, C, W, H) uint8: the artifact's `probability` output; read without a copy if C-contiguous.
+        (N, C, W, H) uint8: the artifact's `probability` output; read without a copy if C-contiguous and writable.
     rules
         One rule per class.
     presence

@@ -201,7 +201,7 @@ def test_areas_that_are_no_whole_numbers() -> None:
         "",
         whole,
     ]
-    for pair in ((np.nan, 0), (0, np.nan)):
+    for pair in ((np.nan, 0), (0, np.nan), (255, np.nan)):
         with pytest.raises(DataError, match="must be a number"):
             postprocess(mask, *pair)
 

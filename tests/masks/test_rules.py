@@ -105,6 +105,7 @@ def test_rules_are_validated(values: dict[str, Any], named: str) -> None:
 def test_rules_round_trip() -> None:
     rule = Rule(1, 2, 3, 4, 5)
     assert Rule.from_dict(rule.to_dict()) == rule
+    assert Rule.from_dict({"threshold": 1, "min_area": 2}) == Rule(1, 2)
     with pytest.raises(DataError, match="not a Rule"):
         Rule.from_dict({"threshold": 1})
 
