@@ -1,4 +1,4 @@
-"""The header and the damage of TIFF files: OpenCV fills damaged and missing parts without an error."""
+"""Size and checks of TIFF files, because OpenCV fills damaged and missing parts without an error."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ _TYPE_BYTES = {
 }
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES = 256, 257, 258, 259, 273, 277, 278, 279
 _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 284, 322, 323, 324, 325
-_PARSED = (256, 257, 258, 259, 273, 277, 278, 279, 284, 322, 323, 324, 325)
+_PARSED = (
+    *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES),
+    *(_PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES),
+)
 _DEFLATE = (8, 32946)
 _PIECE = 2**20
 """Bytes to decompress at once."""
@@ -83,7 +86,8 @@ def tiff_size(data: bytes) -> Grid:
 def check_tiff(data: bytes) -> None:
     """Refuse a TIFF with damage inside its compressed data, or in a compression in which damage cannot be found.
 
-    The checksums of deflate are compared, which decoders do not read. Pillow reports damage in other compressions.
+    The checksums of deflate are verified here, because decoders ignore them. Pillow reports damage in other
+    compressions.
     Uncompressed files are accepted: their only damage that can be detected is in the header.
 
     Parameters
@@ -140,7 +144,9 @@ def _check_zlib(compressed: bytes, most: int) -> None:
         while not stream.eof:
             found = len(stream.decompress(piece, _PIECE))
             piece, most = stream.unconsumed_tail, most - found
-            if most < 0 or not (found or piece or stream.eof):
+            if most < 0:
+                raise ImageError("is a damaged TIFF: a strip or tile in deflate compression is larger than its pixels")
+            if not (found or piece or stream.eof):
                 raise ImageError("is a damaged TIFF: a strip or tile in deflate compression has no end")
     except zlib.error as error:
         raise ImageError(f"is a damaged TIFF: {error}") from error

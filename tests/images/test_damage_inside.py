@@ -218,6 +218,18 @@ def test_damaged_strips_are_refused_in_each_byte_order(order: str, monkeypatch: 
 
 
 @pytest.mark.parametrize(
+    ("strip", "reason"),
+    [
+        (zlib.compress(HALVES[1])[:-9], "has no end"),
+        (zlib.compress(HALVES[1] + bytes(10**4)), "larger than its pixels"),
+    ],
+)
+def test_the_damage_of_a_deflate_strip_is_named(strip: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        decode(raw_tiff("<", zlib.compress(HALVES[0]), strip, t259=8))
+
+
+@pytest.mark.parametrize(
     "changed",
     [{"t278": 20}, {"t284": 2}, {"t322": 32, "t323": 32, "t324": 16, "t325": 3072}],
     ids=["rows", "planes", "tiles"],
