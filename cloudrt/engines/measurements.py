@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.engines import tensorrt_rtx
 from cloudrt.engines.candidates import Candidate, Setting, best_setting, fixed_settings
 from cloudrt.engines.trial import ProviderTrial
 from cloudrt.errors import ArtifactError, CloudrtError, ProviderError
@@ -42,7 +43,7 @@ CLEAR = 1.5
 FORMAT = 2
 VERSIONED = (
     *("cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt-cu13", "tensorrt"),
-    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    *tensorrt_rtx.PACKAGES,
 )
 
 
@@ -130,9 +131,9 @@ class Measurements:
     def precision(self, provider: str) -> str:
         """Return what OpenVINO computes in; "fp32" for other providers, which ignore it.
 
-        If the options do not say, that is the first precision that the CPU has instructions for and whose output agrees
-        with the reference: of fp16 and bf16 for an fp16 artifact, and of bf16 alone for an int8 artifact. If there is
-        none, and for other artifacts, it is fp32.
+        If the options do not fix it, fp16 and then bf16 are tried for an fp16 artifact, bf16 for an int8 artifact, and
+        nothing for others. The first one is taken that the CPU has instructions for and whose output agrees with the
+        reference; if there is none, fp32.
         """
         if provider != "openvino":
             return "fp32"

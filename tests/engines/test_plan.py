@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
 
 import cloudrt.engines.plan
+from cloudrt.engines import tensorrt_rtx
 from cloudrt.engines.candidates import NOTHING_FIXED, FixedSettings, Setting
 from cloudrt.engines.measurements import MeasurementCache
 from cloudrt.engines.onnxruntime import OrtEngine
@@ -26,6 +27,7 @@ from cloudrt.inference.pipeline import Segmenter
 from cloudrt.model.artifact import Artifact, parse_artifact, write_metadata
 from cloudrt.options import CudaOptions, OpenvinoOptions, RemoteOptions, RunOptions, TensorrtOptions
 from cloudrt.system.nvidia import Driver
+from cloudrt.system.versions import package_version
 
 MODEL = tiny_model(labels=SMALL_GRIDS)
 ARTIFACT = parse_artifact(MODEL, "model.onnx")
@@ -231,8 +233,12 @@ def test_measurements_are_cached_by_all_that_they_depend_on(
     assert "rate" not in MeasurementCache("cd", 2, False)
     assert "rate" not in MeasurementCache("ab", 3, False)
     assert "rate" not in MeasurementCache("ab", 2, True)
-    monkeypatch.setattr("cloudrt.engines.measurements.package_version", lambda name: "99")
-    assert "rate" not in MeasurementCache("ab", 2, False)
+    for package in ("cloudrt", "openvino", "tensorrt", *tensorrt_rtx.PACKAGES):
+        monkeypatch.setattr(
+            "cloudrt.engines.measurements.package_version",
+            lambda name, changed=package: "99" if name == changed else package_version(name),
+        )
+        assert "rate" not in MeasurementCache("ab", 2, False), package
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     (file,) = (cache / "cloudrt" / "plans").iterdir()
