@@ -89,9 +89,11 @@ class NetworkConfig:
                 raise DataError(f"{name} must be one finite number per channel, found {values}")
         if self.presence not in PRESENCES:
             raise DataError(f"presence must be one of {', '.join(PRESENCES)}, found {self.presence!r}")
+        if type(self.subtract_no_data) is not bool:
+            raise DataError(f"subtract_no_data must be True or False, found {self.subtract_no_data!r}")
         rows, columns = self.labels.submit_grid
-        if self.presence == "top-k" and not 1 <= self.top_k <= rows * columns:
-            raise DataError(f"top_k must be from 1 to the grid's {rows * columns} pixels, found {self.top_k}")
+        if self.presence == "top-k" and (type(self.top_k) is not int or not 1 <= self.top_k <= rows * columns):
+            raise DataError(f"top_k must be from 1 to the grid's {rows * columns} pixels, found {self.top_k!r}")
         if min(self.std) <= 0:
             raise DataError(f"std must be above 0, found {self.std}")
 

@@ -160,6 +160,8 @@ def test_checkpoints_with_wrong_values(checkpoint: Path, tmp_path: Path, change:
         ({"mean": [float("nan")] * 3}, "mean must be one finite number"),
         ({"std": [0.0] * 3}, "std must be above 0"),
         ({"std": ["a"] * 3}, "std must be one finite number"),
+        ({"subtract_no_data": "no"}, "subtract_no_data must be True or False"),
+        ({"presence": "top-k", "top_k": "9"}, "top_k must be from 1 to"),
     ],
 )
 def test_network_configurations_with_wrong_values(
