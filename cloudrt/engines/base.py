@@ -28,7 +28,8 @@ class EngineOptions:
     streams
         Number of batches computed at once, each submitted by its own thread.
     compute_precision
-        "fp32", "bf16" or "fp16": what OpenVINO computes in. The other providers use the artifact's precision.
+        "fp32", "bf16" or "fp16": what OpenVINO computes in. The other providers use the artifact's precision, except
+        that ONNX Runtime's CPU provider computes fp16 artifacts in fp32; see `emulate`.
     cuda_graph
         GPU providers: capture the kernels of a batch once and launch them together; needs a fixed batch size.
     channels_last
@@ -45,6 +46,11 @@ class EngineOptions:
         graph is not converted to float32, and int8 layers compute in float between quantisation and dequantisation.
     keep_compiled
         Store the network that OpenVINO compiles in the user's cache, for the next start.
+
+    Raises
+    ------
+    DataError
+        An unknown precision, a number out of range, or a CUDA graph with several streams or without `pinned`.
     """
 
     streams: int = 1

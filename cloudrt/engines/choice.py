@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen provider, and for "auto" name -> reason of those before it in `PROVIDERS`, which were not chosen."""
+    """The chosen provider; for "auto", also the providers before it in `PROVIDERS`, each with why it was not chosen."""
 
     provider: str
     passed_over: dict[str, str]
@@ -43,8 +43,8 @@ def choose_provider(wanted: str = "auto", artifact: Artifact | None = None) -> C
     Raises
     ------
     ProviderError
-        The requested provider cannot run on this machine (the message says what to install), or has no int8 kernels
-        for the artifact's int8 layers.
+        An unknown provider, or one that cannot run on this machine (the message says what to install) or has no int8
+        kernels for the artifact's int8 layers; for "auto", no provider can run the artifact.
     """
     require(wanted, artifact)
     if wanted != "auto":

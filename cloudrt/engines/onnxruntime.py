@@ -36,9 +36,9 @@ REFUSALS: tuple[type[Exception], ...] = (
 class OrtEngine(Engine):
     """An artifact in an ONNX Runtime session; see `cloudrt.engines.base.Engine`.
 
-    With a fixed batch size on a GPU, each batch in flight has its own buffers there (IO binding): a batch is copied in
-    once and out once, without an allocation. One more batch is in flight than is computed at once, so that copies
-    overlap with computation.
+    With CUDA or TensorRT, a fixed batch size and `pinned`, each batch in flight has its own buffers on the GPU (IO
+    binding): it is copied there and back without an allocation. One more batch is in flight than is computed at once,
+    so that copies overlap with computation.
 
     Raises
     ------

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MARGIN = 1.1
-"""How many times as fast as the provider chosen so far another one must be to be chosen instead; less may be noise.
+"""A provider replaces the one chosen so far if it is at least this many times as fast; a smaller gain may be noise.
 
 The first choice is ONNX Runtime's CUDA or CPU provider. The others follow in the reverse order of `NAMES` in
 `availability.py`.

@@ -33,8 +33,10 @@ from cloudrt.system.files import sha256
 
 logger = logging.getLogger(__name__)
 
-BATCH_SIZE, STREAMS_PER_SERVER = 32, 2
-"""Defaults: images per request, also the limit for a server that does not report one, and concurrent requests."""
+BATCH_SIZE = 32
+"""Default number of images per request, and the limit for a server that does not report one."""
+STREAMS_PER_SERVER = 2
+"""Default number of concurrent requests per server."""
 LARGEST_TENSOR = 1 << 30
 """Largest tensor of one image, in bytes."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0

@@ -34,7 +34,8 @@ a fraction of 0.5%."""
 SCENES = 16
 """Number of different scenes that `make_samples` draws."""
 BUDGET_S = 12.0
-"""Time limit of `measure_settings` in seconds; a setting that would exceed it is not measured."""
+"""Time limit of `measure_settings` in seconds; a setting that is expected to exceed it is not measured. The estimate
+does not include opening an engine."""
 SHORTEST_S = 0.2
 """Shortest time to measure a setting, in seconds."""
 ROUNDS = 5

@@ -27,7 +27,8 @@ from cloudrt.system.overlap import overlap, overlap_parts
 from cloudrt.system.statistics import StageStats
 
 CALL_S = 0.05
-"""Seconds of decoding per call on a thread, at most; closing a run waits for the calls that have started."""
+"""Expected time of a call on a thread, at most, in seconds, unless a single image takes longer; closing a run waits for
+the calls that have started."""
 FIRST_PART = 16
 """Largest number of images per call as long as the time per image is unknown."""
 
@@ -124,7 +125,7 @@ class Decoding:
     max_pixels
         Files with more pixels fail; arrays are not checked.
     stats
-        Records the time to read and decode each image.
+        Records the time to read and decode each image; for images that the GPU decodes, without reading.
     decoder
         Decoder on a GPU, or None to decode on the CPU.
     """
@@ -151,7 +152,7 @@ class Decoding:
         empty
             Returns an array, (n, H, W, 3), for the next group of up to n images.
         ahead
-            Largest number of groups in flight.
+            Largest number of groups in flight in each step.
         gpu
             Pool of one thread that calls the GPU decoder; None if there is no GPU decoder.
         """

@@ -16,7 +16,7 @@ from cloudrt.system.versions import install_command
 
 INSTALL = install_command("gpu-decode")
 BACKENDS = ("hardware", "hybrid")
-"""The GPU's JPEG engine; CUDA cores, with Huffman decoding by the CPU or the GPU.
+"""The GPU's JPEG engine ("hardware"), and CUDA cores with Huffman decoding by the CPU or the GPU ("hybrid").
 
 The JPEG engine decodes all images of a batch that it supports, and CUDA cores decode the others. On an H200, splitting
 each batch between both had 0.73 times the rate of the JPEG engine alone for JPEGs of 525x350, and 0.80 times for

@@ -69,7 +69,7 @@ def has_end(jpeg: bytes) -> bool:
 def _segments(jpeg: bytes) -> Iterator[tuple[int, int]]:
     """Yield the marker and position of each segment up to the first scan (ITU T.81, B.1.1).
 
-    Fill bytes and markers without a length count as segments.
+    Fill bytes and markers without a length are not yielded, but count towards `MAX_SEGMENTS`.
     """
     at = 2
     for _ in range(MAX_SEGMENTS):

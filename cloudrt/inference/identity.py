@@ -30,7 +30,9 @@ class Identity:
         Model of the CPU or GPU; "" with remote servers.
     precision
         Precision of the artifact.
-    threads, decoder, max_pixels
+    threads
+        Number of CPU threads of each stage, never 0.
+    decoder, max_pixels
         See `cloudrt.options.RunOptions`.
     versions
         Distribution -> version, for the libraries that results depend on.

@@ -50,7 +50,7 @@ class Journal:
     keys
         Keys of the images in order. The records of an earlier run must have the same keys; None does not check them.
     resume
-        Continue from the existing records, if there are any; otherwise they are discarded.
+        Whether to continue from the existing records; if False, they are discarded.
     check
         Called with whether the file existed, while it is locked and before it is changed; may raise an exception.
 
@@ -64,8 +64,8 @@ class Journal:
     Raises
     ------
     DataError
-        Another run is writing the file. With `resume`: the file is damaged, is not a journal, or has another format or
-        identity.
+        `path` is a link or not a regular file, or another run is writing it. With `resume`: the file is damaged, is not
+        a journal, or has another format or identity.
     """
 
     def __init__(

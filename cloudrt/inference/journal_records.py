@@ -39,7 +39,11 @@ class Record:
 
 
 def encode(record: Record, position: int) -> bytes:
-    """Return the JSON of a record. `json.dumps` would mostly search the RLE texts for characters to escape."""
+    """Return the JSON of a record.
+
+    RLE texts are inserted as they are: `json.dumps` would spend most of its time searching them for characters to
+    escape.
+    """
     texts = '","'.join(record.texts)
     place = f',"place":{compact(record.place.to_dict())}' if record.place else ""
     return (

@@ -133,7 +133,7 @@ class Segmenter:
         inputs
             Paths, the bytes of image files, (H, W, 3) uint8 RGB arrays, PIL images, torch tensors of the shape
             (H, W, 3) or (3, H, W), or `ImageFile` and `StoredImage` objects. A single input is treated like a list of
-            one, and the path of a folder like a list of its images.
+            one. A single path may also be a folder, a pattern or a list; see `list_inputs`.
         look
             Called with the network's output for each input, in order and before its result is yielded, for example to
             store the probabilities.
@@ -145,7 +145,7 @@ class Segmenter:
         ArtifactError
             The artifact has no rules.
         DataError
-            A missing path, an empty folder, or an input of another type.
+            A single path that is missing or has no images, or a single input of another type.
         """
         require_rules(self.artifact, self.model)
         return self._predict(self._several(inputs), look, probabilities)

@@ -43,7 +43,8 @@ class Result:
     batch_size
         Size of that batch; it is halved after running out of memory.
     source
-        Path of the file, or height and width of the array; None for bytes and images in stores.
+        Path of the file, or height and width of the array; None for bytes, images in stores and images that were cut
+        into tiles.
     probability
         (C, H, W) uint8 levels 0..255 on the submission grid, with `Segmenter.predict(..., probabilities=True)`.
     place

@@ -59,7 +59,7 @@ class InferTask:
     Raises
     ------
     DataError
-        The options contradict each other.
+        An invalid format, suffix or value, or options that contradict each other.
     """
 
     inputs: tuple[str | Path, ...]
@@ -127,7 +127,7 @@ class InferTask:
         require_packages(self.format, geotiff=self.tiling is not None and (tagged or self.masks is not None))
 
     def complete(self, identity: Identity) -> Identity:
-        """Return the identity of a run with those options of the task that its bytes depend on."""
+        """Return a copy of an identity with the task's options that the output depends on: tiles and outlines."""
         simplify = str(float(self.format_options().simplify)) if self.format in OUTLINES else ""
         return replace(identity, tiling=str(self.tiling or ""), simplify=simplify)
 
@@ -149,7 +149,8 @@ class InferTask:
         Raises
         ------
         DataError
-            See `check_outputs`; or there is an interrupted run, and neither `resume` nor `overwrite` is set.
+            See `check_outputs` and `check_keys`; or there is an interrupted run, and neither `resume` nor `overwrite`
+            is set.
         """
         named, follow, written, folders = self._outputs()
         remote = self.run.remote
@@ -199,7 +200,11 @@ class InferTask:
         check_outputs(follow, overwrite=continues or self.format == "zarr")
 
     def _outputs(self) -> tuple[dict[str, Path | None], ...]:
-        """Return the output and the report, the files that follow the output, other files, and folders, by name."""
+        """Return four dictionaries, name -> path or None.
+
+        They hold the output and the report; the failures and the record, which are replaced together with the output;
+        the files of other options; and folders.
+        """
         paths, store = self.paths, self.format == "zarr"  # a folder, to which days are appended
         return (
             {"`output`": None if store else self.output, "the report": paths.report if self.report else None},

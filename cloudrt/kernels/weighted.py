@@ -62,10 +62,10 @@ def divide_weighted(total: NDArray[np.float32], weight: NDArray[np.float32], lev
     levels
         (C, W, S).
     """
-    half = np.float32(3 << 22)  # the sum with a number from 0 to 255 has no bits for a fraction
+    shift = np.float32(3 << 22)  # the sum with a number from 0 to 255 has no bits for a fraction
     tiny = np.float32(1.1754944e-38)
     for c in range(total.shape[0]):
         for x in range(total.shape[1]):
             row, scale, into = total[c, x], weight[x], levels[c, x]
             for y in range(total.shape[2]):
-                into[y] = np.uint8((row[y] / max(scale[y], tiny) + half) - half)
+                into[y] = np.uint8((row[y] / max(scale[y], tiny) + shift) - shift)

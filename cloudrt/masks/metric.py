@@ -75,8 +75,8 @@ def score(
     Raises
     ------
     DataError
-        A malformed table, a row of the truth that is missing in the submission, or a malformed RLE; the message names
-        the row.
+        A malformed table, a row of the truth that is missing in the submission, or a malformed RLE (the message names
+        the row); a truth without rows, or on another grid.
     """
     from cloudrt.masks.table import read_table
 

@@ -75,7 +75,8 @@ class Artifact:
     Raises
     ------
     DataError
-        A value of the wrong type or out of range, or a number of rules that is not that of the classes.
+        A precision, text, Dice, size or resolution of the wrong type or out of range; a mean or std without three
+        values; a number of rules that is not that of the classes. Other values are not checked.
     """
 
     labels: Labels = CLOUDS

@@ -137,6 +137,8 @@ class Checkpoint:
         ArtifactError
             Weights that are missing, unexpected, of the wrong shape or type, or not finite; the message names the first
             one.
+        DataError
+            See `build_network`.
         """
         network = build_network(self.config)
         own = network.state_dict()
