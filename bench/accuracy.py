@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cloudrt.engines.choice import hindrance
+from cloudrt.engines.choice import artifact_problem
 from cloudrt.errors import CloudrtError, DataError, RleError
 from cloudrt.images.image import ImageFile
 from cloudrt.inference.pipeline import Segmenter
@@ -158,7 +158,7 @@ def _open(models: Sequence[Path], stack: ExitStack) -> tuple[dict[tuple[str, str
     segmenters, skipped = {}, {}
     for model, name in zip(models, _tell_apart(models), strict=True):
         for provider in WAYS:
-            reason = hindrance(provider, read_artifact(model))
+            reason = artifact_problem(provider, read_artifact(model))
             if reason is None:
                 try:
                     segmenters[name, provider] = stack.enter_context(Segmenter(model, provider=provider))

@@ -15,7 +15,7 @@ import click
 from cloudrt.data.synth import write_dataset
 from cloudrt.engines.availability import problem
 from cloudrt.engines.base import EngineOptions
-from cloudrt.engines.choice import emulation, open_engine
+from cloudrt.engines.choice import int8_problem, open_engine
 from cloudrt.engines.trial import measure_rate
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.run import infer
@@ -136,8 +136,8 @@ def _run_tensorrt(task: GpuTask, provider: str, precision: str, reference: Calla
     if precision:
         model, values = _export(task, provider, precision)
     artifact = read_artifact(model)
-    if emulation(provider, artifact):
-        return values | {"result": "exported", "not_run": emulation(provider, artifact)}
+    if int8_problem(provider, artifact):
+        return values | {"result": "exported", "not_run": int8_problem(provider, artifact)}
     seconds = {}
     folder = Path(task.scratch)
     files = {name: folder / f"{provider}-{name}.csv" for name in ("first", "again")}

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 
 from cloudrt.engines.base import BATCH_SIZES
-from cloudrt.engines.choice import emulation
+from cloudrt.engines.choice import int8_problem
 from cloudrt.engines.tensorrt_check import TensorrtCheck, check, is_installed
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.model.artifact import Artifact
@@ -171,7 +171,7 @@ def export(
     speed = None
     # On a CPU an fp16 artifact runs in fp32: nothing to compare.
     lowered = target.precision == "int8" or (target.precision == "fp16" and provider != "cpu")
-    if lowered and emulation(provider, artifact) is None and not gate.builds:
+    if lowered and int8_problem(provider, artifact) is None and not gate.builds:
         baseline = finish(source.model, describe(source.ensemble, "fp32"))
         speed = measure_speed(finished, baseline, provider, source.compared.images)
     return Exported(
@@ -192,7 +192,7 @@ def check_tensorrt(model: onnx.ModelProto, artifact: Artifact, target: Target) -
 
     None means that TensorRT for RTX is not installed.
     """
-    reason = emulation("tensorrt", artifact)
+    reason = int8_problem("tensorrt", artifact)
     if reason or not is_installed():
         return reason
     try:

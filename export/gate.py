@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cloudrt.engines.availability import problem
 from cloudrt.engines.base import Engine, EngineOptions
-from cloudrt.engines.choice import choose_provider, emulation, open_engine
+from cloudrt.engines.choice import choose_provider, int8_problem, open_engine
 from cloudrt.errors import ParityError, ProviderError
 from cloudrt.model.artifact import Artifact
 from cloudrt.model.parity import Parity, Tolerances
@@ -146,7 +146,7 @@ def choose_gate_provider(artifact: Artifact, wanted: str = "auto") -> str:
             return "cpu"
     if wanted == "auto":
         return "cpu"
-    reason = emulation(wanted, artifact)
+    reason = int8_problem(wanted, artifact)
     if reason:
         raise ProviderError(f"--provider {wanted} is refused for int8: {reason}")
     return choose_provider(wanted).provider

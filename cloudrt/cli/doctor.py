@@ -29,12 +29,12 @@ def doctor(model: Path | None, as_json: bool) -> None:
     refused: dict[str, str] = {}
     if model is not None:
         from cloudrt.engines.availability import NAMES
-        from cloudrt.engines.choice import emulation
+        from cloudrt.engines.choice import int8_problem
         from cloudrt.model.artifact import read_artifact
 
         artifact = read_artifact(model)
         about = artifact.to_dict()
-        refused = {name: reason for name in NAMES if (reason := emulation(name, artifact)) is not None}
+        refused = {name: reason for name in NAMES if (reason := int8_problem(name, artifact)) is not None}
     from cloudrt.doctor import diagnose
 
     diagnosis = diagnose()

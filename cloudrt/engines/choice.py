@@ -53,14 +53,14 @@ def choose_provider(wanted: str = "auto", artifact: Artifact | None = None) -> C
         "tensorrt": problem("tensorrt") or "building its engine takes minutes; request provider tensorrt to run it",
         "tensorrt-rtx": problem("tensorrt-rtx") or "compiles when it opens; request provider tensorrt-rtx to run it",
     }
-    reason = hindrance("cuda", artifact)
+    reason = artifact_problem("cuda", artifact)
     if reason is None:
         return Choice("cuda", passed_over)
     passed_over["cuda"] = reason
     passed_over["openvino"] = (
         problem("openvino") or "faster on some processors only; request provider openvino to try it"
     )
-    reason = emulation("cpu", artifact)
+    reason = int8_problem("cpu", artifact)
     if reason:
         raise ProviderError(f"no provider here runs this artifact: {reason}")
     return Choice("cpu", passed_over)
@@ -75,17 +75,17 @@ def require(wanted: str, artifact: Artifact | None = None) -> None:
     reason = problem(wanted)
     if reason:
         raise ProviderError(f"provider {wanted} cannot run here: {reason}")
-    reason = emulation(wanted, artifact)
+    reason = int8_problem(wanted, artifact)
     if reason:
         raise ProviderError(f"provider {wanted} is refused for this artifact: {reason}")
 
 
-def hindrance(provider: str, artifact: Artifact | None = None) -> str | None:
+def artifact_problem(provider: str, artifact: Artifact | None = None) -> str | None:
     """Return why a provider cannot run an artifact on this machine, or None if it can."""
-    return problem(provider) or emulation(provider, artifact)
+    return problem(provider) or int8_problem(provider, artifact)
 
 
-def emulation(provider: str, artifact: Artifact | None) -> str | None:
+def int8_problem(provider: str, artifact: Artifact | None) -> str | None:
     """Return why `provider` is not used for an int8 artifact, or None if it has kernels for the artifact's layers.
 
     Without int8 kernels, it would compute the layers in float, slower than an fp32 artifact, or refuse them.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cloudrt.engines.availability import NAMES
 from cloudrt.engines.base import EngineOptions
 from cloudrt.engines.candidates import Candidate, Setting, fixed_settings
-from cloudrt.engines.choice import hindrance, require
+from cloudrt.engines.choice import artifact_problem, require
 from cloudrt.engines.measurements import MeasurementCache, Measurements
 from cloudrt.errors import ArtifactError, ProviderError
 from cloudrt.model.artifact import Artifact
@@ -207,7 +207,7 @@ def _find_candidates(measurements: Measurements, artifact: Artifact) -> tuple[di
         on_gpu = precisions.keys() & set(GPU_PROVIDERS) or not measurements.on_any_device
         if provider not in GPU_PROVIDERS and on_gpu:
             break
-        reason = hindrance(provider, artifact)
+        reason = artifact_problem(provider, artifact)
         if reason is None and provider == "tensorrt" and not measurements.has_tensorrt_engine():
             reason = "building its engine would take minutes: request provider tensorrt to run it"
         if reason is None:
