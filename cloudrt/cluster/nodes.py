@@ -102,7 +102,6 @@ def _silent_start() -> Iterator[None]:
 
 def prepare() -> None:
     """Set the environment variables that Ray reads, unless the user has set them."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors are raised as exceptions
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; avoids a warning
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray lowers the priority of workers otherwise

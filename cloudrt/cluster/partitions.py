@@ -25,7 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cloudrt.cluster.storage import Place
+from cloudrt.cluster.storage import Place, StorageError
 from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.images.image import ImageFile, StoredImage
@@ -192,7 +192,9 @@ class Partitions:
         Raises
         ------
         DataError
-            The file is damaged, missing or of another run.
+            A file is damaged, missing or of another run.
+        StorageError
+            The store does not answer or denies access.
         """
         try:
             sums = json.loads(self.place.read(f"part-{number:05}.sums.json"))
@@ -202,11 +204,11 @@ class Partitions:
             rows = list(self._from_csv(number, data, sums) if self.form == "csv" else self._from_parquet(data))
             return self._with_places(number, rows, sums) if self.placed else rows
         except (ValueError, LookupError, TypeError, RecursionError, OSError) as error:
-            if isinstance(error, DataError):
+            if isinstance(error, StorageError):
                 raise
             raise DataError(
-                f"{self.place.uri}/{self.name(number)} is damaged or of another run: remove it, and run again with "
-                "--resume"
+                f"{self.place.uri}/{self.name(number)} is damaged, incomplete or of another run: remove it, and run "
+                "again with --resume"
             ) from error
 
     def records(
