@@ -199,10 +199,10 @@ def ask(nodes: Sequence[Node], question: Callable[..., Any], *arguments: Any) ->
     from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def put(*values: Any) -> Any:
+    def answer(*values: Any) -> Any:
         return question(*values)
 
-    task = ray.remote(num_cpus=0, max_retries=1)(put)
+    task = ray.remote(num_cpus=0, max_retries=1)(answer)
     sent = [ray.put(one) for one in arguments]  # once for all machines
     pending = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*sent)

@@ -124,7 +124,9 @@ class Partitions:
         """
         there = {name for name in self.place.names() if _OURS.fullmatch(name)}
         if there and not (resume or overwrite):
-            raise DataError(f"{self.place.uri} holds partitions already: --resume continues them, or --overwrite")
+            raise DataError(
+                f"{self.place.uri} holds partitions already: --resume continues them, --overwrite replaces them"
+            )
         return there
 
     def begin(
@@ -150,7 +152,7 @@ class Partitions:
             outputs |= recorded
         elif there:
             raise DataError(
-                f"{self.place.uri} holds partitions without {MANIFEST}: --overwrite them, or use other --partitions"
+                f"{self.place.uri} holds partitions without {MANIFEST}: use --overwrite, or other --partitions"
             )
         else:
             recorded = set()
@@ -232,7 +234,9 @@ class Partitions:
         def read(number: int) -> list[Record]:
             rows = self.read(number)
             if [row.key for row in rows] != [image.key for image in parts[number]]:
-                raise DataError(f"{self.place.uri}/{self.name(number)} holds other images than this run: --overwrite")
+                raise DataError(
+                    f"{self.place.uri}/{self.name(number)} holds other images than this run: use --overwrite"
+                )
             return rows
 
         def records() -> Iterator[Record]:
@@ -253,24 +257,24 @@ class Partitions:
             values = json.loads(self.place.read(MANIFEST))
             version, identity = values["format"], values["identity"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{where} is damaged: --overwrite, or use other --partitions") from error
+            raise DataError(f"{where} is damaged: use --overwrite, or other --partitions") from error
         if version != FORMAT:
             raise DataError(
                 f"{where} has format {version}, written by another version of cloudrt (this one writes {FORMAT}): "
-                "finish with that version, or --overwrite"
+                "finish with that version, or use --overwrite"
             )
         try:
             found = Identity.from_dict(identity)
         except DataError as error:
-            raise DataError(f"{where} is damaged ({error}): --overwrite, or use other --partitions") from error
+            raise DataError(f"{where} is damaged ({error}): use --overwrite, or other --partitions") from error
         if found.partition_size < 1:
-            raise DataError(f"{where} is damaged (partitions of no images): --overwrite, or use other --partitions")
+            raise DataError(f"{where} is damaged (partitions of no images): use --overwrite, or other --partitions")
         return found
 
     def _outputs(self) -> set[str]:
         outputs = json.loads(self.place.read(MANIFEST)).get("outputs")
         if not isinstance(outputs, list) or not all(isinstance(one, str) for one in outputs):
-            raise DataError(f"{self.place.uri}/{MANIFEST} is damaged: --overwrite, or use other --partitions")
+            raise DataError(f"{self.place.uri}/{MANIFEST} is damaged: use --overwrite, or other --partitions")
         return set(outputs)
 
     def _read(self, name: str, sums: Mapping[str, str]) -> bytes:

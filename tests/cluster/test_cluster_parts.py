@@ -214,7 +214,7 @@ def test_a_record_of_the_run_that_is_damaged_is_one_line(tmp_path: Path) -> None
             partitions.recorded()
     for text in ("", "[]", "{}"):
         (tmp_path / "run.json").write_text(text)
-        with pytest.raises(DataError, match=r"run\.json is damaged: --overwrite"):
+        with pytest.raises(DataError, match=r"run\.json is damaged: use --overwrite"):
             partitions.recorded()
     (tmp_path / "run.json").write_text(json.dumps({"format": 1, "identity": {}}))
     with pytest.raises(DataError, match=r"run\.json has format 1, written by another version"):
