@@ -161,7 +161,7 @@ def _show(done: RunSummary, quiet: bool, printed: bool) -> None:
         if printed:
             click.echo(printable(done.failures.read_text(encoding="utf-8")), err=True, nl=False)
         else:
-            if done.failed and done.failed == done.images:
+            if done.failed == done.images:
                 click.echo(printable(f"No image could be segmented; the first {done.first_error}"), err=True)
             click.echo(f"{done.failures} lists the failed images and the reasons", err=True)
         raise SystemExit(1)

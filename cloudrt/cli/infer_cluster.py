@@ -118,7 +118,7 @@ def infer_on(task: InferTask, given: Mapping[str, Any], quiet: bool = False) -> 
             f"{task.output}: {run.images} images, {run.rows_with_mask} masks, {run.failed} failed, "
             f"{(run.images - run.resumed) / seconds:.1f} images/s, start and merge included"
         )
-    if run.failed or (run.already_finished and task.paths.failures.exists()):
+    if run.failed:
         click.echo(f"{task.paths.failures} lists the failed images and the reasons", err=True)
         raise SystemExit(1)
 

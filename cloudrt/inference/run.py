@@ -125,9 +125,7 @@ def run_task(task: InferTask, progress: ProgressBar = no_progress, *, resumable:
         if recorded and not begun:
             recorded.require_same(identity, str(task.output))
             logger.info("%s: already finished, nothing to do", task.output)
-            failures = task.paths.failures if task.paths.failures.exists() else None
-            count, plan = len(files), segmenter.plan
-            return RunSummary(task.output, count, 0, 0, count, 0.0, plan, failures=failures, already_finished=True)
+            return RunSummary(task.output, len(files), 0, 0, len(files), 0.0, segmenter.plan, already_finished=True)
         began = time.perf_counter()
         try:
             done = write_submission(segmenter, files, task, identity if resumable else None, progress, checks)

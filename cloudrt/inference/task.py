@@ -226,7 +226,7 @@ class RunSummary:
     plan
         Provider, batch size and so on that were used.
     failures, report
-        Path of the list of failed images if any failed, also if `already_finished`; and of the report that was written.
+        Paths of the files that were written, or None.
     first_error
         Why the first failed image failed; "" if none did.
     already_finished

@@ -99,14 +99,6 @@ def test_quiet_prints_nothing_and_a_finished_run_is_not_merged_again(here: Path,
     assert contents(here) == files
 
 
-def test_a_finished_run_with_failures_still_exits_with_status_1(here: Path, model: Path) -> None:
-    (here / "in" / "bad.jpg").write_bytes(b"no image")
-    assert spread(model).exit_code == 1
-    done = spread(model, "--resume")
-    assert done.exit_code == 1 and "s.csv: already finished" in done.output
-    assert "s.failures.csv lists the failed images" in done.output
-
-
 def test_a_merge_that_was_killed_is_done_again(here: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def die(*_: object) -> None:
         raise RuntimeError("power")
