@@ -4,7 +4,7 @@
 # make docs      build the documentation in build/site
 # make wheel     build the source archive and the wheel in dist/
 # make figures   render the figures in README and docs from bench/results
-# All need Python 3.11 or later, make and git; the first one creates .venv and installs the dependencies.
+# All need Python 3.11 or later, make and git; the first run of any creates .venv and installs the dependencies.
 
 PYTHON ?= python3
 BIN := .venv/bin

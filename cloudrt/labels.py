@@ -37,7 +37,7 @@ def _check_class_name(name: Any) -> None:
     if not isinstance(name, str) or not name:
         raise DataError(f"a class name must be a non-empty string, found {name!r}")
     if any(character in ',_"' for character in name):
-        raise DataError(f"class name {name!r}: use a name without commas, underscores or quotes")
+        raise DataError(f"class name {name!r}: use a name without commas, underscores or double quotes")
     if name in (".", "..") or any(character in "/\\" or category(character) in _CONTROLS for character in name):
         raise DataError(f"class name {name!r}: use a name without path separators or control characters")
     if len(name.encode()) > MAX_NAME_BYTES:
@@ -63,8 +63,8 @@ class Labels:
     Raises
     ------
     DataError
-        A name that is empty, repeated, too long, or contains a comma, underscore, quote, path separator or control
-        character; a grid that is not two integers from 1 to 2**31 - 1; a `label_grid` that is not a multiple of
+        A name that is empty, repeated, too long, or contains a comma, underscore, double quote, path separator or
+        control character; a grid that is not two integers from 1 to 2**31 - 1; a `label_grid` that is not a multiple of
         `submit_grid`; a `key_column` that is not an identifier.
     """
 
@@ -79,7 +79,8 @@ class Labels:
         for name in self.classes:
             _check_class_name(name)
         for grid in (self.label_grid, self.submit_grid):
-            if len(grid) != 2 or not all(type(side) is int and 1 <= side < 2**31 for side in grid):
+            two = isinstance(grid, tuple) and len(grid) == 2
+            if not two or not all(type(side) is int and 1 <= side < 2**31 for side in grid):
                 raise DataError(f"a grid must be (height, width), two integers from 1 to 2**31 - 1, found {grid}")
         if self.label_grid[0] % self.submit_grid[0] or self.label_grid[1] % self.submit_grid[1]:
             raise DataError(f"submit_grid {self.submit_grid} must divide label_grid {self.label_grid}")

@@ -156,8 +156,8 @@ class RemoteOptions:
             raise DataError("`remote` needs `model=NAME`, the name of the model on the servers")
         _check_number("streams", self.streams, 0, MAX_STREAMS)
         _check_number("attempts", self.attempts, 1, 1_000)
-        if not self.timeout_s > 0:
-            raise DataError(f"timeout_s must be positive, found {self.timeout_s}")
+        if not isinstance(self.timeout_s, int | float) or not self.timeout_s > 0:
+            raise DataError(f"timeout_s must be a positive number, found {self.timeout_s!r}")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Target:
     precision
         "fp32", "fp16" or "int8".
     int8_target
-        Layout of int8 layers, "cpu" or "tensorrt".
+        Runtime that int8 layers are quantised for, "cpu" or "tensorrt".
     provider
         Provider that runs the artifact for the comparison; for "auto", see `choose_gate_provider`.
     tolerances

@@ -47,5 +47,11 @@ def test_colours_are_distinct() -> None:
     assert len(set(many)) == 40 and all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in many)
 
 
+@pytest.mark.parametrize("grid", [5, "35", (5,), (5, 0), (5, 2.0), (5, 2**31)])
+def test_a_grid_is_two_integers(grid: object) -> None:
+    with pytest.raises(DataError, match=r"a grid must be \(height, width\)"):
+        Labels(label_grid=grid)  # type: ignore[arg-type]
+
+
 def test_blocks_of_the_label_grid() -> None:
     assert CLOUDS.block == (4, 4)

@@ -35,6 +35,7 @@ EVERYTHING = RunOptions(
     [
         ({"provider": "cudda"}, "no provider named 'cudda'; did you mean cuda"),
         ({"provider": "gpu"}, "no provider named 'gpu'; known: auto, cpu, cuda, "),
+        ({"provider": None}, "no provider named None; known: auto, cpu, cuda, "),
         ({"compute_precision": "f32"}, "no compute precision named 'f32'; did you mean fp32"),
         ({"decoder": "tpu"}, "no decoder named 'tpu'; known: cpu, gpu"),
         ({"batch_size": -1}, "batch_size must be a whole number from 0"),
@@ -115,6 +116,8 @@ def test_options_from_json_are_checked() -> None:
         ({"threads": -2}, "threads must be a whole number"),
         ({"cuda": {"steams": 3}}, "invalid provider options"),
         ({"cuda": 5}, "invalid provider options"),
+        ({"decoder": 5}, "no decoder named 5; known: cpu, gpu"),
+        ({"remote": {"timeout_s": "60"}}, "timeout_s must be a positive number, found '60'"),
         ({"cuda": {"streams": 3, "graph": True}}, "use one stream with it"),
     ):
         with pytest.raises(DataError, match=named):

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from cloudrt.bench.options import PARTS, BenchOptions
 from cloudrt.cli.run_options import run_options, take_run_options
 from cloudrt.system.paths import check_outputs, check_suffixes
 from cloudrt.system.progress import progress_bar
@@ -45,12 +46,7 @@ from cloudrt.system.terminal import Failure, reports_errors
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice(
-        [
-            *("stages", "pipeline", "throughput", "accuracy", "post-process", "search", "latency", "start-up"),
-            *("host", "scaling"),
-        ]
-    ),
+    type=click.Choice(PARTS),
     help="Part to measure; can be repeated. Default: all except host (the pipeline without a network) and scaling "
     "(runs of up to 10,000 images).",
 )
@@ -58,8 +54,8 @@ from cloudrt.system.terminal import Failure, reports_errors
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="JSON file for all figures; an HTML page is written under the same name. Default: bench.json, or the first of "
-    "bench-2.json, bench-3.json and so on that does not exist.",
+    help="JSON file for all figures; an HTML page is written under the same name. Default: the first of bench.json, "
+    "bench-2.json and so on for which neither file exists; with --overwrite, bench.json.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option(
@@ -106,19 +102,18 @@ def bench(
     from cloudrt.bench.bench_page import write_bench_page
     from cloudrt.bench.compare import compare, read_bench
     from cloudrt.bench.measure import bench as run
-    from cloudrt.bench.options import BenchOptions
     from cloudrt.cli.bench_tables import show, show_comparison
     from cloudrt.model.artifact import default_model
 
     if math.isnan(tolerance):
         raise Failure("--tolerance nan is not a number")
     output = output or (Path("bench.json") if overwrite else _free_name())
+    check_suffixes({"--output": output}, ".json")
     page = output.with_suffix(".html")
     reads: dict[str, Path | None] = {f"MODEL {number}": path for number, path in enumerate(models, 1)}
     reads |= {"--truth": truth, "--checkpoint": checkpoint, "--baseline": baseline, "--compare": before, "--data": data}
     reads |= {} if models else {"the model": default_model()}
     check_outputs({"--output": output, "the page of --output": page}, reads, images=_images(data), overwrite=overwrite)
-    check_suffixes({"--output": output}, ".json")
     options = BenchOptions(
         models=tuple(dict.fromkeys(models)),
         data=data,

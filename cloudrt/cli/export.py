@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
     type=click.Choice(["cpu", "tensorrt"]),
     default="cpu",
     show_default=True,
-    help="Layout of int8 layers: asymmetric for CPUs (ONNX Runtime, OpenVINO) or symmetric for TensorRT.",
+    help="Quantisation of int8 layers: asymmetric for CPUs (ONNX Runtime, OpenVINO) or symmetric for TensorRT.",
 )
 @click.option(
     "--tta",

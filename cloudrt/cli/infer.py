@@ -46,7 +46,8 @@ PATH = click.Path(path_type=Path)
     "--format",
     "form",
     type=click.Choice(["csv", "parquet", "coco", "geojson", "geoparquet", "zarr"]),
-    help="Format of the submission. Default: follows the suffix. The last three have positions, and imply --tile.",
+    help="Format of the submission. Default: follows the suffix. geojson, geoparquet and zarr have positions "
+    "and imply --tile.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist, and the journal of an unfinished run.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run; needs the same options.")
@@ -129,7 +130,7 @@ def infer(
 
 
 def _take_remote(given: dict[str, Any], clustered: bool, run: RunOptions) -> RunOptions:
-    """Remove --remote and --rules from the arguments, and --model with them; return the options of the run."""
+    """Remove --remote, --rules and, with --remote, --model from the arguments; return the options of the run."""
     from cloudrt.options import RemoteOptions
 
     urls, rules = given.pop("remote"), given.pop("rules")

@@ -80,7 +80,7 @@ _OPTIONS = (
 
 def _refuse_device(_context: click.Context, _option: click.Parameter, value: str | None) -> None:
     if value is not None:
-        raise click.UsageError(f"no option --device: use --provider {value}, or --devices 0 for the first GPU")
+        raise click.UsageError("no option --device: use --provider, such as --provider cuda, or --devices 0 for GPU 0")
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -102,7 +102,6 @@ def _silent_start() -> Iterator[None]:
 
 def prepare() -> None:
     """Set the environment variables that Ray reads, unless the user has set them."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors are raised as exceptions
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; avoids a warning
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray lowers the priority of workers otherwise
@@ -200,10 +199,10 @@ def ask(nodes: Sequence[Node], question: Callable[..., Any], *arguments: Any) ->
     from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def put(*values: Any) -> Any:
+    def answer(*values: Any) -> Any:
         return question(*values)
 
-    task = ray.remote(num_cpus=0, max_retries=1)(put)
+    task = ray.remote(num_cpus=0, max_retries=1)(answer)
     sent = [ray.put(one) for one in arguments]  # once for all machines
     pending = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*sent)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PanoramaPredictor:
-    """A `Predictor` of panoramas; arrays, such as the one that shows whether the engine works, are not cut."""
+    """A `Predictor` of panoramas. Arrays are not cut: `isolation` tests the engine with one."""
 
     segmenter: Segmenter
     tiling: Tiling

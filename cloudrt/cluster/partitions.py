@@ -25,7 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cloudrt.cluster.storage import Place
+from cloudrt.cluster.storage import Place, StorageError
 from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.images.image import ImageFile, StoredImage
@@ -124,7 +124,9 @@ class Partitions:
         """
         there = {name for name in self.place.names() if _OURS.fullmatch(name)}
         if there and not (resume or overwrite):
-            raise DataError(f"{self.place.uri} holds partitions already: --resume continues them, or --overwrite")
+            raise DataError(
+                f"{self.place.uri} holds partitions already: --resume continues them, --overwrite replaces them"
+            )
         return there
 
     def begin(
@@ -150,7 +152,7 @@ class Partitions:
             outputs |= recorded
         elif there:
             raise DataError(
-                f"{self.place.uri} holds partitions without {MANIFEST}: --overwrite them, or use other --partitions"
+                f"{self.place.uri} holds partitions without {MANIFEST}: use --overwrite, or other --partitions"
             )
         else:
             recorded = set()
@@ -192,7 +194,9 @@ class Partitions:
         Raises
         ------
         DataError
-            The file is damaged, missing or of another run.
+            A file is damaged, missing or of another run.
+        StorageError
+            The store does not answer or denies access.
         """
         try:
             sums = json.loads(self.place.read(f"part-{number:05}.sums.json"))
@@ -202,11 +206,11 @@ class Partitions:
             rows = list(self._from_csv(number, data, sums) if self.form == "csv" else self._from_parquet(data))
             return self._with_places(number, rows, sums) if self.placed else rows
         except (ValueError, LookupError, TypeError, RecursionError, OSError) as error:
-            if isinstance(error, DataError):
+            if isinstance(error, StorageError):
                 raise
             raise DataError(
-                f"{self.place.uri}/{self.name(number)} is damaged or of another run: remove it, and run again with "
-                "--resume"
+                f"{self.place.uri}/{self.name(number)} is damaged, incomplete or of another run: remove it, and run "
+                "again with --resume"
             ) from error
 
     def records(
@@ -230,7 +234,9 @@ class Partitions:
         def read(number: int) -> list[Record]:
             rows = self.read(number)
             if [row.key for row in rows] != [image.key for image in parts[number]]:
-                raise DataError(f"{self.place.uri}/{self.name(number)} holds other images than this run: --overwrite")
+                raise DataError(
+                    f"{self.place.uri}/{self.name(number)} holds other images than this run: use --overwrite"
+                )
             return rows
 
         def records() -> Iterator[Record]:
@@ -251,24 +257,24 @@ class Partitions:
             values = json.loads(self.place.read(MANIFEST))
             version, identity = values["format"], values["identity"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{where} is damaged: --overwrite, or use other --partitions") from error
+            raise DataError(f"{where} is damaged: use --overwrite, or other --partitions") from error
         if version != FORMAT:
             raise DataError(
                 f"{where} has format {version}, written by another version of cloudrt (this one writes {FORMAT}): "
-                "finish with that version, or --overwrite"
+                "finish with that version, or use --overwrite"
             )
         try:
             found = Identity.from_dict(identity)
         except DataError as error:
-            raise DataError(f"{where} is damaged ({error}): --overwrite, or use other --partitions") from error
+            raise DataError(f"{where} is damaged ({error}): use --overwrite, or other --partitions") from error
         if found.partition_size < 1:
-            raise DataError(f"{where} is damaged (partitions of no images): --overwrite, or use other --partitions")
+            raise DataError(f"{where} is damaged (partitions of no images): use --overwrite, or other --partitions")
         return found
 
     def _outputs(self) -> set[str]:
         outputs = json.loads(self.place.read(MANIFEST)).get("outputs")
         if not isinstance(outputs, list) or not all(isinstance(one, str) for one in outputs):
-            raise DataError(f"{self.place.uri}/{MANIFEST} is damaged: --overwrite, or use other --partitions")
+            raise DataError(f"{self.place.uri}/{MANIFEST} is damaged: use --overwrite, or other --partitions")
         return set(outputs)
 
     def _read(self, name: str, sums: Mapping[str, str]) -> bytes:

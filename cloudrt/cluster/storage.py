@@ -100,7 +100,7 @@ class Place:
         ImageError
             The image is missing, too large or cannot be read; other images may be readable.
         StorageError
-            The store does not answer.
+            The store does not answer, or reading fails for another reason.
         """
         try:
             with self.files.open_input_file(path) as file:

@@ -48,7 +48,7 @@ class ClassAnswer(BaseModel):
 class ImageAnswer(BaseModel):
     """The result for one image."""
 
-    image: str = Field(description="Name of the file, or image-0.")
+    image: str = Field(description="Name of the file; without one, image-0, image-1 and so on.")
     error: str | None = Field(description="Why the image failed; null if it did not.")
     classes: dict[str, ClassAnswer] = Field(description="Class name to mask; empty if the image failed.")
     levels: str | None = Field(

@@ -3,7 +3,7 @@
     client --admission (503)--> body (408, 413) --Batcher--> JSON, PNG or GeoJSON
 
 A request holds one of `ServeSettings.queue` slots from before its body is read until its answer is sent, its client
-has disconnected or a limit of time has passed, which bounds the memory. The Open Inference Protocol is in
+has disconnected or a time limit has passed, which bounds the memory. The Open Inference Protocol is in
 `inference_protocol`, the pages in `pages`.
 """
 

@@ -1,4 +1,4 @@
-"""Connections of clients: bounded in number, and closed if a head does not arrive or an answer is not read in time.
+"""Client connections: limited in number, and closed if a request head does not arrive or an answer is not read in time.
 
 uvicorn has a limit for the time between two requests, but none for the first one or for one that is cut off, and it
 closes a connection only after the client has read everything. Without limits, clients that send or read nothing would
@@ -27,7 +27,7 @@ def most_connections() -> int:
 
 
 def connection_type(wait_s: float) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol of HTTP with limits: see the module. `wait_s` is the time for a head or an answer."""
+    """Return uvicorn's HTTP protocol class with these limits; `wait_s` is the time for a request head or an answer."""
     most = most_connections()
 
     class Connection(_Base):  # type: ignore[misc]

@@ -31,8 +31,8 @@ class ServeSettings:
     delay_s
         Longest time in seconds that a decoded image waits for others to share its batch.
     transfer_timeout_s
-        Time in seconds within which the head of a request must arrive on an unused connection and, separately, its body
-        must arrive and its answer must be read.
+        Time limit in seconds for each of: the head of a request on an idle connection, its body, and reading its
+        answer.
 
     Raises
     ------

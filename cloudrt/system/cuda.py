@@ -219,7 +219,7 @@ class Arena:
     allocate
         Allocates a number of bytes: `Device.allocate` or `Device.allocate_host`.
     keep
-        Largest number of unused buffers to keep.
+        Largest number of unused buffers to keep, at least 1.
     """
 
     def __init__(self, allocate: Callable[[int], Any], keep: int = 8) -> None:

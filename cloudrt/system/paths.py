@@ -1,7 +1,7 @@
 """Check the output paths of a command before it starts.
 
-No output may be an input, no two outputs may be the same file, nothing may lie below a file or a store that is written,
-and existing outputs are replaced only with `overwrite`.
+No output may be an input, no two outputs may be the same file, nothing may lie below an output that is a file or is
+written as a whole, and existing outputs are replaced only with `overwrite`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ def check_name(what: str, name: str, known: Sequence[str]) -> None:
         `name` is not valid; the message suggests similar names, or lists all names if none is similar.
     """
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5 if len(name) > 3 else 0.7)  # "gpu" is not "cpu"
+        text = str(name)  # JSON may hold another type
+        near = difflib.get_close_matches(text, known, n=3, cutoff=0.5 if len(text) > 3 else 0.7)  # "gpu" is not "cpu"
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(sorted(known))}"
         raise DataError(f"no {what} named {name!r}{hint}")
 

@@ -46,8 +46,8 @@ def refused(*words: str | Path) -> str:
         (["inefr", "in"], "no command 'inefr'; did you mean infer?"),
         (["xyzzy"], "no command 'xyzzy'; the commands are train, export, infer"),
         (
-            ["infer", "in", "--device", "cuda"],
-            "no option --device: use --provider cuda, or --devices 0 for the first GPU",
+            ["infer", "in", "--device", "cuda:1"],
+            "no option --device: use --provider, such as --provider cuda, or --devices 0 for GPU 0",
         ),
         (["infer", "in", "--reprot"], "--report"),
         (["infer", "in", "-m", "best.pth"], "best.pth is a checkpoint: convert it with cloudrt-export best.pth"),
@@ -69,6 +69,8 @@ def refused(*words: str | Path) -> str:
         ),
         (["tune", "in", "train.csv"], "in is a folder: first give a model"),
         (["tune", "m.onnx", "train.csv"], "train.csv is a file: give the folder that contains train.csv"),
+        (["bench", "-o", "."], "--output .: the file name must end in .json"),
+        (["bench", "-o", "in/b.html"], "--output in/b.html: the file name must end in .json"),
         (["tune", "m.onnx", "in"], "in has no train.csv: give the folder that contains train.csv, ."),
     ],
 )

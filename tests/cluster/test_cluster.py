@@ -208,7 +208,7 @@ def test_overwrite_starts_the_partitions_again(cluster: Cluster, images: Path, m
     damaged = tmp_path / "s.csv.parts" / "part-00000.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-9])
     line = last_line(spread(small, model, output, cluster.address, "--resume"))
-    assert "part-00000.parquet is damaged or of another run: remove it, and run again with --resume" in line
+    assert "part-00000.parquet is damaged, incomplete or of another run: remove it, and run again with --resume" in line
 
 
 def test_a_bucket_gives_the_bytes_of_a_folder_and_what_vanishes_fails_alone(

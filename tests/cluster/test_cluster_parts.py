@@ -167,8 +167,11 @@ def test_every_changed_byte_of_a_partition_is_noticed(tmp_path: Path, form: str)
         data = file.read_bytes()
         for place in range(0, len(data), 7):
             file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-            with pytest.raises(DataError, match=rf"part-00000\.{form} is damaged or of another run: remove it"):
+            with pytest.raises(DataError, match=rf"part-00000\.{form} is damaged, incomplete or of another run"):
                 partitions.read(0)
+        file.unlink()
+        with pytest.raises(DataError, match=rf"part-00000\.{form} is damaged, incomplete or of another run"):
+            partitions.read(0)
         file.write_bytes(data)
     assert partitions.read(0) == RECORDS
 
@@ -195,7 +198,7 @@ def test_rows_that_another_run_wrote_late_are_noticed(tmp_path: Path) -> None:
     slow.write(0, RECORDS)
     for resumed in (fast, Partitions(place, "csv", LABELS)):
         resumed.begin(SECOND, resume=True, overwrite=False)
-        with pytest.raises(DataError, match=r"part-00000\.csv is damaged or of another run: remove it"):
+        with pytest.raises(DataError, match=r"part-00000\.csv is damaged, incomplete or of another run"):
             list(resumed.records([images], SECOND)())
     fast.write(0, RECORDS)
     assert list(resumed.records([images], SECOND)()) == RECORDS
@@ -211,7 +214,7 @@ def test_a_record_of_the_run_that_is_damaged_is_one_line(tmp_path: Path) -> None
             partitions.recorded()
     for text in ("", "[]", "{}"):
         (tmp_path / "run.json").write_text(text)
-        with pytest.raises(DataError, match=r"run\.json is damaged: --overwrite"):
+        with pytest.raises(DataError, match=r"run\.json is damaged: use --overwrite"):
             partitions.recorded()
     (tmp_path / "run.json").write_text(json.dumps({"format": 1, "identity": {}}))
     with pytest.raises(DataError, match=r"run\.json has format 1, written by another version"):
