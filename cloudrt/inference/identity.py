@@ -41,7 +41,7 @@ class Identity:
     inputs
         SHA-256 over the keys of the images and the sizes of their files, in order.
     tiling
-        How panoramas are cut into tiles, and their positions; "" without tiles.
+        Overlap of tiles and bounds of panoramas, as text; "" without tiles.
     simplify
         Pixels by which outlines of polygons may deviate; "" for formats without polygons.
     partition_size, partition_format
