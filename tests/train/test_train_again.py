@@ -65,6 +65,9 @@ def test_overwriting_removes_the_earlier_run(
     scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(replace(SMALL, epochs=1), scenes, tmp_path, cached)
+    for name in ("tensorboard/events", "fold-0/best.pth", "folds.json", "oof.npz"):  # of this and other earlier runs
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("of an earlier run")
     partial = partial_path(tmp_path / "state.pth").name
     (tmp_path / f"{partial.rpartition('-')[0]}-1.part").write_bytes(b"of a killed run")
     files._remove_leftovers.cache_clear()
@@ -126,6 +129,8 @@ def test_a_cross_validation_is_replaced_only_by_one_that_starts(
     for name in (
         "folds.json",
         "oof.npz",
+        "best.pth",
+        "config.json",
         *(f"fold-{n}/{name}" for n in (0, 1, 5) for name in ("best.pth", "fold.json")),
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
