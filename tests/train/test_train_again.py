@@ -148,6 +148,19 @@ def test_a_cross_validation_is_replaced_only_by_one_that_starts(
     assert names == {"fold-0/config.json", "fold-0/held_out.txt", "fold-0/state.pth"}
 
 
+@pytest.mark.parametrize("words", [(), ("--folds", "3")])
+@pytest.mark.parametrize("name", ["best.pth", "fold-7/best.pth"])
+def test_an_earlier_run_is_not_removed_if_it_is_read(
+    scenes: Path, tmp_path: Path, name: str, words: tuple[str, ...]
+) -> None:
+    checkpoint = tmp_path / "again" / name
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("of an earlier run")
+    done = run(scenes, tmp_path, "--name", "again", "--overwrite", "--init", str(checkpoint), *words)
+    assert done.exit_code == 2 and "use another name" in done.output
+    assert checkpoint.read_text() == "of an earlier run"
+
+
 @pytest.mark.slow
 def test_folds_of_another_run_are_not_reused(scenes: Path, cached: Path, tmp_path: Path) -> None:
     config = replace(SMALL, epochs=1, folds=2)
