@@ -1,8 +1,8 @@
 """Speed and accuracy: the rate of each model in each provider, from files to CSV, and the Dice of its submission.
 
 With a truth the score is the competition's Dice. Without one it is the Dice between the submission and that of a
-reference, the first model in ONNX Runtime's CPU provider (the first one in fp32, if any). A point is on the Pareto
-front if no other is at least as good in both and better in one.
+reference: the first fp32 model, or the first model if there is none, in ONNX Runtime's CPU provider if that can run it.
+A point is on the Pareto front if no other is at least as good in both and better in one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cloudrt.options import PROVIDERS
 from .stages import Timing
 
 CHUNK = 64
-"""Number of images that a way runs before the next way's turn."""
+"""Minimum number of images that a way runs before the next way's turn, if there are enough for two chunks."""
 WARM_UP = 16
 
 WAYS = tuple(reversed(PROVIDERS[1:]))
@@ -142,7 +142,9 @@ def measure_accuracy(
                 advance()
         precisions = [segmenter.artifact.precision for segmenter in segmenters.values()]
     first = min(range(len(names)), key=lambda i: (names[i][1] != "cpu", precisions[i] != "fp32", i))
-    against = f"{names[first][0]} in ONNX Runtime CPU" if truth is None else "the truth"
+    name, where = names[first]
+    reference = f"{name} in {'ONNX Runtime CPU' if where == 'cpu' else where}"
+    against = reference if truth is None else "the truth"
     ways = []
     for (model_name, provider), table, precision, taken in zip(names, tables, precisions, seconds, strict=True):
         score, mismatch = _judge(table, truth or tables[first], labels, truth is not None)

@@ -37,15 +37,15 @@ class Agreement:
     masks
         Number of those rows that are not empty.
     dice
-        Mean Dice between the two submissions, over every (image, class).
+        Mean Dice between the two submissions, over every (image, class); None if none were written.
     empty_mismatch
-        Share of rows empty in one submission only.
+        Share of rows empty in one submission only; None if none were written.
     """
 
     rows_identical: int
     masks: int
-    dice: float = 0.0
-    empty_mismatch: float = 0.0
+    dice: float | None = None
+    empty_mismatch: float | None = None
 
 
 def compare_rows(work: Workload) -> Agreement:
@@ -110,15 +110,15 @@ def open_networks(
     for title, opener in openers.items():
         try:
             network = opener()
-            worst = mean_dice(network, work)
+            found = mean_dice(network, work)
         except ModuleNotFoundError as error:
             skipped[title] = f"{error.name} is not installed"
             continue
         except (CloudrtError, RuntimeError, OSError) as error:
             skipped[title] = (str(error).splitlines() or [type(error).__name__])[0]
             continue
-        if worst < LEAST_DICE:
-            skipped[title] = f"its masks differ from ours: Dice {worst:.3f} on the same images, less than {LEAST_DICE}"
+        if found < LEAST_DICE:
+            skipped[title] = f"its masks differ from ours: Dice {found:.3f} on the same images, less than {LEAST_DICE}"
         else:
             opened[network.name] = network
     return opened, skipped

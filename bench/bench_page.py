@@ -65,7 +65,7 @@ Box = tuple[float, float, float, float]
 
 
 def _free_place(text: str, place: tuple[float, float], taken: list[Box]) -> tuple[float, float, Box]:
-    """Return the offsets of a label beside a point that overlaps none of the boxes `taken`, and its box."""
+    """Return the offsets of a label beside a point, and its box, which overlaps none of `taken` if there is room."""
     width, height = 4.7 * max(map(len, text.splitlines())), 20
     tries = [(left, up) for up in (5, -25, 33, -53, 61, -81) for left in (6, -6 - width)]
     boxes = [(place[0] + left, place[1] + up, place[0] + left + width, place[1] + up + height) for left, up in tries]

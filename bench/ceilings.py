@@ -68,13 +68,14 @@ class Ceilings:
 
 def measure_ceilings(work: Workload, alone: PipelineTime) -> Ceilings:
     """Return the rates, from the times of the stages alone and from measurements of the machine."""
-    contents = [file.path.stat().st_size for file in work.files]
-    pixels = [decode(read_file(file.path)).size / 3 for file in work.files]
+    sizes = [file.path.stat().st_size for file in work.files]
+    most = work.segmenter.options.max_pixels
+    pixels = [decode(read_file(file.path), max_pixels=most).size / 3 for file in work.files]
     flops = count_flops(load_model(work.segmenter.model))
     decoding, inferring = alone.stages["decode"].median, alone.stages["infer"].median
     post_process = alone.cpu_seconds["post-process"].median
     return Ceilings(
-        decode_mb=float(np.mean(contents)) / decoding / 1e6,
+        decode_mb=float(np.mean(sizes)) / decoding / 1e6,
         decode_megapixels=float(np.mean(pixels)) / decoding / 1e6,
         gflop_per_image=flops / 1e9,
         gflops=flops / inferring / 1e9,

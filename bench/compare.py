@@ -30,7 +30,7 @@ class Change:
     before, after
         The ratio in each run.
     noise
-        Relative spread of both together.
+        Relative spreads of the two ratios, combined.
     verdict
         "same" within twice the noise or within the tolerance, else "better" or "worse".
     """

@@ -118,7 +118,7 @@ def work(module: str, name: str, task: str, results: str) -> None:
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """Kill a process and its children, and wait 10 s at most: one that is blocked in the driver does not end."""
+    """Kill a process and its children, and wait 10 s at most: a process blocked in the driver does not end."""
     with suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(child.pid, signal.SIGKILL)

@@ -15,7 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cloudrt.images.image import load_image
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.run import write_submission
 from cloudrt.inference.task import InferTask
@@ -41,10 +40,10 @@ from .search import label_maps, measure_search
 from .stages import Stage, StageTime, measure, passes
 from .startup import measure_startup
 from .throughput import measure_throughput
-from .workload import Workload, infer, make_workload, open_images
+from .workload import Workload, infer, load, make_workload, open_images
 
 ROUNDS = 2
-"""Number of times that accuracy runs each model in each provider."""
+"""Number of times that accuracy runs each model in each provider, if the images make a single chunk."""
 
 
 def bench(options: BenchOptions, output: Path, progress: ProgressBar) -> BenchResult:
@@ -118,7 +117,7 @@ def _measure_pipeline_and_stages(
         found.ceilings = measure_ceilings(work, whole)
         if found.stages:
             found.stages.append(StageTime("end to end", whole.whole, whole.peers[_notebooks_way(peer)]))
-    if found.stages:
+    if found.stages or found.pipeline:
         found.agreement = compare_submissions(found.agreement, work.labels, work.folder)
 
 
@@ -170,7 +169,7 @@ def list_stages(work: Workload, peer: notebook.Network) -> list[Stage]:
     return [
         Stage(
             "decode",
-            lambda: [load_image(file.path, size) for file in work.files],
+            lambda: [load(work.segmenter, file) for file in work.files],
             lambda: [notebook.read_image(file.path, size) for file in work.files],
         ),
         Stage("infer", lambda: infer(work.segmenter, work.loaded), lambda: [peer(image) for image in work.loaded]),

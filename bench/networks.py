@@ -198,7 +198,7 @@ class TorchGraph:
         return levels.cpu().numpy(), None if presence is None else presence.cpu().numpy()
 
     def compute(self, images: Any) -> Any:
-        """Return the same as tensors on the device, for a tensor there; a GPU may still be at work on them."""
+        """Return the same as tensors on the device, from a tensor on the device; a GPU may still be computing them."""
         torch = self.torch
         with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
             return self.graph(images)

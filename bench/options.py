@@ -33,7 +33,7 @@ class BenchOptions:
     checkpoint
         The best.pth the artifact was exported from; the notebook's way then runs it in PyTorch.
     baseline
-        The fp32 artifact for plain ONNX Runtime; None takes the first model.
+        The fp32 artifact for plain ONNX Runtime and OpenVINO; None takes the first model.
     repeat
         Number of timed passes of each way.
     only

@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from cloudrt.images.image import load_image
 from cloudrt.masks.postprocess import apply_rules
 from cloudrt.system.machine import usable_cpus
 
 from .stages import REST, Timing
-from .workload import Workload
+from .workload import Workload, load
 
 STAGES = ("decode", "infer", "post-process")
 
@@ -104,7 +103,7 @@ def measure_pipeline(
     advance
         Called after each of the `rounds(others, repeat)` passes.
     """
-    size, rules, segmenter = work.artifact.input_size, work.rules, work.segmenter
+    rules, segmenter = work.rules, work.segmenter
     step = segmenter.batch_size
     batches = [work.loaded[begin : begin + step] for begin in range(0, len(work.loaded), step)]
     with (
@@ -112,7 +111,7 @@ def measure_pipeline(
         ThreadPoolExecutor(segmenter.pool.slots) as engines,
     ):
         ways: dict[str, Callable[[], object]] = {
-            "decode": lambda: list(threads.map(lambda file: load_image(file.path, size), work.files)),
+            "decode": lambda: list(threads.map(lambda file: load(segmenter, file), work.files)),
             "infer": lambda: list(engines.map(segmenter.pool.run, batches)),
             "post-process": lambda: list(threads.map(lambda pair: apply_rules(pair[0], rules, pair[1]), work.maps)),
             "whole": whole,

@@ -33,7 +33,7 @@ from .notebook import mask_to_rle
 
 TURNS = 5
 BLOCK = 0.004
-"""Minimum seconds per block."""
+"""Approximate seconds per block, of at least one pass."""
 
 KINDS = {"dense": (8.3, 0.73, 100), "smooth": (42.0, 0.76, 1000)}
 """Name -> sigma of the smoothing in pixels of the 350x525 grid, share of pixels that are off, min area."""

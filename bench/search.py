@@ -46,7 +46,7 @@ class SearchTime:
     all_seconds
         Time for all 256 thresholds with the same min areas.
     choice_seconds
-        Time to choose the rules from the tables: plateau, gates, cross-validation.
+        Time to choose the rules from the tables: smoothing, gates, cross-validation.
     loop_calls, loop_seconds
         Number of maps that the nested loops post-process, and the time that they would take.
     """

@@ -18,7 +18,7 @@ from .workload import Workload
 GAIN = 1.03
 """The curve ends after two steps in a row with less gain."""
 BLOCK = 0.15
-"""Minimum seconds per timed block of a point."""
+"""Approximate seconds per timed block of a point."""
 TURNS = 3
 LARGEST = 256
 

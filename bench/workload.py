@@ -81,8 +81,13 @@ class Workload:
 
 def make_workload(segmenter: Segmenter, files: Sequence[ImageFile], folder: Path) -> Workload:
     """Decode the images and run the model on them."""
-    loaded = [load_image(file.path, segmenter.artifact.input_size) for file in files]
+    loaded = [load(segmenter, file) for file in files]
     return Workload(segmenter, files, loaded, infer(segmenter, loaded), folder)
+
+
+def load(segmenter: Segmenter, file: ImageFile) -> Image:
+    """Decode an image at the network's input size, within the limit of pixels of the run."""
+    return load_image(file.path, segmenter.artifact.input_size, segmenter.options.max_pixels)
 
 
 def infer(segmenter: Segmenter, images: Sequence[Image]) -> Maps:
@@ -161,7 +166,7 @@ def draw_scenes(folder: Path, count: int, advance: Callable[[], object], size: G
 def _readable(file: ImageFile, segmenter: Segmenter) -> tuple[int, int] | None:
     """Return the size of an image, or None if cloudrt or OpenCV cannot read it."""
     try:
-        load_image(file.path, segmenter.artifact.input_size, segmenter.options.max_pixels)
+        load(segmenter, file)
     except ImageError:
         return None
     whole = cv2.imread(str(file.path))

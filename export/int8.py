@@ -29,9 +29,9 @@ TARGETS = ("cpu", "tensorrt")
 _COMPUTE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _ACTIVATIONS = ("Relu", "Clip")
 OPERATORS = {
-    # Every operator between two convolutions that has an int8 kernel, so that values stay int8 in between. With the
-    # activations, the range after each one is quantised, and the quantiser removes it as redundant: most of the range
-    # before it would be cut off.
+    # Every operator between two convolutions that has an int8 kernel, so that values stay int8 in between. Because of
+    # the activations, the range after each of them is quantised, not the wider range before it. The quantiser then
+    # removes the activation, which the limits of that range make redundant.
     "cpu": (*_COMPUTE, *_ACTIVATIONS, "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"),
     "tensorrt": (*_COMPUTE, "Add"),
 }

@@ -37,7 +37,7 @@ def default_input_size(labels: Labels) -> Grid:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options of a training run. The defaults are those of the notebook, except for its errors.
+    """Options of a training run. The defaults are those of the notebook, with its errors corrected.
 
     Parameters
     ----------

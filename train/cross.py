@@ -27,7 +27,7 @@ from cloudrt.system.progress import ProgressBar, no_progress
 from .config import TrainConfig
 from .distributed import is_distributed
 from .epochs import PROBABILITIES
-from .loop import BUSY, LOCK, train
+from .loop import BUSY, CROSS_RESULTS, LOCK, RUN_RESULTS, train
 from .start import STATE
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def cross_validate(
     Raises
     ------
     DataError
-        Several processes, or another process writes the folder; see also `train`.
+        There is more than one process, or another process writes to the folder; see also `train`.
     """
     if is_distributed():
         raise DataError("--folds trains all folds in one process: with several, train one fold with --fold")
@@ -90,7 +90,8 @@ def _cross_validate(
     if not resume:
         others = (old for old in folder.glob("fold-[0-9]*") if old != parts[0])
         own = (old for old in parts[0].glob("*") if old.name != LOCK)
-        earlier = [folder / "folds.json", folder / "oof.npz", *others, *own]
+        names = (*CROSS_RESULTS, *RUN_RESULTS, "config.json", "held_out.txt")
+        earlier = [*(folder / name for name in names), *others, *own]
     for number, part in enumerate(parts):
         one = replace(config, fold=number)
         unfinished = resume and (part / STATE).exists()

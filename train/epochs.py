@@ -38,7 +38,7 @@ class TrainResult:
     dice
         Held-out mean Dice of the best epoch, out of fold; see `Validator.run`.
     epoch
-        Number of the best epoch; 0 in processes other than rank 0.
+        Number of the best epoch. In processes other than rank 0, all numbers are 0.
     all_empty
         Held-out mean Dice if all rows are empty.
     images_per_second
@@ -196,7 +196,7 @@ class Run:
         write_tensors(self.folder / STATE, values)
 
     def _finish(self) -> TrainResult:
-        """Find the best rules of the best epoch, with and without subtracting no-data, and store the better ones."""
+        """Choose the rules of the best epoch, and whether no-data is subtracted (see `choose_no_data`); store both."""
         best = Checkpoint.load(self.folder / "best.pth")
         network = self.trainer.eval_network
         network.load_state_dict(best.weights)

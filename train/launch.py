@@ -121,7 +121,7 @@ def _describe(failures: dict[int, ProcessFailure], folder: str) -> str:
 @click.option(
     "--logs",
     type=click.Path(path_type=Path),
-    help="Folder for the output of the other processes. Default: a temporary folder.",
+    help="Folder for the output of all processes but local rank 0. Default: a temporary folder.",
 )
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED)
 @reports_errors

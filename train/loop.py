@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 BUSY = "wait until it ends, or use another --name"
+RUN_RESULTS = ("best.pth", "last.pth", "history.csv", "curves.png", "tensorboard", PROBABILITIES, STATE)
+CROSS_RESULTS = ("folds.json", "oof.npz")
+"""Results of a run, and of a cross-validation beside its folds, which a later run in the folder removes."""
 
 
 def train(
@@ -111,8 +114,8 @@ def _train(
     if group.first:
         folder.mkdir(parents=True, exist_ok=True)
         if state is None:
-            own = ("best.pth", "last.pth", "history.csv", "curves.png", PROBABILITIES, STATE)
-            for old in (*replaces, *(folder / name for name in own)):
+            own = [folder / name for name in (*RUN_RESULTS, *CROSS_RESULTS)]
+            for old in (*replaces, *own, *folder.glob("fold-[0-9]*")):
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         with replacing(folder / "config.json") as path:
             stored = config.to_dict() | {"data": str(data), "network": begun.config.to_dict()}

@@ -81,7 +81,8 @@ class Validator:
             The network and its configuration.
         final
             Search all thresholds, gates and presence levels as `cloudrt tune` does, and report the out-of-fold Dice;
-            otherwise search the thresholds in `COARSE` and all min areas, and report the Dice on the same images.
+            otherwise, or with a single image, search the thresholds in `COARSE` and all min areas, and report the Dice
+            on the same images.
         keep
             File to store the probabilities in, for `cloudrt tune`.
         """
@@ -158,14 +159,14 @@ def _search(
 def choose_no_data(
     run: Callable[[NetworkConfig], Validation], config: NetworkConfig
 ) -> tuple[NetworkConfig, Validation, float]:
-    """Validate with and without subtracting no-data.
+    """Validate with and without a probability of zero where the image has no data.
 
     Returns
     -------
     config, result
         The better configuration and its validation.
     gain
-        Dice with subtracting minus Dice without.
+        Dice with it minus Dice without.
     """
     on = replace(config, subtract_no_data=True)
     off = replace(config, subtract_no_data=False)

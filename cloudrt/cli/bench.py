@@ -40,7 +40,7 @@ from cloudrt.system.terminal import Failure, reports_errors
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),
-    help="The fp32 artifact of MODEL, for plain ONNX Runtime. Default: MODEL.",
+    help="The fp32 artifact of MODEL, for plain ONNX Runtime and OpenVINO. Default: MODEL.",
 )
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Number of timed passes.")
 @click.option(

@@ -108,6 +108,7 @@ def _show_stages(done: BenchResult) -> None:
     noisy = [stage.name for stage in done.stages if stage.ours.noisy or stage.notebook.noisy]
     if noisy:
         click.echo(f"Noisy: {', '.join(noisy)}: the repetitions differ much; run again without other load")
+    assert agreement.dice is not None and agreement.empty_mismatch is not None  # the stages write submissions
     click.echo(
         f"Agreement: {agreement.rows_identical} rows byte-identical from the same maps ({agreement.masks} masks); Dice "
         f"between the submissions {agreement.dice:.4f}, {agreement.empty_mismatch:.1%} of rows empty in one only"

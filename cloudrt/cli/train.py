@@ -230,12 +230,14 @@ def train(
     reads |= {"--init": Path(settings["init"])} if settings["init"] else {}
     reads |= {} if weights in ("imagenet", "none") else {"--encoder-weights": Path(weights)}
     parts = [folder / f"fold-{number}" for number in range(settings["folds"])] if every else [folder]
-    written = [part / name for part in parts for name in RUN_FILES]
-    written += [folder / name for name in CROSS_FILES] if every else []
+    written = [part / name for part in dict.fromkeys((*parts, folder)) for name in RUN_FILES]
+    written += [folder / name for name in CROSS_FILES]
+    old = [part for part in folder.glob("fold-[0-9]*") if part not in parts]  # of an earlier run, and removed
     check_outputs(
         {f"{path.relative_to(folder)} of --name": path for path in written},
         reads,
-        folders={f"{part.name} of --name": part for part in {*parts, *folder.glob("fold-[0-9]*")}} if every else {},
+        folders={f"{part.name} of --name": part for part in parts} if every else {},
+        stores={f"{part.name} of --name": part for part in old},
         images=source.image_paths(),
         overwrite=overwrite or resume,
     )

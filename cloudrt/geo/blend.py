@@ -78,6 +78,7 @@ class Blend:
         return self.levels
 
     def _finish_until(self, x: int) -> None:
+        """Store the levels of the columns left of `x`, and move the strip there."""
         done = min(x - self._begin, self._sum.shape[1])
         if done <= 0:
             return

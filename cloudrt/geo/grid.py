@@ -99,7 +99,7 @@ def frequencies(data: Any, degrees: float) -> Any:
     checksums = data["mask"].attrs.get("crc32", [])
     for day in range(days):
         mask = data["mask"][day].values
-        if day < len(checksums) and checksums[day] != zlib.crc32(mask.tobytes()):
+        if day < len(checksums) and checksums[day] not in (None, zlib.crc32(mask.tobytes())):
             raise DataError(f"the mask of day {day} ({data['image'][day].values!s}) is damaged: append its image again")
         known = cell_sums(mask[..., 0] >= 0, first_row, first_column)
         valid[day] = known / total

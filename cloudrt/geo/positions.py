@@ -41,7 +41,7 @@ _SQUARE = 0.01
 """Largest relative difference between the width and height in degrees of a pixel for bounds to fit an image."""
 
 _RESOLVED = 2**-40
-"""Smallest pixel relative to the coordinates; 64-bit numbers have 52 bits, and projections need some."""
+"""Smallest size of a pixel relative to its coordinates: float64 has 52 bits, and projections lose some of them."""
 
 
 @dataclass(frozen=True)

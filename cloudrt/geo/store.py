@@ -6,7 +6,7 @@ even if the process is killed or the disk fills up. The next append removes what
 is not protected in this way: its chunks are overwritten one by one, and after a kill it may hold chunks of both masks
 until the image is written again. The attribute `crc32` of `mask` has a checksum for each day, so that `.zmetadata`
 changes with the masks; `crc32_axes` has one for each array of `AXES`. Axes are checked whenever a store is opened, and
-masks when they are read.
+masks when `cloudrt grid` reads them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class StoreDays:
             self._name, self._days = str(path), _days(group)
 
     def check(self, key: str, place: MaskGrid) -> None:
-        """Remember a panorama; raise ImageError if it has no date, a date that is taken, or another grid."""
+        """Remember a panorama; raise ImageError if it is not in degrees, or its date or grid does not fit."""
         position = place.position
         if position is None or position.crs != WGS84:
             raise ImageError("is not in longitude and latitude (EPSG:4326), which a store of days needs")
@@ -103,7 +103,7 @@ class Store:
         self.path, self.classes = path, classes
         self._group: Any = None
         self._days: dict[int, str] = {}
-        self._checksums: list[int] = []
+        self._checksums: list[int | None] = []
         self._replaced = 0
         self._stack = ExitStack()
 
@@ -162,7 +162,8 @@ class Store:
         self._lock()
         committed = _open(self.path, self.classes)
         self._days = _days(committed)
-        self._checksums = list(committed["mask"].attrs.get("crc32", [0] * len(self._days)))
+        unknown = [None] * len(self._days)  # in stores of earlier versions
+        self._checksums = list(committed["mask"].attrs.get("crc32", unknown))
         for leftover in self.path.glob("*/*.partial"):  # of zarr
             leftover.unlink(missing_ok=True)
         self._group = zarr.open_group(self.path, mode="r+", zarr_format=2, use_consolidated=False)
@@ -223,7 +224,7 @@ def _open(path: Path, classes: tuple[str, ...] | None) -> Any:
         raise DataError(f"{path} is not a store that cloudrt-infer --format zarr wrote: no consolidated metadata")
     try:
         group: Any = zarr.open_group(path, mode="r", zarr_format=2, use_consolidated=True)
-        for name in ("mask", "time", "image", "lat", "lon", "pattern"):
+        for name in ("mask", *AXES):
             if name not in group:
                 raise DataError(f"no {name}")
         found = tuple(str(name) for name in group["pattern"][:])

@@ -162,6 +162,7 @@ def _size(native: Grid, position: Position | None, artifact: Artifact) -> Grid:
 
 
 def _eighths(artifact: Artifact, zoom: tuple[float, float]) -> int:
+    """Return the smallest n such that, decoded at n/8 of its size, a tile covers the network's input."""
     for eighths in range(1, SCALES):
         sizes = (
             math.ceil(length * times * eighths / SCALES - 1e-6)

@@ -66,7 +66,7 @@ def _draw_panel(panel: Any, figure: Any, tuned: Tuned, index: int) -> None:
     panel.set_yticks(shown, [f"{areas[tick]:,}" for tick in shown])
     marks = [
         (choice.fold_rules, "o", "white", "folds", 5),
-        ((choice.peak,), "^", "#ff7a45", "maximum", 8),
+        ((choice.peak,), "^", "#ff7a45", "highest point", 8),
     ]
     if tuned.before:
         marks.append(((tuned.before[index][0],), "s", "#56b4e9", "before", 7))
@@ -102,8 +102,12 @@ def span(choice: RuleChoice) -> str:
 
 
 def kept_because(choice: RuleChoice) -> str:
-    """Return why the previous rule was kept: "> 128, area > 9,000 changes the out-of-fold Dice by -0.0012 ± 0.0020"."""
-    return f"{words(choice.found)} changes the out-of-fold Dice by {choice.gain:+.4f} ± {choice.gain_error:.4f}"
+    """Return why the previous rule was kept.
+
+    Example: "the new rule (> 128, area > 9,000) would change the out-of-fold Dice by -0.0012 ± 0.0020".
+    """
+    change = f"{choice.gain:+.4f} ± {choice.gain_error:.4f}"
+    return f"the new rule ({words(choice.found)}) would change the out-of-fold Dice by {change}"
 
 
 def write_tune_page(tuned: Tuned, plot: bytes, facts: Mapping[str, str], path: Path) -> None:

@@ -1,8 +1,8 @@
 """Choice of rules that generalise to other images, from the exact tables of `tables.py`.
 
-The maximum of the Dice over threshold and min area (the surface) is often a narrow peak, which fits these
-images by chance. Therefore the surface is smoothed by a moving average along each axis, and the rule at the maximum of
-the smoothed surface is chosen. Cross-validation estimates the Dice of such a choice on unseen images:
+The mean Dice of every threshold and min area is a surface, whose maximum is often a narrow peak that fits these images
+by chance. Therefore the surface is smoothed by a moving average along each axis, and the rule at the maximum of the
+smoothed surface is chosen. Cross-validation estimates the Dice of such a choice on unseen images:
 
     folds --choose on the others--> one rule per fold --score on the fold--> out-of-fold Dice of every image
 
@@ -35,7 +35,7 @@ JOINT = {"threshold": 4, "gate_threshold": 2, "presence": 2}
 """Strides of the thresholds, gate thresholds and presence levels when gate and presence are searched together."""
 
 TIE = 1e-9
-"""Sums of Dice that differ by less are considered equal; the rule nearest to the mean of equal rules is chosen."""
+"""Sums of Dice that differ by less are equal. Of equal rules, the one nearest to their mean position is chosen."""
 
 REACH = 1 / 32
 """Half-width of the moving average, as a fraction of the number of values along an axis; at least one value."""

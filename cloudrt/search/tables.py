@@ -30,7 +30,6 @@ THRESHOLDS = tuple(range(256))
 MIN_AREAS = (0, 500, 1000, 2500, 5000, 7500, *range(9000, 25001, 1000), 27500, 30000, 35000, 40000, 50000)
 """Min areas in pixels of the 525x350 grid; those from 9,000 to 25,000 are tried by the Kaggle notebook too."""
 
-
 _LOSSES = -np.log((np.arange(256) + 0.5) / 256)
 """Level -> cross-entropy of a pixel of the class; reversed, that of a pixel outside it."""
 

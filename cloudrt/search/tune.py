@@ -219,7 +219,7 @@ def tune(
                     advance(1)
                     continue
                 if writer:
-                    writer.add(inferred.image, one.levels, one.presence)
+                    writer.keep(inferred)
                 yield one
 
         def too_few(found: int) -> DataError:

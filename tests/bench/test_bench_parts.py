@@ -25,13 +25,14 @@ from support.networks import make_checkpoint
 from support.tiny import SMALL_GRIDS, tiny_artifact
 from torch.utils.flop_counter import FlopCounterMode
 
-from cloudrt.errors import DataError
+from cloudrt.errors import DataError, ImageError
 from cloudrt.images.image import ImageFile, find_images, load_image
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.metric import score
 from cloudrt.masks.rle import rle_encode
 from cloudrt.model.artifact import Artifact
 from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.options import RunOptions
 from cloudrt.system.files import sha256
 from cloudrt.system.progress import Advance, no_progress
 
@@ -140,6 +141,23 @@ def test_accuracy_is_the_competitions_dice(
     without = measure_accuracy([half, model], files, None, tmp_path, 1, lambda: None)
     assert without.against == "model.onnx in ONNX Runtime CPU"  # the one in fp32
     assert without.ways[1].dice == 1 and without.ways[1].empty_mismatch == 0
+
+
+def test_a_reference_that_the_cpu_provider_cannot_run_is_named(
+    model: Path, files: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("cloudrt.bench.accuracy.WAYS", ("openvino",))
+    found = measure_accuracy([model], files, None, tmp_path, 1, lambda: None)
+    assert found.against == "model.onnx in openvino"
+
+
+def test_the_limit_of_pixels_applies_to_the_images(model: Path, files: list[ImageFile], tmp_path: Path) -> None:
+    with Segmenter(model, RunOptions("cpu", 1, max_pixels=420 * 280)) as segmenter:
+        make_workload(segmenter, files[:1], tmp_path)
+    below = RunOptions("cpu", 1, max_pixels=420 * 280 - 1)
+    with Segmenter(model, below) as segmenter, pytest.raises(ImageError, match="oversized"):
+        make_workload(segmenter, files[:1], tmp_path)
 
 
 @pytest.mark.parametrize(("presence", "tta"), [("none", "none"), ("head", "hv"), ("top-k", "h")])

@@ -96,16 +96,17 @@ def test_each_axis_has_a_checksum(tmp_path: Path, name: str) -> None:
             use()
 
 
-def test_a_store_without_checksums_of_axes_is_appended_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lacking", [("crc32_axes",), ("crc32_axes", "crc32")])
+def test_a_store_without_checksums_is_appended_to(tmp_path: Path, lacking: tuple[str, ...]) -> None:
     """Stores of earlier versions."""
     store = tmp_path / "days.zarr"
     append(store, 1)
     path = store / "mask" / ".zattrs"
     attributes = json.loads(path.read_text())
-    del attributes["crc32_axes"]
-    path.write_text(json.dumps(attributes))
     consolidated = json.loads((store / ".zmetadata").read_text())
-    del consolidated["metadata"]["mask/.zattrs"]["crc32_axes"]
+    for name in lacking:
+        del attributes[name], consolidated["metadata"]["mask/.zattrs"][name]
+    path.write_text(json.dumps(attributes))
     (store / ".zmetadata").write_text(json.dumps(consolidated))
     append(store, 2)
     assert "crc32_axes" in json.loads(path.read_text())

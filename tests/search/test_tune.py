@@ -326,7 +326,7 @@ def test_previous_rules_that_are_as_good_are_kept(data: Path, tmp_path: Path) ->
     result = run(model, data, "-o", tmp_path / "t.onnx", "--provider", "cpu", *levels)
     kept = read_artifact(tmp_path / "t.onnx").rules
     assert kept[0] == good
-    assert f"{SMALL_GRIDS.classes[0]} keeps its rule: > " in result.stdout
+    assert f"{SMALL_GRIDS.classes[0]} keeps its rule: the new rule (> " in result.stdout
     assert "keeps its rule" in (tmp_path / "t.html").read_text()
     assert kept[2] != Rule(10, 0)
     assert f"{SMALL_GRIDS.classes[2]} keeps" not in result.stdout

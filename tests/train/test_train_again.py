@@ -65,6 +65,9 @@ def test_overwriting_removes_the_earlier_run(
     scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(replace(SMALL, epochs=1), scenes, tmp_path, cached)
+    for name in ("tensorboard/events", "fold-0/best.pth", "folds.json", "oof.npz"):  # of this and other earlier runs
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("of an earlier run")
     partial = partial_path(tmp_path / "state.pth").name
     (tmp_path / f"{partial.rpartition('-')[0]}-1.part").write_bytes(b"of a killed run")
     files._remove_leftovers.cache_clear()
@@ -126,6 +129,8 @@ def test_a_cross_validation_is_replaced_only_by_one_that_starts(
     for name in (
         "folds.json",
         "oof.npz",
+        "best.pth",
+        "config.json",
         *(f"fold-{n}/{name}" for n in (0, 1, 5) for name in ("best.pth", "fold.json")),
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -141,6 +146,19 @@ def test_a_cross_validation_is_replaced_only_by_one_that_starts(
         cross_validate(config, scenes, tmp_path, cached)
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
     assert names == {"fold-0/config.json", "fold-0/held_out.txt", "fold-0/state.pth"}
+
+
+@pytest.mark.parametrize("words", [(), ("--folds", "3")])
+@pytest.mark.parametrize("name", ["best.pth", "fold-7/best.pth"])
+def test_an_earlier_run_is_not_removed_if_it_is_read(
+    scenes: Path, tmp_path: Path, name: str, words: tuple[str, ...]
+) -> None:
+    checkpoint = tmp_path / "again" / name
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("of an earlier run")
+    done = run(scenes, tmp_path, "--name", "again", "--overwrite", "--init", str(checkpoint), *words)
+    assert done.exit_code == 2 and "use another name" in done.output
+    assert checkpoint.read_text() == "of an earlier run"
 
 
 @pytest.mark.slow
