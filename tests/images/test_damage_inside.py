@@ -1,7 +1,6 @@
 """Damage inside the data of each accepted format, at 200 random places: how often it is not found; and file bombs.
 
-PNG has checksums; compressed TIFF mostly fails to
-decode; nothing in the other formats shows all damage.
+PNG has checksums; compressed TIFF mostly fails to decode; nothing in the other formats shows all damage.
 """
 
 from __future__ import annotations
@@ -59,22 +58,22 @@ def silent(data: bytes) -> float:
     return passed / PLACES
 
 
-@pytest.mark.parametrize(
-    ("data", "name", "tolerance"),
-    [
-        (encoded(".png"), "PNG", 0),
-        (encoded(".jpg", cv2.IMWRITE_JPEG_QUALITY, 90), "JPEG", 0.1),
-        (encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 5), "TIFF, LZW", 0.02),
-        (encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 8), "TIFF, deflate", 0),
-        (opencv(".tif", draw_scene(0, (467, 700)).image, cv2.IMWRITE_TIFF_COMPRESSION, 8), "TIFF, deflate", 0),
-        (encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 32773), "TIFF, PackBits", 0.1),
-        (encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 1), "TIFF, uncompressed", 0.1),
-        (encoded(".webp", cv2.IMWRITE_WEBP_QUALITY, 90), "WebP, lossy", 0.1),
-        (encoded(".webp", cv2.IMWRITE_WEBP_QUALITY, 101), "WebP, lossless", 0.1),
-        (encoded(".bmp"), "BMP", 0.1),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
+DAMAGED = [
+    (encoded(".png"), "PNG", 0),
+    (encoded(".jpg", cv2.IMWRITE_JPEG_QUALITY, 90), "JPEG", 0.1),
+    (encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 5), "TIFF, LZW", 0.02),
+    (encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 8), "TIFF, deflate", 0),
+    (opencv(".tif", draw_scene(0, (467, 700)).image, cv2.IMWRITE_TIFF_COMPRESSION, 8), "TIFF, deflate", 0),
+    (encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 32773), "TIFF, PackBits", 0.1),
+    (encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 1), "TIFF, uncompressed", 0.1),
+    (encoded(".webp", cv2.IMWRITE_WEBP_QUALITY, 90), "WebP, lossy", 0.1),
+    (encoded(".webp", cv2.IMWRITE_WEBP_QUALITY, 101), "WebP, lossless", 0.1),
+    (encoded(".bmp"), "BMP", 0.1),
+]
+"""Data, format in the documentation, and tolerance of the share."""
+
+
+@pytest.mark.parametrize(("data", "name", "tolerance"), DAMAGED, ids=[name for _, name, _ in DAMAGED])
 def test_the_shares_are_those_of_the_documentation(
     data: bytes, name: str, tolerance: float, capfd: pytest.CaptureFixture[str]
 ) -> None:
