@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from support.paths import ROOT, setup_metadata
-from support.snippets import PAGES, blocks, check, commands, run, run_python
+from support.paths import PAGES, ROOT, setup_metadata
+from support.snippets import blocks, check, commands, run, run_python
 from support.tiny import tiny_artifact
 
 from cloudrt.cli import COMMANDS, main
@@ -223,3 +223,8 @@ def test_titles_and_navigation_agree() -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_file_that_the_readme_links_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert (ROOT / target).exists(), target

@@ -41,6 +41,18 @@ def test_names_are_checked_where_data_and_artifacts_are_read(name: str, tmp_path
         read_artifact(tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("column", ["", "two words", 3])
+def test_a_key_column_that_is_no_name_is_refused(column: object) -> None:
+    with pytest.raises(DataError, match="key_column must be a name"):
+        Labels.from_dict({"key_column": column})
+
+
+def test_labels_with_a_key_column_round_trip_through_json() -> None:
+    labels = Labels.from_dict({"key_column": "ImageId_ClassId"})
+    assert Labels.from_dict(json.loads(json.dumps(labels.to_dict()))) == labels
+    assert "key_column" not in Labels().to_dict()
+
+
 def test_colours_are_distinct() -> None:
     assert class_colours(4) == ["#e69f00", "#56b4e9", "#ee7abf", "#2bd4a0"]
     many = class_colours(40)

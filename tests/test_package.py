@@ -42,6 +42,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"cloudrt"}
+    assert not [name for name in names if name.startswith(("cloudrt/bench/studies/", "cloudrt/bench/results/"))]
     for wanted in (
         "cloudrt/train/loop.py",
         "cloudrt/export/graph.py",

@@ -203,12 +203,12 @@ def test_peers_are_checked_and_named(
         openers: dict[str, Callable[[], Any]] = {
             "OpenVINO": lambda: networks.OpenvinoNetwork(model, 1),
             "Thing": gone,
-            "Liar": wrong,
+            "Wrong": wrong,
         }
         opened, skipped = agreement.open_networks(openers, work)
     assert list(opened) == ["OpenVINO, batch 1"]
     assert skipped["Thing"] == "thing is not installed"
-    assert "its masks differ from ours" in skipped["Liar"]
+    assert "its masks differ from ours" in skipped["Wrong"]
 
 
 def test_the_cost_of_an_image_in_longer_runs(model: Path, files: list[ImageFile], tmp_path: Path) -> None:

@@ -11,12 +11,10 @@ from click.testing import CliRunner
 from cloudrt.bench.studies.blocks import BLOCKS
 from cloudrt.bench.studies.render import fill, render
 from cloudrt.bench.studies.results import RESULTS
-from support.paths import ROOT
+from support.paths import PAGES, ROOT
 
 from cloudrt.errors import DataError
 
-README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = "".join(page.read_text(encoding="utf-8") for page in PAGES)
 MARKED = re.compile(r"<!-- figures: ([\w-]+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
@@ -55,11 +53,6 @@ def test_tables_hold_the_stored_numbers() -> None:
         row = next(line for line in text["stages"].splitlines() if line.startswith(f"| {stage['name']} "))
         shown = float(re.findall(r"([\d.,]+)x", row)[0].replace(",", ""))
         assert shown == pytest.approx(stage["notebook"]["median_s"] / stage["ours"]["median_s"], rel=0.05)
-
-
-def test_every_linked_file_is_there() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text(encoding="utf-8")):
-        assert (README.parent / target).exists(), target
 
 
 def test_command_fills_a_page_and_refuses_unknown_names(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -268,6 +269,24 @@ def test_the_suffix_decides_the_format(images: Path, model: Path, tmp_path: Path
     table = pd.read_parquet(tmp_path / words[1])
     rows = {(row.image, row.label): row.rle for row in table.itertuples()}
     assert rows == read_table(tmp_path / "s.csv", LABELS)
+
+
+def test_statistics_are_written(images: Path, model: Path, tmp_path: Path) -> None:
+    for number in range(6):
+        write_jpeg(images / f"{number}.jpg", number)
+    (images / "bad.jpg").write_bytes(b"no image")
+    words = (images, "-m", model, "--stats", "stats.json", "--provider", "cpu", "--batch-size", "4")
+    done = run(*words)
+    assert done.exit_code == 1, done.output
+    values = json.loads((tmp_path / "stats.json").read_text())
+    assert (values["images"], values["failed"], values["identity"]["batch_size"]) == (10, 1, 4)
+    assert [values["stages"][name]["count"] for name in ("decode", "infer", "postprocess")] == [10, 3, 9]
+    assert values["limiting_stage"] in values["stages"]
+    for stage in values["stages"].values():
+        latency = stage["latency_ms"]
+        assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
+        assert stage["busy_s"] <= stage["threads"] * values["elapsed_s"] * 1.01
+    assert "bottleneck" in done.output
 
 
 def test_standard_output_is_the_csv_and_nothing_else(images: Path, model: Path, tmp_path: Path) -> None:

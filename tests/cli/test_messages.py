@@ -18,8 +18,6 @@ from support.tiny import tiny_artifact
 
 import cloudrt
 from cloudrt.cli import main
-from cloudrt.labels import CLOUDS, Labels
-from cloudrt.system.option_names import with_options
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -125,11 +123,6 @@ def test_messages_name_parameters_in_python_and_options_on_the_command_line(
     assert command in refused("infer", "in", "-o", "s.csv", "-m", "m.onnx", *words.split())
 
 
-def test_only_options_of_the_command_are_replaced() -> None:
-    text = "`a=True` or `b_c='x'` in /d=1/`: `unknown=2`, `e`"
-    assert with_options(text, {"--a", "--b-c", "--d", "--e"}) == "--a or --b-c x in /d=1/`: `unknown=2`, --e"
-
-
 def test_a_cluster_without_ray_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fill("in")
@@ -183,23 +176,6 @@ def test_a_float_tiff_is_named_and_opencv_is_silent(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "OpenCV" not in done.stderr and "WARN" not in done.stderr
     assert "8 or 16 bits per channel, not floating-point" in (tmp_path / "s.failures.csv").read_text()
-
-
-@pytest.mark.parametrize(
-    ("grid", "size"),
-    [
-        (CLOUDS.label_grid, (320, 640)),
-        ((256, 1600), (192, 1120)),
-        ((1024, 1024), (448, 448)),
-        ((101, 101), (96, 96)),
-        ((20, 30), (32, 32)),
-    ],
-)
-def test_the_input_size_follows_the_data(grid: tuple[int, int], size: tuple[int, int]) -> None:
-    pytest.importorskip("torch")
-    from cloudrt.train.config import default_input_size
-
-    assert default_input_size(Labels(("a",), grid, grid)) == size
 
 
 def complete(shell: str, line: str, tmp_path: Path) -> list[str]:

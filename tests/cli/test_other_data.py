@@ -106,15 +106,3 @@ def test_steel_trains_exports_runs_and_scores(steel: Path, tmp_path: Path) -> No
 def test_a_table_with_another_key_column_is_refused_by_its_header(steel: Path) -> None:
     with pytest.raises(DataError, match="header is 'ImageId_ClassId,EncodedPixels', expected 'Image_Label"):
         read_table(steel / "truth.csv")
-
-
-@pytest.mark.parametrize("column", ["", "two words", 3])
-def test_a_column_has_a_name(column: object) -> None:
-    with pytest.raises(DataError, match="key_column must be a name"):
-        Labels.from_dict(STEEL | {"key_column": column})
-
-
-def test_labels_with_a_key_column_round_trip_through_json() -> None:
-    labels = Labels.from_dict(json.loads(json.dumps(STEEL)))
-    assert Labels.from_dict(json.loads(json.dumps(labels.to_dict()))) == labels
-    assert "key_column" not in Labels().to_dict()

@@ -18,7 +18,7 @@ from support.html import Page
 from support.pictures import imread
 
 from cloudrt.cli.explore import explore as command
-from cloudrt.data.duplicates import similar_groups
+from cloudrt.data.duplicates import difference_hash, similar_groups
 from cloudrt.data.explore import Exploration, explore
 from cloudrt.data.folder import open_data
 from cloudrt.labels import CLOUDS
@@ -223,6 +223,27 @@ def test_an_output_that_exists_is_kept(scenes: Path, tmp_path: Path) -> None:
     done = run(scenes, tmp_path / "page.html")
     assert done.exit_code == 2 and "exists: give another --output, or --overwrite" in done.output
     assert (tmp_path / "page.html").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["train.csv", "data.json", "train_images/x.html"])
+@pytest.mark.parametrize("option", ["--output", "--findings"])
+def test_explore_never_replaces_what_it_reads(scenes: Path, tmp_path: Path, name: str, option: str) -> None:
+    shutil.copytree(scenes, tmp_path / "data")
+    target = tmp_path / "data" / name
+    before = target.read_bytes() if target.exists() else None
+    others = [] if option == "--output" else ["-o", str(tmp_path / "page.html")]
+    done = CliRunner().invoke(command, [str(tmp_path / "data"), option, str(target), "--overwrite", *others])
+    assert done.exit_code == 2
+    assert "would be replaced" in done.output or "belongs to the data set" in done.output
+    assert (target.read_bytes() if target.exists() else None) == before
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_the_hash_has_a_bit_for_each_step_to_a_brighter_value() -> None:
+    image = np.zeros((64, 90, 3), np.uint8)
+    assert difference_hash(image) == 0
+    image[:, 50:] = 200
+    assert difference_hash(image).bit_count() == 8  # one step in each of 8 rows
 
 
 def test_groups_are_joined_through_their_members() -> None:

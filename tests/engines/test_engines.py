@@ -144,6 +144,34 @@ def test_auto_says_what_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_provider("cpu") == Choice("cpu", {})
 
 
+@pytest.mark.parametrize(
+    ("target", "provider", "reason"),
+    [
+        ("cpu", "cuda", "no int8 convolutions on CUDA"),
+        ("tensorrt", "cuda", "no int8 convolutions on CUDA"),
+        ("tensorrt", "cpu", "quantised for TensorRT: export it with cloudrt-export --int8-target cpu"),
+        ("tensorrt", "openvino", "quantised for TensorRT"),
+        ("cpu", "tensorrt", "does not support asymmetric int8"),
+    ],
+)
+def test_a_provider_that_would_emulate_int8_is_refused(
+    monkeypatch: pytest.MonkeyPatch, target: str, provider: str, reason: str
+) -> None:
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda _: None)  # as if everything worked here
+    with pytest.raises(ProviderError, match=reason):
+        choose_provider(provider, Artifact(precision="int8", int8_target=target))
+
+
+def test_auto_skips_providers_that_would_emulate_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda _: None)
+    choice = choose_provider("auto", Artifact(precision="int8", int8_target="cpu"))
+    assert choice.provider == "cpu"
+    assert "fp16 artifact" in choice.passed_over["cuda"]
+    assert choose_provider("auto", Artifact(precision="fp16")).provider == "cuda"
+    with pytest.raises(ProviderError, match="no provider here runs this artifact"):
+        choose_provider("auto", Artifact(precision="int8", int8_target="tensorrt"))
+
+
 def test_a_session_in_another_provider_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If CUDA cannot be loaded, ONNX Runtime uses the CPU without an error; the engine detects this and fails."""
     real = onnxruntime.InferenceSession
@@ -214,7 +242,6 @@ def test_widening_keeps_the_answers_and_drops_fp16(batch: NDArray[np.uint8]) -> 
 
 
 def test_fp16_in_openvino_is_the_widened_graph(batch: NDArray[np.uint8]) -> None:
-    """The same graph as that of the fp32 artifact, so never slower."""
     pytest.importorskip("openvino")
     half = tiny_model(SIZE, LABELS, precision="fp16")
     with open_engine(half, "openvino", len(batch)) as engine, open_engine(widen(half), "openvino", len(batch)) as wide:

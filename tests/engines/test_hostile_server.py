@@ -85,7 +85,7 @@ def run(server: Hostile, reply: Reply, path: str = "/v2/models/tiny/infer", time
     return str(caught.value)
 
 
-def is_one_line(text: str, url: str) -> bool:
+def is_one_line_with_url(text: str, url: str) -> bool:
     return url in text and "\n" not in text and len(text) < 500
 
 
@@ -100,7 +100,7 @@ def test_the_description_of_a_model(hostile: Hostile, name: str, path: str) -> N
         return
     with pytest.raises(ProviderError, match=words) as caught:
         connect(asks)
-    assert is_one_line(str(caught.value), hostile.url)
+    assert is_one_line_with_url(str(caught.value), hostile.url)
     assert hostile.asked[path] == 1 + (name in IDLE and path.endswith("config"))
 
 
@@ -108,7 +108,7 @@ def test_the_description_of_a_model(hostile: Hostile, name: str, path: str) -> N
 def test_the_response_to_a_batch(hostile: Hostile, name: str) -> None:
     reply, words = (ANYWHERE | TENSORS)[name]
     error = run(hostile, reply, timeout_s=LIMITS_S.get(name, 60))
-    assert is_one_line(error, hostile.url)
+    assert is_one_line_with_url(error, hostile.url)
     assert hostile.asked["/v2/models/tiny/infer"] == (2 if name in AGAIN else 1) + (name in IDLE), error
     assert re.search(words, error), error
 
@@ -122,7 +122,7 @@ def test_the_description_of_the_server(hostile: Hostile, name: str) -> None:
 
 def test_a_server_that_is_too_busy_is_asked_again_whatever_it_sends(hostile: Hostile) -> None:
     error = run(hostile, raw(b"HTTP/1.1 503 Busy\r\n\r\n", bytes(1 << 16)))
-    assert "no server has answered after 2 attempts" in error and is_one_line(error, hostile.url)
+    assert "no server has answered after 2 attempts" in error and is_one_line_with_url(error, hostile.url)
     assert hostile.asked["/v2/models/tiny/infer"] == 2
 
 
@@ -230,4 +230,4 @@ def test_grpc(model: Path, change: Callable[[Any], object], words: str) -> None:
         described = connect(RemoteOptions((url,), "tiny", rules=str(model), attempts=3))
         with RemoteEngine(described, BATCH) as engine, pytest.raises(ProviderError, match=words) as caught:
             engine.run(np.zeros((BATCH, *SIZE, 3), np.uint8))
-    assert is_one_line(str(caught.value), url)
+    assert is_one_line_with_url(str(caught.value), url)

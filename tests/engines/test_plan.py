@@ -138,7 +138,7 @@ def test_a_provider_that_disagrees_only_runs_on_request(monkeypatch: pytest.Monk
 
 
 @needs_openvino
-def test_local_providers_agree_on_every_precision() -> None:
+def test_local_providers_agree_on_fp32_and_fp16_artifacts() -> None:
     for precision in ("fp32", "fp16"):
         model = tiny_model(labels=SMALL_GRIDS, precision=precision)
         trial = ProviderTrial(model, parse_artifact(model, "m"), 2)

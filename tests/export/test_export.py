@@ -30,7 +30,7 @@ from cloudrt.masks.postprocess import Rule
 from cloudrt.model.artifact import read_artifact
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.network import InferenceGraph
-from cloudrt.model.parity import TOLERANCES, Parity, Tolerances
+from cloudrt.model.parity import TOLERANCES, Tolerances
 from cloudrt.system.files import sha256
 
 
@@ -182,17 +182,6 @@ def test_mistakes_are_refused_without_rules(raw: ExportSource, tmp_path: Path, m
     with pytest.raises(ParityError, match="mean difference"):
         export(wrong, tmp_path / "raw.onnx", Target("fp32"))
     assert not list(tmp_path.iterdir())
-
-
-def test_faults_name_each_figure() -> None:
-    bad = Parity(4, "scenes", 255, float("nan"), 0.5, 0.2, 0.4, ("a.jpg",))
-    faults = bad.faults(Tolerances(0.5, 0.995))
-    assert [fault.partition(":")[0] for fault in faults] == [
-        "mean difference, levels of 1/255",  # nan exceeds every tolerance
-        "Dice between the submissions",
-        "rows empty in one submission only",
-    ]
-    assert Parity(4, "scenes", 1, 0.1, 0.0, 1.0, 0.0, ()).faults(Tolerances(0.5, 0.995)) == []
 
 
 def test_calibration_folder(checkpoint: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from cloudrt.export.graph import simplify, trace
 from cloudrt.export.layers import layers_of
 from cloudrt.export.source import ExportSource
 from onnx import helper
+from support.files import file_size_limit
 
 from cloudrt.cli.export import export as command
 from cloudrt.errors import DataError
@@ -95,15 +96,10 @@ def test_a_network_that_cannot_be_exported_is_one_line(source: ExportSource, mon
 
 def run_limited(words: list[str], largest: int) -> subprocess.CompletedProcess[str]:
     """Run cloudrt-export with a limit on the size of files, at which writes fail as on a full disk."""
-
-    def limit() -> None:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
-
     environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", "from cloudrt.cli import export; export()", *words]
-    return subprocess.run(command, env=environment, preexec_fn=limit, capture_output=True, text=True, check=False)
+    with file_size_limit(largest):  # the process inherits it
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of file sizes")

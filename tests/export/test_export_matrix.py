@@ -16,6 +16,7 @@ import torch
 from cloudrt.export.export import Target, export
 from cloudrt.export.layers import layers_of
 from cloudrt.export.source import ExportSource
+from support.networks import update_batchnorm
 
 from cloudrt.engines.choice import open_engine
 from cloudrt.labels import Labels
@@ -38,14 +39,11 @@ CASES = [
 
 
 def make(path: Path, architecture: str, encoder: str) -> Checkpoint:
-    """A checkpoint with random weights and BatchNorm statistics of images; otherwise deep networks are constant."""
+    """Write and return a checkpoint with random weights and updated statistics of BatchNorm."""
     torch.manual_seed(0)
     config = NetworkConfig(architecture, encoder, {}, (64, 96), labels=SMALL)
     network = build_network(config)
-    network.train()
-    with torch.no_grad():
-        for _ in range(3):
-            network(torch.randn(4, 3, 64, 96))
+    update_batchnorm(network)
     checkpoint = Checkpoint(config, network.state_dict(), (), 0.5, 1)
     checkpoint.save(path)
     return checkpoint

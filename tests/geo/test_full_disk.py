@@ -80,10 +80,9 @@ def test_an_output_that_does_not_fit(
 def test_a_journal_that_does_not_fit(name: str, days: Path, model: Path, tmp_path: Path) -> None:
     whole, output = tmp_path / "whole" / name, tmp_path / "full" / name
     assert CliRunner().invoke(infer, words(days, model, whole)).exit_code == 0
-    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))"
-    code += "; from cloudrt.cli import infer; infer()"
-    command = [sys.executable, "-c", code, *words(days, model, output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", "from cloudrt.cli import infer; infer()", *words(days, model, output)]
+    with file_size_limit(4000):  # the process inherits it
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert f"{name}.journal: File too large" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert [path.name for path in output.parent.iterdir()] == [f"{name}.journal"]

@@ -174,7 +174,7 @@ def test_other_reference_systems_become_longitude_and_latitude(model: Path, tmp_
         assert file.crs == "EPSG:32620" and file.transform.a == pytest.approx(2 * metres)
 
 
-def test_the_command(model: Path, tmp_path: Path) -> None:
+def test_bounds_of_the_command_place_an_image(model: Path, tmp_path: Path) -> None:
     image = write_scene(tmp_path / "in", 5, name="b.png")
     words = ["infer", str(image), "-m", str(model), "--provider", "cpu", "--batch-size", "4"]
     output = str(tmp_path / "b.geojson")

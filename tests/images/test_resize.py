@@ -103,7 +103,7 @@ def test_arrays_and_other_files_are_reduced_like_a_jpeg(size: tuple[int, int], e
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_long_image_is_reduced_in_bands(turned: bool) -> None:
-    """The bands of a long image are what its parts are reduced to by themselves; memory is about that of the image."""
+    """The bands of a long image equal its parts, reduced one by one; memory is less than three times the image's."""
     pixels = np.random.default_rng(0).integers(0, 256, (100, 60_400, 3), np.uint8)
     parts = [reduce(pixels[:, begin : begin + 400], (64, 96)) for begin in range(0, 60_400, 400)]
     expected = np.concatenate(parts, axis=1)

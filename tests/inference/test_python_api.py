@@ -34,7 +34,7 @@ def segmenter(model: Path) -> cloudrt.Segmenter:
     return cloudrt.Segmenter(model, provider="cpu", batch_size=2, threads=1)
 
 
-def test_one_input_is_as_good_as_a_list(segmenter: cloudrt.Segmenter, images: Path) -> None:
+def test_one_input_gives_the_results_of_a_list(segmenter: cloudrt.Segmenter, images: Path) -> None:
     several = list(segmenter.predict(sorted(images.iterdir())))
     folder = list(segmenter.predict(str(images)))
     assert [one.image for one in folder] == ["0.jpg", "1.jpg", "2.jpg"]
@@ -83,7 +83,7 @@ def test_an_image_that_pil_cannot_read_fails_alone(segmenter: cloudrt.Segmenter,
     assert sound.error is None and sound.source == images / "1.jpg"
 
 
-def test_neither_library_is_imported() -> None:
+def test_torch_pil_and_pandas_are_not_imported() -> None:
     script = (
         "import sys, cloudrt, numpy as np\n"
         "from cloudrt.images.image import to_array\n"

@@ -112,7 +112,7 @@ def test_inputs_and_paths_are_texts_or_paths(images: Path, model: Path, tmp_path
     assert (tmp_path / "stats.json").is_file()
 
 
-def test_the_defaults_are_the_commands(
+def test_defaults_of_model_output_and_provider(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """./model.onnx, submission.csv, `auto`; and existing files are replaced only on request."""

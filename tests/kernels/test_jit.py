@@ -1,4 +1,4 @@
-"""The cache of the kernels' machine code: one folder per version, with checksums, or none if it cannot be written."""
+"""Compiled kernels release the lock; their cache: one folder per version, with checksums, or none if not writable."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
-import cloudrt
+import cloudrt.kernels
 
 SCRIPT = """
 import sys
@@ -93,3 +95,10 @@ def test_a_changed_kernel_is_compiled_again(tmp_path: Path) -> None:
     assert "start + 1)" in text
     digits.write_text(text.replace("start + 1)", "start + 2)"))
     assert run(script, tmp_path / "cache")[0] == "2 1 73 1 144 1"
+
+
+def test_every_kernel_releases_the_interpreter_lock() -> None:
+    modules = [import_module(f"cloudrt.kernels.{one.name}") for one in iter_modules(cloudrt.kernels.__path__)]
+    kernels = [value for module in modules for value in vars(module).values() if hasattr(value, "py_func")]
+    assert len(kernels) > 15
+    assert all(kernel.targetoptions["nogil"] for kernel in kernels)

@@ -17,7 +17,7 @@ from support.shapes import MASKS
 
 from cloudrt.errors import RleError
 from cloudrt.labels import Labels
-from cloudrt.masks.rle import rle_decode, rle_encode, rle_to_submit_grid
+from cloudrt.masks.rle import pack_mask, rle_decode, rle_encode, rle_to_submit_grid, unpack_mask
 
 # pycocotools 2.0.11 warns with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -80,6 +80,16 @@ def test_masks_of_other_types_and_layouts(dtype: type[np.generic]) -> None:
         assert rle_encode(same) == expected
     negative = np.array([[-1, 0], [0, -1]], np.int8)
     assert rle_encode(negative) == "1 1 4 1"
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_pack_and_unpack(name: str) -> None:
+    mask = MASKS[name]
+    bits = pack_mask(mask)
+    assert bits.shape == ((mask.size + 7) // 8,) and bits.dtype == np.uint8
+    assert np.array_equal(unpack_mask(bits, mask.shape), mask)
+    assert np.array_equal(pack_mask(np.asfortranarray(mask)), bits)
+    assert np.array_equal(np.unpackbits(bits)[: mask.size], mask.T.flatten())  # bits lie in RLE order
 
 
 def test_worked_example() -> None:

@@ -23,7 +23,7 @@ def blob(level: int, area: int = 20) -> NDArray[np.uint8]:
     return levels
 
 
-def ruled(levels: NDArray[np.uint8], rule: Rule, presence: int | None = None) -> bool:
+def is_kept(levels: NDArray[np.uint8], rule: Rule, presence: int | None = None) -> bool:
     """Return whether the rule keeps the map: its text is empty or that of the whole map."""
     outputs = None if presence is None else np.array([presence], np.uint8)
     (text,) = apply_rules(levels[None], [rule], outputs)
@@ -33,11 +33,11 @@ def ruled(levels: NDArray[np.uint8], rule: Rule, presence: int | None = None) ->
 
 def test_gate_counts_the_pixels_above_its_threshold() -> None:
     levels = blob(180)
-    assert ruled(levels, Rule(100, 0, gate_threshold=179, gate_pixels=20))
-    assert not ruled(levels, Rule(100, 0, gate_threshold=179, gate_pixels=21))
-    assert not ruled(levels, Rule(100, 0, gate_threshold=180, gate_pixels=1))
-    assert ruled(levels, Rule(100, 0, gate_threshold=255, gate_pixels=0))
-    assert not ruled(levels, Rule(100, 0, gate_threshold=255, gate_pixels=1))
+    assert is_kept(levels, Rule(100, 0, gate_threshold=179, gate_pixels=20))
+    assert not is_kept(levels, Rule(100, 0, gate_threshold=179, gate_pixels=21))
+    assert not is_kept(levels, Rule(100, 0, gate_threshold=180, gate_pixels=1))
+    assert is_kept(levels, Rule(100, 0, gate_threshold=255, gate_pixels=0))
+    assert not is_kept(levels, Rule(100, 0, gate_threshold=255, gate_pixels=1))
     apart = blob(180)
     apart[10, 8] = 200  # the gate counts every pixel, whatever its component
     assert apply_rules(apart[None], [Rule(100, 5, 179, 21)]) == [reference.rle_encode(blob(180).T)]
@@ -45,16 +45,16 @@ def test_gate_counts_the_pixels_above_its_threshold() -> None:
 
 def test_presence_below_the_rule_empties_the_class() -> None:
     levels = blob(180)
-    assert ruled(levels, Rule(100, 0, presence=50), 50)
-    assert not ruled(levels, Rule(100, 0, presence=50), 49)
-    assert ruled(levels, Rule(100, 0, presence=0), 0)
-    assert ruled(levels, Rule(100, 0, presence=50))  # the artifact has no such output
+    assert is_kept(levels, Rule(100, 0, presence=50), 50)
+    assert not is_kept(levels, Rule(100, 0, presence=50), 49)
+    assert is_kept(levels, Rule(100, 0, presence=0), 0)
+    assert is_kept(levels, Rule(100, 0, presence=50))  # the artifact has no such output
 
 
 def test_rule_thresholds_and_areas_are_strictly_greater() -> None:
-    assert ruled(blob(101), Rule(100, 19))
-    assert not ruled(blob(100), Rule(100, 19))
-    assert not ruled(blob(101), Rule(100, 20))
+    assert is_kept(blob(101), Rule(100, 19))
+    assert not is_kept(blob(100), Rule(100, 19))
+    assert not is_kept(blob(101), Rule(100, 20))
 
 
 def test_each_class_has_its_own_rule() -> None:
@@ -167,7 +167,7 @@ def test_a_batch_of_many_calls_and_one_without_classes(monkeypatch: pytest.Monke
     assert postprocess_batch(np.zeros((2, 0, 4, 5), np.uint8), []) == [[], []]
 
 
-def test_a_batch_that_does_not_fit_is_refused() -> None:
+def test_batch_rules_and_presence_must_match() -> None:
     levels = batch(3, 2)
     for wrong in (
         (levels[0], RULES),
@@ -179,19 +179,6 @@ def test_a_batch_that_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(DataError):
             postprocess_batch(*wrong)
-
-
-def test_the_kernels_release_the_interpreter_lock() -> None:
-    from cloudrt.kernels import bits, digits, runs, sweep, text
-
-    kernels = [
-        value
-        for module in (bits, digits, runs, sweep, text)
-        for value in vars(module).values()
-        if hasattr(value, "py_func")
-    ]
-    assert len(kernels) > 15
-    assert all(kernel.targetoptions["nogil"] for kernel in kernels)
 
 
 def test_maps_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,8 @@ def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
         read_artifact(path)
 
 
-def test_weights_anywhere_on_the_disk_are_not_read(tmp_path: Path) -> None:
-    """The location would lead out of the folder; it is refused before anything is opened."""
+def test_weights_outside_the_folder_are_refused(tmp_path: Path) -> None:
+    """The location leads out of the folder of the artifact."""
     model = tiny_model(labels=SMALL_GRIDS)
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")

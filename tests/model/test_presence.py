@@ -11,7 +11,7 @@ from cloudrt.export.ensemble import Ensemble
 from cloudrt.export.export import Target, export
 from cloudrt.export.source import ExportSource, SourceOptions
 from numpy.typing import NDArray
-from support.networks import OPTIONS
+from support.networks import OPTIONS, update_batchnorm
 from support.tiny import SMALL_GRIDS
 
 from cloudrt.data.scenes import draw_scene
@@ -26,13 +26,11 @@ from cloudrt.model.parity import Tolerances
 
 
 def make(path: Path, presence: str, rules: tuple[Rule, ...] = (), seed: int = 0, top_k: int = 500) -> Checkpoint:
-    """A checkpoint of random weights whose BatchNorm has seen images."""
+    """Write and return a checkpoint with random weights and updated statistics of BatchNorm."""
     torch.manual_seed(seed)
     config = NetworkConfig("FPN", "resnet18", OPTIONS, (64, 96), labels=SMALL_GRIDS, presence=presence, top_k=top_k)
-    network = build_network(config).train()
-    with torch.no_grad():
-        for _ in range(3):
-            network(torch.randn(4, 3, 64, 96))
+    network = build_network(config)
+    update_batchnorm(network)
     checkpoint = Checkpoint(config, network.state_dict(), rules, 0.5, 1)
     checkpoint.save(path)
     return checkpoint

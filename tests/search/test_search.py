@@ -112,16 +112,6 @@ def test_progress_is_reported_once_per_image() -> None:
     assert told == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("name", MASKS)
-def test_masks_pack_and_unpack(name: str) -> None:
-    mask = MASKS[name]
-    bits = pack_mask(mask)
-    assert bits.shape == ((mask.size + 7) // 8,) and bits.dtype == np.uint8
-    assert np.array_equal(unpack_mask(bits, mask.shape), mask)
-    assert np.array_equal(pack_mask(np.asfortranarray(mask)), bits)
-    assert np.array_equal(np.unpackbits(bits)[: mask.size], mask.T.flatten())  # bits lie in RLE order
-
-
 @pytest.mark.parametrize(
     ("probability", "truth", "thresholds", "areas"),
     [

@@ -145,9 +145,8 @@ def test_kept_probabilities_give_the_same_bytes(model: Path, data: Path, tmp_pat
     names = tmp_path / "names.txt"
     names.write_text("3.jpg\n5.jpg\n")
     run(model, data, "--image-list", names, "-o", tmp_path / "c.onnx", "--save-probabilities", tmp_path / "two.npz")
-    result = run(
-        tmp_path / "two.npz", data, "-o", tmp_path / "two.json"
-    )  # the images of the file, not all of train.csv
+    # The images of the file, not all of train.csv.
+    result = run(tmp_path / "two.npz", data, "-o", tmp_path / "two.json")
     assert "Mean Dice of 2 images" in " ".join(result.stdout.split())
     rules = json.loads((tmp_path / "rules.json").read_text())
     found = read_artifact(tmp_path / "a.onnx").rules

@@ -120,7 +120,7 @@ def test_a_decoded_image_waits_no_longer_than_the_delay(model: Path, picture: by
         assert late.result().status == 422
 
 
-def test_a_full_queue_is_503_and_memory_is_bounded(model: Path, picture: bytes) -> None:
+def test_a_full_queue_is_503_until_a_request_is_answered(model: Path, picture: bytes) -> None:
     with held(model, queue=3) as (server, gate, _), ThreadPoolExecutor(3) as pool:
         accepted = post(pool, server, picture, 3)
         until(lambda: server.metric("cloudrt_requests_in_progress") == 3)

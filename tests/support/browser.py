@@ -1,4 +1,4 @@
-"""Headless Chromium, once per page: the page after its scripts have run, and a failure where a script fails."""
+"""Headless Chromium, started for each page: what a page contains after its scripts have run; script errors fail."""
 
 from __future__ import annotations
 

@@ -30,6 +30,8 @@ def two_nodes(site: Path | None = None) -> Iterator[Any]:
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         made = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
-        made.add_node(**NODE)
-        yield made
-        made.shutdown()
+        try:
+            made.add_node(**NODE)
+            yield made
+        finally:
+            made.shutdown()

@@ -102,7 +102,7 @@ ANYWHERE: dict[str, tuple[Reply, str]] = {
 }
 """Replies that are wrong for every request, and the words of the error."""
 
-first = "probability"
+FIRST = "probability"
 TENSORS: dict[str, tuple[Reply, str]] = {
     "no outputs": (as_json({"model_name": "tiny"}), "no list of outputs"),
     "outputs is a number": (tensors(lambda a: a.update(outputs=5)), "no list of outputs"),
@@ -122,7 +122,7 @@ TENSORS: dict[str, tuple[Reply, str]] = {
     "other batch": (tensors(lambda a: a["outputs"][0].update(shape=[1, 3, 90, 60])), r"\[1, 3, 90, 60\]"),
     "shape is a text": (tensors(lambda a: a["outputs"][0].update(shape="2")), "probability is 'UINT8' '2'"),
     "short size": (
-        tensors(lambda a: a["outputs"][0]["parameters"].update(binary_data_size=SIZES[first] - 1)),
+        tensors(lambda a: a["outputs"][0]["parameters"].update(binary_data_size=SIZES[FIRST] - 1)),
         "expected 32400 of uint8|beyond its tensors",
     ),
     "no size": (
@@ -151,18 +151,18 @@ TENSORS: dict[str, tuple[Reply, str]] = {
     "header is larger than the body": (tensors(Inference_Header_Content_Length="99999999"), "-Length is '99999999'"),
     **{
         f"data of {name}": (
-            as_json({"outputs": [{"name": first, "datatype": "UINT8", "shape": SHAPES[first], "data": data}]}),
+            as_json({"outputs": [{"name": FIRST, "datatype": "UINT8", "shape": SHAPES[FIRST], "data": data}]}),
             "probability",
         )
         for name, data in {
-            "text": "x" * SIZES[first],
-            "texts": ["1"] * SIZES[first],
-            "texts of different length": ["1" * 100_000, *"1" * (SIZES[first] - 1)],
-            "floats": [0.5] * SIZES[first],
-            "booleans": [True] * SIZES[first],
-            "large numbers": [256] * SIZES[first],
-            "very large numbers": [10**30] * SIZES[first],
-            "negative numbers": [-1] * SIZES[first],
+            "text": "x" * SIZES[FIRST],
+            "texts": ["1"] * SIZES[FIRST],
+            "texts of different length": ["1" * 100_000, *"1" * (SIZES[FIRST] - 1)],
+            "floats": [0.5] * SIZES[FIRST],
+            "booleans": [True] * SIZES[FIRST],
+            "large numbers": [256] * SIZES[FIRST],
+            "very large numbers": [10**30] * SIZES[FIRST],
+            "negative numbers": [-1] * SIZES[FIRST],
             "too few": [1],
             "uneven lists": [[1], [2, 3]],
             "objects": {"a": 1},

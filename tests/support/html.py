@@ -62,11 +62,11 @@ class Names(HTMLParser):
         if tag == "html" and not values.get("lang"):
             self.wrong.append("no language")
         if tag == "img" and not values.get("alt"):
-            self.wrong.append("an image without a text")
+            self.wrong.append("an image without an alternative text")
         if tag == "svg" and not (values.get("aria-label") or values.get("aria-hidden") == "true"):
-            self.wrong.append("a drawing without a text")
+            self.wrong.append("a drawing without a label")
         if tag == "th" and not values.get("scope"):
-            self.wrong.append("a heading of no row or column")
+            self.wrong.append("a header cell without a scope")
         if tag in ("h1", "h2", "h3", "h4"):
             level = int(tag[1])
             if level > self.level + 1:

@@ -1,4 +1,4 @@
-"""Commands in processes that SIGKILL ends at a chosen change of a file."""
+"""Run commands in a process, and kill it (SIGKILL) at a chosen change of a file."""
 
 from __future__ import annotations
 

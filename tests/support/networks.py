@@ -29,6 +29,14 @@ def make_checkpoint(
     return checkpoint
 
 
+def update_batchnorm(network: torch.nn.Module) -> None:
+    """Set the statistics of BatchNorm from three batches of noise; without them, deep networks are constant."""
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(4, 3, 64, 96))
+
+
 def probability(path: Path, image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The unrounded probability (N, C, H_out, W_out) of a checkpoint's network for (N, H, W, 3) images."""
     loaded = Checkpoint.load(path)

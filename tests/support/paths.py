@@ -10,6 +10,8 @@ ROOT = Path(__file__).parents[2]
 """The repository."""
 GOLDEN = ROOT / "tests" / "golden"
 """Files of earlier formats; see its README.md."""
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+"""The README and the pages of the docs."""
 
 
 def setup_config() -> ConfigParser:

@@ -88,7 +88,7 @@ JPEGS: dict[str, Callable[[], bytes]] = {
     "EXIF, transversed": lambda: encoded("JPEG", orientation=7),
     "EXIF, turned left": lambda: encoded("JPEG", "L", orientation=8),
     "EXIF after long comments": lambda: with_comments(encoded("JPEG", orientation=6)),
-    "EXIF after markers without a length": lambda: behind(encoded("JPEG", orientation=6), b"\xff\xd0\xff\x01"),
+    "EXIF after markers without a length": lambda: with_markers(encoded("JPEG", orientation=6), b"\xff\xd0\xff\x01"),
     "trailing data": lambda: encoded("JPEG") + b"a trailer that some cameras write",
 }
 OTHERS: dict[str, Callable[[], bytes]] = {
@@ -124,7 +124,7 @@ OTHERS: dict[str, Callable[[], bytes]] = {
 FILES = JPEGS | OTHERS
 
 
-def behind(jpeg: bytes, markers: bytes) -> bytes:
+def with_markers(jpeg: bytes, markers: bytes) -> bytes:
     """Insert markers after the first one."""
     return jpeg[:2] + markers + jpeg[2:]
 

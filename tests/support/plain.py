@@ -1,4 +1,4 @@
-"""The results of plain code, without cloudrt's pipeline and kernels; and images for it."""
+"""Masks from ONNX Runtime, OpenCV and NumPy alone, as a reference for the pipeline; and images for them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,6 @@ from cloudrt.system.versions import VERSION
 
 WHEEL = f"dist/cloudrt-{VERSION}-py3-none-any.whl"
 """What `pip wheel` builds."""
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(
     r"(?:^ *<!-- (?:not run here: (?P<excuse>[^>]+?)|exit status (?P<status>\d+)) -->\n)?"
     r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$",
@@ -133,7 +132,7 @@ def run(line: str, words: list[str], status: int) -> None:
             shutil.rmtree(rest[0], ignore_errors=True)  # the page makes it
         result = CliRunner().invoke(main, [name, *rest, *extra])
         if name == "train" and "--resume" in rest and result.exit_code == 2:
-            assert "is finished" in result.output  # no pipe closed it early here
+            assert "is finished" in result.output  # here, no closed pipe has stopped the run before
             return
         assert result.exit_code == status, f"{line}\n{result.output}\n{result.exception!r}"
     elif words[0] == "unzip":

@@ -75,7 +75,7 @@ class ErrorString:
         return {2: b"out of memory", 719: b"unspecified launch failure"}[status]
 
 
-def test_a_copy_is_one_call_on_a_stream_of_its_own() -> None:
+def test_a_copy_is_one_call_on_a_non_blocking_stream() -> None:
     library = Cudart()
     device = CudaDevice(3, library)
     assert device.place == ("cuda", 3)
@@ -83,6 +83,7 @@ def test_a_copy_is_one_call_on_a_stream_of_its_own() -> None:
     source, target = arena.empty((2, 5)), arena.empty((2, 5))
     source[:] = np.arange(10).reshape(2, 5)
     stream = device.open_stream()
+    assert library.calls[-1] == ("stream", 1)  # cudaStreamNonBlocking
     library.calls.clear()
     device.copy(target.ctypes.data, source.ctypes.data, source.nbytes, stream)
     device.wait(stream)

@@ -1,4 +1,4 @@
-"""The bounded map: order, laziness, a bounded number in flight, what is cancelled; and the pace of handing over."""
+"""The bounded map: order, laziness, a bounded number in flight, what is cancelled; and `Pace`."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
-from cloudrt.cli.infer import infer
 from cloudrt.system.statistics import PipelineStats, StageStats, memory, peak_memory
 
 
@@ -81,27 +77,6 @@ def test_memory_is_that_of_the_process() -> None:
     assert (peak_memory() or 0) > now + 150
     assert block.sum() > 0
     assert memory(Path("gone")) is None
-
-
-def test_the_command_writes_statistics(tmp_path: Path) -> None:
-    model = tiny_artifact(tmp_path / "model.onnx", (64, 96), SMALL_GRIDS)
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(9):
-        write_jpeg(folder / f"{number}.jpg", number)
-    (folder / "bad.jpg").write_bytes(b"no image")
-    words = [folder, "-m", model, "-o", tmp_path / "s.csv", "--stats", tmp_path / "stats.json", "--provider", "cpu"]
-    done = CliRunner().invoke(infer, [str(word) for word in [*words, "--batch-size", "4"]])
-    assert done.exit_code == 1, done.output
-    values = json.loads((tmp_path / "stats.json").read_text())
-    assert (values["images"], values["failed"], values["identity"]["batch_size"]) == (10, 1, 4)
-    assert [values["stages"][name]["count"] for name in ("decode", "infer", "postprocess")] == [10, 3, 9]
-    assert values["limiting_stage"] in values["stages"]
-    for stage in values["stages"].values():
-        latency = stage["latency_ms"]
-        assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
-        assert stage["busy_s"] <= stage["threads"] * values["elapsed_s"] * 1.01
-    assert "bottleneck" in done.output
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no Linux")

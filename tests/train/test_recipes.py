@@ -18,6 +18,10 @@ RECIPES = sorted((ROOT / "train" / "recipes").glob("*.sh"))
 COMMANDS: dict[str, click.Command] = {"cloudrt-train": train, "cloudrt-export": export, "cloudrt tune": tune}
 
 
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid_commands(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()

@@ -1,4 +1,4 @@
-"""Training: the samples, the loop, its files, networks and checkpoints; the same seed gives the same run."""
+"""Training: the samples, the loop, its files and checkpoints; the same seed gives the same run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from cloudrt.train.cache import open_cache
+from cloudrt.train.config import default_input_size
 from cloudrt.train.dataset import CloudDataset, Feed
 from cloudrt.train.loop import train
 from cloudrt.train.losses import build_loss
@@ -23,6 +23,7 @@ from support.training import SMALL
 from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
 from cloudrt.images.image import load_image
+from cloudrt.labels import CLOUDS, Labels
 from cloudrt.masks.rle import unpack_mask
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.network import InferenceGraph, build_network
@@ -191,7 +192,7 @@ def test_a_loss_that_is_nan_stops_the_run(scenes: Path, cached: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("encoder", NOTEBOOK_ENCODERS)
-def test_notebook_encoders_take_a_step(encoder: str) -> None:
+def test_notebook_encoders_give_logits_and_gradients(encoder: str) -> None:
     config = NetworkConfig("FPN", encoder, {}, (64, 64))
     network = build_network(config)
     logits = network(torch.zeros(2, 3, 64, 64))
@@ -200,51 +201,24 @@ def test_notebook_encoders_take_a_step(encoder: str) -> None:
     assert next(network.parameters()).grad is not None
 
 
-@pytest.mark.parametrize("architecture", ["Unet", "DeepLabV3Plus", "UPerNet"])
-def test_other_architectures(architecture: str) -> None:
-    network = build_network(NetworkConfig(architecture, "resnet18", {}, (64, 96))).eval()
-    assert network(torch.zeros(1, 3, 64, 96)).shape == (1, 4, 64, 96)
-
-
-def test_unknown_names_suggest_near_ones() -> None:
-    with pytest.raises(DataError, match="resnet50"):
-        build_network(NetworkConfig("FPN", "resnet5", {}, (64, 64)))
-    with pytest.raises(DataError, match="fpn"):
-        build_network(NetworkConfig("FNP", "resnet18", {}, (64, 64)))
-    with pytest.raises(DataError, match="no argument of FPN"):
-        build_network(NetworkConfig("FPN", "resnet18", {"no_such": 1}, (64, 64)))
-    with pytest.raises(DataError, match="multiples of 32"):
-        NetworkConfig(input_size=(100, 96))
-
-
-def test_graph_equals_numpy() -> None:
-    """The inference graph against numpy and OpenCV: normalise, resize, sigmoid, no-data, round, transpose."""
-
-    class Channels(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cat([x, x[:, :1] - 1], dim=1)
-
-    rng = np.random.default_rng(0)
-    image = cv2.GaussianBlur(rng.integers(40, 255, (2, 64, 96, 3), np.uint8)[0], (0, 0), 3)
-    image[:, :30] = 0
-    config = NetworkConfig(input_size=(64, 96), subtract_no_data=True)
-    found = InferenceGraph(Channels(), config).eval()(torch.from_numpy(image[None])).numpy()[0]
-    logits = (image.astype(np.float32) - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
-    logits = np.concatenate([logits, logits[..., :1] - 1], axis=2)
-    large = np.stack([cv2.resize(logits[..., c], (525, 350), interpolation=cv2.INTER_LINEAR) for c in range(4)])
-    wanted = np.rint(255 / (1 + np.exp(-large)))
-    edge = round(30 / 96 * 525)
-    wanted[:, :, :edge] = 0
-    difference = np.abs(found.transpose(0, 2, 1).astype(int) - wanted)
-    assert found.shape == (4, 525, 350)
-    assert difference[:, :, : edge - 6].max() == 0
-    assert difference[:, :, edge + 6 :].max() <= 1
-
-
 def test_bad_configurations() -> None:
     for change in ({"epochs": 0}, {"loss": "no"}, {"encoder_lr": 0.0}, {"validation_share": 1.0}, {"workers": -1}):
         with pytest.raises(DataError):
             replace(SMALL, **change)
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"),
+    [
+        (CLOUDS.label_grid, (320, 640)),
+        ((256, 1600), (192, 1120)),
+        ((1024, 1024), (448, 448)),
+        ((101, 101), (96, 96)),
+        ((20, 30), (32, 32)),
+    ],
+)
+def test_the_input_size_follows_the_data(grid: tuple[int, int], size: tuple[int, int]) -> None:
+    assert default_input_size(Labels(("a",), grid, grid)) == size
 
 
 def test_mixed_precision_on_a_cpu(scenes: Path, cached: Path, tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from support import training
 from support.files import file_size_limit
 from support.training import interrupt_after, toy_cache, train_arguments
 
-from cloudrt.cli.explore import explore
 from cloudrt.cli.train import train as command
 from cloudrt.errors import DataError
 from cloudrt.model.checkpoint import Checkpoint
@@ -224,17 +223,3 @@ def test_a_full_disk_leaves_no_partial_file(scenes: Path, cached: Path, tmp_path
     with file_size_limit(1_000_000), pytest.raises(OSError, match="File too large"):
         train(SMALL, scenes, tmp_path, cached)
     assert not list(tmp_path.glob(".*.part"))
-
-
-@pytest.mark.parametrize("name", ["train.csv", "data.json", "train_images/x.html"])
-@pytest.mark.parametrize("option", ["--output", "--findings"])
-def test_explore_never_replaces_what_it_reads(scenes: Path, tmp_path: Path, name: str, option: str) -> None:
-    shutil.copytree(scenes, tmp_path / "data")
-    target = tmp_path / "data" / name
-    before = target.read_bytes() if target.exists() else None
-    others = [] if option == "--output" else ["-o", str(tmp_path / "page.html")]
-    done = CliRunner().invoke(explore, [str(tmp_path / "data"), option, str(target), "--overwrite", *others])
-    assert done.exit_code == 2
-    assert "would be replaced" in done.output or "belongs to the data set" in done.output
-    assert (target.read_bytes() if target.exists() else None) == before
-    assert not (tmp_path / "page.html").exists()
