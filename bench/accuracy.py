@@ -121,6 +121,11 @@ def measure_accuracy(
         Number of rounds if the images make a single chunk; more images run once.
     advance
         Called `rounds(models, files, repeat)` times: after each turn, and for the turns of ways that cannot run.
+
+    Raises
+    ------
+    DataError
+        No model runs in any provider.
     """
     labels = read_artifact(models[0]).labels
     chunks = _split(files, repeat)
@@ -128,6 +133,8 @@ def measure_accuracy(
         segmenters, skipped = _open(models, stack)
         for _ in range((1 + len(chunks)) * len(skipped)):
             advance()
+        if not segmenters:
+            raise DataError(f"no model runs: {next(f'{way}: {reason}' for way, reason in skipped.items())}")
         names = list(segmenters)
         seconds: list[list[float]] = [[] for _ in names]
         tables: list[Table] = [{} for _ in names]

@@ -116,7 +116,7 @@ def _train(
         if state is None:
             own = [folder / name for name in (*RUN_RESULTS, *CROSS_RESULTS)]
             for old in (*replaces, *own, *folder.glob("fold-[0-9]*")):
-                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
         with replacing(folder / "config.json") as path:
             stored = config.to_dict() | {"data": str(data), "network": begun.config.to_dict()}
             path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")

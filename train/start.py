@@ -18,7 +18,7 @@ from torch import nn
 
 from cloudrt.errors import DataError
 from cloudrt.labels import Labels
-from cloudrt.model.checkpoint import Checkpoint, read_tensors
+from cloudrt.model.checkpoint import Checkpoint, is_finite, read_tensors
 from cloudrt.model.network import build_network
 from cloudrt.model.network_config import NetworkConfig
 
@@ -124,8 +124,8 @@ def start(config: TrainConfig, labels: Labels, state: dict[str, Any] | None = No
     Raises
     ------
     DataError
-        The checkpoint `config.init` has another encoder; see also `build_network`, `find_weights`, `read_weights` and
-        `load_encoder`.
+        The checkpoint `config.init` has another encoder, or weights that are not finite; see also `build_network`,
+        `find_weights`, `read_weights` and `load_encoder`.
     ArtifactError
         See `Checkpoint.load`.
     """
@@ -165,6 +165,9 @@ def _take(network: nn.Module, weights: dict[str, torch.Tensor], name: str) -> No
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     if any(key.startswith("encoder.") and key not in fitting for key in own):
         raise DataError(f"--init {name} has another encoder: use a checkpoint with the same --encoder")
+    bad = next((key for key, value in fitting.items() if not is_finite(value)), None)
+    if bad is not None:
+        raise DataError(f"--init {name}: {bad} contains NaN or infinity")
     network.load_state_dict(own | fitting)
     missing = sorted(set(own) - set(fitting))
     rest = f"; random: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}" if missing else ""

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cloudrt.errors import DataError
+from cloudrt.model.checkpoint import is_finite
 from cloudrt.model.network_config import IMAGENET_MEAN, IMAGENET_STD
 from cloudrt.system.files import sha256
 from cloudrt.system.versions import package_version
@@ -130,7 +131,7 @@ def load_encoder(network: nn.Module, encoder: str, weights: EncoderWeights) -> i
     Raises
     ------
     DataError
-        A tensor is missing or has another shape; the message names the first.
+        A tensor is missing, has another shape, or is not finite; the message names the first.
     """
     target = network.encoder
     assert isinstance(target, nn.Module)
@@ -145,6 +146,8 @@ def load_encoder(network: nn.Module, encoder: str, weights: EncoderWeights) -> i
         if found is None or found.shape != value.shape:
             shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
             raise DataError(f"{weights.source} does not fit {encoder}: {name} {tuple(value.shape)} is {shape} there")
+        if not is_finite(found):
+            raise DataError(f"{weights.source}: {name} contains NaN or infinity")
     nn.Module.load_state_dict(target, {name: by_name[_key(name)] for name in own}, strict=False)
     return len(own)
 

@@ -156,7 +156,7 @@ class Checkpoint:
             for name, value in self.weights.items()
             if name in own and value.is_floating_point() != own[name].is_floating_point()
         ]
-        faults += [f"{name} contains NaN or infinity" for name, value in self.weights.items() if not _finite(value)]
+        faults += [f"{name} contains NaN or infinity" for name, value in self.weights.items() if not is_finite(value)]
         if faults:
             more = f" ({len(faults)} such errors)" if len(faults) > 1 else ""
             raise ArtifactError(
@@ -198,5 +198,6 @@ def read_tensors(path: str | Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _finite(value: torch.Tensor) -> bool:
+def is_finite(value: torch.Tensor) -> bool:
+    """Return whether a tensor contains neither NaN nor infinity."""
     return not value.is_floating_point() or bool(torch.isfinite(value).all())

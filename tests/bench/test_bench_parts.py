@@ -138,6 +138,10 @@ def test_accuracy_is_the_competitions_dice(
     assert [len(way.timing.seconds) for way in chunked.ways] == [2, 2] and chunked.all_empty == found.all_empty
     assert [way.dice for way in chunked.ways] == [way.dice for way in found.ways]
     assert len(turns) == accuracy.rounds([model, half], files, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(accuracy, "WAYS", ("cuda",))
+        with pytest.raises(DataError, match=r"no model runs: .*cuda: "):
+            measure_accuracy([model], files, None, tmp_path, 1, lambda: None)
     without = measure_accuracy([half, model], files, None, tmp_path, 1, lambda: None)
     assert without.against == "model.onnx in ONNX Runtime CPU"  # the one in fp32
     assert without.ways[1].dice == 1 and without.ways[1].empty_mismatch == 0

@@ -54,6 +54,11 @@ def test_weights_that_cannot_be_taken_are_one_line(tmp_path: Path) -> None:
         start(config, CLOUDS)
     with pytest.raises(ArtifactError, match=r"gone.pth is missing"):
         start(replace(config, init="gone.pth"), CLOUDS)
+    made = make_checkpoint(tmp_path / "nan.pth")
+    made.weights["encoder.conv1.weight"][0, 0, 0, 0] = float("nan")
+    made.save(tmp_path / "nan.pth")
+    with pytest.raises(DataError, match=r"nan.pth: encoder.conv1.weight contains NaN"):
+        start(replace(config, init=str(tmp_path / "nan.pth")), CLOUDS)
 
 
 def test_the_command_takes_init(scenes: Path, cached: Path, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_overwriting_removes_the_earlier_run(
     for name in ("tensorboard/events", "fold-0/best.pth", "folds.json", "oof.npz"):  # of this and other earlier runs
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("of an earlier run")
+    (tmp_path / "fold-1").symlink_to(scenes)
     partial = partial_path(tmp_path / "state.pth").name
     (tmp_path / f"{partial.rpartition('-')[0]}-1.part").write_bytes(b"of a killed run")
     files._remove_leftovers.cache_clear()
@@ -74,6 +75,7 @@ def test_overwriting_removes_the_earlier_run(
     with pytest.raises(KeyboardInterrupt):
         train(replace(SMALL, seed=7), scenes, tmp_path, cached)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "held_out.txt", "state.pth", ".lock"}
+    assert (scenes / "train.csv").exists()
 
 
 def test_a_run_is_not_resumed_on_changed_data(

@@ -193,6 +193,7 @@ def test_wrong_files_name_the_first_mismatch(tmp_path: Path) -> None:
     few = dict(list(whole.items())[:6])
     refused({f"x{k}": v for k, v in few.items()}, "resnet18", r"it has 5 tensors, expected 100")
     refused({f"x{k}": v for k, v in whole.items()}, LITE0, r"neither by name nor by order: xconv1.weight")
+    refused(whole | {"conv1.weight": whole["conv1.weight"] / 0}, "resnet18", r"conv1.weight contains NaN or infinity")
 
 
 class Custom:
