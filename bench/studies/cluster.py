@@ -25,8 +25,9 @@ import click
 import numpy as np
 
 from cloudrt.cluster.execution import run_partitions
+from cloudrt.cluster.listing import ListedImage, cut
 from cloudrt.cluster.nodes import Share, connected, prepare
-from cloudrt.cluster.partitions import ListedImage, Partitions, cut
+from cloudrt.cluster.partitions import Partitions
 from cloudrt.cluster.storage import open_place
 from cloudrt.cluster.worker import Job
 from cloudrt.images.decoding import Input

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from cloudrt.cluster.checks import check_nodes
 from cloudrt.cluster.execution import Done, run_partitions, settle
-from cloudrt.cluster.listing import list_images
+from cloudrt.cluster.listing import cut, list_images
 from cloudrt.cluster.nodes import Share, connected, list_nodes, share_out
 from cloudrt.cluster.panoramas import are_appended, checked, prepare_checks
-from cloudrt.cluster.partitions import Counted, Partitions, cut
+from cloudrt.cluster.partitions import Counted, Partitions
 from cloudrt.cluster.storage import Place, is_uri, open_place
 from cloudrt.cluster.watch import watched
 from cloudrt.cluster.worker import Job

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from cloudrt.cluster.isolation import Ledger
+from cloudrt.cluster.listing import ListedImage, pack
 from cloudrt.cluster.nodes import Share, unwrapped
-from cloudrt.cluster.partitions import ListedImage, pack
 from cloudrt.cluster.worker import Job, Worker
 from cloudrt.engines.plan import Plan
 from cloudrt.inference.identity import Identity

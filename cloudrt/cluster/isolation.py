@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from cloudrt.cluster.partitions import ListedImage
+from cloudrt.cluster.listing import ListedImage
 from cloudrt.cluster.storage import StorageError
 from cloudrt.errors import CloudrtError
 from cloudrt.images.decoding import Input

@@ -1,14 +1,60 @@
-"""List the images of folders and object stores, with the keys and the order of `cloudrt.images.inputs`."""
+"""The images of a run, from folders and object stores, with the keys and the order of `cloudrt.images.inputs`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from cloudrt.cluster.partitions import ListedImage
 from cloudrt.cluster.storage import Place, is_uri, open_place
+from cloudrt.images.image import ImageFile, StoredImage
 from cloudrt.images.inputs import join, list_inputs, read_sample
 from cloudrt.labels import Labels
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """An image to predict.
+
+    Parameters
+    ----------
+    key
+        Key of its rows.
+    store
+        Number of the store that holds it; -1 for a local path.
+    path
+        Path in the store, or local path.
+    size
+        Size of the file in bytes; -1 if it is missing.
+    """
+
+    key: str
+    store: int
+    path: str
+    size: int
+
+    def source(self, stores: Sequence[Place]) -> ImageFile | StoredImage:
+        """Return the image as an input of `Segmenter`."""
+        if self.store < 0:
+            return ImageFile(self.key, Path(self.path))
+        place, path = stores[self.store], self.path
+        return StoredImage(self.key, lambda: place.read_image(path), lambda suffix: place.read_beside(path, suffix))
+
+
+def pack(images: Sequence[ListedImage]) -> bytes:
+    """Serialise images."""
+    return json.dumps([[one.key, one.store, one.path, one.size] for one in images]).encode()
+
+
+def unpack(data: bytes) -> list[ListedImage]:
+    """Return the images that `pack` serialised."""
+    return [ListedImage(*values) for values in json.loads(data)]
+
+
+def cut(images: Sequence[ListedImage], size: int) -> list[Sequence[ListedImage]]:
+    """Return partitions of `size` images; the last one may be smaller."""
+    return [images[begin : begin + size] for begin in range(0, len(images), size)]
 
 
 def list_images(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from cloudrt.cluster.partitions import ListedImage, Partitions
+from cloudrt.cluster.listing import ListedImage
+from cloudrt.cluster.partitions import Partitions
 from cloudrt.errors import DataError, ImageError
 from cloudrt.geo.tiling import Tiling, check_tiles
 from cloudrt.images.decoding import Input

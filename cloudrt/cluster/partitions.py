@@ -20,15 +20,15 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from cloudrt.cluster.listing import ListedImage
 from cloudrt.cluster.storage import Place, StorageError
 from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
-from cloudrt.images.image import ImageFile, StoredImage
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal_records import Record
 from cloudrt.inference.outputs import FORMATS, write_failures
@@ -42,50 +42,6 @@ READERS = 8
 """Number of partitions read concurrently while merging."""
 
 _OURS = re.compile(r"part-\d{5,}(\.failures)?\.(parquet|csv)|part-\d{5,}\.(places|sums)\.json|run\.json")
-
-
-@dataclass(frozen=True)
-class ListedImage:
-    """An image to predict.
-
-    Parameters
-    ----------
-    key
-        Key of its rows.
-    store
-        Number of the store that holds it; -1 for a local path.
-    path
-        Path in the store, or local path.
-    size
-        Size of the file in bytes; -1 if it is missing.
-    """
-
-    key: str
-    store: int
-    path: str
-    size: int
-
-    def source(self, stores: Sequence[Place]) -> ImageFile | StoredImage:
-        """Return the image as an input of `Segmenter`."""
-        if self.store < 0:
-            return ImageFile(self.key, Path(self.path))
-        place, path = stores[self.store], self.path
-        return StoredImage(self.key, lambda: place.read_image(path), lambda suffix: place.read_beside(path, suffix))
-
-
-def pack(images: Sequence[ListedImage]) -> bytes:
-    """Serialise images."""
-    return json.dumps([[one.key, one.store, one.path, one.size] for one in images]).encode()
-
-
-def unpack(data: bytes) -> list[ListedImage]:
-    """Return the images that `pack` serialised."""
-    return [ListedImage(*values) for values in json.loads(data)]
-
-
-def cut(images: Sequence[ListedImage], size: int) -> list[Sequence[ListedImage]]:
-    """Return partitions of `size` images; the last one may be smaller."""
-    return [images[begin : begin + size] for begin in range(0, len(images), size)]
 
 
 class Partitions:

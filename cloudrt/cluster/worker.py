@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cloudrt.cluster.isolation import PartitionState, Predictor, segment
+from cloudrt.cluster.listing import unpack
 from cloudrt.cluster.panoramas import PanoramaPredictor
-from cloudrt.cluster.partitions import Partitions, unpack
+from cloudrt.cluster.partitions import Partitions
 from cloudrt.cluster.storage import Place
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import ArtifactError, DataError, ProviderError

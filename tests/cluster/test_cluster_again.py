@@ -13,8 +13,9 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.infer import infer
 from cloudrt.cluster import driver
+from cloudrt.cluster.listing import ListedImage
 from cloudrt.cluster.nodes import Share
-from cloudrt.cluster.partitions import ListedImage, Partitions
+from cloudrt.cluster.partitions import Partitions
 from cloudrt.cluster.worker import Job
 from cloudrt.engines.plan import Plan
 from cloudrt.inference.identity import Identity

@@ -23,8 +23,9 @@ from support.tiny import SMALL_GRIDS, write_jpeg
 
 from cloudrt.cluster import watch
 from cloudrt.cluster.isolation import Ledger, PartitionState, segment
+from cloudrt.cluster.listing import ListedImage, cut, pack, unpack
 from cloudrt.cluster.nodes import ClusterError, Node, Share, _silent_start, connected, share_out, unwrapped
-from cloudrt.cluster.partitions import FORMAT, ListedImage, Partitions, cut, pack, unpack
+from cloudrt.cluster.partitions import FORMAT, Partitions
 from cloudrt.cluster.storage import Place, StorageError, open_place
 from cloudrt.errors import DataError, ImageError
 from cloudrt.geo.mask_grid import MaskGrid
