@@ -21,10 +21,11 @@ PACKAGES = (
 
 
 def machine() -> dict[str, str | int | float | None]:
-    """Return the CPU model, the cores that this process may use, the memory in GB and the system."""
+    """Return CPU model, instruction-set extensions, usable cores, memory in GB and system; see `Machine`."""
     found = describe_machine()
     return {
         "cpu": found.cpu,
+        "features": " ".join(found.features),
         "usable_cores": found.cores,
         "memory_gb": round(found.memory * 2**30 / 1e9, 1) or None,
         "system": f"{platform.system()} {platform.machine()}",

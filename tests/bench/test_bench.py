@@ -139,6 +139,8 @@ def test_the_table_and_the_file(model: Path, images: Path, tmp_path: Path) -> No
     # The two resize a small image differently, so the submissions are similar but not identical.
     assert 0.8 < done["agreement"]["dice"] <= 1
     assert done["machine"]["usable_cores"] >= 1
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    assert ("avx2" in done["machine"]["features"].split()) == ("avx2" in flags)
     assert {"cloudrt", "python", "numpy"} <= set(done["versions"])
 
 
@@ -226,8 +228,9 @@ def test_other_answers_are_an_error_and_no_file(
         (["MODEL", "--data", "bad"], "none of 1 images can be read"),
         (["MODEL", "--checkpoint", "nowhere.pth"], "nowhere.pth is missing"),
         (["MODEL", "--provider", "gpu"], "'gpu' is not one of"),
-        (["MODEL", "--output", "empty"], "is not a regular file"),
-        (["MODEL", "--output", "bench.html"], "both --output and the page"),
+        (["MODEL", "--output", "folder.json"], "is not a regular file"),
+        (["MODEL", "--output", "."], "must end in .json"),
+        (["MODEL", "--output", "bench.html"], "must end in .json"),
         (["MODEL", "--output", "bad/a.jpg/b.json"], "a.jpg is not a folder"),
         (["MODEL", "bad/a.jpg"], "a.jpg is not an ONNX model"),
         (["MODEL", "--baseline", "bad/a.jpg"], "a.jpg is not an ONNX model"),
@@ -240,7 +243,7 @@ def test_what_cannot_run_is_status_2_and_one_line(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("empty", "bad"):
+    for name in ("empty", "bad", "folder.json"):
         (tmp_path / name).mkdir()
     (tmp_path / "bad" / "a.jpg").write_text("no image")
     tiny_artifact(tmp_path / "other.onnx", (64, 96), Labels(("a", "b"), (64, 96), (32, 48)))

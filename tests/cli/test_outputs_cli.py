@@ -41,9 +41,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
         ("export best.pth -o new.onnx --json IMAGE --data data/train_images --overwrite", "is one of the images"),
         ("bench model.onnx -o bench.json", "bench.json exists: give another --output, or --overwrite"),
         ("bench model.onnx -o page/x.json", "page/x.html exists"),
-        ("bench model.onnx -o model.onnx --overwrite", "both MODEL 1 and --output"),
-        ("bench -o model.onnx --overwrite", "both the model and --output"),
-        ("bench --data data/train_images -o IMAGE --overwrite", "is one of the images"),
+        ("bench model.onnx -o model.json --overwrite", "both MODEL 1 and --output"),
+        ("bench -o model.json --overwrite", "both the model and --output"),
+        ("bench --data data/train_images -o image.json --overwrite", "is one of the images"),
         ("explore data -o new/", "--output new: the file name must end in .html"),
         ("explore data -o -", "--output -: the file name must end in .html"),
         ("explore data --findings f.html", "--findings f.html: the file name must end in .csv"),
@@ -91,6 +91,8 @@ def test_what_would_be_replaced_is_refused(
     (root / "in" / "p.html").symlink_to(root / "p.npz")
     shutil.copytree(root / "data", root / "runs" / "nested" / "fold-1")
     image = sorted((root / "data" / "train_images").iterdir())[0]
+    (root / "model.json").symlink_to("model.onnx")
+    (root / "image.json").symlink_to(image)
     before = contents(root)
     done = CliRunner().invoke(main, words.replace("IMAGE", str(image.relative_to(root))).split())
     assert (done.exit_code, said in done.output) == (2, True), done.output
