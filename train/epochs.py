@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cloudrt.errors import DataError
 from cloudrt.model.checkpoint import Checkpoint, write_tensors
 from cloudrt.model.network_config import NetworkConfig
 from cloudrt.system.progress import ProgressBar
@@ -85,6 +86,11 @@ class Run:
         The training and the validation.
     state
         The state of the run to continue, from `read_state`; None for a new run.
+
+    Raises
+    ------
+    DataError
+        The state does not fit the network or the optimiser.
     """
 
     def __init__(
@@ -96,7 +102,10 @@ class Run:
         self.best_dice = -1.0
         self.done = 0
         if state:
-            trainer.load_state_dict(state["trainer"])
+            try:
+                trainer.load_state_dict(state["trainer"])
+            except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
+                raise DataError(f"{self.folder / STATE} does not fit this training: use --overwrite") from error
             self.history, self.best_dice, self.done = state["history"], state["best_dice"], state["epoch"]
             logger.info("continuing: %d of %d epochs are complete", self.done, self.config.epochs)
         elif self.group.first:

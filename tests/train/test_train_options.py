@@ -24,12 +24,12 @@ from cloudrt.train.losses import build_loss
 from cloudrt.train.optimise import build_average, rate_factor
 from cloudrt.train.trainer import Trainer
 from cloudrt.train.validate import Validator
-from support.training import SMALL, TOGETHER, weights
+from support.training import SMALL, TOGETHER, interrupt_after, weights
 
 from cloudrt.cli.train import train as command
 from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
-from cloudrt.model.checkpoint import Checkpoint
+from cloudrt.model.checkpoint import Checkpoint, read_tensors, write_tensors
 from cloudrt.model.network import build_network
 from cloudrt.search.probabilities import Probabilities
 
@@ -88,6 +88,32 @@ def test_a_damaged_state_is_one_line(scenes: Path, cached: Path, tmp_path: Path)
     (tmp_path / "state.pth").write_bytes(b"torn")
     with pytest.raises(DataError, match=r"state\.pth is damaged: use --overwrite"):
         train(SMALL, scenes, tmp_path, cached, resume=True)
+
+
+def test_a_state_that_does_not_fit_is_one_line(
+    scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(SMALL, scenes, tmp_path, cached)
+    state = read_tensors(tmp_path / "state.pth")
+    trainer = state["trainer"]
+    network, optimizer = trainer["network"], trainer["optimizer"]
+    first = next(iter(network))
+    others: list[Any] = [
+        {key: value for key, value in trainer.items() if key != "scaler"},
+        trainer | {"network": {key: value for key, value in network.items() if key != first}},
+        trainer | {"network": network | {first: torch.zeros(3)}},
+        trainer | {"network": []},
+        trainer | {"optimizer": optimizer | {"param_groups": []}},
+        trainer | {"optimizer": ()},
+        [],
+    ]
+    for wrong in others:
+        write_tensors(tmp_path / "state.pth", state | {"trainer": wrong})
+        with pytest.raises(DataError, match=r"state\.pth does not fit this training: use --overwrite"):
+            train(SMALL, scenes, tmp_path, cached, resume=True)
 
 
 def test_two_processes_train_what_one_does_with_twice_the_batch(scenes: Path, cached: Path, tmp_path: Path) -> None:
