@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cloudrt.errors import DataError
 from cloudrt.model.checkpoint import Checkpoint, write_tensors
 from cloudrt.model.network_config import NetworkConfig
@@ -104,6 +106,8 @@ class Run:
         if state:
             try:
                 trainer.load_state_dict(state["trainer"])
+            except torch.OutOfMemoryError:  # the state is sound
+                raise
             except (RuntimeError, TypeError, KeyError, ValueError, AttributeError) as error:
                 raise DataError(f"{self.folder / STATE} does not fit this training: use --overwrite") from error
             self.history, self.best_dice, self.done = state["history"], state["best_dice"], state["epoch"]
