@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from threading import Condition, Lock
 from typing import Any
 
@@ -80,21 +80,20 @@ class EnginePool:
         CloudrtError
             An engine failed on the batch, the pool is closed, or its engines could not be opened again.
         """
+        [outputs] = self.run_each([images])
+        return outputs
+
+    def run_each(
+        self, batches: Iterable[Sequence[NDArray[np.uint8]] | Batch]
+    ) -> Generator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None], None, None]:
+        """Yield the outputs of several batches, all of one engine; see `run`.
+
+        Close the generator, or let it end, before calling `step_down`.
+        """
         engine = self._take()
         try:
-            size = engine.batch_size or len(images)
-            if len(images) > size:
-                raise MemoryExhausted(f"{len(images)} images do not fit into batches of {size}")
-            batch: Any
-            if isinstance(images, DeviceArray) or (isinstance(images, np.ndarray) and len(images) == size):
-                batch = images
-            else:
-                batch = np.zeros((size, *images[0].shape), np.uint8)
-                batch[: len(images)] = images
-            probability, presence = engine.run(batch)
-            _check_output(engine, "probability", probability, (size, *self.artifact.output_shape))
-            if presence is not None:
-                _check_output(engine, "presence", presence, (size, len(self.artifact.labels.classes)))
+            for images in batches:
+                yield self._run(engine, images)
         except MemoryError as error:
             raise MemoryExhausted(f"not enough memory for a batch of {engine.batch_size}: {error}") from error
         finally:
@@ -102,7 +101,26 @@ class EnginePool:
                 self._free.append(engine)
                 self._busy -= 1
                 self._turn.notify_all()
-        return probability[: len(images)], None if presence is None else presence[: len(images)]
+
+    def _run(
+        self, engine: Engine, images: Sequence[NDArray[np.uint8]] | Batch
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        size = count = len(images)
+        if engine.batch_size:
+            size = engine.batch_size
+        if count > size:
+            raise MemoryExhausted(f"{count} images do not fit into batches of {size}")
+        batch: Any = images
+        if not (isinstance(images, DeviceArray) or (isinstance(images, np.ndarray) and count == size)):
+            batch = np.zeros((size, *images[0].shape), np.uint8)
+            batch[:count] = images
+        probability, presence = engine.run(batch)
+        _check_output(engine, "probability", probability, (size, *self._output_shape))
+        if presence is not None:
+            _check_output(engine, "presence", presence, (size, self._output_shape[0]))
+        if count == size:
+            return probability, presence
+        return probability[:count], None if presence is None else presence[:count]
 
     def step_down(self, failed: int, reason: MemoryExhausted) -> None:
         """Reopen all engines with half the batch size, after a batch failed for lack of memory.
@@ -193,6 +211,7 @@ class EnginePool:
         self._free = [engine for engine in self.engines for _ in range(engine.streams)]
         self.slots = len(self._free)
         self.artifact = self.engines[0].artifact
+        self._output_shape = self.artifact.output_shape
 
 
 def _check_output(engine: Engine, name: str, found: NDArray[np.uint8], expected: tuple[int, ...]) -> None:

@@ -70,8 +70,10 @@ class _Part:
         (n, H, W, 3): the images of the whole group.
     begin
         Row of the first input.
-    numbered
-        The inputs, each with its position among all inputs.
+    number
+        Position of the first input among all inputs.
+    inputs
+        The inputs.
     keys, sources, errors
         See `Decoded`.
     jpegs
@@ -80,15 +82,20 @@ class _Part:
 
     group: Batch
     begin: int
-    numbered: list[tuple[int, Input]]
+    number: int
+    inputs: list[Input]
     keys: list[str] = field(default_factory=list)
     sources: list[str | Path | Grid | None] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     jpegs: dict[int, bytes] = field(default_factory=dict)
 
-    def note(self, number: int, source: Input) -> object:
-        """Append the key and the source of an input; return its path, bytes, stored image or array."""
-        key, where = _key(number, source)
+    def note(self, source: Input) -> object:
+        """Append the key and the source of the next input; return its path, bytes, stored image or array."""
+        if isinstance(source, ImageFile):
+            self.keys.append(source.key)
+            self.sources.append(source.path)
+            return source.path
+        key, where = _key(self.number + len(self.keys), source)
         self.keys.append(key)
         if isinstance(where, str | Path):
             self.sources.append(where)
@@ -170,28 +177,30 @@ class Decoding:
 
     def _split(self, inputs: Iterable[Input], empty: Callable[[], Batch]) -> Iterator[Iterator[_Part]]:
         """Yield the parts of each group; inputs are read lazily."""
-        numbered = enumerate(inputs)
+        left, number = iter(inputs), 0
         while True:
-            parts = self._parts(numbered, empty())
+            group = empty()
+            parts = self._parts(left, number, group)
             first = next(parts, None)
             if first is None:
                 return
             yield chain((first,), parts)
+            number += len(group)
 
-    def _parts(self, numbered: Iterator[tuple[int, Input]], group: Batch) -> Iterator[_Part]:
+    def _parts(self, left: Iterator[Input], number: int, group: Batch) -> Iterator[_Part]:
         done = self.stats.count
         most = int(CALL_S * done / max(self.stats.seconds, 1e-9)) if done else FIRST_PART
         step = max(1, min(-(-len(group) // self.stats.threads), most))
         for begin in range(0, len(group), step):
-            some = list(islice(numbered, min(step, len(group) - begin)))
+            some = list(islice(left, min(step, len(group) - begin)))
             if not some:
                 return
-            yield _Part(group, begin, some)
+            yield _Part(group, begin, number + begin, some)
 
     def _decode(self, part: _Part) -> _Part:
         times = [time.perf_counter()]
-        for row, (number, source) in enumerate(part.numbered, part.begin):
-            self._load(part, row, part.note(number, source))
+        for row, source in enumerate(part.inputs, part.begin):
+            self._load(part, row, part.note(source))
             times.append(time.perf_counter())
         self.stats.add_all([end - begin for begin, end in pairwise(times)])
         return part
@@ -221,9 +230,9 @@ class Decoding:
 
     def _read(self, part: _Part) -> _Part:
         """Read the JPEGs for the GPU; decode other inputs."""
-        for row, (number, source) in enumerate(part.numbered, part.begin):
+        for row, source in enumerate(part.inputs, part.begin):
             began = time.perf_counter()
-            where = part.note(number, source)
+            where = part.note(source)
             try:
                 if isinstance(where, StoredImage):
                     where = where.read()
@@ -269,8 +278,6 @@ class _Failed:
 
 def _key(number: int, source: Input) -> tuple[str, object]:
     """Return the key of an input, and its path, bytes, stored image or array."""
-    if isinstance(source, ImageFile):
-        return source.key, source.path
     if isinstance(source, StoredImage):
         return source.key, source
     if isinstance(source, str | Path):
@@ -285,4 +292,4 @@ def _join(parts: list[_Part]) -> Decoded:
     keys = [key for part in parts for key in part.keys]
     sources = [source for part in parts for source in part.sources]
     errors = {row: error for part in parts for row, error in part.errors.items()}
-    return Decoded(parts[0].numbered[0][0], keys, sources, parts[0].group[: len(keys)], errors)
+    return Decoded(parts[0].number, keys, sources, parts[0].group[: len(keys)], errors)

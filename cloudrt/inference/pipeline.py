@@ -253,24 +253,36 @@ class Segmenter:
     def _infer(self, decoded: Decoded) -> Group:
         """Run the batches of a group, with a smaller batch size after running out of memory."""
         group = Group(decoded)
-        begin, count, errors, times = 0, len(decoded.keys), decoded.errors, []
-        while begin < count:
+        done, count = 0, len(decoded.keys)
+        while done < count:
             size = self.batch_size
-            rows = range(begin, min(begin + size, count))
-            if errors and all(row in errors for row in rows):
-                group.batches.append(BatchOutput(rows, size))
-            else:
-                began = time.perf_counter()
-                try:
-                    probability, presence = self.pool.run(decoded.images[rows.start : rows.stop])
-                except MemoryExhausted as reason:
-                    self.pool.step_down(size, reason)
-                    continue
-                times.append(time.perf_counter() - began)
-                group.batches.append(BatchOutput(rows, size, probability, presence))
-            begin = rows.stop
-        self.stats["infer"].add_all(times)
+            try:
+                self._run_batches(group, done, size)
+                break
+            except MemoryExhausted as reason:
+                self.pool.step_down(size, reason)
+                done = group.batches[-1].rows.stop if group.batches else 0
         return group
+
+    def _run_batches(self, group: Group, begin: int, size: int) -> None:
+        """Run the batches of a group from row `begin` on, and append their outputs to it."""
+        decoded, times = group.decoded, list[float]()
+        errors, count = decoded.errors, len(decoded.keys)
+        batches = [range(row, min(row + size, count)) for row in range(begin, count, size)]
+        failed = [rows for rows in batches if all(row in errors for row in rows)] if errors else ()
+        sound = (decoded.images[rows.start : rows.stop] for rows in batches if rows not in failed)
+        try:
+            with closing(self.pool.run_each(sound)) as outputs:
+                for rows in batches:
+                    if rows in failed:
+                        group.batches.append(BatchOutput(rows, size))
+                        continue
+                    began = time.perf_counter()
+                    probability, presence = next(outputs)
+                    times.append(time.perf_counter() - began)
+                    group.batches.append(BatchOutput(rows, size, probability, presence))
+        finally:
+            self.stats["infer"].add_all(times)
 
 
 def _each_passed_to(look: Callable[[Inferred], object], groups: Iterable[Group]) -> Iterator[Group]:

@@ -8,12 +8,13 @@ The threads share the images of each group, and two groups are in progress at a 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.images.decoding import Decoded
 from cloudrt.inference.groups import BatchOutput, Group
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
@@ -22,6 +23,10 @@ from cloudrt.system.statistics import StageStats
 
 Texts = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], list[list[str]]]
 """Returns the RLE texts, one per class, of images with (n, C, W, H) levels and (n, C) presence or None."""
+
+
+_Share = tuple[Decoded, list[tuple[BatchOutput, range]]]
+"""Rows of a group for one thread, each batch apart."""
 
 
 class Postprocessing:
@@ -52,49 +57,67 @@ class Postprocessing:
             self.stats.pulled(sum(result.error is None for result in results))
             yield results
 
-    def _shares(self, group: Group) -> Iterator[tuple[Group, range]]:
+    def _shares(self, group: Group) -> Iterator[_Share]:
         """Divide the rows of a group among the threads."""
-        count = len(group.decoded.keys)
-        size = -(-count // self.stats.threads)
-        return ((group, range(begin, min(begin + size, count))) for begin in range(0, count, size))
-
-    def _finish(self, share: tuple[Group, range]) -> list[Result]:
-        """Return the results of some rows of a group."""
-        group, wanted = share
-        decoded, labels = group.decoded, self.labels
-        errors, classes = decoded.errors, labels.classes
-        began, sound, results = time.perf_counter(), 0, []
+        size = -(-len(group.decoded.keys) // self.stats.threads)
+        pieces: list[tuple[BatchOutput, range]] = []
+        room = size
         for batch in group.batches:
-            rows = range(max(wanted.start, batch.rows.start), min(wanted.stop, batch.rows.stop))
-            left = [row for row in rows if row not in errors] if errors else rows
-            texts = iter(self._some_texts(batch, left))
-            sound += len(left)
-            first = decoded.number + batch.rows.start
-            for row in rows:
-                error = errors.get(row)
-                rle = dict(zip(classes, next(texts) if error is None else [""] * len(classes), strict=True))
-                result = Result(
-                    image=decoded.keys[row],
-                    rle=rle,
-                    error=error,
-                    labels=labels,
-                    batch=first,
-                    batch_size=batch.size,
-                    source=decoded.sources[row],
-                    max_pixels=self.max_pixels,
-                )
-                if self.probabilities and error is None and batch.probability is not None:
-                    result.probability = batch.probability[row - batch.rows.start].transpose(0, 2, 1).copy()
-                results.append(result)
+            begin, end = batch.rows.start, batch.rows.stop
+            while begin < end:
+                rows = range(begin, min(begin + room, end))
+                pieces.append((batch, rows))
+                begin, room = rows.stop, room - len(rows)
+                if not room:
+                    yield group.decoded, pieces
+                    pieces, room = [], size
+        if pieces:
+            yield group.decoded, pieces
+
+    def _finish(self, share: _Share) -> list[Result]:
+        """Return the results of some rows of a group."""
+        decoded, pieces = share
+        errors, labels, classes, most = decoded.errors, self.labels, self.labels.classes, self.max_pixels
+        began = time.perf_counter()
+        texts, batches = list[list[str]](), list[tuple[int, int]]()
+        for batch, rows in pieces:
+            texts += self._texts_of(batch, rows, errors)
+            batches += [(decoded.number + batch.rows.start, batch.size)] * len(rows)
+        rows = range(pieces[0][1].start, pieces[-1][1].stop)
+        keys, sources = decoded.keys[rows.start : rows.stop], decoded.sources[rows.start : rows.stop]
+        rles = [dict(zip(classes, some)) for some in texts]  # noqa: B905 - `strict` takes as long as the rest
+        results = [
+            Result(key, rle, errors.get(row), labels, first, size, None, source, None, most)
+            for row, key, source, rle, (first, size) in zip(rows, keys, sources, rles, batches, strict=True)
+        ]
+        if self.probabilities:
+            _set_probabilities(results, pieces)
+        sound = sum(row not in errors for row in rows) if errors else len(rows)
         if sound:
             self.stats.add((time.perf_counter() - began) / sound, sound)
         return results
 
-    def _some_texts(self, batch: BatchOutput, rows: Sequence[int]) -> list[list[str]]:
-        """Return the RLE texts of some rows of a group; all of them are in `batch`."""
-        if not rows or batch.probability is None:
-            return []
-        first = batch.rows.start
-        whole = rows[-1] - rows[0] + 1 == len(rows)  # otherwise a copy leaves out the failed inputs
-        some = slice(rows[0] - first, rows[-1] - first + 1) if whole else [row - first for row in rows]
-        return self.texts(batch.probability[some], None if batch.presence is None else batch.presence[some])
+    def _texts_of(self, batch: BatchOutput, rows: range, errors: dict[int, str]) -> list[list[str]]:
+        """Return the RLE texts of some rows of a batch; those of failed inputs are empty."""
+        probability, presence, first = batch.probability, batch.presence, batch.rows.start
+        sound = [row for row in rows if row not in errors] if errors else rows
+        if not sound or probability is None:
+            return [[""] * len(self.labels.classes)] * len(rows)
+        if len(sound) < len(batch.rows):
+            whole = sound[-1] - sound[0] + 1 == len(sound)  # otherwise a copy leaves out the failed inputs
+            some = slice(sound[0] - first, sound[-1] - first + 1) if whole else [row - first for row in sound]
+            probability, presence = probability[some], None if presence is None else presence[some]
+        texts = self.texts(probability, presence)
+        if len(sound) == len(rows):
+            return texts
+        found = iter(texts)
+        return [[""] * len(self.labels.classes) if row in errors else next(found) for row in rows]
+
+
+def _set_probabilities(results: list[Result], pieces: list[tuple[BatchOutput, range]]) -> None:
+    """Copy the maps of the images that did not fail to their results."""
+    left = iter(results)
+    for batch, rows in pieces:
+        for row, result in zip(rows, left, strict=False):
+            if result.error is None and batch.probability is not None:
+                result.probability = batch.probability[row - batch.rows.start].transpose(0, 2, 1).copy()

@@ -162,7 +162,7 @@ def test_a_thread_decodes_for_a_short_time_per_call(seconds: float, largest: int
 
     class Noted(Decoding):
         def _decode(self, part: Any) -> Any:
-            parts.append(len(part.numbered))
+            parts.append(len(part.inputs))
             return super()._decode(part)
 
     with ThreadPoolExecutor(2) as pool:
