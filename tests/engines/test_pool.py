@@ -243,6 +243,38 @@ def test_closing_waits_for_running_batches_and_refuses_waiting_ones() -> None:
     pool.close()
 
 
+def test_batches_that_run_together_have_one_engine_and_give_it_back() -> None:
+    """Also if only some of their outputs are taken."""
+    artifact = parse_artifact(tiny_model(SIZE, SMALL_GRIDS), "m")
+    used: list[int] = []
+
+    class Counted:
+        streams, batch_size = 1, 2
+
+        def __init__(self, device: int) -> None:
+            self.artifact, self.device = artifact, device
+
+        def run(self, batch: NDArray[np.uint8]) -> Any:
+            used.append(self.device)
+            return np.full((len(batch), *artifact.output_shape), len(used), np.uint8), None
+
+        def close(self) -> None: ...
+
+    pool = EnginePool(lambda device, size: Counted(device), (0, 1), 2)  # type: ignore[arg-type,return-value]
+    batches = [[picture(1)] * size for size in (2, 1, 2)]
+    outputs = pool.run_each(batches)
+    first = next(outputs)[0]
+    assert first.max() == 1 and len(first) == 2
+    pool.run([picture(1)])
+    assert [len(levels) for levels, _ in outputs] == [1, 2]
+    assert used == [0, 1, 0, 0]
+    early = pool.run_each(batches)
+    next(early)
+    early.close()
+    pool.resize(1)  # waits until every engine is free
+    assert [len(levels) for levels, _ in pool.run_each([[picture(1)]] * 3)] == [1, 1, 1]
+
+
 def test_openvinos_table_of_types_is_filled_by_one_thread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two first look-ups of a type at the same time deadlock, so the engine looks one up when it is opened."""
     pytest.importorskip("openvino")
