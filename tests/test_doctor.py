@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from support.tiny import tiny_model
+from support.gpu_session import OnTheCpu, stand_in_for_a_gpu
+from support.tiny import tiny_artifact, tiny_model
 
 from cloudrt import doctor as doctor_module
 from cloudrt.cli.doctor import doctor as command
@@ -33,9 +34,12 @@ from cloudrt.engines import availability
 from cloudrt.engines.availability import NAMES, problem
 from cloudrt.engines.base import Engine
 from cloudrt.engines.choice import open_engine
+from cloudrt.engines.libraries import cuda_libraries
 from cloudrt.engines.onnxruntime import OrtEngine
+from cloudrt.engines.plan import Plan
 from cloudrt.errors import ProviderError
 from cloudrt.inference import model_source
+from cloudrt.inference.pipeline import Segmenter
 from cloudrt.model.artifact import Artifact, parse_artifact, write_metadata
 from cloudrt.model.onnx_file import graph_bytes
 from cloudrt.system.machine import Machine, describe_machine
@@ -111,6 +115,55 @@ def test_the_trial_opens_what_infer_opens(provider: str, monkeypatch: pytest.Mon
     assert opened == [(provider, 1, 1)]
 
 
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_the_trial_gives_a_gpu_provider_the_options_of_infer(
+    provider: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All but the shapes and the cache folder, which depend on the artifact."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    stand_in_for_a_gpu(monkeypatch)
+    asked: list[list[tuple[str, dict[str, str]]]] = []
+
+    class Noted(OnTheCpu):
+        def __init__(self, content: bytes, options: object, providers: Any, enable_fallback: int) -> None:
+            super().__init__(content, options, providers, enable_fallback)
+            asked.append(
+                [
+                    (name, {key: value for key, value in chosen.items() if not key.endswith(("_shapes", "_path"))})
+                    for name, chosen in providers
+                ]
+            )
+
+        def get_providers(self) -> list[str]:
+            return [name for name, _ in self.asked]
+
+    monkeypatch.setattr("cloudrt.engines.session.onnxruntime.InferenceSession", Noted)
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None)
+    assert try_provider(provider) is None
+    with Segmenter(tiny_artifact(tmp_path / "m.onnx"), plan=Plan(provider, 4)):
+        ours, theirs = asked
+    assert ours == theirs and len(ours[0][1]) >= 5
+
+
+def test_an_option_that_a_provider_refuses_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT's own parser, which `InferenceSession` only reaches where TensorRT's libraries can be loaded."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    if "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("built without TensorRT")
+
+    def open_session(content: bytes, settings: Any, providers: Any, enable_fallback: int) -> None:
+        session = state.InferenceSession(settings, content, False, False)
+        session.initialize_session([providers[0][0]], [providers[0][1]], set())
+
+    monkeypatch.setattr("cloudrt.engines.session.load_libraries", lambda provider: None)
+    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None)
+    monkeypatch.setattr("cloudrt.engines.session.onnxruntime.InferenceSession", open_session)
+    monkeypatch.setattr("cloudrt.engines.session.provider_options", lambda *_: {"trt_cuda_graph_enable": "1"})
+    assert "should be 'True' or 'False'" in str(try_provider("tensorrt"))
+
+
 def test_trial_that_fails_crashes_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     def trial(code: str) -> ProviderState:
         monkeypatch.setattr(doctor_module, "_TRIAL", code)
@@ -171,6 +224,17 @@ def test_gpu_without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "PyPI has no GPU build for this platform" in str(problem("cuda"))
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed[1:])
     assert str(problem("tensorrt")).startswith("this ONNX Runtime was built without TensorRT: ")
+
+
+@pytest.mark.parametrize("missing", cuda_libraries(13))
+def test_every_missing_library_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(availability, "nvidia_driver", lambda: GPU)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "cuda_version", "13.0", raising=False)
+    monkeypatch.setattr(availability, "is_present", lambda library: library != missing)
+    assert problem("cuda") == f"{missing} not found: pip install '.[cuda]' in the checkout of cloudrt"
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:

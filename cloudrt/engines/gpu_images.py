@@ -10,7 +10,8 @@ OpenCV.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -21,9 +22,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from cloudrt.engines.base import brief, exhausted
 from cloudrt.engines.binding import open_gpu
 from cloudrt.engines.libraries import load_libraries
-from cloudrt.errors import DataError
+from cloudrt.engines.onnxruntime import REFUSALS
+from cloudrt.errors import DataError, MemoryExhausted, ProviderError
 from cloudrt.images.gpu_decode import GpuJpegDecoder
 from cloudrt.labels import Grid
 from cloudrt.options import DECODERS
@@ -49,6 +52,11 @@ class GpuImages:
         Decodes to the memory of `device`.
     device
         The GPU, or `HostDevice` in tests.
+
+    Raises
+    ------
+    ProviderError
+        Raised by every method if the GPU fails; `MemoryExhausted` if its memory runs out.
     """
 
     def __init__(self, size: Grid, decoder: GpuJpegDecoder, device: Device) -> None:
@@ -59,13 +67,18 @@ class GpuImages:
 
     def empty(self, count: int) -> DeviceArray:
         """Return an uninitialised array for `count` images, (count, H, W, 3) uint8, on the device."""
-        return self._arena.on_device((count, *self.size, 3))
+        with _errors_explained():
+            return self._arena.on_device((count, *self.size, 3))
 
     def decode(self, files: Sequence[bytes], batch: Batch, rows: Sequence[int]) -> list[bool]:
         """Decode and resize each JPEG to its row of a batch; return for each whether it was decoded.
 
         If the batch is on the host, the resized images are copied there.
         """
+        with _errors_explained():
+            return self._decode(files, batch, rows)
+
+    def _decode(self, files: Sequence[bytes], batch: Batch, rows: Sequence[int]) -> list[bool]:
         target = batch if isinstance(batch, DeviceArray) else self.empty(len(batch))
         with CAPTURE:  # an allocation by the decoder would invalidate the capture of a CUDA graph
             images = self._decoder.decode(files, getattr(self._stream, "value", None) or 0)
@@ -98,9 +111,26 @@ class GpuImages:
 
     def put(self, image: NDArray[np.uint8], batch: DeviceArray, row: int) -> None:
         """Copy an image of the network's size from the host to a row of a batch."""
-        stream = self._device.open_stream()
-        self._device.copy(batch.address_of(row), image.ctypes.data, image.nbytes, stream)
-        self._device.wait(stream)
+        with _errors_explained():
+            stream = self._device.open_stream()
+            self._device.copy(batch.address_of(row), image.ctypes.data, image.nbytes, stream)
+            self._device.wait(stream)
+
+
+@contextmanager
+def _errors_explained() -> Iterator[None]:
+    """Raise errors of CUDA, nvImageCodec and ONNX Runtime as MemoryExhausted or ProviderError, with a remedy."""
+    try:
+        yield
+    except REFUSALS as error:
+        cause = error.with_traceback(None)  # the traceback refers to buffers
+        if exhausted(error):
+            raise MemoryExhausted(
+                f"decoder gpu has too little memory: {brief(error)}: use a smaller `batch_size`, or `decoder='cpu'`"
+            ) from cause
+        raise ProviderError(
+            f"decoder gpu failed: {brief(error)}: cloudrt doctor checks the driver and the libraries"
+        ) from cause
 
 
 class DeviceResize:
@@ -219,12 +249,13 @@ def open_decoder(name: str, size: Grid, threads: int, device: int) -> GpuImages 
     DataError
         An unknown name.
     ProviderError
-        The decoder cannot run on this machine, or a CUDA library that resizing needs cannot be loaded.
+        The decoder cannot run on this machine, a CUDA library that resizing needs cannot be loaded, or the GPU fails.
     """
     if name not in DECODERS:
         raise DataError(f"decoder must be one of {', '.join(DECODERS)}, found {name!r}")
     if name == "cpu":
         return None
-    decoder = GpuJpegDecoder(device, threads)
-    load_libraries("cuda")
-    return GpuImages(size, decoder, open_gpu(device))
+    with _errors_explained():
+        decoder = GpuJpegDecoder(device, threads)
+        load_libraries("cuda")
+        return GpuImages(size, decoder, open_gpu(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
@@ -21,6 +22,8 @@ from cloudrt.model.artifact import Artifact
 from cloudrt.model.onnx_file import graph_bytes
 from cloudrt.options import GPU_PROVIDERS
 from cloudrt.system.cuda import CAPTURE, Arena, Batch
+
+logger = logging.getLogger(__name__)
 
 HEAVY = frozenset({"Conv", "Resize", "InstanceNormalization", "BatchNormalization", "LayerNormalization"})
 """Operators that must run on the requested device; ONNX Runtime would move them to the CPU without an error."""
@@ -107,10 +110,16 @@ class OrtEngine(Engine):
         return found["probability"], found.get("presence")
 
     def empty(self, batches: int) -> NDArray[np.uint8]:
-        """Return an uninitialised array for the images of `batches` batches; for a GPU, in page-locked memory."""
-        if self._arena is None:
-            return super().empty(batches)
-        return self._arena.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3))
+        """Return an uninitialised array for the images of `batches` batches; for a GPU, in page-locked memory.
+
+        If CUDA refuses to lock memory, it is ordinary memory, which takes longer to copy.
+        """
+        if self._arena is not None:
+            try:
+                return self._arena.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3))
+            except RuntimeError as error:  # of a lost GPU too, which `run` reports
+                logger.debug("memory cannot be page-locked: %s", error)
+        return super().empty(batches)
 
     def _run(self, batch: Batch) -> dict[str, NDArray[np.uint8]]:
         if self._bindings is None:

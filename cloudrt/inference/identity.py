@@ -135,7 +135,9 @@ def identify(artifact: str, precision: str, plan: Plan, options: RunOptions, thr
     """
     packages = ["cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", *OPENCV, "simplejpeg"]
     if options.decoder == "gpu":
-        packages += ["nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13"]
+        packages += ["nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg"]
+    if plan.provider in ("cuda", "tensorrt"):
+        packages += ["nvidia-cudnn-cu13", "nvidia-cublas"]
     if plan.provider == "tensorrt":
         packages += ["tensorrt", "tensorrt-cu12", "tensorrt-cu13"]
     if plan.provider == "tensorrt-rtx":

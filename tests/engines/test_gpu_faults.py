@@ -204,6 +204,31 @@ def test_a_gpu_that_is_lost_ends_the_run_and_resume_finishes_it(
     assert output.read_bytes() == wanted.read_bytes()
 
 
+def test_a_gpu_that_is_lost_outside_the_session_has_the_same_error(
+    gpu: Gpu, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA then refuses copies, and page-locked memory for the next batches."""
+    lost: list[bool] = []
+
+    class Lost(HostDevice):
+        def allocate_host(self, size: int) -> Any:
+            if lost:
+                raise RuntimeError("CUDA failure 719: unspecified launch failure ; cudaHostAlloc")
+            return super().allocate_host(size)
+
+        def copy(self, target: int, source: int, size: int, stream: None) -> None:
+            if lost:
+                raise RuntimeError("CUDA failure 719: unspecified launch failure ; cudaMemcpyAsync")
+            super().copy(target, source, size, stream)
+
+    monkeypatch.setattr("cloudrt.engines.onnxruntime.open_gpu", lambda number: Lost())
+    with Segmenter(model, provider="cuda", plan=Plan("cuda", 4)) as segmenter:
+        lost.append(True)
+        words = r"^cuda failed on a batch of 4: CUDA failure 719: unspecified launch failure: cloudrt doctor"
+        with pytest.raises(ProviderError, match=words):
+            list(segmenter.predict([np.zeros((64, 96, 3), np.uint8)] * 20))
+
+
 def test_onnxruntime_does_not_fall_back_to_the_cpu_by_itself(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`InferenceSession.run` would open the model again on the CPU after the failure of a provider."""
     moved: list[object] = []

@@ -55,7 +55,7 @@ def test_tensorrts_options_are_parsed(artifact: Artifact, batch: int | None, opt
 @pytest.mark.parametrize("options", [{"trt_cuda_graph_enable": "1"}, {"trt_nonsense": "True"}])
 def test_the_parser_refuses_what_it_does_not_know(options: dict[str, str]) -> None:
     """Positive control of the test above."""
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=r"should be 'True' or 'False'|Invalid TensorRT EP option: trt_nonsense"):
         initialise("TensorrtExecutionProvider", options)
 
 

@@ -72,6 +72,17 @@ def test_errors_of_the_builder_are_reported() -> None:
     assert "\n" not in str(caught.value) and "no reason" not in str(caught.value)
 
 
+@needs_tensorrt
+def test_outputs_must_be_bytes() -> None:
+    model = tiny_model(labels=SMALL_GRIDS)
+    artifact = parse_artifact(model, "m")
+    last = next(node for node in model.graph.node if "probability" in node.output)
+    assert last.op_type == "Cast"
+    last.attribute[0].i = model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    with pytest.raises(ArtifactError, match=r"TensorRT parses probability as .*, expected uint8"):
+        check(model, artifact, 4, ["sm89"])
+
+
 def test_without_tensorrt_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_check, "find_spec", lambda name: None)
     model = tiny_model(labels=SMALL_GRIDS)

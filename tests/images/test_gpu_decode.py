@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ from cloudrt.cli.infer import infer
 from cloudrt.engines.gpu_images import DeviceResize, GpuImages, axis_weights, open_decoder
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.engines.pool import EnginePool
-from cloudrt.errors import DataError, ProviderError
+from cloudrt.errors import DataError, MemoryExhausted, ProviderError
 from cloudrt.images.decoding import Decoded, Decoding, Input
 from cloudrt.images.gpu_decode import GpuJpegDecoder
 from cloudrt.images.headers import MAX_PIXELS, has_end
@@ -33,7 +34,7 @@ from cloudrt.images.resize import resize
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.model.artifact import parse_artifact
 from cloudrt.model.onnx_file import load_model
-from cloudrt.system.cuda import Batch, DeviceArray, HostDevice
+from cloudrt.system.cuda import CAPTURE, Batch, DeviceArray, HostDevice
 from cloudrt.system.nvidia import Driver, nvidia_driver
 from cloudrt.system.statistics import StageStats
 
@@ -235,6 +236,53 @@ def test_images_stay_on_the_device(decoder: GpuImages, tmp_path: Path, monkeypat
         found = [(result.rle, result.error) for result in segmenter.predict(inputs)]
         assert segmenter.batch_size == 4
     assert found == wanted
+
+
+def test_decoding_waits_while_a_graph_is_captured() -> None:
+    called = threading.Event()
+
+    class Decoder:
+        def decode(self, files: list[bytes], stream: int) -> list[None]:
+            called.set()
+            return [None] * len(files)
+
+    images = GpuImages(SIZE, Decoder(), HostDevice())  # type: ignore[arg-type]
+    with ThreadPoolExecutor(1) as pool:
+        with CAPTURE:
+            done = pool.submit(images.decode, [b""], empty(), [0])
+            assert not called.wait(0.2)
+        assert done.result(60) == [False] and called.is_set()
+
+
+@needs_codec
+@pytest.mark.parametrize(
+    ("call", "text", "kind", "words"),
+    [
+        ("copy", "CUDA failure 719: lost ; cudaMemcpyAsync", ProviderError, "failed: .*719.*: cloudrt doctor"),
+        ("allocate", "CUDA failure 2: out of memory ; cudaMalloc", MemoryExhausted, "memory: .*: use a smaller"),
+    ],
+)
+def test_a_gpu_that_fails_while_it_decodes_ends_the_run(
+    jpegs: GpuJpegDecoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    text: str,
+    kind: type[Exception],
+    words: str,
+) -> None:
+    """One line with a remedy: images are neither failures nor decoded on the CPU instead."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(HostDevice, call, fail)
+    model = tiny_artifact(tmp_path / "model.onnx", SIZE, SMALL_GRIDS)
+    with Segmenter(model, provider="cpu", batch_size=4, threads=2) as segmenter:
+        segmenter.decoding.decoder = GpuImages(SIZE, jpegs, HostDevice())
+        with pytest.raises(kind, match=f"^decoder gpu .*{words}") as caught:
+            list(segmenter.predict([encoded("JPEG")] * 9))
+    assert type(caught.value) is kind and "\n" not in str(caught.value)
 
 
 @needs_codec

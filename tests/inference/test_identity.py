@@ -8,10 +8,12 @@ from dataclasses import fields
 import pytest
 from support.identity import make_identity
 
+from cloudrt.engines import tensorrt_rtx
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import DataError
 from cloudrt.inference.identity import Identity, identify
 from cloudrt.options import RunOptions
+from cloudrt.system.machine import Machine
 from cloudrt.system.versions import OPENCV
 
 
@@ -49,6 +51,26 @@ def test_every_difference_is_named() -> None:
 def test_every_distribution_of_opencv_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloudrt.inference.identity.package_versions", lambda *names: dict.fromkeys(names, "1"))
     assert set(OPENCV) <= identify("ab", "fp32", Plan("cpu", 4), RunOptions(), 1).versions.keys()
+
+
+@pytest.mark.parametrize(
+    ("provider", "decoder", "names"),
+    [
+        ("cuda", "cpu", {"nvidia-cudnn-cu13", "nvidia-cublas"}),
+        ("cuda", "gpu", {"nvidia-nvimgcodec-cu13", "nvidia-nvjpeg"}),
+        ("tensorrt", "cpu", {"tensorrt-cu13", "nvidia-cudnn-cu13"}),
+        ("tensorrt-rtx", "cpu", set(tensorrt_rtx.PACKAGES)),
+    ],
+)
+def test_the_libraries_of_a_gpu_are_recorded(
+    monkeypatch: pytest.MonkeyPatch, provider: str, decoder: str, names: set[str]
+) -> None:
+    machine = Machine("Linux", "CPU", (), 2, 8.0, ("NVIDIA H200, 140 GiB",))
+    monkeypatch.setattr("cloudrt.inference.identity.describe_machine", lambda: machine)
+    monkeypatch.setattr("cloudrt.inference.identity.package_versions", lambda *names: dict.fromkeys(names, "1"))
+    found = identify("ab", "fp16", Plan(provider, 8), RunOptions(decoder=decoder), 1)
+    assert found.device == "NVIDIA H200, 140 GiB"
+    assert names <= found.versions.keys()
 
 
 @pytest.mark.parametrize("values", [None, [], 5, {}, {"artifact": "ab"}])

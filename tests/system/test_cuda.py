@@ -127,6 +127,7 @@ def test_free_memory_is_that_of_the_gpu_asked_for() -> None:
 def test_the_runtime_library_has_these_functions() -> None:
     """Without a driver, each of them fails with a message."""
     device = open_gpu(0)
+    assert type(device._library) is ctypes.CDLL  # its calls release the GIL, unlike those of PyDLL
     for call in (
         lambda: device.allocate_host(100),
         device.open_stream,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -78,6 +80,35 @@ def test_an_error_or_a_close_cancels_what_has_not_begun(split: bool, close: bool
                 next(results)
         gate.set()
     assert begun <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_nothing_scans_what_is_in_flight(split: bool) -> None:
+    """The lines of the module that are executed per item do not depend on the number in flight."""
+
+    def lines(ahead: int) -> int:
+        count = 0
+
+        def trace(frame: Any, _event: str, _: object) -> Any:
+            nonlocal count
+            if frame.f_code.co_filename != module.__file__:
+                return None
+            count += 1
+            return trace
+
+        with ThreadPoolExecutor(1) as pool:
+            results: Iterator[object]
+            results = overlap_parts(pool, abs, ([item] for item in range(400)), ahead)
+            results = results if split else overlap(pool, abs, range(400), ahead)
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                assert sum(1 for _ in results) == 400
+            finally:
+                sys.settrace(before)
+        return count
+
+    assert lines(200) < 1.5 * lines(4)
 
 
 def test_the_pace_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
