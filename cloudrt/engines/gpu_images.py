@@ -2,10 +2,9 @@
 
     JPEG bytes --nvImageCodec--> images of any size --ONNX Runtime--> rows of a batch on the device
 
-The resize filter is that of `cloudrt.images.resize.resize`: area averages along an axis that shrinks, linear
-interpolation along an axis that grows. Both are linear and separable, so that resizing is two matrix products, rows x
-image x columns. ONNX Runtime can compute them with any provider; the tests use its CPU provider to compare them with
-OpenCV.
+Images are reduced and resized as on the CPU: see `cloudrt.images.resize`. Both steps are linear and separable, so that
+each is two matrix products, rows x image x columns. ONNX Runtime can compute them with any provider; the tests use its
+CPU provider to compare them with the CPU's decoder.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from cloudrt.engines.libraries import load_libraries
 from cloudrt.engines.onnxruntime import REFUSALS
 from cloudrt.errors import DataError, MemoryExhausted, ProviderError
 from cloudrt.images.gpu_decode import GpuJpegDecoder
+from cloudrt.images.resize import reduction_weights, scale_that_covers
 from cloudrt.labels import Grid
 from cloudrt.options import DECODERS
 from cloudrt.system.cuda import CAPTURE, Arena, Batch, Device, DeviceArray
@@ -134,7 +134,9 @@ def _errors_explained() -> Iterator[None]:
 
 
 class DeviceResize:
-    """Resizes images on a device.
+    """Resizes images on a device like `cloudrt.images.image.load_image` on the CPU.
+
+    Images are first reduced like libjpeg-turbo's scaled decode, unless they are too small for it, and then resized.
 
     Parameters
     ----------
@@ -146,29 +148,40 @@ class DeviceResize:
 
     def __init__(self, size: Grid, place: tuple[str, int]) -> None:
         self.size, self._place = size, place
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        gpu = ("CUDAExecutionProvider", {"device_id": str(place[1]), "use_tf32": "0"})
-        self._session = onnxruntime.InferenceSession(
-            _resize_graph(size).SerializeToString(),
-            options,
-            providers=[gpu] if place[0] == "cuda" else ["CPUExecutionProvider"],
-            enable_fallback=0,
-        )
+        self._session = lru_cache(2)(self._open)
         self._on_device = lru_cache(KEPT)(self._upload)
 
     def run(self, images: DeviceArray, resized: DeviceArray) -> None:
         """Resize (n, H, W, 3) uint8 images on the device to `resized`, (n, *size, 3)."""
-        binding = self._session.io_binding()
+        height, width = images.shape[1:3]
+        eighths = scale_that_covers((height, width), self.size)
+        session = self._session(eighths < 8)
+        binding = session.io_binding()
         binding.bind_input("image", *self._place, np.uint8, images.shape, images.address)
-        for axis, name in enumerate(("rows", "columns")):
-            binding.bind_ortvalue_input(name, self._on_device(images.shape[1 + axis], self.size[axis]))
+        for axis, source, target in zip(("rows", "columns"), (height, width), self.size, strict=True):
+            reduced = -(-source * eighths // 8)
+            binding.bind_ortvalue_input(axis, self._on_device(reduced, target, 0))
+            if eighths < 8:
+                binding.bind_ortvalue_input(f"reduced_{axis}", self._on_device(source, reduced, eighths))
         binding.bind_output("resized", *self._place, np.uint8, resized.shape, resized.address)
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
 
-    def _upload(self, source: int, target: int) -> Any:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(axis_weights(source, target), *self._place)
+    def _open(self, reduce: bool) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        device, number = self._place
+        gpu = ("CUDAExecutionProvider", {"device_id": str(number), "use_tf32": "0"})
+        return onnxruntime.InferenceSession(
+            _resize_graph(self.size, reduce).SerializeToString(),
+            options,
+            providers=[gpu] if device == "cuda" else ["CPUExecutionProvider"],
+            enable_fallback=0,
+        )
+
+    def _upload(self, source: int, target: int, eighths: int) -> Any:
+        weights = reduction_weights(source, eighths) if eighths else axis_weights(source, target)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(weights, *self._place)
 
 
 def axis_weights(source: int, target: int) -> NDArray[np.float32]:
@@ -189,45 +202,56 @@ def axis_weights(source: int, target: int) -> NDArray[np.float32]:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
-def _resize_graph(size: Grid) -> onnx.ModelProto:
-    """Return the ONNX graph image (n, H, W, 3) uint8, rows (h, H), columns (w, W) -> resized (n, h, w, 3) uint8.
+def _resize_graph(size: Grid, reduce: bool) -> onnx.ModelProto:
+    """Return the ONNX graph image (n, H, W, 3) uint8 -> resized (n, h, w, 3) uint8.
 
-    Both steps are products of large matrices: rows x (H, W * 3) for each image, then (n * h * 3, W) x transposed
-    columns.
+    The inputs rows (h, H) and columns (w, W) resize; with `reduce`, reduced_rows and reduced_columns do so before them.
+    Each time, levels are rounded to 0..255.
     """
-    height, width = size
-    nodes = [
-        helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["levels", "lines"], ["flat"]),  # (n, H, W * 3)
-        helper.make_node("MatMul", ["rows", "flat"], ["shorter"]),
-        helper.make_node("Reshape", ["shorter", "pixels"], ["apart"]),  # (n, h, W, 3)
-        helper.make_node("Transpose", ["apart"], ["planes"], perm=[0, 1, 3, 2]),
-        helper.make_node("Transpose", ["columns"], ["turned"], perm=[1, 0]),
-        helper.make_node("MatMul", ["planes", "turned"], ["narrower"]),  # (n, h, 3, w)
-        helper.make_node("Round", ["narrower"], ["whole"]),
-        helper.make_node("Clip", ["whole", "black", "white"], ["bounded"]),
-        helper.make_node("Transpose", ["bounded"], ["channels"], perm=[0, 1, 3, 2]),
-        helper.make_node("Cast", ["channels"], ["resized"], to=TensorProto.UINT8),
-    ]
+    steps = ("reduced_", "") if reduce else ("",)
+    nodes, levels = [helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT)], "levels"
+    for step in steps:
+        found, levels = _resize_nodes(levels, step)
+        nodes += found
+    nodes.append(helper.make_node("Cast", [levels], ["resized"], to=TensorProto.UINT8))
     constants: dict[str, NDArray[Any]] = {
         "lines": np.array([0, 0, -1], np.int64),
-        "pixels": np.array([0, height, -1, 3], np.int64),
+        "shape": np.array([0, 0, -1, 3], np.int64),
         "black": np.array(0, np.float32),
         "white": np.array(255, np.float32),
     }
     info = helper.make_tensor_value_info
+    weights = [info(f"{step}{axis}", TensorProto.FLOAT, [None, None]) for step in steps for axis in ("rows", "columns")]
     graph = helper.make_graph(
         nodes,
         "resize",
-        [
-            info("image", TensorProto.UINT8, ["n", "H", "W", 3]),
-            info("rows", TensorProto.FLOAT, [height, "H"]),
-            info("columns", TensorProto.FLOAT, [width, "W"]),
-        ],
-        [info("resized", TensorProto.UINT8, ["n", height, width, 3])],
+        [info("image", TensorProto.UINT8, ["n", "H", "W", 3]), *weights],
+        [info("resized", TensorProto.UINT8, ["n", *size, 3])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def _resize_nodes(levels: str, step: str) -> tuple[list[onnx.NodeProto], str]:
+    """Return nodes that resize `levels`, (n, H, W, 3) float, and the name of their output, (n, h, w, 3) float.
+
+    Both are products of large matrices: rows x (H, W * 3) for each image, then (n * h * 3, W) x transposed columns.
+    """
+
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+        return helper.make_node(kind, inputs, [f"{step}{output}"], **attributes)
+
+    return [
+        node("Reshape", [levels, "lines"], "flat"),  # (n, H, W * 3)
+        node("MatMul", [f"{step}rows", f"{step}flat"], "shorter"),
+        node("Reshape", [f"{step}shorter", "shape"], "apart"),  # (n, h, W, 3)
+        node("Transpose", [f"{step}apart"], "planes", perm=[0, 1, 3, 2]),
+        node("Transpose", [f"{step}columns"], "turned", perm=[1, 0]),
+        node("MatMul", [f"{step}planes", f"{step}turned"], "narrower"),  # (n, h, 3, w)
+        node("Round", [f"{step}narrower"], "whole"),
+        node("Clip", [f"{step}whole", "black", "white"], "bounded"),
+        node("Transpose", [f"{step}bounded"], "pixels", perm=[0, 1, 3, 2]),
+    ], f"{step}pixels"
 
 
 def open_decoder(name: str, size: Grid, threads: int, device: int) -> GpuImages | None:

@@ -33,6 +33,14 @@ def resize(image: NDArray[np.uint8], size: Grid, out: NDArray[np.uint8] | None =
     return out
 
 
+def scale_that_covers(size: Grid, cover: Grid) -> int:
+    """Return the smallest number of eighths of `size`, rounded up, with at least the height and width of `cover`."""
+    for eighths in range(1, 8):
+        if all(-(-side * eighths // 8) >= wanted for side, wanted in zip(size, cover, strict=True)):
+            return eighths
+    return 8
+
+
 def reduce(image: NDArray[np.uint8], cover: Grid) -> NDArray[np.uint8]:
     """Shrink an image like libjpeg-turbo when it decodes a JPEG of the same pixels at a smaller scale.
 
@@ -45,12 +53,10 @@ def reduce(image: NDArray[np.uint8], cover: Grid) -> NDArray[np.uint8]:
         these.
     """
     sides = image.shape[:2]
-    for eighths in range(1, 8):
-        rows, columns = (-(-side * eighths // 8) for side in sides)
-        if rows >= cover[0] and columns >= cover[1]:
-            break
-    else:
+    eighths = scale_that_covers((sides[0], sides[1]), cover)
+    if eighths == 8:
         return image
+    rows, columns = (-(-side * eighths // 8) for side in sides)
     below, right = (-side % 8 for side in sides)
     if below or right:
         image = np.asarray(cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
@@ -58,6 +64,21 @@ def reduce(image: NDArray[np.uint8], cover: Grid) -> NDArray[np.uint8]:
         size = image.shape[1] * eighths // 8, image.shape[0] * eighths // 8
         return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)[:rows, :columns]
     return _shrink(image, eighths)[:rows, :columns]
+
+
+def reduction_weights(length: int, eighths: int) -> NDArray[np.float32]:
+    """Return the matrix by which `reduce` multiplies an axis of `length` pixels: (`length * eighths / 8`, `length`).
+
+    The last block is completed with copies of the last pixel.
+    """
+    if eighths == 8:
+        return np.eye(length, dtype=np.float32)
+    block = _reduction(eighths)
+    if 8 % eighths == 0:
+        block = np.kron(np.eye(eighths), np.full((1, 8 // eighths), eighths / 8)).astype(np.float32)
+    weights = np.kron(np.eye(-(-length // 8), dtype=np.float32), block)[: -(-length * eighths // 8)]
+    weights[:, length - 1] = weights[:, length - 1 :].sum(axis=1)
+    return np.asarray(weights[:, :length], np.float32)
 
 
 def _shrink(image: NDArray[np.uint8], eighths: int) -> NDArray[np.uint8]:

@@ -97,7 +97,7 @@ def test_a_batch_of_jpegs_is_what_opencv_reads(jpegs: GpuJpegDecoder, tmp_path: 
 @needs_codec
 @pytest.mark.parametrize("stays", [False, True])
 def test_inputs_of_every_kind_give_what_the_cpus_decoder_gives(decoder: GpuImages, tmp_path: Path, stays: bool) -> None:
-    """Keys, order and failures are the same; the pixels are those of a full decode, close to the CPU's.
+    """Keys, order and failures are the same; the pixels are close to the CPU's.
 
     They stay on the device or are copied to the host.
     """
@@ -120,10 +120,6 @@ def test_inputs_of_every_kind_give_what_the_cpus_decoder_gives(decoder: GpuImage
     for one, other in zip(ours, theirs, strict=True):
         assert one.image.shape == (*SIZE, 3)
         assert abs(one.image.astype(int) - other.image).mean() < 4, one.key
-    for file in inputs[:7]:
-        assert isinstance(file, ImageFile)
-        full = resize(decode(file.path.read_bytes()), SIZE).astype(int)
-        assert abs(full - next(one.image for one in ours if one.key == file.key)).mean() < 1
 
 
 def test_a_cut_jpeg_has_no_end() -> None:
@@ -136,19 +132,36 @@ def test_a_cut_jpeg_has_no_end() -> None:
 
 
 SIZES = [(64, 96), (65, 97), (64, 200), (200, 96), (350, 525), (1400, 2100), (30, 40), (30, 300), (128, 192)]
+EIGHTHS = [(512 // eighths, 768 // eighths) for eighths in range(1, 9)]
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_device_resizes_as_opencv_does(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [*SIZES, *EIGHTHS])
+def test_the_device_resizes_as_the_cpu_does(size: tuple[int, int]) -> None:
     """They differ by one level at most, rarely when shrinking; OpenCV enlarges in fixed point."""
     images = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
     found = np.empty((2, *SIZE, 3), np.uint8)
     arrays = [DeviceArray(array.ctypes.data, array.shape) for array in (images, found)]
     DeviceResize(SIZE, ("cpu", 0)).run(*arrays)
-    difference = abs(found.astype(int) - np.stack([resize(image, SIZE) for image in images]))
+    wanted = np.stack([load_image(image, SIZE, MAX_PIXELS) for image in images])
+    difference = abs(found.astype(int) - wanted)
     assert difference.max() <= 1
     shrinks = size[0] >= SIZE[0] and size[1] >= SIZE[1]
     assert difference.mean() < (0.15 if shrinks else 0.3)  # ties of four pixels
+
+
+@needs_codec
+@pytest.mark.parametrize("size", [(350, 525), (1400, 2100), (101, 155)])
+def test_the_device_decodes_as_libjpeg_does(decoder: GpuImages, size: tuple[int, int]) -> None:
+    """At a smaller scale; without colours, which decoders upsample differently."""
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 1), np.uint8)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 1.5).reshape(size)
+    _, content = cv2.imencode(".jpg", cv2.normalize(smooth, np.empty_like(smooth), 0, 255, cv2.NORM_MINMAX))
+    batch = np.empty((1, *SIZE, 3), np.uint8)
+    assert decoder.decode([content.tobytes()], batch, [0]) == [True]
+    wanted = load_image(content.tobytes(), SIZE, MAX_PIXELS).astype(int)
+    full = resize(decode(content.tobytes()), SIZE).astype(int)
+    assert abs(batch[0] - wanted).mean() < 0.2 and abs(batch[0] - wanted).max() <= 2
+    assert abs(full - wanted).mean() > 1  # a full decode differs more
 
 
 @needs_codec
@@ -174,7 +187,7 @@ def test_images_of_one_size_are_resized_together(
     assert sorted(shapes) == [(1, 100, 150, 3), (1, 120, 150, 3), (1, 120, 150, 3), (2, 100, 150, 3)]
     for file, row in zip(files, rows, strict=True):
         if file:
-            assert abs(batch[row].astype(int) - resize(decode(file.read_bytes()), SIZE)).mean() < 1
+            assert abs(batch[row].astype(int) - load_image(decode(file.read_bytes()), SIZE, MAX_PIXELS)).mean() < 1
     assert (batch[6] == 9).all()
 
 
