@@ -93,6 +93,33 @@ def test_a_run_is_not_resumed_on_changed_data(
         train(SMALL, data, tmp_path / "run", cached, resume=True)
 
 
+def test_resuming_without_folds_keeps_a_cross_validation(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    best = tmp_path / "fold-1" / "best.pth"
+    best.parent.mkdir()
+    best.write_text("of a complete fold")
+    for config in (SMALL, replace(SMALL, folds=3, fold=1)):
+        with pytest.raises(DataError, match="is a cross-validation: resume it with its --folds and without --fold"):
+            train(config, scenes, tmp_path, cached, resume=True)
+    assert best.read_text() == "of a complete fold"
+
+
+@pytest.mark.parametrize("name", ["state.pth", "best.pth"])
+def test_resuming_with_folds_refuses_a_run_without(name: str, scenes: Path, cached: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("of a run")
+    with pytest.raises(DataError, match="is a run without folds"):
+        cross_validate(replace(SMALL, folds=2), scenes, tmp_path, cached, resume=True)
+    assert not (tmp_path / "fold-0").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("--encoder", "resnet19"), ("--folds", "900"), ("--folds", "2", "--device", "cuda:99")]
+)
+def test_a_refused_run_leaves_no_folder(scenes: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = run(scenes, tmp_path / "runs", *words)
+    assert done.exit_code == 2, done.output
+    assert not (tmp_path / "runs" / "run").exists()
+
+
 @pytest.mark.parametrize("content", [{}, [], {"config": {}}, {"config": []}])
 def test_a_state_of_something_else_is_damaged(content: Any, scenes: Path, cached: Path, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "state.pth")
