@@ -220,6 +220,8 @@ def test_folds_of_few_images() -> None:
         (["--weight-decay", "nan"], "weight_decay must be finite"),
         (["--set", "upsampling=2"], "the network's output is 48x32, not 96x64"),
         (["--set", "activation=sigmoid"], "cloudrt sets this argument itself"),
+        (["--set", "kwargs=1"], "no argument of FPN named 'kwargs'"),
+        (["--group-similar"], "group_similar needs folds"),
         (["--device", "mps"], "no device named 'mps'"),
         (["--device", "meta"], "no device named 'meta'"),
         (["--input-size", "32x32", "--batch-size", "1"], "fails at this input size"),
