@@ -233,6 +233,17 @@ def test_options_that_cannot_work_are_one_line(scenes: Path, tmp_path: Path, wor
     assert "Traceback" not in done.output
 
 
+def test_without_a_home_folder_no_cache_is_written_to_the_working_folder(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without HOME and without an entry in the table of users, as in some containers, "~" is not expanded."""
+    monkeypatch.setattr("cloudrt.cli.train.cache_folder", lambda kind: Path("~", kind))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(command, [str(scenes), "--encoder", "resnet19", "--encoder-weights", "none"])
+    assert done.exit_code == 2 and "no home folder" in done.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_grid_smaller_than_top_k_trains_without_it(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "train_images").mkdir(parents=True)
