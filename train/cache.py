@@ -155,11 +155,26 @@ def _build(
         ordered = {name: failures[name] for name in names if name in failures}
         (partial / "index.json").write_text(json.dumps({"names": names, "failures": ordered}), encoding="utf-8")
         seal(partial / name for name in FILES)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        _publish(partial, folder)
     except OSError as error:
         error.filename = str(folder.parent)  # instead of the partial folder, which is removed
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Rename a complete cache to `folder`, unless another process, which may be reading it, has built the same one."""
+
+    def is_built() -> bool:
+        return all((folder / name).is_file() for name in FILES)
+
+    if is_built():
+        return
+    if folder.exists():  # the rest of a damaged cache
+        shutil.rmtree(folder)
+    try:
+        partial.rename(folder)
+    except OSError:  # between the check and the renaming
+        if not is_built():
+            raise

@@ -177,6 +177,8 @@ class TrainConfig:
             raise DataError(f"ema must be at least 0 and below 1, found {self.ema}")
         if self.folds == 1 or self.folds < 0 or not 0 <= self.fold < max(1, self.folds):
             raise DataError(f"folds must be 0 or at least 2, and fold below it; found {self.folds} and {self.fold}")
+        if self.group_similar and not self.folds:
+            raise DataError("group_similar needs folds: without them, the held-out images are a random share")
 
     def _check_numbers(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):

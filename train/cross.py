@@ -84,6 +84,8 @@ def _cross_validate(
 ) -> CrossResult:
     if resume and (folder / "folds.json").exists():
         raise DataError(f"{folder} is finished: there is nothing to resume; to train again, use another --name")
+    if resume and any((folder / name).exists() for name in (STATE, "best.pth")):
+        raise DataError(f"{folder} is a run without folds: resume it without --folds, or use another --name")
     dices, empty = [], []
     parts = [folder / f"fold-{number}" for number in range(config.folds)]
     earlier: list[Path] = []

@@ -67,6 +67,37 @@ def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Opti
     return torch.optim.RAdam(groups, weight_decay=config.weight_decay)
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore the state of an optimiser of `build_optimizer`; PyTorch checks only the number of parameters.
+
+    Raises
+    ------
+    Exception
+        `TypeError` for options and averages of other types or shapes, or an exception of PyTorch.
+    """
+    for own, found in zip(optimizer.state_dict()["param_groups"], state["param_groups"], strict=True):
+        _check_types(own, found)
+    optimizer.load_state_dict(state)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            found = optimizer.state.get(parameter)
+            if not found:  # before the first step
+                continue
+            shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}  # of RAdam and AdamW
+            if any(not isinstance(value, torch.Tensor) for value in found.values()) or shapes != {
+                name: value.shape for name, value in found.items()
+            }:
+                raise TypeError(f"the state of a parameter of shape {tuple(parameter.shape)} is of another optimiser")
+
+
+def _check_types(own: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise TypeError if a value of `found` is of another type than in `own`; all numbers are one type."""
+    for name in own.keys() & found.keys():
+        numbers = all(isinstance(values[name], int | float) for values in (own, found))
+        if not numbers and type(own[name]) is not type(found[name]):
+            raise TypeError(f"{name} is {found[name]!r}, expected a value such as {own[name]!r}")
+
+
 class Schedule:
     """The learning-rate schedule.
 
@@ -102,9 +133,11 @@ class Schedule:
         return dict(self._plateau.state_dict()) if self._plateau else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state."""
+        """Restore a state; raises TypeError for values of other types."""
         if self._plateau and state:
-            self._plateau.load_state_dict(state)
+            own = self._plateau.state_dict()
+            _check_types(own, state)
+            self._plateau.load_state_dict({name: state[name] for name in own if name in state})
 
 
 def rate_factor(done: float, warm_up: float) -> float:

@@ -29,7 +29,17 @@ logger = logging.getLogger(__name__)
 
 STATE = "state.pth"
 """Name of the file of the state, which is in the run folder until the run is finished."""
-KEYS = {"config", "network", "license", "images", "trainer", "history", "best_dice", "epoch"}
+TYPES = {
+    "config": dict,
+    "network": dict,
+    "license": str,
+    "images": str,
+    "trainer": object,  # checked when it is loaded
+    "history": list,
+    "best_dice": float,
+    "epoch": int,
+}
+"""Names and types of the values in a state."""
 
 
 def read_state(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
@@ -38,7 +48,7 @@ def read_state(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     Raises
     ------
     DataError
-        The run is finished or had other options, or its state is damaged.
+        The run is finished, had other options or is a cross-validation, or its state is damaged.
     """
     try:
         state: dict[str, Any] = read_tensors(folder / STATE)
@@ -47,11 +57,20 @@ def read_state(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
             raise DataError(
                 f"{folder} is finished: there is nothing to resume; to train again, use another --name"
             ) from None
+        if (folder / "folds.json").exists() or any(folder.glob("fold-[0-9]*")):
+            raise DataError(
+                f"{folder} is a cross-validation: resume it with its --folds and without --fold, or use another --name"
+            ) from None
         logger.info("%s contains no state: starting with the first epoch", folder)
         return None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         raise DataError(f"{folder / STATE} is damaged: use --overwrite") from error
-    if not isinstance(state, dict) or set(state) != KEYS or not isinstance(state["config"], dict):
+    if (
+        not isinstance(state, dict)
+        or set(state) != set(TYPES)
+        or not all(isinstance(state[name], kind) for name, kind in TYPES.items())
+        or not all(isinstance(row, dict) for row in state["history"])
+    ):
         raise DataError(f"{folder / STATE} is damaged, or from another version of cloudrt: use --overwrite")
     differences = config.differences(state["config"])
     if differences:

@@ -18,7 +18,7 @@ from .config import TrainConfig
 from .dataset import CloudDataset, EpochBatches, Feed
 from .distributed import Processes
 from .losses import RunningLoss, build_loss
-from .optimise import Schedule, build_autocast, build_average, build_optimizer
+from .optimise import Schedule, build_autocast, build_average, build_optimizer, load_optimizer
 
 NAMED = 3
 """Number of images to name when the loss of a batch is not finite."""
@@ -188,14 +188,20 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state."""
+        """Restore a state.
+
+        Raises
+        ------
+        Exception
+            `RuntimeError`, `TypeError`, `KeyError`, `ValueError` or `AttributeError`: the state is of another training.
+        """
         self.network.load_state_dict(state["network"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        self.steps, self.seconds, self.images = state["steps"], state["seconds"], state["images"]
+        self.steps, self.seconds, self.images = int(state["steps"]), float(state["seconds"]), int(state["images"])
         torch.set_rng_state(state["random"])
         if state["random_gpu"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_gpu"], self.device)

@@ -225,6 +225,9 @@ def train(
     traces = ("config.json", "best.pth", "folds.json", "fold-0")
     if any((folder / trace).exists() for trace in traces) and not (overwrite or resume):
         raise Failure(f"{folder} contains a run: use --resume, another --name, or --overwrite")
+    root = cache or cache_folder("datasets")
+    if cache is None and not root.is_absolute():
+        raise Failure("the user has no home folder, where dataset caches are kept: give another one with --cache")
     weights = settings["encoder_weights"]
     reads: dict[str, Path | None] = {"train.csv": source.train_csv, "data.json": data / "data.json"}
     reads |= {"--init": Path(settings["init"])} if settings["init"] else {}
@@ -251,7 +254,6 @@ def train(
         **settings, fold=fold or 0, options=_options(options), workers=_workers(workers, settings["device"])
     )
     tta = "" if config.tta == "none" else f" --tta {config.tta}"
-    root = cache or cache_folder("datasets")
     if every:
         crossed = cross_validate(config, data, folder, root, progress_bar, resume=resume)
         click.echo(

@@ -43,7 +43,8 @@ def build_network(config: NetworkConfig) -> nn.Module:
     architectures = smp.MODEL_ARCHITECTURES_MAPPING
     check_name("architecture", config.architecture.lower(), list(architectures))
     # smp ignores unknown arguments: without this check, the default would be used for a mistyped one.
-    arguments = list(inspect.signature(architectures[config.architecture.lower()]).parameters)
+    parameters = inspect.signature(architectures[config.architecture.lower()]).parameters
+    arguments = [name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD]
     for option in config.options:
         if option in RESERVED:
             raise DataError(f"--set {option}: cloudrt sets this argument itself")

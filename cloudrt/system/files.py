@@ -253,20 +253,40 @@ def try_lock(file: IO[bytes]) -> bool:
     return True
 
 
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Return whether an open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def locked(path: Path, advice: str) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`, created if it is missing, for the duration of the block.
+
+    If the block fails and the folder contains nothing else, the file and the folders that were missing are removed.
 
     Raises
     ------
     DataError
         Another process holds the lock; the message ends with `advice`. See `try_lock` for where nothing is locked.
     """
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        if not try_lock(file):
+        # A failed run may have removed the file between opening and locking it.
+        if not try_lock(file) or not _is_at(file, path):
             raise DataError(f"{path.parent} is being written by another run: {advice}")
-        yield
+        try:
+            yield
+        except BaseException:
+            with suppress(OSError):
+                if [entry.name for entry in path.parent.iterdir()] == [path.name]:
+                    path.unlink()
+                    for folder in missing:
+                        folder.rmdir()
+            raise
 
 
 def sha256(path: str | Path) -> str:

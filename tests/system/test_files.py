@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 from support.files import file_size_limit
 
 from cloudrt.errors import DataError
+from cloudrt.system import files
 from cloudrt.system.files import locked, naming, partial_path, remove_leftovers, replacing, replacing_folder, reserve
 
 
@@ -197,6 +199,7 @@ def test_every_name_that_the_file_system_takes_can_be_written(tmp_path: Path, na
 HOLDS = """
 import sys, time
 from pathlib import Path
+from typing import IO
 from cloudrt.system.files import replacing
 with replacing(Path(sys.argv[1])) as partial:
     partial.write_text("half")
@@ -237,7 +240,6 @@ def test_a_later_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path: P
 
 def test_hidden_processes_may_be_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another user's process with hidepid, and every process without /proc."""
-    from cloudrt.system import files
 
     ended = subprocess.Popen([sys.executable, "-c", ""])
     started = files._started(ended.pid)
@@ -258,6 +260,28 @@ def test_a_lock_is_held_until_the_end_of_the_block(tmp_path: Path) -> None:
         with locked(tmp_path / "lock", "wait"):
             pass
     with locked(tmp_path / "lock", "wait"):
+        pass
+
+
+def test_a_failed_block_leaves_no_lock_behind(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "run"
+    with pytest.raises(DataError, match="no"), locked(folder / "lock", "wait"):
+        raise DataError("no")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(DataError, match="no"), locked(folder / "lock", "wait"):
+        (folder / "result").write_text("kept")
+        raise DataError("no")
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "result"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_a_lock_file_that_was_removed_meanwhile_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lock_late(file: IO[bytes]) -> bool:
+        (tmp_path / "lock").unlink()
+        return True
+
+    monkeypatch.setattr(files, "try_lock", lock_late)
+    with pytest.raises(DataError, match="by another run: wait"), locked(tmp_path / "lock", "wait"):
         pass
 
 

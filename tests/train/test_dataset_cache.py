@@ -80,6 +80,24 @@ def test_a_damaged_cache_is_built_again(scenes: Path, tmp_path: Path, damage: st
     assert len(calls) == 12
 
 
+def test_a_cache_that_another_run_built_meanwhile_is_kept(scenes: Path, tmp_path: Path) -> None:
+    """The other run may be opening its files."""
+    data = open_data(scenes)
+    open_cache(data, (64, 96), tmp_path / "other")
+    (made,) = (tmp_path / "other").iterdir()
+    theirs = tmp_path / "cache" / made.name
+
+    def finish_other(_count: int) -> None:
+        if not theirs.exists():
+            shutil.copytree(made, theirs)
+            (theirs / "mark").touch()
+
+    cache = open_cache(data, (64, 96), tmp_path / "cache", advance=finish_other)
+    assert len(cache.names) == 12
+    assert (theirs / "mark").exists()
+    assert list((tmp_path / "cache").iterdir()) == [theirs]
+
+
 def test_what_a_killed_run_left_of_a_cache_is_removed(scenes: Path, tmp_path: Path) -> None:
     left = tmp_path / f"{partial_path(tmp_path / 'data').name.rpartition('-')[0]}-1.part"
     left.mkdir()

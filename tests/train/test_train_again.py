@@ -93,6 +93,33 @@ def test_a_run_is_not_resumed_on_changed_data(
         train(SMALL, data, tmp_path / "run", cached, resume=True)
 
 
+def test_resuming_without_folds_keeps_a_cross_validation(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    best = tmp_path / "fold-1" / "best.pth"
+    best.parent.mkdir()
+    best.write_text("of a complete fold")
+    for config in (SMALL, replace(SMALL, folds=3, fold=1)):
+        with pytest.raises(DataError, match="is a cross-validation: resume it with its --folds and without --fold"):
+            train(config, scenes, tmp_path, cached, resume=True)
+    assert best.read_text() == "of a complete fold"
+
+
+@pytest.mark.parametrize("name", ["state.pth", "best.pth"])
+def test_resuming_with_folds_refuses_a_run_without(name: str, scenes: Path, cached: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("of a run")
+    with pytest.raises(DataError, match="is a run without folds"):
+        cross_validate(replace(SMALL, folds=2), scenes, tmp_path, cached, resume=True)
+    assert not (tmp_path / "fold-0").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("--encoder", "resnet19"), ("--folds", "900"), ("--folds", "2", "--device", "cuda:99")]
+)
+def test_a_refused_run_leaves_no_folder(scenes: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = run(scenes, tmp_path / "runs", *words)
+    assert done.exit_code == 2, done.output
+    assert not (tmp_path / "runs" / "run").exists()
+
+
 @pytest.mark.parametrize("content", [{}, [], {"config": {}}, {"config": []}])
 def test_a_state_of_something_else_is_damaged(content: Any, scenes: Path, cached: Path, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "state.pth")
@@ -193,6 +220,8 @@ def test_folds_of_few_images() -> None:
         (["--weight-decay", "nan"], "weight_decay must be finite"),
         (["--set", "upsampling=2"], "the network's output is 48x32, not 96x64"),
         (["--set", "activation=sigmoid"], "cloudrt sets this argument itself"),
+        (["--set", "kwargs=1"], "no argument of FPN named 'kwargs'"),
+        (["--group-similar"], "group_similar needs folds"),
         (["--device", "mps"], "no device named 'mps'"),
         (["--device", "meta"], "no device named 'meta'"),
         (["--input-size", "32x32", "--batch-size", "1"], "fails at this input size"),
@@ -202,6 +231,17 @@ def test_options_that_cannot_work_are_one_line(scenes: Path, tmp_path: Path, wor
     done = run(scenes, tmp_path, *words)
     assert done.exit_code == 2 and said in done.output
     assert "Traceback" not in done.output
+
+
+def test_without_a_home_folder_no_cache_is_written_to_the_working_folder(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without HOME and without an entry in the table of users, as in some containers, "~" is not expanded."""
+    monkeypatch.setattr("cloudrt.cli.train.cache_folder", lambda kind: Path("~", kind))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(command, [str(scenes), "--encoder", "resnet19", "--encoder-weights", "none"])
+    assert done.exit_code == 2 and "no home folder" in done.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_grid_smaller_than_top_k_trains_without_it(tmp_path: Path) -> None:

@@ -101,6 +101,14 @@ def test_a_state_that_does_not_fit_is_one_line(
     trainer = state["trainer"]
     network, optimizer = trainer["network"], trainer["optimizer"]
     first = next(iter(network))
+    groups, entries = optimizer["param_groups"], optimizer["state"]
+    averages: list[Any] = [
+        entries[0] | {"exp_avg": 0.5},
+        entries[0] | {"exp_avg": torch.zeros(3)},
+        {"step": entries[0]["step"], "momentum_buffer": entries[0]["exp_avg"]},
+        {"step": entries[0]["step"]},
+        3,
+    ]
     others: list[Any] = [
         {key: value for key, value in trainer.items() if key != "scaler"},
         trainer | {"network": {key: value for key, value in network.items() if key != first}},
@@ -108,11 +116,20 @@ def test_a_state_that_does_not_fit_is_one_line(
         trainer | {"network": []},
         trainer | {"optimizer": optimizer | {"param_groups": []}},
         trainer | {"optimizer": ()},
+        trainer | {"optimizer": optimizer | {"param_groups": [group | {"lr": "0.1"} for group in groups]}},
+        *(trainer | {"optimizer": optimizer | {"state": entries | {0: wrong}}} for wrong in averages),
+        trainer | {"schedule": trainer["schedule"] | {"best": "0.1"}},
+        trainer | {"steps": "two"},
+        trainer | {"seconds": None},
         [],
     ]
     for wrong in others:
         write_tensors(tmp_path / "state.pth", state | {"trainer": wrong})
         with pytest.raises(DataError, match=r"state\.pth does not fit this training: use --overwrite"):
+            train(SMALL, scenes, tmp_path, cached, resume=True)
+    for change in ({"epoch": "1"}, {"best_dice": None}, {"license": 3}, {"history": {}}, {"history": [1.0]}):
+        write_tensors(tmp_path / "state.pth", state | change)
+        with pytest.raises(DataError, match=r"state\.pth is damaged, or from another version of cloudrt"):
             train(SMALL, scenes, tmp_path, cached, resume=True)
 
 
