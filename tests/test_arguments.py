@@ -34,8 +34,8 @@ CALLS: dict[str, tuple[Callable[[Any], object], tuple[Any, ...]]] = {
     "remote.model": (lambda v: RemoteOptions(urls=("http://a",), model=v), (None, 5, b"a", np.zeros(2))),
     "remote.rules": (lambda v: RemoteOptions(rules=v), (None, 5, b"a", np.zeros(2))),
     "probability": (lambda v: cloudrt.postprocess(v, 1, 1), (*NOTHING, [[1, 2]])),
-    "threshold": (lambda v: cloudrt.postprocess(MAP, v, 1), (*NOTHING, True, 10**400, 10**5000, 1j)),
-    "min_area": (lambda v: cloudrt.postprocess(MAP, 1, v), (*NOTHING, True, 10**400)),
+    "threshold": (lambda v: cloudrt.postprocess(MAP, v, 1), (None, *NOTHING[2:], True, 10**400, 10**5000, 1j)),
+    "min_area": (lambda v: cloudrt.postprocess(MAP, 1, v), (None, *NOTHING[2:], True, 10**400)),
     "text": (lambda v: cloudrt.rle_decode(v, (4, 5)), (None, 5, b"1 1", [])),
     "shape": (
         lambda v: cloudrt.rle_decode("", v),
