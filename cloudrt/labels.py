@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 from unicodedata import category
 
+from cloudrt.arguments import shown
 from cloudrt.errors import DataError
 
 Grid = tuple[int, int]
@@ -35,7 +36,7 @@ COLOURS = ("#e69f00", "#56b4e9", "#ee7abf", "#2bd4a0", "#f0e442", "#ff7a45", "#a
 def _check_class_name(name: Any) -> None:
     """Raise DataError for a class name that cannot be part of a row key, a CSV field or the name of a folder."""
     if not isinstance(name, str) or not name:
-        raise DataError(f"a class name must be a non-empty string, found {name!r}")
+        raise DataError(f"a class name must be a non-empty string, found {shown(name)}")
     if any(character in ',_"' for character in name):
         raise DataError(f"class name {name!r}: use a name without commas, underscores or double quotes")
     if name in (".", "..") or any(character in "/\\" or category(character) in _CONTROLS for character in name):
@@ -74,18 +75,23 @@ class Labels:
     key_column: str = KEY_COLUMN
 
     def __post_init__(self) -> None:
-        if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise DataError(f"classes must be distinct names, found {list(self.classes)}")
+        if not isinstance(self.classes, tuple | list):
+            raise DataError(f"classes must be a tuple of names, found {shown(self.classes)}")
+        object.__setattr__(self, "classes", tuple(self.classes))
         for name in self.classes:
             _check_class_name(name)
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise DataError(f"classes must be distinct names, found {list(self.classes)}")
         for grid in (self.label_grid, self.submit_grid):
             two = isinstance(grid, tuple) and len(grid) == 2
             if not two or not all(type(side) is int and 1 <= side < 2**31 for side in grid):
-                raise DataError(f"a grid must be (height, width), two integers from 1 to 2**31 - 1, found {grid}")
+                raise DataError(
+                    f"a grid must be (height, width), two integers from 1 to 2**31 - 1, found {shown(grid)}"
+                )
         if self.label_grid[0] % self.submit_grid[0] or self.label_grid[1] % self.submit_grid[1]:
             raise DataError(f"submit_grid {self.submit_grid} must divide label_grid {self.label_grid}")
         if not isinstance(self.key_column, str) or not self.key_column.isidentifier():
-            raise DataError(f"key_column must be a name such as {KEY_COLUMN}, found {self.key_column!r}")
+            raise DataError(f"key_column must be a name such as {KEY_COLUMN}, found {shown(self.key_column)}")
 
     @property
     def header(self) -> tuple[str, str]:
@@ -116,9 +122,9 @@ class Labels:
             raise DataError(f"expected an object, found {type(values).__name__}")
         unknown = set(values) - set(FIELDS)
         if unknown:
-            raise DataError(f"unknown keys {sorted(unknown)}; expected {', '.join(FIELDS)}")
+            raise DataError(f"unknown keys {sorted(map(str, unknown))}; expected {', '.join(FIELDS)}")
         lists = {name: value for name, value in values.items() if name != "key_column"}
-        message = f"classes must be a list of names and each grid a list of two integers, found {values}"
+        message = f"classes must be a list of names and each grid a list of two integers, found {shown(values)}"
         if not all(isinstance(value, (list, tuple)) for value in lists.values()):
             raise DataError(message)
         try:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self, TypedDict
 
+from cloudrt.arguments import check_number, check_type, shown
 from cloudrt.errors import DataError
 from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.system.suggest import check_name
@@ -147,8 +148,12 @@ class RemoteOptions:
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
+        check_type("remote.urls", self.urls, (tuple, list), "a tuple of URLs")
         object.__setattr__(self, "urls", tuple(self.urls))  # JSON has lists
+        check_type("remote.model", self.model, str, "a name")
+        check_type("remote.rules", self.rules, str, 'the path of an artifact as text, or ""')
         for url in self.urls:
+            check_type("remote.urls", url, str, "a tuple of URLs")
             scheme, found, address = url.partition("://")
             if scheme not in ("http", "https", "grpc", "grpcs") or not found or not address:
                 raise DataError(f"`remote={url}`: expected http://HOST:PORT or grpc://HOST:PORT")
@@ -156,8 +161,8 @@ class RemoteOptions:
             raise DataError("`remote` needs `model=NAME`, the name of the model on the servers")
         _check_number("streams", self.streams, 0, MAX_STREAMS)
         _check_number("attempts", self.attempts, 1, 1_000)
-        if not isinstance(self.timeout_s, int | float) or not self.timeout_s > 0:
-            raise DataError(f"timeout_s must be a positive number, found {self.timeout_s!r}")
+        if not check_number("timeout_s", self.timeout_s) > 0:
+            raise DataError(f"timeout_s must be a positive number, found {shown(self.timeout_s)}")
 
 
 @dataclass(frozen=True)
@@ -221,17 +226,17 @@ class RunOptions:
         _check_number("threads", self.threads, 0, MAX_THREADS)
         _check_number("max_pixels", self.max_pixels, 1, 2**62)
         if type(self.allow_cpu) is not bool:
-            raise DataError(f"allow_cpu must be True or False, found {self.allow_cpu!r}")
+            raise DataError(f"allow_cpu must be True or False, found {shown(self.allow_cpu)}")
         for name, kind in _NESTED.items():
             if not isinstance(getattr(self, name), kind):
-                raise DataError(f"{name} must be of type {kind.__name__}, found {getattr(self, name)!r}")
+                raise DataError(f"{name} must be of type {kind.__name__}, found {shown(getattr(self, name))}")
         devices = self.devices
         if devices is None:
             devices = self.gpus
         if not isinstance(devices, tuple) or not all(type(one) is int and one >= 0 for one in devices):
-            raise DataError(f"devices must be a tuple of GPU numbers such as (0, 1), found {devices!r}")
+            raise DataError(f"devices must be a tuple of GPU numbers such as (0, 1), found {shown(devices)}")
         if not devices or len(set(devices)) < len(devices):
-            raise DataError(f"devices must be one or more GPU numbers without repetition, found {devices!r}")
+            raise DataError(f"devices must be one or more GPU numbers without repetition, found {shown(devices)}")
         if self.remote.urls and (self.provider != "auto" or self.compute_precision != "auto" or self.decoder != "cpu"):
             raise DataError("`remote` does not work with `provider`, `compute_precision` or `decoder`")
         if self.compute_precision != "auto" and self.provider not in ("auto", "openvino"):
@@ -274,6 +279,7 @@ class RunOptions:
         DataError
             An unknown key or an invalid value.
         """
+        check_type("options", values, Mapping, "a dictionary")
         try:
             made = {name: _NESTED[name](**value) if name in _NESTED else value for name, value in values.items()}
         except TypeError as error:
@@ -310,9 +316,9 @@ class RunSettings(TypedDict, total=False):
 
 def _check_number(name: str, value: object, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
-        raise DataError(f"{name} must be a whole number from {least} to {most:,}, found {value!r}")
+        raise DataError(f"{name} must be a whole number from {least} to {most:,}, found {shown(value)}")
 
 
 def _check_switch(name: str, value: object) -> None:
     if value is not None and type(value) is not bool:
-        raise DataError(f"{name} must be True, False or None, found {value!r}")
+        raise DataError(f"{name} must be True, False or None, found {shown(value)}")

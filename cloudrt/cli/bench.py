@@ -12,17 +12,18 @@ import click
 
 from cloudrt.bench.options import PARTS, BenchOptions
 from cloudrt.cli.run_options import run_options, take_run_options
+from cloudrt.cli.types import FILE
 from cloudrt.system.paths import check_outputs, check_suffixes
 from cloudrt.system.progress import progress_bar
 from cloudrt.system.terminal import Failure, reports_errors
 
 
 @click.command()
-@click.argument("models", nargs=-1, metavar="[MODEL]...", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of images. Default: synthetic images.")
+@click.argument("models", nargs=-1, metavar="[MODEL]...", type=FILE)
+@click.option("--data", type=FILE, help="Folder of images. Default: synthetic images.")
 @click.option(
     "--truth",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="CSV",
     help="Labels of the images in DATA, such as train.csv: accuracy is then the competition's Dice.",
 )
@@ -34,12 +35,12 @@ from cloudrt.system.terminal import Failure, reports_errors
 @run_options
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="The best.pth of MODEL, with which the notebook's pipeline runs in PyTorch.",
 )
 @click.option(
     "--baseline",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="The fp32 artifact of MODEL, for plain ONNX Runtime and OpenVINO. Default: MODEL.",
 )
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Number of timed passes.")
@@ -53,7 +54,7 @@ from cloudrt.system.terminal import Failure, reports_errors
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="JSON file for all figures; an HTML page is written under the same name. Default: the first of bench.json, "
     "bench-2.json and so on for which neither file exists; with --overwrite, bench.json.",
 )
@@ -61,7 +62,7 @@ from cloudrt.system.terminal import Failure, reports_errors
 @click.option(
     "--compare",
     "before",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="JSON",
     help="An earlier output: show the ratios that changed by more than the noise; the exit status is 1 if one fell.",
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cloudrt.cli.types import FILE
 from cloudrt.system.terminal import reports_errors
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.argument("model", required=False, type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reports_errors
 def doctor(model: Path | None, as_json: bool) -> None:

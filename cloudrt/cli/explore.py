@@ -6,17 +6,18 @@ from pathlib import Path
 
 import click
 
+from cloudrt.cli.types import FILE
 from cloudrt.system.paths import check_outputs, check_suffixes
 from cloudrt.system.progress import progress_bar
 from cloudrt.system.terminal import Failure, printable, reports_errors
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=FILE)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FILE,
     default=Path("explore.html"),
     show_default=True,
     help="The HTML page.",
@@ -25,7 +26,7 @@ from cloudrt.system.terminal import Failure, printable, reports_errors
 @click.option("--images", type=click.IntRange(0), default=12, show_default=True, help="Random images on the page.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the random images.")
 @click.option("--show", multiple=True, metavar="NAME", help="Name in train.csv of a further image; can be repeated.")
-@click.option("--findings", type=click.Path(path_type=Path), metavar="CSV", help="Write all findings to this file.")
+@click.option("--findings", type=FILE, metavar="CSV", help="Write all findings to this file.")
 @click.option("--threads", type=click.IntRange(1), help="Threads that read images. Default: all usable cores.")
 @reports_errors
 def explore(

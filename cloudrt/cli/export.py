@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cloudrt.cli.types import Size
+from cloudrt.cli.types import FILE, Size
 from cloudrt.options import PROVIDERS
 from cloudrt.system.progress import progress_bar
 from cloudrt.system.terminal import Failure, log_to_stderr, reports_errors
@@ -16,10 +16,8 @@ logger = logging.getLogger(__name__)
 
 
 @click.command()
-@click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="MODEL.PTH...")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The artifact. Default: model.onnx beside MODEL.PTH."
-)
+@click.argument("checkpoints", nargs=-1, required=True, type=FILE, metavar="MODEL.PTH...")
+@click.option("-o", "--output", type=FILE, help="The artifact. Default: model.onnx beside MODEL.PTH.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option(
     "--precision",
@@ -46,7 +44,7 @@ logger = logging.getLogger(__name__)
 @click.option("--input-size", type=Size(), help="WIDTHxHEIGHT, multiples of 32. Default: the checkpoint's.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FOLDER",
     help="Images for the parity gate and for int8 calibration. Default: synthetic images.",
 )
@@ -85,10 +83,10 @@ logger = logging.getLogger(__name__)
 @click.option(
     "--json",
     "figures",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Write the measured figures, the machine and the versions to this JSON file.",
 )
-@click.option("--triton", type=click.Path(path_type=Path), help="Also write a Triton model repository to this folder.")
+@click.option("--triton", type=FILE, help="Also write a Triton model repository to this folder.")
 @click.option("--build-engine", is_flag=True, help="Also build TensorRT's engine, before the first inference needs it.")
 @click.option(
     "--batch-size",

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import click
 
+from cloudrt.cli.types import FILE
 from cloudrt.system.terminal import reports_errors
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=FILE)
 @click.option("--degrees", type=float, default=2.5, show_default=True, help="Side of a cell of the grid.")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FILE,
     default=Path("freq.nc"),
     show_default=True,
     help="The output: NetCDF (.nc) or zarr (.zarr).",

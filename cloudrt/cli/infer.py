@@ -14,6 +14,7 @@ import click
 
 from cloudrt.cli.infer_cluster import CLUSTER_ONLY, cluster_options, infer_on, refuse_options
 from cloudrt.cli.run_options import run_options, take_run_options
+from cloudrt.cli.types import FILE
 from cloudrt.system.progress import no_progress, progress_bar
 from cloudrt.system.terminal import Failure, log_to_stderr, printable, reports_errors
 
@@ -21,12 +22,10 @@ if TYPE_CHECKING:
     from cloudrt.inference.task import RunSummary
     from cloudrt.options import RunOptions
 
-PATH = click.Path(path_type=Path)
-
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path())
-@click.option("-m", "--model", type=PATH, help="The artifact. Default: ./model.onnx, else the shipped one.")
+@click.option("-m", "--model", type=FILE, help="The artifact. Default: ./model.onnx, else the shipped one.")
 @click.option(
     "--remote",
     multiple=True,
@@ -34,11 +33,11 @@ PATH = click.Path(path_type=Path)
     help="Run the network on this server, http://HOST:PORT or grpc://HOST:PORT, where --model is the name of the "
     "model; can be repeated.",
 )
-@click.option("--rules", type=PATH, help="With --remote: use the metadata of this artifact, not that of the server.")
+@click.option("--rules", type=FILE, help="With --remote: use the metadata of this artifact, not that of the server.")
 @click.option(
     "-o",
     "--output",
-    type=PATH,
+    type=FILE,
     help="The submission: .csv, .parquet, .json (COCO), .geojson, .geoparquet or .zarr; - writes CSV to standard "
     "output. Default: submission.csv, or submission with the suffix of --format.",
 )
@@ -51,7 +50,7 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist, and the journal of an unfinished run.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run; needs the same options.")
-@click.option("--sample", type=PATH, help="A sample_submission.csv: predict only its images, in its order.")
+@click.option("--sample", type=FILE, help="A sample_submission.csv: predict only its images, in its order.")
 @run_options
 @click.option("--report", is_flag=True, help="Write an HTML report beside the output.")
 @click.option(
@@ -61,10 +60,10 @@ PATH = click.Path(path_type=Path)
     show_default=True,
     help="Number of random images in the report.",
 )
-@click.option("--stats", type=PATH, help="Write times and queues of each stage, and memory, to this JSON file.")
-@click.option("--masks", type=PATH, help="Write masks to this folder: PNG, or GeoTIFF if the position is known.")
-@click.option("--overlays", type=PATH, help="Write images with their masks to this folder: IMAGE.jpg.")
-@click.option("--save-probabilities", type=PATH, help="Store the network's outputs in this .npz, for cloudrt tune.")
+@click.option("--stats", type=FILE, help="Write times and queues of each stage, and memory, to this JSON file.")
+@click.option("--masks", type=FILE, help="Write masks to this folder: PNG, or GeoTIFF if the position is known.")
+@click.option("--overlays", type=FILE, help="Write images with their masks to this folder: IMAGE.jpg.")
+@click.option("--save-probabilities", type=FILE, help="Store the network's outputs in this .npz, for cloudrt tune.")
 @click.option("--tile", is_flag=True, help="Cut images larger than the model's field of view into tiles.")
 @click.option("--overlap", type=click.FloatRange(0, 0.9), help="Overlap of tiles, as a fraction. Default: 0.125.")
 @click.option(

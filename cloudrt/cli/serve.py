@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cloudrt.cli.run_options import run_options, take_run_options
+from cloudrt.cli.types import FILE
 from cloudrt.options import TOKEN
 from cloudrt.system.terminal import Failure, log_to_stderr, reports_errors
 
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 @click.command()
-@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.argument("model", required=False, type=FILE)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0: all interfaces.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="Port; 0 for a free one.")
 @click.option("--name", help="Name of the model in URLs. Default: its file name without suffix.")

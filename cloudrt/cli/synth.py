@@ -9,14 +9,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from cloudrt.cli.types import Size
+from cloudrt.cli.types import FILE, Size
 from cloudrt.labels import Grid
 from cloudrt.system.progress import progress_bar
 from cloudrt.system.terminal import Failure, reports_errors
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=FILE)
 @click.option("-n", "--images", default=200, show_default=True, help="Number of training and test images together.")
 @click.option("--size", type=Size(), default="2100x1400", show_default=True, help="Size of the images.")
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same bytes.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from cloudrt.cli.types import Duration, Size
+from cloudrt.cli.types import FILE, Duration, Size
 from cloudrt.system.cache import cache_folder
 from cloudrt.system.paths import check_outputs, check_pictures
 from cloudrt.system.progress import progress_bar
@@ -27,14 +27,12 @@ CROSS_FILES = ("oof.npz", "folds.json")
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path), default=Path("data"))
+@click.argument("data", type=FILE, default=Path("data"))
 @click.option("--name", help="Name of the run. Default: run-1, or the next number that is free.")
-@click.option(
-    "--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of all runs."
-)
+@click.option("--runs", type=FILE, default=Path("runs"), show_default=True, help="Folder of all runs.")
 @click.option("--overwrite", is_flag=True, help="Replace a run of the same name.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run after its last complete epoch.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder of dataset caches. Default: the user's cache.")
+@click.option("--cache", type=FILE, help="Folder of dataset caches. Default: the user's cache.")
 @click.option(
     "--architecture", default="FPN", show_default=True, help="Any architecture of segmentation_models_pytorch."
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cloudrt.cli.run_options import run_options, suggested_inputs, take_run_options
-from cloudrt.cli.types import Numbers
+from cloudrt.cli.types import FILE, Numbers
 from cloudrt.system.paths import check_outputs, check_pictures
 from cloudrt.system.progress import progress_bar
 from cloudrt.system.terminal import Failure, printable, reports_errors
@@ -26,25 +26,23 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path), metavar="MODEL_OR_PROBABILITIES")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("source", type=FILE, metavar="MODEL_OR_PROBABILITIES")
+@click.argument("data", type=FILE)
 @click.option(
     "--image-list",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Text file of image names, one per line. Default: all of train.csv, or of PROBABILITIES.",
 )
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="The artifact with the new rules, or a .json with the rules alone. Default: tuned.onnx, or rules.json if "
     "PROBABILITIES are given without --model.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
-@click.option(
-    "--model", type=click.Path(path_type=Path), help="The artifact that gets the rules found on PROBABILITIES."
-)
-@click.option("--save-probabilities", type=click.Path(path_type=Path), help="Store the network's outputs in this .npz.")
+@click.option("--model", type=FILE, help="The artifact that gets the rules found on PROBABILITIES.")
+@click.option("--save-probabilities", type=FILE, help="Store the network's outputs in this .npz.")
 @click.option("--thresholds", type=Numbers(255), help="Levels to try, such as 100:200:5. Default: 0 to 255.")
 @click.option("--min-areas", type=Numbers(2**31 - 1), help="Areas to try, in pixels, such as 0,500,9000:25000:1000.")
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Folds of the cross-validation.")

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
 import click
+
+from cloudrt.system.terminal import Failure
+
+
+class FilePath(click.Path):
+    """A path, converted to `Path`. An empty text, such as an unset variable of a shell, is not the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty text."""
+        if value == "":
+            name = param.get_error_hint(ctx).strip("'") if param and ctx else "the path"
+            raise Failure(f"{name} is empty: give a path, or . for the current folder")
+        return super().convert(value, param, ctx)
+
+
+FILE = FilePath()
 
 
 class Size(click.ParamType[tuple[int, int]]):

@@ -6,7 +6,9 @@ West may be greater than east, or longitudes may exceed 180 degrees, where an im
 from __future__ import annotations
 
 import math
+from numbers import Real
 
+from cloudrt.arguments import check_type
 from cloudrt.errors import DataError
 
 Bounds = tuple[float, float, float, float]
@@ -32,6 +34,8 @@ def check_bounds(bounds: Bounds, where: str) -> Bounds:
     """Return the bounds if they lie on the Earth, with south below north; otherwise raise DataError."""
     if not isinstance(bounds, tuple | list) or len(bounds) != 4:
         raise DataError(f"{where}: bounds must be four numbers: west, south, east, north")
+    for one in bounds:
+        check_type(f"{where}: each of the bounds", one, Real, "a number")
     west, south, east, north = bounds
     if (
         not all(map(math.isfinite, bounds))

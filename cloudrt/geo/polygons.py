@@ -165,7 +165,11 @@ def write_geoparquet(path: Path, found: Iterable[Feature]) -> None:
         ("geometry", pyarrow.binary()),
     ]
     schema = pyarrow.schema(columns, metadata={"geo": json.dumps(geo)})
-    with replacing(path) as partial, pyarrow.parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with (
+        replacing(path) as partial,
+        partial.open("wb") as file,  # pyarrow refuses names that are not UTF-8
+        pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
         rows: list[dict[str, Any]] = []
         for one in found:
             rows.append(one.properties() | {"geometry": one.geometry.wkb})

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.arguments import check_path
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.images.image import SUFFIXES, ImageFile, find_images, key_of, load_image
@@ -49,6 +50,8 @@ def list_inputs(inputs: Sequence[str | Path], sample: Path | None, labels: Label
     DataError
         A missing input, one without images, a model or a URL; two inputs with the same key; a malformed list or sample.
     """
+    if not inputs:
+        raise DataError("no inputs: give a folder of images, an image, a pattern or a .txt list")
     files = join((file.key, str(file.path), file) for one in inputs for file in _find(one))
     if sample is None:
         return list(files.values())
@@ -68,6 +71,8 @@ def join(found: Iterable[tuple[str, str, T]]) -> dict[str, T]:
     places: dict[str, str] = {}
     for key, place, file in found:
         if key in files:
+            if place == places[key]:
+                raise DataError(f"{place} is given twice, and both would share the key {key!r}: give each image once")
             raise DataError(
                 f"{places[key]} and {place} would share the key {key!r}: give one folder that contains both"
             )
@@ -161,7 +166,9 @@ def _size(path: Path) -> int:
 
 
 def _find(one: str | Path) -> Iterable[ImageFile]:
-    path = Path(one)
+    path = check_path("an input", one)
+    if not str(one):  # such as an unset variable of a shell; as a path, it would be the current folder
+        raise DataError('an input is an empty text: give a folder, or "." for the current one')
     if path.suffix.lower() == LIST_SUFFIX and path.is_file():
         names = read_names(path)
         return [ImageFile(Path(name).as_posix() if os.sep != "/" else name, path.parent / name) for name in names]

@@ -74,7 +74,11 @@ def write_parquet(path: Path, records: Records, labels: Labels) -> None:
     schema = pyarrow.schema(
         [pyarrow.field(name, pyarrow.string(), nullable=name == "error") for name in ("image", "label", "rle", "error")]
     )
-    with replacing(path) as partial, pyarrow.parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with (
+        replacing(path) as partial,
+        partial.open("wb") as file,  # pyarrow refuses names that are not UTF-8
+        pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
         rows: list[dict[str, str | None]] = []
         for record in records():
             rows += [

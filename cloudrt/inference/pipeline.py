@@ -17,11 +17,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from types import NoneType
 from typing import Self, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.arguments import check_callable, check_path, check_type, shown
 from cloudrt.engines.gpu_images import open_decoder
 from cloudrt.engines.plan import Plan, Samples
 from cloudrt.engines.pool import EnginePool
@@ -65,7 +67,7 @@ class Segmenter:
     ArtifactError
         The model is missing, damaged, or not an artifact of cloudrt.
     DataError
-        An option that does not exist, or an invalid value.
+        An option that does not exist, or a value that is invalid or of the wrong type.
     ProviderError
         The provider cannot run on this machine; the message says what to install.
 
@@ -90,7 +92,14 @@ class Segmenter:
         **settings: Unpack[RunSettings],
     ) -> None:
         if options is not None and not isinstance(options, RunOptions):
-            raise DataError(f"options must be a RunOptions, found {options!r}; use keywords such as provider='cpu'")
+            raise DataError(
+                f"options must be a RunOptions, found {shown(options)}; use keywords such as provider='cpu'"
+            )
+        if model is not None:
+            check_path("model", model)
+        check_type("plan", plan, (Plan, NoneType), "a Plan")
+        if samples is not None:
+            check_callable("samples", samples)
         self.options = options = (options or RunOptions()).changed(**settings)
         self.threads = options.threads or usable_cpus()
         source = remote_model(options, plan) if options.remote.urls else local_model(model, options, plan, samples)
@@ -145,9 +154,12 @@ class Segmenter:
         ArtifactError
             The artifact has no rules.
         DataError
-            A single path that is missing or has no images, or a single input of another type.
+            A single path that is missing or has no images, or a single input of another type; a `look` that is not a
+            function.
         """
         require_rules(self.artifact, self.model)
+        if look is not None:
+            check_callable("look", look)
         return self._predict(self._several(inputs), look, probabilities)
 
     def _several(self, inputs: Input | Iterable[Input]) -> Iterable[Input]:

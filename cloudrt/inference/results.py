@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.arguments import check_grid, check_path, check_type
 from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.images.headers import MAX_PIXELS
@@ -99,18 +100,17 @@ class Result:
         """
         check_name("class", label, tuple(self.rle))
         mask = rle_decode(self.rle[label], self.labels.submit_grid)
-        if size == "grid":
+        if isinstance(size, str) and size == "grid":
             return mask
-        if size == "image":
+        if isinstance(size, str) and size == "image":
             if self.source is None:
                 raise DataError(f'the size of {self.image} is not known: give size=(height, width) instead of "image"')
             if isinstance(self.source, str | Path):
                 size = decode(read_file(self.source), max_pixels=self.max_pixels).shape[:2]
             else:
                 size = self.source
-        if isinstance(size, str | int) or len(size) != 2 or min(size) < 1:
-            raise DataError(f'size must be "grid", "image" or (height, width), found {size!r}')
-        return np.asarray(cv2.resize(mask, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+        height, width = check_grid('size must be "grid", "image" or (height, width): it', size, least=1)
+        return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
 
     def plot(self, image: Image | None = None) -> Image:
         """Return the image on the submission grid, with the mask of each class in its colour.
@@ -150,6 +150,7 @@ class Result:
         DataError, ImageError
             See `plot`; or the suffix of an unsupported format.
         """
+        check_path("path", path)
         if Path(path).suffix.lower() not in SUFFIXES:
             raise DataError(f"{path}: the suffix decides the format: {', '.join(sorted(SUFFIXES))}")
         _, content = cv2.imencode(Path(path).suffix, self.plot(image)[..., ::-1])
@@ -165,12 +166,22 @@ def to_dataframe(results: Result | Iterable[Result]) -> pd.DataFrame:
     pandas.DataFrame
         `image`, `class`, `rle`: the text on the submission grid; `pixels`: the area of the mask on it; `error`: the
         reason if the image failed, else None.
+
+    Raises
+    ------
+    DataError
+        Something else than results.
     """
     import pandas as pd
 
+    several = [results] if isinstance(results, Result) else results
+    check_type("results", several, Iterable, "a Result or several")
+    several = list(several)
+    for one in several:
+        check_type("results", one, Result, "a Result or several")
     rows = [
         (result.image, label, result.rle[label], area, result.error)
-        for result in ([results] if isinstance(results, Result) else results)
+        for result in several
         for label, area in result.areas().items()
     ]
     return pd.DataFrame(rows, columns=["image", "class", "rle", "pixels", "error"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -20,9 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+from cloudrt.arguments import check_callable, check_path, check_type
 from cloudrt.engines.trial import COMPARED
 from cloudrt.errors import DataError, ProviderError
 from cloudrt.geo.tiles import MORE_PIXELS
+from cloudrt.geo.tiling import check_tiles
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_keys, list_inputs, load_sample
 from cloudrt.inference.identity import Identity
@@ -87,12 +89,14 @@ def infer(
         check_name("option", name, tuple(InferSettings.__annotations__))
     ours: dict[str, Any] = {name: value for name, value in settings.items() if name in _TASK_FIELDS}
     for name in ("sample", "stats", "masks", "overlays", "save_probabilities"):
-        ours |= {name: Path(ours[name])} if ours.get(name) is not None else {}
+        ours |= {name: check_path(name, ours[name])} if ours.get(name) is not None else {}
+    check_type("inputs", inputs, (str, Path, Sequence, Set, Iterator), "a path or several")
+    check_callable("progress", progress)
     run: Any = {name: value for name, value in settings.items() if name not in ours}
     task = InferTask(
         inputs=(inputs,) if isinstance(inputs, str | Path) else tuple(inputs),
-        output=Path(output),
-        model=Path(model) if model is not None else None,
+        output=check_path("output", output),
+        model=check_path("model", model) if model is not None else None,
         run=RunOptions().changed(**run),
         **ours,
     )
@@ -106,6 +110,8 @@ def run_task(task: InferTask, progress: ProgressBar = no_progress, *, resumable:
     """Run a task; see `infer`. A run that is not `resumable` leaves no journal if it is interrupted."""
     model, artifact = describe_model(task.model, task.run)
     require_rules(artifact, model)
+    if task.tiling is not None:
+        check_tiles(artifact, task.tiling)
     files = list_inputs(task.inputs, task.sample, artifact.labels)
     recorded, begun = _recorded(task), task.paths.journal.is_file()
     task.require_packages(file.path.name for file in files)
@@ -238,9 +244,11 @@ def write_submission(
             submission.add(result.image, result.rle, result.error, result.batch, result.batch_size, place=result.place)
             show(file, result)
             advance(failed=submission.failed, bottleneck=segmenter.stats.limiting())
-    if page:
-        facts = _facts(segmenter, submission, time.perf_counter() - began)
-        page.write(task.paths.report, facts, maps.draw() if maps else None)
+        # Before the rows, after which the journal is removed: a run that is killed in between would be finished for
+        # `resume`, without its report.
+        if page:
+            facts = _facts(segmenter, submission, time.perf_counter() - began)
+            page.write(task.paths.report, facts, maps.draw() if maps else None)
     return submission
 
 

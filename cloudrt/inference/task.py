@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cloudrt.arguments import check_number, check_path, check_type, shown
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import DataError
 from cloudrt.geo.bounds import Bounds, check_bounds
@@ -59,7 +60,7 @@ class InferTask:
     Raises
     ------
     DataError
-        An invalid format, suffix or value, or options that contradict each other.
+        An invalid format, suffix or value, a value of the wrong type, or options that contradict each other.
     """
 
     inputs: tuple[str | Path, ...]
@@ -82,6 +83,7 @@ class InferTask:
     simplify: float | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.format:
             check_name("format", self.format, tuple(SUFFIXES))
         by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}.get(self.output.suffix.lower())
@@ -99,7 +101,7 @@ class InferTask:
         if self.tiling is not None and self.save_probabilities:
             raise DataError("`save_probabilities` stores images of one size: it cannot be combined with `tile`")
         if self.bounds is not None:
-            object.__setattr__(self, "bounds", check_bounds(self.bounds, f"bounds {self.bounds}"))
+            object.__setattr__(self, "bounds", check_bounds(self.bounds, f"bounds {shown(self.bounds)}"))
             if self.tiling is None:
                 raise DataError("`bounds` places panoramas: it needs `tile=True`, or a `format` with positions")
         if self.overlap is not None and self.tiling is None:
@@ -107,8 +109,22 @@ class InferTask:
         if self.simplify is not None:
             if self.format not in OUTLINES:
                 raise DataError(f"`simplify` applies to outlines: it needs `format` {' or '.join(OUTLINES)}")
-            if not 0 <= self.simplify < float("inf"):
-                raise DataError(f"simplify must be 0 or more pixels, found {self.simplify!r}")
+            if not 0 <= check_number("simplify", self.simplify) < float("inf"):
+                raise DataError(f"simplify must be 0 or more pixels, found {shown(self.simplify)}")
+
+    def _check_types(self) -> None:
+        """Raise DataError for values of the wrong type, which otherwise fail inside or, such as "no", count as True."""
+        check_type("format", self.format, str, "a name")
+        for name in ("resume", "overwrite", "report", "tile"):
+            check_type(name, getattr(self, name), bool, "True or False")
+        check_type("report_images", self.report_images, int, "a whole number")
+        if self.report_images < 0:
+            raise DataError(f"report_images must be 0 or more, found {shown(self.report_images)}")
+        for one in self.inputs:
+            check_path("each of the inputs", one)
+        for name in ("output", "model", "sample", "stats", "masks", "overlays", "save_probabilities"):
+            if getattr(self, name) is not None:
+                check_path(name, getattr(self, name))
 
     @property
     def tiling(self) -> Tiling | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.arguments import check_array, check_grid, check_path, check_type
 from cloudrt.errors import DataError, RleError
 from cloudrt.labels import CLOUDS, Grid, Labels
 from cloudrt.masks.rle import rle_to_submit_grid
@@ -47,8 +48,10 @@ def dice(a: NDArray[Any], b: NDArray[Any]) -> float:
     Raises
     ------
     DataError
-        Masks of different shapes.
+        Masks of different shapes, or not arrays.
     """
+    for mask in (a, b):
+        check_array("a mask", mask, "(H, W)")
     if a.shape != b.shape:
         raise DataError(f"the masks must have the same shape, found {a.shape} and {b.shape}")
     on_a, on_b = a != 0, b != 0
@@ -80,7 +83,10 @@ def score(
     """
     from cloudrt.masks.table import read_table
 
-    grid = truth_grid or labels.label_grid
+    for name, path in (("submission_csv", submission_csv), ("truth_csv", truth_csv)):
+        check_path(name, path)
+    check_type("labels", labels, Labels, "a cloudrt.Labels")
+    grid = labels.label_grid if truth_grid is None else check_grid("truth_grid", truth_grid, least=1)
     if grid not in (labels.label_grid, labels.submit_grid):
         known, other = (
             " or ".join(f"{width}x{height}" for height, width in grids)

@@ -27,6 +27,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.arguments import check_array, check_number, check_type
 from cloudrt.errors import DataError
 
 
@@ -108,13 +109,14 @@ def postprocess(probability: NDArray[Any], threshold: float, min_area: float) ->
     Raises
     ------
     DataError
-        A wrong shape or dtype, or more than `MAX_PIXELS` pixels; a threshold or an area that is NaN.
+        A wrong shape or dtype, or more than `MAX_PIXELS` pixels; a threshold or an area that is not a number.
     """
+    check_array("a probability map", probability, "(H, W)")
     if probability.ndim != 2:
         raise DataError(f"a probability map must be (H, W), found an array of shape {probability.shape}")
     if probability.dtype not in _DTYPES:
         raise DataError(f"a probability map must be float32 in 0..1 or uint8 in 0..255, found {probability.dtype}")
-    least = _least(float(threshold), probability.dtype == _DTYPES[0])
+    least = _least(check_number("the threshold", threshold), probability.dtype == _DTYPES[0])
     area = _whole(min_area)
     return "" if least is None else _encode(probability, least, area)
 
@@ -127,8 +129,6 @@ def encode_mask(mask: NDArray[np.uint8]) -> str:
 @lru_cache(maxsize=1024)
 def _least(threshold: float, levels: bool) -> np.uint8 | np.float32 | None:
     """Return the smallest level, or the smallest float32, greater than `threshold`; None if there is none."""
-    if math.isnan(threshold):
-        raise DataError(f"the threshold must be a number, found {threshold}")
     if levels:
         return np.uint8(math.floor(max(threshold, -1)) + 1) if threshold < 255 else None
     with np.errstate(over="ignore"):  # a threshold beyond float32 becomes infinite, as in numpy's comparison
@@ -138,9 +138,7 @@ def _least(threshold: float, levels: bool) -> np.uint8 | np.float32 | None:
 
 def _whole(min_area: float) -> int:
     """Return the equivalent integer: an area is greater than 2.5 if and only if it is greater than 2."""
-    if math.isnan(min_area):
-        raise DataError(f"the min area must be a number, found {min_area}")
-    return int(min(max(min_area, 0), MAX_PIXELS))
+    return int(min(max(check_number("the min area", min_area), 0), MAX_PIXELS))
 
 
 @cache
@@ -249,6 +247,7 @@ def postprocess_batch(
         Different numbers of maps, rules and presence levels; levels or presence that are not uint8; `threads` below 1.
     """
     _check(levels, 4, rules, presence)
+    check_type("threads", threads, int, "a whole number")
     if threads < 1:
         raise DataError(f"threads must be at least 1, found {threads}")
     table = _rule_table(rules)
@@ -278,6 +277,12 @@ def postprocess_batch(
 
 
 def _check(levels: NDArray[Any], dimensions: int, rules: Sequence[Rule], presence: NDArray[Any] | None) -> None:
+    check_array("levels", levels, "uint8")
+    if presence is not None:
+        check_array("presence", presence, "uint8")
+    check_type("rules", rules, (tuple, list), "a list with one Rule per class")
+    for rule in rules:
+        check_type("a rule", rule, Rule, "a cloudrt.Rule")
     if (
         levels.ndim != dimensions
         or levels.shape[-3] != len(rules)

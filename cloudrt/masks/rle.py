@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.arguments import check_array, check_grid
 from cloudrt.errors import RleError
 from cloudrt.kernels import text as kernels
 from cloudrt.labels import CLOUDS, SUBMIT_GRID, Grid, Labels
@@ -39,13 +40,14 @@ def rle_encode(mask: NDArray[Any]) -> str:
     Raises
     ------
     RleError
-        The array is not two-dimensional, or neither bool nor integer.
+        Not an array, not two-dimensional, or neither bool nor integer.
 
     Examples
     --------
     >>> rle_encode(np.array([[0, 1, 0], [1, 1, 0]], np.uint8))
     '2 3'
     """
+    check_array("a mask", mask, "(H, W)", RleError)
     if mask.ndim != 2:
         raise RleError(f"a mask must be (H, W), found an array of shape {mask.shape}")
     if mask.dtype.kind not in "bui":
@@ -74,14 +76,15 @@ def rle_decode(text: str, shape: Grid = SUBMIT_GRID) -> NDArray[np.uint8]:
     ------
     RleError
         `text` is not a string, has an odd count of numbers or a number that is not a positive integer, or has runs that
-        overlap, do not ascend or exceed the mask; the message names the token and its position.
+        overlap, do not ascend or exceed the mask; the message names the token and its position. Or `shape` is not two
+        whole numbers.
 
     Examples
     --------
     >>> rle_decode("2 3", (2, 3)).tolist()
     [[0, 1, 0], [1, 1, 0]]
     """
-    height, width = shape
+    height, width = shape = check_grid("shape", shape, error=RleError)
     edges, count = _runs(text, shape)
     flat = np.zeros(width * height, np.uint8)
     kernels.paint_runs(edges, count, flat)

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from cloudrt.arguments import check_path
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.labels import CLOUDS, FIELDS, LABEL_GRID, Grid, Labels
 from cloudrt.masks.postprocess import Rule
@@ -166,7 +167,10 @@ def read_artifact(path: str | Path) -> Artifact:
     ArtifactError
         A missing file, a file that is not an ONNX model or has no cloudrt metadata, or a graph that does not match the
         metadata.
+    DataError
+        `path` is not a path.
     """
+    check_path("path", path)
     return parse_artifact(load_model(path), path)
 
 

@@ -155,7 +155,7 @@ def _refuse_images(written: Mapping[str, Path], filled: Mapping[str, Path], imag
             name = there[stat.st_dev, stat.st_ino]
             raise DataError(f"{image} is one of the images and would be replaced: give another {_option(name)}")
         folder = str(image.parent)
-        if folder not in seen:
+        if folder not in seen and "\0" not in folder:  # no folder has such a name
             seen.add(folder)
             place = Path(os.path.realpath(folder))
             inside = next((root for root in roots if place.is_relative_to(root)), None)

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+from cloudrt.arguments import shown
 from cloudrt.errors import DataError
 
 CHECKPOINTS = (".pth", ".pt", ".ckpt")
@@ -29,11 +30,11 @@ def check_name(what: str, name: str, known: Sequence[str]) -> None:
     DataError
         `name` is not valid; the message suggests similar names, or lists all names if none is similar.
     """
-    if name not in known:
-        text = str(name)  # JSON may hold another type
+    if not isinstance(name, str) or name not in known:
+        text = shown(name) if not isinstance(name, str) else name  # JSON may hold another type
         near = difflib.get_close_matches(text, known, n=3, cutoff=0.5 if len(text) > 3 else 0.7)  # "gpu" is not "cpu"
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(sorted(known))}"
-        raise DataError(f"no {what} named {name!r}{hint}")
+        raise DataError(f"no {what} named {shown(name)}{hint}")
 
 
 def nearest_checkpoint(path: str | Path) -> Path | None:

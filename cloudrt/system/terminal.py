@@ -198,8 +198,8 @@ class Failure(click.ClickException):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # flushing the buffer at exit would fail again
 
     def format_message(self) -> str:
-        """Return the line, without terminal escapes."""
-        return printable(self.message)
+        """Return one line, without terminal escapes; names of files may contain line breaks."""
+        return printable(self.message.replace("\n", "\\n"))
 
 
 def printable(text: str) -> str:

@@ -217,6 +217,45 @@ def test_escapes_of_terminals_are_not_printed_raw(images: Path, model: Path) -> 
     assert printable("é 漢\t\n\u202e\ud800\x9b") == "é 漢\t\n\\u202e\\ud800\\x9b"
 
 
+def test_a_name_with_a_line_break_makes_one_line(images: Path, model: Path) -> None:
+    done = CliRunner().invoke(infer, ["in/a\nb", *words(model)])
+    assert done.exit_code == 2 and done.stderr.startswith("Error: in/a\\nb is missing") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["-m", "-o", "--masks", "--overlays", "--sample", "--stats"])
+def test_an_empty_path_is_not_the_current_folder(images: Path, model: Path, tmp_path: Path, option: str) -> None:
+    """Such as an unset variable of a shell."""
+    before = set(tmp_path.rglob("*"))
+    done = CliRunner().invoke(infer, ["in", *words(model, "--overwrite"), option, ""])
+    assert done.exit_code == 2 and "is empty: give a path" in done.stderr and option in done.stderr
+    assert set(tmp_path.rglob("*")) == before
+
+
+@posix
+def test_a_parquet_file_may_have_a_name_that_is_not_utf_8(images: Path, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    output = os.fsdecode(b"\xff.parquet")
+    done = CliRunner().invoke(infer, ["in", *words(model, "-o", output)])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / output).read_bytes()[:4] == b"PAR1"
+
+
+def test_an_artifact_that_cannot_be_tiled_leaves_no_journal(images: Path, model: Path, tmp_path: Path) -> None:
+    """Its field of view is not a multiple of its grid."""
+    before = set(tmp_path.rglob("*"))
+    done = CliRunner().invoke(infer, ["in", *words(model, "--tile", "--report", "--masks", "masks")])
+    assert done.exit_code == 2 and "cannot be cut into tiles" in done.stderr
+    assert set(tmp_path.rglob("*")) == before
+
+
+@posix
+def test_a_listed_folder_with_a_nul_fails_alone_where_outputs_exist(images: Path, model: Path) -> None:
+    (images / "list.txt").write_text("0.jpg\nno\0ne/1.jpg\n")
+    for more in ((), ("--overwrite",)):
+        done = CliRunner().invoke(infer, ["in/list.txt", *words(model, *more)])
+        assert done.exit_code == 1, done.output
+
+
 def test_rows_on_standard_output_name_no_journal_when_interrupted(
     images: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

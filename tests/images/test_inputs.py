@@ -35,6 +35,23 @@ def test_single_files_and_several_folders(tmp_path: Path) -> None:
     assert keys([tmp_path / "one", tmp_path / "c.jpg", tmp_path / "two"]) == ["a.jpg", "c.jpg", "b.jpg"]
 
 
+def test_an_empty_text_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as an unset variable of a shell."""
+    touch(tmp_path, "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="an input is an empty text"):
+        list_inputs([""], None, LABELS)
+    with pytest.raises(DataError, match="no inputs"):
+        list_inputs([], None, LABELS)
+
+
+def test_an_image_that_is_given_twice_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "list.txt").write_text("a.jpg\na.jpg\n")
+    with pytest.raises(DataError, match=r"a\.jpg is given twice, .*: give each image once"):
+        keys([tmp_path / "list.txt"])
+
+
 def test_two_files_of_one_key_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "one/a.jpg", "two/a.jpg")
     with pytest.raises(DataError, match=r"share the key 'a\.jpg'"):

@@ -148,6 +148,19 @@ def test_a_finished_run_is_left_alone(images: Path, model: Path, tmp_path: Path)
     assert snapshot(tmp_path) == before
 
 
+def test_a_run_that_is_stopped_while_it_writes_the_report_gets_one_later(
+    images: Path, model: Path, tmp_path: Path
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cloudrt.reports.submission_page.Report.write", stop)
+        assert run(images, model, tmp_path / "s.csv", "--report").exit_code == 130
+    assert run(images, model, tmp_path / "s.csv", "--report", "--resume").exit_code == 1
+    assert set(snapshot(tmp_path)) == {"s.csv", "s.failures.csv", "s.html", "s.run.json"}
+
+
 @pytest.mark.parametrize(
     ("more", "named"),
     [
