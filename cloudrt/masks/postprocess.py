@@ -27,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.arguments import check_array, check_number, check_type
+from cloudrt.arguments import check_array, check_number, check_type, shown
 from cloudrt.errors import DataError
 
 
@@ -281,8 +281,8 @@ def _check(levels: NDArray[Any], dimensions: int, rules: Sequence[Rule], presenc
     if presence is not None:
         check_array("presence", presence, "uint8")
     check_type("rules", rules, (tuple, list), "a list with one Rule per class")
-    for rule in rules:
-        check_type("a rule", rule, Rule, "a cloudrt.Rule")
+    if not all(isinstance(rule, Rule) for rule in rules):
+        raise DataError(f"rules must be a list with one cloudrt.Rule per class, found {shown(rules)}")
     if (
         levels.ndim != dimensions
         or levels.shape[-3] != len(rules)
