@@ -19,7 +19,12 @@ from cloudrt.system.terminal import Failure, reports_errors
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of images. Default: synthetic images.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Images to measure with. Default: synthetic images.",
+)
 @click.option(
     "--truth",
     type=click.Path(path_type=Path),
