@@ -22,12 +22,12 @@ from cloudrt.inference.run import infer
 from cloudrt.masks.metric import score
 from cloudrt.model.artifact import read_artifact
 from cloudrt.model.parity import TOLERANCES
+from cloudrt.options import TENSORRT_PROVIDERS
 from cloudrt.system.progress import Advance, progress_bar
 
 from .gpu_task import GpuTask, NotRun, Part, Values, make_batch, measure_images_per_s
 from .networks import TorchGraph, load_checkpoint, make_checkpoint
 
-TENSORRT = ("tensorrt", "tensorrt-rtx")
 TEST_IMAGES = 64
 """Number of images that are segmented in TensorRT."""
 WARM_UP = 10
@@ -103,7 +103,7 @@ def tensorrt(task: GpuTask) -> Iterator[Part]:
     With a checkpoint, it is exported in fp16 and int8, with the gate in TensorRT.
     """
     reference = cache(partial(_cpu_submission, task))
-    for provider in task.choose(TENSORRT, ("cpu",)):
+    for provider in task.choose(TENSORRT_PROVIDERS, ("cpu",)):
         for precision in ("fp16", "int8") if task.checkpoint else ("",):
             name = f"{provider}, {precision or 'the artifact'}"
             yield name, partial(_run_tensorrt, task, provider, precision, reference)

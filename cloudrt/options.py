@@ -19,6 +19,10 @@ PROVIDERS = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "openvino", "cpu")
 """Names of the providers; "auto" chooses one of the others."""
 GPU_PROVIDERS = ("tensorrt", "tensorrt-rtx", "cuda")
 """The providers that need an NVIDIA GPU."""
+TENSORRT_PROVIDERS = ("tensorrt", "tensorrt-rtx")
+"""The providers that build an engine for each model and batch size."""
+CPU_PROVIDERS = ("openvino", "cpu")
+"""The providers that run on the CPU."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """Precisions that OpenVINO can compute in; the other providers use the artifact's precision."""
 DECODERS = ("cpu", "gpu")

@@ -16,6 +16,7 @@ from cloudrt.engines.choice import choose_provider, int8_problem, open_engine
 from cloudrt.errors import ParityError, ProviderError
 from cloudrt.model.artifact import Artifact
 from cloudrt.model.parity import Parity, Tolerances
+from cloudrt.options import TENSORRT_PROVIDERS
 
 from .graph import finish
 from .half import emulate_half
@@ -24,8 +25,6 @@ from .parity import Reference, Runner
 
 logger = logging.getLogger(__name__)
 
-BUILDERS = ("tensorrt", "tensorrt-rtx")
-"""Providers that build an engine for each model and batch size."""
 ADVICE = {
     "fp32": "other versions of torch and onnxscript (the conversion itself is wrong, at any precision), or wider "
     "tolerances",
@@ -61,7 +60,7 @@ class Gate:
     @property
     def builds(self) -> bool:
         """Whether the provider builds an engine for each model, which takes up to minutes."""
-        return self.provider in BUILDERS
+        return self.provider in TENSORRT_PROVIDERS
 
     @property
     def emulates(self) -> str:

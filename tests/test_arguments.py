@@ -92,9 +92,10 @@ def test_a_segmenter_refuses_wrong_arguments(model: Path) -> None:
     for size in (None, (1.5, 2), ("a", 2), (2**40, 2**40), np.zeros(2)):
         with pytest.raises(cloudrt.DataError, match="size must be"):
             result.mask("Fish", size)  # type: ignore[arg-type]
+    wrong: Any
     for wrong in ({"plan": 5}, {"plan": {}}, {"samples": []}):
         with pytest.raises(cloudrt.DataError, match="must be"):
-            cloudrt.Segmenter(model, provider="cpu", batch_size=1, threads=1, **wrong)  # type: ignore[arg-type]
+            cloudrt.Segmenter(model, provider="cpu", batch_size=1, threads=1, **wrong)
 
 
 def test_valid_values_are_returned() -> None:

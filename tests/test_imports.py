@@ -99,7 +99,7 @@ def test_help_of_every_command_loads_nothing_slow() -> None:
 
 def test_every_command_has_a_module_and_is_listed() -> None:
     assert written_commands() == list(COMMANDS)
-    others = {"__init__", "bench_tables", "export_report", "infer_cluster", "run_options", "types"}
+    others = {"__init__", "bench_tables", "export_report", "infer_cluster", "infer_remote", "run_options", "types"}
     assert {path.stem for path in (PACKAGE / "cli").glob("*.py")} - others == set(COMMANDS)
 
 

@@ -1,10 +1,15 @@
-"""`make lint` checks the package as installed: a forbidden import fails, and so does a wrong argument to a stage."""
+"""The structure of the package as installed: order of imports, types of the stages, and names that exist once.
+
+A forbidden import fails in `make lint`, and so does a wrong argument to a stage.
+"""
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -64,3 +69,27 @@ def test_a_wrong_argument_to_a_stage_fails(package: Path, tmp_path: Path) -> Non
     assert len(errors) == 1, done.stdout
     assert "wrong.py:4: " in errors[0]
     assert 'Unexpected keyword argument "nonsense"' in errors[0]
+
+
+def test_no_two_classes_have_the_same_name() -> None:
+    paths = [path for folder in ("cloudrt", "train", "export", "bench") for path in (ROOT / folder).rglob("*.py")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+    names = Counter(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert len(names) > 250
+    assert [name for name, times in names.items() if times > 1] == []
+
+
+def test_no_test_imports_another_test() -> None:
+    """Nor does it import a file of fixtures, such as tests/geo/conftest.py."""
+    paths = list((ROOT / "tests").rglob("*.py"))
+    tests = {path.stem for path in paths if path.parent.name != "support"}
+    assert len(tests) > 100
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            imported: list[str] = []
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level, path
+                imported = [node.module or "", *(name.name for name in node.names)]
+            elif isinstance(node, ast.Import):
+                imported = [name.name for name in node.names]
+            assert not tests & {part for name in imported for part in name.split(".")}, path

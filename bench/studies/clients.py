@@ -17,7 +17,7 @@ from typing import Any
 
 
 @dataclass(eq=False)
-class Connection:
+class ClientConnection:
     """A connection of a client, and the request that is sent on it."""
 
     link: socket.socket
@@ -80,14 +80,14 @@ def send_all(port: int, requests: Sequence[bytes], arrivals: Sequence[float] | N
     """
     selector, room, latencies, sent = selectors.DefaultSelector(), bytearray(1 << 18), list[float](), 0
 
-    def connect() -> Connection:
-        connection = Connection(socket.create_connection(("127.0.0.1", port)))
+    def connect() -> ClientConnection:
+        connection = ClientConnection(socket.create_connection(("127.0.0.1", port)))
         connection.link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.link.setblocking(False)
         selector.register(connection.link, selectors.EVENT_READ, connection)
         return connection
 
-    def close(connection: Connection) -> None:
+    def close(connection: ClientConnection) -> None:
         selector.unregister(connection.link)
         connection.link.close()
 

@@ -47,7 +47,7 @@ class Known:
 
 
 @dataclass
-class Agreement:
+class MosaicAgreement:
     """Dice of images in mosaics, and the largest steps, for one overlap."""
 
     pieces: list[float] = field(default_factory=list)
@@ -103,11 +103,11 @@ def largest_steps(levels: NDArray[np.uint8], borders: set[int]) -> tuple[int, in
 
 def compare(
     segmenter: Segmenter, images: Sequence[Image], known: Sequence[Sequence[Known]], *, cropped: bool
-) -> list[Agreement]:
+) -> list[MosaicAgreement]:
     """Segment the mosaics with each overlap, and compare each whole image."""
     labels, random = segmenter.labels, np.random.default_rng(0)
     height, width = labels.submit_grid
-    found = [Agreement() for _ in OVERLAPS]
+    found = [MosaicAgreement() for _ in OVERLAPS]
     with TemporaryDirectory() as folder, progress_bar("Mosaics", len(known) * len(OVERLAPS)) as advance:
         for number, mosaic in enumerate(known):
             some = images[number * ROWS * COLUMNS :][: ROWS * COLUMNS]

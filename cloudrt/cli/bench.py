@@ -20,7 +20,7 @@ from cloudrt.system.terminal import Failure, reports_errors
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...", type=FILE)
-@click.option("--data", type=FILE, help="Folder of images. Default: synthetic images.")
+@click.option("--data", type=FILE, metavar="FOLDER", help="Images to measure with. Default: synthetic images.")
 @click.option(
     "--truth",
     type=FILE,

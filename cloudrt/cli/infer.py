@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cloudrt.cli.infer_cluster import CLUSTER_ONLY, cluster_options, infer_on, refuse_options
+from cloudrt.cli.infer_remote import remote_options, take_remote_options
 from cloudrt.cli.run_options import run_options, take_run_options
 from cloudrt.cli.types import FILE
 from cloudrt.system.progress import no_progress, progress_bar
@@ -20,20 +21,12 @@ from cloudrt.system.terminal import Failure, log_to_stderr, printable, reports_e
 
 if TYPE_CHECKING:
     from cloudrt.inference.task import RunSummary
-    from cloudrt.options import RunOptions
 
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path())
 @click.option("-m", "--model", type=FILE, help="The artifact. Default: ./model.onnx, else the shipped one.")
-@click.option(
-    "--remote",
-    multiple=True,
-    metavar="URL",
-    help="Run the network on this server, http://HOST:PORT or grpc://HOST:PORT, where --model is the name of the "
-    "model; can be repeated.",
-)
-@click.option("--rules", type=FILE, help="With --remote: use the metadata of this artifact, not that of the server.")
+@remote_options
 @click.option(
     "-o",
     "--output",
@@ -100,7 +93,7 @@ def infer(
     refuse_options(given, given["cluster"] is not None)
     log_to_stderr("cloudrt", logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     cluster = {name: given.pop(name) for name in ("cluster", *CLUSTER_ONLY)}
-    run = _take_remote(given, cluster["cluster"] is not None, take_run_options(given))
+    run = take_remote_options(given, cluster["cluster"] is not None, take_run_options(given))
     if given["bounds"] is not None:
         from cloudrt.geo.bounds import parse_bounds
 
@@ -126,24 +119,6 @@ def infer(
             with output.open(encoding="utf-8", newline="") as rows:
                 shutil.copyfileobj(rows, sys.stdout)
         _show(done, quiet, printed)
-
-
-def _take_remote(given: dict[str, Any], clustered: bool, run: RunOptions) -> RunOptions:
-    """Remove --remote, --rules and, with --remote, --model from the arguments; return the options of the run."""
-    from cloudrt.options import RemoteOptions
-
-    urls, rules = given.pop("remote"), given.pop("rules")
-    if not urls:
-        if rules:
-            raise Failure("--rules needs --remote")
-        return run
-    if clustered:
-        raise Failure("--remote does not work with --cluster: leave one of them out")
-    if any(url.startswith("grpc") for url in urls):
-        import tritonclient  # noqa: F401 - if it is missing, fail before anything slow
-
-    name = given.pop("model")
-    return run.changed(remote=RemoteOptions(urls, str(name or ""), str(rules or "")))
 
 
 def _show(done: RunSummary, quiet: bool, printed: bool) -> None:

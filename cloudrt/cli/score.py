@@ -20,7 +20,7 @@ from cloudrt.system.terminal import printable, reports_errors
     type=Size(),
     help="Grid of the masks in TRUTH: the label grid (default, 2100x1400) or the submission grid (525x350).",
 )
-@click.option("--data", type=FILE, help="Data set whose data.json defines classes and grids.")
+@click.option("--data", type=FILE, metavar="FOLDER", help="Data set whose data.json defines classes and grids.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @reports_errors
 def score(submission: Path, truth: Path, truth_grid: tuple[int, int] | None, data: Path | None, as_json: bool) -> None:

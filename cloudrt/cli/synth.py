@@ -27,7 +27,7 @@ from cloudrt.system.terminal import Failure, reports_errors
     help="Instead write panoramas of this size, such as 36000x3000, one per day; multiples of 4.",
 )
 @click.option("--days", default=1, show_default=True, help="Number of panoramas.")
-@click.option("--jobs", default=0, help="Threads. Default: all usable cores, up to 8.")
+@click.option("--threads", default=0, help="Threads that draw scenes. Default: all usable cores, up to 8.")
 @reports_errors
 def synth(
     out: Path, images: int, size: tuple[int, int], panorama: tuple[int, int] | None, *, days: int, **options: Any
@@ -46,7 +46,7 @@ def synth(
             option = f"--{name.replace('_', '-')}"
             raise Failure(f"{option} {'needs' if panorama is None else 'does not apply with'} --panorama")
     if panorama is not None:
-        _write_panoramas(out, panorama, days, size, seed=options["seed"], jobs=options["jobs"])
+        _write_panoramas(out, panorama, days, size, seed=options["seed"], threads=options["threads"])
         return
     from cloudrt.data.synth import write_dataset
 
@@ -56,13 +56,13 @@ def synth(
     click.echo(f"Next: cloudrt-train {quote(str(out))}")
 
 
-def _write_panoramas(out: Path, panorama: Grid, days: int, scene: Grid, *, seed: int, jobs: int) -> None:
+def _write_panoramas(out: Path, panorama: Grid, days: int, scene: Grid, *, seed: int, threads: int) -> None:
     from cloudrt.data.panorama import write_panoramas
 
     scenes = days * -(-panorama[0] // scene[0]) * -(-panorama[1] // scene[1])
     with progress_bar("Drawing scenes", scenes) as advance:
         paths = write_panoramas(
-            out, panorama, days, seed, scene=scene, jobs=jobs, progress=lambda done, total: advance()
+            out, panorama, days, seed, scene=scene, threads=threads, progress=lambda done, total: advance()
         )
     click.echo(f"{len(paths)} panoramas of {panorama[1]}x{panorama[0]} in {out}")
     click.echo(f"Next: cloudrt-infer {quote(str(out))} --tile")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloudrt.errors import CloudrtError
-from cloudrt.options import GPU_PROVIDERS
+from cloudrt.options import CPU_PROVIDERS, GPU_PROVIDERS
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def share_out(nodes: Sequence[Node], provider: str, threads: int) -> Share:
         No machine has the CPUs or GPUs that a worker needs.
     """
     with_gpu = [node for node in nodes if node.gpus]
-    if with_gpu and provider not in ("cpu", "openvino"):
+    if with_gpu and provider not in CPU_PROVIDERS:
         cpus = threads or max(1, min(node.cpus // node.gpus for node in with_gpu))
         workers = sum(min(node.gpus, node.cpus // cpus) for node in with_gpu)
         if not workers:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.data.scenes import SyntheticScene, draw_scene
-from cloudrt.data.synth import HEADER, MAX_JOBS, output_folder, write_jpeg
+from cloudrt.data.synth import HEADER, MOST_THREADS, output_folder, write_jpeg
 from cloudrt.errors import DataError
 from cloudrt.labels import CLASSES, LABEL_GRID, Grid
 from cloudrt.masks.rle import rle_encode
@@ -39,7 +39,7 @@ def write_panoramas(
     seed: int = 0,
     *,
     scene: Grid = LABEL_GRID,
-    jobs: int = 0,
+    threads: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[Path]:
     """Draw panoramas and write them, one per day, with their truth.
@@ -57,7 +57,7 @@ def write_panoramas(
         0 or more; the same arguments give the same bytes.
     scene
         Height and width of the scenes; scenes at the right and lower edge are cropped.
-    jobs
+    threads
         Number of threads; 0 uses all usable cores, up to 8.
     progress
         Called as ``progress(done, scenes)`` after each scene.
@@ -77,20 +77,20 @@ def write_panoramas(
         raise DataError(f"the sides of a scene must be multiples of {BLOCK}, found {scene[1]}x{scene[0]}")
     if width > 360 * PIXELS_PER_DEGREE or height > 180 * PIXELS_PER_DEGREE:
         raise DataError(f"a panorama must have at most 36000x18000 pixels, found {width}x{height}")
-    if days < 1 or seed < 0 or jobs < 0:
-        raise DataError(f"days must be at least 1, seed and jobs at least 0, found {days}, {seed} and {jobs}")
+    if days < 1 or seed < 0 or threads < 0:
+        raise DataError(f"days must be at least 1, seed and threads at least 0, found {days}, {seed} and {threads}")
     corners = [(y, x) for y in range(0, height, scene[0]) for x in range(0, width, scene[1])]
     seeds = np.random.SeedSequence(seed).spawn(days * len(corners))
-    jobs = jobs or min(usable_cpus(), MAX_JOBS)
+    threads = threads or min(usable_cpus(), MOST_THREADS)
     names = []
     with (
         output_folder(out) as folder,
-        ThreadPoolExecutor(jobs) as pool,
+        ThreadPoolExecutor(threads) as pool,
         (folder / "truth.csv").open("w", encoding="utf-8", newline="\n") as table,
     ):
         table.write(HEADER)
         writer = csv.writer(table, lineterminator="\n")
-        drawn = overlap(pool, lambda one: draw_scene(one, scene), seeds, 2 * jobs)
+        drawn = overlap(pool, lambda one: draw_scene(one, scene), seeds, 2 * threads)
         for day in range(days):
             image = np.zeros((height, width, 3), np.uint8)
             masks = np.zeros((len(CLASSES), height // BLOCK, width // BLOCK), np.uint8)

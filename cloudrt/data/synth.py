@@ -33,7 +33,7 @@ from cloudrt.system.paths import check_outputs
 
 HEADER = "Image_Label,EncodedPixels\n"
 JPEG_QUALITY = 92
-MAX_JOBS = 8
+MOST_THREADS = 8
 """Largest default number of threads; each needs about 150 MB at 2100x1400."""
 
 
@@ -61,12 +61,12 @@ def write_dataset(
     seed: int = 0,
     *,
     test_share: float = 0.25,
-    jobs: int = 0,
+    threads: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> Written:
     """Draw scenes and write them in the competition's layout.
 
-    The same arguments give the same bytes for every number of `jobs`. On any error, and on Ctrl-C, no file is left.
+    The same arguments give the same bytes for every number of `threads`. On any error, and on Ctrl-C, no file is left.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def write_dataset(
         0 or more. Scene k of a seed does not depend on `images`.
     test_share
         Fraction of the images for testing, between 0 and 1; both parts get at least one.
-    jobs
+    threads
         Number of threads; 0 uses all usable cores, up to 8.
     progress
         Called in the calling thread as ``progress(done, images)`` after each image.
@@ -94,8 +94,8 @@ def write_dataset(
         raise DataError(f"a data set needs at least 2 images, one to train and one to test, found {images}")
     if not 0.0 < test_share < 1.0:
         raise DataError(f"test_share must lie between 0 and 1, found {test_share}")
-    if jobs < 0 or seed < 0:
-        raise DataError(f"jobs and seed must be 0 or more, found jobs {jobs}, seed {seed}")
+    if threads < 0 or seed < 0:
+        raise DataError(f"threads and seed must be 0 or more, found threads {threads}, seed {seed}")
     check_size(size)
     test = min(max(round(images * test_share), 1), images - 1)
     train = images - test
@@ -105,14 +105,14 @@ def write_dataset(
     numbers = np.random.default_rng(naming).choice(16**7, images, replace=False)
     names = [f"{number:07x}.jpg" for number in numbers]
 
-    jobs = jobs or min(usable_cpus(), MAX_JOBS)
-    with output_folder(out) as folder, ThreadPoolExecutor(jobs) as pool:
+    threads = threads or min(usable_cpus(), MOST_THREADS)
+    with output_folder(out) as folder, ThreadPoolExecutor(threads) as pool:
         try:
             paths = [folder / ("train_images" if k < train else "test_images") / name for k, name in enumerate(names)]
             for part in ("train_images", "test_images"):
                 (folder / part).mkdir()
             scenes = zip(paths, seeds, strict=True)
-            done = overlap(pool, lambda scene: _write_scene(*scene, size), scenes, 2 * jobs)
+            done = overlap(pool, lambda scene: _write_scene(*scene, size), scenes, 2 * threads)
             with _table(folder / "train.csv") as table:
                 for k in range(train):
                     table.write(_rows(names[k], next(done)))

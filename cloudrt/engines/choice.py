@@ -11,7 +11,7 @@ from cloudrt.engines.base import BATCH_SIZES, DEFAULTS, Engine, EngineOptions
 from cloudrt.errors import DataError, ProviderError
 from cloudrt.model.artifact import Artifact, parse_artifact
 from cloudrt.model.onnx_file import load_model
-from cloudrt.options import PROVIDERS
+from cloudrt.options import PROVIDERS, TENSORRT_PROVIDERS
 from cloudrt.system.machine import usable_cpus
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def int8_problem(provider: str, artifact: Artifact | None) -> str | None:
         return None
     if provider == "cuda":
         return "ONNX Runtime has no int8 convolutions on CUDA and would compute in float: use the fp16 artifact"
-    on_tensorrt = provider in ("tensorrt", "tensorrt-rtx")
+    on_tensorrt = provider in TENSORRT_PROVIDERS
     if artifact.int8_target == "tensorrt" and not on_tensorrt:
         return "its int8 layers are quantised for TensorRT: export it with cloudrt-export --int8-target cpu"
     if artifact.int8_target == "cpu" and on_tensorrt:

@@ -21,7 +21,7 @@ from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, Provide
 from cloudrt.labels import Grid
 from cloudrt.model.artifact import Artifact
 from cloudrt.model.parity import TOLERANCES, ParityAccumulator, ReferenceOutputs, default_rules
-from cloudrt.options import GPU_PROVIDERS
+from cloudrt.options import GPU_PROVIDERS, TENSORRT_PROVIDERS
 
 if TYPE_CHECKING:
     import onnx
@@ -118,7 +118,7 @@ class ProviderTrial:
         widest = max((TOLERANCES[precision], TOLERANCES[self.artifact.precision]), key=lambda one: one.mean_difference)
         tally, faults = ParityAccumulator(answers), []
         size = BATCH_SIZES[provider]
-        if provider in ("tensorrt", "tensorrt-rtx"):
+        if provider in TENSORRT_PROVIDERS:
             size = self.batch_size or size
         try:
             with self.open(provider, precision, Setting(size)) as engine:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from cloudrt.engines import tensorrt_rtx
 from cloudrt.engines.plan import Plan
 from cloudrt.errors import DataError
-from cloudrt.options import RunOptions
+from cloudrt.options import CPU_PROVIDERS, RunOptions
 from cloudrt.system.machine import describe_machine
 from cloudrt.system.versions import OPENCV, package_versions
 
@@ -143,7 +143,7 @@ def identify(artifact: str, precision: str, plan: Plan, options: RunOptions, thr
     if plan.provider == "tensorrt-rtx":
         packages += tensorrt_rtx.PACKAGES
     machine = describe_machine()
-    on_cpu, remote = plan.provider in ("cpu", "openvino"), plan.provider == "remote"
+    on_cpu, remote = plan.provider in CPU_PROVIDERS, plan.provider == "remote"
     return Identity(
         artifact=artifact,
         provider=plan.provider,

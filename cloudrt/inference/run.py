@@ -131,7 +131,16 @@ def run_task(task: InferTask, progress: ProgressBar = no_progress, *, resumable:
         if recorded and not begun:
             recorded.require_same(identity, str(task.output))
             logger.info("%s: already finished, nothing to do", task.output)
-            return RunSummary(task.output, len(files), 0, 0, len(files), 0.0, segmenter.plan, already_finished=True)
+            return RunSummary(
+                output=task.output,
+                images=len(files),
+                failed=0,
+                rows_with_mask=0,
+                resumed=len(files),
+                seconds=0.0,
+                plan=segmenter.plan,
+                already_finished=True,
+            )
         began = time.perf_counter()
         try:
             done = write_submission(segmenter, files, task, identity if resumable else None, progress, checks)
@@ -145,13 +154,13 @@ def run_task(task: InferTask, progress: ProgressBar = no_progress, *, resumable:
         if task.stats:
             _write_stats(task.stats, segmenter, done, identity)
         return RunSummary(
-            task.output,
-            done.images,
-            done.failed,
-            done.rows_with_mask,
-            done.resumed,
-            seconds,
-            segmenter.plan,
+            output=task.output,
+            images=done.images,
+            failed=done.failed,
+            rows_with_mask=done.rows_with_mask,
+            resumed=done.resumed,
+            seconds=seconds,
+            plan=segmenter.plan,
             failures=task.paths.failures if done.failed else None,
             report=task.paths.report if task.report else None,
             first_error=done.first_error,

@@ -179,7 +179,7 @@ def measure(
     count: int,
     thresholds: Sequence[int] = THRESHOLDS,
     min_areas: Sequence[int] = MIN_AREAS,
-    jobs: int | None = None,
+    threads: int | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> DiceTables:
     """Return the Dice of every threshold and min area on every map.
@@ -196,7 +196,7 @@ def measure(
         Levels 0..255 to try.
     min_areas
         Pixels to try.
-    jobs
+    threads
         Number of threads; by default one per usable core.
     advance
         Called with 1 after each image.
@@ -212,7 +212,7 @@ def measure(
         raise DataError("nothing to search: give at least one threshold and one min area")
     if levels[0] < 0 or levels[-1] > 255 or areas[0] < 0:
         raise DataError(f"thresholds must be within 0..255 and min areas at least 0, found {levels} and {areas}")
-    threads = jobs or usable_cpus()
+    threads = threads or usable_cpus()
     local = threading.local()
     first: list[LabelledMaps] = []
     presences: list[NDArray[np.uint8]] = []
@@ -275,7 +275,7 @@ def search_rules(
     truth: NDArray[np.uint8],
     thresholds: Sequence[int] = THRESHOLDS,
     min_areas: Sequence[int] = MIN_AREAS,
-    jobs: int | None = None,
+    threads: int | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> list[BestRule]:
     """Return the best rule of each class on these images; of equal rules, the first by threshold and min area.
@@ -286,7 +286,7 @@ def search_rules(
     if probability.ndim != 4 or len(truth) != len(probability):
         raise DataError(f"probability {probability.shape} and packed truth {truth.shape} do not match")
     maps = (LabelledMaps(one, bits) for one, bits in zip(probability, truth, strict=True))
-    return best_rules(measure(maps, len(probability), thresholds, min_areas, jobs, advance))
+    return best_rules(measure(maps, len(probability), thresholds, min_areas, threads, advance))
 
 
 def best_rules(tables: DiceTables) -> list[BestRule]:

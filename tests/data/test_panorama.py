@@ -23,7 +23,7 @@ def test_panoramas_are_scenes_side_by_side(tmp_path: Path) -> None:
     words = ["synth", str(tmp_path / "out"), "--panorama", "440x140", "--days", "2", "--size", "208x140", "--seed", "3"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
-    again = write_panoramas(tmp_path / "again", (140, 440), 2, 3, scene=(140, 208), jobs=1)
+    again = write_panoramas(tmp_path / "again", (140, 440), 2, 3, scene=(140, 208), threads=1)
     names = ["synthetic_20200101_-2.2-2.2_-0.7-0.7.jpg", "synthetic_20200102_-2.2-2.2_-0.7-0.7.jpg"]
     assert [path.name for path in again] == names
     texts = read_pairs(tmp_path / "out" / "truth.csv")

@@ -28,9 +28,9 @@ def rows(table: Path) -> list[list[str]]:
         return list(csv.reader(lines))
 
 
-def test_same_seed_same_bytes_whatever_the_jobs(tmp_path: Path) -> None:
-    for name, jobs, seed in (("one", 1, 7), ("two", 2, 7), ("other", 2, 8)):
-        write_dataset(tmp_path / name, 6, SMALL, seed, jobs=jobs)
+def test_same_seed_same_bytes_for_any_number_of_threads(tmp_path: Path) -> None:
+    for name, threads, seed in (("one", 1, 7), ("two", 2, 7), ("other", 2, 8)):
+        write_dataset(tmp_path / name, 6, SMALL, seed, threads=threads)
     one, two, other = (contents(tmp_path / name) for name in ("one", "two", "other"))
     assert one == two
     assert not {name for name in one if name.endswith("jpg")} & set(other)
@@ -198,7 +198,7 @@ def test_fills_an_empty_folder(tmp_path: Path) -> None:
         {"test_share": 0.0},
         {"test_share": 1.0},
         {"test_share": float("nan")},
-        {"jobs": -1},
+        {"threads": -1},
         {"seed": -1},
     ],
 )
@@ -214,7 +214,7 @@ def test_interrupted_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_dataset(tmp_path / "out", 30, SMALL, jobs=2, progress=stop)
+        write_dataset(tmp_path / "out", 30, SMALL, threads=2, progress=stop)
     assert not list(tmp_path.iterdir())
 
 

@@ -54,11 +54,11 @@ def search(
     truth: NDArray[np.uint8],
     thresholds: tuple[int, ...] = THRESHOLDS,
     areas: tuple[int, ...] = AREAS,
-    jobs: int | None = None,
+    threads: int | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> list[BestRule]:
     packed = np.stack([[pack_mask(mask) for mask in image] for image in truth])
-    return search_rules(np.ascontiguousarray(levels.transpose(0, 1, 3, 2)), packed, thresholds, areas, jobs, advance)
+    return search_rules(np.ascontiguousarray(levels.transpose(0, 1, 3, 2)), packed, thresholds, areas, threads, advance)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -101,8 +101,8 @@ def test_nothing_true_is_best_predicted_by_nothing() -> None:
 
 def test_the_answer_does_not_depend_on_jobs() -> None:
     levels, truth = case(5, images=9)
-    alone = search(levels, truth, jobs=1)
-    assert all(search(levels, truth, jobs=jobs) == alone for jobs in (2, 5, None))
+    alone = search(levels, truth, threads=1)
+    assert all(search(levels, truth, threads=threads) == alone for threads in (2, 5, None))
 
 
 def test_progress_is_reported_once_per_image() -> None:
@@ -246,7 +246,7 @@ def test_the_tables_hold_the_dice_of_every_rule_gates_and_presence_included() ->
 
 def test_means_are_summed_image_by_image() -> None:
     maps = labelled(12, images=7)
-    tables = measure(maps, 7, THRESHOLDS, AREAS, jobs=3)
+    tables = measure(maps, 7, THRESHOLDS, AREAS, threads=3)
     for c, found in enumerate(best_rules(tables)):
         t, a = THRESHOLDS.index(found.rule.threshold), AREAS.index(found.rule.min_area)
         total = 0.0
@@ -270,7 +270,7 @@ def test_maps_are_read_lazily_and_few_are_held() -> None:
         done.append(1)
         leads.append(len(read) - len(done))
 
-    measure(reading(), 30, (100,), (0,), jobs=2, advance=advance)
+    measure(reading(), 30, (100,), (0,), threads=2, advance=advance)
     assert len(read) == 30
     assert max(leads) <= 4
 

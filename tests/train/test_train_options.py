@@ -127,6 +127,7 @@ def test_a_state_that_does_not_fit_is_one_line(
         write_tensors(tmp_path / "state.pth", state | {"trainer": wrong})
         with pytest.raises(DataError, match=r"state\.pth does not fit this training: use --overwrite"):
             train(SMALL, scenes, tmp_path, cached, resume=True)
+    change: dict[str, Any]
     for change in ({"epoch": "1"}, {"best_dice": None}, {"license": 3}, {"history": {}}, {"history": [1.0]}):
         write_tensors(tmp_path / "state.pth", state | change)
         with pytest.raises(DataError, match=r"state\.pth is damaged, or from another version of cloudrt"):
