@@ -96,9 +96,13 @@ def _check_contained(model: onnx.ModelProto, path: str | Path) -> None:
     attributes = [attribute for node in nodes for attribute in node.attribute]
     if any(attribute.HasField("g") or attribute.graphs for attribute in attributes):
         raise ArtifactError(f"{path} contains control flow (If, Loop or Scan): export it again with cloudrt-export")
-    tensors = [*model.graph.initializer, *(attribute.t for attribute in attributes if attribute.HasField("t"))]
-    sparse = [part for one in model.graph.sparse_initializer for part in (one.values, one.indices)]
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in [*tensors, *sparse]):
+    if any(node.op_type == "EPContext" for node in nodes):  # a compiled engine, which may lie in another file
+        raise ArtifactError(f"{path} contains a compiled engine: export it again with cloudrt-export")
+    values = [*model.graph.sparse_initializer]
+    values += [one for attribute in attributes for one in (attribute.sparse_tensor, *attribute.sparse_tensors)]
+    tensors = [*model.graph.initializer, *(part for one in values for part in (one.values, one.indices))]
+    tensors += [one for attribute in attributes for one in (attribute.t, *attribute.tensors)]
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
         raise ArtifactError(f"{path} keeps weights in another file: export it again with cloudrt-export, into one file")
 
 

@@ -38,6 +38,12 @@ def encoded(suffix: str, *options: int) -> bytes:
     return opencv(suffix, picture(), *options)
 
 
+def tiff_of_pillow(mode: str, compression: str) -> bytes:
+    content = BytesIO()
+    Image.fromarray(picture()).convert(mode).save(content, "TIFF", compression=compression)
+    return content.getvalue()
+
+
 def stated_shares() -> dict[str, float]:
     """Return format -> share from the table in docs/explanation/decoding.md."""
     text = (ROOT / "docs" / "explanation" / "decoding.md").read_text(encoding="utf-8")
@@ -66,6 +72,9 @@ DAMAGED = [
     (opencv(".tif", draw_scene(0, (467, 700)).image, cv2.IMWRITE_TIFF_COMPRESSION, 8), "TIFF, deflate", 0),
     (encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 32773), "TIFF, PackBits", 0.1),
     (encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 1), "TIFF, uncompressed", 0.1),
+    (tiff_of_pillow("RGB", "jpeg"), "TIFF, JPEG", 0.1),
+    (tiff_of_pillow("1", "group3"), "TIFF, CCITT", 0.1),
+    (tiff_of_pillow("1", "group4"), "TIFF, CCITT", 0.1),
     (encoded(".webp", cv2.IMWRITE_WEBP_QUALITY, 90), "WebP, lossy", 0.1),
     (encoded(".webp", cv2.IMWRITE_WEBP_QUALITY, 101), "WebP, lossless", 0.1),
     (encoded(".bmp"), "BMP", 0.1),

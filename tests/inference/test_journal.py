@@ -45,6 +45,8 @@ def whole(images: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -
 STOPS = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs and their children ignore it
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 from cloudrt.inference.journal import Journal
 real, left = Journal.add, [int(sys.argv.pop(1))]
 def stop(self, record):
@@ -193,15 +195,15 @@ def test_existing_files_need_an_option(images: Path, model: Path, finished_journ
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_is_one_line_and_leaves_the_journal(
-    images: Path, model: Path, whole: tuple[bytes, bytes], tmp_path: Path, number: signal.Signals
+    images: Path, model: Path, whole: tuple[bytes, bytes], tmp_path: Path, name: str
 ) -> None:
-    output = tmp_path / "s.csv"
+    output, number = tmp_path / "s.csv", signal.Signals[name]
     process = start(words(images, model, output), 12)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == (143 if name == "SIGHUP" else 128 + number)
     assert "Traceback" not in stderr
     assert "s.csv.journal contains the finished images; --resume continues from there" in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["s.csv.journal"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import AttributeProto, TensorProto, helper
 from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
 
 from cloudrt.errors import ArtifactError
@@ -39,6 +39,51 @@ def test_weights_outside_the_folder_are_refused(tmp_path: Path) -> None:
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../../etc/passwd")
     with pytest.raises(ArtifactError, match="keeps weights in another file"):
+        read_artifact(saved(model, tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize("place", ["attribute", "attributes", "sparse attribute", "sparse", "function"])
+def test_weights_in_another_file_are_refused_wherever_they_are(tmp_path: Path, place: str) -> None:
+    model = tiny_model(labels=SMALL_GRIDS)
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="weights.bin")
+    node = helper.make_node("Constant", [], ["w"])
+    if place == "sparse":
+        model.graph.sparse_initializer.add(values=tensor, dims=[1])
+    elif place == "sparse attribute":
+        node.attribute.add(name="sparse_value", type=AttributeProto.SPARSE_TENSOR).sparse_tensor.values.CopyFrom(tensor)
+    elif place == "attributes":
+        node.attribute.add(name="values", type=AttributeProto.TENSORS).tensors.append(tensor)
+    else:
+        node.attribute.add(name="value", type=AttributeProto.TENSOR).t.CopyFrom(tensor)
+    if place == "function":
+        model.functions.add(name="made", domain="ours", output=["w"]).node.append(node)
+    else:
+        model.graph.node.append(node)
+    with pytest.raises(ArtifactError, match="keeps weights in another file"):
+        read_artifact(saved(model, tmp_path / "model.onnx"))
+
+
+def test_a_compiled_engine_is_refused(tmp_path: Path) -> None:
+    """The node may name a file that a GPU provider would load."""
+    model = tiny_model(labels=SMALL_GRIDS)
+    engine = {"embed_mode": 0, "ep_cache_context": "/tmp/engine.bin"}
+    model.graph.node.append(helper.make_node("EPContext", ["image"], ["x"], domain="com.microsoft", **engine))
+    with pytest.raises(ArtifactError, match="contains a compiled engine"):
+        read_artifact(saved(model, tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize("name", ["Loop", "If", "Scan", "SequenceMap", "function"])
+def test_every_kind_of_control_flow_is_refused(tmp_path: Path, name: str) -> None:
+    model = tiny_model(labels=SMALL_GRIDS)
+    body = helper.make_graph([], "body", [], [])
+    node = helper.make_node("Loop" if name == "function" else name, ["x"], ["y"])
+    node.attribute.append(helper.make_attribute("then_branch" if name == "If" else "body", body))
+    if name == "function":
+        model.functions.add(name="made", domain="ours", output=["y"]).node.append(node)
+    else:
+        model.graph.node.append(node)
+    with pytest.raises(ArtifactError, match="control flow"):
         read_artifact(saved(model, tmp_path / "model.onnx"))
 
 

@@ -1,4 +1,4 @@
-"""Usage data: inference writes none and leaves no socket open; variables that the user has set stay."""
+"""Usage data: inference writes and sends none, importing libraries asks no server; variables the user has set stay."""
 
 from __future__ import annotations
 
@@ -27,6 +27,27 @@ for number in os.listdir("/proc/self/fd"):
     except OSError:
         continue
 print(sum(link.startswith("socket:") for link in found))
+"""
+TRIES = """
+import time
+for _ in range(int(sys.argv[-1])):
+    time.sleep(1)
+    names, values = (line.split() for line in open("/proc/self/net/snmp").read().splitlines()[:2])
+    tries = int(values[names.index("OutNoRoutes")])  # in a namespace without a network, every packet adds one
+    if tries:
+        break
+print(tries)
+"""
+LOOKUPS = """
+import sys
+asked = []
+sys.addaudithook(lambda event, _: asked.append(event) if event in ("socket.getaddrinfo", "socket.connect") else None)
+for name in sys.argv[1:]:
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        pass
+print(len(asked))
 """
 
 
@@ -69,9 +90,50 @@ def test_inference_writes_no_usage_data_and_leaves_no_socket_open(tmp_path: Path
     assert written(tmp_path / "home") == []
 
 
+SECONDS = "10"
+"""Time in which ONNX Runtime tries to send its events; it takes about one second."""
+
+
 @without_network
-def test_the_test_above_would_notice(tmp_path: Path) -> None:
-    """Positive control: onnxruntime alone writes its events, in a namespace without a network."""
+def test_inference_sends_nothing(tmp_path: Path) -> None:
+    model = tiny_artifact(tmp_path / "model.onnx", labels=SMALL_GRIDS)
+    image = write_jpeg(tmp_path / "a.jpg", 0).path
+    code = "import cloudrt, sys\nlist(cloudrt.Segmenter(sys.argv[1], provider='cpu').predict([sys.argv[2]]))" + TRIES
+    assert run(code, tmp_path / "home", str(model), str(image), SECONDS, isolated=True) == "0"
+
+
+@without_network
+def test_onnxruntime_alone_tries_to_send(tmp_path: Path) -> None:
+    """Positive control of the test above."""
+    model = tiny_artifact(tmp_path / "model.onnx", labels=SMALL_GRIDS)
+    assert int(run(SESSION + TRIES, tmp_path / "home", str(model), SECONDS, isolated=True)) > 0
+
+
+LIBRARIES = ("torch", "segmentation_models_pytorch", "albumentations", "huggingface_hub", "openvino", "ray")
+
+
+@without_network
+def test_importing_the_libraries_asks_no_server(tmp_path: Path) -> None:
+    """Positive control: albumentations alone asks PyPI for a newer version."""
+    assert run(LOOKUPS, tmp_path / "home", "cloudrt", *LIBRARIES, isolated=True) == "0"
+    assert int(run(LOOKUPS, tmp_path / "home", "albumentations", isolated=True)) > 0
+
+
+def test_ray_and_the_hub_read_the_variables(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    pytest.importorskip("huggingface_hub")
+    code = (
+        "from huggingface_hub.constants import HF_HUB_DISABLE_TELEMETRY as off\n"
+        "from ray._private.usage.usage_lib import usage_stats_enabled as on\n"
+        "print(off, on())"
+    )
+    assert run("import cloudrt\n" + code, tmp_path / "home") == "True False"
+    assert run(code, tmp_path / "home") == "False True"
+
+
+@without_network
+def test_onnxruntime_alone_writes_its_events(tmp_path: Path) -> None:
+    """Positive control of the first test, in a namespace without a network."""
     model = tiny_artifact(tmp_path / "model.onnx", labels=SMALL_GRIDS)
     run(SESSION + WAIT, tmp_path / "home", str(model), isolated=True)
     assert any("onnxruntime" in name for name in written(tmp_path / "home"))
