@@ -178,7 +178,7 @@ def export(
         path=output,
         artifact=artifact,
         parity=parity,
-        tolerances=gate.tolerances,
+        tolerances=gate.limits,
         bytes=output.stat().st_size,
         networks_per_image=source.ensemble.networks_per_image,
         layers=len(layers),

@@ -106,7 +106,7 @@ class ExportSource:
         """Return the simplified graph if it passes the gate, else the traced one."""
         gate = self.fp32_gate()
         parity = gate.measure(slim, give_up=True)
-        if parity is None or parity.faults(gate.tolerances):
+        if parity is None or parity.faults(gate.limits):
             logger.warning("the graph simplified by onnxslim does not pass the gate: using the graph as traced")
             return self.model
         logger.info("onnxslim removed %d nodes", len(self.model.graph.node) - len(slim.graph.node))
