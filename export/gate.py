@@ -34,8 +34,8 @@ ADVICE = {
 
 
 INT8_SPREAD = 0.05
-"""Levels of 1/255 by which the mean difference of TensorRT's int8 can exceed the emulated one: float32 moves values across
-ties of the quantisation. On two trained networks, ONNX Runtime's fused and unfused graphs differ by 0.04."""
+"""Levels of 1/255 by which the mean difference of TensorRT's int8 can exceed the emulated one: float32 moves values
+across ties of the quantisation. On two trained networks, ONNX Runtime's fused and unfused graphs differ by 0.04."""
 
 
 @dataclass(frozen=True)

@@ -353,6 +353,20 @@ def test_doctor_loads_no_runtime_itself() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
+def test_escapes_in_the_metadata_are_not_printed(untried: Diagnosis, tmp_path: Path) -> None:
+    model = tiny_model()
+    escape = "\x1b]0;title\x07"
+    artifact = replace(
+        parse_artifact(model, "m"), versions={escape: escape}, members=[{"encoder": escape}], parity={"source": escape}
+    )
+    write_metadata(model, artifact)
+    onnx.save(model, tmp_path / "m.onnx")
+    for words in ([], ["--json"]):
+        result = CliRunner().invoke(command, [str(tmp_path / "m.onnx"), *words])
+        assert result.exit_code == 0, result.output
+        assert "title" in result.output and "\x1b" not in result.output and "\x07" not in result.output
+
+
 def test_providers_that_cannot_run_the_artifact_are_listed(untried: Diagnosis, tmp_path: Path) -> None:
     model = tiny_model()
     artifact = replace(parse_artifact(model, "m"), precision="int8", int8_target="tensorrt")

@@ -91,7 +91,7 @@ class OpenvinoEngine(Engine):
         try:
             values = request.infer({"image": batch}, share_inputs=True)
             # Copy: the next call of this request overwrites its output buffers.
-            found = {name: np.array(values[i], np.uint8) for i, name in enumerate(self._outputs)}
+            found = {name: np.array(values[i]) for i, name in enumerate(self._outputs)}
         except (RuntimeError, MemoryError) as error:
             raise _explain(error, ProviderError(f"OpenVINO failed on a batch of {len(batch)}")) from error
         finally:

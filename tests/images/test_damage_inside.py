@@ -38,9 +38,16 @@ def encoded(suffix: str, *options: int) -> bytes:
     return opencv(suffix, picture(), *options)
 
 
-def tiff_of_pillow(mode: str, compression: str) -> bytes:
+def of_pillow(mode: str, kind: str, **options: object) -> bytes:
     content = BytesIO()
-    Image.fromarray(picture()).convert(mode).save(content, "TIFF", compression=compression)
+    Image.fromarray(picture()).convert(mode).save(content, kind, **options)
+    return content.getvalue()
+
+
+def deep(kind: str, **options: object) -> bytes:
+    """One channel of 16 bits."""
+    content = BytesIO()
+    Image.fromarray(picture()[..., 0].astype(np.uint16) * 257).save(content, kind, **options)
     return content.getvalue()
 
 
@@ -72,9 +79,20 @@ DAMAGED = [
     (opencv(".tif", draw_scene(0, (467, 700)).image, cv2.IMWRITE_TIFF_COMPRESSION, 8), "TIFF, deflate", 0),
     (encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 32773), "TIFF, PackBits", 0.1),
     (encoded(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 1), "TIFF, uncompressed", 0.1),
-    (tiff_of_pillow("RGB", "jpeg"), "TIFF, JPEG", 0.1),
-    (tiff_of_pillow("1", "group3"), "TIFF, CCITT", 0.1),
-    (tiff_of_pillow("1", "group4"), "TIFF, CCITT", 0.1),
+    (of_pillow("RGB", "TIFF", compression="jpeg"), "TIFF, JPEG", 0.1),
+    (of_pillow("1", "TIFF", compression="group3"), "TIFF, CCITT", 0.1),
+    (of_pillow("1", "TIFF", compression="group4"), "TIFF, CCITT", 0.1),
+    (deep("TIFF", compression="tiff_lzw"), "TIFF, LZW", 0.02),
+    (deep("TIFF", compression="tiff_adobe_deflate"), "TIFF, deflate", 0),
+    (of_pillow("P", "TIFF", compression="tiff_adobe_deflate"), "TIFF with a palette, deflate", 0.02),
+    (of_pillow("P", "TIFF", compression="tiff_lzw"), "TIFF with a palette, LZW", 0.02),
+    (of_pillow("P", "PNG"), "PNG", 0),
+    (deep("PNG"), "PNG", 0),
+    (of_pillow("P", "BMP"), "BMP", 0.1),
+    (encoded(".jpg", cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_PROGRESSIVE, 1), "JPEG, progressive", 0.1),
+    (of_pillow("L", "JPEG", quality=90), "JPEG, grayscale", 0.05),
+    (of_pillow("CMYK", "JPEG", quality=90), "JPEG, CMYK", 0.05),
+    (of_pillow("RGBA", "WEBP", lossless=True), "WebP, lossless", 0.1),
     (encoded(".webp", cv2.IMWRITE_WEBP_QUALITY, 90), "WebP, lossy", 0.1),
     (encoded(".webp", cv2.IMWRITE_WEBP_QUALITY, 101), "WebP, lossless", 0.1),
     (encoded(".bmp"), "BMP", 0.1),

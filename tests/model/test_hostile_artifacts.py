@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,7 +68,7 @@ def test_weights_in_another_file_are_refused_wherever_they_are(tmp_path: Path, p
 def test_a_compiled_engine_is_refused(tmp_path: Path) -> None:
     """The node may name a file that a GPU provider would load."""
     model = tiny_model(labels=SMALL_GRIDS)
-    engine = {"embed_mode": 0, "ep_cache_context": "/tmp/engine.bin"}
+    engine: dict[str, Any] = {"embed_mode": 0, "ep_cache_context": "/tmp/engine.bin"}
     model.graph.node.append(helper.make_node("EPContext", ["image"], ["x"], domain="com.microsoft", **engine))
     with pytest.raises(ArtifactError, match="contains a compiled engine"):
         read_artifact(saved(model, tmp_path / "model.onnx"))
