@@ -1,6 +1,6 @@
 """Check and measure cloudrt on a GPU: one command for everything that the tests cannot run without a GPU.
 
-    python -m cloudrt.bench.gpu OUT [--minutes 25] [--model M] [--checkpoint PTH] [--images FOLDER]... [--data FOLDER]
+    python -m cloudrt.bench.gpu OUT [--minutes 25] [--model M] [--checkpoint PTH] [--image-folder F]... [--data F]
     python -m cloudrt.bench.gpu OUT --stand-in      without a GPU: on the CPU instead, with small batches
 
 Each step runs in its own process, which is stopped at its time limit, so that a crash or hang of CUDA affects only one
@@ -119,7 +119,8 @@ def _cell(text: str) -> str:
     help="The best.pth of the artifact, which the step tensorrt exports in fp16 and int8.",
 )
 @click.option(
-    "--images",
+    "--image-folder",
+    "images",
     multiple=True,
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder of images; can be repeated. Default: synthetic images of 525x350 and of 2100x1400.",
@@ -163,7 +164,7 @@ def main(
     check_outputs(outputs, reads, folders=folders, overwrite=overwrite)
     words = ["python -m cloudrt.bench.gpu OUT", f"--minutes {minutes:g}", f"--model {chosen.name}"]
     words += [f"--checkpoint {checkpoint.name}"] if checkpoint else []
-    words += ["--images DIR"] * len(images) + ["--data DIR"] * bool(data)
+    words += ["--image-folder DIR"] * len(images) + ["--data DIR"] * bool(data)
     words += [f"--only {name}" for name in only] + ["--stand-in"] * stand_in
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="cloudrt-gpu-", ignore_cleanup_errors=True) as scratch:

@@ -83,7 +83,7 @@ class ExportRequest:
         reads: dict[str, Path | None] = {
             f"checkpoint {number}": path for number, path in enumerate(self.checkpoints, 1)
         }
-        files = {"--json": self.figures} | {f"the {name} artifact": path for name, path in self.outputs.items()}
+        files = {"--stats": self.figures} | {f"the {name} artifact": path for name, path in self.outputs.items()}
         model = repository_files(self.triton) if self.triton else ()
         check_outputs(
             files | {f"{path.name} of --triton": path for path in model},
@@ -95,7 +95,7 @@ class ExportRequest:
         folders = {"--triton": self.triton / NAME if self.triton else None}
         check_outputs(files, folders=folders, overwrite=self.overwrite)
         check_suffixes({"--output": self.output}, ".onnx")
-        check_suffixes({"--json": self.figures}, ".json")
+        check_suffixes({"--stats": self.figures}, ".json")
 
     def _images(self) -> Iterator[Path]:
         if self.options.data is not None:

@@ -100,7 +100,7 @@ class TrainConfig:
         Seconds of training, without validation; the schedule is shortened to fit. 0 for no limit.
     tensorboard
         Whether to write TensorBoard logs.
-    limit
+    max_images
         Number of images to use, from the start of train.csv; 0 for all.
 
     Raises
@@ -146,7 +146,7 @@ class TrainConfig:
     compile: bool = False
     time_budget: float = 0.0
     tensorboard: bool = False
-    limit: int = 0
+    max_images: int = 0
 
     def __post_init__(self) -> None:
         names = [name for _, name in parse_loss(self.loss)]
@@ -189,7 +189,7 @@ class TrainConfig:
                 raise DataError(f"{name} must be above 0 and below 10, found {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise DataError(f"seed must be from 0 to 2^32 - 1, found {self.seed}")
-        for name in ("workers", "limit", "weight_decay", "pretrain_epochs", "time_budget", "presence_weight"):
+        for name in ("workers", "max_images", "weight_decay", "pretrain_epochs", "time_budget", "presence_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise DataError(f"{name} must be finite and not negative, found {getattr(self, name)}")
 

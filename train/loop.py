@@ -85,14 +85,14 @@ def _train(
     state = read_state(folder, config) if resume else None
     begun = start(config, source.labels, state)
     network = begun.network.to(device).to(memory_format=torch.channels_last)
-    names = list(source.read_train())[: config.limit or None]
+    names = list(source.read_train())[: config.max_images or None]
     unlisted = source.describe_unlisted()
     if unlisted and group.first:
         logger.warning("%s", unlisted)
     if not group.first:
         group.barrier()  # rank 0 builds the cache
     with bar("Caching images", len(names)) as advance:
-        cache = open_cache(source, config.input_size, cache_root, config.limit, advance)
+        cache = open_cache(source, config.input_size, cache_root, config.max_images, advance)
     if group.first:
         group.barrier()
     training, held_out = _split(cache, config)

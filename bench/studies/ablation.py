@@ -123,7 +123,7 @@ def summarise(runs: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
 @click.option("--seeds", type=click.IntRange(1, FOLDS), default=2, show_default=True)
 @click.option("--epochs", type=click.IntRange(2), default=3, show_default=True)
 @click.option("--input-size", "size", nargs=2, type=int, default=(160, 96), show_default=True, help="Width and height.")
-@click.option("--limit", default=0, help="Use only the first N images; 0 uses all.")
+@click.option("--max-images", "limit", default=0, help="Use only the first N images; 0 uses all.")
 @click.option("--cache", type=click.Path(path_type=Path), help="Folder for decoded data sets.")
 def main(data: Path, output: Path, seeds: int, epochs: int, size: Grid, limit: int, cache: Path | None) -> None:
     """Train every option with every seed and write the gains."""

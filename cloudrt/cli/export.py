@@ -81,7 +81,7 @@ logger = logging.getLogger(__name__)
 )
 @click.option("--weights-license", default="", help="Licence to store in the artifact. Default: the checkpoint's.")
 @click.option(
-    "--json",
+    "--stats",
     "figures",
     type=FILE,
     help="Write the measured figures, the machine and the versions to this JSON file.",

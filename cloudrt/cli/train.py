@@ -186,7 +186,7 @@ CROSS_FILES = ("oof.npz", "folds.json")
     "fit. Default: no limit.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs, to runs/NAME/tensorboard.")
-@click.option("--limit", default=0, help="Use only this number of images, for a quick check. Default: all.")
+@click.option("--max-images", default=0, help="Use only this number of images, for a quick check. Default: all.")
 @reports_errors
 def train(
     data: Path,

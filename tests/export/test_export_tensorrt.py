@@ -156,7 +156,7 @@ def test_the_command_shows_the_result_of_the_check(
     monkeypatch.setattr("cloudrt.export.run.ExportSource", lambda *_: source)  # already traced
     monkeypatch.setattr(source, "run_pytorch", lambda *_: None)
     figures, words = tmp_path / "figures.json", [str(checkpoint), "-o", str(tmp_path / "m.onnx"), "--precision", "fp32"]
-    plain = CliRunner().invoke(command, [*words, "--json", str(figures)])
+    plain = CliRunner().invoke(command, [*words, "--stats", str(figures)])
     assert plain.exit_code == 0, plain.output
     assert ("accepted by TensorRT for RTX 1.7, 123 layers" if accepted else "refuses the artifact") in plain.output
     stored = json.loads(figures.read_text())["artifacts"][0]["tensorrt"]

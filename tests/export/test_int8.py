@@ -283,7 +283,7 @@ def test_the_provider_of_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_precisions_in_one_table(checkpoint: Path, tmp_path: Path) -> None:
     words = [str(checkpoint), "-o", str(tmp_path / "m.onnx"), "--precision", "all"]
     wide = ["--max-mean-difference", "8", "--min-dice", "0.5", "--max-empty-mismatch", "1"]
-    done = CliRunner().invoke(command, [*words, *wide, "--json", str(tmp_path / "figures.json")])
+    done = CliRunner().invoke(command, [*words, *wide, "--stats", str(tmp_path / "figures.json")])
     assert done.exit_code == 0, done.output
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert [one["precision"] for one in figures["artifacts"]] == ["fp32", "fp16", "int8"]

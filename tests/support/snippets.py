@@ -49,7 +49,7 @@ _BENCH = [
 ]
 SHRINK: dict[str, list[str]] = {
     "train": [*_SMALL, "--folds", "0"],
-    "train --folds": [*_SMALL, "--folds", "2", "--limit", "6"],
+    "train --folds": [*_SMALL, "--folds", "2", "--max-images", "6"],
     "export": ["--max-images", "2", "--precision", "fp32", "--overwrite"],
     "bench": _BENCH,
     "bench --compare": [*_BENCH, "--tolerance", "1"],
