@@ -120,11 +120,11 @@ def test_importing_the_libraries_asks_no_server(tmp_path: Path) -> None:
 
 
 def test_ray_and_the_hub_read_the_variables(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+    pytest.importorskip("ray._common.usage.usage_lib", reason="Ray has moved its usage report")
     pytest.importorskip("huggingface_hub")
     code = (
         "from huggingface_hub.constants import HF_HUB_DISABLE_TELEMETRY as off\n"
-        "from ray._private.usage.usage_lib import usage_stats_enabled as on\n"
+        "from ray._common.usage.usage_lib import usage_stats_enabled as on\n"
         "print(off, on())"
     )
     assert run("import cloudrt\n" + code, tmp_path / "home") == "True False"
