@@ -34,6 +34,7 @@ from cloudrt.model.onnx_file import artifact_bytes, load_model
 from cloudrt.reports import tune_page
 from cloudrt.search import tune as search_rules
 from cloudrt.search.probabilities import write_probabilities
+from cloudrt.search.tuned import Tuned
 
 SIZE = (64, 96)
 IMAGES = 9
@@ -111,7 +112,7 @@ def test_a_model_that_is_replaced_meanwhile_does_not_get_the_rules(
     next(one for one in other.graph.initializer if one.name == "bias").raw_data = bytes(12)
     search = search_rules.tune
 
-    def replaced(*given: Any, **named: Any) -> search_rules.Tuned:
+    def replaced(*given: Any, **named: Any) -> Tuned:
         mine.write_bytes(artifact_bytes(other))
         return search(*given, **named)
 
