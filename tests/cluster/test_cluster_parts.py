@@ -26,7 +26,8 @@ from cloudrt.cluster.isolation import Ledger, PartitionState, segment
 from cloudrt.cluster.listing import ListedImage, cut, pack, unpack
 from cloudrt.cluster.nodes import ClusterError, Node, Share, _silent_start, connected, share_out, unwrapped
 from cloudrt.cluster.partitions import FORMAT, Partitions
-from cloudrt.cluster.storage import Place, StorageError, open_place
+from cloudrt.cluster.storage import Place, open_place
+from cloudrt.cluster.storage_errors import StorageError
 from cloudrt.errors import DataError, ImageError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.positions import Position
