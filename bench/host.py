@@ -5,8 +5,8 @@
     overlap        copying, computing and post-processing a batch take equally long and use no core, on two streams:
                    the share of the rate of one of them
 
-A stand-in for the engine returns the model's maps. Post-processing reads `MAPS` images in turn, more than caches hold:
-the maps of an engine are new as well. The measurements alternate.
+A stand-in for the engine returns the model's maps; see `stand_ins`. Post-processing reads `MAPS` images in turn, more
+than caches hold: the maps of an engine are new as well. The measurements alternate.
 """
 
 from __future__ import annotations
@@ -18,20 +18,17 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import cycle, repeat
 from pathlib import Path
-from threading import Lock
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.engines.pool import EnginePool
-from cloudrt.images.decoding import Decoding
-from cloudrt.images.image import Image, ImageFile
+from cloudrt.images.image import ImageFile
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.postprocess import Rule, postprocess_batch
-from cloudrt.model.artifact import Artifact
 
 from .stages import Timing
+from .stand_ins import Instant, Staged, StandIn, parts
 from .workload import Workload
 
 BATCHES = (8, 16, 32, 64, 128, 256)
@@ -142,104 +139,6 @@ def passes(rounds: int) -> int:
     return (rounds + 1) * (len(BATCHES) + 2 * len(SHARED) + 1)
 
 
-Texts = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], list[list[str]]]
-
-
-class StandIn(Segmenter):
-    """The pipeline of a model around stand-ins for decoding, the engine and post-processing."""
-
-    def __init__(self, model: Segmenter) -> None:
-        super().__init__(model.model, provider="cpu", batch_size=1, threads=model.threads)
-        self.pool.close()
-        self.decoding = Undecoded(self.artifact.input_size, self.options.max_pixels, self.stats["decode"])
-        self._texts: Texts | None = None
-
-    def use(self, engine: Instant, texts: Texts | None) -> None:
-        """Replace the engine and the post-processing; None restores the real post-processing."""
-        self.pool.close()
-        self.pool = EnginePool(lambda _, __: engine, (0,), engine.batch_size or 1)
-        self._texts = texts
-
-    def texts(self, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> list[list[str]]:
-        """Return RLE texts; see `use`."""
-        return self._texts(levels, presence) if self._texts else super().texts(levels, presence)
-
-
-class Undecoded(Decoding):
-    """Decoding that takes no time and leaves images as they are."""
-
-    def load(self, source: object, out: Image) -> str | None:
-        """Do nothing."""
-        return None
-
-
-class Instant:
-    """An engine that returns maps without delay, those of each batch in turn; see `cloudrt.engines.base.Engine`.
-
-    Parameters
-    ----------
-    artifact
-        The metadata of the model.
-    batch_size
-        Images per batch.
-    levels, presence
-        (n, C, W, H) and (n, C) uint8, for as many whole batches as fit into n; None for empty maps and no presence.
-    """
-
-    provider, streams = "cpu", 1
-
-    def __init__(
-        self,
-        artifact: Artifact,
-        batch_size: int,
-        levels: NDArray[np.uint8] | None = None,
-        presence: NDArray[np.uint8] | None = None,
-    ) -> None:
-        self.artifact = artifact
-        self.batch_size: int | None = batch_size
-        self._size = batch_size
-        if levels is None:
-            levels = np.broadcast_to(np.uint8(0), (batch_size, *artifact.output_shape))  # without memory
-        self._batches = cycle(parts(levels, presence, batch_size))
-
-    def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return the maps of the next batch."""
-        return next(self._batches)
-
-    def probability(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the levels alone."""
-        return self.run(batch)[0]
-
-    def empty(self, batches: int) -> NDArray[np.uint8]:
-        """Return an uninitialised array."""
-        return np.empty((batches * self._size, *self.artifact.input_size, 3), np.uint8)
-
-    def close(self) -> None:
-        """Do nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None: ...
-
-
-class Staged(Instant):
-    """An engine that copies a batch, then computes it; of two streams, one copies while the other computes."""
-
-    streams = 2
-
-    def __init__(self, artifact: Artifact, batch_size: int) -> None:
-        super().__init__(artifact, batch_size)
-        self._copies, self._cores = Lock(), Lock()
-
-    def run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return the maps after both stages; sleeping releases the GIL, as the calls of CUDA do."""
-        for resource in (self._copies, self._cores):
-            with resource:
-                time.sleep(STAGE_S)
-        return super().run(batch)
-
-
 def overlapping(ours: StandIn, batch_size: int = 32) -> None:
     """Let copying, computing and post-processing a batch take `STAGE_S` each."""
     threads = min(ours.threads, batch_size)
@@ -248,7 +147,7 @@ def overlapping(ours: StandIn, batch_size: int = 32) -> None:
         time.sleep(STAGE_S * len(levels) * threads / batch_size)  # all threads together finish a batch in STAGE_S
         return [[""] * levels.shape[1]] * len(levels)
 
-    ours.use(Staged(ours.artifact, batch_size), texts)
+    ours.use(Staged(ours.artifact, batch_size, STAGE_S), texts)
 
 
 def time_pipeline(ours: Segmenter) -> float:
@@ -289,14 +188,6 @@ def time_postprocessing(
         began = time.perf_counter()
         count = sum(pool.map(loop, range(threads)))
         return (time.perf_counter() - began) / count
-
-
-def parts(
-    levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None, size: int
-) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
-    """Divide maps into parts of `size` images; the last ones that do not fill a part are left out."""
-    ranges = [slice(begin, begin + size) for begin in range(0, len(levels) - size + 1, size)]
-    return [(levels[some], None if presence is None else presence[some]) for some in ranges]
 
 
 def stack(work: Workload, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:

@@ -26,9 +26,8 @@ from cloudrt.system.progress import ProgressBar, no_progress
 
 from .config import TrainConfig
 from .distributed import is_distributed
-from .epochs import PROBABILITIES
-from .loop import BUSY, CROSS_RESULTS, LOCK, RUN_RESULTS, train
-from .start import STATE
+from .loop import BUSY, LOCK, train
+from .run_files import CROSS_RESULTS, PROBABILITIES, RUN_RESULTS, RUN_STARTS, STATE, TENSORBOARD
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def _cross_validate(
     if not resume:
         others = (old for old in folder.glob("fold-[0-9]*") if old != parts[0])
         own = (old for old in parts[0].glob("*") if old.name != LOCK)
-        names = (*CROSS_RESULTS, *RUN_RESULTS, "config.json", "held_out.txt")
+        names = (*CROSS_RESULTS, *RUN_RESULTS, TENSORBOARD, *RUN_STARTS)
         earlier = [*(folder / name for name in names), *others, *own]
     for number, part in enumerate(parts):
         one = replace(config, fold=number)

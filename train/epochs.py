@@ -21,13 +21,11 @@ from cloudrt.system.progress import ProgressBar
 from cloudrt.system.statistics import memory
 
 from .curves import plot_curves, write_history, write_tensorboard
-from .start import STATE
+from .run_files import PROBABILITIES, STATE, TENSORBOARD
 from .trainer import Trainer
 from .validate import Validation, Validator, choose_no_data
 
 logger = logging.getLogger(__name__)
-
-PROBABILITIES = "held_out.npz"
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ class Run:
         write_history(self.history, self.folder / "history.csv")
         plot_curves(self.history, self.folder / "curves.png")
         if self.config.tensorboard:
-            write_tensorboard(row, self.folder / "tensorboard")
+            write_tensorboard(row, self.folder / TENSORBOARD)
 
     def _rates(self) -> tuple[float, float]:
         encoder, decoder = (group["lr"] for group in self.trainer.optimizer.param_groups)

@@ -26,11 +26,12 @@ from .cache import DatasetCache, open_cache
 from .config import TrainConfig
 from .dataset import CloudDataset
 from .distributed import Processes, processes
-from .epochs import PROBABILITIES, Run, RunInfo, TrainResult
+from .epochs import Run, RunInfo, TrainResult
 from .folds import folds, split
 from .optimise import find_device, find_precision, seed_all
 from .pretrain import pretrain
-from .start import STATE, check_shape, describe_images, read_state, start
+from .run_files import CROSS_RESULTS, RUN_RESULTS, TENSORBOARD
+from .start import check_shape, describe_images, read_state, start
 from .trainer import Trainer
 from .validate import Validator
 
@@ -38,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 BUSY = "wait until it ends, or use another --name"
-RUN_RESULTS = ("best.pth", "last.pth", "history.csv", "curves.png", "tensorboard", PROBABILITIES, STATE)
-CROSS_RESULTS = ("folds.json", "oof.npz")
-"""Results of a run, and of a cross-validation beside its folds, which a later run in the folder removes."""
 
 
 def train(
@@ -114,7 +112,7 @@ def _train(
     if group.first:
         folder.mkdir(parents=True, exist_ok=True)
         if state is None:
-            own = [folder / name for name in (*RUN_RESULTS, *CROSS_RESULTS)]
+            own = [folder / name for name in (*RUN_RESULTS, TENSORBOARD, *CROSS_RESULTS)]
             for old in (*replaces, *own, *folder.glob("fold-[0-9]*")):
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
         with replacing(folder / "config.json") as path:

@@ -1,4 +1,4 @@
-"""Device, seeds, optimiser, learning-rate schedule, moving average of the weights, and mixed precision."""
+"""Device, seeds, data-loading processes, optimiser, learning-rate schedule, weight average, and mixed precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cloudrt.errors import DataError
-from cloudrt.system.machine import describe_machine
+from cloudrt.system.machine import describe_machine, usable_cpus
 
 from .config import TrainConfig
 from .validate import Autocast
@@ -55,6 +55,11 @@ def find_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DataError(f"no device {name}: PyTorch finds {torch.cuda.device_count()} GPUs, counted from 0")
     return torch.device("cuda", local_rank) if device.type == "cuda" and device.index is None else device
+
+
+def default_workers(device: str) -> int:
+    """Return the number of data-loading processes: 0 on a CPU, where they would take cores from the network."""
+    return min(8, usable_cpus() - 1) if device != "cpu" and torch.cuda.is_available() else 0
 
 
 def build_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -23,12 +23,11 @@ from cloudrt.model.network import build_network
 from cloudrt.model.network_config import NetworkConfig
 
 from .config import TrainConfig
+from .run_files import STATE
 from .weights import find_weights, load_encoder, read_weights
 
 logger = logging.getLogger(__name__)
 
-STATE = "state.pth"
-"""Name of the file of the state, which is in the run folder until the run is finished."""
 TYPES = {
     "config": dict,
     "network": dict,

@@ -20,11 +20,6 @@ from cloudrt.system.terminal import Failure, log_to_stderr, reports_errors
 
 logger = logging.getLogger(__name__)
 
-RUN_FILES = ("best.pth", "last.pth", "state.pth", "config.json", "held_out.txt", "history.csv", "curves.png")
-"""What a run writes to its folder."""
-CROSS_FILES = ("oof.npz", "folds.json")
-"""What a cross-validation writes beside its folds."""
-
 
 @click.command()
 @click.argument("data", type=FILE, default=Path("data"))
@@ -210,6 +205,7 @@ def train(
     if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, the first one on each machine
         logger.info("Loading PyTorch ...")
     from cloudrt.data.folder import open_data
+    from cloudrt.train.run_files import CROSS_RESULTS, RUN_RESULTS, RUN_STARTS
 
     source = open_data(data)  # check the data before importing torch, which takes seconds
     if resume and not name:
@@ -231,8 +227,10 @@ def train(
     reads |= {"--init": Path(settings["init"])} if settings["init"] else {}
     reads |= {} if weights in ("imagenet", "none") else {"--encoder-weights": Path(weights)}
     parts = [folder / f"fold-{number}" for number in range(settings["folds"])] if every else [folder]
-    written = [part / name for part in dict.fromkeys((*parts, folder)) for name in RUN_FILES]
-    written += [folder / name for name in CROSS_FILES]
+    written = [
+        *(part / name for part in dict.fromkeys((*parts, folder)) for name in (*RUN_STARTS, *RUN_RESULTS)),
+        *(folder / name for name in CROSS_RESULTS),
+    ]
     old = [part for part in folder.glob("fold-[0-9]*") if part not in parts]  # of an earlier run, and removed
     check_outputs(
         {f"{path.relative_to(folder)} of --name": path for path in written},
@@ -246,10 +244,14 @@ def train(
     from cloudrt.train.config import TrainConfig, default_input_size
     from cloudrt.train.cross import cross_validate
     from cloudrt.train.loop import train as run
+    from cloudrt.train.optimise import default_workers
 
     settings["input_size"] = settings["input_size"] or default_input_size(source.labels)
     config = TrainConfig(
-        **settings, fold=fold or 0, options=_options(options), workers=_workers(workers, settings["device"])
+        **settings,
+        fold=fold or 0,
+        options=_options(options),
+        workers=default_workers(settings["device"]) if workers is None else workers,
     )
     tta = "" if config.tta == "none" else f" --tta {config.tta}"
     if every:
@@ -296,14 +298,3 @@ def _options(texts: tuple[str, ...]) -> dict[str, Any]:
         except (ValueError, RecursionError):
             options[key] = value
     return options
-
-
-def _workers(wanted: int | None, device: str) -> int:
-    """Return the number of data-loading processes: 0 on a CPU, where they would take cores from the network."""
-    if wanted is not None:
-        return wanted
-    import torch
-
-    from cloudrt.system.machine import usable_cpus
-
-    return min(8, usable_cpus() - 1) if device != "cpu" and torch.cuda.is_available() else 0

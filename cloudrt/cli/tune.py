@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from cloudrt.model.artifact import Artifact
     from cloudrt.options import RunOptions
     from cloudrt.search.choose import RuleScore
-    from cloudrt.search.tune import MapSource, Tuned
+    from cloudrt.search.tune import MapSource
+    from cloudrt.search.tuned import Tuned
 
 
 @click.command()
@@ -198,7 +199,7 @@ def _open(
 
 def _write(tuned: Tuned, artifact: Artifact | None, digest: str, model: Path, target: Path, data: Path) -> None:
     from cloudrt.reports.tune_page import plot_surfaces, write_tune_page
-    from cloudrt.search.tune import write_disagreements, write_tuned
+    from cloudrt.search.tuned import write_disagreements, write_tuned
     from cloudrt.system.files import replacing
 
     plot = plot_surfaces(tuned)

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from cloudrt.cluster.listing import ListedImage
-from cloudrt.cluster.storage import StorageError
+from cloudrt.cluster.storage_errors import StorageError
 from cloudrt.errors import CloudrtError
 from cloudrt.images.decoding import Input
 from cloudrt.inference.identity import Identity

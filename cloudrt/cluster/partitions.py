@@ -26,7 +26,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from cloudrt.cluster.listing import ListedImage
-from cloudrt.cluster.storage import Place, StorageError
+from cloudrt.cluster.storage import Place
+from cloudrt.cluster.storage_errors import StorageError
 from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.inference.identity import Identity

@@ -11,23 +11,19 @@ when its upload is complete.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from cloudrt.cluster.storage_errors import StorageError, error_kind, error_sentence, explained, first_line
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.image import SUFFIXES, refuse_large
 from cloudrt.system.files import replacing
 
 CONNECT_SECONDS = 5
 ATTEMPTS = 3
-
-
-class StorageError(DataError):
-    """A store does not answer or denies access; not an error of a single image."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +105,12 @@ class Place:
         except FileNotFoundError:
             raise ImageError("cannot be read: it was removed after it was listed") from None
         except OSError as error:
-            kind = _kind(error)
+            kind = error_kind(error)
             if kind == "gone":
                 raise ImageError("cannot be read: it was removed after it was listed") from error
             if kind == "refused":
                 raise ImageError("cannot be read: the store denies access") from error
-            raise StorageError(_sentence(self.uri, "read", error)) from error
+            raise StorageError(error_sentence(self.uri, "read", error)) from error
         return data
 
     def read_beside(self, path: str, suffix: str) -> bytes | None:
@@ -142,7 +138,7 @@ class Place:
             self.read_image(path)
         except ImageError as error:
             if "denies" in str(error):
-                raise StorageError(_sentence(self.uri, "read", PermissionError("access denied"))) from error
+                raise StorageError(error_sentence(self.uri, "read", PermissionError("access denied"))) from error
 
     def names(self) -> set[str]:
         """Return the names of the files in the folder, without subfolders; empty if there is no folder."""
@@ -210,27 +206,8 @@ def open_place(uri: str, endpoint: str | None = None, environment: Mapping[str, 
     try:
         files, path = FileSystem.from_uri(patient)
     except (ValueError, TypeError, OSError, ArrowException) as error:
-        raise DataError(f"{_public(uri)} cannot be opened: {_first_line(error)}") from error
+        raise DataError(f"{_public(uri)} cannot be opened: {first_line(error)}") from error
     return Place(_public(uri), path.rstrip("/") or "/", files, isinstance(files, LocalFileSystem))
-
-
-@contextmanager
-def explained(uri: str, what: str) -> Iterator[None]:
-    """Turn errors of a file system into one line; `what` is the operation, "read" or "write".
-
-    Raises
-    ------
-    DataError
-        The place does not exist.
-    StorageError
-        The store does not answer or denies access.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DataError(f"{uri} is missing: give an existing bucket and prefix, or folder") from error
-    except OSError as error:
-        raise StorageError(_sentence(uri, what, error)) from error
 
 
 def _s3(uri: str, endpoint: str | None, environment: Mapping[str, str]) -> Any:
@@ -259,41 +236,6 @@ def _s3(uri: str, endpoint: str | None, environment: Mapping[str, str]) -> Any:
             "session_token": environment.get("AWS_SESSION_TOKEN"),
         }
     return S3FileSystem(**options)
-
-
-_SIGNS = {
-    "gone": ("no_such_key", "no_such_bucket", "path does not exist", "not found", "status 404", "http status: 404"),
-    "refused": (
-        *("access_denied", "access denied", "invalid_access_key", "invalidaccesskey", "invalid_client_token_id"),
-        *("signature", "status 403", "http status: 403", "expired_token", "unauthorized", "permission denied"),
-    ),
-    "silent": (
-        *("network_connection", "curlcode", "connect", "timeout", "timed out", "resolve", "unreachable"),
-        *("slow_down", "service_unavailable", "status 503"),
-    ),
-}
-"""Parts of the file systems' error messages, in lower case."""
-
-
-def _kind(error: OSError) -> str:
-    text = str(error).lower()
-    return next((kind for kind, signs in _SIGNS.items() if any(sign in text for sign in signs)), "other")
-
-
-def _sentence(uri: str, what: str, error: OSError) -> str:
-    reason = {
-        "gone": "is missing: give an existing bucket and prefix",
-        "refused": f"cannot be {'read' if what == 'read' else 'written'} with these credentials: set AWS_ACCESS_KEY_ID "
-        "and AWS_SECRET_ACCESS_KEY, or the credentials of your store, or give the machine a role with access",
-        "silent": "does not answer: check the network, and --endpoint or AWS_ENDPOINT_URL",
-    }.get(_kind(error), "failed")
-    return f"{uri} {reason} ({_first_line(error)})"
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the beginning of an error message on one line."""
-    text = " ".join(str(getattr(error, "strerror", None) or error).split())
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _public(uri: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
-from cloudrt.geo.store import check_store
+from cloudrt.geo.store_checks import check_store
 from cloudrt.system.files import naming, replacing, replacing_folder
 from cloudrt.system.paths import check_outputs
 

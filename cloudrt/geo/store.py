@@ -5,8 +5,7 @@ the new day first and replaces `.zmetadata` last, in one step: until then the st
 even if the process is killed or the disk fills up. The next append removes what was left behind. A day that is replaced
 is not protected in this way: its chunks are overwritten one by one, and after a kill it may hold chunks of both masks
 until the image is written again. The attribute `crc32` of `mask` has a checksum for each day, so that `.zmetadata`
-changes with the masks; `crc32_axes` has one for each array of `AXES`. Axes are checked whenever a store is opened, and
-masks when `cloudrt grid` reads them.
+changes with the masks; `crc32_axes` has one for each axis, see `cloudrt.geo.store_checks`.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from cloudrt.errors import DataError, ImageError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.geo.positions import WGS84
+from cloudrt.geo.store_checks import METADATA, axis_checksums, open_store, stored_days
 from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import locked, naming, partial_path, remove_leftovers, remove_tree, replacing
 from cloudrt.system.versions import VERSION
@@ -32,11 +32,8 @@ from cloudrt.system.versions import VERSION
 logger = logging.getLogger(__name__)
 
 NO_DATA = -1
-METADATA = ".zmetadata"
 _EPOCH = datetime.date(1970, 1, 1)
 _DAYS_PER_CHUNK = 4096
-AXES = ("time", "image", "lat", "lon", "pattern")
-_CHECKSUMS = ("crc32", "crc32_axes")
 _SIDE = 4096
 """Largest number of rows and columns of a chunk of the mask; time is always 1."""
 
@@ -61,9 +58,9 @@ class StoreDays:
         self._grid: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._name, self._days = "the first image", dict[int, str]()
         if path is not None and path.exists():
-            group = _open(path, classes)
+            group = open_store(path, classes)
             self._grid = group["lat"][:], group["lon"][:]
-            self._name, self._days = str(path), _days(group)
+            self._name, self._days = str(path), stored_days(group)
 
     def check(self, key: str, place: MaskGrid) -> None:
         """Remember a panorama; raise ImageError if it is not in degrees, or its date or grid does not fit."""
@@ -152,7 +149,7 @@ class Store:
                 array[index] = value
             self._days[day] = key
             self._checksums[index : index + 1] = [zlib.crc32(masks.tobytes())]
-            self._group["mask"].attrs.update(crc32=self._checksums, crc32_axes=_axes(self._group))
+            self._group["mask"].attrs.update(crc32=self._checksums, crc32_axes=axis_checksums(self._group))
             _consolidate(self.path)
 
     def _open_existing(self) -> None:
@@ -160,8 +157,8 @@ class Store:
         import zarr
 
         self._lock()
-        committed = _open(self.path, self.classes)
-        self._days = _days(committed)
+        committed = open_store(self.path, self.classes)
+        self._days = stored_days(committed)
         unknown = [None] * len(self._days)  # in stores of earlier versions
         self._checksums = list(committed["mask"].attrs.get("crc32", unknown))
         for leftover in self.path.glob("*/*.partial"):  # of zarr
@@ -211,68 +208,6 @@ def _number(date: datetime.date) -> int:
     return (date - _EPOCH).days
 
 
-def check_store(path: Path) -> None:
-    """Raise DataError if a path is no store, or one whose metadata or axes are damaged; masks are not read."""
-    _open(path, None)
-
-
-def _open(path: Path, classes: tuple[str, ...] | None) -> Any:
-    """Return the group as the last `.zmetadata` describes it; DataError if it is no store, or has other classes."""
-    import zarr
-
-    if not (path / METADATA).is_file():
-        raise DataError(f"{path} is not a store that cloudrt-infer --format zarr wrote: no consolidated metadata")
-    try:
-        group: Any = zarr.open_group(path, mode="r", zarr_format=2, use_consolidated=True)
-        for name in ("mask", *AXES):
-            if name not in group:
-                raise DataError(f"no {name}")
-        found = tuple(str(name) for name in group["pattern"][:])
-        _check(path, group)
-    except Exception as error:  # of the many that zarr and its codecs raise for damaged files
-        raise DataError(f"{path} is not a store that cloudrt-infer --format zarr wrote, or damaged: {error}") from error
-    if classes is not None and found != classes:
-        raise DataError(f"{path} holds the patterns {', '.join(found)}: give another `output`")
-    return group
-
-
-def _check(path: Path, group: Any) -> None:
-    """Raise DataError if metadata files differ from `.zmetadata`, or the values along an axis are damaged."""
-    held = json.loads((path / METADATA).read_text())["metadata"]
-    for name, values in held.items():
-        if _fixed(name, json.loads((path / name).read_text())) != _fixed(name, values):
-            raise DataError(f"{name} differs from {METADATA}")
-    attributes = group["mask"].attrs
-    checksums = dict(zip(AXES, attributes.get("crc32_axes", ()), strict=False))  # absent in stores of earlier versions
-    for name, found in zip(AXES, _axes(group), strict=True):
-        if checksums.get(name, found) != found:
-            raise DataError(f"the values of {name} do not match their checksum")
-    days = group["mask"].shape[0]
-    if any(len(set(group[name][:].tolist())) != days for name in ("time", "image")):
-        raise DataError(f"two of its {days} days have the same date or image")
-    for name in ("lat", "lon"):
-        steps = np.diff(group[name][:])
-        if not np.allclose(steps, steps[:1], rtol=1e-3) or not steps.all():
-            raise DataError(f"the values of {name} are not evenly spaced")
-
-
-def _fixed(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a metadata file, such as mask/.zarray, that an append does not change."""
-    if name.partition("/")[0] not in ("mask", "time", "image"):
-        return values
-    kept = {key: value for key, value in values.items() if key not in _CHECKSUMS}
-    return kept | {"shape": kept["shape"][1:]} if "shape" in kept else kept
-
-
-def _axes(group: Any) -> list[int]:
-    """Return the checksum of the values of each array of `AXES`."""
-    return [zlib.crc32(json.dumps(group[name][:].tolist()).encode()) for name in AXES]
-
-
-def _days(group: Any) -> dict[int, str]:
-    return {int(day): str(key) for day, key in zip(group["time"][:], group["image"][:], strict=True)}
-
-
 def _write_empty(path: Path, place: MaskGrid, classes: tuple[str, ...]) -> None:
     import zarr
 
@@ -312,7 +247,7 @@ def _write_empty(path: Path, place: MaskGrid, classes: tuple[str, ...]) -> None:
     for name, (values, attributes) in fixed.items():
         named = {"_ARRAY_DIMENSIONS": [name], **attributes}
         group.create_array(name, data=values, chunks=values.shape, fill_value=None, attributes=named)
-    group["mask"].attrs["crc32_axes"] = _axes(group)
+    group["mask"].attrs["crc32_axes"] = axis_checksums(group)
     _consolidate(path)
 
 

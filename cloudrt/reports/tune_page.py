@@ -17,7 +17,7 @@ from cloudrt.masks.postprocess import Rule
 from cloudrt.reports.page import data_uri, write_page
 from cloudrt.search.choose import RuleChoice
 from cloudrt.search.tables import DiceTables
-from cloudrt.search.tune import Tuned
+from cloudrt.search.tuned import Tuned
 
 
 def plot_surfaces(tuned: Tuned) -> bytes:

@@ -10,32 +10,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
-import torch
-from cloudrt.bench import agreement, networks, notebook
+from cloudrt.bench import notebook
 from cloudrt.bench.agreement import AgreementError
 from cloudrt.bench.measure import bench as run_bench
 from cloudrt.bench.options import BenchOptions
 from cloudrt.bench.stages import Stage, StageTime, Timing, measure, passes
-from cloudrt.bench.workload import infer
 from numpy.typing import NDArray
 from support.commands import invoke
 from support.tiny import tiny_artifact, write_jpeg
 
 from cloudrt.cli.bench import bench
-from cloudrt.errors import ArtifactError
-from cloudrt.images.image import load_image
-from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import Labels
-from cloudrt.masks.postprocess import Rule, apply_rules
 from cloudrt.masks.rle import rle_encode
-from cloudrt.model.artifact import Artifact
-from cloudrt.model.checkpoint import Checkpoint
-from cloudrt.model.network import InferenceGraph
 from cloudrt.options import CudaOptions, RunOptions
-from cloudrt.system.files import sha256
 from cloudrt.system.progress import no_progress
 
 ONLY_STAGES = ("--only", "stages")
@@ -253,89 +242,6 @@ def test_what_cannot_run_is_status_2_and_one_line(
     assert said in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.glob("*bench*"))
-
-
-def test_without_torch_the_peer_is_skipped_by_name(
-    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    checkpoint = tmp_path / "best.pth"
-    checkpoint.touch()
-    options = BenchOptions((model,), images, run=CPU, repeat=1, checkpoint=checkpoint, only=("stages",))
-    done = run_bench(options, tmp_path / "b.json", no_progress)
-    assert done.peer == "ONNX Runtime CPU fp32, batch 1"
-    assert "torch is not installed: pip install '.[train]'" in done.skipped[networks.TorchNetwork.name]
-
-
-def test_torchs_answers_are_those_of_the_inference_graph(checkpoint: Path, images: Path) -> None:
-    """The notebook's steps in NumPy and OpenCV give what the artifact computes in its graph."""
-    loaded = Checkpoint.load(checkpoint)
-    graph = InferenceGraph(loaded.network(), loaded.config).eval()
-    peer = networks.TorchNetwork(checkpoint, Artifact(checkpoint_sha256=sha256(checkpoint)))
-    for path in sorted(images.iterdir()):
-        image = load_image(path, (64, 96))
-        image[:, 20:30] = 0  # a band without data
-        with torch.no_grad():
-            wanted = graph(torch.from_numpy(image[None]))[0].numpy().transpose(0, 2, 1)
-        probability, presence = peer(image)
-        assert presence is None
-        assert probability.dtype == np.float32
-        # At the edge of a band, the share with data may be one half up to rounding: both results are correct.
-        edge = (probability == 0) != (wanted == 0)
-        assert edge.mean() < 0.005
-        assert np.abs(np.round(probability * 255) - wanted)[~edge].max() <= 1
-        assert 0.1 < (wanted[0] == 0).mean() < 0.5
-
-
-@pytest.mark.parametrize("alike", [True, False])
-def test_a_checkpoint_makes_torch_the_peer(
-    checkpoint: Path, images: Path, tmp_path: Path, alike: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if alike:  # although the artifact has another network than the checkpoint
-        monkeypatch.setattr(agreement, "LEAST_DICE", 0)
-    model = tiny_artifact(tmp_path / "model.onnx", checkpoint_sha256=sha256(checkpoint))
-    one = RunOptions("cpu", 1)
-    options = BenchOptions((model,), images, max_images=1, run=one, repeat=1, checkpoint=checkpoint, only=("stages",))
-    done = run_bench(options, tmp_path / "b.json", no_progress)
-    if not alike:
-        assert done.peer == networks.OnnxNetwork(model).name
-        assert "its masks differ from ours" in done.skipped[networks.TorchNetwork.name]
-        return
-    assert done.peer == networks.TorchNetwork.name
-    assert done.skipped == {}
-    assert done.options.command()[-4:] == ["--only", "stages", "--checkpoint", "best.pth"]
-
-
-def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, model: Path, images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="not the checkpoint the artifact was exported from"):
-        run_bench(BenchOptions((model,), images, run=CPU, checkpoint=checkpoint), tmp_path / "b.json", no_progress)
-
-
-def test_the_notebooks_network_answers_as_ours(model: Path, images: Path) -> None:
-    files = sorted(images.iterdir())
-    peer = networks.OnnxNetwork(model, threads=1)
-    with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
-        loaded = [load_image(path, (64, 96)) for path in files]
-        for image, (levels, presence) in zip(loaded, infer(segmenter, loaded), strict=True):
-            theirs, their_presence = peer(image)
-            assert np.abs(theirs.transpose(0, 2, 1).astype(int) - levels).max() <= 1  # rounding depends on the batch
-            assert their_presence is not None and presence is not None
-            assert np.abs(their_presence.astype(int) - presence).max() <= 1
-
-
-@pytest.mark.parametrize(
-    "rule", [Rule(127, 50), Rule(0, 0), Rule(255, 0), Rule(90, 10, gate_threshold=200, gate_pixels=400)]
-)
-def test_both_forms_of_the_notebooks_post_processing_equal_ours(rule: Rule) -> None:
-    """At many thresholds: that of the float form must lie between the same two levels."""
-    rng = np.random.default_rng(5)
-    levels = cv2.resize(rng.integers(0, 256, (12, 9), np.uint8), (60, 90), interpolation=cv2.INTER_CUBIC)[None]
-    view = levels.transpose(0, 2, 1)
-    for threshold in range(0, 256, 5) if rule.min_area else [rule.threshold]:
-        rules = [Rule(threshold, rule.min_area, rule.gate_threshold, rule.gate_pixels)]
-        ours = apply_rules(np.ascontiguousarray(levels), rules)
-        assert notebook.rle_rows(view, rules) == ours
-        assert notebook.rle_rows(np.ascontiguousarray(view, np.float32) / np.float32(255), rules) == ours
 
 
 def test_ways_take_turns_and_the_warm_up_does_not_count() -> None:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from cloudrt.bench import host
 from cloudrt.bench.compare import compare
 from cloudrt.bench.stages import Timing
+from cloudrt.bench.stand_ins import Instant, StandIn
 from support.html import Page
 from support.tiny import write_jpeg
 
@@ -37,11 +38,11 @@ def test_shares_by_hand() -> None:
 
 def test_the_stand_in_post_processes_its_maps(model: Path) -> None:
     """Rows are those of the maps, whatever the inputs are."""
-    with Segmenter(model, provider="cpu", batch_size=1, threads=2) as segmenter, host.StandIn(segmenter) as ours:
+    with Segmenter(model, provider="cpu", batch_size=1, threads=2) as segmenter, StandIn(segmenter) as ours:
         random = np.random.default_rng(0)
         levels = random.integers(0, 256, (3, *ours.artifact.output_shape), np.uint8)
         presence = random.integers(0, 256, (3, 3), np.uint8)
-        ours.use(host.Instant(ours.artifact, 3, levels, presence), None)
+        ours.use(Instant(ours.artifact, 3, levels, presence), None)
         wanted = postprocess_batch(levels, ours.artifact.rules, presence)
         found = [list(result.rle.values()) for result in ours.predict([b""] * 7)]
         assert found == [*wanted, *wanted, wanted[0]]

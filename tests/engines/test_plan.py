@@ -1,11 +1,8 @@
-"""Plans: what is measured, which measurements count, which options are refused, and what is cached."""
+"""Plans: what is measured, which measurements count, and which options are refused."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +10,20 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
+from support.plans import ARTIFACT, MODEL, needs_openvino, plan, simulate_rates
+from support.tiny import SMALL_GRIDS, tiny_model
 
 import cloudrt.engines.plan
-from cloudrt.engines import tensorrt_rtx
 from cloudrt.engines.candidates import NOTHING_FIXED, FixedSettings, Setting
-from cloudrt.engines.measurements import MeasurementCache
 from cloudrt.engines.onnxruntime import OrtEngine
-from cloudrt.engines.plan import Plan, make_plan
+from cloudrt.engines.plan import Plan
 from cloudrt.engines.trial import ProviderTrial
-from cloudrt.errors import MemoryExhausted, ProviderError
-from cloudrt.inference.pipeline import Segmenter
+from cloudrt.errors import ProviderError
 from cloudrt.model.artifact import Artifact, parse_artifact, write_metadata
 from cloudrt.options import CudaOptions, OpenvinoOptions, RemoteOptions, RunOptions, TensorrtOptions
 from cloudrt.system.nvidia import Driver
-from cloudrt.system.versions import package_version
 
-MODEL = tiny_model(labels=SMALL_GRIDS)
-ARTIFACT = parse_artifact(MODEL, "model.onnx")
 OTHER = tiny_model((96, 64), SMALL_GRIDS)
-needs_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="OpenVINO is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -44,27 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Providers work and agree if a test sets their rate here; comparisons and measurements are counted."""
-    found: dict[str, float] = {"comparisons": 0, "measurements": 0}
-    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name in found else f"no {name}")
-
-    def agree(self: ProviderTrial, provider: str, precision: str) -> None:
-        found["comparisons"] += 1
-
-    def measure_settings(
-        self: ProviderTrial, provider: str, precision: str, given: FixedSettings = NOTHING_FIXED
-    ) -> list[Setting]:
-        found["measurements"] += 1
-        streams = given.streams or (2 if provider == "openvino" else 1)
-        return [Setting(given.batch_size or 4, streams, bool(given.cuda_graph), found[provider])]
-
-    monkeypatch.setattr(ProviderTrial, "disagreement", agree)
-    monkeypatch.setattr(ProviderTrial, "measure_settings", measure_settings)
-    return found
-
-
-def plan(options: RunOptions, artifact: Artifact = ARTIFACT, model: onnx.ModelProto = MODEL) -> Plan:
-    return make_plan(model, artifact, options)
+    return simulate_rates(monkeypatch)
 
 
 @needs_openvino
@@ -225,36 +196,6 @@ def test_reasons_against_providers_are_logged_once_when_measured(
     assert "  cuda was not chosen: no cuda" in caplog.messages
 
 
-def test_measurements_are_cached_by_all_that_they_depend_on(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    MeasurementCache("ab", 2, False).put("rate", [1, 2])
-    assert MeasurementCache("ab", 2, False).get("rate") == [1, 2]
-    assert "rate" not in MeasurementCache("cd", 2, False)
-    assert "rate" not in MeasurementCache("ab", 3, False)
-    assert "rate" not in MeasurementCache("ab", 2, True)
-    for package in ("cloudrt", "openvino", "tensorrt", *tensorrt_rtx.PACKAGES):
-        monkeypatch.setattr(
-            "cloudrt.engines.measurements.package_version",
-            lambda name, changed=package: "99" if name == changed else package_version(name),
-        )
-        assert "rate" not in MeasurementCache("ab", 2, False), package
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    (file,) = (cache / "cloudrt" / "plans").iterdir()
-    for damaged in ("", "[1]", "{", '{"rate": ', "[" * 200_000):
-        file.write_text(damaged)
-        assert "rate" not in MeasurementCache("ab", 2, False)
-    file.unlink()
-    file.parent.rmdir()
-    file.parent.write_text("in the way")
-    caplog.set_level("WARNING", "cloudrt")
-    known = MeasurementCache("ab", 2, False)
-    known.put("rate", 3)
-    assert known.get("rate") == 3
-    assert "cannot store the tuning" in caplog.text
-
-
 def test_a_plan_satisfies_the_options_that_it_was_made_for() -> None:
     one = Plan("openvino", 8, 2, "bf16")
     assert one.describe() == "provider openvino, batch 8, 2 streams, computing in bf16"
@@ -319,82 +260,3 @@ def test_int8_is_compared_with_its_own_layers_in_float(monkeypatch: pytest.Monke
     write_metadata(model, artifact)
     assert ProviderTrial(model, artifact, 1).disagreement("cpu", "fp32") is None
     assert opened == [True, False]
-
-
-def test_a_segmenter_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_artifact(tmp_path / "model.onnx", labels=SMALL_GRIDS)
-    with Segmenter(model, threads=1) as first:
-        plan = first.plan
-        assert plan.images_per_s > 0
-
-    def never(*_: object) -> Iterator[Setting]:
-        raise AssertionError("measured again")
-
-    monkeypatch.setattr(ProviderTrial, "measure_settings", never)
-    monkeypatch.setattr(ProviderTrial, "disagreement", never)
-    with Segmenter(model, threads=1) as second:
-        assert second.plan == plan
-        assert (second.batch_size, second.identity().streams) == (plan.batch_size, plan.streams)
-
-
-@needs_openvino
-@pytest.mark.parametrize("where", ["measure_settings", "disagreement"])
-def test_running_out_of_memory_is_not_cached(
-    rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    """The other provider is used for this run."""
-    rates |= {"openvino": 20.0, "cpu": 10.0}
-    real = getattr(ProviderTrial, where)
-
-    def lacking(self: ProviderTrial, provider: str, *words: Any) -> Any:
-        if provider != "openvino":
-            return real(self, provider, *words)
-        error = MemoryExhausted("not enough memory for openvino")
-        if where == "disagreement":
-            raise error
-        self.refusal = error
-        return []
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ProviderTrial, where, lacking)
-        chosen = plan(RunOptions())
-        assert chosen.provider == "cpu"
-        assert "enough memory" in chosen.passed_over["openvino"]
-    assert plan(RunOptions()).provider == "openvino"
-
-
-@pytest.mark.parametrize(
-    "kept",
-    [
-        5,
-        None,
-        "x",
-        [{"size": 1}],
-        [5],
-        [],
-        [{"batch_size": 4, "images_per_s": "7"}],
-        [{"batch_size": 0, "images_per_s": 7.0}],
-        [{"batch_size": 4, "streams": 0, "images_per_s": 7.0}],
-        [{"batch_size": 4, "images_per_s": float("nan")}],
-        [{"batch_size": True, "images_per_s": 7.0}],
-    ],
-)
-def test_invalid_cached_measurements_are_measured_again(rates: dict[str, float], cache: Path, kept: object) -> None:
-    rates |= {"cpu": 10.0}
-    first = plan(RunOptions())
-    (file,) = (cache / "cloudrt" / "plans").iterdir()
-    values = json.loads(file.read_text())
-    file.write_text(json.dumps(dict.fromkeys(values, kept)))
-    measurements = rates["measurements"]
-    assert plan(RunOptions()) == first
-    assert rates["measurements"] == measurements + 1
-
-
-def test_a_plan_of_an_earlier_run_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    settled = Plan("cpu", 4)
-    assert make_plan(MODEL, ARTIFACT, RunOptions(), settled) == settled
-    with pytest.raises(ProviderError, match="provider cpu does not run on a GPU"):
-        make_plan(MODEL, ARTIFACT, RunOptions(devices=(0, 1)), settled)
-    monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: "it was uninstalled")
-    with pytest.raises(ProviderError, match="it was uninstalled"):
-        make_plan(MODEL, ARTIFACT, RunOptions(), settled)

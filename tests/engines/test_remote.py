@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support.metadata_server import SIZE, metadata_server
 from support.server import serving
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
@@ -25,7 +23,7 @@ from cloudrt.engines.choice import open_engine
 from cloudrt.engines.remote import RemoteEngine, connect
 from cloudrt.engines.remote_client import ServerError
 from cloudrt.engines.remote_metadata import model_parameters
-from cloudrt.errors import ArtifactError, DataError, ProviderError
+from cloudrt.errors import ProviderError
 from cloudrt.inference.journal import Journal
 from cloudrt.inference.journal_records import Record
 from cloudrt.inference.pipeline import Segmenter
@@ -36,7 +34,6 @@ from cloudrt.serve import inference_protocol
 from cloudrt.serve.batcher import Batcher
 from cloudrt.system.files import sha256
 
-SIZE = (64, 96)
 IMAGES = 31
 
 
@@ -240,14 +237,6 @@ def test_streams_that_fail_together_count_once(monkeypatch: pytest.MonkeyPatch, 
     assert [server.failures for server in engine._servers] == [1]
 
 
-def test_metadata_of_a_silent_grpc_server_have_a_time_limit() -> None:
-    pytest.importorskip("grpc")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        options = RemoteOptions((f"grpc://127.0.0.1:{silent.getsockname()[1]}",), "tiny", timeout_s=0.2)
-        with pytest.raises(ProviderError, match="Deadline Exceeded"):
-            connect(options)
-
-
 def test_a_journal_of_a_remote_run_is_refused_on_this_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the reverse; the message names the provider."""
     add, added = Journal.add, 0
@@ -273,104 +262,6 @@ def test_a_journal_of_a_remote_run_is_refused_on_this_machine(folder: Path, monk
             resumed = infer(folder, "moved.csv", *then, "--resume")
             assert resumed.exit_code == 2 and words in resumed.output, resumed.output
             (folder / "moved.csv.journal").unlink()
-
-
-@contextmanager
-def metadata_server(change: Callable[[dict[str, Any]], object], folder: Path) -> Iterator[str]:
-    """A server that states the metadata of `cloudrt serve` after a change, and has no configuration."""
-    metadata = {
-        "name": "tiny",
-        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, *SIZE, 3]}],
-        "outputs": [
-            {"name": "probability", "datatype": "UINT8", "shape": [-1, 3, 90, 60]},
-            {"name": "presence", "datatype": "UINT8", "shape": [-1, 3]},
-        ],
-        "parameters": model_parameters(read_artifact(folder / "tiny.onnx"), "0"),
-    }
-    change(metadata)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            known = self.path == "/v2/models/tiny"
-            body = json.dumps(metadata if known else {"error": "not here"}).encode()
-            self.send_response(200 if known else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def change_artifact(metadata: dict[str, Any], **values: Any) -> None:
-    artifact = json.loads(metadata["parameters"]["cloudrt.artifact"])
-    metadata["parameters"]["cloudrt.artifact"] = json.dumps(artifact | values)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda m: m["inputs"][0].update(datatype="FP32"), "'image' is FP32"),
-        (lambda m: m["inputs"][0].update(shape=[-1, 3, 64, 96]), r"expected UINT8 \[-1, 64, 96, 3\]"),
-        (lambda m: m["inputs"][0].update(name="picture"), "'picture' is UINT8"),
-        (lambda m: m["outputs"][0].update(shape=[-1, 3, 60, 90]), r"'probability' is UINT8 \[-1, 3, 60, 90\]"),
-        (lambda m: m["outputs"].clear(), "must have the input 'image' and the output 'probability'"),
-        (lambda m: m.pop("parameters"), "no metadata of cloudrt"),
-        (lambda m: m["parameters"].update({"cloudrt.artifact": "[]"}), "malformed metadata"),
-        (lambda m: m["outputs"].pop(), "no output 'presence', which the rules need"),
-        (lambda m: m.update(parameters=[1]), "malformed metadata"),
-        (lambda m: m.update(outputs=None), "malformed metadata"),
-        (lambda m: m.update(outputs=["probability"]), "malformed metadata"),
-        (lambda m: m["inputs"][0].update(shape="abcd"), "malformed metadata"),
-        (lambda m: m["inputs"][0].update(shape=[-1, 1e999, 96, 3]), "malformed metadata"),
-        (lambda m: m["inputs"][0].update(name=["image"]), "malformed metadata"),
-        (lambda m: m["parameters"].update({"cloudrt.artifact": "[" * 100_000}), "malformed metadata"),
-        (lambda m: change_artifact(m, input_size=[64.0, 96]), "malformed metadata: input_size must be"),
-        (lambda m: change_artifact(m, input_size="ab"), "malformed metadata: input_size must be"),
-        (lambda m: change_artifact(m, input_size=5), "malformed metadata"),
-        (lambda m: change_artifact(m, input_size=[1 << 20, 1 << 20]), "is larger than 1,073,741,824 bytes"),
-        (lambda m: change_artifact(m, submit_grid=[1 << 20, 1 << 20], label_grid=[1 << 20, 1 << 20]), "is larger"),
-    ],
-)
-def test_other_tensors_and_metadata_are_refused_at_the_start(
-    folder: Path, change: Callable[[dict[str, Any]], object], words: str
-) -> None:
-    with metadata_server(change, folder) as url, pytest.raises(ArtifactError, match=words):
-        connect(RemoteOptions((url,), "tiny"))
-
-
-def test_rules_of_a_local_artifact(folder: Path) -> None:
-    with metadata_server(lambda m: m.pop("parameters"), folder) as url:
-        found = connect(RemoteOptions((url,), "tiny", rules=str(folder / "tiny.onnx")))
-    assert found.artifact == read_artifact(folder / "tiny.onnx")
-    assert found.outputs == ("probability", "presence")
-
-
-def test_servers_with_different_models_are_refused(folder: Path) -> None:
-    def other(metadata: dict[str, Any]) -> None:
-        metadata["parameters"]["cloudrt.sha256"] = "1"
-
-    with metadata_server(lambda _: None, folder) as one, metadata_server(other, folder) as two:
-        rules = str(folder / "tiny.onnx")
-        with pytest.raises(ArtifactError, match="different models named 'tiny'"):
-            connect(RemoteOptions((one, two), "tiny", rules=rules))
-        alone = [connect(RemoteOptions((url,), "tiny", rules=rules)) for url in (one, two)]
-        assert alone[0].digest != alone[1].digest  # a resumed run finds that the model was replaced
-        with pytest.raises(ArtifactError, match="different models named 'tiny'"):
-            connect(RemoteOptions((one, two), "tiny"))
-        engine = RemoteEngine(connect(RemoteOptions((one, one), "tiny")), 32)
-        with engine, pytest.raises(DataError, match="uint8 images of shape"):
-            engine.run(np.zeros((1, 2, 2, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
