@@ -28,7 +28,8 @@ from cloudrt.engines.pool import EnginePool
 from cloudrt.images.decoding import Decoding
 from cloudrt.images.image import Image, ImageFile
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule, postprocess_batch
+from cloudrt.masks.postprocess import postprocess_batch
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import Artifact
 
 from .stages import Timing

@@ -287,7 +287,7 @@ def maps_to_texts(
     levels
         (M, W, H); map m is of class m % C.
     rules
-        (C, 5): threshold, min area, gate threshold, gate pixels, presence; see `cloudrt.masks.postprocess.Rule`.
+        (C, 5): threshold, min area, gate threshold, gate pixels, presence; see `cloudrt.masks.rule.Rule`.
     presence
         (M,): presence level of each map.
     first

@@ -23,7 +23,7 @@ from cloudrt.data.folder import DataFolder
 from cloudrt.errors import DataError
 from cloudrt.images.image import ImageFile
 from cloudrt.labels import Labels
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import Artifact, write_metadata
 from cloudrt.model.inferred import Inferred
 from cloudrt.model.onnx_file import artifact_bytes, load_with_content

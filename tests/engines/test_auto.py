@@ -23,7 +23,7 @@ from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import load_sample
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.run import infer
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import parse_artifact, write_metadata
 from cloudrt.model.parity import TOLERANCES
 from cloudrt.options import CudaOptions, RunOptions, TensorrtRtxOptions
