@@ -19,13 +19,14 @@ from typing import Any
 import click
 import numpy as np
 
+from cloudrt.data.scenes import make_samples
 from cloudrt.engines.binding import open_gpu
 from cloudrt.engines.gpu_images import GpuImages
 from cloudrt.engines.libraries import load_libraries
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.engines.plan import Plan
 from cloudrt.engines.pool import EnginePool
-from cloudrt.engines.trial import make_samples, measure_rate
+from cloudrt.engines.trial import measure_rate
 from cloudrt.engines.widen import widen
 from cloudrt.errors import MemoryExhausted, ProviderError
 from cloudrt.images.gpu_decode import BACKENDS, INSTALL, GpuJpegDecoder

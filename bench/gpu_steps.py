@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from cloudrt.data.scenes import make_samples
 from cloudrt.doctor import diagnose
 from cloudrt.engines.availability import ORT_NAMES
 from cloudrt.engines.base import EngineOptions
@@ -28,7 +29,7 @@ from cloudrt.engines.choice import open_engine
 from cloudrt.engines.libraries import load_libraries
 from cloudrt.engines.plan import Plan
 from cloudrt.engines.session import open_session, provider_options, session_options
-from cloudrt.engines.trial import COMPARED, make_samples, measure_rate
+from cloudrt.engines.trial import COMPARED, measure_rate
 from cloudrt.engines.widen import widen
 from cloudrt.errors import ProviderError
 from cloudrt.images.image import Image, load_image

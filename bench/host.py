@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from cloudrt.images.image import ImageFile
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule, postprocess_batch
+from cloudrt.masks.postprocess import postprocess_batch
+from cloudrt.masks.rule import Rule
 
 from .stages import Timing
 from .stand_ins import Instant, Staged, StandIn, parts

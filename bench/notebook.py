@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from cloudrt.errors import ImageError
 from cloudrt.images.image import NO_DATA_LEVEL, Image, ImageFile
 from cloudrt.labels import Grid
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import Artifact
 
 Probability = NDArray[Any]

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 
 from .notebook import Presence, Probability, is_empty, mask_to_rle, post_process
 

@@ -216,7 +216,7 @@ def _count(one: Map) -> tuple[int, int]:
 
 def _parts(maps: Sequence[Map], by_columns: bool, turns: int) -> dict[str, float]:
     """Return our seconds per map and kernel: runs (the only pass over the pixels), components, filter, text."""
-    from cloudrt.kernels import bits, digits, runs
+    from cloudrt.kernels import bits, digits, runs, union_find
 
     width, height = maps[0].levels.shape
     most = width * ((height + 1) // 2)
@@ -236,9 +236,9 @@ def _parts(maps: Sequence[Map], by_columns: bool, turns: int) -> dict[str, float
                 bits.transpose(row_words, height, width, words)
                 count = runs.find_runs_in_words(words, height, edges, first)
             marks.append(time.perf_counter())
-            runs.join_runs(edges, first, width, height, parent, area)
+            union_find.join_runs(edges, first, width, height, parent, area)
             marks.append(time.perf_counter())
-            count = runs.keep_runs(edges, count, parent, area, one.min_area)
+            count = union_find.keep_runs(edges, count, parent, area, one.min_area)
             marks.append(time.perf_counter())
             digits.write_runs(edges, count, text)
             marks.append(time.perf_counter())

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.masks.postprocess import Rule
 from cloudrt.masks.rle import pack_mask, unpack_mask
+from cloudrt.masks.rule import Rule
 from cloudrt.search.choose import choose_rules
 from cloudrt.search.tables import LabelledMaps, measure
 from cloudrt.system.machine import usable_cpus

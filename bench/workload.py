@@ -22,7 +22,7 @@ from cloudrt.errors import DataError, ImageError
 from cloudrt.images.image import Image, ImageFile, find_images, load_image
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.labels import LABEL_GRID, Grid, Labels
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import Artifact
 from cloudrt.options import GPU_PROVIDERS
 from cloudrt.system.machine import usable_cpus

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from cloudrt.labels import Labels as Labels
     from cloudrt.masks.metric import dice as dice
     from cloudrt.masks.metric import score as score
-    from cloudrt.masks.postprocess import Rule as Rule
     from cloudrt.masks.postprocess import apply_rules as apply_rules
     from cloudrt.masks.postprocess import postprocess as postprocess
     from cloudrt.masks.postprocess import postprocess_batch as postprocess_batch
     from cloudrt.masks.rle import rle_decode as rle_decode
     from cloudrt.masks.rle import rle_encode as rle_encode
+    from cloudrt.masks.rule import Rule as Rule
     from cloudrt.model.artifact import read_artifact as read_artifact
     from cloudrt.options import RunOptions as RunOptions
 
@@ -49,7 +49,7 @@ _MODULES = {
     "ProviderError": "errors",
     "Result": "inference.results",
     "RleError": "errors",
-    "Rule": "masks.postprocess",
+    "Rule": "masks.rule",
     "RunOptions": "options",
     "Segmenter": "inference.pipeline",
     "apply_rules": "masks.postprocess",

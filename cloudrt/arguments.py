@@ -69,6 +69,18 @@ def check_number(name: str, value: Any) -> float:
     return number
 
 
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """Raise DataError unless a value is an int from `least` to `most`."""
+    if type(value) is not int or not least <= value <= most:
+        raise DataError(f"{name} must be a whole number from {least} to {most:,}, found {shown(value)}")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raise DataError unless a value is True, False or None."""
+    if value is not None and type(value) is not bool:
+        raise DataError(f"{name} must be True, False or None, found {shown(value)}")
+
+
 def check_grid(name: str, value: Any, least: int = 0, error: type[CloudrtError] = DataError) -> tuple[int, int]:
     """Return height and width; raise DataError, or another `error`, unless they are two whole numbers from `least`."""
     import numpy as np

@@ -1,7 +1,6 @@
 """How an artifact runs: one frozen object that every command, the cluster, the server and the benchmarks pass whole.
 
-`RunOptions` holds what a user asks for. Where "auto", 0 or None means the fastest value, `cloudrt.engines.plan`
-measures it on this machine.
+`RunOptions` holds what a user asks for. `cloudrt.engines.plan` measures what "auto", 0 or None leaves open.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self, TypedDict
 
-from cloudrt.arguments import check_number, check_type, shown
+from cloudrt.arguments import check_number, check_switch, check_type, check_whole, shown
 from cloudrt.errors import DataError
 from cloudrt.images.headers import MAX_PIXELS
 from cloudrt.system.suggest import check_name
@@ -52,35 +51,28 @@ class GpuOptions:
     graph: bool | None = None
 
     def __post_init__(self) -> None:
-        _check_number("streams", self.streams, 0, MAX_STREAMS)
-        _check_switch("graph", self.graph)
+        check_whole("streams", self.streams, 0, MAX_STREAMS)
+        check_switch("graph", self.graph)
         if self.graph and self.streams > 1:
             raise DataError("a CUDA graph runs one batch at a time: use one stream with it")
 
 
 @dataclass(frozen=True)
 class CudaOptions(GpuOptions):
-    """Options of ONNX Runtime's CUDA provider.
+    """Options of ONNX Runtime's CUDA provider; see also `GpuOptions`.
 
     Parameters
     ----------
-    streams, graph
-        See `GpuOptions`.
     channels_last
         Whether convolutions run in NHWC layout with their bias fused (`prefer_nhwc` with `fuse_conv_bias`); None
         measures whether that is faster.
-
-    Raises
-    ------
-    DataError
-        See `GpuOptions`.
     """
 
     channels_last: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_switch("channels_last", self.channels_last)
+        check_switch("channels_last", self.channels_last)
 
 
 @dataclass(frozen=True)
@@ -116,7 +108,7 @@ class OpenvinoOptions:
     streams: int = 0
 
     def __post_init__(self) -> None:
-        _check_number("streams", self.streams, 0, MAX_STREAMS)
+        check_whole("streams", self.streams, 0, MAX_STREAMS)
 
 
 @dataclass(frozen=True)
@@ -163,8 +155,8 @@ class RemoteOptions:
                 raise DataError(f"`remote={url}`: expected http://HOST:PORT or grpc://HOST:PORT")
         if self.urls and not self.model:
             raise DataError("`remote` needs `model=NAME`, the name of the model on the servers")
-        _check_number("streams", self.streams, 0, MAX_STREAMS)
-        _check_number("attempts", self.attempts, 1, 1_000)
+        check_whole("streams", self.streams, 0, MAX_STREAMS)
+        check_whole("attempts", self.attempts, 1, 1_000)
         if not check_number("timeout_s", self.timeout_s) > 0:
             raise DataError(f"timeout_s must be a positive number, found {shown(self.timeout_s)}")
 
@@ -220,23 +212,16 @@ class RunOptions:
     remote: RemoteOptions = field(default_factory=RemoteOptions)
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("provider", self.provider, PROVIDERS),
-            ("compute precision", self.compute_precision, PRECISIONS),
-            ("decoder", self.decoder, DECODERS),
-        ):
-            check_name(name, value, known)
-        _check_number("batch_size", self.batch_size, 0, MAX_BATCH)
-        _check_number("threads", self.threads, 0, MAX_THREADS)
-        _check_number("max_pixels", self.max_pixels, 1, 2**62)
-        if type(self.allow_cpu) is not bool:
-            raise DataError(f"allow_cpu must be True or False, found {shown(self.allow_cpu)}")
+        check_name("provider", self.provider, PROVIDERS)
+        check_name("compute precision", self.compute_precision, PRECISIONS)
+        check_name("decoder", self.decoder, DECODERS)
+        check_whole("batch_size", self.batch_size, 0, MAX_BATCH)
+        check_whole("threads", self.threads, 0, MAX_THREADS)
+        check_whole("max_pixels", self.max_pixels, 1, 2**62)
+        check_type("allow_cpu", self.allow_cpu, bool, "True or False")
         for name, kind in _NESTED.items():
-            if not isinstance(getattr(self, name), kind):
-                raise DataError(f"{name} must be of type {kind.__name__}, found {shown(getattr(self, name))}")
-        devices = self.devices
-        if devices is None:
-            devices = self.gpus
+            check_type(name, getattr(self, name), kind, f"of type {kind.__name__}")
+        devices = self.gpus
         if not isinstance(devices, tuple) or not all(type(one) is int and one >= 0 for one in devices):
             raise DataError(f"devices must be a tuple of GPU numbers such as (0, 1), found {shown(devices)}")
         if not devices or len(set(devices)) < len(devices):
@@ -244,10 +229,8 @@ class RunOptions:
         if self.remote.urls and (self.provider != "auto" or self.compute_precision != "auto" or self.decoder != "cpu"):
             raise DataError("`remote` does not work with `provider`, `compute_precision` or `decoder`")
         if self.compute_precision != "auto" and self.provider not in ("auto", "openvino"):
-            raise DataError(
-                f"`compute_precision={self.compute_precision!r}` applies to `provider='openvino'`; other providers use "
-                "the artifact's precision"
-            )
+            found = f"`compute_precision={self.compute_precision!r}`"
+            raise DataError(f"{found} applies to `provider='openvino'`; other providers use the artifact's precision")
 
     @property
     def gpus(self) -> tuple[int, ...]:
@@ -265,9 +248,8 @@ class RunOptions:
         known = tuple(one.name for one in fields(self))
         for name in changes:
             check_name("option", name, known)
-        if "devices" in changes:
-            devices = changes["devices"]
-            changes["devices"] = tuple(devices) if isinstance(devices, list | range) else devices
+        if isinstance(changes.get("devices"), list | range):
+            changes["devices"] = tuple(changes["devices"])
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -316,13 +298,3 @@ class RunSettings(TypedDict, total=False):
     tensorrt_rtx: TensorrtRtxOptions
     openvino: OpenvinoOptions
     remote: RemoteOptions
-
-
-def _check_number(name: str, value: object, least: int, most: int) -> None:
-    if type(value) is not int or not least <= value <= most:
-        raise DataError(f"{name} must be a whole number from {least} to {most:,}, found {shown(value)}")
-
-
-def _check_switch(name: str, value: object) -> None:
-    if value is not None and type(value) is not bool:
-        raise DataError(f"{name} must be True, False or None, found {shown(value)}")

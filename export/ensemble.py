@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cloudrt.errors import DataError
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.network import InferenceGraph
 from cloudrt.model.network_config import VIEWS, NetworkConfig

@@ -18,7 +18,7 @@ from cloudrt.system.progress import progress_bar
 from cloudrt.system.terminal import Failure, printable, reports_errors
 
 if TYPE_CHECKING:
-    from cloudrt.masks.postprocess import Rule
+    from cloudrt.masks.rule import Rule
     from cloudrt.model.artifact import Artifact
     from cloudrt.options import RunOptions
     from cloudrt.search.choose import RuleScore

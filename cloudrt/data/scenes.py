@@ -12,6 +12,7 @@ black bands between two swaths are composed in this order.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -21,10 +22,12 @@ from numpy.typing import NDArray
 from cloudrt.data.textures import ASPECT, PLAN, TEXTURES, Box, Floats, Texture, noise, potential, resize
 from cloudrt.errors import DataError
 from cloudrt.images.resize import resize as resize_image
-from cloudrt.labels import CLASSES, LABEL_GRID
+from cloudrt.labels import CLASSES, LABEL_GRID, Grid
 
 MIN_SIDE = 64
 MAX_SIDE = 8192
+SCENES = 16
+"""Number of different scenes that `make_samples` draws."""
 
 # Fraction of images with 1, 2, 3 and 4 organisations, and the probability of each class when they are drawn: the
 # classes become as frequent as in the competition's train.csv (Fish 0.50, Flower 0.43, Gravel 0.53, Sugar 0.68).
@@ -107,6 +110,20 @@ def draw_image(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Draw the image of a scene at any size, (H, W, 3): beyond the limits of `check_size` it is resized."""
     drawn = draw_scene(seed, (min(max(size[0], MIN_SIDE), MAX_SIDE), min(max(size[1], MIN_SIDE), MAX_SIDE)))
     return resize_image(drawn.image, size)
+
+
+def make_samples(count: int, size: Grid, threads: int = 1) -> NDArray[np.uint8]:
+    """Return synthetic images, (count, H, W, 3) uint8: `SCENES` scenes, then shifted, mirrored and darker copies."""
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        scenes = list(pool.map(lambda seed: draw_image(seed, size), range(min(count, SCENES))))
+    images = []
+    for number in range(count):
+        turn = number // SCENES
+        image = np.roll(scenes[number % SCENES], (turn * size[0] // 3, turn * size[1] // 5), (0, 1))
+        image = image[:, ::-1] if turn % 2 else image
+        # Rounding down keeps the lowest levels: pixels without data stay black.
+        images.append(image - (image * (0.12 * turn)).astype(np.uint8))
+    return np.stack(images)
 
 
 # ---- layout ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from cloudrt.engines.base import BATCH_SIZES, Engine, EngineOptions
 from cloudrt.engines.candidates import GAIN, NOTHING_FIXED, Candidate, FixedSettings, Setting, best_setting
 from cloudrt.engines.choice import open_engine
 from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
-from cloudrt.labels import Grid
 from cloudrt.model.artifact import Artifact
 from cloudrt.model.parity import TOLERANCES, ParityAccumulator, ReferenceOutputs, default_rules
 from cloudrt.options import GPU_PROVIDERS, TENSORRT_PROVIDERS
@@ -31,8 +30,6 @@ logger = logging.getLogger(__name__)
 COMPARED = 64
 """Number of images on which a provider is compared with the reference: 256 rows for four classes, enough to measure
 a fraction of 0.5%."""
-SCENES = 16
-"""Number of different scenes that `make_samples` draws."""
 BUDGET_S = 12.0
 """Time limit of `measure_settings` in seconds; a setting that is expected to exceed it is not measured. The estimate
 does not include opening an engine."""
@@ -87,6 +84,8 @@ class ProviderTrial:
     def images(self) -> NDArray[np.uint8]:
         """The images to compare on, (`COMPARED`, H, W, 3) uint8, drawn or loaded on first use."""
         if self._images is None:
+            from cloudrt.data.scenes import make_samples
+
             size = self.artifact.input_size
             given = self.samples()[:COMPARED] if self.samples else np.empty((0, *size, 3), np.uint8)
             scenes = [make_samples(COMPARED - len(given), size, self.threads)] if len(given) < COMPARED else []
@@ -253,22 +252,6 @@ class ProviderTrial:
                 presence=np.stack(presence) if presence else None,
             )
         return self._outputs
-
-
-def make_samples(count: int, size: Grid, threads: int = 1) -> NDArray[np.uint8]:
-    """Return synthetic images, (count, H, W, 3) uint8: `SCENES` scenes, then shifted, mirrored and darker copies."""
-    from cloudrt.data.scenes import draw_image
-
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        scenes = list(pool.map(lambda seed: draw_image(seed, size), range(min(count, SCENES))))
-    images = []
-    for number in range(count):
-        turn = number // SCENES
-        image = np.roll(scenes[number % SCENES], (turn * size[0] // 3, turn * size[1] // 5), (0, 1))
-        image = image[:, ::-1] if turn % 2 else image
-        # Rounding down keeps the lowest levels: pixels without data stay black.
-        images.append(image - (image * (0.12 * turn)).astype(np.uint8))
-    return np.stack(images)
 
 
 def _run_all(

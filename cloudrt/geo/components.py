@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 
 Labelled = NDArray[np.int32]
 

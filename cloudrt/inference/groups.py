@@ -1,16 +1,24 @@
-"""The output of the pipeline's engine stage: groups of decoded inputs with the network's outputs."""
+"""The pipeline's engine stage: groups of decoded inputs, whose batches an engine runs, with the network's outputs.
+
+`infer_group` runs on the engine threads of `Segmenter`; a thread runs the batches of one group on one engine.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloudrt.engines.pool import EnginePool
+from cloudrt.errors import MemoryExhausted
 from cloudrt.images.decoding import Decoded
 from cloudrt.model.inferred import Inferred
+from cloudrt.system.statistics import StageStats
 
 
 class BatchOutput(NamedTuple):
@@ -54,3 +62,54 @@ class Group:
                     batch=decoded.number + batch.rows.start,
                     batch_size=batch.size,
                 )
+
+
+def infer_group(pool: EnginePool, stats: StageStats, decoded: Decoded) -> Group:
+    """Run the batches of a group, with a smaller batch size after running out of memory.
+
+    Parameters
+    ----------
+    pool
+        The engines.
+    stats
+        The duration of each batch is added to it.
+    decoded
+        The inputs of the group.
+
+    Raises
+    ------
+    CloudrtError
+        An engine failed, or there is not enough memory for a batch of one image.
+    """
+    group = Group(decoded)
+    done, count = 0, len(decoded.keys)
+    while done < count:
+        size = pool.batch_size
+        try:
+            _run_batches(pool, stats, group, done, size)
+            break
+        except MemoryExhausted as reason:
+            pool.step_down(size, reason)
+            done = group.batches[-1].rows.stop if group.batches else 0
+    return group
+
+
+def _run_batches(pool: EnginePool, stats: StageStats, group: Group, begin: int, size: int) -> None:
+    """Run the batches of a group from row `begin` on, and append their outputs to it."""
+    decoded, times = group.decoded, list[float]()
+    errors, count = decoded.errors, len(decoded.keys)
+    batches = [range(row, min(row + size, count)) for row in range(begin, count, size)]
+    failed = [rows for rows in batches if all(row in errors for row in rows)] if errors else ()
+    sound = (decoded.images[rows.start : rows.stop] for rows in batches if rows not in failed)
+    try:
+        with closing(pool.run_each(sound)) as outputs:
+            for rows in batches:
+                if rows in failed:
+                    group.batches.append(BatchOutput(rows, size))
+                    continue
+                began = time.perf_counter()
+                probability, presence = next(outputs)
+                times.append(time.perf_counter() - began)
+                group.batches.append(BatchOutput(rows, size, probability, presence))
+    finally:
+        stats.add_all(times)

@@ -34,7 +34,7 @@ from cloudrt.inference.panorama_checks import Check
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import Artifact
 from cloudrt.model.inferred import Inferred
 from cloudrt.system.overlap import overlap

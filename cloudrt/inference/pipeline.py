@@ -12,10 +12,10 @@ memory. Decoding, the engines and the kernels release the GIL.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Self, Unpack, cast
@@ -27,11 +27,11 @@ from cloudrt.arguments import check_callable, check_path, check_type, shown
 from cloudrt.engines.gpu_images import open_decoder
 from cloudrt.engines.plan import Plan, Samples
 from cloudrt.engines.pool import EnginePool
-from cloudrt.errors import DataError, ImageError, MemoryExhausted
-from cloudrt.images.decoding import Decoded, Decoding, Input
+from cloudrt.errors import DataError, ImageError
+from cloudrt.images.decoding import Decoding, Input
 from cloudrt.images.image import ImageFile, StoredImage, to_array
 from cloudrt.images.inputs import list_inputs
-from cloudrt.inference.groups import BatchOutput, Group
+from cloudrt.inference.groups import Group, infer_group
 from cloudrt.inference.identity import Identity, identify
 from cloudrt.inference.model_source import local_model, remote_model, require_rules
 from cloudrt.inference.postprocessing import Postprocessing
@@ -219,7 +219,7 @@ class Segmenter:
 
     def _run(self, inputs: Iterable[Input], pace: Pace) -> Generator[Group, None, None]:
         """Yield groups of inputs with the network's outputs, in order; `pace` sets the number of batches per group."""
-        slots = self.pool.slots
+        slots, stage = self.pool.slots, self.stats["infer"]
         # The next group of every engine, and at least one image for every decoding thread.
         ahead = slots + 1 + -(-self.threads // self.batch_size)
 
@@ -236,8 +236,8 @@ class Segmenter:
         ):
             try:
                 decoded = self.decoding.run(inputs, decoders, empty, ahead, gpu)
-                for group in overlap(engines, self._infer, decoded, slots + 1):
-                    self.stats["infer"].pulled(len(group.batches))
+                for group in overlap(engines, partial(infer_group, self.pool, stage), decoded, slots + 1):
+                    stage.pulled(len(group.batches))
                     yield group
             finally:
                 for pool in (decoders, gpu, engines):
@@ -261,40 +261,6 @@ class Segmenter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _infer(self, decoded: Decoded) -> Group:
-        """Run the batches of a group, with a smaller batch size after running out of memory."""
-        group = Group(decoded)
-        done, count = 0, len(decoded.keys)
-        while done < count:
-            size = self.batch_size
-            try:
-                self._run_batches(group, done, size)
-                break
-            except MemoryExhausted as reason:
-                self.pool.step_down(size, reason)
-                done = group.batches[-1].rows.stop if group.batches else 0
-        return group
-
-    def _run_batches(self, group: Group, begin: int, size: int) -> None:
-        """Run the batches of a group from row `begin` on, and append their outputs to it."""
-        decoded, times = group.decoded, list[float]()
-        errors, count = decoded.errors, len(decoded.keys)
-        batches = [range(row, min(row + size, count)) for row in range(begin, count, size)]
-        failed = [rows for rows in batches if all(row in errors for row in rows)] if errors else ()
-        sound = (decoded.images[rows.start : rows.stop] for rows in batches if rows not in failed)
-        try:
-            with closing(self.pool.run_each(sound)) as outputs:
-                for rows in batches:
-                    if rows in failed:
-                        group.batches.append(BatchOutput(rows, size))
-                        continue
-                    began = time.perf_counter()
-                    probability, presence = next(outputs)
-                    times.append(time.perf_counter() - began)
-                    group.batches.append(BatchOutput(rows, size, probability, presence))
-        finally:
-            self.stats["infer"].add_all(times)
 
 
 def _each_passed_to(look: Callable[[Inferred], object], groups: Iterable[Group]) -> Iterator[Group]:

@@ -22,20 +22,19 @@ from typing import Any, Unpack
 
 from cloudrt.arguments import check_callable, check_path, check_type
 from cloudrt.engines.trial import COMPARED
-from cloudrt.errors import DataError, ProviderError
+from cloudrt.errors import ProviderError
 from cloudrt.geo.tiles import MORE_PIXELS
 from cloudrt.geo.tiling import check_tiles
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import digest_keys, list_inputs, load_sample
 from cloudrt.inference.identity import Identity
-from cloudrt.inference.journal import read_identity
 from cloudrt.inference.model_source import describe_model, require_rules
 from cloudrt.inference.paint import paint
 from cloudrt.inference.panorama_checks import Check, panorama_checks
 from cloudrt.inference.panoramas import predict_panoramas
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.results import Result
-from cloudrt.inference.submission import Submission, open_submission, read_run_record
+from cloudrt.inference.submission import Submission, open_submission, read_recorded
 from cloudrt.inference.task import InferSettings, InferTask, RunSummary
 from cloudrt.options import RunOptions, RunSettings
 from cloudrt.search.probabilities import write_probabilities
@@ -113,7 +112,8 @@ def run_task(task: InferTask, progress: ProgressBar = no_progress, *, resumable:
     if task.tiling is not None:
         check_tiles(artifact, task.tiling)
     files = list_inputs(task.inputs, task.sample, artifact.labels)
-    recorded, begun = _recorded(task), task.paths.journal.is_file()
+    recorded = read_recorded(task.paths) if task.resume else None
+    begun = task.paths.journal.is_file()
     task.require_packages(file.path.name for file in files)
     if begun or not recorded:
         task.check(files, begun=begun)
@@ -232,7 +232,7 @@ def write_submission(
             if maps and result.place and result.error is None:
                 maps.add(result.rle, result.place)
 
-        for file, result in painted(_finished(files, submission)):
+        for file, result in painted(submission.finished(files)):
             show(file, result)
             if result.place and result.error is None:
                 for check in checks:
@@ -261,20 +261,6 @@ def write_submission(
     return submission
 
 
-def _recorded(task: InferTask) -> Identity | None:
-    """Return the identity of the interrupted or finished run to resume; None if there is nothing to resume."""
-    if not task.resume:
-        return None
-    if task.paths.journal.is_file():
-        return read_identity(task.paths.journal)
-    try:
-        return read_run_record(task.paths)  # a zarr run in which every image failed has no output
-    except DataError:
-        if task.output.exists():
-            raise
-        return None
-
-
 def _announce(segmenter: Segmenter) -> None:
     artifact, plan = segmenter.artifact, segmenter.plan
     height, width = artifact.input_size
@@ -291,15 +277,6 @@ def _resume(segmenter: Segmenter, submission: Submission, task: InferTask) -> No
     else:
         logger.info("Nothing to resume: starting with the first image")
     segmenter.shrink(submission.journal.size)
-
-
-def _finished(files: Sequence[ImageFile], submission: Submission) -> Iterator[tuple[ImageFile, Result]]:
-    """Yield the images that the resumed run had finished."""
-    labels = submission.labels
-    for file, record in zip(files, submission.journal.records(), strict=False):
-        rle = dict(zip(labels.classes, record.texts, strict=True))
-        grid = record.place.labels(labels) if record.place else labels
-        yield file, Result(record.key, rle, record.error, grid, place=record.place)
 
 
 def _write_stats(path: Path, segmenter: Segmenter, done: Submission, identity: Identity) -> None:

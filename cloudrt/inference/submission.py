@@ -13,17 +13,19 @@ their suffix (submission.parquet.failures.csv):
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
+from cloudrt.images.image import ImageFile
 from cloudrt.inference.identity import Identity
-from cloudrt.inference.journal import Journal
+from cloudrt.inference.journal import Journal, read_identity
 from cloudrt.inference.journal_records import Record
 from cloudrt.inference.outputs import FormatOptions, output_digest, write_failures, write_rows
+from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
 from cloudrt.system.files import replacing
 
@@ -114,6 +116,13 @@ class Submission:
         self.failed += error is not None
         self.first_error = self.first_error or error or ""
         self.rows_with_mask += sum(bool(text) for text in texts)
+
+    def finished(self, files: Iterable[ImageFile]) -> Iterator[tuple[ImageFile, Result]]:
+        """Yield the images that the resumed run had finished, with their results; `files` are all images of the run."""
+        for file, record in zip(files, self.journal.records(), strict=False):
+            rle = dict(zip(self.labels.classes, record.texts, strict=True))
+            grid = record.place.labels(self.labels) if record.place else self.labels
+            yield file, Result(record.key, rle, record.error, grid, place=record.place)
 
     def write(self, paths: RunPaths, form: str = "csv", options: FormatOptions | None = None) -> None:
         """Write the rows, and the failures if there are any, each file atomically."""
@@ -216,3 +225,21 @@ def read_run_record(paths: RunPaths) -> Identity:
     if output_digest(paths.output) != digest:
         raise DataError(f"{paths.output} was changed after the run that wrote it: {advice}")
     return identity
+
+
+def read_recorded(paths: RunPaths) -> Identity | None:
+    """Return the identity of the interrupted or finished run to resume; None if there is nothing to resume.
+
+    Raises
+    ------
+    DataError
+        See `read_identity` and `read_run_record`.
+    """
+    if paths.journal.is_file():
+        return read_identity(paths.journal)
+    try:
+        return read_run_record(paths)  # a zarr run in which every image failed has no output
+    except DataError:
+        if paths.output.exists():
+            raise
+        return None

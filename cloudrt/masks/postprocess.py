@@ -3,8 +3,7 @@
     pixels --compare, 64 at a time--> bits --changes--> runs --union-find--> components --area--> kept runs --> text
 
 The network's output is uint8 levels 0..255 in the transposed layout (W, H): memory order is RLE order, and a run is a
-contiguous range of memory. A `Rule` holds the parameters of one class: training and `cloudrt tune` search them, the
-checkpoint and the artifact store them, and `apply_rules` applies them.
+contiguous range of memory. `apply_rules` and `postprocess_batch` apply one `Rule` per class.
 
 The lower bound of the run time is the time to read the map from memory once. On one AVX2 core, for uint8 in RLE order
 (bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times as long as that bound; more than half of it is
@@ -19,71 +18,16 @@ import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
 from functools import cache, lru_cache
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.arguments import check_array, check_number, check_type, shown
 from cloudrt.errors import DataError
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The post-processing parameters of one class.
-
-    The mask is empty if the `presence` output is below `presence`, or if fewer than `gate_pixels` pixels exceed
-    `gate_threshold`. Otherwise a pixel is on if its level is greater than `threshold`, and an 8-connected component
-    is kept if its area is greater than `min_area`.
-
-    Parameters
-    ----------
-    threshold, gate_threshold, presence
-        Levels, 0..255.
-    min_area, gate_pixels
-        Pixels of the submission grid.
-
-    Raises
-    ------
-    DataError
-        A value that is not an integer or out of range.
-    """
-
-    threshold: int
-    min_area: int
-    gate_threshold: int = 255
-    gate_pixels: int = 0
-    presence: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise DataError(f"Rule.{name} must be a whole number, found {value!r}")
-            limit = 255 if name in ("threshold", "gate_threshold", "presence") else 2**31 - 1
-            if not 0 <= value <= limit:
-                raise DataError(f"Rule.{name} must be within 0..{limit}, found {value}")
-
-    def to_dict(self) -> dict[str, int]:
-        """Return plain values, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return a rule from the values that `to_dict` returned; names that have a default may be missing.
-
-        Raises
-        ------
-        DataError
-            Another missing name, an unknown name, or an invalid value.
-        """
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise DataError(f"not a Rule with {', '.join(f.name for f in fields(cls))}: {values}") from error
-
+from cloudrt.masks.rule import Rule
 
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from cloudrt.arguments import check_path
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.labels import CLOUDS, FIELDS, LABEL_GRID, Grid, Labels
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.onnx_file import CHECKSUM, load_model
 
 if TYPE_CHECKING:

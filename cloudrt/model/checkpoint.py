@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from cloudrt.errors import ArtifactError, DataError
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.network import build_network
 from cloudrt.model.network_config import NetworkConfig
 from cloudrt.system.files import is_special, replacing

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from cloudrt.labels import Grid
 from cloudrt.masks.metric import dice
-from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.masks.postprocess import apply_rules
 from cloudrt.masks.rle import rle_decode
+from cloudrt.masks.rule import Rule
 
 WORST = 3
 """Number of images with the lowest Dice that are reported."""

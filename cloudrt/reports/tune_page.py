@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.reports.page import data_uri, write_page
 from cloudrt.search.choose import RuleChoice
 from cloudrt.search.tables import DiceTables

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.search.tables import DiceTables
 
 FOLDS = 5

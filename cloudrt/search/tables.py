@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from cloudrt.errors import DataError
 from cloudrt.kernels.sweep import PIXEL, sweep
 from cloudrt.labels import SUBMIT_GRID, Grid
-from cloudrt.masks.postprocess import MAX_PIXELS, Rule
+from cloudrt.masks.postprocess import MAX_PIXELS
 from cloudrt.masks.rle import unpack_mask
+from cloudrt.masks.rule import Rule
 from cloudrt.system.machine import usable_cpus
 from cloudrt.system.overlap import overlap
 

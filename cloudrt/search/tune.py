@@ -19,7 +19,7 @@ from cloudrt.data.folder import DataFolder
 from cloudrt.errors import DataError
 from cloudrt.images.image import ImageFile
 from cloudrt.labels import Labels
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.inferred import Inferred
 from cloudrt.search.choose import FOLDS, choose_rules, score_rule
 from cloudrt.search.probabilities import write_probabilities

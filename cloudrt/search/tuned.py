@@ -11,7 +11,7 @@ import numpy as np
 
 from cloudrt.errors import DataError
 from cloudrt.labels import Labels
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import Artifact, write_metadata
 from cloudrt.model.onnx_file import artifact_bytes, load_with_content
 from cloudrt.search.choose import RuleChoice, RuleScore

@@ -25,7 +25,7 @@ from cloudrt.errors import ImageError
 from cloudrt.geo.mask_grid import MaskGrid
 from cloudrt.inference.model_source import require_rules
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.serve import geojson, pages
 from cloudrt.serve.answers import (
     ModelAnswer,

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from cloudrt.errors import CloudrtError, ImageError, MemoryExhausted
 from cloudrt.images.image import Image
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.masks.postprocess import apply_rules
+from cloudrt.masks.rule import Rule
 
 P = ParamSpec("P")
 R = TypeVar("R")

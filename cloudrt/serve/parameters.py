@@ -10,7 +10,7 @@ from fastapi import HTTPException
 from cloudrt.errors import DataError
 from cloudrt.geo.bounds import Bounds, parse_bounds
 from cloudrt.labels import Labels
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 
 JSON, PNG, GEOJSON = "application/json", "image/png", "application/geo+json"
 _PATTERNS = (

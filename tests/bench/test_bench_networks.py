@@ -18,7 +18,8 @@ from support.tiny import tiny_artifact
 from cloudrt.errors import ArtifactError
 from cloudrt.images.image import load_image
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.masks.postprocess import apply_rules
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import Artifact
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.network import InferenceGraph

@@ -9,7 +9,7 @@ from cloudrt.bench.agreement import AgreementError
 from support import reference
 from support.shapes import checkerboard, smooth_map
 
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 
 
 @pytest.mark.parametrize("name", peers.PEERS)

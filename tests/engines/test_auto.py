@@ -12,18 +12,19 @@ import pytest
 from numpy.typing import NDArray
 from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
 
+from cloudrt.data.scenes import make_samples
 from cloudrt.engines import trial as trial_module
 from cloudrt.engines.base import BATCH_SIZES
 from cloudrt.engines.candidates import NOTHING_FIXED, Candidate, FixedSettings, Setting
 from cloudrt.engines.choice import open_engine
 from cloudrt.engines.plan import MARGIN, Plan, make_plan
-from cloudrt.engines.trial import COMPARED, ProviderTrial, make_samples
+from cloudrt.engines.trial import COMPARED, ProviderTrial
 from cloudrt.errors import ProviderError
 from cloudrt.images.image import ImageFile
 from cloudrt.images.inputs import load_sample
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.run import infer
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import parse_artifact, write_metadata
 from cloudrt.model.parity import TOLERANCES
 from cloudrt.options import CudaOptions, RunOptions, TensorrtRtxOptions

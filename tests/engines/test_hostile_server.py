@@ -41,7 +41,7 @@ from cloudrt.cli import main
 from cloudrt.engines import remote
 from cloudrt.engines.remote import RemoteEngine, connect
 from cloudrt.errors import ArtifactError, ProviderError
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.options import RemoteOptions
 
 

@@ -24,7 +24,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli import main
 from cloudrt.engines.remote_metadata import model_parameters
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import read_artifact
 from cloudrt.system.files import sha256
 

@@ -27,7 +27,7 @@ from cloudrt.errors import ProviderError
 from cloudrt.inference.journal import Journal
 from cloudrt.inference.journal_records import Record
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import read_artifact
 from cloudrt.options import RemoteOptions, RunOptions
 from cloudrt.serve import inference_protocol

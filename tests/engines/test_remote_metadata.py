@@ -14,7 +14,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact
 
 from cloudrt.engines.remote import RemoteEngine, connect
 from cloudrt.errors import ArtifactError, DataError, ProviderError
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import read_artifact
 from cloudrt.options import RemoteOptions
 

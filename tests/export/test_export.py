@@ -26,7 +26,7 @@ from cloudrt.cli.export import export as command
 from cloudrt.data.scenes import draw_scene
 from cloudrt.engines.availability import problem
 from cloudrt.errors import DataError, ImageError, ParityError
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import read_artifact
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.network import InferenceGraph

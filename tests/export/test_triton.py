@@ -18,7 +18,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact
 from cloudrt.cli.export import export as command
 from cloudrt.engines.tensorrt import triton_options
 from cloudrt.errors import DataError
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import Artifact, read_artifact
 
 

@@ -7,8 +7,8 @@ import pytest
 from scipy import ndimage
 
 from cloudrt.geo.components import keep_components, label
-from cloudrt.masks.postprocess import Rule
 from cloudrt.masks.rle import rle_decode
+from cloudrt.masks.rule import Rule
 
 
 @pytest.mark.parametrize("wraps", [False, True])

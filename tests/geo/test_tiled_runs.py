@@ -27,8 +27,8 @@ from cloudrt.geo.tiling import Tiling, offsets
 from cloudrt.images.image import ImageFile, StoredImage, load_image
 from cloudrt.inference.panoramas import predict_panoramas
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule
 from cloudrt.masks.rle import rle_decode
+from cloudrt.masks.rule import Rule
 from cloudrt.masks.table import read_table
 from cloudrt.model.artifact import parse_artifact, read_artifact, write_metadata
 from cloudrt.options import RunOptions

@@ -16,8 +16,9 @@ from cloudrt.images.decoding import Input
 from cloudrt.images.image import ImageFile, load_image
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.results import Result
-from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.masks.postprocess import apply_rules
 from cloudrt.masks.rle import rle_decode
+from cloudrt.masks.rule import Rule
 from cloudrt.options import RunOptions
 
 LABELS = SMALL_GRIDS

@@ -13,7 +13,8 @@ from support import reference
 from support.shapes import smooth_map
 
 from cloudrt.errors import DataError
-from cloudrt.masks.postprocess import Rule, apply_rules, postprocess, postprocess_batch
+from cloudrt.masks.postprocess import apply_rules, postprocess, postprocess_batch
+from cloudrt.masks.rule import Rule
 
 
 def blob(level: int, area: int = 20) -> NDArray[np.uint8]:

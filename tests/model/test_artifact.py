@@ -14,7 +14,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
 import cloudrt.model.artifact
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.labels import CLOUDS
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import Artifact, default_model, parse_artifact, read_artifact, write_metadata
 
 FULL = Artifact(

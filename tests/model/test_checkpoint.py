@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from cloudrt.cli.export import export
 from cloudrt.errors import ArtifactError
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.checkpoint import Checkpoint
 
 

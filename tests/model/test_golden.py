@@ -15,7 +15,7 @@ from cloudrt.engines.choice import open_engine
 from cloudrt.errors import DataError
 from cloudrt.inference.journal import Journal, read_identity
 from cloudrt.labels import Labels
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import Artifact, read_artifact
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.network import InferenceGraph

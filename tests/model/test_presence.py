@@ -18,7 +18,7 @@ from cloudrt.data.scenes import draw_scene
 from cloudrt.engines.choice import open_engine
 from cloudrt.errors import DataError, ParityError
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.network import InferenceGraph, build_network
 from cloudrt.model.network_config import NetworkConfig

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cloudrt.errors import DataError
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.search import choose
 from cloudrt.search.choose import FOLDS, RuleChoice, choose_rules, score_rule
 from cloudrt.search.tables import DiceTables

@@ -16,8 +16,9 @@ from support import reference
 from support.shapes import MASKS, smooth_map
 
 from cloudrt.errors import DataError
-from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.masks.postprocess import apply_rules
 from cloudrt.masks.rle import pack_mask, unpack_mask
+from cloudrt.masks.rule import Rule
 from cloudrt.search.tables import (
     MIN_AREAS,
     BestRule,

@@ -23,8 +23,8 @@ from cloudrt.images.image import ImageFile
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.inference.submission import open_submission
 from cloudrt.masks.metric import score
-from cloudrt.masks.postprocess import Rule
 from cloudrt.masks.rle import rle_decode
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import read_artifact
 from cloudrt.model.onnx_file import load_model
 from cloudrt.reports import tune_page

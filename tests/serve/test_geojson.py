@@ -17,8 +17,8 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 import cloudrt
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule
 from cloudrt.masks.rle import rle_decode
+from cloudrt.masks.rule import Rule
 from cloudrt.serve import geojson
 
 SIZE, GRID = (120, 180), (60, 90)

@@ -16,7 +16,8 @@ from support.server import Server, serving
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.masks.postprocess import apply_rules
+from cloudrt.masks.rule import Rule
 from cloudrt.serve.settings import ServeSettings
 
 RULES = (Rule(110, 40), Rule(120, 9, gate_threshold=150, gate_pixels=30), Rule(127, 0, presence=120))

@@ -21,7 +21,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli import main
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.serve import answers, geojson, inference_protocol
 from cloudrt.serve.batcher import Batcher
 from cloudrt.serve.settings import ServeSettings

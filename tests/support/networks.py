@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.network import InferenceGraph, build_network
 from cloudrt.model.network_config import NetworkConfig

@@ -12,7 +12,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact
 
 import cloudrt
 from cloudrt.inference.task import RunSummary
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 
 WEST, SOUTH, EAST, NORTH = -61.0, 10.0, -54.0, 14.0
 PIXEL = 0.02

@@ -10,7 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from support.tiny import SMALL_GRIDS
 
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 
 SIZE = (64, 96)
 """Height and width of the images that `tiny_artifact` takes by default."""

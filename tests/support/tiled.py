@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from support.tiny import SMALL_GRIDS, tiny_artifact
 
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 
 VIEW = (120, 180)
 """Height and width of the field of view in pixels."""

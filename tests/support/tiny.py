@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from cloudrt.data.scenes import draw_scene
 from cloudrt.images.image import ImageFile
 from cloudrt.labels import CLOUDS, LABEL_GRID, Grid, Labels
-from cloudrt.masks.postprocess import Rule
+from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import Artifact, write_metadata
 
 SMALL_GRIDS = Labels(("Fish", "Flower", "Gravel"), (120, 180), (60, 90))

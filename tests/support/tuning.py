@@ -14,8 +14,9 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 from cloudrt.cli.tune import tune
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import Rule, apply_rules
+from cloudrt.masks.postprocess import apply_rules
 from cloudrt.masks.rle import rle_decode
+from cloudrt.masks.rule import Rule
 
 SIZE = (64, 96)
 IMAGES = 9
