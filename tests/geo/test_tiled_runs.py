@@ -19,6 +19,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model
 
 import cloudrt
 from cloudrt.data.scenes import draw_scene
+from cloudrt.engines.base import Engine
 from cloudrt.engines.pool import EnginePool
 from cloudrt.errors import DataError
 from cloudrt.geo.mask_grid import MaskGrid
@@ -146,14 +147,14 @@ def test_tiles_of_all_panoramas_share_batches(model: Path, tmp_path: Path, monke
         write_picture(tmp_path / f"{seed}.png", draw_scene(seed, (200, 300)).image)
     tiles = len(open_panorama(tmp_path / "0.png", read_artifact(model), Tiling(), 10**6).tiles)
     sizes: list[int] = []
-    before = EnginePool.run
+    before = EnginePool._run
 
-    def run_batch(pool: EnginePool, images: Any) -> Any:
+    def run_batch(pool: EnginePool, engine: Engine, images: Any) -> Any:
         sizes.append(len(images))
-        return before(pool, images)
+        return before(pool, engine, images)
 
     with Segmenter(model, RunOptions(provider="cpu", threads=1, batch_size=5)) as segmenter:
-        monkeypatch.setattr(EnginePool, "run", run_batch)
+        monkeypatch.setattr(EnginePool, "_run", run_batch)
         files = [ImageFile(path.name, path) for path in sorted(tmp_path.glob("*.png"))]
         assert len(list(predict_panoramas(segmenter, files, Tiling()))) == 3
     assert tiles % 5 and sizes == [5] * (3 * tiles // 5) + [3 * tiles % 5] * (3 * tiles % 5 > 0)
