@@ -35,7 +35,8 @@ ADVICE = {
 
 INT8_SPREAD = 0.05
 """Levels of 1/255 by which the mean difference of TensorRT's int8 can exceed the emulated one: float32 moves values
-across ties of the quantisation. On two trained networks, ONNX Runtime's fused and unfused graphs differ by 0.04."""
+across ties of the quantisation. Between ONNX Runtime's fused and unfused graphs of two trained networks, all layers in
+int8, it was 14.911 and 14.912, and 18.05 and 17.98: 0.4%, which is 0.02 at the limit of 4."""
 
 
 @dataclass(frozen=True)
