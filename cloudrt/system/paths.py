@@ -62,7 +62,8 @@ def check_outputs(
         taken[key] = name
     _refuse_nested(whole, read | written | filled)
     for name, path in written.items():
-        if path.exists() and not path.is_file():
+        loop = os.path.islink(os.path.realpath(path))  # a link to itself, which exists for nobody
+        if loop or (path.exists() and not path.is_file()):
             raise DataError(f"{path} ({name}) is not a regular file: give the name of a file to write")
         _refuse_same(path, name, read)
     for name, path in filled.items():

@@ -80,6 +80,11 @@ def test_links_below_an_output_folder_are_refused(here: Path, target: str) -> No
     assert "masks/deep/a.jpg is a link" in said and "give another --masks" in said
 
 
+def test_a_link_to_itself_is_no_file(here: Path) -> None:
+    Path("loop").symlink_to("loop")
+    assert "loop (--output) is not a regular file" in refusal({"--output": Path("loop")}, READS, overwrite=True)
+
+
 def test_a_link_to_nowhere_is_a_new_file(here: Path) -> None:
     (here / "dangling").symlink_to("later.csv")
     check_outputs({"--output": Path("dangling")}, READS)
