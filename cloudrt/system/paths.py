@@ -62,12 +62,12 @@ def check_outputs(
         taken[key] = name
     _refuse_nested(whole, read | written | filled)
     for name, path in written.items():
-        loop = os.path.islink(os.path.realpath(path))  # a link to itself, which exists for nobody
+        loop = Path(os.path.realpath(path)).is_symlink()  # a link to itself, which exists for nobody
         if loop or (path.exists() and not path.is_file()):
             raise DataError(f"{path} ({name}) is not a regular file: give the name of a file to write")
         _refuse_same(path, name, read)
     for name, path in filled.items():
-        if path.exists() and not path.is_dir():
+        if os.path.lexists(path) and not path.is_dir():
             raise DataError(f"{path} ({name}) is not a folder: give the name of a folder to fill")
     _refuse_images(written, filled, images)
     for name, path in filled.items():

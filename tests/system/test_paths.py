@@ -80,9 +80,12 @@ def test_links_below_an_output_folder_are_refused(here: Path, target: str) -> No
     assert "masks/deep/a.jpg is a link" in said and "give another --masks" in said
 
 
-def test_a_link_to_itself_is_no_file(here: Path) -> None:
+def test_a_link_to_itself_is_no_file_and_no_folder(here: Path) -> None:
     Path("loop").symlink_to("loop")
+    Path("broken").symlink_to("nowhere")
     assert "loop (--output) is not a regular file" in refusal({"--output": Path("loop")}, READS, overwrite=True)
+    for name in ("loop", "broken"):
+        assert "is not a folder" in refusal({}, READS, folders={"--masks": Path(name)}, overwrite=True)
 
 
 def test_a_link_to_nowhere_is_a_new_file(here: Path) -> None:
