@@ -149,6 +149,8 @@ class Result:
         ------
         DataError, ImageError
             See `plot`; or the suffix of an unsupported format.
+        OSError
+            The file cannot be written.
         """
         check_path("path", path)
         if Path(path).suffix.lower() not in SUFFIXES:

@@ -79,6 +79,8 @@ def infer(
     CloudrtError
         The run cannot start (wrong options, missing files, a provider that cannot run here), or the provider fails
         during the run.
+    OSError
+        An output cannot be written.
 
     Examples
     --------
