@@ -37,6 +37,8 @@ KEPT = 64
 PIXELS = 2**25
 """Maximum number of pixels that are resized in one call (400 MB as float32, or eleven images of 2100x1400); a larger
 image is resized alone."""
+WEIGHTS = 2**24
+"""Largest number of weights of a resize matrix (64 MB); JPEGs with longer sides are left to the CPU."""
 
 
 class GpuImages:
@@ -83,6 +85,9 @@ class GpuImages:
         with CAPTURE:  # an allocation by the decoder would invalidate the capture of a CUDA graph
             images = self._decoder.decode(files, getattr(self._stream, "value", None) or 0)
             self._device.wait(self._stream)
+            images = [
+                image if image is not None and _is_short(image.shape[:2], self.size) else None for image in images
+            ]
             shapes: dict[tuple[int, ...], list[tuple[DeviceArray, int]]] = {}
             for image, row in zip(images, rows, strict=True):
                 if image is not None:
@@ -131,6 +136,12 @@ def _errors_explained() -> Iterator[None]:
         raise ProviderError(
             f"decoder gpu failed: {brief(error)}: cloudrt doctor checks the driver and the libraries"
         ) from cause
+
+
+def _is_short(sides: tuple[int, ...], size: Grid) -> bool:
+    """Return whether the matrices that reduce an image to cover `size` have at most `WEIGHTS` entries each."""
+    eighths = scale_that_covers((sides[0], sides[1]), size)
+    return all(side * (side * eighths // 8) <= WEIGHTS for side in sides)
 
 
 class DeviceResize:

@@ -67,12 +67,11 @@ def reduce(image: NDArray[np.uint8], cover: Grid) -> NDArray[np.uint8]:
 
 
 def reduction_weights(length: int, eighths: int) -> NDArray[np.float32]:
-    """Return the matrix by which `reduce` multiplies an axis of `length` pixels: (`length * eighths / 8`, `length`).
+    """Return the matrix by which `reduce` multiplies an axis of `length` pixels.
 
-    The last block is completed with copies of the last pixel.
+    It is (`length * eighths / 8` rounded up, `length`), for 1 to 7 eighths. The last block is completed with copies of
+    the last pixel.
     """
-    if eighths == 8:
-        return np.eye(length, dtype=np.float32)
     block = _reduction(eighths)
     if 8 % eighths == 0:
         block = np.kron(np.eye(eighths), np.full((1, 8 // eighths), eighths / 8)).astype(np.float32)

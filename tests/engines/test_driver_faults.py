@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.gpu_stub import CAPI, build_stubs, python_with_stubs
-from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
+from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpegs
 
 from cloudrt.engines.libraries import cuda_libraries, cuda_major, is_present
 
@@ -18,10 +18,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for number in range(20):
-        write_jpeg(folder / f"{number:02}.jpg", number)
-    return folder
+    return write_jpegs(tmp_path_factory.mktemp("images"), 20)
 
 
 @pytest.fixture(scope="module")

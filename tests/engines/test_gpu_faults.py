@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
-from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
+from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpegs
 
 from cloudrt.engines.base import EngineOptions, brief
 from cloudrt.engines.candidates import FixedSettings, Setting
@@ -81,10 +81,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for number in range(20):
-        write_jpeg(folder / f"{number:02}.jpg", number)
-    return folder
+    return write_jpegs(tmp_path_factory.mktemp("images"), 20)
 
 
 def test_memory_that_runs_out_halves_the_batch(gpu: Gpu, model: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from support.gpu_session import OnTheCpu, stand_in_for_a_gpu
-from support.pictures import FILES, encoded, imread
+from support.pictures import FILES, encoded, imread, opencv
 from support.tiny import SMALL_GRIDS, tiny_artifact, write_jpeg
 
 import cloudrt.images.gpu_decode
@@ -162,6 +162,19 @@ def test_the_device_decodes_as_libjpeg_does(decoder: GpuImages, size: tuple[int,
     full = resize(decode(content.tobytes()), SIZE).astype(int)
     assert abs(batch[0] - wanted).mean() < 0.2 and abs(batch[0] - wanted).max() <= 2
     assert abs(full - wanted).mean() > 1  # a full decode differs more
+
+
+@needs_codec
+def test_long_images_are_left_to_the_cpu(decoder: GpuImages) -> None:
+    """The matrix of the long side would take 162 MB."""
+    batch = empty()
+    files = [opencv(".jpg", np.full((side, 200, 3), 90, np.uint8)) for side in (2000, 9000)]
+    assert decoder.decode(files, batch, [0, 1]) == [True, False]
+    assert abs(batch[0].astype(int) - 90).max() <= 1 and (batch[1] == 77).all()
+    with ThreadPoolExecutor(2) as threads, ThreadPoolExecutor(1) as gpu:
+        groups = Decoding(SIZE, MAX_PIXELS, StageStats(2), decoder).run(files, threads, empty, 3, gpu)
+        (found,) = groups
+    assert not found.errors and isinstance(found.images, np.ndarray) and abs(found.images.astype(int) - 90).max() <= 1
 
 
 @needs_codec

@@ -146,3 +146,10 @@ def write_jpeg(path: Path, seed: int, size: Grid = (140, 210)) -> ImageFile:
     assert sound
     path.write_bytes(encoded.tobytes())
     return ImageFile(path.name, path)
+
+
+def write_jpegs(folder: Path, count: int) -> Path:
+    """Write the scenes of the seeds 0, 1, ... as 00.jpg, 01.jpg, ...; return the folder."""
+    for seed in range(count):
+        write_jpeg(folder / f"{seed:02}.jpg", seed)
+    return folder
