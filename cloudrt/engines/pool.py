@@ -16,6 +16,7 @@ from cloudrt.model.artifact import Artifact
 from cloudrt.system.cuda import Batch, DeviceArray
 
 logger = logging.getLogger(__name__)
+_UINT8 = np.dtype(np.uint8)
 
 
 class EnginePool:
@@ -115,9 +116,11 @@ class EnginePool:
             batch = np.zeros((size, *images[0].shape), np.uint8)
             batch[:count] = images
         probability, presence = engine.run(batch)
-        _check_output(engine, "probability", probability, (size, *self._output_shape))
-        if presence is not None:
-            _check_output(engine, "presence", presence, (size, self._output_shape[0]))
+        expected = (size, *self._output_shape)
+        if probability.shape != expected or probability.dtype != _UINT8:
+            raise _unexpected(engine, "probability", probability, expected)
+        if presence is not None and (presence.shape != expected[:2] or presence.dtype != _UINT8):
+            raise _unexpected(engine, "presence", presence, expected[:2])
         if count == size:
             return probability, presence
         return probability[:count], None if presence is None else presence[:count]
@@ -214,10 +217,9 @@ class EnginePool:
         self._output_shape = self.artifact.output_shape
 
 
-def _check_output(engine: Engine, name: str, found: NDArray[np.uint8], expected: tuple[int, ...]) -> None:
-    """Raise ArtifactError if the shape or dtype of an output differs from the metadata; runtimes only log a warning."""
-    if found.shape != expected or found.dtype != np.uint8:
-        raise ArtifactError(
-            f"{engine.provider} returns {name} as {found.dtype} {found.shape}, but the metadata specifies uint8 "
-            f"{expected}: export the artifact again with cloudrt-export"
-        )
+def _unexpected(engine: Engine, name: str, found: NDArray[np.uint8], expected: tuple[int, ...]) -> ArtifactError:
+    """Return the error of an output whose shape or dtype is not that of the metadata; runtimes only log a warning."""
+    return ArtifactError(
+        f"{engine.provider} returns {name} as {found.dtype} {found.shape}, but the metadata specifies uint8 "
+        f"{expected}: export the artifact again with cloudrt-export"
+    )

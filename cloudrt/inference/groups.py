@@ -96,20 +96,20 @@ def infer_group(pool: EnginePool, stats: StageStats, decoded: Decoded) -> Group:
 
 def _run_batches(pool: EnginePool, stats: StageStats, group: Group, begin: int, size: int) -> None:
     """Run the batches of a group from row `begin` on, and append their outputs to it."""
-    decoded, times = group.decoded, list[float]()
-    errors, count = decoded.errors, len(decoded.keys)
+    decoded, times, done = group.decoded, list[float](), group.batches
+    errors, images, count = decoded.errors, decoded.images, len(decoded.keys)
     batches = [range(row, min(row + size, count)) for row in range(begin, count, size)]
     failed = [rows for rows in batches if all(row in errors for row in rows)] if errors else ()
-    sound = (decoded.images[rows.start : rows.stop] for rows in batches if rows not in failed)
+    sound = [rows for rows in batches if rows not in failed] if failed else batches
     try:
-        with closing(pool.run_each(sound)) as outputs:
+        with closing(pool.run_each([images[rows.start : rows.stop] for rows in sound])) as outputs:
             for rows in batches:
-                if rows in failed:
-                    group.batches.append(BatchOutput(rows, size))
+                if failed and rows in failed:
+                    done.append(BatchOutput(rows, size))
                     continue
                 began = time.perf_counter()
                 probability, presence = next(outputs)
                 times.append(time.perf_counter() - began)
-                group.batches.append(BatchOutput(rows, size, probability, presence))
+                done.append(BatchOutput(rows, size, probability, presence))
     finally:
         stats.add_all(times)

@@ -189,9 +189,10 @@ class Segmenter:
             closing(self._run(inputs, pace)) as groups,
         ):
             try:
-                for results in stage.run(_each_passed_to(look, groups) if look else groups, finishers):
-                    pace.arrived(len(results))
-                    yield from results
+                for group in stage.run(_each_passed_to(look, groups) if look else groups, finishers):
+                    pace.arrived(sum(len(texts.keys) for texts in group))
+                    for texts in group:
+                        yield from stage.results(texts)
             finally:  # after an error or an early close, cancel the tasks that have not started
                 finishers.shutdown(wait=False, cancel_futures=True)
                 self.stats.drop()

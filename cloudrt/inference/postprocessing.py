@@ -1,8 +1,8 @@
-"""The last stage of the pipeline: threads apply the rules to the network's outputs, and make results.
+"""The last stage of the pipeline: threads apply the rules to the network's outputs.
 
-    groups -> shares of their images --threads: rules, a batch at a time--> results
+    groups -> shares of their rows --threads: rules, a batch at a time--> texts -> results
 
-The threads share the images of each group, and two groups are in progress at a time.
+The threads share the rows of each group, and two groups are in progress at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, repeat
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +20,44 @@ from numpy.typing import NDArray
 from cloudrt.images.decoding import Decoded
 from cloudrt.inference.groups import BatchOutput, Group
 from cloudrt.inference.results import Result
-from cloudrt.labels import Labels
+from cloudrt.labels import Grid, Labels
 from cloudrt.system.overlap import overlap_parts
 from cloudrt.system.statistics import StageStats
 
-Texts = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], list[list[str]]]
+ToTexts = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], list[list[str]]]
 """Returns the RLE texts, one per class, of images with (n, C, W, H) levels and (n, C) presence or None."""
 
 
 _Share = tuple[Decoded, list[tuple[BatchOutput, range]]]
 """Rows of a group for one thread, each batch apart."""
+
+
+class Texts(NamedTuple):
+    """The RLE texts of some rows of a group, with what their results need.
+
+    Parameters
+    ----------
+    keys, sources
+        See `cloudrt.images.decoding.Decoded`.
+    errors
+        For each row, why its input failed, or None.
+    rle
+        For each row, one text per class.
+    batches
+        Number of rows, position of the first input among all inputs, and batch size, of each batch in turn.
+    sound
+        Number of rows whose input did not fail.
+    maps
+        A copy of the maps of each row, (C, H, W) uint8 or None; None if no maps are wanted.
+    """
+
+    keys: list[str]
+    sources: list[str | Path | Grid | None]
+    errors: list[str | None]
+    rle: list[list[str]]
+    batches: list[tuple[int, int, int]]
+    sound: int
+    maps: list[NDArray[np.uint8] | None] | None
 
 
 class Postprocessing:
@@ -46,16 +77,15 @@ class Postprocessing:
         See `Result`.
     """
 
-    def __init__(self, labels: Labels, texts: Texts, stats: StageStats, probabilities: bool, max_pixels: int) -> None:
+    def __init__(self, labels: Labels, texts: ToTexts, stats: StageStats, probabilities: bool, max_pixels: int) -> None:
         self.labels, self.texts, self.stats, self.probabilities = labels, texts, stats, probabilities
         self.max_pixels = max_pixels
 
-    def run(self, groups: Iterable[Group], threads: ThreadPoolExecutor) -> Iterator[list[Result]]:
-        """Yield the results of each group, in order; groups are read lazily."""
+    def run(self, groups: Iterable[Group], threads: ThreadPoolExecutor) -> Iterator[list[Texts]]:
+        """Yield the texts of each group, in order; groups are read lazily. `results` makes results of them."""
         for done in overlap_parts(threads, self._finish, map(self._shares, groups), 2):
-            results = [result for share in done for result in share]
-            self.stats.pulled(sum(result.error is None for result in results))
-            yield results
+            self.stats.pulled(sum(texts.sound for texts in done))
+            yield done
 
     def _shares(self, group: Group) -> Iterator[_Share]:
         """Divide the rows of a group among the threads."""
@@ -74,28 +104,44 @@ class Postprocessing:
         if pieces:
             yield group.decoded, pieces
 
-    def _finish(self, share: _Share) -> list[Result]:
-        """Return the results of some rows of a group."""
+    def _finish(self, share: _Share) -> Texts:
+        """Apply the rules to some rows of a group."""
         decoded, pieces = share
-        errors, labels, classes, most = decoded.errors, self.labels, self.labels.classes, self.max_pixels
         began = time.perf_counter()
-        texts, batches = list[list[str]](), list[tuple[int, int]]()
-        for batch, rows in pieces:
-            texts += self._texts_of(batch, rows, errors)
-            batches += [(decoded.number + batch.rows.start, batch.size)] * len(rows)
         rows = range(pieces[0][1].start, pieces[-1][1].stop)
         keys, sources = decoded.keys[rows.start : rows.stop], decoded.sources[rows.start : rows.stop]
-        rles = [dict(zip(classes, some)) for some in texts]  # noqa: B905 - `strict` takes as long as the rest
-        results = [
-            Result(key, rle, errors.get(row), labels, first, size, None, source, None, most)
-            for row, key, source, rle, (first, size) in zip(rows, keys, sources, rles, batches, strict=True)
-        ]
-        if self.probabilities:
-            _set_probabilities(results, pieces)
-        sound = sum(row not in errors for row in rows) if errors else len(rows)
+        failed = decoded.errors
+        errors = list(map(failed.get, rows))
+        rle, batches = list[list[str]](), list[tuple[int, int, int]]()
+        for batch, some in pieces:
+            rle += self._texts_of(batch, some, failed)
+            batches.append((len(some), decoded.number + batch.rows.start, batch.size))
+        maps = list(_maps(pieces, failed)) if self.probabilities else None
+        sound = errors.count(None)
         if sound:
             self.stats.add((time.perf_counter() - began) / sound, sound)
-        return results
+        return Texts(keys, sources, errors, rle, batches, sound, maps)
+
+    def results(self, texts: Texts) -> Iterator[Result]:
+        """Yield the result of each row.
+
+        The thread that uses the results makes them, one at a time: results that another thread has made would have to
+        be fetched from the caches of its core.
+        """
+        batches = texts.batches
+        return map(  # no line of Python runs per row
+            Result,
+            texts.keys,
+            map(dict, map(zip, repeat(self.labels.classes), texts.rle)),
+            texts.errors,
+            repeat(self.labels),
+            chain.from_iterable([repeat(first, count) for count, first, _ in batches]),
+            chain.from_iterable([repeat(size, count) for count, _, size in batches]),
+            repeat(None),
+            texts.sources,
+            repeat(None) if texts.maps is None else texts.maps,
+            repeat(self.max_pixels),
+        )
 
     def _texts_of(self, batch: BatchOutput, rows: range, errors: dict[int, str]) -> list[list[str]]:
         """Return the RLE texts of some rows of a batch; those of failed inputs are empty."""
@@ -114,10 +160,11 @@ class Postprocessing:
         return [[""] * len(self.labels.classes) if row in errors else next(found) for row in rows]
 
 
-def _set_probabilities(results: list[Result], pieces: list[tuple[BatchOutput, range]]) -> None:
-    """Copy the maps of the images that did not fail to their results."""
-    left = iter(results)
+def _maps(pieces: list[tuple[BatchOutput, range]], errors: dict[int, str]) -> Iterator[NDArray[np.uint8] | None]:
+    """Yield a copy of the maps of each row, (C, H, W); None for failed inputs."""
     for batch, rows in pieces:
-        for row, result in zip(rows, left, strict=False):
-            if result.error is None and batch.probability is not None:
-                result.probability = batch.probability[row - batch.rows.start].transpose(0, 2, 1).copy()
+        for row in rows:
+            if batch.probability is None or row in errors:
+                yield None
+            else:
+                yield batch.probability[row - batch.rows.start].transpose(0, 2, 1).copy()

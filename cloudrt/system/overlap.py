@@ -11,7 +11,7 @@ from typing import TypeVar
 A = TypeVar("A")
 B = TypeVar("B")
 
-HANDOVER_S = 0.01
+HANDOVER_S = 0.02
 """Seconds of work to pass to another thread at once; passing work between threads takes about 0.1 ms."""
 
 
