@@ -1,4 +1,4 @@
-"""Convert a checkpoint, compare the result with PyTorch, and write the artifact only if the submission is the same.
+"""Convert a checkpoint, compare the result with PyTorch, and write the artifact only if it is within the tolerances.
 
 ExportSource -> convert to a precision -> gate -> write
 """
@@ -132,7 +132,7 @@ class Exported:
 def export(
     source: ExportSource, output: Path, target: Target | None = None, advance: Callable[[int], object] | None = None
 ) -> Exported:
-    """Write an artifact if it gives the same submission as PyTorch in fp32.
+    """Write an artifact if its differences from PyTorch in fp32 are within the tolerances.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def export(
     Raises
     ------
     ParityError
-        The artifact exceeds the tolerances; nothing is written.
+        The artifact, or the fp32 graph that it is converted from, exceeds its tolerances; nothing is written.
     ProviderError
         The provider cannot run here, or has no int8 kernels for the artifact's int8 layers.
     DataError

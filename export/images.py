@@ -60,6 +60,8 @@ def open_images(
 
     Raises
     ------
+    DataError
+        `folder` is missing, cannot be listed, or has no images.
     ImageError
         None of the chosen images can be read.
     """

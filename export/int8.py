@@ -29,8 +29,8 @@ TARGETS = ("cpu", "tensorrt")
 _COMPUTE = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _ACTIVATIONS = ("Relu", "Clip")
 OPERATORS = {
-    # Every operator between two convolutions that has an int8 kernel, so that values stay int8 in between. Because of
-    # the activations, the range after each of them is quantised, not the wider range before it. The quantiser then
+    # Every operator between two convolutions that has an int8 kernel, so that values stay int8 in between. Activations
+    # are included, so that the range after each of them is quantised, not the wider range before it. The quantiser then
     # removes the activation, which the limits of that range make redundant.
     "cpu": (*_COMPUTE, *_ACTIVATIONS, "Add", "Mul", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Resize"),
     "tensorrt": (*_COMPUTE, "Add"),
@@ -49,6 +49,11 @@ class Quantiser:
         (N, H, W, 3) uint8 RGB, to measure the ranges on.
     target
         One of `TARGETS`.
+
+    Raises
+    ------
+    DataError
+        Unknown target.
     """
 
     def __init__(self, model: onnx.ModelProto, images: NDArray[np.uint8], target: str) -> None:

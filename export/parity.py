@@ -62,7 +62,10 @@ class Reference:
         )
         rows = self.outputs.rows
         if ensemble.rules and not any(any(texts) for texts in rows):
-            logger.warning("PyTorch predicts no mask on any of these images: Dice and empty rows cannot differ")
+            logger.warning(
+                "PyTorch predicts no mask on any of these images, so Dice and empty rows hardly test the artifact: "
+                "compare on other images"
+            )
         if len(rows) < FEW:
             share = 1 / (len(rows) * len(labels.classes))
             logger.warning("only %d images are compared: one row is %.1f%% of the total", len(rows), 100 * share)

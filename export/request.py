@@ -52,7 +52,7 @@ class ExportRequest:
     Raises
     ------
     DataError
-        The options contradict each other, or an output cannot be written.
+        Unknown precision, options that contradict each other, or an output that cannot be written.
     """
 
     checkpoints: tuple[Path, ...]
@@ -73,6 +73,8 @@ class ExportRequest:
         for checkpoint in self.checkpoints:
             if checkpoint.suffix == ".onnx":
                 raise DataError(f"{checkpoint} is an artifact already: give its checkpoint, or --check tensorrt")
+        if self.precision not in (*PRECISIONS, "all"):
+            raise DataError(f"precision must be one of {', '.join(PRECISIONS)} and all, found {self.precision!r}")
         if any(math.isnan(value) for value in self.limits.values()):
             raise DataError("nan is not a limit: give a number")
         if self.precision == "all" and (self.triton or self.build_engine):

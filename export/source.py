@@ -69,7 +69,8 @@ class ExportSource:
     ArtifactError
         A file is not a checkpoint.
     DataError
-        The input size is not a multiple of 32 or cannot be exported, or the checkpoints do not match.
+        The input size is not a multiple of 32 or cannot be exported, the checkpoints do not match, or the folder of
+        images is missing, cannot be listed or has no images.
     ImageError
         No image can be read.
     """

@@ -30,8 +30,8 @@ def run_partitions(
 
     Raises
     ------
-    CloudrtError
-        Raised by a worker.
+    ClusterError
+        A worker or Ray raised an error.
     """
     if not todo:
         return
@@ -86,7 +86,13 @@ def _quiet() -> Iterator[None]:
 
 
 def settle(job: Job, share: Share) -> tuple[Plan, Identity]:
-    """Open the artifact on one worker; return its plan and its identity."""
+    """Open the artifact on one worker; return its plan and its identity.
+
+    Raises
+    ------
+    ClusterError
+        The artifact cannot be opened there, or the worker is lost.
+    """
     import ray
     from ray.exceptions import RayError
 

@@ -56,7 +56,8 @@ def connected(address: str) -> Iterator[None]:
     Raises
     ------
     ClusterError
-        No cluster answers, or it has another version of Ray or Python.
+        The address is malformed; no cluster answers there; it has another version of Ray or Python, or requires a
+        token; or Ray does not start on this machine.
     """
     import ray
 
@@ -157,9 +158,10 @@ def list_nodes() -> list[Node]:
 def share_out(nodes: Sequence[Node], provider: str, threads: int) -> Share:
     """Divide the cluster into workers.
 
-    There is one worker per GPU if there are any and no CPU provider is asked for, else one per `threads` cores. Without
-    `threads`, a GPU worker has the smallest number of cores per GPU of any machine, and a CPU worker as many cores as
-    the smallest machine.
+    If there are GPUs and `provider` is no CPU provider, there is one worker per GPU, but no more than a machine's cores
+    allow at `threads` cores each. Otherwise there is one worker per `threads` cores. If `threads` is 0, a GPU worker
+    has the smallest number of cores per GPU of any machine with a GPU, and a CPU worker as many cores as the smallest
+    machine.
 
     Raises
     ------
@@ -173,7 +175,7 @@ def share_out(nodes: Sequence[Node], provider: str, threads: int) -> Share:
         if not workers:
             if not any(node.cpus for node in with_gpu):
                 raise ClusterError("no machine with a GPU offers CPUs: start Ray there with ray start --num-cpus")
-            raise ClusterError(f"no machine with a GPU has {cpus} CPUs for it: give a smaller --threads")
+            raise ClusterError(f"no machine with a GPU has {cpus} CPUs: give a smaller --threads")
         return Share(workers, cpus, 1)
     if provider in GPU_PROVIDERS:
         raise ClusterError(f"--provider {provider}: no machine of the cluster has a GPU according to Ray")
@@ -227,7 +229,7 @@ def unwrapped(error: BaseException, where: str = "") -> ClusterError:
         for one in (inner, seen):
             if isinstance(one, CloudrtError):
                 text = next((part for part in one.args if isinstance(part, str)), str(one))
-                if not text.startswith("\x1b"):
+                if not text.startswith("\x1b"):  # the text of Ray's copy of the error is a coloured traceback
                     return ClusterError(f"{where}{_last_line(text)}")
         seen = inner if isinstance(inner, BaseException) and inner is not seen else seen.__cause__
     return ClusterError(f"{where}{_last_line(str(error))}")

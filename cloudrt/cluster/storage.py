@@ -4,8 +4,8 @@
     gs://bucket/prefix   and hdfs://, abfs://, file://: see pyarrow's FileSystem.from_uri
     folder               a local path
 
-A `Place` is sent to the workers together with the credentials in the driver's environment. An object appears in a store
-when its upload is complete.
+A `Place` is sent to the workers together with the credentials in the driver's environment. Writes are atomic: an object
+appears in a store only when its upload is complete.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def open_place(uri: str, endpoint: str | None = None, environment: Mapping[str, 
     Raises
     ------
     DataError
-        pyarrow has no file system for the scheme, the URI has no bucket, or the endpoint is not a URL.
+        pyarrow has no file system for the scheme, an S3 URI has no bucket or contains keys or a query, or the endpoint
+        is not a URL.
     """
     from pyarrow import ArrowException
     from pyarrow.fs import FileSystem, LocalFileSystem
@@ -202,9 +203,9 @@ def open_place(uri: str, endpoint: str | None = None, environment: Mapping[str, 
             raise DataError(f"{_public(uri)} is not s3://BUCKET/PREFIX: give endpoint and keys separately")
         key = f"{parts.path}#{parts.fragment}" if "#" in uri else parts.path
         return Place(uri, f"{parts.netloc}{key}".rstrip("/"), _s3(uri, endpoint, environment), False)
-    patient = f"{uri}{'&' if parts.query else '?'}retry_limit_seconds=60" if parts.scheme in ("gs", "gcs") else uri
+    limited = f"{uri}{'&' if parts.query else '?'}retry_limit_seconds=60" if parts.scheme in ("gs", "gcs") else uri
     try:
-        files, path = FileSystem.from_uri(patient)
+        files, path = FileSystem.from_uri(limited)
     except (ValueError, TypeError, OSError, ArrowException) as error:
         raise DataError(f"{_public(uri)} cannot be opened: {first_line(error)}") from error
     return Place(_public(uri), path.rstrip("/") or "/", files, isinstance(files, LocalFileSystem))

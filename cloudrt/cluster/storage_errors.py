@@ -1,6 +1,6 @@
 """Errors of file systems as one line with a remedy.
 
-pyarrow raises OSError for nearly everything: what happened is read from the message of the store.
+pyarrow raises OSError for nearly every error, so the kind of an error is recognised by its message.
 """
 
 from __future__ import annotations
@@ -54,13 +54,17 @@ def error_kind(error: OSError) -> str:
 
 
 def error_sentence(uri: str, what: str, error: OSError) -> str:
-    """Return the line for the user, with a remedy; `what` is "read" or "write"."""
+    """Return the line for the user, with a remedy if one is known; `what` is "read" or "write"."""
+    done = "read" if what == "read" else "written"
+    in_store = "://" in uri and not uri.startswith("file://")
     reason = {
         "gone": "is missing: give an existing bucket and prefix",
-        "refused": f"cannot be {'read' if what == 'read' else 'written'} with these credentials: set AWS_ACCESS_KEY_ID "
-        "and AWS_SECRET_ACCESS_KEY, or the credentials of your store, or give the machine a role with access",
+        "refused": f"cannot be {done} with these credentials: set AWS_ACCESS_KEY_ID "
+        "and AWS_SECRET_ACCESS_KEY, or the credentials of your store, or give the machine a role with access"
+        if in_store
+        else f"cannot be {done} by this user: change its permissions, or give another folder",
         "silent": "does not answer: check the network, and --endpoint or AWS_ENDPOINT_URL",
-    }.get(error_kind(error), "failed")
+    }.get(error_kind(error), f"cannot be {done}")
     return f"{uri} {reason} ({first_line(error)})"
 
 

@@ -41,8 +41,8 @@ class Blend:
     overlap
         Fraction of a tile over which its weights decrease.
     beyond
-        Number of columns of the last tiles beyond the last column, which are the first columns of a panorama that goes
-        around the Earth; None for other panoramas.
+        For a panorama that goes around the Earth: the number of columns by which the last tiles extend beyond the last
+        column, onto the first columns. None for other panoramas.
     """
 
     def __init__(self, grid: Grid, tile: Grid, classes: int, overlap: float, beyond: int | None = None) -> None:

@@ -43,7 +43,7 @@ def label(mask: NDArray[np.uint8], wraps: bool = False) -> tuple[Labelled, int]:
 
 def _numbers(tops: NDArray[Any], lefts: NDArray[Any], widths: NDArray[Any], heights: NDArray[Any]) -> Labelled:
     """Return the numbers of components, in the order of their bounding boxes, after a 0 for the background."""
-    # No two components have the same bounding box: one that touches all of its sides leaves no path across it.
+    # No two components have the same bounding box: both would touch all four of its sides, and therefore each other.
     numbers = np.zeros(len(tops) + 1, np.int32)
     numbers[np.lexsort((heights, widths, lefts, tops)) + 1] = np.arange(1, len(numbers), dtype=np.int32)
     return numbers

@@ -47,6 +47,8 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
     DataError
         `store` is no such store, holds no days or a damaged mask, or lies in `output`; `degrees` or `output` cannot be
         used.
+    OSError
+        The output cannot be written.
     """
     import xarray
 

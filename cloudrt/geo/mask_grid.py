@@ -19,7 +19,7 @@ class MaskGrid:
     grid
         Height and width of the masks.
     position
-        Position of the grid, whose pixels are larger than those of the image; None if it is unknown.
+        Position of the grid; its pixel size is that of the grid, not of the image. None if it is unknown.
     wraps
         Whether the last column adjoins the first.
     no_data

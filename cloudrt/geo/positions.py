@@ -96,7 +96,7 @@ class Position:
 
     @classmethod
     def from_dict(cls, values: Any) -> Position:
-        """Return the position that `to_dict` described; its `degrees_per_unit` is 1."""
+        """Return the position that `to_dict` described, with a `degrees_per_unit` of 1; DataError if malformed."""
         try:
             date = values["date"]
             return cls(

@@ -1,7 +1,8 @@
 """Opening a store of daily masks, with checks of its metadata and of the values along its axes.
 
-The metadata file of each array must be the one in `.zmetadata`, except for what an append changes first, and the values
-along each axis must match their checksum. Masks are checked when `cloudrt grid` reads them.
+The metadata file of each array must equal its copy in `.zmetadata`, except for the number of days and the checksums,
+which an append changes before it replaces `.zmetadata`. The values along each axis must match their checksum. Masks are
+checked when `cloudrt grid` reads them.
 """
 
 from __future__ import annotations

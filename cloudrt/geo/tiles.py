@@ -31,7 +31,7 @@ from cloudrt.masks.postprocess import encode_mask
 from cloudrt.model.artifact import Artifact
 
 MORE_PIXELS = 10
-"""A panorama may have this many times the pixels of an image."""
+"""A panorama may have this many times the `max_pixels` of `RunOptions`."""
 _MOST_PADDED = 2**27
 """A tile that reaches beyond its image is shrunk before it is padded, if it has more pixels than this."""
 _LONGEST = 2**20
@@ -85,7 +85,7 @@ class _Decoded:
     scale
         Rows and columns of `image` per pixel at the resolution of training.
     shrunk
-        Whether the decoder chose the scale; if not, each tile is reduced like libjpeg-turbo's scaled decode.
+        Whether libjpeg-turbo decoded it at `scale`; if not, each tile is reduced as libjpeg-turbo would.
     """
 
     image: Image

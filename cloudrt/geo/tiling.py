@@ -1,7 +1,7 @@
 """How panoramas are cut into tiles: the overlap, and where the tiles along an axis begin.
 
-Tiles begin at multiples of 8 pixels, which are whole pixels at every scale of libjpeg-turbo, and of a block, which is
-one pixel of the grid at the resolution of training.
+Tiles begin at multiples of 8 pixels, so that they begin at whole pixels at every scale of libjpeg-turbo. They also
+begin at multiples of a block: the pixels, at the resolution of training, that one pixel of the grid covers.
 """
 
 from __future__ import annotations

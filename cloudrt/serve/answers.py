@@ -40,8 +40,8 @@ class ClassAnswer(BaseModel):
     """The mask of one class."""
 
     rle: str = Field(description="Run-length text on the grid, as in a submission; empty if the class is absent.")
-    area: int = Field(description="Pixels of the grid.")
-    share: float = Field(description="Fraction of the grid, 0 to 1.")
+    area: int = Field(description="Number of pixels of the mask.")
+    share: float = Field(description="Fraction of the grid that the mask covers, 0 to 1.")
     presence: int | None = Field(description="Level 0..255 of the presence output; null if the model has none.")
 
 

@@ -162,7 +162,7 @@ def _status_router(batcher: Batcher) -> APIRouter:
 
     @router.get("/readyz", responses={503: {"model": Problem, "description": "The model can no longer run."}})
     async def readyz() -> StatusAnswer:
-        """Whether the model can run; the server does not listen before it is open."""
+        """Whether the model can run; the server does not listen before the model is open."""
         if not batcher.segmenter.pool.usable:
             raise HTTPException(503, "the model can no longer run: restart the server")
         return StatusAnswer(status="ready")
@@ -211,7 +211,7 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
         The body is an image, or several as multipart/form-data. The answer is JSON, or with `Accept: image/png` the
         masks of one image: of one class in black and white, or of all classes in colour on a transparent background.
         With `Accept: application/geo+json` it is a polygon for each component, in longitude and latitude if the
-        position of the image is known, by its GeoTIFF tags, `bounds` or its name, else in pixels of the grid.
+        position of the image is known, from its GeoTIFF tags, `bounds` or its name, else in pixels of the grid.
         """
         refuse_unknown(request.query_params, ("class", "levels", "rules", "bounds"))
         kind = accepted(request.headers.get("accept", ""))
@@ -256,7 +256,7 @@ def _segment_router(batcher: Batcher, settings: ServeSettings, metrics: Metrics,
         },
     )
     async def scene(seed: Annotated[int, Path(ge=0, lt=pages.SCENES, description="Number of the scene.")]) -> Response:
-        """Draw a synthetic scene, to try the model on."""
+        """Draw a synthetic scene for trying the model."""
         return Response(await batcher.call(_draw, seed), media_type="image/jpeg")
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -1,4 +1,4 @@
-"""The page to try the model on, and the documentation of the API.
+"""The page for trying the model, and the documentation of the API.
 
 Both are plain HTML, CSS and scripts from this server alone: the content security policy allows nothing else. The page
 gets the probabilities of an image once, and applies the rules of its sliders to them in the browser.

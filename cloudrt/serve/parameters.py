@@ -1,4 +1,7 @@
-"""What a request asks for: the media type of the answer, other rules, and the bounds of its images."""
+"""What a request asks for: the media type of the answer, changes of the rules, and the bounds of its images.
+
+Malformed values raise HTTPException with status 400, and an Accept header without an offered media type with 406.
+"""
 
 from __future__ import annotations
 

@@ -48,6 +48,8 @@ def serve(segmenter: Segmenter, settings: ServeSettings, listener: socket.socket
 
     Raises
     ------
+    ArtifactError
+        The artifact has no rules.
     DataError
         Another program has begun to listen on the address.
     """
@@ -62,7 +64,8 @@ def serve(segmenter: Segmenter, settings: ServeSettings, listener: socket.socket
         http=connection_type(settings.transfer_timeout_s),
         log_level="warning",
         access_log=False,
-        backlog=min(BACKLOG, most_connections() // 8),  # asyncio accepts a few times as many before it closes any
+        # asyncio accepts up to `backlog` connections per iteration, for a few iterations, before any is closed.
+        backlog=min(BACKLOG, most_connections() // 8),
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
     )

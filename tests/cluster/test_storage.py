@@ -11,7 +11,7 @@ from support.stores import enforce, s3_server, upload
 from support.tiny import write_jpeg
 
 from cloudrt.cluster.storage import Place, open_place
-from cloudrt.cluster.storage_errors import StorageError
+from cloudrt.cluster.storage_errors import StorageError, error_sentence
 from cloudrt.errors import DataError, ImageError
 from cloudrt.images.image import find_images
 
@@ -80,6 +80,16 @@ def test_a_store_that_cannot_be_used_is_one_line(server: tuple[str, Any], monkey
                 use(open_place("s3://closed", url))
     finally:
         enforce(url, float("inf"))
+
+
+def test_a_folder_is_not_given_the_advice_of_a_bucket() -> None:
+    denied, full = PermissionError(13, "Permission denied"), OSError(28, "No space left on device")
+    for uri in ("/data/rows", "file:///data/rows"):
+        text = error_sentence(uri, "write", denied)
+        assert text.startswith(f"{uri} cannot be written by this user: ")
+        assert "AWS" not in text
+        assert error_sentence(uri, "write", full) == f"{uri} cannot be written (No space left on device)"
+    assert "set AWS_ACCESS_KEY_ID" in error_sentence("s3://bucket/rows", "write", denied)
 
 
 def test_images_that_are_too_large_are_not_read(tmp_path: Path) -> None:

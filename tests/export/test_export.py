@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner
 from cloudrt.export.export import Target, export
 from cloudrt.export.images import open_images
-from cloudrt.export.request import limited
+from cloudrt.export.request import ExportRequest, limited
 from cloudrt.export.source import ExportSource, SourceOptions
 from support.networks import OPTIONS, make_checkpoint
 
@@ -286,6 +286,11 @@ def test_a_warning_for_images_that_cannot_show_differences(
     ExportSource(tmp_path / "blind.pth", SourceOptions(data=tmp_path)).run_pytorch()
     assert "PyTorch predicts no mask on any of these images" in caplog.text
     assert "only 1 images are compared: one row is 25.0% of the total" in caplog.text
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(DataError, match="precision must be one of fp32, fp16, int8 and all, found 'fp8'"):
+        ExportRequest((Path("best.pth"),), precision="fp8")
 
 
 def test_limits_never_loosen_higher_precisions() -> None:

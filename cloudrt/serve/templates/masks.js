@@ -1,4 +1,4 @@
-// From the probability of a class to its mask: the same integers as cloudrt's rules, so that rows are equal.
+// From the probability of a class to its mask: the same integer arithmetic as cloudrt's rules, so that rows are equal.
 // Levels are uint8 in column-major order: the pixel (x, y) is at x * height + y.
 "use strict";
 
@@ -62,7 +62,7 @@ function encodeRuns(runs) {
 }
 
 // Return the outline as an SVG path through the middles of the edges between pixels that are on and off.
-// Edges are followed with the mask on their right; at a corner where two pixels touch, they belong together.
+// Edges are followed with the mask on their right; two pixels that touch at a corner are inside one outline.
 function traceRuns(runs, width, height) {
   const stride = height + 2;
   const mask = new Uint8Array((width + 2) * stride), seen = new Uint8Array(mask.length);
@@ -71,7 +71,7 @@ function traceRuns(runs, width, height) {
     mask.fill(1, begin, begin + runs[i + 1] - runs[i]);
   }
   const step = [stride, 1, -stride, -1];  // to the right, down, left, up
-  const ahead = [[0, -1], [-stride, 0], [-stride - 1, -stride], [-1, -stride - 1]];  // pixels right and left of the way
+  const ahead = [[0, -1], [-stride, 0], [-stride - 1, -stride], [-1, -stride - 1]];  // pixels ahead: right, left
   const parts = [];
   for (let i = 0; i < runs.length; i += 2) {
     const begin = (Math.floor(runs[i] / height) + 1) * stride + (runs[i] % height) + 1;

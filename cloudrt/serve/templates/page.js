@@ -263,7 +263,7 @@ function rowsOf(some) {
 const saveRows = (some, name) => save(new Blob([rowsOf(some)], { type: "text/csv" }), name);
 find("rows").addEventListener("click", () => saveRows(cards, "submission.csv"));
 
-// The server computes the polygons, by the rules of the sliders; the name may state the position of the image.
+// The server computes the polygons, with the rules of the sliders; the file name may state the position of the image.
 async function saveOutlines(card) {
   const rules = Object.fromEntries(classes.map((one) => [one.name, one.rule]));
   const form = new FormData();
