@@ -96,7 +96,7 @@ class Candidate:
         words += [f"computing in {self.precision}"] if self.provider == "openvino" else []
         words += ["channels last"] if setting.channels_last else []
         words += ["CUDA graph"] if setting.cuda_graph else []
-        words += [] if setting.pinned else ["plain copies"]
+        words += [] if setting.pinned else ["copies by ONNX Runtime"]
         return ", ".join(words)
 
 

@@ -51,7 +51,8 @@ def choose_provider(wanted: str = "auto", artifact: Artifact | None = None) -> C
         return Choice(wanted, {})
     passed_over = {
         "tensorrt": problem("tensorrt") or "building its engine takes minutes; request provider tensorrt to run it",
-        "tensorrt-rtx": problem("tensorrt-rtx") or "compiles when it opens; request provider tensorrt-rtx to run it",
+        "tensorrt-rtx": problem("tensorrt-rtx")
+        or "it compiles the network at start; request provider tensorrt-rtx to run it",
     }
     reason = artifact_problem("cuda", artifact)
     if reason is None:

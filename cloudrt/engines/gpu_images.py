@@ -216,8 +216,8 @@ def axis_weights(source: int, target: int) -> NDArray[np.float32]:
 def _resize_graph(size: Grid, reduce: bool) -> onnx.ModelProto:
     """Return the ONNX graph image (n, H, W, 3) uint8 -> resized (n, h, w, 3) uint8.
 
-    The inputs rows (h, H) and columns (w, W) resize; with `reduce`, reduced_rows and reduced_columns do so before them.
-    Each time, levels are rounded to 0..255.
+    The image is multiplied by the inputs rows (h, H) and columns (w, W); with `reduce`, first by reduced_rows and
+    reduced_columns. After each of these one or two steps, levels are rounded and clipped to 0..255.
     """
     steps = ("reduced_", "") if reduce else ("",)
     nodes, levels = [helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT)], "levels"

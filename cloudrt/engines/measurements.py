@@ -1,8 +1,8 @@
 """The measurements of an artifact on this machine, and their cache in the user's cache folder.
 
 The name of a file is a digest of everything that the measurements depend on: the artifact's graph, the processor, the
-GPUs, the number of threads, `allow_cpu` and the versions of the runtimes. If one of them changes, everything is
-measured again.
+GPUs, which of them is measured, the number of threads, `allow_cpu` and the versions of the runtimes. If one of them
+changes, everything is measured again.
 """
 
 from __future__ import annotations
@@ -58,13 +58,16 @@ class MeasurementCache:
         SHA-256 of the artifact's graph.
     threads, allow_cpu
         See `cloudrt.options.RunOptions`.
+    device
+        Number of the GPU that is measured.
     """
 
-    def __init__(self, sha256: str, threads: int, allow_cpu: bool) -> None:
+    def __init__(self, sha256: str, threads: int, allow_cpu: bool, device: int = 0) -> None:
         from cloudrt.system.machine import describe_machine
 
         machine = describe_machine()
         parts = [str(FORMAT), sha256, machine.cpu, *machine.features, *machine.gpus, str(threads)]
+        parts += machine.gpus[device : device + 1]  # GPUs of the same model share measurements
         parts += [str(allow_cpu), *(f"{name} {package_version(name)}" for name in VERSIONED)]
         name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
         self._path: Path = cache_folder("plans") / f"{name}.json"
@@ -177,6 +180,11 @@ class Measurements:
 
         Nothing is measured for the CPU provider, whose only setting is the batch size, if the options fix it and no
         other provider is compared (`alone`).
+
+        Raises
+        ------
+        ArtifactError, ProviderError
+            No setting could be measured.
         """
         fixed = fixed_settings(self._options, provider)
         asked = fixed.batch_size
@@ -200,7 +208,7 @@ class Measurements:
         return Candidate(provider, precision, replace(best, images_per_s=rate))
 
     def ratio(self, one: Candidate, other: Candidate) -> float:
-        """Return how many times as fast one is as the other; they are timed alternately if the rates are close."""
+        """Return how many times as fast `one` is as `other`; they are timed alternately if the rates are close."""
         rate, other_rate = one.setting.images_per_s, other.setting.images_per_s
         apart = rate / other_rate if other_rate else math.inf
         if not 1 / CLEAR < apart < CLEAR:

@@ -117,7 +117,7 @@ class OrtEngine(Engine):
         if self._arena is not None:
             try:
                 return self._arena.empty((batches * (self.batch_size or 1), *self.artifact.input_size, 3))
-            except RuntimeError as error:  # of a lost GPU too, which `run` reports
+            except RuntimeError as error:  # also raised for a lost GPU, which `run` then reports
                 logger.debug("memory cannot be page-locked: %s", error)
         return super().empty(batches)
 

@@ -59,7 +59,7 @@ class Plan:
     images_per_s
         Highest measured rate of the network alone; 0 if nothing was measured.
     passed_over
-        The providers that were not chosen, with the reason for each.
+        The providers that were considered but not chosen, with the reason for each.
     """
 
     provider: str
@@ -133,9 +133,11 @@ def make_plan(
 
     Raises
     ------
+    ArtifactError
+        The requested provider refuses the graph.
     ProviderError
         The requested provider cannot run on this machine (the message says what to install), has no int8 kernels for
-        the artifact's int8 layers, or does not support one of the options.
+        the artifact's int8 layers, or does not support one of the options; or no provider can run the artifact.
     """
     require(options.provider, artifact)
     if settled:
@@ -151,7 +153,8 @@ def make_plan(
         return settled
     threads = options.threads or usable_cpus()
     digest = hashlib.sha256(graph_bytes(model)).hexdigest()
-    measurements = Measurements(model, artifact, options, MeasurementCache(digest, threads, options.allow_cpu), samples)
+    known = MeasurementCache(digest, threads, options.allow_cpu, options.gpus[0])
+    measurements = Measurements(model, artifact, options, known, samples)
     if options.provider != "auto":
         return _plan(measurements.fastest(options.provider, measurements.precision(options.provider), alone=True), {})
     return _take_the_fastest(measurements, artifact)
@@ -200,7 +203,10 @@ def _take_the_fastest(measurements: Measurements, artifact: Artifact) -> Plan:
 
 
 def _find_candidates(measurements: Measurements, artifact: Artifact) -> tuple[dict[str, str], dict[str, str]]:
-    """Return provider -> precision of those that can run and agree with the reference, and the others with a reason."""
+    """Return provider -> precision of those that can run and agree with the reference, and the others with a reason.
+
+    CPU providers are skipped if `devices` is given or a GPU provider is among the candidates.
+    """
     precisions: dict[str, str] = {}
     passed_over: dict[str, str] = {}
     for provider in NAMES:

@@ -140,7 +140,9 @@ class EnginePool:
         Raises
         ------
         MemoryExhausted
-            `reason`, if the batch size is already 1.
+            `reason`, if the batch size is already 1; or no smaller batch fits into memory either.
+        CloudrtError
+            The pool is closed, or the engines cannot be opened again.
         """
         with self._change:
             if self.batch_size < failed:
@@ -151,7 +153,13 @@ class EnginePool:
             logger.warning("%s; continuing with batches of %d", reason, self.batch_size)
 
     def resize(self, batch_size: int) -> None:
-        """Wait until all batches are done, then reopen the engines with this batch size, or less if memory runs out."""
+        """Wait until all batches are done, then reopen the engines with this batch size, or less if memory runs out.
+
+        Raises
+        ------
+        CloudrtError
+            The pool is closed, or the engines cannot be opened again; later calls of `run` raise an error too.
+        """
         with self._turn:
             self._turn.wait_for(lambda: self._error or not self._reopening)
             self._reopening = True

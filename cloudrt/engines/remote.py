@@ -194,6 +194,11 @@ class RemoteEngine(Engine):
         The model, from `connect`.
     batch_size
         The fixed N of every batch.
+
+    Raises
+    ------
+    ProviderError
+        The servers do not accept batches of this size.
     """
 
     def __init__(self, model: RemoteModel, batch_size: int) -> None:
@@ -236,7 +241,7 @@ class RemoteEngine(Engine):
                 continue
             server.failures = 0
             return found["probability"], found.get("presence")
-        raise ProviderError(f"no server has answered after {self._model.options.attempts} attempts: {last}")
+        raise ProviderError(f"the batch failed after {self._model.options.attempts} attempts: {last}")
 
     def close(self) -> None:
         """Close the connections."""

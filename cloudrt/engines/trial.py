@@ -82,7 +82,7 @@ class ProviderTrial:
 
     @property
     def images(self) -> NDArray[np.uint8]:
-        """The images to compare on, (`COMPARED`, H, W, 3) uint8, drawn or loaded on first use."""
+        """The images to compare on, (`COMPARED`, H, W, 3) uint8, generated or loaded on first use."""
         if self._images is None:
             from cloudrt.data.scenes import make_samples
 

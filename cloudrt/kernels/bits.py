@@ -95,7 +95,7 @@ def store_word(_context: Any, text: Any, _at: Any, _word: Any) -> Any:
 
 @kernel
 def word_at(flat: NDArray[Any], begin: int, count: int, least: Any) -> np.uint64:
-    """Return the bits of `flat[begin : begin + count]`, at most 64; does not read past the end of `flat`."""
+    """Return a word whose bit k is `flat[begin + k] >= least`, for k < `count` <= 64; does not read past the end."""
     if begin + BITS <= flat.size:
         word: np.uint64 = at_least(flat, begin, least)
         return word if count == BITS else word & ((ONE << np.uint64(count)) - ONE)

@@ -35,12 +35,12 @@ def kernel(function: F) -> F:
     if folder is None:
         return cast(F, numba.njit(nogil=True)(function))
     config: Any = numba.config
-    users = config.CACHE_DIR
+    previous = config.CACHE_DIR
     config.CACHE_DIR = str(folder)
     try:
         compiled = numba.njit(nogil=True, cache=True)(function)
     finally:
-        config.CACHE_DIR = users
+        config.CACHE_DIR = previous
     _seal_saved_files(compiled, function)
     return cast(F, compiled)
 
@@ -67,8 +67,8 @@ def _seal_saved_files(compiled: Any, function: Callable[..., Any]) -> None:
 def _cache_folder() -> Path | None:
     """Return the cache folder of these kernels, after removing damaged files; None if it is not writable."""
     config: Any = numba.config
-    users = config.CACHE_DIR
-    folder = open_entry("kernels", _fingerprint(), Path(users, "cloudrt-kernels").absolute() if users else None)
+    given = config.CACHE_DIR  # NUMBA_CACHE_DIR
+    folder = open_entry("kernels", _fingerprint(), Path(given, "cloudrt-kernels").absolute() if given else None)
     if folder is None:
         return None
     try:

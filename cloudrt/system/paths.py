@@ -1,7 +1,7 @@
 """Check the output paths of a command before it starts.
 
-No output may be an input, no two outputs may be the same file, nothing may lie below an output that is a file or is
-written as a whole, and existing outputs are replaced only with `overwrite`.
+No output may be an input, and no two outputs may be the same file. No input or output may lie below an output that is a
+file, or a folder that is replaced as a whole. Existing outputs are replaced only with `overwrite`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def check_outputs(
         taken[key] = name
     _refuse_nested(whole, read | written | filled)
     for name, path in written.items():
-        loop = Path(os.path.realpath(path)).is_symlink()  # a link to itself, which exists for nobody
+        loop = Path(os.path.realpath(path)).is_symlink()  # a loop of links, for which `exists` returns False
         if loop or (path.exists() and not path.is_file()):
             raise DataError(f"{path} ({name}) is not a regular file: give the name of a file to write")
         _refuse_same(path, name, read)

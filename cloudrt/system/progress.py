@@ -1,4 +1,4 @@
-"""Progress of long work: the type of the bars that functions of the library take, and the bars of the commands."""
+"""Progress of long work: the interface of progress bars in library functions, and the bars that the commands show."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def no_progress(_description: str, _total: int) -> Iterator[Advance]:
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Advance]:
-    """Show progress with rate and ETA: a live bar on a terminal, a plain line every ten seconds elsewhere."""
+    """Show progress with rate and ETA: a live bar on a terminal; elsewhere, a line every ten seconds and at the end."""
     bar = _live_bar if sys.stderr.isatty() else _plain_lines
     with bar(description, total) as advance:
         yield advance

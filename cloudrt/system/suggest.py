@@ -32,7 +32,8 @@ def check_name(what: str, name: str, known: Sequence[str]) -> None:
     """
     if not isinstance(name, str) or name not in known:
         text = shown(name) if not isinstance(name, str) else name  # JSON may hold another type
-        near = difflib.get_close_matches(text, known, n=3, cutoff=0.5 if len(text) > 3 else 0.7)  # "gpu" is not "cpu"
+        cutoff = 0.5 if len(text) > 3 else 0.7  # do not suggest "cpu" for "gpu"
+        near = difflib.get_close_matches(text, known, n=3, cutoff=cutoff)
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(sorted(known))}"
         raise DataError(f"no {what} named {shown(name)}{hint}")
 

@@ -71,7 +71,9 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             if _verbose():
                 click.echo(printable(traceback.format_exc()), err=True, nl=False)
             first = (str(error).splitlines() or [""])[0]
-            raise Failure(f"unexpected {type(error).__name__}: {first} (-v prints where; please report it)") from error
+            raise Failure(
+                f"unexpected {type(error).__name__}: {first} (-v prints the traceback; please report it)"
+            ) from error
 
     return wrapped if "verbose" in inspect.signature(command).parameters else _verbose_option(wrapped)
 

@@ -176,7 +176,7 @@ def test_an_unexpected_error_is_one_line_and_status_2(
     monkeypatch.setattr("cloudrt.inference.run.run_task", fail)
     done = CliRunner().invoke(infer, ["in", *words(model)])
     assert done.exit_code == 2
-    assert done.output == "Error: unexpected ZeroDivisionError: a fault (-v prints where; please report it)\n"
+    assert done.output == "Error: unexpected ZeroDivisionError: a fault (-v prints the traceback; please report it)\n"
     done = CliRunner().invoke(infer, ["in", *words(model), "-v"])
     assert done.exit_code == 2
     assert "Traceback (most recent call last)" in done.output and "in fail" in done.output

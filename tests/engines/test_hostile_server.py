@@ -122,7 +122,7 @@ def test_the_description_of_the_server(hostile: Hostile, name: str) -> None:
 
 def test_a_server_that_is_too_busy_is_asked_again_whatever_it_sends(hostile: Hostile) -> None:
     error = run(hostile, raw(b"HTTP/1.1 503 Busy\r\n\r\n", bytes(1 << 16)))
-    assert "no server has answered after 2 attempts" in error and is_one_line_with_url(error, hostile.url)
+    assert "the batch failed after 2 attempts" in error and is_one_line_with_url(error, hostile.url)
     assert hostile.asked["/v2/models/tiny/infer"] == 2
 
 

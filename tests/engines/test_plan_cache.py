@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from cloudrt.engines.trial import ProviderTrial
 from cloudrt.errors import MemoryExhausted, ProviderError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.options import RunOptions
+from cloudrt.system.machine import describe_machine
+from cloudrt.system.nvidia import Driver
 from cloudrt.system.versions import package_version
 
 
@@ -62,6 +65,30 @@ def test_measurements_are_cached_by_all_that_they_depend_on(
     known.put("rate", 3)
     assert known.get("rate") == 3
     assert "cannot store the tuning" in caplog.text
+
+
+def test_gpus_of_different_models_are_measured_separately(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = replace(describe_machine(), gpus=("A, 80 GiB", "B, 16 GiB", "A, 80 GiB"))
+    monkeypatch.setattr("cloudrt.system.machine.describe_machine", lambda: machine)
+    MeasurementCache("ab", 2, False, device=0).put("rate", 1)
+    assert "rate" not in MeasurementCache("ab", 2, False, device=1)
+    assert MeasurementCache("ab", 2, False, device=2).get("rate") == 1
+
+
+def test_a_plan_uses_the_measurements_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = []
+
+    class Recording(MeasurementCache):
+        def __init__(self, sha256: str, threads: int, allow_cpu: bool, device: int = 0) -> None:
+            devices.append(device)
+            super().__init__(sha256, threads, allow_cpu, device)
+
+    monkeypatch.setattr("cloudrt.engines.plan.MeasurementCache", Recording)
+    monkeypatch.setattr("cloudrt.engines.plan.nvidia_driver", lambda: Driver((13, 0), ("A, 80 GiB", "B, 16 GiB")))
+    monkeypatch.setattr("cloudrt.engines.plan.artifact_problem", lambda *_: "not installed")
+    with pytest.raises(ProviderError, match="no GPU provider here"):
+        make_plan(MODEL, ARTIFACT, RunOptions(devices=(1,)))
+    assert devices == [1]
 
 
 def test_a_segmenter_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

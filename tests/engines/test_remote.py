@@ -180,7 +180,7 @@ def test_a_server_that_dies_in_mid_run_loses_nothing(folder: Path, monkeypatch: 
             patch.setattr(Batcher, "infer", dies)
             done = infer(folder, "dies.csv", "--remote", server.url, "--model", "tiny")
         assert done.exit_code == 2
-        assert "no server has answered after 8 attempts" in done.output and "device is lost" in done.output
+        assert "the batch failed after 8 attempts" in done.output and "device is lost" in done.output
         assert (folder / "dies.csv.journal").exists() and not (folder / "dies.csv").exists()
         resumed = infer(folder, "dies.csv", "--remote", server.url, "--model", "tiny", "--resume")
         assert resumed.exit_code == 1 and "images are finished, continuing" in resumed.output, resumed.output
