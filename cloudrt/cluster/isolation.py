@@ -183,6 +183,7 @@ def segment(
         for position in sound:
             note([position])
             done[position] = _alone(predictor, images[position], inputs[position])
+    note([])  # a worker that dies from here on did not die on an image
     empty = ("",) * len(predictor.labels.classes)
     ended = "crashes the process that decodes or segments it"
     return [done.get(i) or Record(image.key, empty, ended, 0) for i, image in enumerate(images)]

@@ -110,7 +110,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     """
     path, given = Path(os.path.realpath(path)), str(path)
     remove_leftovers(path.parent)
-    partial, before = partial_path(path), partial_path(path.with_name(f"{path.name}.before"))
+    partial = partial_path(path)
+    before = partial.with_suffix(_REPLACED)
     try:
         yield partial
         if path.exists():
@@ -139,13 +140,14 @@ def partial_path(path: Path) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Remove the partial files and folders of processes that have ended; each process checks a folder once.
 
-    Files of running processes, of other machines or containers, and from before a restart of the machine are kept. On
-    systems without /proc, all files are kept.
+    A folder that such a process was replacing gets its name back if it has no successor. Files of running processes, of
+    other machines or containers, and from before a restart of the machine are kept, on systems without /proc all.
     """
     _remove_leftovers(str(folder.absolute()), os.getpid())
 
 
-_PARTIAL = re.compile(r"\..+\.([0-9a-f]{16})-([1-9]\d{0,8})-([1-9]\d*)\.part", re.DOTALL)
+_REPLACED = ".replaced"  # suffix, instead of ".part", of a folder that its successor is about to replace
+_PARTIAL = re.compile(r"\.(.+)\.([0-9a-f]{16})-([1-9]\d{0,8})-([1-9]\d*)\.(part|replaced)", re.DOTALL)
 
 
 @lru_cache(maxsize=4096)
@@ -153,8 +155,11 @@ def _remove_leftovers(folder: str, _process: int) -> None:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             found = _PARTIAL.fullmatch(entry.name)
-            if found and found[1] == _machine() and _ended(int(found[2]), int(found[3])):
-                remove_tree(Path(entry.path))
+            if not found or found[2] != _machine() or not _ended(int(found[3]), int(found[4])):
+                continue
+            if found[5] == "replaced" and not Path(folder, found[1]).exists():
+                Path(entry.path).rename(Path(folder, found[1]))
+            remove_tree(Path(entry.path))
 
 
 def remove_tree(path: Path) -> None:

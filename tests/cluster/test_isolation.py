@@ -91,3 +91,16 @@ def test_a_broken_engine_is_not_a_failure_of_images() -> None:
     images = [ListedImage("a", -1, "a", 0)]
     with pytest.raises(RuntimeError, match="no engine"):
         segment(Fragile(broken=True), images, [ImageFile("a", Path("a"))], PartitionState(), lambda _: None)
+
+
+def test_a_worker_that_dies_while_it_writes_the_rows_does_not_blame_the_last_image() -> None:
+    images = [ListedImage(key, -1, key, 0) for key in ["kill", *"abcdefgh"]]  # the last batch has one image
+    inputs = [image.source([]) for image in images]
+    ledger = Ledger()
+    for _ in range(3):  # the whole partition, its first batch, the image
+        with pytest.raises(KeyboardInterrupt):
+            segment(Fragile(), images, inputs, ledger.begin(7), lambda at: ledger.note(7, at))
+    for _ in range(2):
+        state = ledger.begin(7)
+        assert state.crashed == {0}
+        segment(Fragile(), images, inputs, state, lambda at: ledger.note(7, at))

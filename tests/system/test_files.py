@@ -85,6 +85,27 @@ def test_an_error_leaves_the_old_folder(tmp_path: Path, where: str, monkeypatch:
     assert names(tmp_path) == ["out"] and names(path) == ["old"]
 
 
+def test_a_kill_between_the_two_renames_does_not_lose_the_old_folder(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old").touch()
+    program = f"""
+import os, pathlib, signal
+from cloudrt.system.files import replacing_folder
+rename = pathlib.Path.rename
+def killed_after(source, target):
+    rename(source, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path.rename = killed_after
+with replacing_folder({str(path)!r}) as partial:
+    partial.mkdir()
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    assert not path.exists()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["out"] and names(path) == ["old"]
+
+
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt, SystemExit])
 def test_any_error_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "out.txt"
