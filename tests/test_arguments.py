@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from cloudrt.options import RemoteOptions, RunOptions
 
 MAP = np.zeros((4, 5), np.uint8)
 RULES = [cloudrt.Rule(1, 1)]
-NOTHING: tuple[Any, ...] = (None, 5, float("nan"), "a", b"a", {}, object(), np.zeros(2))
+WRONG: tuple[Any, ...] = (None, 5, float("nan"), "a", b"a", {}, object(), np.zeros(2))
+"""Values of several types; most arguments take none of them."""
+NO_PATHS: tuple[Any, ...] = ("nul\0", *WRONG[1:3], *WRONG[4:])
+"""Values that are no paths; None, which some arguments take, is not among them."""
 
 
 def task(**settings: Any) -> InferTask:
@@ -24,35 +28,35 @@ def task(**settings: Any) -> InferTask:
 
 
 CALLS: dict[str, tuple[Callable[[Any], object], tuple[Any, ...]]] = {
-    "classes": (lambda v: cloudrt.Labels(classes=v), (*NOTHING, "Fish", (["a"],), ())),
-    "label_grid": (lambda v: cloudrt.Labels(label_grid=v), (*NOTHING, [4, 4])),
+    "classes": (lambda v: cloudrt.Labels(classes=v), (*WRONG, "Fish", (["a"],), ())),
+    "label_grid": (lambda v: cloudrt.Labels(label_grid=v), (*WRONG, [4, 4])),
     "from_dict": (cloudrt.Labels.from_dict, ({1: 2, "a": 3}, {"classes": [[1]]})),
-    "provider": (lambda v: RunOptions(provider=v), NOTHING),
+    "provider": (lambda v: RunOptions(provider=v), WRONG),
     "threads": (lambda v: RunOptions(threads=v), ("a", 10**5000)),
     "options": (RunOptions.from_dict, (None, 5)),
-    "urls": (lambda v: RemoteOptions(urls=v, model="m"), (*NOTHING, "http://a", (5,))),
+    "urls": (lambda v: RemoteOptions(urls=v, model="m"), (*WRONG, "http://a", (5,))),
     "remote.model": (lambda v: RemoteOptions(urls=("http://a",), model=v), (None, 5, b"a", np.zeros(2))),
     "remote.rules": (lambda v: RemoteOptions(rules=v), (None, 5, b"a", np.zeros(2))),
-    "probability": (lambda v: cloudrt.postprocess(v, 1, 1), (*NOTHING, [[1, 2]])),
-    "threshold": (lambda v: cloudrt.postprocess(MAP, v, 1), (None, *NOTHING[2:], True, 10**400, 10**5000, 1j)),
-    "min_area": (lambda v: cloudrt.postprocess(MAP, 1, v), (None, *NOTHING[2:], True, 10**400)),
+    "probability": (lambda v: cloudrt.postprocess(v, 1, 1), (*WRONG, [[1, 2]])),
+    "threshold": (lambda v: cloudrt.postprocess(MAP, v, 1), (None, *WRONG[2:], True, 10**400, 10**5000, 1j)),
+    "min_area": (lambda v: cloudrt.postprocess(MAP, 1, v), (None, *WRONG[2:], True, 10**400)),
     "text": (lambda v: cloudrt.rle_decode(v, (4, 5)), (None, 5, b"1 1", [])),
     "shape": (
         lambda v: cloudrt.rle_decode("", v),
-        (*NOTHING, (4,), (4.0, 5), (-1, 5), "45", (True, 3), (2**40, 2**40)),
+        (*WRONG, (4,), (4.0, 5), (-1, 5), "45", (True, 3), (2**40, 2**40)),
     ),
-    "mask": (cloudrt.rle_encode, (*NOTHING, [[1]])),
-    "dice": (lambda v: cloudrt.dice(v, MAP), (*NOTHING, [[1]])),
-    "levels": (lambda v: cloudrt.apply_rules(v, RULES), NOTHING),
-    "rules": (lambda v: cloudrt.apply_rules(MAP[None], v), (*NOTHING, [(1, 1)], [None])),
-    "presence": (lambda v: cloudrt.apply_rules(MAP[None], RULES, v), NOTHING[1:]),
+    "mask": (cloudrt.rle_encode, (*WRONG, [[1]])),
+    "dice": (lambda v: cloudrt.dice(v, MAP), (*WRONG, [[1]])),
+    "levels": (lambda v: cloudrt.apply_rules(v, RULES), WRONG),
+    "rules": (lambda v: cloudrt.apply_rules(MAP[None], v), (*WRONG, [(1, 1)], [None])),
+    "presence": (lambda v: cloudrt.apply_rules(MAP[None], RULES, v), WRONG[1:]),
     "pool": (lambda v: cloudrt.postprocess_batch(MAP[None, None], RULES, None, v), (None, 1.5, "2", True, 0)),
-    "submission_csv": (lambda v: cloudrt.score(v, "t.csv"), (*NOTHING, "nul\0")),
-    "truth_csv": (lambda v: cloudrt.score("s.csv", v), (*NOTHING, "nul\0")),
-    "labels": (lambda v: cloudrt.score("s.csv", "t.csv", v), NOTHING),
-    "truth_grid": (lambda v: cloudrt.score("s.csv", "t.csv", truth_grid=v), (*NOTHING[1:], (), (1, 2, 3))),
-    "artifact": (cloudrt.read_artifact, (*NOTHING, "nul\0")),
-    "model": (cloudrt.Segmenter, (*NOTHING[1:], "nul\0")),
+    "submission_csv": (lambda v: cloudrt.score(v, "t.csv"), (None, *NO_PATHS)),
+    "truth_csv": (lambda v: cloudrt.score("s.csv", v), (None, *NO_PATHS)),
+    "labels": (lambda v: cloudrt.score("s.csv", "t.csv", v), WRONG),
+    "truth_grid": (lambda v: cloudrt.score("s.csv", "t.csv", truth_grid=v), (*WRONG[1:], (), (1, 2, 3))),
+    "artifact": (cloudrt.read_artifact, (None, *NO_PATHS)),
+    "model": (cloudrt.Segmenter, NO_PATHS),
     "inputs": (cloudrt.infer, (None, 5, object(), [None], [b"in"], [], "", "nul\0")),
     "output": (lambda v: cloudrt.infer("in", v), (None, 5, b"a.csv", "nul\0.csv")),
     "progress": (lambda v: cloudrt.infer("in", progress=v), (None, 5)),
@@ -66,6 +70,23 @@ CALLS: dict[str, tuple[Callable[[Any], object], tuple[Any, ...]]] = {
     "simplify": (lambda v: task(output=Path("o.geojson"), simplify=v), ("0.5", float("nan"), -1)),
     "results": (cloudrt.to_dataframe, (None, 5, [5])),
 }
+"""Name of an argument or a function -> a call with the value of the argument, and values that it must refuse."""
+WORDS = {
+    "classes": "classes must be|class name must be",
+    "label_grid": "a grid must be",
+    "from_dict": "unknown keys|class name must be",
+    "urls": r"remote\.urls must be",
+    "probability": "a probability map must be",
+    "min_area": "the min area must be",
+    "text": "an RLE text must be",
+    "mask": "a mask must be",
+    "dice": "masks? must",
+    "levels": r"levels must be|one \(W, H\) map",
+    "pool": "threads must be",
+    "artifact": "path must be a path",
+    "inputs": "inputs|an input is",
+}
+"""What the message says instead of the name of the argument."""
 
 
 @pytest.mark.parametrize(
@@ -76,6 +97,7 @@ def test_a_wrong_argument_is_refused(call: str, place: int, tmp_path: Path, monk
     with pytest.raises((cloudrt.DataError, cloudrt.RleError, cloudrt.ArtifactError)) as caught:
         CALLS[call][0](CALLS[call][1][place])
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert re.search(WORDS.get(call, call), str(caught.value)), str(caught.value)
     assert not list(tmp_path.iterdir())
 
 

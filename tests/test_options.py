@@ -13,7 +13,15 @@ import cloudrt
 from cloudrt import options as module
 from cloudrt.errors import DataError
 from cloudrt.inference.task import InferSettings, InferTask
-from cloudrt.options import CudaOptions, OpenvinoOptions, RunOptions, RunSettings, TensorrtOptions
+from cloudrt.options import (
+    CudaOptions,
+    OpenvinoOptions,
+    RemoteOptions,
+    RunOptions,
+    RunSettings,
+    TensorrtOptions,
+    TensorrtRtxOptions,
+)
 
 EVERYTHING = RunOptions(
     provider="openvino",
@@ -24,10 +32,18 @@ EVERYTHING = RunOptions(
     allow_cpu=True,
     decoder="gpu",
     max_pixels=123,
-    cuda=CudaOptions(streams=1, graph=True),
+    cuda=CudaOptions(streams=1, graph=True, channels_last=False),
     tensorrt=TensorrtOptions(streams=2, graph=False),
+    tensorrt_rtx=TensorrtRtxOptions(streams=1, graph=True),
     openvino=OpenvinoOptions(streams=5),
 )
+"""All options but `remote`, which excludes some of them, differ from their defaults."""
+REMOTE = RunOptions(
+    remote=RemoteOptions(
+        urls=("http://a", "grpc://b"), model="m", rules="rules.onnx", streams=3, attempts=2, timeout_s=0.5
+    )
+)
+"""All fields of `remote` differ from their defaults."""
 
 
 @pytest.mark.parametrize(
@@ -101,7 +117,14 @@ def test_changes_make_a_copy() -> None:
     assert cloudrt.RunOptions is RunOptions
 
 
-@pytest.mark.parametrize("options", [RunOptions(), EVERYTHING])
+def test_the_examples_set_every_option() -> None:
+    assert {
+        one.name for one in fields(RunOptions) if getattr(EVERYTHING, one.name) == getattr(RunOptions(), one.name)
+    } == {"remote"}
+    assert not [one.name for one in fields(RemoteOptions) if getattr(REMOTE.remote, one.name) == one.default]
+
+
+@pytest.mark.parametrize("options", [RunOptions(), EVERYTHING, REMOTE])
 def test_options_round_trip_through_json(options: RunOptions) -> None:
     assert RunOptions.from_dict(json.loads(json.dumps(options.to_dict()))) == options
 

@@ -1,4 +1,4 @@
-"""`--provider auto`: repeatable, on enough images, and without building an engine of TensorRT."""
+"""`--provider auto`: repeatable, on enough images, and without building a TensorRT engine."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Setting]]:
     return found
 
 
-def test_auto_builds_no_engine_of_tensorrt(opened: list[tuple[str, Setting]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_builds_no_tensorrt_engine(opened: list[tuple[str, Setting]], monkeypatch: pytest.MonkeyPatch) -> None:
     make_plan(MODEL, ARTIFACT, RunOptions())
     assert opened and "tensorrt" not in {provider for provider, _ in opened}
     opened.clear()

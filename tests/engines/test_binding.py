@@ -98,7 +98,7 @@ def test_a_batch_is_copied_once_in_each_direction(model: Path, monkeypatch: pyte
 
 
 def test_nothing_is_allocated_while_a_graph_is_captured(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two runs of each of two bindings that may capture hold the lock that allocations take; later runs do not."""
+    """The first two runs of each of the two bindings may capture: they hold the lock that allocations take."""
     held: list[bool] = []
     run = OnTheCpu.run_with_iobinding
 

@@ -1,4 +1,7 @@
-"""Servers that are broken or malicious: each response is one error that names the server, within its limits."""
+"""Broken or malicious servers: each response gives a one-line error that names the server.
+
+Limits of size and time apply to every response.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
-from support.plain import SIZE, picture, plain_answers
+from support.plain import SIZE, picture, pictures, plain_answers
 from support.tiny import SMALL_GRIDS, tiny_artifact, tiny_model, write_jpeg
 
 from cloudrt.cli.infer import infer
@@ -50,15 +50,15 @@ def test_no_image_is_lost_when_memory_runs_out(
     model: Path, monkeypatch: pytest.MonkeyPatch, size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     tried = fits(2, monkeypatch)
-    pictures: list[Any] = [picture(number) for number in range(20)]
-    pictures[5:5] = [b"no image", b"nor this"]
+    inputs: list[Any] = [*pictures(20)]
+    inputs[5:5] = [b"no image", b"nor this"]
     with Segmenter(model, provider="cpu", batch_size=size) as segmenter:
-        results = list(segmenter.predict(pictures))
+        results = list(segmenter.predict(inputs))
         assert segmenter.batch_size <= 2
         assert segmenter.identity().batch_size == size  # what the run began with
         rules = segmenter.artifact.rules
     assert [result.image for result in results] == [f"image-{number}" for number in range(22)]
-    for result, image in zip(results, pictures, strict=True):
+    for result, image in zip(results, inputs, strict=True):
         assert (result.error is not None) == isinstance(image, bytes)
         if not isinstance(image, bytes):
             assert result.rle == plain_answers(model, image, rules)
@@ -191,7 +191,7 @@ def test_a_closed_segmenter_says_so(model: Path, provider: str) -> None:
     if provider == "openvino":
         pytest.importorskip("openvino")
     segmenter = Segmenter(model, provider=provider, batch_size=2)
-    running = segmenter.predict([picture(number) for number in range(40)])
+    running = segmenter.predict(pictures(40))
     next(running)
     segmenter.close()
     for results in (running, segmenter.predict([picture(1)])):
@@ -311,14 +311,14 @@ def test_every_device_works_behind_one_decoder_and_the_order_stays(
     monkeypatch.setattr("cloudrt.inference.model_source.open_engine", open_here)
     monkeypatch.setattr("cloudrt.inference.model_source.make_plan", lambda *words: words[3])
     monkeypatch.setattr("cloudrt.system.overlap.HANDOVER_S", 0)  # a group is one batch
-    pictures = [picture(number) for number in range(24)]
+    images = pictures(24)
     with Segmenter(model, devices=(3, 5), plan=Plan("cuda", 2), threads=2) as segmenter:
-        results = list(segmenter.predict(pictures))
+        results = list(segmenter.predict(images))
         assert segmenter.stats["infer"].threads == 2
         rules = segmenter.artifact.rules
     assert opened == [3, 5]
     assert [result.image for result in results] == [f"image-{number}" for number in range(24)]
-    assert [result.rle for result in results] == [plain_answers(model, one, rules) for one in pictures]
+    assert [result.rle for result in results] == [plain_answers(model, one, rules) for one in images]
 
 
 def test_a_device_that_cannot_open_closes_the_others() -> None:

@@ -61,7 +61,7 @@ def test_the_parser_refuses_what_it_does_not_know(options: dict[str, str]) -> No
 
 @pytest.mark.parametrize("artifact", ARTIFACTS)
 def test_tensorrts_network_is_strongly_typed(artifact: Artifact) -> None:
-    """ONNX Runtime builds one where no precision is switched on: layers kept in fp32 stay there."""
+    """ONNX Runtime builds such a network if no precision is enabled: layers kept in fp32 then run in fp32."""
     chosen = provider_options("tensorrt", artifact, 8, b"model")
     assert not {name for name in chosen if "fp16" in name or "int8" in name or "bf16" in name or "fp32" in name}
 

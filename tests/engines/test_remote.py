@@ -188,13 +188,13 @@ def test_a_server_that_dies_in_mid_run_loses_nothing(folder: Path, monkeypatch: 
 
 
 def test_a_batch_is_sent_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer, lock, failed = Batcher.infer, threading.Lock(), 0
+    answer, lock, calls = Batcher.infer, threading.Lock(), 0
 
     async def fails(self: Batcher, image: Any) -> Any:
-        nonlocal failed
+        nonlocal calls
         with lock:
-            failed += 1
-            if failed % 3 == 1:
+            calls += 1
+            if calls % 3 == 1:
                 raise ProviderError("busy")
         return await answer(self, image)
 
@@ -205,7 +205,7 @@ def test_a_batch_is_sent_again(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
             paths = sorted((folder / "images").iterdir())
             pairs = zip(remote_segmenter.predict(paths), local.predict(paths), strict=True)
             assert all((one.rle, one.error) == (other.rle, other.error) for one, other in pairs)
-        assert failed > len(paths)
+        assert calls > len(paths)
 
 
 def test_pauses_do_not_overflow_after_many_failures(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -216,11 +216,13 @@ def test_the_report_of_a_resumed_run_shows_every_image(
 ) -> None:
     lines = finished_journal.splitlines(keepends=True)
     (tmp_path / "s.csv.journal").write_bytes(b"".join(lines[:20]))
-    result = run(images, model, tmp_path / "s.csv", "--resume", "--report")
+    result = run(images, model, tmp_path / "s.csv", "--resume", "--report", "--report-images", str(IMAGES))
     assert result.exit_code == 1, result.output
     assert f"{IMAGES} images" in result.output
     assert run(images, model, tmp_path / "t.csv").exit_code == 1
     assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
+    page = (tmp_path / "s.html").read_text(encoding="utf-8")
+    assert all(path.name in page for path in images.iterdir())
 
 
 def test_a_resumed_run_uses_the_plan_of_the_first(images: Path, model: Path, tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def test_answers_are_those_of_a_plain_loop(model: Path, files: list[ImageFile], 
 def test_paths_bytes_and_arrays_are_inputs(model: Path, files: list[ImageFile]) -> None:
     path = files[0].path
     image = load_image(path, SIZE)
-    inputs: list[Input] = [path, str(path), path.read_bytes(), image, image[..., ::-1][..., ::-1], files[0]]
+    strided = image[..., ::-1].copy()[..., ::-1]
+    assert not strided.flags.c_contiguous
+    inputs: list[Input] = [path, str(path), path.read_bytes(), image, strided, files[0]]
     with Segmenter(model, provider="cpu") as segmenter:
         results = list(segmenter.predict(inputs))
         assert list(segmenter.predict([])) == []
@@ -157,10 +159,10 @@ def test_an_artifact_without_rules_infers_but_does_not_predict(tmp_path: Path) -
 
 
 def test_results_are_the_rules_applied_to_the_inferred_probabilities(model: Path) -> None:
-    pictures: list[Input] = [picture(1), b"no image", picture(2)]
+    inputs: list[Input] = [picture(200), b"no image", picture(100)]
     with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
-        results = list(segmenter.predict(pictures))
-        for inferred, result in zip(segmenter.infer(pictures), results, strict=True):
+        results = list(segmenter.predict(inputs))
+        for inferred, result in zip(segmenter.infer(inputs), results, strict=True):
             assert (inferred.image, inferred.error) == (result.image, result.error)
             assert (inferred.probability is None) == (result.error is not None)
             if inferred.probability is not None:

@@ -63,7 +63,7 @@ def test_images_of_other_libraries_are_arrays(segmenter: cloudrt.Segmenter, imag
 
 
 def test_arrays_of_wrong_axes_are_refused_at_once(segmenter: cloudrt.Segmenter, images: Path) -> None:
-    """Without this, each row of a grey image would be an image that fails."""
+    """Without this check, each row of a grey image would be taken for an image, and fail."""
     for wrong in (np.zeros((20, 30), np.uint8), np.zeros(5, np.float32), np.zeros((1, 2, 20, 30, 3), np.uint8)):
         with pytest.raises(cloudrt.DataError, match=r"must be .H, W, 3. or .N, H, W, 3. uint8 RGB, found"):
             segmenter.predict(wrong)

@@ -279,7 +279,7 @@ def test_a_resumed_run_refuses_other_streams_by_name(images: Path, model: Path, 
     assert run(images, model, output, "--resume", *openvino, "1").exit_code == 1
 
 
-def test_pictures_of_finished_images_are_written_by_the_painters(
+def test_pictures_of_finished_images_are_written_in_paint_threads(
     images: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, folders = tmp_path / "s.csv", ("--masks", str(tmp_path / "masks"), "--overlays", str(tmp_path / "overlays"))

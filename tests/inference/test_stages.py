@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.gpu_session import OnTheCpu, stand_in_for_a_gpu
-from support.plain import SIZE, picture, plain_answers
+from support.plain import SIZE, pictures, plain_answers
 
 from cloudrt.engines.base import EngineOptions
 from cloudrt.engines.onnxruntime import OrtEngine
@@ -55,10 +55,10 @@ class Watched(HostDevice):
 def test_copies_computing_and_postprocessing_overlap(
     model: Path, monkeypatch: pytest.MonkeyPatch, options: EngineOptions
 ) -> None:
-    pictures = [picture(number) for number in range(BATCHES * SIZE_OF_BATCH)]
+    images = pictures(BATCHES * SIZE_OF_BATCH)
     loaded = load_model(model)
     artifact = parse_artifact(loaded, model)
-    wanted = [plain_answers(model, one, artifact.rules) for one in pictures]
+    wanted = [plain_answers(model, one, artifact.rules) for one in images]
     device = Watched()
     stand_in_for_a_gpu(monkeypatch, device)
     compute, finish = OnTheCpu.run_with_iobinding, Segmenter.texts
@@ -81,7 +81,7 @@ def test_copies_computing_and_postprocessing_overlap(
             lambda _, size: OrtEngine(loaded, artifact, "cuda", size, 1, options), (0,), SIZE_OF_BATCH
         )
         device.warm = True
-        results = list(segmenter.predict(pictures))
+        results = list(segmenter.predict(images))
     assert dict(device.counts) == dict.fromkeys(("copy", "compute", "postprocess"), BATCHES)
     # A thread that the system suspends between copying and computing lets others overtake it, and breaks the chain.
     assert len(device.missed) <= BATCHES // 3, "without overlap, every batch is missed"
@@ -94,8 +94,8 @@ def test_answers_do_not_depend_on_how_many_batches_are_handed_over(
 ) -> None:
     """Failures anywhere, a last batch that is not full: each image keeps its batch."""
     monkeypatch.setattr(Pace, "batches", lambda self, size: batches)
-    pictures: list[Any] = [picture(number) for number in range(30)]
-    pictures[0:0], pictures[8:8], pictures[20:20] = [b"no image"], [b"none"] * 9, [b"nor this"]
+    inputs: list[Any] = [*pictures(30)]
+    inputs[0:0], inputs[8:8], inputs[20:20] = [b"no image"], [b"none"] * 9, [b"nor this"]
     runs: list[int] = []
     run = OrtEngine.run
 
@@ -106,13 +106,13 @@ def test_answers_do_not_depend_on_how_many_batches_are_handed_over(
     monkeypatch.setattr(OrtEngine, "run", counted)
     with Segmenter(model, provider="cpu", batch_size=4, threads=3) as segmenter:
         looked: list[str] = []
-        results = list(segmenter.predict(pictures, lambda item: looked.append(item.image)))
+        results = list(segmenter.predict(inputs, lambda item: looked.append(item.image)))
         rules = segmenter.artifact.rules
         assert segmenter.stats["postprocess"].count == 30
         assert segmenter.stats["decode"].count == 41
     assert runs == [4] * 9  # of 11: two hold nothing but failures
     assert looked == [result.image for result in results] == [f"image-{number}" for number in range(41)]
-    for number, (image, result) in enumerate(zip(pictures, results, strict=True)):
+    for number, (image, result) in enumerate(zip(inputs, results, strict=True)):
         assert (result.batch, result.batch_size) == (number // 4 * 4, 4)
         assert (result.error is not None) == isinstance(image, bytes)
         if not isinstance(image, bytes):

@@ -1,4 +1,4 @@
-"""Compiled kernels release the lock; their cache: one folder per version, with checksums, or none if not writable."""
+"""Compiled kernels release the GIL; their cache: one folder per version, with checksums, or none if not writable."""
 
 from __future__ import annotations
 

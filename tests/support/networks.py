@@ -30,7 +30,10 @@ def make_checkpoint(
 
 
 def update_batchnorm(network: torch.nn.Module) -> None:
-    """Set the statistics of BatchNorm from three batches of noise; without them, deep networks are constant."""
+    """Set the statistics of BatchNorm from three batches of noise.
+
+    With the initial statistics, the output of a deep network is almost constant.
+    """
     network.train()
     with torch.no_grad():
         for _ in range(3):

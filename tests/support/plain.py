@@ -16,11 +16,16 @@ SIZE = (64, 96)
 """Height and width of the images that `tiny_artifact` takes by default."""
 
 
-def picture(value: int) -> NDArray[np.uint8]:
-    """An image of one level with a black top, so that no class covers all of it."""
+def picture(value: int, top: int = 10) -> NDArray[np.uint8]:
+    """An image of one level with `top` black rows, so that no class covers all of it."""
     image = np.full((*SIZE, 3), value, np.uint8)
-    image[:10] = 0
+    image[:top] = 0
     return image
+
+
+def pictures(count: int) -> list[NDArray[np.uint8]]:
+    """At most 50 bright images of which no two have the same masks, so that a test notices results in another order."""
+    return [picture(201, 2 + number) for number in range(count)]
 
 
 def plain_answers(model: Path, image: NDArray[np.uint8], rules: tuple[Rule, ...]) -> dict[str, str]:

@@ -20,7 +20,10 @@ needs_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="OpenVINO 
 
 
 def simulate_rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Make providers work and agree once a test sets their rate in the result, with counts of what was measured."""
+    """Simulate the providers; return a dictionary of their rates, and of the counts of comparisons and measurements.
+
+    A provider works, and agrees with the reference, once a test has set its rate in the dictionary.
+    """
     found: dict[str, float] = {"comparisons": 0, "measurements": 0}
     monkeypatch.setattr("cloudrt.engines.choice.problem", lambda name: None if name in found else f"no {name}")
 

@@ -115,8 +115,8 @@ def test_nothing_lies_below_a_file_or_a_store_that_is_written(here: Path, name: 
     check_outputs(inner, folders={"--masks": Path("a.csv")})
 
 
-def test_a_name_that_differs_from_an_inputs_in_case_is_looked_up(here: Path) -> None:
-    """Two files on a case-sensitive file system, as here; but two outputs with such names are refused."""
+def test_an_output_may_differ_from_an_input_in_case_alone(here: Path) -> None:
+    """If the file system is case-sensitive. Two outputs whose names differ in case alone are refused everywhere."""
     if (here / "MODEL.ONNX").exists():
         assert "both --model and --output" in refusal({"--output": Path("MODEL.ONNX")}, READS, overwrite=True)
         return
