@@ -21,9 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     settings.register_profile("untimed", deadline=None)  # a busy machine is not a failure
     settings.load_profile("untimed")
-    assert config.cache
-    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):  # compiled kernels and font lists, for later runs too
-        os.environ.setdefault(name, str(config.cache.mkdir(name.lower())))
+    if cache := getattr(config, "cache", None):  # absent with -p no:cacheprovider
+        for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR"):  # compiled kernels and font lists, for later runs too
+            os.environ.setdefault(name, str(cache.mkdir(name.lower())))
     if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # the processes share the cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // workers)))
 
