@@ -27,7 +27,7 @@ def shown(value: object) -> str:
 
 
 def check_type(name: str, value: object, kinds: Kinds, expected: str, error: type[CloudrtError] = DataError) -> None:
-    """Raise DataError, or another `error`, for a value of none of `kinds`; True and False are no numbers."""
+    """Raise DataError, or another `error`, unless a value is of one of `kinds`; a bool does not count as an int."""
     accepted = kinds if isinstance(kinds, tuple) else (kinds,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
         raise error(f"{name} must be {expected}, found {shown(value)}")
@@ -46,7 +46,7 @@ def check_path(name: str, value: Any) -> Path:
 
 
 def check_array(name: str, value: object, expected: str, error: type[CloudrtError] = DataError) -> None:
-    """Raise DataError, or another `error`, for a value that is no numpy array."""
+    """Raise DataError, or another `error`, for a value that is not a NumPy array."""
     import numpy as np
 
     check_type(name, value, np.ndarray, f"a numpy array, {expected}", error)

@@ -47,8 +47,8 @@ _TIMEOUT_S = 120  # TensorRT takes several seconds to start
 UNTESTED = (
     "cloudrt's tests do not run TensorRT: they check the values of its options, engine cache key and int8 layout. "
     "python -m cloudrt.bench.gpu runs it on a machine with TensorRT.",
-    "cloudrt was run once with CUDA, on an NVIDIA H200; several GPUs and the current `--decoder gpu` have never "
-    "been used. Without a GPU, the tests run as much of that code as possible on the CPU and skip the rest.",
+    "cloudrt was run once with CUDA, on an NVIDIA H200; several GPUs and the current version of `--decoder gpu` "
+    "have never been used. Without a GPU, the tests run as much of that code as possible on the CPU and skip the rest.",
 )
 """What the tests do not cover."""
 

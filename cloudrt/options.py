@@ -66,6 +66,11 @@ class CudaOptions(GpuOptions):
     channels_last
         Whether convolutions run in NHWC layout with their bias fused (`prefer_nhwc` with `fuse_conv_bias`); None
         measures whether that is faster.
+
+    Raises
+    ------
+    DataError
+        See `GpuOptions`; `channels_last` is not True, False or None.
     """
 
     channels_last: bool | None = None
@@ -82,7 +87,13 @@ class TensorrtOptions(GpuOptions):
 
 @dataclass(frozen=True)
 class TensorrtRtxOptions(GpuOptions):
-    """Options of the TensorRT for RTX provider, which runs one batch at a time; see `GpuOptions`."""
+    """Options of the TensorRT for RTX provider, which runs one batch at a time; see `GpuOptions`.
+
+    Raises
+    ------
+    DataError
+        See `GpuOptions`; more than one stream.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,7 +184,8 @@ class RunOptions:
     batch_size
         Number of images per batch; the last batch is padded. 0 measures the best number.
     compute_precision
-        One of `PRECISIONS`: what OpenVINO computes in.
+        One of `PRECISIONS`: the precision that OpenVINO computes in. "auto" is below fp32 for fp16 and int8 artifacts
+        if the CPU supports it and the results agree with fp32.
     threads
         Number of CPU threads of each stage; 0 uses all cores that this process may use.
     devices
@@ -182,7 +194,8 @@ class RunOptions:
     allow_cpu
         With a GPU provider, allow convolutions, resizes and normalisations to run on the CPU.
     decoder
-        One of `DECODERS`: "cpu", or "gpu" for nvImageCodec.
+        One of `DECODERS`: "cpu", or "gpu" for nvImageCodec; JPEGs that it cannot decode and other formats are decoded
+        on the CPU.
     max_pixels
         Image files with more pixels are reported as failures; an image that is cut into tiles may have 10 times as
         many. Arrays are not checked.

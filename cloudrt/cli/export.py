@@ -76,8 +76,8 @@ logger = logging.getLogger(__name__)
 @click.option(
     "--max-empty-mismatch",
     type=click.FloatRange(0, 1),
-    help="Maximum share of rows that are empty in one submission only. Default: 0.005. With --precision all, looser "
-    "limits apply to int8 only.",
+    help="Maximum share of rows that are empty in one submission only. Default: 0.005. With --precision all, "
+    "these three options do not loosen the limits of fp32 and fp16.",
 )
 @click.option("--weights-license", default="", help="Licence to store in the artifact. Default: the checkpoint's.")
 @click.option(

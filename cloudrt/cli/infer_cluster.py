@@ -71,7 +71,7 @@ def refuse_options(values: Mapping[str, Any], clustered: bool) -> None:
 
 def infer_on(task: InferTask, given: Mapping[str, Any], quiet: bool = False) -> None:
     """Run a task on a cluster and, unless `quiet`, print the result; exit with status 1 if images failed."""
-    import ray  # noqa: F401 - if it is missing, name its extra, and not that of pyarrow
+    import ray  # noqa: F401 - if it is missing, the error names the extra ray, not parquet
 
     from cloudrt.cluster import ClusterOptions, infer_on_cluster
 

@@ -104,6 +104,8 @@ def take_run_options(given: dict[str, Any]) -> RunOptions:
         raise Failure(f"--max-megapixels {megapixels:g}: expected at least 1e-06, which is one pixel")
     try:
         numbers = None if devices is None else tuple(int(one) for one in devices.split(","))
+        if numbers and min(numbers) < 0:
+            raise ValueError
     except ValueError:
         raise Failure(f"--devices {devices}: expected GPU numbers such as 0,1") from None
     if (streams or graph is not None) and provider in ("auto", "cpu"):

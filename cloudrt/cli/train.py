@@ -177,8 +177,8 @@ logger = logging.getLogger(__name__)
     "--time-budget",
     type=Duration(),
     default="0",
-    help="Maximum time of training, after --pretrain-epochs, such as 90m, 2h or 300 (s); the schedule is shortened to "
-    "fit. Default: no limit.",
+    help="Maximum time of training, such as 90m, 2h or 300 (s), without --pretrain-epochs and validation; the schedule "
+    "is shortened to fit. Default: no limit.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write TensorBoard logs, to runs/NAME/tensorboard.")
 @click.option("--max-images", default=0, help="Use only this number of images, for a quick check. Default: all.")
@@ -202,7 +202,7 @@ def train(
     the rules chosen on them. To train on several GPUs or machines, use python -m cloudrt.train.launch or torchrun.
     """
     log_to_stderr("cloudrt", logging.INFO)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, the first one on each machine
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # only the first process on each machine
         logger.info("Loading PyTorch ...")
     from cloudrt.data.folder import open_data
     from cloudrt.train.run_files import CROSS_RESULTS, RUN_RESULTS, RUN_STARTS
@@ -221,7 +221,7 @@ def train(
         raise Failure(f"{folder} contains a run: use --resume, another --name, or --overwrite")
     root = cache or cache_folder("datasets")
     if cache is None and not root.is_absolute():
-        raise Failure("the user has no home folder, where dataset caches are kept: give another one with --cache")
+        raise Failure("the user has no home folder for dataset caches: name a folder with --cache")
     weights = settings["encoder_weights"]
     reads: dict[str, Path | None] = {"train.csv": source.train_csv, "data.json": data / "data.json"}
     reads |= {"--init": Path(settings["init"])} if settings["init"] else {}
@@ -231,7 +231,7 @@ def train(
         *(part / name for part in dict.fromkeys((*parts, folder)) for name in (*RUN_STARTS, *RUN_RESULTS)),
         *(folder / name for name in CROSS_RESULTS),
     ]
-    old = [part for part in folder.glob("fold-[0-9]*") if part not in parts]  # of an earlier run, and removed
+    old = [part for part in folder.glob("fold-[0-9]*") if part not in parts]  # of an earlier run; they are removed
     check_outputs(
         {f"{path.relative_to(folder)} of --name": path for path in written},
         reads,

@@ -45,7 +45,12 @@ if TYPE_CHECKING:
 @click.option("--model", type=FILE, help="The artifact that gets the rules found on PROBABILITIES.")
 @click.option("--save-probabilities", type=FILE, help="Store the network's outputs in this .npz.")
 @click.option("--thresholds", type=Numbers(255), help="Levels to try, such as 100:200:5. Default: 0 to 255.")
-@click.option("--min-areas", type=Numbers(2**31 - 1), help="Areas to try, in pixels, such as 0,500,9000:25000:1000.")
+@click.option(
+    "--min-areas",
+    type=Numbers(2**31 - 1),
+    help="Areas to try, in pixels of the submission grid, such as 0,500,9000:25000:1000. Default: 0 to 50000 for a "
+    "grid of 525x350, and in proportion for others.",
+)
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True, help="Folds of the cross-validation.")
 @run_options
 @reports_errors

@@ -55,7 +55,7 @@ def write_exploration(
     Raises
     ------
     DataError
-        A chosen image that train.csv does not name.
+        A chosen image that is not in `exploration`.
     """
     folder, names = exploration.data.train_images, [image.name for image in exploration.images]
     for name in chosen:

@@ -24,7 +24,8 @@ from cloudrt.masks.rle import rle_decode
 from cloudrt.system.files import replacing
 from cloudrt.system.versions import VERSION
 
-# Largest number of images on a page, and pixels of their longer side: fewer for more images, as all are in one file.
+# (largest number of images on a page, longer side of each in pixels): all images are embedded in one file, so pages
+# with more images have smaller ones.
 _SIDES = ((100, 700), (1_000, 400))
 _SMALLEST_SIDE = 256
 _JPEG_QUALITY = 82
@@ -89,7 +90,7 @@ class Card:
 
     @property
     def line_scale(self) -> float:
-        """Factor of line widths and font sizes in grid pixels, with which they look as large as on other cards."""
+        """Factor for line widths and font sizes in grid pixels, so that they look as large as on other cards."""
         return max(self.grid) / 525 * _CARD_WIDTH / max(_PAGE_WIDTH, self.min_width)
 
 

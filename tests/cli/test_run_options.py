@@ -71,6 +71,11 @@ def test_options_of_another_provider_are_refused(words: str, message: str) -> No
     assert message in str(parse(*words.split()))
 
 
+@pytest.mark.parametrize("numbers", ["-1", "0,-1", "first", ""])
+def test_devices_that_are_not_gpu_numbers_are_refused(numbers: str) -> None:
+    assert f"--devices {numbers}: expected GPU numbers such as 0,1" in str(parse("--devices", numbers))
+
+
 def test_the_next_command_names_a_folder_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("my data/train_images", "bare"):
