@@ -3,8 +3,8 @@
 A JPEG is decoded at the smallest DCT scale of libjpeg-turbo that covers the requested size, then resized once. Other
 files and arrays are first reduced by the same scale, so that all forms of an image give nearly the same result. Damaged
 files raise `ImageError` instead of decoding to grey areas. PNG, WebP, TIFF and BMP are decoded by OpenCV, after their
-headers are validated. A TIFF is decoded by Pillow first: OpenCV fills damaged strips, and those in a compression that
-it does not know, without an error, and Pillow reports them.
+headers are validated. A TIFF is decoded by Pillow first, which reports damaged strips and unknown compressions; OpenCV
+fills such strips without an error.
 """
 
 from __future__ import annotations
