@@ -36,20 +36,20 @@ _MAP = 105  # longer side of the position maps, in pixels
 
 @dataclass(frozen=True)
 class ImageSummary:
-    """Statistics of one image.
+    """Statistics of one image. If the image cannot be decoded, `no_data` and `hash` are 0.
 
     Parameters
     ----------
     name
         Name in train.csv.
     size
-        Height and width in pixels; None if it cannot be read.
+        Height and width in pixels; None if the image cannot be decoded.
     no_data
         Fraction of pixels without data (black).
     shares
         Fraction of the submission grid that each class covers, (C,).
     digest
-        SHA-256 of the file.
+        SHA-256 of the file; "" if it cannot be read.
     hash
         See `difference_hash`.
     """

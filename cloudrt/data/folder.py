@@ -52,8 +52,8 @@ class DataFolder:
     def read_train(self) -> dict[str, dict[str, str]]:
         """Return image name -> class -> RLE text, without classes that have no row.
 
-        Images of `train_images` without any row are appended, without any class. However, if the table has rows with
-        empty masks, absent classes have rows: then an image without rows is unlabelled, and is left out.
+        Images of `train_images` without any row are appended, without any class. They are left out if the table has
+        rows with empty masks: such a table has rows for absent classes too, so an image without rows is unlabelled.
 
         Raises
         ------
@@ -83,7 +83,9 @@ class DataFolder:
         if not count:
             return ""
         what = (
-            "are ignored: it has rows for absent classes" if writes_absences(images) else "are used without any class"
+            "are ignored: that table has rows for absent classes"
+            if writes_absences(images)
+            else "are used without any class"
         )
         return f"{count} images of {self.train_images} have no row in {self.train_csv.name} and {what}"
 

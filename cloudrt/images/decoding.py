@@ -27,8 +27,8 @@ from cloudrt.system.overlap import overlap, overlap_parts
 from cloudrt.system.statistics import StageStats
 
 CALL_S = 0.05
-"""Expected time of a call on a thread, at most, in seconds, unless a single image takes longer; closing a run waits for
-the calls that have started."""
+"""Upper limit of the expected duration of a call on a thread, in seconds; a call has at least one image. Closing a run
+waits for the calls that have started."""
 FIRST_PART = 16
 """Largest number of images per call as long as the time per image is unknown."""
 

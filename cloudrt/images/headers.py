@@ -63,7 +63,7 @@ def has_exif(jpeg: bytes) -> bool:
 def has_end(jpeg: bytes) -> bool:
     """Return whether the end marker of a JPEG follows its first scan; it is missing in truncated files."""
     scan = next((at for marker, at in _segments(jpeg) if marker == 0xDA), None)
-    return scan is not None and jpeg.find(b"\xff\xd9", scan) >= 0  # within a scan, 0xFF bytes are followed by 0
+    return scan is not None and jpeg.find(b"\xff\xd9", scan) >= 0  # in a scan, 0 or a restart marker follows 0xFF
 
 
 def _segments(jpeg: bytes) -> Iterator[tuple[int, int]]:

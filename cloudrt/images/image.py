@@ -3,8 +3,8 @@
 A JPEG is decoded at the smallest DCT scale of libjpeg-turbo that covers the requested size, then resized once. Other
 files and arrays are first reduced by the same scale, so that all forms of an image give nearly the same result. Damaged
 files raise `ImageError` instead of decoding to grey areas. PNG, WebP, TIFF and BMP are decoded by OpenCV, after their
-headers are validated. A TIFF is decoded by Pillow first: OpenCV fills damaged strips, and those in a compression that
-it does not know, without an error, and Pillow reports them.
+headers are validated. A TIFF is decoded by Pillow first, which reports damaged strips and unknown compressions; OpenCV
+fills such strips without an error.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def is_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> bool:
     Raises
     ------
     ImageError
-        The header is damaged, or the image has more than `max_pixels` pixels.
+        The header is damaged, or the image has more than `max_pixels` pixels or `MAX_SCANS` scans.
     """
     if data[:2] != b"\xff\xd8":
         return False
@@ -246,6 +246,7 @@ def is_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> bool:
     except ValueError as error:
         raise ImageError(f"{_DAMAGED}: {error}") from error
     _refuse_oversized(height, width, max_pixels)
+    _refuse_scans(data)
     return colorspace in _PLAIN and has_end(data) and not has_exif(data)
 
 
@@ -258,8 +259,7 @@ def _decode_jpeg(data: bytes, cover: Grid | None, max_pixels: int) -> Image:
     try:
         full_height, full_width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         _refuse_oversized(full_height, full_width, max_pixels)
-        if data.count(b"\xff\xda") > MAX_SCANS:
-            raise ImageError(f"is a JPEG with more than {MAX_SCANS} scans")
+        _refuse_scans(data)
         if colorspace not in _PLAIN or has_exif(data):
             # OpenCV handles EXIF rotation and CMYK, but fills damaged parts with grey: libjpeg-turbo detects them.
             simplejpeg.decode_jpeg(data, "CMYK" if colorspace in ("CMYK", "YCCK") else "RGB", min_height=1, min_width=1)
@@ -279,6 +279,11 @@ def _decode_opencv(data: bytes) -> Image:
     if decoded is None:
         raise ImageError("is damaged, or of a kind that cannot be decoded")
     return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _refuse_scans(jpeg: bytes) -> None:
+    if jpeg.count(b"\xff\xda") > MAX_SCANS:
+        raise ImageError(f"is a JPEG with more than {MAX_SCANS} scans")
 
 
 def _refuse_oversized(height: int, width: int, max_pixels: int) -> None:

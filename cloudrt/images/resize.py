@@ -107,6 +107,6 @@ def _reduction(count: int) -> NDArray[np.float32]:
 
 
 def display_size(grid: Grid, side: int) -> Grid:
-    """Return height and width of a picture with the shape of the grid and `side` pixels on its longer side."""
+    """Return height and width of a picture with the aspect ratio of `grid` and `side` pixels on its longer side."""
     scale = side / max(grid)
     return max(1, round(grid[0] * scale)), max(1, round(grid[1] * scale))

@@ -113,7 +113,7 @@ def check_tiff(data: bytes) -> None:
             with TiffImageFile(BytesIO(data)) as image:  # Image.open would refuse large images
                 opened = True
                 image.load()
-        except Exception as error:  # of the many that Pillow and its codecs raise for damaged files
+        except Exception as error:  # Pillow and its codecs raise many kinds for damaged files
             if opened or not isinstance(error, SyntaxError):
                 raise ImageError(f"is a damaged TIFF: {error}") from error
             if compression not in (1, *_DEFLATE):

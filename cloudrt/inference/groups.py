@@ -1,4 +1,4 @@
-"""The pipeline's engine stage: groups of decoded inputs, whose batches an engine runs, with the network's outputs.
+"""The engine stage of the pipeline: an engine runs the batches of each group of decoded inputs.
 
 `infer_group` runs on the engine threads of `Segmenter`; a thread runs the batches of one group on one engine.
 """
@@ -29,7 +29,7 @@ class BatchOutput(NamedTuple):
     rows
         Its rows in the group.
     size
-        Batch size of the engine; the last batch of a run may have fewer rows.
+        Batch size of the engine; the last batch of a group may have fewer rows.
     probability, presence
         (n, C, W, H) and (n, C) uint8; None if every input failed, or the artifact has no such output.
     """

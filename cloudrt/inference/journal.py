@@ -52,7 +52,8 @@ class Journal:
     resume
         Whether to continue from the existing records; if False, they are discarded.
     check
-        Called with whether the file existed, while it is locked and before it is changed; may raise an exception.
+        Function of one bool: whether the file existed. It is called after the file is locked and before it is changed,
+        and may raise an exception to refuse the run.
 
     Attributes
     ----------
@@ -66,6 +67,8 @@ class Journal:
     DataError
         `path` is a link or not a regular file, or another run is writing it. With `resume`: the file is damaged, is not
         a journal, or has another format or identity.
+    OSError
+        The file cannot be created or written.
     """
 
     def __init__(
@@ -233,7 +236,7 @@ def read_identity(path: Path) -> Identity | None:
     Raises
     ------
     DataError
-        The journal has another format.
+        The journal has another format, or its identity is malformed.
     """
     try:
         with path.open("rb") as file:

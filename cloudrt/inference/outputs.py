@@ -189,6 +189,11 @@ def require_packages(form: str, *, geotiff: bool = False) -> None:
         One of `SUFFIXES`.
     geotiff
         Whether GeoTIFF tags are read or written.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        A package is not installed.
     """
     shapes = ("rasterio", "shapely", "pyproj")
     needs = {"parquet": ("pyarrow",), "geojson": shapes, "geoparquet": ("pyarrow", *shapes), "zarr": ("zarr",)}

@@ -1,4 +1,4 @@
-"""Checks of panoramas against each other and against the days of a store, beyond those of their own position."""
+"""Checks of each panorama against the earlier panoramas and against the days of an existing store."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ class Days:
 
 
 def panorama_checks(task: InferTask, classes: tuple[str, ...]) -> list[Check]:
-    """Return what panoramas are checked against, in order, besides their own position.
+    """Return the checks that each panorama of a task must pass, in order.
 
     Raises
     ------
     DataError
-        The output is a store of other classes, or a folder that is not a store, which `overwrite` would remove.
+        The output exists and is not a store (`overwrite` does not remove it), or, without `overwrite`, is a store of
+        other classes.
     """
     if task.format != "zarr":
         return [Days()] if task.tiling else []

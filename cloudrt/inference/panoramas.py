@@ -42,7 +42,8 @@ from cloudrt.system.overlap import overlap
 logger = logging.getLogger(__name__)
 
 _MOST_AHEAD = 4
-"""Panoramas that are decoded, or whose components are found, ahead of the next one; each may take gigabytes."""
+"""Maximum number of panoramas that are decoded, or whose components are found, ahead of the current one; each may take
+gigabytes."""
 
 
 @dataclass
@@ -241,7 +242,10 @@ def _blend(
 
 
 def _present(levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None, rules: Sequence[Rule]) -> NDArray[np.bool_]:
-    """Return which classes of a tile, (C,), neither presence nor gate excludes; `levels` is (C, W, H)."""
+    """Return (C,) bool: the classes of a tile that pass the presence and the gate of their rule.
+
+    `levels` is (C, W, H).
+    """
     return np.array(
         [
             (presence is None or presence[index] >= rule.presence)

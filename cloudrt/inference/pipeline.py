@@ -152,10 +152,13 @@ class Segmenter:
         Raises
         ------
         ArtifactError
-            The artifact has no rules.
+            The artifact has no rules, or the outputs of its graph differ from its metadata.
         DataError
             A single path that is missing or has no images, or a single input of another type; a `look` that is not a
             function.
+        ProviderError
+            During the iteration: an engine fails, a batch of one image does not fit into memory, or the `Segmenter` is
+            closed.
         """
         require_rules(self.artifact, self.model)
         if look is not None:
@@ -200,7 +203,7 @@ class Segmenter:
     def infer(self, inputs: Input | Iterable[Input]) -> Generator[Inferred, None, None]:
         """Yield the network's output for each input, before any rule is applied, in order and lazily.
 
-        The inputs are those of `predict`.
+        The inputs and errors are those of `predict`, but no rules are needed.
         """
         return self._infer_each(self._several(inputs))
 

@@ -29,7 +29,7 @@ ToTexts = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], list[list[str]
 
 
 _Share = tuple[Decoded, list[tuple[BatchOutput, range]]]
-"""Rows of a group for one thread, each batch apart."""
+"""Rows of a group for one thread, as pairs of a batch and its rows."""
 
 
 class Texts(NamedTuple):
@@ -150,7 +150,7 @@ class Postprocessing:
         if not sound or probability is None:
             return [[""] * len(self.labels.classes)] * len(rows)
         if len(sound) < len(batch.rows):
-            whole = sound[-1] - sound[0] + 1 == len(sound)  # otherwise a copy leaves out the failed inputs
+            whole = sound[-1] - sound[0] + 1 == len(sound)  # a slice is a view; a list of rows copies
             some = slice(sound[0] - first, sound[-1] - first + 1) if whole else [row - first for row in sound]
             probability, presence = probability[some], None if presence is None else presence[some]
         texts = self.texts(probability, presence)

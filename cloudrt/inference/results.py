@@ -40,7 +40,8 @@ class Result:
     labels
         Classes and grids.
     batch
-        Position, among the inputs, of the first image of its batch, where a run can be resumed.
+        Position, among the inputs, of the first image of its batch, where a run can be resumed. For a panorama, the
+        position of the last panorama whose first tile begins a batch.
     batch_size
         Size of that batch; it is halved after running out of memory.
     source
@@ -118,7 +119,7 @@ class Result:
         Parameters
         ----------
         image
-            (H, W, 3) uint8 RGB. None reads the file; required for arrays and bytes.
+            (H, W, 3) uint8 RGB. None reads the file; required if `source` is not a path.
 
         Returns
         -------
@@ -172,7 +173,7 @@ def to_dataframe(results: Result | Iterable[Result]) -> pd.DataFrame:
     Raises
     ------
     DataError
-        Something else than results.
+        `results` is not a `Result` or an iterable of them.
     """
     import pandas as pd
 

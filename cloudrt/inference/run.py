@@ -79,8 +79,8 @@ def infer(
     CloudrtError
         The run cannot start (wrong options, missing files, a provider that cannot run here), or the provider fails
         during the run.
-    OSError
-        An output cannot be written.
+    ModuleNotFoundError, OSError
+        A package that the output format needs is not installed; an output cannot be written.
 
     Examples
     --------
@@ -192,7 +192,7 @@ def write_submission(
     progress
         Opens a progress bar.
     checks
-        What panoramas are checked against, besides their own position.
+        Checks that each panorama must pass; see `panorama_checks`.
     """
     labels, began = segmenter.labels, time.perf_counter()
     page = maps = None
@@ -249,14 +249,14 @@ def write_submission(
             if task.tiling is None
             else predict_panoramas(segmenter, left, task.tiling, checks)
         )
-        # Otherwise the garbage collector may close the pipeline, in one of the threads that closing waits for.
+        # Close it explicitly: the garbage collector could do so on a pipeline thread, which would wait for itself.
         stack.enter_context(closing(predicted))
         for file, result in painted(zip(left, predicted, strict=True)):
             submission.add(result.image, result.rle, result.error, result.batch, result.batch_size, place=result.place)
             show(file, result)
             advance(failed=submission.failed, bottleneck=segmenter.stats.limiting())
-        # Before the rows, after which the journal is removed: a run that is killed in between would be finished for
-        # `resume`, without its report.
+        # Write the report before the rows: a run with rows counts as finished. If the report came last and the run were
+        # killed before it, `resume` would not write it.
         if page:
             facts = _facts(segmenter, submission, time.perf_counter() - began)
             page.write(task.paths.report, facts, maps.draw() if maps else None)

@@ -171,6 +171,8 @@ def open_submission(
     ------
     DataError
         `path` is not a regular file, or the journal cannot be used; see `Journal`.
+    OSError
+        The journal or the output cannot be written.
     """
     paths = RunPaths(path)
     if path.exists() and not path.is_file() and form != "zarr":

@@ -105,7 +105,7 @@ class InferTask:
             if self.tiling is None:
                 raise DataError("`bounds` places panoramas: it needs `tile=True`, or a `format` with positions")
         if self.overlap is not None and self.tiling is None:
-            raise DataError("`overlap` is that of tiles: it needs `tile=True`, or a `format` with positions")
+            raise DataError("`overlap` applies to tiles: it needs `tile=True`, or a `format` with positions")
         if self.simplify is not None:
             if self.format not in OUTLINES:
                 raise DataError(f"`simplify` applies to outlines: it needs `format` {' or '.join(OUTLINES)}")
@@ -113,7 +113,7 @@ class InferTask:
                 raise DataError(f"simplify must be 0 or more pixels, found {shown(self.simplify)}")
 
     def _check_types(self) -> None:
-        """Raise DataError for values of the wrong type, which otherwise fail inside or, such as "no", count as True."""
+        """Raise DataError for values of the wrong type; otherwise they fail later, or count as True, such as "no"."""
         check_type("format", self.format, str, "a name")
         for name in ("resume", "overwrite", "report", "tile"):
             check_type(name, getattr(self, name), bool, "True or False")

@@ -150,7 +150,7 @@ class Artifact:
             rest["field_of_view"] = tuple(rest.get("field_of_view", LABEL_GRID))  # likewise
             return cls(labels=labels, **rest)
         except (KeyError, TypeError) as error:
-            raise DataError(f"the metadata is incomplete: {error}") from error
+            raise DataError(f"a value of the metadata is missing, unknown or malformed: {error}") from error
 
     @property
     def output_shape(self) -> tuple[int, int, int]:

@@ -178,7 +178,7 @@ def write_tensors(path: Path, values: dict[str, Any]) -> None:
 def read_tensors(path: str | Path) -> Any:
     """Read a file of `write_tensors`, unpickling only plain values and tensors.
 
-    PyTorch does not compare the checksums in the file: damaged weights would give other masks.
+    The checksums in the file are verified first, because PyTorch ignores them: damaged weights would give other masks.
 
     Raises
     ------

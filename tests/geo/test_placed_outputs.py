@@ -125,7 +125,7 @@ def test_resume_refuses_outlines_of_another_tolerance(here: Path, model: Path) -
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["-o", "a.csv", "--overlap", "0.25"], "--overlap is that of tiles: it needs --tile"),
+        (["-o", "a.csv", "--overlap", "0.25"], "--overlap applies to tiles: it needs --tile"),
         (["-o", "a.csv", "--tile", "--simplify", "0.5"], "--simplify applies to outlines"),
         (["-o", "a.zarr", "--simplify", "0"], "--simplify applies to outlines"),
     ],

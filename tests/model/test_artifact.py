@@ -117,7 +117,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         ("format", "{", "Expecting"),
         ("rules", '[{"threshold": 1}]', "not a Rule"),
         ("rules", '[{"threshold": 1, "min_area": 2}]', "1 rules for 3 classes"),
-        ("rules", "7", "incomplete"),
+        ("rules", "7", "malformed"),
         ("classes", '["Fish", "Fish"]', "distinct"),
         ("precision", '"fp8"', "fp8"),
         ("input_size", "[64]", "input_size"),
@@ -141,7 +141,7 @@ def test_rules_need_the_output_that_they_use() -> None:
 def test_metadata_that_lack_a_key_are_named() -> None:
     model = tiny_model((64, 96), SMALL_GRIDS)
     set_metadata(model, {key: value for key, value in metadata(model).items() if key != "cloudrt.rules"})
-    with pytest.raises(ArtifactError, match=r"incomplete.*rules"):
+    with pytest.raises(ArtifactError, match=r"missing.*rules"):
         parse_artifact(model, "m.onnx")
 
 
