@@ -184,7 +184,7 @@ def test_unreadable_images_are_left_out_and_counted(model: Path, images: Path, t
 
 
 @pytest.mark.parametrize("wrong", ["rle", "components"])
-def test_other_answers_are_an_error_and_no_file(
+def test_different_results_are_an_error_and_leave_no_file(
     model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     def off_by_one(mask: NDArray[Any]) -> str:

@@ -1,4 +1,4 @@
-"""The networks and the notebook's post-processing that the benchmark compares: their results are ours."""
+"""The networks and the notebook's post-processing that the benchmark compares: their results equal ours."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_without_torch_the_peer_is_skipped_by_name(
     assert "torch is not installed: pip install '.[train]'" in done.skipped[networks.TorchNetwork.name]
 
 
-def test_torchs_answers_are_those_of_the_inference_graph(checkpoint: Path, images: Path) -> None:
+def test_torch_outputs_equal_those_of_the_inference_graph(checkpoint: Path, images: Path) -> None:
     """The notebook's steps in NumPy and OpenCV give what the artifact computes in its graph."""
     loaded = Checkpoint.load(checkpoint)
     graph = InferenceGraph(loaded.network(), loaded.config).eval()
@@ -86,7 +86,7 @@ def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, model: Path,
         run_bench(BenchOptions((model,), images, run=CPU, checkpoint=checkpoint), tmp_path / "b.json", no_progress)
 
 
-def test_the_notebooks_network_answers_as_ours(model: Path, images: Path) -> None:
+def test_the_notebooks_network_has_our_outputs(model: Path, images: Path) -> None:
     files = sorted(images.iterdir())
     peer = networks.OnnxNetwork(model, threads=1)
     with Segmenter(model, provider="cpu", batch_size=2) as segmenter:
@@ -102,7 +102,7 @@ def test_the_notebooks_network_answers_as_ours(model: Path, images: Path) -> Non
     "rule", [Rule(127, 50), Rule(0, 0), Rule(255, 0), Rule(90, 10, gate_threshold=200, gate_pixels=400)]
 )
 def test_both_forms_of_the_notebooks_post_processing_equal_ours(rule: Rule) -> None:
-    """At many thresholds: that of the float form must lie between the same two levels."""
+    """At many thresholds; the threshold for float maps must separate the same two levels as that for uint8 maps."""
     rng = np.random.default_rng(5)
     levels = cv2.resize(rng.integers(0, 256, (12, 9), np.uint8), (60, 90), interpolation=cv2.INTER_CUBIC)[None]
     view = levels.transpose(0, 2, 1)

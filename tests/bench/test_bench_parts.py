@@ -123,7 +123,8 @@ def test_accuracy_is_the_competitions_dice(
                 ours.append(f"{result.image}_{label},{result.rle[label]}")
     for path, rows in ((truth, lines), (expected, ours)):
         path.write_text("Image_Label,EncodedPixels\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    monkeypatch.setattr("cloudrt.bench.accuracy.WAYS", ("cpu", "cuda"))
+    monkeypatch.setattr(accuracy, "WAYS", ("cpu", "cuda"))
+    monkeypatch.setattr(accuracy, "artifact_problem", lambda provider, _: "no GPU" if provider == "cuda" else None)
     known = read_truth(truth, files, SMALL_GRIDS)
     found = measure_accuracy([model, half], files, known, tmp_path, 1, lambda: None)
     assert [(way.model, way.precision) for way in found.ways] == [("model.onnx", "fp32"), ("half.onnx", "fp16")]
@@ -140,7 +141,7 @@ def test_accuracy_is_the_competitions_dice(
     assert len(turns) == accuracy.rounds([model, half], files, 1)
     with monkeypatch.context() as patch:
         patch.setattr(accuracy, "WAYS", ("cuda",))
-        with pytest.raises(DataError, match=r"no model runs: .*cuda: "):
+        with pytest.raises(DataError, match=r"no model runs: .*cuda: no GPU"):
             measure_accuracy([model], files, None, tmp_path, 1, lambda: None)
     without = measure_accuracy([half, model], files, None, tmp_path, 1, lambda: None)
     assert without.against == "model.onnx in ONNX Runtime CPU"  # the one in fp32

@@ -14,7 +14,7 @@ from cloudrt.masks.rule import Rule
 
 @pytest.mark.parametrize("name", peers.PEERS)
 @pytest.mark.parametrize("kind", ["noise", "smooth", "empty", "full", "checkerboard"])
-def test_every_peer_gives_the_plain_ways_text(name: str, kind: str) -> None:
+def test_every_peer_gives_the_text_of_the_plain_reference(name: str, kind: str) -> None:
     rng = np.random.default_rng(3)
     levels = {
         "noise": rng.integers(0, 256, (41, 60), dtype=np.uint8),

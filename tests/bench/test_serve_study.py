@@ -1,4 +1,4 @@
-"""The load of the study of the server: every request is answered once, and errors stop it."""
+"""The load generator of the server study: every request is answered once, and errors stop it."""
 
 from __future__ import annotations
 

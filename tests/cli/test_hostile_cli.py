@@ -123,7 +123,7 @@ def test_a_full_stderr_is_status_2(images: Path, model: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux")
-def test_a_full_stdout_for_help_is_one_line() -> None:
+def test_a_full_stdout_for_help_gives_a_one_line_error() -> None:
     command = [sys.executable, "-m", "cloudrt", "score", "--help"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)

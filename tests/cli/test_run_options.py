@@ -26,6 +26,7 @@ def parse(*words: str) -> RunOptions | str:
         assert not given
 
     done = CliRunner().invoke(command, words)
+    assert done.exit_code == (0 if taken else 2), done.output
     return taken[0] if taken else done.output
 
 

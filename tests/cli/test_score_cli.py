@@ -88,7 +88,7 @@ def test_classes_of_other_data(folder: Path) -> None:
         (("large.csv", "submission.csv"), "it fits the grid of the truth: are the two tables swapped?"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_mistakes_give_a_one_line_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     (folder / "short.csv").write_text(HEADER + "a.jpg_Fish,\n")

@@ -1,4 +1,4 @@
-"""`cloudrt-infer --cluster` on a real Ray cluster of two nodes: the bytes of one machine, also after failures."""
+"""`cloudrt-infer --cluster` on a real Ray cluster of two nodes: the bytes of a single machine, also after failures."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_an_interrupted_run_continues_where_it_stopped(cluster: Cluster, model: 
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_lost_altogether_is_one_line(model: Path, tmp_path: Path) -> None:
+def test_a_cluster_that_is_lost_altogether_gives_a_one_line_error(model: Path, tmp_path: Path) -> None:
     """Ray itself would end such a run with status 1 and without a message."""
     for number in range(24):
         write_jpeg(tmp_path / "in" / f"{number:02}.jpg", number)
@@ -271,7 +271,7 @@ def test_machines_that_are_not_alike_are_refused_by_name(
         ("in/", "expected HOST:PORT"),
     ],
 )
-def test_a_cluster_that_is_not_there_is_one_line(
+def test_a_cluster_that_is_not_there_gives_a_one_line_error(
     images: Path, model: Path, tmp_path: Path, address: str, named: str
 ) -> None:
     assert named in last_line(spread(images, model, tmp_path / "s.csv", address))
@@ -299,7 +299,7 @@ def test_options_that_do_not_apply_are_refused_by_name(images: Path, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-def test_no_images_are_one_line(model: Path, tmp_path: Path) -> None:
+def test_no_images_give_a_one_line_error(model: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     line = last_line(spread(tmp_path / "in", model, tmp_path / "s.csv", "local"))
     assert "holds no images" in line

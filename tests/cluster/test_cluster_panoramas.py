@@ -1,4 +1,4 @@
-"""Panoramas on a Ray cluster: the bytes of one machine in every format; failures do not affect other images."""
+"""Panoramas on a Ray cluster: the bytes of a single machine in every format; failures affect no other image."""
 
 from __future__ import annotations
 

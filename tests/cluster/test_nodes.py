@@ -45,7 +45,7 @@ def test_errors_are_one_line() -> None:
     assert str(unwrapped(outer, "machine a: ")) == "machine a: what is wrong inside"
 
 
-def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_does_not_start_gives_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """On an overloaded machine, Ray raises a plain Exception."""
     ray = pytest.importorskip("ray")
 

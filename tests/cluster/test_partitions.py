@@ -128,7 +128,7 @@ def test_rows_that_another_run_wrote_late_are_noticed(tmp_path: Path) -> None:
     assert list(resumed.records([images], SECOND)()) == RECORDS
 
 
-def test_a_record_of_the_run_that_is_damaged_is_one_line(tmp_path: Path) -> None:
+def test_a_record_of_the_run_that_is_damaged_gives_a_one_line_error(tmp_path: Path) -> None:
     partitions = Partitions(open_place(str(tmp_path)), "csv", LABELS)
     sound = FIRST.to_dict()
     damaged: list[Any] = [sound | {"partition_size": 0}, sound | {"partition_size": "8"}, {}, [], None]

@@ -55,7 +55,9 @@ def test_a_bucket_lists_what_a_folder_does(server: tuple[str, Any], folder: Path
         place.read_image("pictures/deep/er/b.jpg")
 
 
-def test_a_store_that_cannot_be_used_is_one_line(server: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_used_gives_a_one_line_error(
+    server: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     url, client = server
     client.create_bucket(Bucket="closed")
     with pytest.raises(DataError, match="s3://nowhere is missing: give an existing bucket"):

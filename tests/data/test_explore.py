@@ -209,7 +209,7 @@ def test_a_sound_data_set_has_no_wrong_rows(scenes: Path, tmp_path: Path) -> Non
         (lambda data: (data / "train.csv").unlink(), [], "train.csv is missing"),
     ],
 )
-def test_what_cannot_be_explored_is_one_line(scenes: Path, tmp_path: Path, change, words, said) -> None:  # type: ignore[no-untyped-def]
+def test_what_cannot_be_explored_gives_a_one_line_error(scenes: Path, tmp_path: Path, change, words, said) -> None:  # type: ignore[no-untyped-def]
     shutil.copytree(scenes, tmp_path / "data")
     change(tmp_path / "data")
     output = tmp_path / "page.html"

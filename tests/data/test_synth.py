@@ -218,7 +218,7 @@ def test_interrupted_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_unwritable_place_is_one_line(tmp_path: Path) -> None:
+def test_unwritable_place_gives_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
         write_dataset(tmp_path / "file" / "out", 2, SMALL)

@@ -22,7 +22,7 @@ from cloudrt.model.artifact import read_artifact
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another encoder, trained on other statistics."""
+    """A checkpoint with another encoder and another normalisation."""
     path = tmp_path_factory.mktemp("second") / "best.pth"
     make_checkpoint(path, "tu-regnety_002", seed=1, mean=(100.0, 110.0, 90.0), subtract_no_data=False)
     return path

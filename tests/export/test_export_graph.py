@@ -85,7 +85,9 @@ def test_a_simplifier_that_fails_is_no_error(
     assert "onnxslim failed, using the graph as traced: inside" in caplog.text
 
 
-def test_a_network_that_cannot_be_exported_is_one_line(source: ExportSource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_be_exported_gives_a_one_line_error(
+    source: ExportSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("shape mismatch\nand a hundred lines more")
 
@@ -115,7 +117,7 @@ def test_a_full_disk_leaves_the_older_artifact(checkpoint: Path, tmp_path: Path)
     assert out.read_bytes() == b"an older artifact"
 
 
-def test_no_space_left_is_one_line(
+def test_no_space_left_gives_a_one_line_error(
     checkpoint: Path, tmp_path: Path, source: ExportSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:

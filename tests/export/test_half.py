@@ -107,7 +107,7 @@ def test_half_equals_pytorchs_half(tmp_path: Path, images: NDArray[np.uint8]) ->
 
 
 def small_model(scales: NDArray[np.float32]) -> onnx.ModelProto:
-    """image -> float -> [network: x * a, + b] -> [network.kept: resized by `scales`] -> float output."""
+    """image -> float -> [network.first: * a, + b] -> [network.second: Resize by `scales`] -> - b -> float output."""
     constants = {"a": np.array([300.1], np.float32), "b": np.array([0.1], np.float32), "scales": scales}
     nodes = [
         helper.make_node("Cast", ["image"], ["x"], "cast", to=TensorProto.FLOAT),
@@ -136,7 +136,7 @@ def test_every_step_is_rounded_as_in_numpy(kept: tuple[str, ...]) -> None:
     onnx.checker.check_model(model, full_check=True)
     kinds = {t.name: t.data_type for t in model.graph.initializer}
     assert kinds["scales"] == TensorProto.FLOAT  # Resize accepts them only in float32
-    assert kinds["b"] == TensorProto.FLOAT  # of the node outside the network, which has its own copy
+    assert kinds["b"] == TensorProto.FLOAT  # for the node outside the network; the network has its own copy
     session = onnxruntime.InferenceSession(emulate_half(model).SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": image})
     first: Any = np.float32 if "first" in kept else np.float16

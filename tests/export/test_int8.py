@@ -29,7 +29,7 @@ from cloudrt.model.artifact import Artifact, read_artifact
 from cloudrt.model.parity import Tolerances
 
 WIDE = Tolerances(8.0, 0.5, 1.0)
-"""For a network with random weights, whose masks change with single levels."""
+"""Tolerances for networks with random weights, whose masks change if levels change by 1."""
 
 
 @pytest.fixture(scope="module", params=["cpu", "tensorrt"])
@@ -106,7 +106,7 @@ def test_what_is_outside_the_network_or_kept_stays_float(source: ExportSource) -
 
 
 def test_no_range_is_spent_on_values_that_an_activation_cuts_off(source: ExportSource) -> None:
-    """An int8 value between a convolution and its activation would cover what the activation sets to zero, too."""
+    """QDQ between a convolution and its activation would spend part of its range on what the activation sets to 0."""
     quantiser = Quantiser(source.model, source.calibration.images, "cpu")
     for kept in ((), quantiser.layers[::3]):
         model = quantiser.quantise(kept)
@@ -243,7 +243,7 @@ def test_the_emulation_of_tensorrts_int8_is_exact(source: ExportSource) -> None:
 
 
 def test_emulated_int8_is_judged_by_a_margin(source: ExportSource, tmp_path: Path) -> None:
-    """Of 0.05 levels: on TensorRT, the difference may be that much larger."""
+    """The margin is 0.05 levels, by which the mean difference may be larger on TensorRT."""
     found = export(source, tmp_path / "all.onnx", Target("int8", "tensorrt", tolerances=WIDE)).parity.mean_difference
     for margin, passes in ((0.06, True), (0.04, False)):
         done = export(

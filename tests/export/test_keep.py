@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 
 def additive(noise: dict[str, float], budget: float) -> tuple[Callable[..., float], Callable[..., bool], list[int]]:
-    """Return the error of lowering some layers, the gate, and the numbers of their calls; errors of layers add up."""
+    """Return a sensitivity function and a gate, for which errors of layers add up, and a list of their call counts."""
     calls = [0, 0]
 
     def sensitivity(lowered: Sequence[str]) -> float:
@@ -48,7 +48,7 @@ def test_a_few_culprits_among_many_layers_are_found_exactly(culprits: set[int]) 
     assert calls[1] <= 40
 
 
-def test_ranked_well_the_fewest_layers_are_kept() -> None:
+def test_with_an_exact_ranking_the_fewest_layers_are_kept() -> None:
     """As in int8: each layer adds some error, and those with the largest must stay."""
     noise = {f"layer{i}": float((i * 37) % 64) for i in range(64)}
     budget = sum(sorted(noise.values())[:56])

@@ -71,7 +71,7 @@ def test_a_belt_around_the_earth_begins_at_the_date_line() -> None:
     assert (np.abs(middle[1100:1400].astype(int) - (37, 231, 253)) < 4).all()
 
 
-def test_maps_need_two_days_with_data_in_degrees() -> None:
+def test_maps_need_two_days_in_degrees_and_data_on_one_of_them() -> None:
     maps = FrequencyMaps(CLASSES)
     full = np.ones((30, 50), np.uint8)
     add(maps, 1, 0, full, full * 0)

@@ -105,7 +105,7 @@ def test_any_reference_system(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "crs", ['LOCAL_CS["deck",UNIT["metre",1]]', "EPSG:4978"], ids=["a local system", "coordinates in space"]
 )
-def test_a_reference_system_that_is_no_map(tmp_path: Path, crs: str) -> None:
+def test_reference_systems_that_are_not_maps_are_refused(tmp_path: Path, crs: str) -> None:
     with pytest.raises(ImageError, match="no readable GeoTIFF tags"):
         read_position(write_tiff(tmp_path / "a.tif", 500_000, 1_000_000, 1000.0, crs), (20, 30))
 
@@ -190,7 +190,7 @@ def test_names_that_contradict_themselves(tmp_path: Path, name: str, size: tuple
         ("0.01 0 0 -0.01 500000 4000000", "outside the Earth"),
     ],
 )
-def test_world_files_that_cannot_be(tmp_path: Path, text: str, reason: str) -> None:
+def test_invalid_world_files_are_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "a.jgw").write_text(text)
     with pytest.raises(ImageError, match=reason):
         read_position(tmp_path / "a.jpg", (300, 400), (0, 0, 4, 3))

@@ -1,6 +1,6 @@
-"""The shipped model on real snapshots, where there are any: CLOUDRT_SNAPSHOTS names a folder of them.
+"""The shipped model on real snapshots, in the folder that CLOUDRT_SNAPSHOTS names; skipped without it.
 
-Each has one field of view, and its position and day in its name.
+Each snapshot covers one field of view, and its file name states its position and day.
 """
 
 from __future__ import annotations

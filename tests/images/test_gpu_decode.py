@@ -1,4 +1,4 @@
-"""nvImageCodec's decoder: with its CPU backend, and once, where there is a GPU, with those of the GPU."""
+"""nvImageCodec's decoder, with its CPU backend; one test, marked cuda, uses the GPU backends."""
 
 from __future__ import annotations
 
@@ -318,7 +318,9 @@ def test_the_command_runs_with_it(decoder: GpuImages, tmp_path: Path, monkeypatc
         write_jpeg(tmp_path / "in" / f"{seed}.jpg", seed)
     (tmp_path / "in" / "bad.jpg").write_bytes(encoded("JPEG")[:700])
     words = [str(tmp_path / "in"), "-m", str(model), "--provider", "cpu", "--batch-size", "4", "--decoder", "gpu"]
-    refused = CliRunner().invoke(infer, [*words, "-o", str(tmp_path / "s.csv")])
+    with monkeypatch.context() as patch:
+        patch.setattr(cloudrt.images.gpu_decode, "nvidia_driver", lambda: None)
+        refused = CliRunner().invoke(infer, [*words, "-o", str(tmp_path / "s.csv")])
     assert refused.exit_code == 2
     assert "decoder gpu cannot run here" in refused.output
     monkeypatch.setattr("cloudrt.inference.pipeline.open_decoder", lambda *_: decoder)

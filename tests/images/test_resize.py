@@ -61,7 +61,7 @@ def decode_both(pixels: NDArray[np.uint8], cover: tuple[int, int]) -> tuple[NDAr
 
 @pytest.mark.parametrize("cover", [(88, 132), (100, 133), (176, 264), (300, 400), (352, 528), (353, 529), (704, 1056)])
 def test_a_scaled_decode_is_nearly_the_whole_one(cover: tuple[int, int]) -> None:
-    """It is as large as the wanted size at least; resized to it, the two differ by little on average."""
+    """It is at least as large as the wanted size; resized to that size, the two differ by little on average."""
     scaled, whole = decode_both(picture(704, 1056, sigma=9), cover)
     difference = np.abs(scaled.astype(int) - whole.astype(int))
     assert difference.mean() < 0.6 and difference.max() <= 12

@@ -125,7 +125,7 @@ def test_an_output_of_another_size_than_declared_is_refused(tmp_path: Path, prov
     ids=["deep", "long number", "null", "NaN", "surrogate", "infinite"],
 )
 @pytest.mark.parametrize("key", ["validation_dice", "rules", "input_size", "classes", "mean"])
-def test_absurd_metadata_are_one_line(tmp_path: Path, key: str, text: str) -> None:
+def test_absurd_metadata_give_a_one_line_error(tmp_path: Path, key: str, text: str) -> None:
     model = tiny_model(labels=SMALL_GRIDS)
     (entry,) = [one for one in model.metadata_props if one.key == f"cloudrt.{key}"]
     entry.value = text

@@ -203,7 +203,7 @@ def test_the_choice_is_the_same_every_time() -> None:
 
 @pytest.mark.parametrize(("shift", "kept"), [(0.0, True), (0.1, False)])
 def test_a_previous_rule_is_replaced_only_by_a_better_one_out_of_fold(shift: float, kept: bool) -> None:
-    """The previous rule is as good as the plateau but for `shift`; noise makes others higher on these images."""
+    """The expected Dice of the previous rule is `shift` below the plateau; noise makes others score higher here."""
     rng = np.random.default_rng(5)
     mean = surface(lambda t, a: 0.6 - (shift if (t, a) == (128, 500) else 0))
     dice = mean + rng.normal(0, 0.05, (30, *mean.shape))

@@ -100,7 +100,7 @@ def test_nothing_true_is_best_predicted_by_nothing() -> None:
     assert found == BestRule(Rule(255, 0), 1.0)
 
 
-def test_the_answer_does_not_depend_on_jobs() -> None:
+def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
     levels, truth = case(5, images=9)
     alone = search(levels, truth, threads=1)
     assert all(search(levels, truth, threads=threads) == alone for threads in (2, 5, None))

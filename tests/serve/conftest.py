@@ -1,4 +1,4 @@
-"""A server of the model in a module's fixture `folder`, which contains clouds.onnx."""
+"""A server for clouds.onnx in the folder that the fixture `folder` of each module returns."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_an_open_address_without_a_token_is_a_warning(tmp_path: Path, caplog: py
             assert ("everyone who can reach this address can use the server" in caplog.text) == warned
 
 
-def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_served_gives_a_one_line_error(tmp_path: Path) -> None:
     bare = tiny_artifact(tmp_path / "bare.onnx", (64, 96), SMALL_GRIDS, rules=())
     sound = tiny_artifact(tmp_path / "sound.onnx", (64, 96), SMALL_GRIDS)
     for words, text in (

@@ -21,7 +21,7 @@ from cloudrt.model.network import build_network
 from cloudrt.model.network_config import NetworkConfig
 
 
-def test_brightness_is_numpys() -> None:
+def test_brightness_matches_numpy() -> None:
     random = np.random.default_rng(3)
     image = random.normal(size=(2, 3, 40, 56)).astype(np.float32)
     found = brightness(torch.from_numpy(image), 4).numpy()

@@ -28,15 +28,25 @@ def test_cache_holds_truth_by_blocks(scenes: Path, cached: Path) -> None:
         assert np.array_equal(unpack_mask(cache.truth[0, c], (350, 525)), plain)
 
 
-def test_cache_is_built_once_and_again_when_data_change(scenes: Path, tmp_path: Path) -> None:
+def test_cache_is_built_once_and_again_when_data_or_input_size_change(scenes: Path, tmp_path: Path) -> None:
+    data, caches = shutil.copytree(scenes, tmp_path / "data"), tmp_path / "cache"
     calls: list[int] = []
-    open_cache(open_data(scenes), (64, 96), tmp_path, advance=calls.append)
-    assert len(calls) == 12
-    open_cache(open_data(scenes), (64, 96), tmp_path, advance=calls.append)
-    assert len(calls) == 12
-    open_cache(open_data(scenes), (32, 64), tmp_path, advance=calls.append)
-    assert len(calls) == 24
-    assert len(list(tmp_path.iterdir())) == 2
+
+    def images_decoded(input_size: tuple[int, int] = (64, 96)) -> int:
+        calls.clear()
+        open_cache(open_data(data), input_size, caches, advance=calls.append)
+        return len(calls)
+
+    assert [images_decoded(), images_decoded()] == [12, 0]
+    assert [images_decoded((32, 64)), images_decoded((32, 64))] == [12, 0]
+    image = min((data / "train_images").iterdir())
+    shutil.copyfile(max((data / "train_images").iterdir()), image)
+    assert [images_decoded(), images_decoded()] == [12, 0]
+    lines = (data / "train.csv").read_text().splitlines()
+    lines[1] = f"{lines[1].split(',')[0]},1 1"
+    (data / "train.csv").write_text("\n".join(lines) + "\n")
+    assert [images_decoded(), images_decoded()] == [12, 0]
+    assert len(list(caches.iterdir())) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Training and the device: what is copied to it, how often it is waited for, and the precision."""
+"""Training on a device: what is copied to it, how often the host waits for it, and the precision."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cloudrt.system import machine
 
 CPU = torch.device("cpu")
 WAITS = ("aten._local_scalar_dense.default", "aten.nonzero.default", "aten.is_nonzero.default", "aten.equal.default")
-"""Operators whose results have shapes or values on the host: on a GPU, each waits for all work before it."""
+"""Operators that return a value, or a shape that depends on values, to the host: on a GPU, each waits for all work."""
 
 
 class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -63,7 +63,7 @@ def trainer(config: TrainConfig, scenes: Path, cached: Path) -> Trainer:
 def test_an_epoch_waits_for_the_device_only_to_read_losses(
     interval: float, scenes: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the optimiser, whose step counters PyTorch keeps on the CPU, so that reading them waits for no GPU."""
+    """The optimiser is left out: PyTorch keeps its step counters on the CPU, and reading them waits for no GPU."""
     monkeypatch.setattr("cloudrt.train.losses.READ_SECONDS", interval)
     config = replace(SMALL, batch_size=2, presence="head", masks="present", label_smoothing=0.1)
     one = trainer(config, scenes, cached)

@@ -89,7 +89,7 @@ def test_rules_and_dice_are_those_of_the_stored_weights_out_of_fold(run: Path, s
     names = (run / "held_out.txt").read_text().splitlines()
     graph = InferenceGraph(best.network().to(memory_format=torch.channels_last), best.config).eval()
     images = np.stack([load_image(scenes / "train_images" / name, best.config.input_size) for name in names])
-    with torch.inference_mode():  # one batch, laid out as in training: no level is rounded otherwise
+    with torch.inference_mode():  # one batch in channels last, as in training, so that levels are rounded alike
         levels = graph(torch.from_numpy(images)).numpy()
     maps = [LabelledMaps(one, data.truth_bits(name, table[name])) for name, one in zip(names, levels, strict=True)]
     choices = choose_rules(measure(iter(maps), len(maps), min_areas=min_areas_for(best.config.labels.submit_grid)))
@@ -132,7 +132,7 @@ def test_epochs_augment_differently(scenes: Path, cached: Path) -> None:
 
 
 def test_augmentation_moves_image_and_mask_together(scenes: Path, cached: Path) -> None:
-    """The image is a picture of the truth, so that both must be moved alike."""
+    """The image is painted from the mask, so that both must remain equal."""
     cache = open_cache(open_data(scenes), (64, 96), cached)
     config = NetworkConfig(input_size=(64, 96), mean=(0, 0, 0), std=(255, 255, 255))
     plain = CloudDataset(cache, np.arange(8), config, augment="none", seed=1)
@@ -146,7 +146,7 @@ def test_augmentation_moves_image_and_mask_together(scenes: Path, cached: Path) 
             assert different.float().mean() < 0.04  # edges are interpolated in the image
 
 
-def test_the_network_is_fed_what_albumentations_would_normalise(scenes: Path, cached: Path) -> None:
+def test_the_input_of_the_network_equals_albumentations_normalisation(scenes: Path, cached: Path) -> None:
     import albumentations
 
     cache = open_cache(open_data(scenes), (64, 96), cached)
@@ -229,7 +229,7 @@ def test_mixed_precision_on_a_cpu(scenes: Path, cached: Path, tmp_path: Path) ->
         train(replace(SMALL, precision="fp16", device="cpu"), scenes, tmp_path / "no", cached)
 
 
-def test_encoder_and_decoder_rates_are_their_own() -> None:
+def test_encoder_and_decoder_have_their_own_learning_rates() -> None:
     network = build_network(NetworkConfig("FPN", "resnet18", SMALL.options, (64, 96)))
     optimizer = build_optimizer(network, replace(SMALL, encoder_lr=1e-4, decoder_lr=1e-2))
     assert type(optimizer).__name__ == "RAdam"

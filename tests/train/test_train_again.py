@@ -121,7 +121,9 @@ def test_a_refused_run_leaves_no_folder(scenes: Path, tmp_path: Path, words: tup
 
 
 @pytest.mark.parametrize("content", [{}, [], {"config": {}}, {"config": []}])
-def test_a_state_of_something_else_is_damaged(content: Any, scenes: Path, cached: Path, tmp_path: Path) -> None:
+def test_a_state_with_other_content_is_reported_as_damaged(
+    content: Any, scenes: Path, cached: Path, tmp_path: Path
+) -> None:
     torch.save(content, tmp_path / "state.pth")
     with pytest.raises(DataError, match=r"state.pth is damaged"):
         train(SMALL, scenes, tmp_path, cached, resume=True)
@@ -227,7 +229,9 @@ def test_folds_of_few_images() -> None:
         (["--input-size", "32x32", "--batch-size", "1"], "fails at this input size"),
     ],
 )
-def test_options_that_cannot_work_are_one_line(scenes: Path, tmp_path: Path, words: list[str], said: str) -> None:
+def test_options_that_cannot_work_give_a_one_line_error(
+    scenes: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
     done = run(scenes, tmp_path, *words)
     assert done.exit_code == 2 and said in done.output
     assert "Traceback" not in done.output

@@ -76,7 +76,7 @@ def test_a_killed_process_ends_the_run_in_one_line_and_resume_continues(
         assert all(torch.equal(whole[key], cut[key]) for key in whole), name
 
 
-def test_wrong_use_is_one_line(tmp_path: Path) -> None:
+def test_wrong_use_gives_a_one_line_error(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cloudrt.train.launch"]
     for words, named in (
         (["data/"], "--name is required"),
@@ -97,7 +97,7 @@ def test_the_name_of_the_run_is_found(name: list[str], monkeypatch: pytest.Monke
     assert done.exit_code == 0 and started == [[*TRAIN, "data", *name]]
 
 
-def test_what_is_started_is_the_command_of_one_process() -> None:
+def test_the_launcher_starts_the_command_for_one_process() -> None:
     done = subprocess.run([*TRAIN, "--help"], capture_output=True, text=True, check=True, timeout=60)
     assert "Train on DATA" in done.stdout
 

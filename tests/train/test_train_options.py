@@ -84,13 +84,13 @@ def test_a_run_that_was_cut_short_ends_with_the_same_weights(
         train(RICH, scenes, tmp_path, cached, resume=True)
 
 
-def test_a_damaged_state_is_one_line(scenes: Path, cached: Path, tmp_path: Path) -> None:
+def test_a_damaged_state_gives_a_one_line_error(scenes: Path, cached: Path, tmp_path: Path) -> None:
     (tmp_path / "state.pth").write_bytes(b"torn")
     with pytest.raises(DataError, match=r"state\.pth is damaged: use --overwrite"):
         train(SMALL, scenes, tmp_path, cached, resume=True)
 
 
-def test_a_state_that_does_not_fit_is_one_line(
+def test_a_state_that_does_not_fit_gives_a_one_line_error(
     scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -173,7 +173,7 @@ def test_processes_share_out_each_batch() -> None:
         assert len(list(whole)) == len(whole)
 
 
-def test_the_average_of_the_weights_is_the_formulas() -> None:
+def test_the_average_of_the_weights_follows_the_formula() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     average = build_average(network, 0.75)
     assert average is not None and build_average(network, 0.0) is None
@@ -191,7 +191,7 @@ def test_the_average_of_the_weights_is_the_formulas() -> None:
         assert torch.allclose(average.module.state_dict()[name], value, atol=1e-6), name
 
 
-def test_one_cycle_is_torchs() -> None:
+def test_one_cycle_matches_torch() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     # torch rises until step `pct_start` * 101 - 1: here 30, as ours.
     torchs = torch.optim.lr_scheduler.OneCycleLR(
@@ -235,7 +235,7 @@ def test_the_head_is_stored(rich: Path) -> None:
     assert best.training["presence_weight"] == 0.5
 
 
-def test_time_that_is_up_ends_a_run_with_its_rules(scenes: Path, cached: Path, tmp_path: Path) -> None:
+def test_a_run_that_exceeds_its_time_budget_ends_with_rules(scenes: Path, cached: Path, tmp_path: Path) -> None:
     result = train(replace(SMALL, epochs=50, schedule="cosine", time_budget=1e-6), scenes, tmp_path, cached)
     assert len(history(tmp_path)) == 1
     assert len(Checkpoint.load(tmp_path / "best.pth").rules) == 4
@@ -262,10 +262,10 @@ def test_a_class_that_no_held_out_image_has_is_reported(
     assert "no held-out image contains Flower" in caplog.text
 
 
-@pytest.mark.parametrize(("dice", "exported"), [(0.7, True), (0.5, False), (0.4, False)])
+@pytest.mark.parametrize(("dice", "suggested"), [(0.7, True), (0.5, False), (0.4, False)])
 @pytest.mark.parametrize("folds", [0, 2])
-def test_the_end_says_what_the_score_means_and_exports_no_useless_network(
-    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dice: float, exported: bool, folds: int
+def test_the_summary_explains_the_score_and_suggests_export_only_if_useful(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dice: float, suggested: bool, folds: int
 ) -> None:
     result = TrainResult(tmp_path, dice, 3, 0.5, 10.0)
     monkeypatch.setattr("cloudrt.train.loop.train", lambda *_, **__: result)
@@ -273,8 +273,8 @@ def test_the_end_says_what_the_score_means_and_exports_no_useless_network(
     done = CliRunner().invoke(command, [str(scenes), "--runs", str(tmp_path), "--folds", str(folds)])
     assert done.exit_code == 0, done.output
     assert f"{dice:.4f}" in done.output and "all rows empty: 0.5000" in done.output
-    assert ("Next: cloudrt-export" in done.output) is exported
-    assert ("no better than empty rows" in done.output) is not exported
+    assert ("Next: cloudrt-export" in done.output) is suggested
+    assert ("no better than empty rows" in done.output) is not suggested
     assert folds or "scored with rules chosen on the others, as for new images" in done.output
 
 
@@ -308,7 +308,7 @@ def test_runs_are_numbered(scenes: Path, tmp_path: Path, monkeypatch: pytest.Mon
         (["--encoder", "resnet19", "--name", "b"], "resnet18"),
     ],
 )
-def test_wrong_options_are_one_line(scenes: Path, tmp_path: Path, words: list[str], said: str) -> None:
+def test_wrong_options_give_a_one_line_error(scenes: Path, tmp_path: Path, words: list[str], said: str) -> None:
     base = [str(scenes), "--runs", str(tmp_path), "--cache", str(tmp_path / "c"), "--input-size", "96x64"]
     result = CliRunner().invoke(command, [*base, "--encoder-weights", "none", "--epochs", "1", *words])
     assert result.exit_code == 2, result.output

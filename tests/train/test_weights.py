@@ -201,7 +201,7 @@ class Custom:
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 3}, {}, {"model": Custom()}, "text"])
-def test_files_of_something_else_are_one_line(content: Any, tmp_path: Path) -> None:
+def test_files_with_other_content_give_a_one_line_error(content: Any, tmp_path: Path) -> None:
     path = save(content, tmp_path / "w.pth")
     with pytest.raises(DataError, match=r"w\.pth is not a state dict of tensors"):
         read_weights(path, "resnet18")
@@ -216,7 +216,7 @@ def test_files_of_something_else_are_one_line(content: Any, tmp_path: Path) -> N
         read_weights(tmp_path / "best.pth", "resnet18")
 
 
-def test_a_missing_file_is_one_line(scenes: Path, tmp_path: Path) -> None:
+def test_a_missing_file_gives_a_one_line_error(scenes: Path, tmp_path: Path) -> None:
     words = [str(scenes), "--runs", str(tmp_path), "--encoder", "resnet18", "--encoder-weights", "imagnet"]
     done = CliRunner().invoke(command, words)
     assert done.exit_code == 2 and "expected imagenet, none or a file; there is no such file" in done.output
