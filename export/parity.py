@@ -68,7 +68,7 @@ class Reference:
             )
         if len(rows) < FEW:
             share = 1 / (len(rows) * len(labels.classes))
-            logger.warning("only %d images are compared: one row is %.1f%% of the total", len(rows), 100 * share)
+            logger.warning("images compared: only %d; one row is %.1f%% of the total", len(rows), 100 * share)
 
     def measure(
         self,

@@ -285,7 +285,7 @@ def test_a_warning_for_images_that_cannot_show_differences(
     cv2.imwrite(str(tmp_path / "one.png"), np.zeros((64, 96, 3), np.uint8))
     ExportSource(tmp_path / "blind.pth", SourceOptions(data=tmp_path)).run_pytorch()
     assert "PyTorch predicts no mask on any of these images" in caplog.text
-    assert "only 1 images are compared: one row is 25.0% of the total" in caplog.text
+    assert "images compared: only 1; one row is 25.0% of the total" in caplog.text
 
 
 def test_an_unknown_precision_is_refused() -> None:
