@@ -175,6 +175,6 @@ def _publish(partial: Path, folder: Path) -> None:
         shutil.rmtree(folder)
     try:
         partial.rename(folder)
-    except OSError:  # between the check and the renaming
+    except OSError:  # another process may have built it after the check
         if not is_built():
             raise

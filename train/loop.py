@@ -61,7 +61,9 @@ def train(
     ------
     DataError
         Missing or malformed data, a network that cannot be built, or a loss that is not finite; a run to resume that
-        had other options.
+        had other options; another process that writes to the folder.
+    ArtifactError
+        `config.init` is not a checkpoint.
     """
     with processes(config.device) as group, locked(folder / LOCK, BUSY) if group.first else nullcontext():
         return _train(config, data, folder, cache_root, bar if group.first else no_progress, resume, replaces, group)

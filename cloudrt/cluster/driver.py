@@ -171,7 +171,7 @@ def infer_on_cluster(
             finished = partitions.begin(whole, resume=task.resume, overwrite=overwrite, output=task.output)
             parts = cut(images, size)
             todo = [number for number in range(len(parts)) if partitions.name(number) not in finished]
-            # No record: the merge was interrupted. Another record: this run replaces the output of another run.
+            # Without a record, the merge was interrupted; with another record, the output is that of another run.
             merged = task.output.exists() and task.paths.record.exists()
             if task.resume and not todo and merged and read_run_record(task.paths) == whole:
                 logger.info("%s: already finished, nothing to do", task.output)

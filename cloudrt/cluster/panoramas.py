@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PanoramaPredictor:
-    """A `Predictor` of panoramas. Arrays are not cut: `isolation` tests the engine with one."""
+    """A `Predictor` of panoramas. An array, with which `isolation` tests the engine, is not cut into tiles."""
 
     segmenter: Segmenter
     tiling: Tiling

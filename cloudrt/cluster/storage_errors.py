@@ -37,7 +37,7 @@ def explained(uri: str, what: str) -> Iterator[None]:
     DataError
         The place does not exist.
     StorageError
-        The store does not answer or denies access.
+        Any other OSError, such as a store that does not answer or denies access.
     """
     try:
         yield

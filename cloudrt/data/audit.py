@@ -39,7 +39,7 @@ class Finding:
     reason
         What was found, such as "is not in train.csv".
     line
-        Line of train.csv; 0 for a finding about an image or a mask.
+        Line of train.csv if one row is at fault, else 0.
     """
 
     kind: str

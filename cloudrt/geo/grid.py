@@ -69,7 +69,7 @@ def write_frequencies(store: Path, output: Path, degrees: float, *, overwrite: b
             if not data.sizes["time"]:
                 raise DataError("it holds no days")
             found = frequencies(data, degrees)
-    except (DataError, MemoryError, RuntimeError, ValueError) as error:  # of codecs too
+    except (DataError, MemoryError, RuntimeError, ValueError) as error:  # codecs raise these too
         raise DataError(f"{store}: {error}") from error
     with naming(output):
         if not folder:

@@ -169,7 +169,8 @@ def check_degrees(position: Position, size: Grid) -> None:
     except ProjError as error:
         raise ImageError(f"has a reference system without longitudes and latitudes ({position.source})") from error
     slack = position.pixel_height * position.degrees_per_unit  # the mask may end within a pixel that crosses a pole
-    if not (np.abs(found) <= (540 + slack, 90 + slack)).all():  # infinite, or unchanged degrees of another datum
+    # Infinite where the projection has none; pyproj returns out-of-range degrees of another datum unchanged.
+    if not (np.abs(found) <= (540 + slack, 90 + slack)).all():
         raise ImageError(f"reaches beyond the part of the Earth that its projection covers ({position.source})")
 
 

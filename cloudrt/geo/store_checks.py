@@ -39,7 +39,7 @@ def open_store(path: Path, classes: tuple[str, ...] | None) -> Any:
                 raise DataError(f"no {name}")
         found = tuple(str(name) for name in group["pattern"][:])
         _check(path, group)
-    except Exception as error:  # of the many that zarr and its codecs raise for damaged files
+    except Exception as error:  # zarr and its codecs raise many kinds for damaged files
         raise DataError(f"{path} is not a store that cloudrt-infer --format zarr wrote, or damaged: {error}") from error
     if classes is not None and found != classes:
         raise DataError(f"{path} holds the patterns {', '.join(found)}: give another `output`")

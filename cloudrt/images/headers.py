@@ -21,7 +21,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 100_000_000
 """Default limit of the number of pixels of an image."""
 
-# Limits of parts that take time or memory to parse, whatever their size. Usual files have far fewer.
+# Limits of the number of parts: parsing many takes time and memory, however small they are. Usual files have far fewer.
 MAX_SEGMENTS = 10_000
 """Limit of the segments of a JPEG before its first scan."""
 MAX_CHUNKS = 200_000
@@ -56,12 +56,24 @@ def stated_size(data: bytes) -> Grid:
 
 
 def has_exif(jpeg: bytes) -> bool:
-    """Return whether a JPEG has EXIF data, which may contain a rotation, before its first scan."""
+    """Return whether a JPEG has EXIF data, which may contain a rotation, before its first scan.
+
+    Raises
+    ------
+    ImageError
+        More than `MAX_SEGMENTS` segments.
+    """
     return any(marker == 0xE1 and jpeg[at + 4 : at + 10] == b"Exif\0\0" for marker, at in _segments(jpeg))
 
 
 def has_end(jpeg: bytes) -> bool:
-    """Return whether the end marker of a JPEG follows its first scan; it is missing in truncated files."""
+    """Return whether the end marker of a JPEG follows its first scan; it is missing in truncated files.
+
+    Raises
+    ------
+    ImageError
+        More than `MAX_SEGMENTS` segments.
+    """
     scan = next((at for marker, at in _segments(jpeg) if marker == 0xDA), None)
     return scan is not None and jpeg.find(b"\xff\xd9", scan) >= 0  # in a scan, 0 or a restart marker follows 0xFF
 

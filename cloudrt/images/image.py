@@ -237,7 +237,8 @@ def is_plain_jpeg(data: bytes, max_pixels: int = MAX_PIXELS) -> bool:
     Raises
     ------
     ImageError
-        The header is damaged, or the image has more than `max_pixels` pixels or `MAX_SCANS` scans.
+        The header is damaged, or the image has more than `max_pixels` pixels, `MAX_SCANS` scans or `MAX_SEGMENTS`
+        segments.
     """
     if data[:2] != b"\xff\xd8":
         return False

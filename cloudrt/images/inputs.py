@@ -108,7 +108,7 @@ def digest_sizes(sizes: Iterable[tuple[str, int]]) -> str:
 
 
 def searched_folders(inputs: Iterable[str | Path]) -> list[Path]:
-    """Return the folders whose subfolders `list_inputs` searches: inputs, and those of patterns such as */*.jpg."""
+    """Return the folders that `list_inputs` searches with subfolders: inputs, and A for a pattern such as A/*/*.jpg."""
     folders = []
     for one in inputs:
         path = Path(one)

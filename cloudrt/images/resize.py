@@ -34,7 +34,7 @@ def resize(image: NDArray[np.uint8], size: Grid, out: NDArray[np.uint8] | None =
 
 
 def scale_that_covers(size: Grid, cover: Grid) -> int:
-    """Return the smallest number of eighths of `size`, rounded up, with at least the height and width of `cover`."""
+    """Return the smallest number of eighths of `size`, rounded up, that covers `cover`; 8 if none does."""
     for eighths in range(1, 8):
         if all(-(-side * eighths // 8) >= wanted for side, wanted in zip(size, cover, strict=True)):
             return eighths

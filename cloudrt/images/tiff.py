@@ -78,7 +78,7 @@ def tiff_size(data: bytes) -> Grid:
     tiles = -(-height // (first.get(_TILE_HEIGHT) or height)) * -(-width // (first.get(_TILE_WIDTH) or width))
     planes = first.get(_SAMPLES, 1) if first.get(_PLANAR) == 2 else 1
     for places, count in ((_STRIPS, strips), (_TILES, tiles)):
-        if places in tags and len(tags[places]) < count * planes:  # libtiff reads the others at the start of the file
+        if places in tags and len(tags[places]) < count * planes:  # libtiff would read the missing ones at offset 0
             raise ImageError(f"is damaged: a TIFF with {len(tags[places])} of {count * planes} strips or tiles")
     return height, width
 
@@ -87,8 +87,7 @@ def check_tiff(data: bytes) -> None:
     """Refuse a TIFF with damage inside its compressed data, or in a compression in which damage cannot be found.
 
     The checksums of deflate are verified here, because decoders ignore them. Pillow reports damage in other
-    compressions.
-    Uncompressed files are accepted: their only damage that can be detected is in the header.
+    compressions. Uncompressed files are accepted: their only damage that can be detected is in the header.
 
     Parameters
     ----------

@@ -56,13 +56,14 @@ class Artifact:
     checkpoint_sha256
         SHA-256 of the exported checkpoint.
     validation_dice
-        Mean Dice of the rules on held-out images; cross-validated if `cloudrt tune` found the rules.
+        Mean Dice of the rules on held-out images; cross-validated if the training was complete, or `cloudrt tune` found
+        the rules.
     parity
         Figures of the comparison with PyTorch; see `Parity`.
     versions
         Versions of the libraries that wrote the file.
     weights_license
-        Licence of the pre-trained weights.
+        Source and licence of the pre-trained weights; empty without any.
     tta
         Test-time augmentation, the flips that the logits are averaged over: "none", "h", "v" or "hv".
     members

@@ -41,7 +41,8 @@ class Checkpoint:
     rules
         One rule per class, found on held-out images; empty before the first validation.
     dice
-        Mean Dice of these rules on held-out images.
+        Mean Dice of these rules on held-out images: those that the rules were chosen on or, in best.pth of a complete
+        training, cross-validated.
     epoch
         Number of the epoch, from 1.
     history
@@ -49,7 +50,7 @@ class Checkpoint:
     training
         Configuration of the training, as plain values.
     weights_license
-        Licence of the pre-trained weights.
+        Source and licence of the pre-trained weights; empty without any.
 
     Raises
     ------

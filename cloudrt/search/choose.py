@@ -35,7 +35,8 @@ JOINT = {"threshold": 4, "gate_threshold": 2, "presence": 2}
 """Strides of the thresholds, gate thresholds and presence levels when gate and presence are searched together."""
 
 TIE = 1e-9
-"""Sums of Dice that differ by less are equal. Of equal rules, the one nearest to their mean position is chosen."""
+"""Sums of Dice that differ by less are equal. Of equal rules, the one nearest to their mean position is chosen; without
+smoothing, the first."""
 
 REACH = 1 / 32
 """Half-width of the moving average, as a fraction of the number of values along an axis; at least one value."""
@@ -133,7 +134,7 @@ def choose_rules(
     Raises
     ------
     DataError
-        Fewer than two folds or images.
+        Fewer than two folds or images, or a previous rule that is not in the tables.
     """
     fold = assign_folds(tables.dice.shape[1], folds, seed)
     previous = tuple(before) or (None,) * len(tables.dice)

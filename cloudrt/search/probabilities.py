@@ -142,7 +142,7 @@ class Probabilities:
             raise DataError(f"{self.path}: {error}") from error
 
     def _check_directory(self) -> None:
-        """Raise DataError if the directory, which has no checksum, lacks an array or names another one."""
+        """Raise DataError unless the directory, which has no checksum, lists every array once, by a known name."""
         names = self._archive.namelist()
         known = {_LABELS, *(f"{kind}{key}.npy" for key in self.keys for kind in (_MAPS, _PRESENCE))}
         if not self._names <= known or not len(names) == len(self._names) == _count_members(self.path):

@@ -205,8 +205,8 @@ def measure(
     Raises
     ------
     DataError
-        Maps of different shapes or wrong dtypes, no images or more than `count`, no threshold or min area, or one that
-        is out of range.
+        Maps of different shapes, of wrong dtypes or with too many pixels, no images or more than `count`, no threshold
+        or min area, or one that is out of range.
     """
     levels, areas = (np.unique(np.asarray(values, np.int64)) for values in (thresholds, min_areas))
     if not len(levels) or not len(areas):
