@@ -133,8 +133,8 @@ def check_keys(files: Iterable[ImageFile]) -> None:
         other = seen.setdefault(path.casefold(), file.key)
         if other is not file.key:
             raise DataError(
-                f"{other!r} and {file.key!r} would share a file in the folder of `masks` or `overlays` if case is "
-                "ignored: rename one, or list each once"
+                f"{other!r} and {file.key!r} would share a file in the folder of `masks` or `overlays`, at least where "
+                "case is ignored: rename one, or list each once"
             )
         if PurePosixPath(file.key).is_absolute() or ".." in PurePosixPath(file.key).parts:
             raise DataError(

@@ -211,8 +211,16 @@ def _count_members(path: Path) -> int:
 
 
 def labelled_maps(kept: Probabilities, data: DataFolder) -> Iterator[LabelledMaps]:
-    """Yield the stored outputs of each image with its true masks, for `cloudrt.search.tables.measure`."""
+    """Yield the stored outputs of each image with its true masks, for `cloudrt.search.tables.measure`.
+
+    Raises
+    ------
+    DataError
+        An image has no rows in train.csv; a damaged array, or a wrong RLE text.
+    """
     rows = data.read_train()
     for key in kept.keys:
+        if key not in rows:
+            raise DataError(f"{data.train_csv}: no rows of {key}, whose probabilities are stored")
         levels, presence = kept.read(key)
         yield LabelledMaps(levels, data.truth_bits(key, rows[key]), presence)

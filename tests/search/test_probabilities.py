@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from support.tiny import SMALL_GRIDS
 
+from cloudrt.data.folder import DataFolder
 from cloudrt.errors import DataError
 from cloudrt.labels import Labels
 from cloudrt.search import probabilities
-from cloudrt.search.probabilities import Probabilities, write_probabilities
+from cloudrt.search.probabilities import Probabilities, labelled_maps, write_probabilities
 
 BOMB = 64 * 2**20
 TINY = Labels(("Fish", "Flower"), (4, 6), (2, 3))
@@ -59,6 +60,16 @@ def test_probabilities_round_trip(tmp_path: Path) -> None:
             assert np.array_equal(found, levels)
             assert (presence is not None) == key.startswith("sub/1")
             assert presence is None or np.array_equal(presence, presences[key])
+
+
+def test_stored_images_without_rows_are_refused(tmp_path: Path) -> None:
+    images, table = tmp_path / "train_images", tmp_path / "train.csv"
+    images.mkdir()
+    table.write_text("Image_Label,EncodedPixels\na.jpg_Fish,1 3\na.jpg_Flower,\n")
+    with write_probabilities(tmp_path / "p.npz", TINY) as writer:
+        writer.add("b.jpg", np.zeros((2, 3, 2), np.uint8), None)
+    with Probabilities(tmp_path / "p.npz") as kept, pytest.raises(DataError, match=r"no rows of b\.jpg"):
+        list(labelled_maps(kept, DataFolder(tmp_path, TINY, images, table)))
 
 
 @pytest.mark.parametrize("member", ["labels", "maps/a", "presence/a"])
