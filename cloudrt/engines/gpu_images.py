@@ -246,7 +246,7 @@ def _resize_graph(size: Grid, reduce: bool) -> onnx.ModelProto:
 def _resize_nodes(levels: str, step: str) -> tuple[list[onnx.NodeProto], str]:
     """Return nodes that resize `levels`, (n, H, W, 3) float, and the name of their output, (n, h, w, 3) float.
 
-    Both are products of large matrices: rows x (H, W * 3) for each image, then (n * h * 3, W) x transposed columns.
+    Both MatMul nodes multiply large matrices: rows x (H, W * 3) per image, then (n * h * 3, W) x transposed columns.
     """
 
     def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:

@@ -69,7 +69,7 @@ class Identity:
     partition_format: str = ""
 
     def plan(self) -> Plan:
-        """Return the plan of the run."""
+        """Return the plan of the run, with the default of `pinned`, which is not recorded."""
         return Plan(
             provider=self.provider,
             batch_size=self.batch_size,

@@ -166,7 +166,7 @@ class Segmenter:
         return self._predict(self._several(inputs), look, probabilities)
 
     def _several(self, inputs: Input | Iterable[Input]) -> Iterable[Input]:
-        """Return one input as a list, and the images of a folder."""
+        """Return an iterable of inputs: a path is expanded by `list_inputs`, another single input becomes a list."""
         if isinstance(inputs, str | Path):
             return list_inputs([inputs], None, self.labels)
         try:

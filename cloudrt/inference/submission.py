@@ -1,7 +1,7 @@
 """Writing a submission: each finished image is added to a journal, and the output is written atomically at the end.
 
-Every file of a run is named after its output, so that several runs can share a folder; those of other formats keep
-their suffix (submission.parquet.failures.csv):
+Every file of a run is named after its output, so that several runs can share a folder. If the output is not CSV, the
+names keep its suffix (submission.parquet.failures.csv):
 
     submission.csv            the rows
     submission.failures.csv   failed images and reasons; only if there are any
@@ -209,7 +209,7 @@ def read_run_record(paths: RunPaths) -> Identity:
     Raises
     ------
     DataError
-        There is no record of the run that wrote the output, or the output was changed since.
+        The record of the run is missing, damaged or of another version, or the output was changed since.
     """
     advice = "give another `output`, or `overwrite=True`"
     try:
@@ -240,7 +240,7 @@ def read_recorded(paths: RunPaths) -> Identity | None:
     if paths.journal.is_file():
         return read_identity(paths.journal)
     try:
-        return read_run_record(paths)  # a zarr run in which every image failed has no output
+        return read_run_record(paths)  # also without an output: a zarr run in which every image failed writes none
     except DataError:
         if paths.output.exists():
             raise

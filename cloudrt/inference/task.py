@@ -203,7 +203,8 @@ class InferTask:
         Raises
         ------
         DataError
-            An output exists, or there is an interrupted run, and neither `resume` nor `overwrite` is set.
+            There is an interrupted run, and neither `resume` nor `overwrite` is set; or an output exists that this run
+            may not replace. `resume` replaces the files of the interrupted run, but not `stats`.
         """
         if begun and not (self.resume or self.overwrite):
             raise DataError(

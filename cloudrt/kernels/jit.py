@@ -73,7 +73,8 @@ def _cache_folder() -> Path | None:
         return None
     try:
         remove_damaged(folder.rglob("*.nb[ci]"))
-        for written in folder.iterdir():  # by numba, which would otherwise fall back to the package's own folder
+        # Numba creates a folder per source folder; if it cannot write there, it uses the package's own folder.
+        for written in folder.iterdir():
             tempfile.TemporaryFile(dir=written).close()
     except OSError:
         return None

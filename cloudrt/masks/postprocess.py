@@ -6,10 +6,10 @@ The network's output is uint8 levels 0..255 in the transposed layout (W, H): mem
 contiguous range of memory. `apply_rules` and `postprocess_batch` apply one `Rule` per class.
 
 The lower bound of the run time is the time to read the map from memory once. On one AVX2 core, for uint8 in RLE order
-(bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times as long as that bound; more than half of it is
-finding the runs, the only pass over the pixels. A map of 2,300 runs takes 10 times as long: about a third is finding
-runs, more than a third is joining them (unpredictable branches), and a sixth is writing digits. For float32 in C order,
-which has 4 times as many bytes, the factors are 2 and 5.
+(bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times as long as that bound; more than half of the
+kernels' time is finding the runs, the only pass over the pixels. A map of 2,300 runs takes 10 times as long: about a
+third is finding runs, more than a third is joining them (unpredictable branches), and a sixth is writing digits. For
+float32 in C order, which has 4 times as many bytes, the factors are 2 and 5.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def encode_mask(mask: NDArray[np.uint8]) -> str:
 
 @lru_cache(maxsize=1024)
 def _least(threshold: float, levels: bool) -> np.uint8 | np.float32 | None:
-    """Return the smallest level, or the smallest float32, greater than `threshold`; None if there is none."""
+    """Return the smallest value of the map's dtype that is greater than `threshold`; None if there is none.
+
+    For a float32 map, `threshold` is first rounded to float32.
+    """
     if levels:
         return np.uint8(math.floor(max(threshold, -1)) + 1) if threshold < 255 else None
     with np.errstate(over="ignore"):  # a threshold beyond float32 becomes infinite, as in numpy's comparison

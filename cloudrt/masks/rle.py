@@ -41,6 +41,8 @@ def rle_encode(mask: NDArray[Any]) -> str:
     ------
     RleError
         Not an array, not two-dimensional, or neither bool nor integer.
+    DataError
+        More than `cloudrt.masks.postprocess.MAX_PIXELS` pixels.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The post-processing parameters of one class, and their plain form.
+"""The post-processing parameters of one class, and their conversion to and from a dictionary.
 
 Training and `cloudrt tune` search them, the checkpoint and the artifact store them as JSON, and
 `cloudrt.masks.postprocess` applies them to the network's output.

@@ -94,9 +94,9 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Replace a folder: yield a temporary path beside `path`, renamed to `path` at the end.
 
-    Where the block creates no folder there, `path` is removed. On any error the temporary folder is removed and `path`
-    stays as it was. Where `path` is a symbolic link, its target is replaced. Folders that killed processes left beside
-    it are removed.
+    If the block creates no folder at the temporary path, `path` is only removed. On any error the temporary folder is
+    removed and `path` stays as it was. Where `path` is a symbolic link, its target is replaced. Folders that killed
+    processes left beside it are removed.
 
     Yields
     ------
@@ -140,8 +140,9 @@ def partial_path(path: Path) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Remove the partial files and folders of processes that have ended; each process checks a folder once.
 
-    A folder that such a process was replacing gets its name back if it has no successor. Files of running processes, of
-    other machines or containers, and from before a restart of the machine are kept, on systems without /proc all.
+    If such a process was killed while it replaced a folder, the old folder gets its name back, unless the new one is in
+    its place. Files of running processes, of other machines or containers, and from before a restart of the machine are
+    kept; on systems without /proc, all files are kept.
     """
     _remove_leftovers(str(folder.absolute()), os.getpid())
 
