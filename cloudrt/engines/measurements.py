@@ -42,7 +42,7 @@ CLEAR = 1.5
 
 FORMAT = 2
 VERSIONED = (
-    *("cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt-cu13", "tensorrt"),
+    *("cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
     *tensorrt_rtx.PACKAGES,
 )
 

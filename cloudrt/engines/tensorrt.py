@@ -120,7 +120,9 @@ def engine_key(
 def engine_folder(artifact: Artifact, batch_size: int | None, content: bytes, cache: Path, device: int = 0) -> Path:
     """Return the folder, in `cache`, of the engine for an artifact, with the graph `content`, on GPU `device`."""
     options = build_options(artifact, batch_size)
-    return cache / engine_key(artifact, content, options, device, ("tensorrt-cu13", "tensorrt")).folder()
+    return (
+        cache / engine_key(artifact, content, options, device, ("tensorrt-cu13", "tensorrt-cu12", "tensorrt")).folder()
+    )
 
 
 def triton_options(artifact: Artifact, largest_batch: int) -> dict[str, str]:

@@ -118,6 +118,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
             path.rename(before)
         if partial.exists():
             partial.rename(path)
+        remove_tree(before)
     except BaseException as error:
         if before.exists() and not path.exists():
             before.rename(path)
@@ -126,7 +127,6 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         remove_tree(partial)
-        remove_tree(before)
 
 
 def partial_path(path: Path) -> Path:
@@ -140,9 +140,8 @@ def partial_path(path: Path) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Remove the partial files and folders of processes that have ended; each process checks a folder once.
 
-    If such a process was killed while it replaced a folder, the old folder gets its name back, unless the new one is in
-    its place. Files of running processes, of other machines or containers, and from before a restart of the machine are
-    kept; on systems without /proc, all files are kept.
+    A folder that such a process was replacing gets its name back, unless the new one is in its place. Files of running
+    processes, of other machines or containers, from before a restart of the machine, or without /proc, are kept.
     """
     _remove_leftovers(str(folder.absolute()), os.getpid())
 
