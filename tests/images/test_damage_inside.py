@@ -1,7 +1,7 @@
 """Damage inside the data of each accepted format, at 200 random places: how often it is not found; and file bombs.
 
-PNG has checksums, and most damage to compressed TIFF fails to decode; the other formats have nothing that shows all
-damage.
+PNG has checksums, and most damage to TIFF in deflate or LZW fails to decode; the other formats have nothing that shows
+all damage.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def test_oversized_headers_are_refused(name: str) -> None:
 
 
 def test_oversized_headers_are_refused_without_allocating(tmp_path: Path) -> None:
-    """In a process that can allocate less than a twentieth of the 10 GB that 60,000 x 60,000 pixels take."""
+    """In a process that can allocate less than a twentieth of the 10.8 GB that 60,000 x 60,000 pixels take."""
     for name, data in BOMBS.items():
         (tmp_path / name.replace(", ", "-")).write_bytes(data)
     script = textwrap.dedent("""

@@ -84,7 +84,7 @@ def test_arrays_and_other_files_are_reduced_like_a_jpeg(size: tuple[int, int], e
     rng = np.random.default_rng(0)
     smooth = rng.integers(0, 256, (40, 60, 3), np.uint8)
     pixels = np.asarray(Image.fromarray(smooth).resize(size[::-1], 2)) // 2 + 60
-    pixels[100:140, 200:260] = 230  # an edge that no block ends at
+    pixels[100:140, 200:260] = 230  # three of its edges lie inside blocks of 8x8 pixels
     jpeg, png = io.BytesIO(), io.BytesIO()
     Image.fromarray(pixels).save(jpeg, "JPEG", quality=98, subsampling=0)
     decoded = decode(jpeg.getvalue())

@@ -121,7 +121,7 @@ def test_complete_batches_are_in_the_file_before_the_next_one(tmp_path: Path, mo
 def test_finished_panoramas_are_in_the_file_before_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch consists of tiles: one that eight tiles of a panorama fill does not wait for seven more panoramas."""
+    """A batch of 8 consists of tiles, so one panorama may fill it: its record does not wait for seven others."""
     monkeypatch.setattr("cloudrt.inference.journal.FLUSH_SECONDS", 0.0)
     journal = Journal(tmp_path / "j", make_identity())
     sizes = [journal.path.stat().st_size]

@@ -52,7 +52,7 @@ def test_shipped_model_is_small_and_states_its_source() -> None:
 
 
 @needs_data
-def test_real_maps_give_the_text_of_the_plain_code() -> None:
+def test_real_probabilities_give_the_text_of_the_reference() -> None:
     names = sorted(path.name for path in (DATA / "test_images").iterdir())[:20]
     with Segmenter(provider="cpu") as segmenter:
         for inferred in segmenter.infer(ImageFile(name, DATA / "test_images" / name) for name in names):

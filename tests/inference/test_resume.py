@@ -202,7 +202,7 @@ def test_a_file_that_no_run_wrote_is_not_replaced_by_resume(
     assert snapshot(tmp_path) == before
 
 
-def test_an_output_that_was_changed_since_is_not_the_runs(images: Path, model: Path, tmp_path: Path) -> None:
+def test_an_output_that_was_changed_after_its_run_is_refused(images: Path, model: Path, tmp_path: Path) -> None:
     output = tmp_path / "s.csv"
     assert run(images, model, output).exit_code == 1
     output.write_bytes(output.read_bytes() + b"99.jpg_Fish,\n")

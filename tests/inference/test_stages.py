@@ -26,7 +26,11 @@ BATCHES, SIZE_OF_BATCH = 12, 4
 
 
 class Watched(HostDevice):
-    """Computing batch n waits until n + 1 is copied, and post-processing n until n + 1 is computed."""
+    """Counts the batches that each stage has begun; `meet` waits until a stage begins a batch.
+
+    In the test, computing batch n waits until the copy of n + 1 begins, and post-processing n until the computation of
+    n + 1 begins.
+    """
 
     def __init__(self) -> None:
         self.begun: dict[tuple[str, int], threading.Event] = defaultdict(threading.Event)

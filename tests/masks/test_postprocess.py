@@ -123,12 +123,12 @@ def test_components_are_those_of_scipy_and_cc3d(levels: NDArray[np.uint8]) -> No
         assert np.array_equal(found, cc3d.dust(mask, threshold=min_area + 1, connectivity=8))
 
 
-WORDS = (1, 2, 63, 64, 65, 127, 128, 129, 200)
+SIDES = (1, 2, 63, 64, 65, 127, 128, 129, 200)
 
 
-@pytest.mark.parametrize("height", WORDS)
-@pytest.mark.parametrize("width", WORDS)
-def test_sizes_around_the_words_that_bits_are_kept_in(height: int, width: int) -> None:
+@pytest.mark.parametrize("height", SIDES)
+@pytest.mark.parametrize("width", SIDES)
+def test_sizes_around_multiples_of_64_bits(height: int, width: int) -> None:
     rng = np.random.default_rng(1000 * height + width)
     noise = rng.integers(0, 256, (height, width), dtype=np.uint8)
     for levels in (

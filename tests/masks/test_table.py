@@ -1,4 +1,4 @@
-"""Tables of RLE rows: valid ones are read unchanged, others give one line; files that would take much memory."""
+"""Tables of RLE rows: valid ones are read unchanged, others give a one-line error; files that need much memory."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_the_artifact_returns_the_networks_presence(
     checkpoint = make(tmp_path / "best.pth", presence)
     levels, wanted = by_hand(checkpoint, batch)
     assert wanted.std() > 0
-    wide = Tolerances(64, 0.0, 1.0) if precision == "int8" else None  # random weights: no search for layers to keep
+    wide = Tolerances(64, 0.0, 1.0) if precision == "int8" else None  # no search for layers to keep in fp32
     source = ExportSource(tmp_path / "best.pth", SourceOptions(calibrate=precision == "int8", max_images=16))
     done = export(source, tmp_path / "model.onnx", Target(precision, tolerances=wide))
     assert done.parity.presence_difference is not None

@@ -168,7 +168,7 @@ def test_failed_write_leaves_the_old_page(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
     report = Report(SMALL)
-    report.add("a", None, {"cat": "1 601"}, None)  # beyond the grid: found when the sample is drawn
+    report.add("a", None, {"cat": "1 601"}, None)  # beyond the grid: found when the page is written
     with pytest.raises(ValueError, match="out of bounds"):
         report.write(path, {})
     assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["report.html"]

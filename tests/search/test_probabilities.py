@@ -126,7 +126,7 @@ def test_a_damaged_directory_never_hides_an_array(tmp_path: Path) -> None:
 
 
 def test_a_file_of_many_arrays_is_read(tmp_path: Path) -> None:
-    """The number of more than 65,535 members is in another record of a zip file."""
+    """A zip file with more than 65,535 members states their number in its ZIP64 record."""
     count = 0x10000
     with zipfile.ZipFile(tmp_path / "p.npz", "w") as archive, archive.open("labels.npy", "w") as file:
         np.lib.format.write_array(file, np.array(json.dumps(TINY.to_dict())), allow_pickle=False)

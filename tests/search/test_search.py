@@ -94,7 +94,7 @@ def test_of_equal_rules_the_lowest_is_taken() -> None:
     assert search(levels, truth, (150, 100, 50), (7, 3, 5)) == [BestRule(Rule(50, 3), 1.0)]
 
 
-def test_nothing_true_is_best_predicted_by_nothing() -> None:
+def test_empty_masks_are_best_predicted_by_an_empty_mask() -> None:
     levels, truth = case(4)
     (found, _) = search(levels, np.zeros_like(truth), (10, 255), (0,))
     assert found == BestRule(Rule(255, 0), 1.0)

@@ -1,4 +1,4 @@
-"""Requests share batches; the queue is bounded; clients that leave free a slot; accepted requests are finished."""
+"""Requests share batches; the queue is bounded; a client that leaves frees its slot; accepted requests are finished."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_images_of_a_request_fill_batches(model: Path) -> None:
 
 
 def test_a_decoded_image_waits_no_longer_than_the_delay(model: Path, picture: bytes) -> None:
-    """While the decoding of another image hangs, it runs after `delay_s`."""
+    """It is inferred after `delay_s`, although the decoding of another image hangs."""
     with held(model, delay_s=0.05) as (server, gate, segmenter), ThreadPoolExecutor(2) as pool:
         gate.opened.set()
         load, stuck, go_on = segmenter.decoding.load, threading.Event(), threading.Event()

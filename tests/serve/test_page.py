@@ -233,7 +233,7 @@ def test_the_documentation(page: Tab, server: Server, width: int) -> None:
     assert page.run("document.documentElement.scrollWidth") == width
 
 
-def test_the_page_states_the_gates_and_the_documentation_every_key(server: Server) -> None:
+def test_the_page_states_the_gates_and_openapi_describes_every_key(server: Server) -> None:
     page = server.ask("/").body.decode()
     assert page.count("Empty if fewer than") == 1
     assert "Empty if fewer than 30 pixels are above level 150." in page

@@ -107,7 +107,7 @@ def test_one_image_in_the_body_is_answered_like_a_form(server: Server, folder: P
 
 
 @pytest.mark.parametrize("name", ["0.jpg", "lossless.png"])
-def test_an_image_that_curl_stripped_is_refused_with_the_right_option(server: Server, folder: Path, name: str) -> None:
+def test_an_image_that_curl_stripped_is_refused_and_the_option_named(server: Server, folder: Path, name: str) -> None:
     data = (folder / "images" / name).read_bytes()
     answer = server.ask("/v1/segment", data.translate(None, b"\0\r\n"))
     assert answer.status == 422 and "--data-binary" in answer.json["detail"]

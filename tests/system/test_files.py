@@ -231,7 +231,7 @@ with replacing(Path(sys.argv[1])) as partial:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_later_run_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
-    """Known by process id and start time: another process may have got the id since."""
+    """Leftovers are identified by process id and start time: another process may have got the id since."""
     held = subprocess.Popen([sys.executable, "-c", HOLDS, tmp_path / "s.npz"], stdout=subprocess.PIPE, text=True)
     assert held.stdout
     try:

@@ -54,7 +54,7 @@ print(len(asked))
 def run(code: str, home: Path, *words: str, isolated: bool = False) -> str:
     """Run Python with `home` as its home folder, without any of the switches; return the last line that it prints.
 
-    ONNX Runtime collects nothing where CI is set.
+    CI is unset too: ONNX Runtime collects nothing where it is set.
     """
     home.mkdir(exist_ok=True)
     left_out = {*SWITCHES, "XDG_CACHE_HOME", "CI", "GITHUB_ACTIONS"}
@@ -91,7 +91,7 @@ def test_inference_writes_no_usage_data_and_leaves_no_socket_open(tmp_path: Path
 
 
 SECONDS = "10"
-"""Time in which ONNX Runtime tries to send its events; it takes about one second."""
+"""Longest wait for ONNX Runtime to try to send its events, in seconds; it tries after about one."""
 
 
 @without_network

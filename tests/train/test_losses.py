@@ -32,7 +32,7 @@ def test_bce_dice_is_the_sum_of_its_parts() -> None:
     assert build_loss("bce+dice")(logits, truth).item() == pytest.approx(float(bce + dice), abs=1e-5)
 
 
-def test_sums_of_losses_are_parsed_and_weighed() -> None:
+def test_sums_of_losses_are_parsed_and_weighted() -> None:
     assert parse_loss("0.5*iou + dice+2*focal") == [(0.5, "iou"), (1.0, "dice"), (2.0, "focal")]
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(3, 4, 16, 16, generator=generator)
