@@ -54,7 +54,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny artifact for 64x96 images, with three classes."""
+    """The tiny artifact for images of 96x64 pixels, with three classes."""
     from support.tiny import SMALL_GRIDS, tiny_artifact
 
     return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", (64, 96), SMALL_GRIDS)

@@ -141,7 +141,10 @@ def test_the_trial_gives_a_gpu_provider_the_options_of_infer(
 
 
 def test_an_option_that_a_provider_refuses_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT's own parser, which `InferenceSession` only reaches where TensorRT's libraries can be loaded."""
+    """Calls the option parser of ONNX Runtime's TensorRT provider directly.
+
+    `InferenceSession` reaches it only where TensorRT's libraries can be loaded.
+    """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 

@@ -60,7 +60,7 @@ def test_operations_of_other_products() -> None:
 
     assert count_flops(graph("MatMul", [1, 5, 7], [7, 3], [1, 5, 3])) == 2 * 5 * 7 * 3
     assert count_flops(graph("Gemm", [1, 7], [7, 3], [1, 3])) == 2 * 7 * 3
-    # Each of 4 x 5 pixels of 3 channels is spread over 2 x 2 pixels of 6.
+    # Each of the 4 x 5 input pixels (3 channels) contributes to 2 x 2 output pixels (6 channels).
     assert count_flops(graph("ConvTranspose", [1, 3, 4, 5], [3, 6, 2, 2], [1, 6, 5, 6])) == 2 * 4 * 5 * 3 * 6 * 2 * 2
 
 
@@ -151,6 +151,7 @@ def test_accuracy_is_the_competitions_dice(
 def test_a_reference_that_the_cpu_provider_cannot_run_is_named(
     model: Path, files: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Simulated by a list of providers without the CPU provider."""
     pytest.importorskip("openvino")
     monkeypatch.setattr("cloudrt.bench.accuracy.WAYS", ("openvino",))
     found = measure_accuracy([model], files, None, tmp_path, 1, lambda: None)

@@ -62,7 +62,7 @@ def test_ratios_are_taken_turn_by_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         spend(0.02)
 
     seconds, (peer,) = postprocess.compare(ours, {"peer": theirs}, 2, 5)
-    assert any(seconds == pytest.approx(expected) for expected in (0.01, 0.03))  # for one of two
+    assert any(seconds == pytest.approx(expected) for expected in (0.01, 0.03))  # per map, of two maps per call
     assert (peer.low, peer.ratio, peer.high) == pytest.approx((5, 5, 5))
 
 

@@ -55,7 +55,8 @@ def test_figures_are_those_of_a_plain_count(scenes: Path, explored: Exploration)
     np.testing.assert_allclose(explored.correlation(), wanted, atol=1e-12, equal_nan=True)
     for summary in explored.images:
         for share, label in zip(summary.shares, CLOUDS.classes, strict=True):
-            assert abs(share - masks[summary.name][label].mean()) < 2e-3  # 16 label pixels are one of the grid's
+            # Shares are measured on the submission grid; one of its pixels covers 16 pixels of the label grid.
+            assert abs(share - masks[summary.name][label].mean()) < 2e-3
         image = imread(scenes / "train_images" / summary.name)
         assert summary.size == image.shape[:2]
         assert abs(summary.no_data - (image.max(axis=2) <= 8).mean()) < 0.02
@@ -117,7 +118,7 @@ def spoil(scenes: Path, data: Path) -> list[str]:
 
 
 def test_the_audit_follows_the_data(scenes: Path, tmp_path: Path) -> None:
-    """If all masks are small, a small mask is no finding; if no row is empty, a missing row is none."""
+    """If all masks are small, a small mask is no finding; if no row is empty, a missing row is no finding."""
     shutil.copytree(scenes, tmp_path / "data")
     names = sorted(path.name for path in (tmp_path / "data" / "train_images").iterdir())
     small, tiny = np.zeros(CLOUDS.label_grid, np.uint8), np.zeros(CLOUDS.label_grid, np.uint8)
@@ -143,7 +144,7 @@ def test_progress_counts_images_without_a_row(scenes: Path, tmp_path: Path, monk
         yield lambda n: shown.append(-n)
 
     monkeypatch.setattr("cloudrt.cli.explore.progress_bar", bar)
-    # No row is empty in the first table, so that images without rows are used; one is in the second.
+    # The first table has no empty row, so images without rows are used; the second table has one.
     for name, text, total in (("rare", "1 9000", 12), ("all", "", 1)):
         shutil.copytree(scenes, tmp_path / name)
         key = min(path.name for path in (tmp_path / name / "train_images").iterdir())

@@ -38,7 +38,7 @@ def test_every_library_that_onnxruntime_is_linked_with_is_listed(provider: str) 
     assert linked <= {*cuda_libraries(cuda_major()), *(tensorrt_libraries() if provider == "tensorrt" else ())}
 
 
-@pytest.mark.skipif(not LINUX, reason="names of Linux")
+@pytest.mark.skipif(not LINUX, reason="uses library names of Linux")
 def test_libraries_are_found_in_every_folder_of_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """pip install --user and --target put them beside another `nvidia` package than that of ONNX Runtime."""
     for number, name in enumerate(("libfirst.so.1", "libsecond.so.1")):
@@ -53,7 +53,7 @@ def test_libraries_are_found_in_every_folder_of_the_path(tmp_path: Path, monkeyp
     assert not is_present("libcudnn.so.no-such-version")
 
 
-@pytest.mark.skipif(not LINUX, reason="names of Linux")
+@pytest.mark.skipif(not LINUX, reason="uses library names of Linux")
 def test_the_loaders_message_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that exists and cannot be loaded; ONNX Runtime would log an error and use the CPU."""
     folder = tmp_path / "nvidia" / "cu13" / "lib"

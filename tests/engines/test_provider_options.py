@@ -120,7 +120,7 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_cudas_options_are_parsed(stubs: Path) -> None:
-    """With a driver that has no GPU, its parser reads all options before it looks for the GPU."""
+    """The driver has no GPU; the parser of the CUDA provider reads all options before the provider looks for one."""
     ours = [
         provider_options("cuda", artifact, batch, b"model", options)
         for artifact, batch in product(ARTIFACTS, (8, None))

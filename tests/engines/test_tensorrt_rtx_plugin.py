@@ -53,7 +53,7 @@ print(MODULE in sys.modules)
 
 
 def test_the_plugin_registers_and_finds_no_gpu(stubs: Path) -> None:
-    """With a driver that lists a GPU which CUDA then cannot use; a second call registers nothing twice."""
+    """The driver lists a GPU that CUDA cannot use; a second call of `register` does nothing."""
     done = python_with_stubs(stubs, f"{REGISTER}register()\nregister()", STUB_GPUS="8.9")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [

@@ -152,7 +152,7 @@ EXACT = Labels(("a", "b", "c", "d"), (32, 48), (32, 48))
 
 
 def exact_layers() -> dict[str, NDArray[Any]]:
-    """int8 weights of two convolutions, 3x3 and 1x1: one output channel of the first holds 127 alone."""
+    """int8 weights of two convolutions, 3x3 and 1x1: all weights of one output channel of the first are 127."""
     rng = np.random.default_rng(0)
     first = rng.integers(-127, 128, (8, 3, 3, 3), np.int8)
     first[0] = 127
@@ -243,7 +243,7 @@ def test_the_emulation_of_tensorrts_int8_is_exact(source: ExportSource) -> None:
 
 
 def test_emulated_int8_is_judged_by_a_margin(source: ExportSource, tmp_path: Path) -> None:
-    """The margin is 0.05 levels, by which the mean difference may be larger on TensorRT."""
+    """The limit is lowered by 0.05 levels, because the mean difference may be that much larger in TensorRT."""
     found = export(source, tmp_path / "all.onnx", Target("int8", "tensorrt", tolerances=WIDE)).parity.mean_difference
     for margin, passes in ((0.06, True), (0.04, False)):
         done = export(

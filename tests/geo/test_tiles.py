@@ -64,7 +64,7 @@ def test_tiles_cover_everything(length: int, view: int, align: int, overlap: flo
 
 
 def test_images_are_resampled_to_the_resolution_of_training(tmp_path: Path) -> None:
-    """At 50 pixels per degree, one pixel counts as two: the grid is that of an image with twice the pixels."""
+    """At 50 pixels per degree instead of 100, the grid is that of an image with twice as many rows and columns."""
     path = write_picture(tmp_path / "x20200101_0-4_0-3.png", draw_scene(3, (150, 200)).image)
     model = tiny_artifact(tmp_path / "m.onnx", INPUT, SMALL_GRIDS, field_of_view=VIEW)
     panorama = open_panorama(path, read_artifact(model), Tiling(), 10**6)

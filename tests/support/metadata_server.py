@@ -1,4 +1,4 @@
-"""A server that states metadata and runs nothing, and changes of its metadata."""
+"""A server that returns the metadata of a model and runs no inference, and a function that changes the metadata."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = (64, 96)
 
 @contextmanager
 def metadata_server(change: Callable[[dict[str, Any]], object], folder: Path) -> Iterator[str]:
-    """A server that states the metadata that `cloudrt serve` has for `folder`/tiny.onnx, after a change."""
+    """A server that returns the metadata of `cloudrt serve` for `folder`/tiny.onnx, changed by `change`."""
     metadata = {
         "name": "tiny",
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, *SIZE, 3]}],

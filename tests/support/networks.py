@@ -20,7 +20,7 @@ OPTIONS = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
 def make_checkpoint(
     path: Path, encoder: str = "resnet18", rules: bool = True, seed: int = 0, **config_values: Any
 ) -> Checkpoint:
-    """Write and return a checkpoint of an FPN with random weights, for 64x96 images unless given otherwise."""
+    """Write and return a checkpoint of an FPN with random weights, for images of 96x64 pixels by default."""
     torch.manual_seed(seed)
     config = NetworkConfig("FPN", encoder, OPTIONS, **{"input_size": (64, 96), **config_values})
     network = build_network(config)

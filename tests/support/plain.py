@@ -24,7 +24,7 @@ def picture(value: int, top: int = 10) -> NDArray[np.uint8]:
 
 
 def pictures(count: int) -> list[NDArray[np.uint8]]:
-    """At most 50 bright images of which no two have the same masks, so that a test notices results in another order."""
+    """Return `count` bright images, 50 at most, whose masks all differ, so that a test notices a changed order."""
     return [picture(201, 2 + number) for number in range(count)]
 
 

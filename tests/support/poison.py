@@ -12,7 +12,7 @@ import importlib.util, os, signal, sys, time
 from contextlib import suppress
 from pathlib import Path
 
-# The ledger of this cluster is the process of that name with this folder in its environment.
+# The ledger actor of this cluster is the process ray::Ledger whose environment contains this folder.
 def end_ledger():
     ended = 0
     for process in Path("/proc").glob("[0-9]*"):

@@ -132,7 +132,7 @@ def run(line: str, words: list[str], status: int) -> None:
             shutil.rmtree(rest[0], ignore_errors=True)  # the page makes it
         result = CliRunner().invoke(main, [name, *rest, *extra])
         if name == "train" and "--resume" in rest and result.exit_code == 2:
-            assert "is finished" in result.output  # here, no closed pipe has stopped the run before
+            assert "is finished" in result.output  # nothing has interrupted the run here
             return
         assert result.exit_code == status, f"{line}\n{result.output}\n{result.exception!r}"
     elif words[0] == "unzip":

@@ -125,7 +125,7 @@ def tiny_artifact(
     checkpoint_sha256: str = "",
     field_of_view: Grid = LABEL_GRID,
 ) -> Path:
-    """Write `tiny_model` to `path`, and return it."""
+    """Write `tiny_model` to `path`, and return the path."""
     model = tiny_model(
         input_size,
         labels,
