@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Further argument of the architecture; can be repeated.",
+    help="Further argument of the architecture, such as finest_level=3 of FPN; can be repeated.",
 )
 @click.option(
     "--input-size",

@@ -23,7 +23,7 @@ def test_components_are_those_of_scipy(wraps: bool) -> None:
                 for other in range(max(row - 1, 0), min(row + 2, 40)):
                     if numbers[row, -1] and numbers[other, 0]:
                         numbers[numbers == numbers[other, 0]] = numbers[row, -1]
-        pairs = {(a, b) for a, b in zip(found.ravel(), numbers.ravel(), strict=True)}
+        pairs = set(zip(found.ravel().tolist(), numbers.ravel().tolist(), strict=True))
         assert count == len(np.unique(found)) - 1
         assert (0, 0) in pairs and len(pairs) == len(np.unique(numbers)) == count + 1
         levels = np.ascontiguousarray((mask * random.integers(101, 256, mask.shape, np.uint8)).T)

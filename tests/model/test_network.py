@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from cloudrt.errors import DataError
 from cloudrt.model.network import InferenceGraph, build_network
@@ -27,6 +30,48 @@ def test_unknown_names_suggest_near_ones() -> None:
         build_network(NetworkConfig("FPN", "resnet18", {"no_such": 1}, (64, 64)))
     with pytest.raises(DataError, match="multiples of 32"):
         NetworkConfig(input_size=(100, 96))
+
+
+def test_an_fpn_without_its_finest_level_equals_plain_operations() -> None:
+    config = NetworkConfig("FPN", "resnet18", {"decoder_pyramid_channels": 32, "finest_level": 3}, (64, 96))
+    network: Any = build_network(config).eval()
+    image = torch.rand(1, 3, 64, 96)
+    weights = network.decoder.state_dict()
+    with torch.no_grad():
+        found = network(image)
+        *_, c3, c4, c5 = network.encoder(image)
+        levels = [functional.conv2d(c5, weights["p5.weight"], weights["p5.bias"])]
+        for name, skip in (("p4", c4), ("p3", c3)):
+            lateral = functional.conv2d(skip, weights[f"{name}.skip_conv.weight"], weights[f"{name}.skip_conv.bias"])
+            levels.append(functional.interpolate(levels[-1], scale_factor=2, mode="nearest") + lateral)
+        total = torch.zeros(1, 128, 8, 12)  # 1/8 of the image
+        for number, (level, doublings) in enumerate(zip(levels, (2, 1, 0), strict=True)):
+            x = level
+            for step in range(max(1, doublings)):
+                block = f"seg_blocks.{number}.block.{step}.block"
+                x = functional.conv2d(x, weights[f"{block}.0.weight"], padding=1)
+                x = functional.group_norm(x, 32, weights[f"{block}.1.weight"], weights[f"{block}.1.bias"]).relu()
+                if doublings:
+                    x = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            total += x
+        head = network.segmentation_head.state_dict()
+        logits = functional.conv2d(total, head["0.weight"], head["0.bias"])
+        wanted = functional.interpolate(logits, scale_factor=8, mode="bilinear", align_corners=True)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert not any("p2" in name for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "match"),
+    [
+        ("FPN", {"finest_level": 4}, "must be 2 or 3"),
+        ("FPN", {"finest_level": 3, "decoder_merge_policy": "cat"}, "decoder_merge_policy=add"),
+        ("Unet", {"finest_level": 3}, "no argument of Unet"),
+    ],
+)
+def test_finest_level_is_refused(architecture: str, options: dict[str, Any], match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        build_network(NetworkConfig(architecture, "resnet18", options, (64, 64)))
 
 
 def test_graph_equals_numpy() -> None:
