@@ -33,7 +33,8 @@ class Agreement:
     Parameters
     ----------
     rows_identical
-        Number of rows (image, class) for which both post-processings gave the same text on the same maps: all of them.
+        Number of rows (image, class) for which both post-processings gave the same text on the same maps. These are all
+        rows, because `compare_rows` raises an error for a difference.
     masks
         Number of those rows that are not empty.
     dice

@@ -33,7 +33,7 @@ def write_bench_page(values: dict[str, Any], path: Path) -> None:
 
 
 def plot_front(accuracy: dict[str, Any]) -> str:
-    """Return a plot of Dice against images per second, with the front as a line, as the data URI of a PNG."""
+    """Return a plot of Dice against images per second with the Pareto front as a line, as the data URI of a PNG."""
     figure, panel = _figure()
     ways = sorted(accuracy["ways"], key=lambda way: way["timing"]["images_per_second"])
     front = [(way["timing"]["images_per_second"], way["dice"]) for way in ways if way["front"]]

@@ -1,7 +1,8 @@
 """Compare two benchmark files: which ratios changed by more than their noise, and which are regressions.
 
-Only ratios within a run are compared, because absolute times of another day or machine are not comparable: those of
-each stage to the notebook's, of the pipeline to its ceiling and its peers, and of post-processing to its peers.
+Only ratios within a run are compared, because absolute times of another day or machine are not comparable. They are
+the speed of each stage relative to the notebook's, of the pipeline relative to its ceiling and its peers, of
+post-processing relative to its peers, of the search relative to nested loops, and the ratios of the host part.
 """
 
 from __future__ import annotations

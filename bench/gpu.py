@@ -151,7 +151,7 @@ def main(
     installation, results, engine, pipeline, running out of memory, decoding on the GPU, PyTorch, TensorRT, training.
     """
     if not math.isfinite(minutes):
-        raise DataError(f"--minutes {minutes:g} is no limit: give a number")
+        raise DataError(f"--minutes {minutes:g} is not a finite number")
     driver = nvidia_driver()
     if not stand_in and not (driver and driver.gpus):
         raise ProviderError("no NVIDIA GPU, or no driver: run this on a GPU, or check the command with --stand-in")

@@ -165,7 +165,9 @@ def _run_tensorrt(task: GpuTask, provider: str, precision: str, reference: Calla
         "seconds": seconds,
     }
     if dice < least or not identical:
-        values["error"] = f"Dice {dice:.4f}, at least {least}" if dice < least else "the second run gave other bytes"
+        values["error"] = (
+            f"Dice {dice:.4f}, expected at least {least}" if dice < least else "the second run gave other bytes"
+        )
     return values
 
 

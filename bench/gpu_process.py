@@ -26,7 +26,7 @@ WORK = "import sys; from cloudrt.bench.gpu_process import work; work(*sys.argv[1
 
 @dataclass(frozen=True)
 class GpuStep:
-    """A step: name, what it measures, weight when the time is divided, and the module of the function of that name."""
+    """A step: name, what it measures, share of the total time, and the module of the function with the step's name."""
 
     name: str
     title: str
@@ -138,7 +138,7 @@ def judge(found: dict[str, Any], status: int | None, limit: float, log: Path) ->
     status
         Exit status of the process; None if it was stopped at the limit.
     limit, log
-        Seconds, and the output of the process.
+        Time limit in seconds, and the file with the output of the process.
     """
     errors = [f"{name}: {values['error']}" for name, values in found.items() if "error" in values]
     left_out = [values["not_run"] for values in found.values() if "not_run" in values]

@@ -107,7 +107,7 @@ def in_precision(task: GpuTask, precision: str) -> tuple[Any, Any]:
     if artifact.precision == precision:
         return model, artifact
     if (artifact.precision, precision) != ("fp16", "fp32"):
-        raise NotRun(f"the artifact is {artifact.precision}")
+        raise NotRun(f"the artifact is {artifact.precision}, not {precision}")
     wide, artifact = widen(model), replace(artifact, precision="fp32")
     write_metadata(wide, artifact)
     return wide, artifact

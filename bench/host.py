@@ -1,12 +1,13 @@
 """Overhead of the pipeline on the host, which limits the rate when a GPU runs the network.
 
     hand-over      decode, engine and post-processing take no time: images/s of passing work between threads
-    post-process   decode and engine take no time: the share of the rate of post-processing alone, on the same cores
+    post-process   decode and engine take no time: rate relative to post-processing alone, on the same cores
     overlap        copying, computing and post-processing a batch take equally long and use no core, on two streams:
-                   the share of the rate of one of them
+                   rate of the three together relative to one of them
 
-A stand-in for the engine returns the model's maps; see `stand_ins`. Post-processing reads `MAPS` images in turn, more
-than caches hold: the maps of an engine are new as well. The measurements alternate.
+A stand-in for the engine returns the model's maps; see `stand_ins`. Post-processing cycles through the maps of `MAPS`
+images, more than the CPU caches hold, because the output of a real engine is not in the caches either. The measurements
+alternate.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ def time_postprocessing(
     batch_size: int,
     threads: int,
 ) -> float:
-    """Return seconds per image of threads that each post-process their part of each batch in turn."""
+    """Return seconds per image if each of `threads` threads post-processes its part of every batch."""
     shares = parts(levels, presence, max(1, batch_size // threads))
 
     def loop(number: int) -> int:

@@ -52,9 +52,10 @@ def bench(options: BenchOptions, output: Path, progress: ProgressBar) -> BenchRe
     Raises
     ------
     AgreementError
-        The notebook's post-processing gave another text than ours on the same map.
+        A peer gave other results than cloudrt.
     CloudrtError
-        A model, the provider, the images, the truth or the output cannot be used; raised before anything is timed.
+        A model, the provider, the images, the truth or the output cannot be used, or the command that the start-up part
+        times failed.
     """
     check_models([*options.models, *([options.baseline] if options.baseline else [])])
     with (

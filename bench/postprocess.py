@@ -1,6 +1,6 @@
 """Post-processing on one thread, compared with peers and with the floor, the time to read the map once from memory.
 
-    dense      smoothed noise: about 2,200 runs and 60 components per map
+    dense      smoothed noise: about 2,300 runs and 60 components per map
     smooth     noise smoothed more: about 500 runs and 4 components, as from a trained network
     network    maps of the measured model on the images of the run, with its rules
 

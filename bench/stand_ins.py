@@ -58,7 +58,8 @@ class Instant:
     batch_size
         Images per batch.
     levels, presence
-        (n, C, W, H) and (n, C) uint8, for as many whole batches as fit into n; None for empty maps and no presence.
+        (n, C, W, H) and (n, C) uint8, divided into whole batches; a remainder is left out. None for empty maps and no
+        presence.
     """
 
     provider, streams = "cpu", 1
@@ -99,7 +100,10 @@ class Instant:
 
 
 class Staged(Instant):
-    """An engine that copies a batch, then computes it, in `stage_s` seconds each, on two streams in turn."""
+    """An engine that sleeps `stage_s` seconds in place of copying a batch, then as long in place of computing it.
+
+    It has two streams: one batch is copied while another is computed.
+    """
 
     streams = 2
 

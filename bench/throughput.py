@@ -16,7 +16,7 @@ from cloudrt.system.progress import Advance, ProgressBar
 from .workload import Workload
 
 GAIN = 1.03
-"""The curve ends after two steps in a row with less gain."""
+"""A curve ends after two steps in a row whose rate is below this multiple of the best rate before."""
 BLOCK = 0.15
 """Approximate seconds per timed block of a point."""
 TURNS = 3

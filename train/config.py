@@ -46,7 +46,7 @@ class TrainConfig:
     encoder_weights
         "imagenet", "none" (random initialisation), or the path of a state dict; see `weights.py`.
     init
-        Checkpoint to initialise all weights of equal name and shape from, instead of `encoder_weights`; "" for none.
+        Checkpoint from which all weights of equal name and shape are copied, instead of `encoder_weights`; "" for none.
     input_size
         Height and width of the network's input.
     presence, top_k
@@ -97,7 +97,8 @@ class TrainConfig:
     compile
         Whether to use torch.compile.
     time_budget
-        Seconds of training, without validation; the schedule is shortened to fit. 0 for no limit.
+        Seconds of training, without pre-training and validation; "one-cycle" and "cosine" are shortened to fit. 0 for
+        no limit.
     tensorboard
         Whether to write TensorBoard logs.
     max_images
@@ -198,9 +199,9 @@ class TrainConfig:
         return asdict(self) | {"input_size": list(self.input_size)}
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """Return a description of each field that differs from another run's `to_dict` and may not when resuming.
+        """Return a description of each field that differs from another run's `to_dict` but must not change on resuming.
 
-        A field that the other dictionary lacks had its default.
+        A field missing from `other` is compared with its default.
         """
         ours, theirs = self.to_dict(), TrainConfig().to_dict() | other
         names = [one.name for one in fields(self) if one.name not in RESUMABLE]

@@ -42,7 +42,8 @@ class CrossResult:
     Parameters
     ----------
     dice
-        Out-of-fold mean Dice over all images: neither the network nor the rules were fitted to the image.
+        Out-of-fold mean Dice over all images: neither the weights nor the rules were fitted to the image. The best
+        epoch and the treatment of no-data were chosen on the same held-out images.
     folds
         Held-out mean Dice of each run, with its own rules.
     all_empty
@@ -84,7 +85,7 @@ def _cross_validate(
     if resume and (folder / "folds.json").exists():
         raise DataError(f"{folder} is finished: there is nothing to resume; to train again, use another --name")
     if resume and any((folder / name).exists() for name in (STATE, "best.pth")):
-        raise DataError(f"{folder} is a run without folds: resume it without --folds, or use another --name")
+        raise DataError(f"{folder} is a single run: resume it with its own options, or use another --name")
     dices, empty = [], []
     parts = [folder / f"fold-{number}" for number in range(config.folds)]
     earlier: list[Path] = []

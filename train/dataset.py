@@ -126,7 +126,7 @@ class EpochBatches(Sampler[list[int]]):
     images
         Number of images.
     batch_size
-        Images per batch and process; at most `images // world_size`.
+        Images per batch and process; at most `images // world_size` are used.
     seed
         Seed of the shuffle.
     rank, world_size

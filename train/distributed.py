@@ -72,8 +72,8 @@ def processes(device: str) -> Iterator[Processes]:
     Raises
     ------
     DataError
-        torchrun's variables are incomplete or not whole numbers, there are more processes than GPUs, or another process
-        ended.
+        torchrun's variables are incomplete or not whole numbers, there are more processes than GPUs, `device` is
+        the GPU of another process, or another process ended.
     """
     if not is_distributed():
         yield Processes()
@@ -85,6 +85,8 @@ def processes(device: str) -> Iterator[Processes]:
         values = ", ".join(f"{name}={value}" for name, value in variables.items())
         raise DataError(f"expected whole numbers, found {values}: start several processes with torchrun") from error
     on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu and device.startswith("cuda:") and device != f"cuda:{found.local_rank}":
+        raise DataError(f"--device {device} is one GPU, but each process needs its own: use --device cuda")
     if on_gpu and found.local_rank >= torch.cuda.device_count():
         raise DataError(f"local rank {found.local_rank} has no GPU: this machine has {torch.cuda.device_count()}")
     if on_gpu:

@@ -62,7 +62,9 @@ def launch(
     Raises
     ------
     DataError
-        A process failed, or the machines could not connect.
+        `head` is missing or malformed, a process failed, or the machines could not connect.
+    SystemExit
+        This process received SIGTERM, SIGINT or SIGHUP.
     """
     if nodes > 1 and not re.fullmatch(r".+:\d{1,5}", head):
         raise DataError(f"{nodes} machines need --head HOST:PORT, the same on all of them; found {head!r}")
@@ -95,7 +97,7 @@ def launch(
 
 def _describe(failures: dict[int, ProcessFailure], folder: str) -> str:
     """Return the rank of the process that failed first, its exit status, its last message, and how to resume."""
-    # The other processes fail next, with a status of their own; a signal is the likelier cause.
+    # When one process is killed by a signal, the others fail soon after, each with its own exit status.
     rank, first = min(failures.items(), key=lambda item: (item[1].exitcode >= 0, item[1].timestamp))
     how = f"status {first.exitcode}"
     if first.exitcode < 0:

@@ -60,10 +60,11 @@ def train(
     Raises
     ------
     DataError
-        Missing or malformed data, a network that cannot be built, or a loss that is not finite; a run to resume that
-        had other options; another process that writes to the folder.
+        Missing or malformed data, a device or precision that is not available, a network that cannot be built, a loss
+        that is not finite, or a folder that another run writes to; a run to resume that is finished or had other
+        options.
     ArtifactError
-        `config.init` is not a checkpoint.
+        The checkpoint `config.init` cannot be read.
     """
     with processes(config.device) as group, locked(folder / LOCK, BUSY) if group.first else nullcontext():
         return _train(config, data, folder, cache_root, bar if group.first else no_progress, resume, replaces, group)
@@ -96,6 +97,8 @@ def _train(
     if group.first:
         group.barrier()
     training, held_out = _split(cache, config)
+    if len(training) < group.world_size:
+        raise DataError(f"{len(training)} training images are too few for {group.world_size} processes: use fewer")
     images = describe_images(cache.names, training, held_out, source.labels)
     if state and state["images"] != images:
         raise DataError(f"{folder} was trained on other images or classes than {data} contains now: use --overwrite")

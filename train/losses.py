@@ -16,7 +16,7 @@ NAMES = ("bce", "dice", "iou", "focal", "lovasz")
 OVERLAPS = ("dice", "iou", "lovasz")
 """Losses that measure the overlap of whole masks; the others are means over pixels."""
 READ_SECONDS = 1.0
-"""How often `RunningLoss` reads losses from the device."""
+"""Interval at which `RunningLoss` reads losses from the device."""
 SURELY_OFF = -30.0
 """A logit whose probability, about 1e-13, is negligible, and whose Lovasz error is zero."""
 

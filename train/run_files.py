@@ -9,5 +9,6 @@ TENSORBOARD = "tensorboard"
 RUN_STARTS = ("config.json", "held_out.txt")
 """Written when a run starts."""
 RUN_RESULTS = ("best.pth", "last.pth", "history.csv", "curves.png", PROBABILITIES, STATE)
+"""Results of a run. A later run in the same folder removes them."""
 CROSS_RESULTS = ("folds.json", "oof.npz")
-"""Results of a run, and of a cross-validation beside its folds, which a later run in the folder removes."""
+"""Results of a cross-validation, apart from the folders of its folds. A later run in the same folder removes them."""

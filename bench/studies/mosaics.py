@@ -48,7 +48,17 @@ class Known:
 
 @dataclass
 class MosaicAgreement:
-    """Dice of images in mosaics, and the largest steps, for one overlap."""
+    """Agreement of images in mosaics, for one overlap.
+
+    Parameters
+    ----------
+    pieces, labels
+        Dice of each (image, class) with the image segmented alone, and with the labels.
+    at_borders, elsewhere
+        Largest step in level at the borders of tiles, and elsewhere.
+    tiles
+        Number of tiles.
+    """
 
     pieces: list[float] = field(default_factory=list)
     labels: list[float] = field(default_factory=list)

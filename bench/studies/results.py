@@ -65,7 +65,7 @@ def relative_speed(way: dict[str, Any], plain: dict[str, Any]) -> float:
 
 
 def spread(*timings: dict[str, Any]) -> str:
-    """Return half the interquartile range of a quotient of timings, relative to it."""
+    """Return half the relative interquartile range of a product or quotient of timings, such as " ± 3%"."""
     return f" ± {np.hypot.reduce([timing['iqr_s'] / timing['median_s'] for timing in timings]) / 2:.0%}"
 
 

@@ -8,8 +8,8 @@ many tiles begin at or near the edge of an image, and cropped by a random part o
 each whole image are compared with those of the image alone, and with the labels; the same is done with synthetic
 scenes, without labels. A step is the difference in level of two neighbouring columns.
 
-Speed and memory are those of synthetic panoramas. The same number of single images has the same pixels as the tiles, as
-JPEGs of the same quality; both are timed alternately.
+Speed and memory are measured on synthetic panoramas. To compare the speed, each tile is also written as a JPEG of its
+own, of the same quality; panoramas and single images are timed alternately.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The initial weights of a run from a checkpoint, and the time budget of several processes."""
+"""The initial weights of a run from a checkpoint, and the checks and time budget of several processes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from cloudrt.train.cache import open_cache
 from cloudrt.train.config import TrainConfig
 from cloudrt.train.dataset import CloudDataset
 from cloudrt.train.distributed import Processes, processes
+from cloudrt.train.loop import train
 from cloudrt.train.start import start
 from cloudrt.train.trainer import Trainer
 from support.networks import OPTIONS, make_checkpoint
@@ -100,3 +103,34 @@ def test_variables_of_torchrun_that_are_no_numbers_are_named(
     named = f"found RANK={rank}, WORLD_SIZE={world}, LOCAL_RANK=0: start several processes with torchrun"
     with pytest.raises(DataError, match=named), processes("cpu"):
         pass
+
+
+def test_processes_on_the_gpu_of_another_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with (
+        pytest.raises(DataError, match="--device cuda:1 is one GPU, but each process needs its own"),
+        processes("cuda:1"),
+    ):
+        pass
+
+
+def test_more_processes_than_training_images_are_refused(
+    scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before an earlier run is removed."""
+
+    class Many(Processes):
+        def barrier(self) -> None: ...
+
+    @contextmanager
+    def many(_device: str) -> Iterator[Processes]:
+        yield Many(world_size=1000)
+
+    monkeypatch.setattr("cloudrt.train.loop.processes", many)
+    (tmp_path / "best.pth").write_text("of an earlier run")
+    with pytest.raises(DataError, match=r"\d+ training images are too few for 1000 processes: use fewer"):
+        train(ONE_EPOCH, scenes, tmp_path, cached)
+    assert (tmp_path / "best.pth").exists()

@@ -104,9 +104,9 @@ def test_resuming_without_folds_keeps_a_cross_validation(scenes: Path, cached: P
 
 
 @pytest.mark.parametrize("name", ["state.pth", "best.pth"])
-def test_resuming_with_folds_refuses_a_run_without(name: str, scenes: Path, cached: Path, tmp_path: Path) -> None:
+def test_resuming_with_folds_refuses_a_single_run(name: str, scenes: Path, cached: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text("of a run")
-    with pytest.raises(DataError, match="is a run without folds"):
+    with pytest.raises(DataError, match="is a single run: resume it with its own options"):
         cross_validate(replace(SMALL, folds=2), scenes, tmp_path, cached, resume=True)
     assert not (tmp_path / "fold-0").exists()
 
