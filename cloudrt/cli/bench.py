@@ -25,7 +25,7 @@ from cloudrt.system.terminal import Failure, reports_errors
     "--truth",
     type=FILE,
     metavar="CSV",
-    help="Labels of the images in DATA, such as train.csv: accuracy is then the competition's Dice.",
+    help="Labels of the images in --data, such as train.csv: accuracy is then the competition's Dice.",
 )
 @click.option(
     "--max-images",

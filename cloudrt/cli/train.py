@@ -49,7 +49,8 @@ logger = logging.getLogger(__name__)
     "--init",
     default="",
     metavar="PTH",
-    help="Checkpoint of cloudrt to initialise all weights of equal name and shape from, instead of --encoder-weights.",
+    help="Checkpoint of cloudrt with the same --encoder: initialise the weights whose name and shape match from it, "
+    "instead of from --encoder-weights.",
 )
 @click.option(
     "--set",
@@ -104,7 +105,7 @@ logger = logging.getLogger(__name__)
     type=click.Choice(["plateau", "one-cycle", "cosine", "constant"]),
     default="plateau",
     show_default=True,
-    help="Learning-rate schedule. plateau: multiply by 0.3 after 5 epochs without a lower held-out loss.",
+    help="Learning-rate schedule. plateau: multiply by 0.3 after more than 5 epochs without a lower held-out loss.",
 )
 @click.option(
     "--loss",
