@@ -35,7 +35,7 @@ def folds(cache: DatasetCache, count: int, seed: int, group_similar: bool = Fals
     Raises
     ------
     DataError
-        There are fewer images, or groups, than folds.
+        There are fewer images, or groups, than folds, or a fold would be empty.
     """
     import warnings
 

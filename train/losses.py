@@ -61,7 +61,8 @@ class WherePresent(nn.Module):
     loss
         A loss that is 0 for an empty mask that is predicted empty.
     classes
-        Whether `loss` averages over the classes of (1, N * C, H, W), or over the images of (N * C, 1, H, W).
+        True if `loss` averages over classes: it gets the pairs as (1, N * C, H, W). False if it averages over images:
+        it gets them as (N * C, 1, H, W).
     """
 
     def __init__(self, loss: nn.Module, classes: bool) -> None:

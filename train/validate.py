@@ -57,8 +57,7 @@ class Validator:
     tta
         Name of the test-time augmentation in `VIEWS`.
     scratch
-        Folder for a temporary memory-mapped file of the probabilities, so that memory use does not depend on the
-        number of images.
+        Folder for a temporary memory-mapped file of the probabilities, which may be larger than memory.
     """
 
     loss: nn.Module

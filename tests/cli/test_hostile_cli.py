@@ -224,7 +224,7 @@ def test_a_name_with_a_line_break_makes_one_line(images: Path, model: Path) -> N
 
 @pytest.mark.parametrize("option", ["-m", "-o", "--masks", "--overlays", "--sample", "--stats"])
 def test_an_empty_path_is_not_the_current_folder(images: Path, model: Path, tmp_path: Path, option: str) -> None:
-    """Such as an unset variable of a shell."""
+    """A shell passes an empty path if a quoted variable is not set."""
     before = set(tmp_path.rglob("*"))
     done = CliRunner().invoke(infer, ["in", *words(model, "--overwrite"), option, ""])
     assert done.exit_code == 2 and "is empty: give a path" in done.stderr and option in done.stderr

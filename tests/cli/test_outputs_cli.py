@@ -1,4 +1,4 @@
-"""No command replaces what it reads or, without --overwrite, anything that exists; it is refused before it starts."""
+"""Commands that would replace their input or, without --overwrite, what exists are refused before they start."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ PIXEL = 0.02
 BOX = (-58.98, 11.3, -56.0, 12.98)
 """West, south, east and north of the bright rectangle."""
 RULES = (Rule(253, 20), Rule(127, 20), Rule(127, 20))
-"""Thresholds at which the blurred edge of the rectangle is at its position."""
+"""With these thresholds, the masks end at the edges of the rectangle, although the model blurs them."""
 HOLE = (-58.0, 11.8, -57.5, 12.3)
 """A dark rectangle in the bright one."""
 

@@ -29,7 +29,7 @@ def comb(height: int, width: int, tooth: int = 2) -> NDArray[np.uint8]:
 
 
 def checkerboard(height: int, width: int) -> NDArray[np.uint8]:
-    """The most runs that a grid can hold; one component, by its diagonals alone."""
+    """Almost as many runs as a grid can hold, in one component that is connected only diagonally."""
     return (np.add.outer(np.arange(height), np.arange(width)) % 2).astype(np.uint8)
 
 
