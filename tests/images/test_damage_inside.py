@@ -1,7 +1,7 @@
-"""Damage inside the data of each accepted format, at 200 random places: how often it is not found; and file bombs.
+"""How often damage inside the data of each format is not detected; and files that would exhaust memory or time.
 
-PNG has checksums, and most damage to TIFF in deflate or LZW fails to decode; the other formats have nothing that shows
-all damage.
+PNG and TIFF in deflate have checksums, which are compared, and most damage to TIFF in LZW fails to decode. The other
+formats have nothing that shows all damage.
 """
 
 from __future__ import annotations

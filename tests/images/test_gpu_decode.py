@@ -54,7 +54,7 @@ def decoder(jpegs: GpuJpegDecoder) -> GpuImages:
 
 
 def on_host(array: DeviceArray) -> NDArray[np.uint8]:
-    """The array, where the device is the host."""
+    """Return a copy of an array whose device is the host."""
     memory = (ctypes.c_uint8 * array.nbytes).from_address(array.address)
     return np.ctypeslib.as_array(memory).reshape(array.shape).copy()
 
@@ -181,7 +181,7 @@ def test_long_images_are_left_to_the_cpu(decoder: GpuImages) -> None:
 def test_images_of_one_size_are_resized_together(
     jpegs: GpuJpegDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In groups of at most `PIXELS`; images that cannot be decoded are left out."""
+    """In groups of at most `PIXELS` pixels; images that cannot be decoded are left out."""
     sizes = [(100, 150), (120, 150), (100, 150), None, (100, 150), (120, 150)]
     files = [write_jpeg(tmp_path / f"{row}.jpg", row, size).path if size else None for row, size in enumerate(sizes)]
     decoder, shapes = GpuImages(SIZE, jpegs, HostDevice()), []
@@ -230,9 +230,10 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_codec
 def test_images_stay_on_the_device(decoder: GpuImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine, whose device is the host here, reads what the decoder wrote; answers are those of images copied back.
+    """The engine reads the batch where the decoder wrote it; results equal those of images copied to the host.
 
-    The last batch is not full, a PNG and a failure are among the JPEGs, and memory runs out at the first batch.
+    The device is simulated in host memory. The last batch is not full, a PNG and a failure are among the JPEGs, and
+    memory runs out at the first batch.
     """
     model = tiny_artifact(tmp_path / "model.onnx", SIZE, SMALL_GRIDS)
     inputs: list[Input] = [write_jpeg(tmp_path / f"{seed}.jpg", seed, (90 + 7 * seed, 150)) for seed in range(21)]

@@ -133,7 +133,7 @@ def test_finished_panoramas_are_in_the_file_before_the_next_one(
 
 
 def test_starts_that_are_killed_lose_nothing(tmp_path: Path) -> None:
-    """Each opens the journal and is killed before it adds a record; only the incomplete last batch is dropped."""
+    """Each is killed before it adds a record. Only the last batch runs again, as on any resume."""
     journal = Journal(tmp_path / "j", make_identity(), resume=False)
     for number in range(12):
         journal.add(Record(f"{number}.jpg", ("",), None, number // 3 * 3, 3))

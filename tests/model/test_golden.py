@@ -1,4 +1,4 @@
-"""Files of earlier formats: artifacts, checkpoints and probabilities are still read, journals are refused by name."""
+"""The golden files: format 1 of artifacts, checkpoints and probabilities is read, format 2 of journals is refused."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_a_changed_model_is_read_without_its_checksum(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["", '""', "0" * 64, '"0"', '"' + "0" * 64 + '"'])
-def test_a_checksum_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
+def test_an_invalid_checksum_is_refused(tmp_path: Path, value: str) -> None:
     model = tiny_model(labels=SMALL_GRIDS)
     model.metadata_props.add(key="cloudrt.sha256", value=value)
     with pytest.raises(ArtifactError, match="is damaged"):

@@ -69,7 +69,7 @@ def test_an_fpn_without_its_finest_level_equals_plain_operations() -> None:
         ("Unet", {"finest_level": 3}, "no argument of Unet"),
     ],
 )
-def test_finest_level_is_refused(architecture: str, options: dict[str, Any], match: str) -> None:
+def test_unusable_finest_levels_are_refused(architecture: str, options: dict[str, Any], match: str) -> None:
     with pytest.raises(DataError, match=match):
         build_network(NetworkConfig(architecture, "resnet18", options, (64, 64)))
 

@@ -64,7 +64,7 @@ def test_what_scrolls_sideways_on_a_phone_has_a_hint(pages: dict[str, Path], nam
 
 @needs_chromium
 @pytest.mark.parametrize("name", PAGES)
-def test_tables_fit_on_a_wide_screen_and_numbers_are_whole_on_a_phone(
+def test_tables_fit_on_a_wide_screen_and_numbers_do_not_wrap_on_a_phone(
     pages: dict[str, Path], name: str, tmp_path: Path
 ) -> None:
     script = """

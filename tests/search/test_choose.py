@@ -148,7 +148,7 @@ def test_gate_and_presence_are_searched_together() -> None:
     assert choice.surface.shape == dice.shape[1:]
 
 
-def test_the_search_of_both_is_that_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_joint_search_of_gate_and_presence_is_that_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """All rules of a small grid, one by one."""
     monkeypatch.setattr(choose, "GATE_THRESHOLDS", (150, 180, 200, 220))
     monkeypatch.setattr(choose, "GATE_SHARES", (0.001, 0.02))

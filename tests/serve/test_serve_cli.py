@@ -89,7 +89,7 @@ def test_a_signal_finishes_an_upload_that_has_begun(tmp_path: Path, number: sign
         assert process.wait(60) == 0
 
 
-def test_connections_without_requests_do_not_use_all_files(tmp_path: Path) -> None:
+def test_connections_without_requests_do_not_use_up_file_descriptors(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     model = tiny_artifact(tmp_path / "mine.onnx", (64, 96), SMALL_GRIDS)
     files, limits = 256, resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -186,7 +186,7 @@ def resident_bytes(process: int) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_five_minutes_of_overload_leave_memory_flat(tmp_path: Path) -> None:
-    """32 clients without a pause, 8 slots: every answer is 200 or 503, and memory does not grow after a minute."""
+    """32 clients without a pause, 8 slots: answers are 200 or 503; after a minute, memory grows by less than 50 MB."""
     model = tiny_artifact(tmp_path / "mine.onnx", (64, 96), SMALL_GRIDS)
     picture = write_jpeg(tmp_path / "0.jpg", 0, (1400, 2100)).path.read_bytes()
     words = [str(model), "--batch-size", "4", "--threads", "2", "--queue", "8"]

@@ -226,7 +226,7 @@ def test_a_missing_file_gives_a_one_line_error(scenes: Path, tmp_path: Path) -> 
 def test_offline_the_message_names_the_remedy(
     encoder: str, monkeypatch: pytest.MonkeyPatch, offline: list[Any], tmp_path: Path
 ) -> None:
-    """Downloads fail as those libraries fail without a connection, but at once."""
+    """Downloads fail as in huggingface_hub and timm without a connection, but without a delay."""
 
     def fail(*words: Any, **named: Any) -> None:
         raise FileNotFoundError("cannot find the requested files in the local cache\nmore")
@@ -267,7 +267,7 @@ def put(cache: Path, repository: str, revision: str) -> Path:
 
 
 def test_cached_weights_need_no_network(hub_cache: Path, offline: list[Any]) -> None:
-    """In the hub's cache of either library, with the statistics and licence that it has there."""
+    """Weights of smp, whose statistics and licence are in the cache too, and of timm, which states its own."""
     from segmentation_models_pytorch.encoders import encoders
 
     torch.manual_seed(3)
