@@ -126,6 +126,8 @@ def infer_on_cluster(
     CloudrtError
         The cluster, the images, the artifact or the outputs cannot be used, or workers would give different results.
         Finished partitions are kept for `resume`.
+    ModuleNotFoundError, OSError
+        A package that the output format needs is not installed; an output cannot be written.
     """
     model = task.model or default_model()
     loaded, data = load_with_content(model)
@@ -138,7 +140,7 @@ def infer_on_cluster(
     out = open_place(options.partitions or f"{task.output}.parts", options.endpoint)
     partitions = Partitions(out, options.partition_format, artifact.labels, placed=task.tiling is not None)
     overwrite = task.overwrite or are_appended(partitions, task)
-    partitions.check(resume=task.resume, overwrite=overwrite)  # fails early where `Partitions.begin` would
+    partitions.check(resume=task.resume, overwrite=overwrite)  # `begin` checks it again, but only after slow steps
     recorded = partitions.recorded() if task.resume else None
     local = [ImageFile(image.key, Path(image.path)) for image in images if image.store < 0]
     task.check(local, begun=recorded is not None and partitions.writes(task.output))

@@ -59,6 +59,8 @@ class Place:
     def images(self) -> list[Stored]:
         """List the images below, subfolders included, in the order of their keys; hidden files are skipped.
 
+        If the place is a file, not a folder, only this file is listed.
+
         Raises
         ------
         DataError

@@ -27,7 +27,7 @@ def model_parameters(artifact: Artifact, digest: str) -> dict[str, str]:
 
 
 def read_parameters(parameters: Mapping[str, str], where: str) -> tuple[Artifact, str]:
-    """Return the artifact that a server's parameters describe, and the SHA-256 of its file.
+    """Return the artifact that a server's parameters describe, and the SHA-256 of its file or "" if it is not given.
 
     Parameters
     ----------

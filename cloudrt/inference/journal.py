@@ -60,7 +60,7 @@ class Journal:
     done
         Number of images of an earlier run that are not run again.
     size
-        Batch size of the last batch that it recorded; 0 if there is none.
+        Batch size of the last batch that the earlier run recorded; 0 if there is none.
 
     Raises
     ------

@@ -131,7 +131,7 @@ class Result:
         DataError
             `image` is required, or the image failed.
         ImageError
-            The file of the image can no longer be read.
+            The file of the image can no longer be read, or `image` has a wrong shape or dtype.
         """
         from cloudrt.inference.pictures import draw_masks
 

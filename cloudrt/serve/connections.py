@@ -27,7 +27,10 @@ def most_connections() -> int:
 
 
 def connection_type(wait_s: float) -> type[asyncio.Protocol]:
-    """Return uvicorn's HTTP protocol class with these limits; `wait_s` is the time for a request head or an answer."""
+    """Return uvicorn's HTTP protocol class with these limits.
+
+    `wait_s` is the time limit, in seconds, for the arrival of a request head and for reading the end of an answer.
+    """
     most = most_connections()
 
     class Connection(_Base):  # type: ignore[misc]

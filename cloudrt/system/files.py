@@ -141,7 +141,8 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the partial files and folders of processes that have ended; each process checks a folder once.
 
     A folder that such a process was replacing gets its name back, unless the new one is in its place. Files of running
-    processes, of other machines or containers, from before a restart of the machine, or without /proc, are kept.
+    processes, of other machines or containers, and from before a restart of the machine are kept; on systems without
+    /proc, all files are kept.
     """
     _remove_leftovers(str(folder.absolute()), os.getpid())
 
