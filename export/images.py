@@ -54,7 +54,7 @@ def open_images(
     size
         Height and width of the network's input.
     max_images
-        Maximum number of images in each set; a set of synthetic images has as many.
+        Maximum number of images in each set; a set of synthetic images has exactly this many.
     calibrate
         Whether images for calibration are needed; the second set is empty otherwise.
 

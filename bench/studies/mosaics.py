@@ -84,7 +84,7 @@ def known_images(
 
 
 def cut(grid: Grid, random: np.random.Generator | None) -> tuple[slice, slice]:
-    """Return the rows and columns of a mosaic that are kept: all, or a random part without its sides."""
+    """Return the rows and columns of a mosaic that are kept: all, or all but a random part of an image on each side."""
     kept = []
     for side, count in zip(grid, (ROWS, COLUMNS), strict=True):
         first, last = (0, 0) if random is None else random.uniform(0.15, 0.85, 2) * side

@@ -56,7 +56,7 @@ def write_panoramas(
     seed
         0 or more; the same arguments give the same bytes.
     scene
-        Height and width of the scenes; scenes at the right and lower edge are cropped.
+        Height and width of the scenes, multiples of 4; scenes at the right and lower edge are cropped.
     threads
         Number of threads; 0 uses all usable cores, up to 8.
     progress

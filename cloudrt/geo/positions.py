@@ -38,7 +38,7 @@ _NAME = re.compile(rf"(?P<date>\d{{8}})?_{_NUMBER}-{_NUMBER}_{_NUMBER}-{_NUMBER}
 """[YYYYMMDD]_WEST-EAST_SOUTH-NORTH at the end of a file name, such as 20200131_-61--40_10-24."""
 _DATE = re.compile(r"(?<!\d)((?:19|20)\d\d)(-?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)")
 _SQUARE = 0.01
-"""Largest relative difference between the width and height in degrees of a pixel for bounds to fit an image."""
+"""Bounds fit an image if the width and height of its pixels, in degrees, differ by at most this fraction."""
 
 _RESOLVED = 2**-40
 """Smallest size of a pixel relative to its coordinates: float64 has 52 bits, and projections lose some of them."""
@@ -129,8 +129,8 @@ def read_position(path: Path, size: Grid, bounds: Bounds | None = None, data: by
     Raises
     ------
     ImageError
-        A position that contradicts itself or the size, a world file that cannot be read, or coordinates outside the
-        Earth.
+        GeoTIFF tags or a world file that cannot be read, a rotated image, a position that contradicts itself or the
+        size, or coordinates outside the Earth.
     """
     date = read_date(path.name)
     found = _from_tags(path, date, data)

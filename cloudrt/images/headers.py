@@ -39,7 +39,7 @@ def stated_size(data: bytes) -> Grid:
     Raises
     ------
     ImageError
-        The file is truncated, has a wrong checksum, or has another format.
+        The file is truncated or damaged, or has another format.
     """
     try:
         if data.startswith(PNG):

@@ -125,7 +125,8 @@ def load_image(
     max_pixels
         Larger files are refused before decoding; arrays are not checked.
     out
-        Output array, (*size, 3) uint8, C-contiguous; by default a new array.
+        Output array, (*size, 3) uint8, C-contiguous; by default a new array, or `source` itself if it is a C-contiguous
+        array of this size.
 
     Returns
     -------

@@ -17,7 +17,8 @@ _BAND = 4096
 def resize(image: NDArray[np.uint8], size: Grid, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """Resize an (H, W, 3) uint8 image to `size` (height, width): area averages to shrink, bilinear to enlarge.
 
-    Each axis is treated by itself, so one can shrink and the other grow. The result is written to `out` if it is given.
+    Each axis is treated by itself, so one can shrink and the other grow. The result is written to `out` if it is
+    given. Otherwise it is a new array, or `image` itself if that has the size and is C-contiguous.
     """
     height, width = size
     image = np.ascontiguousarray(image)
@@ -34,7 +35,7 @@ def resize(image: NDArray[np.uint8], size: Grid, out: NDArray[np.uint8] | None =
 
 
 def scale_that_covers(size: Grid, cover: Grid) -> int:
-    """Return the smallest number of eighths of `size`, rounded up, that covers `cover`; 8 if none does."""
+    """Return the smallest n from 1 to 8 such that n/8 of `size`, rounded up, is at least `cover`; 8 if none is."""
     for eighths in range(1, 8):
         if all(-(-side * eighths // 8) >= wanted for side, wanted in zip(size, cover, strict=True)):
             return eighths

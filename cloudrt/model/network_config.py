@@ -33,8 +33,8 @@ class NetworkConfig:
         Names in segmentation_models_pytorch, such as "FPN" and "resnet50". An encoder with a colon, such as
         "tu-hf-hub:NAME", is refused: to build it, timm would download its configuration.
     options
-        Further arguments of the architecture, such as {"decoder_pyramid_channels": 128}. An FPN also has
-        "finest_level": 3 leaves out the finest level of the pyramid, 2.
+        Further arguments of the architecture, such as {"decoder_pyramid_channels": 128}. An FPN also accepts
+        "finest_level", the finest level of its pyramid: 2, the default, or 3.
     input_size
         Height and width of the input; multiples of 32.
     mean, std

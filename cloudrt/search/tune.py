@@ -98,7 +98,7 @@ def tune(
     ------
     DataError
         Different classes or grids of source and data, a name that is not in train.csv, a malformed RLE, fewer than two
-        images that can be used.
+        images that can be used, or an option out of range.
     """
     if source.labels != data.labels:
         raise DataError(
