@@ -106,13 +106,12 @@ class EnginePool:
     def _run(
         self, engine: Engine, images: Sequence[NDArray[np.uint8]] | Batch
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        size = count = len(images)
-        if engine.batch_size:
-            size = engine.batch_size
+        count = len(images)
+        size = engine.batch_size or count
         if count > size:
             raise MemoryExhausted(f"{count} images do not fit into batches of {size}")
         batch: Any = images
-        if not (isinstance(images, DeviceArray) or (isinstance(images, np.ndarray) and count == size)):
+        if not (count == size and isinstance(images, np.ndarray)) and not isinstance(images, DeviceArray):
             batch = np.zeros((size, *images[0].shape), np.uint8)
             batch[:count] = images
         probability, presence = engine.run(batch)

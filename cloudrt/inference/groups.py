@@ -98,7 +98,9 @@ def _run_batches(pool: EnginePool, stats: StageStats, group: Group, begin: int, 
     """Run the batches of a group from row `begin` on, and append their outputs to it."""
     decoded, times, done = group.decoded, list[float](), group.batches
     errors, images, count = decoded.errors, decoded.images, len(decoded.keys)
-    batches = [range(row, min(row + size, count)) for row in range(begin, count, size)]
+    batches = [range(row, row + size) for row in range(begin, count - size + 1, size)]
+    if rest := (count - begin) % size:
+        batches.append(range(count - rest, count))
     failed = [rows for rows in batches if all(row in errors for row in rows)] if errors else ()
     sound = [rows for rows in batches if rows not in failed] if failed else batches
     try:

@@ -93,14 +93,14 @@ class Postprocessing:
         pieces: list[tuple[BatchOutput, range]] = []
         room = size
         for batch in group.batches:
-            begin, end = batch.rows.start, batch.rows.stop
-            while begin < end:
-                rows = range(begin, min(begin + room, end))
+            rows = batch.rows
+            while len(rows) >= room:  # the rest of the batch belongs to the next share
+                pieces.append((batch, rows[:room]))
+                yield group.decoded, pieces
+                pieces, rows, room = [], rows[room:], size
+            if rows:
                 pieces.append((batch, rows))
-                begin, room = rows.stop, room - len(rows)
-                if not room:
-                    yield group.decoded, pieces
-                    pieces, room = [], size
+                room -= len(rows)
         if pieces:
             yield group.decoded, pieces
 

@@ -11,11 +11,12 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 _SHORTEST, _RATIO, _BUCKETS = 1e-6, 1.02, 1200
 """The histogram of latencies: buckets 2% wide, from 1 microsecond to about 6 hours."""
 _LOG_RATIO = math.log(_RATIO)
+_PENDING = 1000
+"""Durations that are added to the histogram at once."""
 
 
 class StageStats:
@@ -32,31 +33,40 @@ class StageStats:
         self.count = 0
         self.seconds = 0.0
         self.longest = 0.0
-        self._histogram = [0] * _BUCKETS
+        self._histogram = np.zeros(_BUCKETS, np.int64)
+        self._pending: list[float] = []  # durations that are not in the histogram yet
+        self._calls: list[int] = []  # number of calls of each
         self._ready = [0, 0, 0]  # number of calls of `pulled`; sum and maximum of the results that were ready
         self._waiting = 0  # results that are ready but not taken yet
         self._lock = Lock()
 
     def add(self, seconds: float, calls: int = 1) -> None:
         """Record calls that took `seconds` each."""
-        bucket = int(_buckets(np.array(seconds)))
-        with self._lock:
-            self.count += calls
-            self.seconds += calls * seconds
-            self.longest = max(self.longest, seconds)
-            self._histogram[bucket] += calls
-            self._waiting += calls
+        self._add([seconds], calls)
 
     def add_all(self, seconds: Sequence[float]) -> None:
         """Record one call for each of `seconds`."""
-        buckets = _buckets(np.array(seconds)).tolist()
+        if seconds:
+            self._add(seconds, 1)
+
+    def _add(self, seconds: Sequence[float], calls: int) -> None:
         with self._lock:
-            self.count += len(seconds)
-            self.seconds += sum(seconds)
-            self.longest = max((self.longest, *seconds))
-            for bucket in buckets:
-                self._histogram[bucket] += 1
-            self._waiting += len(seconds)
+            self.count += calls * len(seconds)
+            self.seconds += calls * sum(seconds)
+            self.longest = max(self.longest, *seconds)
+            self._waiting += calls * len(seconds)
+            self._pending += seconds
+            self._calls += [calls] * len(seconds)
+            if len(self._pending) > _PENDING:
+                self._count_pending()
+
+    def _count_pending(self) -> None:
+        """Add the pending durations to the histogram together, because NumPy is slow for one at a time."""
+        ratios = np.maximum(np.array(self._pending), _SHORTEST) / _SHORTEST
+        buckets = np.minimum(np.ceil(np.log(ratios) / _LOG_RATIO).astype(np.intp), _BUCKETS - 1)
+        np.add.at(self._histogram, buckets, self._calls)
+        self._pending.clear()
+        self._calls.clear()
 
     def pulled(self, results: int = 1) -> None:
         """Record how many results were ready when the next stage took `results` of them."""
@@ -74,12 +84,12 @@ class StageStats:
 
     def percentile(self, share: float) -> float:
         """Return a quantile of the calls' duration in seconds, within 2%; 0 without calls. `share` is in 0..1."""
-        wanted, seen = math.ceil(share * self.count), 0
-        for bucket, number in enumerate(self._histogram):
-            seen += number
-            if number and seen >= wanted:
-                return min(_SHORTEST * _RATIO**bucket, self.longest)
-        return 0.0
+        if not self.count:
+            return 0.0
+        with self._lock:
+            self._count_pending()
+            bucket = int(np.searchsorted(self._histogram.cumsum(), math.ceil(share * self.count)))
+            return min(_SHORTEST * _RATIO**bucket, self.longest)
 
     def load(self, elapsed: float) -> float:
         """Return the fraction of its threads' time, over `elapsed` seconds, in which the stage was busy."""
@@ -100,12 +110,6 @@ class StageStats:
             },
             "ready_when_pulled": {"mean": round(ready / pulls, 2) if pulls else 0.0, "max": most},
         }
-
-
-def _buckets(seconds: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return the index of the histogram bucket of each duration."""
-    found = np.ceil(np.log(np.maximum(seconds, _SHORTEST) / _SHORTEST) / _LOG_RATIO)
-    return np.minimum(found.astype(np.intp), _BUCKETS - 1)
 
 
 class PipelineStats:
