@@ -36,11 +36,7 @@ OTHER = tiny_model((96, 64), SMALL_GRIDS)
 OTHER_ARTIFACT = parse_artifact(OTHER, "other.onnx")
 SIZE = ARTIFACT.input_size
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from support.plans import ARTIFACT, MODEL, needs_openvino, plan, simulate_rates
+from support.plans import ARTIFACT, MODEL, needs_openvino, plan
 from support.tiny import SMALL_GRIDS, tiny_model
 
 import cloudrt.engines.plan
@@ -26,16 +26,7 @@ from cloudrt.system.nvidia import Driver
 OTHER = tiny_model((96, 64), SMALL_GRIDS)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A separate cache for each test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    return simulate_rates(monkeypatch)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @needs_openvino

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.plans import ARTIFACT, MODEL, needs_openvino, plan, simulate_rates
+from support.plans import ARTIFACT, MODEL, needs_openvino, plan
 from support.tiny import SMALL_GRIDS, tiny_artifact
 
 from cloudrt.engines import tensorrt_rtx
@@ -24,17 +24,7 @@ from cloudrt.system.machine import describe_machine
 from cloudrt.system.nvidia import Driver
 from cloudrt.system.versions import package_version
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A separate cache for each test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    return simulate_rates(monkeypatch)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_measurements_are_cached_by_all_that_they_depend_on(

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from support import reference
 from support.tiny import SMALL_GRIDS, tiny_artifact
-from support.tuning import IMAGES, SIZE, run, untuned_model, write_scenes
+from support.tuning import IMAGES, SIZE, run
 
 from cloudrt.images.image import ImageFile
 from cloudrt.inference.pipeline import Segmenter
@@ -28,18 +28,6 @@ from cloudrt.masks.rule import Rule
 from cloudrt.model.artifact import read_artifact
 from cloudrt.model.onnx_file import load_model
 from cloudrt.reports import tune_page
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untuned_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    write_scenes(root, model)
-    return root
 
 
 def scored(model: Path, data: Path, folder: Path) -> float:

@@ -14,24 +14,12 @@ import cv2
 import numpy as np
 import pytest
 from support.tiny import SMALL_GRIDS
-from support.tuning import IMAGES, run, untuned_model, write_scenes
+from support.tuning import IMAGES, run
 
 from cloudrt.model.onnx_file import artifact_bytes, load_model
 from cloudrt.search import tune as search_rules
 from cloudrt.search.probabilities import write_probabilities
 from cloudrt.search.tuned import Tuned
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untuned_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    write_scenes(root, model)
-    return root
 
 
 def test_a_model_that_is_replaced_meanwhile_does_not_get_the_rules(
