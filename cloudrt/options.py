@@ -182,10 +182,11 @@ class RunOptions:
         One of `PROVIDERS`. "auto" measures once for each artifact and machine, and takes the fastest provider whose
         output agrees with that of ONNX Runtime's CPU provider in fp32; see `cloudrt.engines.plan.make_plan`.
     batch_size
-        Number of images per batch; the last batch is padded. 0 measures the best number.
+        Number of images per batch; the last batch is padded. 0 measures the best number. The TensorRT providers
+        then use 32, and remote servers 32 or the largest number that they accept, if that is smaller.
     compute_precision
-        One of `PRECISIONS`: the precision that OpenVINO computes in. "auto" is below fp32 for fp16 and int8 artifacts
-        if the CPU supports it and the results agree with fp32.
+        One of `PRECISIONS`: the precision that OpenVINO computes in. All but "auto" need the provider "openvino".
+        "auto" is below fp32 for fp16 and int8 artifacts if the CPU supports it and the results agree with fp32.
     threads
         Number of CPU threads of each stage; 0 uses all cores that this process may use.
     devices

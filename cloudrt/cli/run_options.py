@@ -34,7 +34,11 @@ _OPTIONS = (
         help="auto measures once per model and machine, and uses the fastest provider whose results agree with those "
         "of cpu in fp32.",
     ),
-    click.option("--batch-size", type=click.IntRange(1, MAX_BATCH), help="Images per batch. Default: measured."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1, MAX_BATCH),
+        help="Images per batch. Default: measured; 32 in TensorRT and on remote servers.",
+    ),
     click.option(
         "--compute-precision",
         type=click.Choice(PRECISIONS),

@@ -12,7 +12,10 @@ from cloudrt.system.terminal import Failure
 
 
 class FilePath(click.Path):
-    """A path, converted to `Path`. An empty text, such as an unset variable of a shell, is not the current folder."""
+    """A path, converted to `Path`.
+
+    An empty text, as from an unset shell variable, is refused, because `Path("")` is the current folder.
+    """
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)

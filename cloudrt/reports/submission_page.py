@@ -87,7 +87,7 @@ class Report:
     shown
         Number of images in the sample.
     max_pixels
-        Larger images are not decoded again; the limit of the prediction.
+        Limit of the prediction; larger images are not decoded again.
     """
 
     def __init__(self, labels: Labels, shown: int = 24, max_pixels: int = MAX_PIXELS) -> None:
