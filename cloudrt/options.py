@@ -184,8 +184,8 @@ class RunOptions:
     batch_size
         Number of images per batch; the last batch is padded. 0 measures the best number.
     compute_precision
-        One of `PRECISIONS`: the precision that OpenVINO computes in. "auto" is below fp32 for fp16 and int8 artifacts
-        if the CPU supports it and the results agree with fp32.
+        One of `PRECISIONS`: the precision that OpenVINO computes in. "auto" takes a lower one than fp32 for fp16 and
+        int8 artifacts if the CPU supports it and the results agree with fp32.
     threads
         Number of CPU threads of each stage; 0 uses all cores that this process may use.
     devices
