@@ -186,7 +186,7 @@ class RunOptions:
         then use 32, and remote servers 32 or the largest number that they accept, if that is smaller.
     compute_precision
         One of `PRECISIONS`: the precision that OpenVINO computes in. All but "auto" need the provider "openvino".
-        "auto" is below fp32 for fp16 and int8 artifacts if the CPU supports it and the results agree with fp32.
+        "auto" takes a lower one than fp32 for fp16 and int8 artifacts if the CPU supports it and the results agree.
     threads
         Number of CPU threads of each stage; 0 uses all cores that this process may use.
     devices

@@ -60,9 +60,9 @@ def train(
     Raises
     ------
     DataError
-        Missing or malformed data, a device or precision that is not available, a network that cannot be built, a loss
-        that is not finite, or a folder that another run writes to; a run to resume that is finished or had other
-        options.
+        Missing or malformed data, a device or precision that is not available, fewer training images than processes, a
+        network that cannot be built, a loss that is not finite, or a folder that another run writes to; a run to resume
+        that is finished or had other options.
     ArtifactError
         The checkpoint `config.init` cannot be read.
     """

@@ -123,7 +123,7 @@ class Ledger:
         return state
 
     def note(self, partition: int, positions: Sequence[int]) -> None:
-        """Record that a worker starts these images."""
+        """Record that a worker starts these images; none if it has finished all images of the partition."""
         self._running[partition] = frozenset(positions)
 
     def finish(self, partition: int, done: Mapping[str, Any]) -> None:
@@ -150,7 +150,8 @@ def segment(
     state
         How to run the partition.
     note
-        Called with the positions of the images that run next, unless the whole partition runs at once.
+        Called with the positions of the images that run next, and with none after the last one; not called if the whole
+        partition runs at once.
 
     Raises
     ------

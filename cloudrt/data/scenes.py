@@ -121,7 +121,7 @@ def make_samples(count: int, size: Grid, threads: int = 1) -> NDArray[np.uint8]:
         turn = number // SCENES
         image = np.roll(scenes[number % SCENES], (turn * size[0] // 3, turn * size[1] // 5), (0, 1))
         image = image[:, ::-1] if turn % 2 else image
-        # The difference is rounded down, so that only pixels without data are 0.
+        # What is subtracted is rounded down, so that only pixels without data are 0.
         images.append(image - (image * (0.12 * (turn % 8))).astype(np.uint8))
     return np.stack(images)
 

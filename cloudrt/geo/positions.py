@@ -169,7 +169,7 @@ def check_degrees(position: Position, size: Grid) -> None:
     except ProjError as error:
         raise ImageError(f"has a reference system without longitudes and latitudes ({position.source})") from error
     slack = position.pixel_height * position.degrees_per_unit  # the mask may end within a pixel that crosses a pole
-    # Infinite where the projection has none; pyproj returns out-of-range degrees of another datum unchanged.
+    # pyproj returns infinity for points outside the projection, but out-of-range degrees of another datum as they are.
     if not (np.abs(found) <= (540 + slack, 90 + slack)).all():
         raise ImageError(f"reaches beyond the part of the Earth that its projection covers ({position.source})")
 

@@ -44,7 +44,8 @@ class Texts(NamedTuple):
     rle
         For each row, one text per class.
     batches
-        Number of rows, position of the first input among all inputs, and batch size, of each batch in turn.
+        For each batch in turn: how many of these rows it has, the position of its first input among all inputs, and the
+        batch size.
     sound
         Number of rows whose input did not fail.
     maps
@@ -129,7 +130,7 @@ class Postprocessing:
         be fetched from the caches of its core.
         """
         batches = texts.batches
-        return map(  # no line of Python runs per row
+        return map(  # the loop over the rows runs in C
             Result,
             texts.keys,
             map(dict, map(zip, repeat(self.labels.classes), texts.rle)),

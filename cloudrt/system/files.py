@@ -95,8 +95,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Replace a folder: yield a temporary path beside `path`, renamed to `path` at the end.
 
     If the block creates no folder at the temporary path, `path` is only removed. On any error the temporary folder is
-    removed and `path` stays as it was. Where `path` is a symbolic link, its target is replaced. Folders that killed
-    processes left beside it are removed.
+    removed and `path` stays as it was. Where `path` is a symbolic link, its target is replaced. What killed processes
+    left beside it is removed or restored; see `remove_leftovers`.
 
     Yields
     ------

@@ -44,7 +44,7 @@ def test_inputs_are_read_lazily_and_memory_stays_flat(model: Path, monkeypatch: 
     assert most <= 8 * IN_FLIGHT
 
 
-def test_failures_are_not_read_further_ahead(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_do_not_make_the_pipeline_read_further_ahead(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloudrt.system.overlap.HANDOVER_S", 0)
     read = handed = most = 0
 
