@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from cloudrt.cluster.listing import ListedImage
+from cloudrt.cluster.nodes import ClusterError
 from cloudrt.cluster.storage_errors import StorageError
 from cloudrt.errors import CloudrtError
 from cloudrt.images.decoding import Input
@@ -42,6 +43,8 @@ FAULTS = (
     AssertionError,
 )
 """Errors that decoding, engine and post-processing can raise for an image."""
+MOST_LOST = 5
+"""Most workers that a partition may lose while none of its images runs; machines may be taken away at any time."""
 
 
 class Predictor(Protocol):
@@ -80,12 +83,15 @@ class PartitionState:
         Positions of images that crashed a worker.
     done
         Counts of the partition if it is finished.
+    lost
+        Number of workers that died while none of the images ran, not counting the first worker.
     """
 
     by_batch: bool = False
     one_by_one: frozenset[int] = frozenset()
     crashed: frozenset[int] = frozenset()
     done: Mapping[str, Any] | None = None
+    lost: int = 0
 
 
 class Ledger:
@@ -107,15 +113,28 @@ class Ledger:
         return self._model
 
     def begin(self, partition: int) -> PartitionState:
-        """Record that a worker starts a partition. If it was started before and not finished, its worker died."""
+        """Record that a worker starts a partition. If it was started before and not finished, its worker died.
+
+        Raises
+        ------
+        ClusterError
+            More than `MOST_LOST` workers died on the partition while none of its images ran.
+        """
         state = self._states.get(partition)
         if state is None:
             state = PartitionState()
         elif state.done is None:
             running = self._running.pop(partition, frozenset())
             one = len(running) == 1
+            lost = state.lost + (state.by_batch and not running)
+            if lost > MOST_LOST:
+                raise ClusterError(
+                    f"partition {partition}: {lost} workers were lost before or after its images ran, such as while "
+                    "they wrote its rows: see the logs of Ray, then run again with --resume"
+                )
             state = PartitionState(
                 by_batch=True,
+                lost=lost,
                 one_by_one=state.one_by_one if one else state.one_by_one | running,
                 crashed=state.crashed | running if one else state.crashed,
             )

@@ -87,7 +87,10 @@ def _pops_finest_level(options: dict[str, Any]) -> bool:
         return False
     if options.get("decoder_merge_policy", "add") != "add":
         raise DataError(f"--set {FINEST_LEVEL}=3 needs decoder_merge_policy=add")
-    options["upsampling"] = 2 * options.get("upsampling", 4)  # the levels are summed at half the size
+    upsampling = options.get("upsampling", 4)
+    if type(upsampling) is not int:
+        raise DataError(f"--set upsampling: must be a whole number, found {upsampling!r}")
+    options["upsampling"] = 2 * upsampling  # the levels are summed at half the size
     return True
 
 

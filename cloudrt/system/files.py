@@ -94,9 +94,8 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Replace a folder: yield a temporary path beside `path`, renamed to `path` at the end.
 
-    If the block creates no folder at the temporary path, `path` is only removed. On any error the temporary folder is
-    removed and `path` stays as it was. Where `path` is a symbolic link, its target is replaced. What killed processes
-    left beside it is removed or restored; see `remove_leftovers`.
+    If the block creates no folder there, `path` is only removed. On any error the temporary folder is removed and `path`
+    stays as it was. Where `path` is a symbolic link, its target is replaced. See also `remove_leftovers`.
 
     Yields
     ------
@@ -110,8 +109,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     """
     path, given = Path(os.path.realpath(path)), str(path)
     remove_leftovers(path.parent)
-    partial = partial_path(path)
-    before = partial.with_suffix(_REPLACED)
+    partial, before = partial_path(path), partial_path(path).with_suffix(_REPLACED)
     try:
         yield partial
         if path.exists():
@@ -159,8 +157,10 @@ def _remove_leftovers(folder: str, _process: int) -> None:
             if not found or found[2] != _machine() or not _ended(int(found[3]), int(found[4])):
                 continue
             if found[5] == "replaced" and not Path(folder, found[1]).exists():
-                Path(entry.path).rename(Path(folder, found[1]))
-            remove_tree(Path(entry.path))
+                with suppress(OSError):
+                    Path(entry.path).rename(Path(folder, found[1]))
+            else:
+                remove_tree(Path(entry.path))
 
 
 def remove_tree(path: Path) -> None:

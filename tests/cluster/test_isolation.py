@@ -13,6 +13,7 @@ from support.tiny import SMALL_GRIDS
 
 from cloudrt.cluster.isolation import Ledger, PartitionState, segment
 from cloudrt.cluster.listing import ListedImage
+from cloudrt.cluster.nodes import ClusterError
 from cloudrt.images.image import ImageFile
 from cloudrt.inference.identity import Identity
 from cloudrt.inference.journal_records import Record
@@ -100,7 +101,8 @@ def test_a_worker_that_dies_while_it_writes_the_rows_does_not_blame_the_last_ima
     for _ in range(3):  # the whole partition, its first batch, the image
         with pytest.raises(KeyboardInterrupt):
             segment(Fragile(), images, inputs, ledger.begin(7), lambda at: ledger.note(7, at))
-    for _ in range(2):
-        state = ledger.begin(7)
-        assert state.crashed == {0}
-        segment(Fragile(), images, inputs, state, lambda at: ledger.note(7, at))
+    with pytest.raises(ClusterError, match="partition 7: 6 workers were lost before or after its images ran"):
+        for _ in range(20):
+            state = ledger.begin(7)
+            assert state.crashed == {0}
+            segment(Fragile(), images, inputs, state, lambda at: ledger.note(7, at))

@@ -66,6 +66,7 @@ def test_an_fpn_without_its_finest_level_equals_plain_operations() -> None:
     [
         ("FPN", {"finest_level": 4}, "must be 2 or 3"),
         ("FPN", {"finest_level": 3, "decoder_merge_policy": "cat"}, "decoder_merge_policy=add"),
+        ("FPN", {"finest_level": 3, "upsampling": None}, "upsampling: must be a whole number"),
         ("Unet", {"finest_level": 3}, "no argument of Unet"),
     ],
 )
