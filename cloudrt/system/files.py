@@ -94,8 +94,8 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Replace a folder: yield a temporary path beside `path`, renamed to `path` at the end.
 
-    If the block creates no folder there, `path` is only removed. On any error the temporary folder is removed and `path`
-    stays as it was. Where `path` is a symbolic link, its target is replaced. See also `remove_leftovers`.
+    If the block creates no folder, `path` is only removed. On any error the temporary folder is removed, and `path` is
+    as before. Where `path` is a symbolic link, its target is replaced. See also `remove_leftovers`.
 
     Yields
     ------
@@ -139,8 +139,7 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the partial files and folders of processes that have ended; each process checks a folder once.
 
     A folder that such a process was replacing gets its name back, unless the new one is in its place. Files of running
-    processes, of other machines or containers, and from before a restart of the machine are kept; on systems without
-    /proc, all files are kept.
+    processes, of other machines or containers, and from before a restart of the machine are kept; without /proc, all.
     """
     _remove_leftovers(str(folder.absolute()), os.getpid())
 
