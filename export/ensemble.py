@@ -27,7 +27,7 @@ class Ensemble:
     Parameters
     ----------
     checkpoints
-        One or more checkpoints with the same classes, grids and input size.
+        One or more checkpoints with the same classes, grids, input size and presence output.
     digests
         SHA-256 of each checkpoint file.
     tta
@@ -72,7 +72,7 @@ class Ensemble:
 
     @property
     def config(self) -> NetworkConfig:
-        """Configuration of the first member; all members share classes, grids and input size."""
+        """Configuration of the first member; all members share classes, grids, input size and presence."""
         return self.checkpoints[0].config
 
     @property

@@ -52,7 +52,7 @@ BASE = TrainConfig(
     ema=0.99,
     options={"decoder_pyramid_channels": 128, "decoder_segmentation_channels": 64},
 )
-"""Networks are evaluated with their last weights, except in "average of weights": the moving average of `base`."""
+"""Networks are evaluated with their last weights; "average of weights" evaluates the moving average of `base`."""
 TRAINED: dict[str, Callable[[TrainConfig], TrainConfig]] = {
     "base": lambda config: config,
     "constant rates": lambda config: replace(config, schedule="constant"),

@@ -1,7 +1,7 @@
 """The clients of the study of the server: connections of one process, which sends prepared requests.
 
-The clients run on the same cores as the server. They read only the headers of the answers, so that they use little CPU
-time.
+The clients run on the same cores as the server. They receive whole answers but parse only the headers, so that they use
+little CPU time.
 """
 
 from __future__ import annotations

@@ -210,7 +210,7 @@ def _run_plain(images: Sequence[ListedImage], model: Path, options: RunOptions, 
 
 
 def _run_cluster(images: Sequence[ListedImage], model: Path, options: RunOptions, output: Path) -> tuple[float, float]:
-    """Return the seconds from the end of the first partition, the warm-up, to the CSV; and the seconds before."""
+    """Return the seconds from the end of the warm-up (the first partition) to the merged CSV, and those before it."""
     place = open_place(f"{output}.parts")
     job = Job(model.name, sha256(model), options, out=place)
     job.keep_model(model.read_bytes())

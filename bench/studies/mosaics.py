@@ -70,7 +70,7 @@ class MosaicAgreement:
 def known_images(
     segmenter: Segmenter, images: Sequence[Image], truths: Sequence[NDArray[np.uint8] | None]
 ) -> list[list[Known]]:
-    """Segment the images alone, and return those of each mosaic."""
+    """Segment each image alone, and return the images of each mosaic; images that do not fill one are left out."""
     size, found = ROWS * COLUMNS, []
     results = list(segmenter.predict(list(images)))
     for begin in range(0, len(images) - size + 1, size):

@@ -4,9 +4,9 @@
 
 Rounds of `cloudrt-infer` and of the server alternate, each in processes of their own, with the same provider, batch
 size and threads. In a round of the server, 64 clients send one image after another, each on its own connection. They
-are sockets of one process, which sends prepared requests and reads only the headers of the answers, because the clients
-run on the same cores: their CPU time is reported too. For the latency at half load, requests arrive at random times at
-half of the measured rate; a latency counts from the time of arrival, even if all connections are busy.
+are sockets of one process, which sends prepared requests and parses only the headers of the answers, because the
+clients run on the same cores: their CPU time is reported too. For the latency at half load, requests arrive at random
+times at half of the measured rate; a latency counts from the time of arrival, even if all connections are busy.
 
 With PYTHONPATH=tests and Chromium, the time of a slider's move on the page is measured too.
 """

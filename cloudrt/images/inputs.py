@@ -65,7 +65,7 @@ def join(found: Iterable[tuple[str, str, T]]) -> dict[str, T]:
     Raises
     ------
     DataError
-        Two locations with the same key.
+        A key that occurs twice: two images share it, or one image is given twice.
     """
     files: dict[str, T] = {}
     places: dict[str, str] = {}

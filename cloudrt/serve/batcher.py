@@ -159,7 +159,7 @@ class Batcher:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _warm_up(self) -> bool:
-        """Run a black image, so that the first request finds everything loaded; return whether there is presence."""
+        """Run a black image, to load everything before the first request; return whether the model outputs presence."""
         (outputs,) = self._run([np.zeros((*self.segmenter.artifact.input_size, 3), np.uint8)])
         apply_rules(outputs.levels, self.segmenter.artifact.rules, outputs.presence)
         return outputs.presence is not None

@@ -30,7 +30,7 @@ _KINDS = {"page.css": "text/css", "page.js": "text/javascript", "masks.js": "tex
 
 
 def pages_router(app: FastAPI, artifact: Artifact, model: ModelAnswer) -> APIRouter:
-    """Return the routes of the pages; none of them needs a token, which the page asks for."""
+    """Return the routes of the pages. They need no token; the page asks the user for the token that the API needs."""
     router = APIRouter(include_in_schema=False)
     headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
     height, width = artifact.labels.submit_grid
