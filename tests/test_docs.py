@@ -63,7 +63,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Path:
         (run_folder / "held_out.txt").write_text("\n".join(labelled))
     truth = (scenes / "test_truth.csv").read_text()
     (root / "truth.csv").write_text(truth)
-    (root / "train.csv").write_text((scenes / "train.csv").read_text() + truth.partition("\n")[2])  # of images/ too
+    # Rows for images/ too.
+    (root / "train.csv").write_text((scenes / "train.csv").read_text() + truth.partition("\n")[2])
     return root
 
 

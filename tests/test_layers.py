@@ -1,4 +1,4 @@
-"""The structure of the package as installed: order of imports, types of the stages, and names that exist once.
+"""The structure of the package as installed: order of imports, type checks of calls to stages, and unique class names.
 
 A forbidden import fails in `make lint`, and so does a wrong argument to a stage.
 """

@@ -40,7 +40,7 @@ def test_every_library_that_onnxruntime_is_linked_with_is_listed(provider: str) 
 
 @pytest.mark.skipif(not LINUX, reason="uses library names of Linux")
 def test_libraries_are_found_in_every_folder_of_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pip install --user and --target put them beside another `nvidia` package than that of ONNX Runtime."""
+    """pip install --user and --target may put libraries into a second `nvidia` package, elsewhere on `sys.path`."""
     for number, name in enumerate(("libfirst.so.1", "libsecond.so.1")):
         folder = tmp_path / str(number) / "nvidia" / "cu13" / "lib"
         folder.mkdir(parents=True)

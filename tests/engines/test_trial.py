@@ -22,7 +22,7 @@ ARTIFACT = parse_artifact(MODEL, "model.onnx")
 
 
 class Simulated:
-    """An engine whose batch takes `fixed` + `each` * N seconds of a simulated clock."""
+    """An engine whose batch of N images takes (`fixed` + `each` * N) / `streams` seconds of a simulated clock."""
 
     def __init__(self, setting: Setting, clock: list[float], fixed: float, each: float) -> None:
         self.batch_size, self.streams = setting.batch_size, setting.streams

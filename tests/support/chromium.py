@@ -24,7 +24,7 @@ WAIT_S = 90
 
 
 class Tab:
-    """A tab of a running browser; records the requests of its pages and the errors of their scripts."""
+    """A tab of a running browser; records the requests, script errors and console messages of its pages."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing, self._number, self._rest = reading, writing, 0, b""

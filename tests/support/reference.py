@@ -31,7 +31,7 @@ def rle_decode(text: str, shape: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def keep_large(mask: NDArray[np.uint8], min_area: int) -> NDArray[np.uint8]:
-    """Return the 8-connected components of more than `min_area` pixels, each found by a comparison of the whole map."""
+    """Return the 8-connected components of more than `min_area` pixels, each extracted by scanning the whole map."""
     kept = np.zeros(mask.shape, np.uint8)
     if not mask.size:
         return kept
