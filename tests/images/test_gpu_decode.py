@@ -252,7 +252,7 @@ def test_images_stay_on_the_device(decoder: GpuImages, tmp_path: Path, monkeypat
         def short(self: OnTheCpu, binding: object, options: onnxruntime.RunOptions) -> None:
             size = self.real.get_inputs()[0].shape[0]
             sizes.append(size)
-            if size > 4 and sizes.count(size) > 4:  # four of them warm up
+            if size > 4 and sizes.count(size) > 4:  # the first four are warm-up runs
                 raise RuntimeError("CUDA failure 2: out of memory")
             run(self, binding, options)
 

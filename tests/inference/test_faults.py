@@ -66,7 +66,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(images: Path,
 @posix
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_closed_pipe_leaves_no_half_file(images: Path, model: Path, tmp_path: Path, stream: str) -> None:
-    """As with `| head`, which exits early. Either the output is complete, or its journal is kept."""
+    """As with `| head`, which exits early. The output is complete, or its journal is kept, or nothing was written."""
     output = tmp_path / "out" / "s.csv"
     reading, writing = os.pipe()
     os.close(reading)

@@ -87,7 +87,7 @@ def test_copies_computing_and_postprocessing_overlap(
         device.warm = True
         results = list(segmenter.predict(images))
     assert dict(device.counts) == dict.fromkeys(("copy", "compute", "postprocess"), BATCHES)
-    # A thread that the system suspends between copying and computing lets others overtake it, and breaks the chain.
+    # If the system suspends a thread between copying and computing, others overtake it, and some waits time out.
     assert len(device.missed) <= BATCHES // 3, "without overlap, every batch is missed"
     assert [result.rle for result in results] == wanted
 

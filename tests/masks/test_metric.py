@@ -141,7 +141,8 @@ def test_a_truth_without_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_clouds_are_the_default(tmp_path: Path) -> None:
-    truth = table(tmp_path / "truth.csv", "a.jpg_Sugar,1 2800")  # two columns of 2100: half of each first block
+    # Two of 2100 columns: half of every block at the left edge.
+    truth = table(tmp_path / "truth.csv", "a.jpg_Sugar,1 2800")
     assert score(table(tmp_path / "right.csv", "a.jpg_Sugar,1 350"), truth).per_class == {"Sugar": 1.0}
     with pytest.raises(DataError, match="525x350"):
         score(table(tmp_path / "wrong.csv", "a.jpg_Sugar,183750 2"), truth)

@@ -54,7 +54,7 @@ def test_what_is_reported_is_what_inference_then_scores(model: Path, data: Path,
     assert read_artifact(model).rules == (Rule(10, 0),) * 3  # the model itself is left alone
     for label in SMALL_GRIDS.classes:
         assert label in result.stdout
-    assert "--image-list" in result.stderr  # all images: a warning
+    assert "--image-list" in result.stderr  # a warning, because all images are used
     page = output.with_suffix(".html").read_text()
     for word in (*SMALL_GRIDS.classes, f"{after:.4f}", f"{before:.4f}", "data:image/png;base64,"):
         assert word in page

@@ -180,7 +180,7 @@ def test_a_failure_names_the_file_and_not_its_temporary(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_names_the_file_that_was_given(tmp_path: Path) -> None:
-    """A failed write names no file."""
+    """The OSError of a failed write has no file name; it is added."""
     (tmp_path / "link.bin").symlink_to("out.bin")
     with file_size_limit(1000):
         with pytest.raises(OSError, match="File too large") as caught, replacing(tmp_path / "link.bin") as partial:

@@ -64,7 +64,8 @@ def test_overwriting_removes_the_earlier_run(
     scenes: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(replace(SMALL, epochs=1), scenes, tmp_path, cached)
-    for name in ("tensorboard/events", "fold-0/best.pth", "folds.json", "oof.npz"):  # of this and other earlier runs
+    # Files of earlier runs with other options.
+    for name in ("tensorboard/events", "fold-0/best.pth", "folds.json", "oof.npz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("of an earlier run")
     (tmp_path / "fold-1").symlink_to(scenes)
@@ -203,7 +204,7 @@ def test_folds_of_another_run_are_not_reused(scenes: Path, cached: Path, tmp_pat
     (tmp_path / "folds.json").unlink()
     with pytest.raises(DataError, match="loss was bce"):
         cross_validate(replace(config, loss="dice"), scenes, tmp_path, cached, resume=True)
-    (tmp_path / "fold-5").mkdir()  # of a run with more of them
+    (tmp_path / "fold-5").mkdir()  # of a run with more folds
     cross_validate(config, scenes, tmp_path, cached)
     assert sorted(path.name for path in tmp_path.glob("fold-*")) == ["fold-0", "fold-1"]
 

@@ -193,7 +193,7 @@ def test_the_average_of_the_weights_follows_the_formula() -> None:
 
 def test_one_cycle_matches_torch() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    # torch rises until step `pct_start` * 101 - 1: here 30, as ours.
+    # PyTorch's rate is highest at step `pct_start * total_steps - 1`, here 30; ours at 0.3 * 100 steps.
     torchs = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 1.0, total_steps=101, pct_start=31 / 101, div_factor=25, final_div_factor=400
     )

@@ -79,7 +79,7 @@ def save(values: Any, path: Path) -> Path:
 
 @needs_package
 def test_packaged_weights_classify_known_images(offline: list[Any]) -> None:
-    """The encoder's tensors in timm's whole network; its head is taken from the package by order."""
+    """The encoder's tensors are loaded into timm's whole network, with the tensors of the package's head, by order."""
     from sklearn.datasets import load_sample_image
 
     weights = find_weights(LITE0)
@@ -197,7 +197,7 @@ def test_wrong_files_name_the_first_mismatch(tmp_path: Path) -> None:
 
 
 class Custom:
-    """Something that only unpickling code could restore."""
+    """A class that `torch.load` refuses with `weights_only=True`."""
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 3}, {}, {"model": Custom()}, "text"])
