@@ -15,7 +15,7 @@ class CloudrtError(Exception):
 
 
 class RleError(CloudrtError, ValueError):
-    """Malformed run-length text; the message names the token and its position."""
+    """Malformed run-length text (the message names the token and its position), or an invalid mask or shape."""
 
 
 class DataError(CloudrtError, ValueError):
