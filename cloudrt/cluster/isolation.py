@@ -44,7 +44,8 @@ FAULTS = (
 )
 """Errors that decoding, engine and post-processing can raise for an image."""
 MOST_LOST = 5
-"""Most workers that a partition may lose while none of its images runs; machines may be taken away at any time."""
+"""Largest number of workers that may die on a partition while none of its images runs, for example
+because machines are removed from the cluster."""
 
 
 class Predictor(Protocol):

@@ -62,7 +62,7 @@ class PanoramaPredictor:
 
 
 def prepare_checks(task: InferTask, artifact: Artifact, images: Sequence[ListedImage]) -> Callable[[], Sequence[Check]]:
-    """Return a function that creates the checks of a merge; fail now if packages, tiles or the store are unusable."""
+    """Check packages, tiles and the Zarr store; return a function that creates the checks of a merge."""
     task.require_packages(image.key for image in images)
     if task.tiling is not None:
         check_tiles(artifact, task.tiling)
@@ -94,7 +94,7 @@ def checked(
 
 
 def are_appended(partitions: Partitions, task: InferTask) -> bool:
-    """Return whether the partitions are those of the run that last appended to the store, and are not needed again."""
+    """Return whether the rows of these partitions are already in the Zarr store, so that they can be overwritten."""
     if task.format != "zarr" or task.resume:
         return False
     try:

@@ -16,7 +16,7 @@ class LimitedSocket:
         self._socket = connected
 
     def limit(self, deadline: float, received: int) -> None:
-        """Set the limits of a request: its deadline on the clock `time.monotonic`, and the most bytes received."""
+        """Set the limits of a request: its deadline on the clock `time.monotonic`, and the maximum number of bytes."""
         self._deadline, self._limit, self._left = deadline, received, received
 
     def sendall(self, data: Any) -> None:
@@ -25,7 +25,10 @@ class LimitedSocket:
         self._socket.sendall(data)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """Return a file object that reads the received bytes; the socket stays open until both are closed."""
+        """Return a file object that reads the received bytes.
+
+        The connection stays open until both this file object and the socket are closed.
+        """
         return io.BufferedReader(_Received(self, self._socket.makefile("rb", buffering=0)))
 
     def close(self) -> None:

@@ -94,8 +94,8 @@ def provider_options(
     """Return the options of a provider.
 
     CUDA uses the convolution algorithms that cuDNN's heuristic ranks first, instead of timing all algorithms for each
-    shape. TF32 is off: layers that export left in fp32 need the full precision. For TensorRT and TensorRT for RTX, see
-    `cloudrt.engines.tensorrt` and `cloudrt.engines.tensorrt_rtx`.
+    shape. TF32 is off: layers that the export left in fp32 need the full precision. For TensorRT and TensorRT for RTX,
+    see `cloudrt.engines.tensorrt` and `cloudrt.engines.tensorrt_rtx`.
     """
     if provider == "cuda":
         layout = str(int(options.channels_last))

@@ -5,7 +5,7 @@ and the export to Triton use them.
 
 The options that enable fp16, bf16 and int8 are not set: ONNX Runtime then builds a strongly typed network, in which
 every layer computes in its type in the artifact. With these options, TensorRT could use a lower precision for layers
-that export left in fp32.
+that the export left in fp32.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def predict_panoramas(
     Raises
     ------
     ArtifactError, DataError
-        The artifact has no rules, or its field of view cannot be cut into tiles.
+        The artifact has no rules, or images cannot be cut into tiles of its field of view; see `check_tiles`.
     """
     artifact = segmenter.artifact
     require_rules(artifact, segmenter.model)

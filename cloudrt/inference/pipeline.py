@@ -5,9 +5,10 @@
     inputs --decode threads--> images --engine threads--> probabilities --post-process threads--> results
 
 A group is one batch of the engine, or several batches if each takes only a few milliseconds. Stages pass whole groups
-on, and the threads of a stage share the images of a group. Taking a result starts more work in the stages before it, so
-that all stages run while the caller handles a result. Results are in order, and only the groups in progress are in
-memory. Decoding, the engines and the kernels release the GIL.
+on. The decode threads share the images of a group, as do the post-process threads; an engine thread runs a whole group.
+Taking a result starts more work in the stages before it, so that all stages run while the caller handles a result.
+Results are in order, and only the groups in progress are in memory. Decoding, the engines and the kernels release the
+GIL.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class Segmenter:
         inputs
             Paths, the bytes of image files, (H, W, 3) uint8 RGB arrays, PIL images, torch tensors of the shape
             (H, W, 3) or (3, H, W), or `ImageFile` and `StoredImage` objects. A single input is treated like a list of
-            one. A single path may also be a folder, a pattern or a list; see `list_inputs`.
+            one. A single path may also be a folder, a glob pattern or a text file that lists images; see `list_inputs`.
         look
             Called with the network's output for each input, in order and before its result is yielded, for example to
             store the probabilities.

@@ -83,7 +83,7 @@ def find_runs_in_levels(
     count = 0
     begin = 0
     for x in range(width):
-        if gate_pixels > 0:  # by column, whose pixels are then in the L1 cache for the runs
+        if gate_pixels > 0:  # counted per column, so that finding its runs reads from the L1 cache
             above += _count_at_least(flat, begin, height, gate)
         first[x] = count >> 1
         carry = np.uint64(0)

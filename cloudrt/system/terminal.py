@@ -154,7 +154,8 @@ def _stops_on_signals() -> Iterator[None]:
     numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
-        if before[number] is not signal.SIG_IGN:  # nohup asks to ignore SIGHUP, and background jobs SIGINT
+        # With nohup, SIGHUP is ignored; in a background job of a script, SIGINT is. Both stay ignored.
+        if before[number] is not signal.SIG_IGN:
             signal.signal(number, stop)
     try:
         yield
