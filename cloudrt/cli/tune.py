@@ -73,8 +73,11 @@ def tune(
     network does not run again. Use images that the network was not trained on, such as those in runs/NAME/held_out.txt.
 
     A rule of MODEL is only replaced if the out-of-fold Dice of the new one is higher by more than the standard error of
-    the difference. A plot (.png) and a page (.html) of the Dice surfaces are written beside the output, and a list of
-    the images whose label and prediction disagree most (.disagreements.csv), which may need another label.
+    the difference. For a rule that is kept, the column "out of fold" has its Dice on all images, which is too high if
+    the rule was chosen on them, as after cloudrt-train.
+
+    A plot (.png) and a page (.html) of the Dice surfaces are written beside the output, and a list of the images whose
+    label and prediction disagree most (.disagreements.csv), which may need another label.
     """
     from cloudrt.data.folder import open_data
     from cloudrt.images.inputs import read_names

@@ -25,7 +25,7 @@ TIMEOUT_S = 120
 
 
 class ClusterError(CloudrtError):
-    """A cluster cannot be reached, or its machines do not meet the requirements."""
+    """A cluster cannot be reached, its machines do not meet the requirements, or they fail again and again."""
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,11 @@ def open_folder(content: bytes) -> Path | None:
 
 
 def seal_folder(folder: Path) -> None:
-    """Store the checksums of the new files of a cache folder."""
-    seal(file for file in _files(folder) if not file.with_name(file.name + SEAL).exists())
+    """Store the checksums of the new files of a cache folder, unless another process has removed it."""
+    try:
+        seal(file for file in _files(folder) if not file.with_name(file.name + SEAL).exists())
+    except OSError as error:
+        logger.debug("cannot cache compiled networks: %s", error)
 
 
 def _files(folder: Path) -> list[Path]:

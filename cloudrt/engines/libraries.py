@@ -93,7 +93,12 @@ def load_libraries(provider: str) -> None:
             _load(name)
     if provider == "tensorrt":
         if find_spec("tensorrt"):
-            import tensorrt  # noqa: F401 - importing it loads its libraries
+            try:
+                import tensorrt  # noqa: F401 - importing it loads its libraries
+            except (ImportError, OSError) as error:
+                raise ProviderError(
+                    f"tensorrt cannot be imported: {error}: {install_command('cuda,tensorrt')}"
+                ) from error
         for name in tensorrt_libraries():
             _load(name, "cuda,tensorrt")
 

@@ -153,10 +153,11 @@ def _stops_on_signals() -> Iterator[None]:
         return
     numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        # With nohup, SIGHUP is ignored; in a background job of a script, SIGINT is. Both stay ignored.
-        if before[number] is not signal.SIG_IGN:
-            signal.signal(number, stop)
+    # With nohup, SIGHUP is ignored; in a background job of a script, SIGINT is. Both stay ignored. None is a handler
+    # that was not set from Python, which could not be set again.
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     except Exception as error:
