@@ -58,6 +58,8 @@ def measure_startup(model: Path, image: Path, folder: Path, runs: int = 2) -> di
     ------
     CloudrtError
         The command failed.
+    subprocess.CalledProcessError
+        The imports failed.
     """
     done = []
     for _ in range(runs + 1):

@@ -97,8 +97,8 @@ def tune(
     Raises
     ------
     DataError
-        Different classes or grids of source and data, a name that is not in train.csv, a malformed RLE, fewer than two
-        images that can be used, or an option out of range.
+        Different classes or grids of source and data, a name that is not in the data set, a malformed RLE, fewer than
+        two images that can be used, or an option out of range.
     """
     if source.labels != data.labels:
         raise DataError(
