@@ -233,8 +233,8 @@ def tiles() -> str:
         for one in found["rate"]
     ]
     about = (
-        f"{real['cropped'][0]['images']} whole validation images in mosaics, with images that are cut at the edges around "
-        "them, and "
+        f"{real['cropped'][0]['images']} whole validation images in mosaics, with images that are cut at the edges "
+        "around them, and "
         f"{drawn['cropped'][0]['images']} synthetic scenes; alone, the validation images have a Dice of "
         f"{real['labels_alone']:.3f} with their labels.\n"
         f"Tiles per second relative to the same number of single images, by number and size of the panoramas: "
