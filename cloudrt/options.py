@@ -44,7 +44,7 @@ class GpuOptions:
     Raises
     ------
     DataError
-        A value out of range; a graph with more than one stream.
+        A value of the wrong type or out of range; a graph with more than one stream.
     """
 
     streams: int = 0
@@ -66,11 +66,6 @@ class CudaOptions(GpuOptions):
     channels_last
         Whether convolutions run in NHWC layout with their bias fused (`prefer_nhwc` with `fuse_conv_bias`); None
         measures whether that is faster.
-
-    Raises
-    ------
-    DataError
-        See `GpuOptions`; `channels_last` is not True, False or None.
     """
 
     channels_last: bool | None = None
@@ -87,13 +82,7 @@ class TensorrtOptions(GpuOptions):
 
 @dataclass(frozen=True)
 class TensorrtRtxOptions(GpuOptions):
-    """Options of the TensorRT for RTX provider, which runs one batch at a time; see `GpuOptions`.
-
-    Raises
-    ------
-    DataError
-        See `GpuOptions`; more than one stream.
-    """
+    """Options of the TensorRT for RTX provider, for which `streams` is at most 1; see `GpuOptions`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,8 +184,7 @@ class RunOptions:
     allow_cpu
         With a GPU provider, allow convolutions, resizes and normalisations to run on the CPU.
     decoder
-        One of `DECODERS`: "cpu", or "gpu" for nvImageCodec; JPEGs that it cannot decode and other formats are decoded
-        on the CPU.
+        One of `DECODERS`: "cpu", or "gpu" for nvImageCodec; the CPU decodes what that cannot decode.
     max_pixels
         Image files with more pixels are reported as failures; an image that is cut into tiles may have 10 times as
         many. Arrays are not checked.
@@ -287,13 +275,7 @@ class RunOptions:
         return cls().changed(**made)
 
 
-_NESTED = {
-    "cuda": CudaOptions,
-    "tensorrt": TensorrtOptions,
-    "tensorrt_rtx": TensorrtRtxOptions,
-    "openvino": OpenvinoOptions,
-    "remote": RemoteOptions,
-}
+_NESTED: dict[str, Any] = {one.name: one.default_factory for one in fields(RunOptions) if callable(one.default_factory)}
 
 
 class RunSettings(TypedDict, total=False):

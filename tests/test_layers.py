@@ -1,4 +1,5 @@
-"""The structure of the package as installed: order of imports, type checks of calls to stages, and unique class names.
+"""The structure of the package as installed: order of imports, type checks of calls to stages, length of modules, and
+unique class names.
 
 A forbidden import fails in `make lint`, and so does a wrong argument to a stage.
 """
@@ -27,6 +28,10 @@ def package(tmp_path: Path) -> Path:
     for stage in ("train", "export", "bench"):
         shutil.copytree(ROOT / stage, folder / stage, ignore=ignored)
     return folder
+
+
+def modules() -> list[Path]:
+    return [path for folder in ("cloudrt", "train", "export", "bench") for path in (ROOT / folder).rglob("*.py")]
 
 
 def lint_imports(package: Path) -> subprocess.CompletedProcess[str]:
@@ -71,9 +76,14 @@ def test_a_wrong_argument_to_a_stage_fails(package: Path, tmp_path: Path) -> Non
     assert 'Unexpected keyword argument "nonsense"' in errors[0]
 
 
+def test_no_module_has_more_than_300_lines() -> None:
+    lengths = {str(path): path.read_bytes().count(b"\n") for path in modules()}
+    assert len(lengths) > 200
+    assert {path: length for path, length in lengths.items() if length > 300} == {}
+
+
 def test_no_two_classes_have_the_same_name() -> None:
-    paths = [path for folder in ("cloudrt", "train", "export", "bench") for path in (ROOT / folder).rglob("*.py")]
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in modules()]
     names = Counter(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
     assert len(names) > 250
     assert [name for name, times in names.items() if times > 1] == []

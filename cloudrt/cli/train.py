@@ -49,8 +49,7 @@ logger = logging.getLogger(__name__)
     "--init",
     default="",
     metavar="PTH",
-    help="Checkpoint of cloudrt with the same --encoder: initialise the weights whose name and shape match from it, "
-    "instead of from --encoder-weights.",
+    help="Checkpoint of cloudrt, with the same --encoder, to take weights from instead of --encoder-weights.",
 )
 @click.option(
     "--set",

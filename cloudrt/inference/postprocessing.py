@@ -24,7 +24,7 @@ from cloudrt.labels import Grid, Labels
 from cloudrt.system.overlap import overlap_parts
 from cloudrt.system.statistics import StageStats
 
-ToTexts = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], list[list[str]]]
+ApplyRules = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], list[list[str]]]
 """Returns the RLE texts, one per class, of images with (n, C, W, H) levels and (n, C) presence or None."""
 
 
@@ -78,7 +78,9 @@ class Postprocessing:
         See `Result`.
     """
 
-    def __init__(self, labels: Labels, texts: ToTexts, stats: StageStats, probabilities: bool, max_pixels: int) -> None:
+    def __init__(
+        self, labels: Labels, texts: ApplyRules, stats: StageStats, probabilities: bool, max_pixels: int
+    ) -> None:
         self.labels, self.texts, self.stats, self.probabilities = labels, texts, stats, probabilities
         self.max_pixels = max_pixels
 
@@ -117,6 +119,7 @@ class Postprocessing:
         for batch, some in pieces:
             rle += self._texts_of(batch, some, failed)
             batches.append((len(some), decoded.number + batch.rows.start, batch.size))
+        assert len(rle) == len(keys) == len(rows)  # `results` would leave out the rest
         maps = list(_maps(pieces, failed)) if self.probabilities else None
         sound = errors.count(None)
         if sound:
