@@ -128,7 +128,7 @@ class RemoteOptions:
     attempts
         Number of times that a batch is sent before the run stops.
     timeout_s
-        Time limit of a response, in seconds.
+        Time limit of a request and its response, in seconds.
 
     Raises
     ------
@@ -171,8 +171,8 @@ class RunOptions:
         One of `PROVIDERS`. "auto" measures once for each artifact and machine, and takes the fastest provider whose
         output agrees with that of ONNX Runtime's CPU provider in fp32; see `cloudrt.engines.plan.make_plan`.
     batch_size
-        Number of images per batch; the last batch is padded. 0 measures the best number. The TensorRT providers
-        then use 32, and remote servers 32 or the largest number that they accept, if that is smaller.
+        Number of images per batch; the last batch is padded. 0 measures the best number, except that the TensorRT
+        providers use 32, and remote servers 32 or the largest number that they accept, if that is smaller.
     compute_precision
         One of `PRECISIONS`: the precision that OpenVINO computes in. All but "auto" need the provider "openvino".
         "auto" takes a lower one than fp32 for fp16 and int8 artifacts if the CPU supports it and the results agree.

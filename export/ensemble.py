@@ -36,7 +36,7 @@ class Ensemble:
     Raises
     ------
     DataError
-        The checkpoints do not match, or `tta` is unknown.
+        No checkpoint, the same one twice, checkpoints that do not match, or an unknown `tta`.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -77,7 +77,7 @@ class Ensemble:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """Rules of the first member. They were not tuned on the averaged probability."""
+        """Rules of the first member, which were tuned on its own probability, not on the mean."""
         return self.checkpoints[0].rules
 
     @property
@@ -86,7 +86,10 @@ class Ensemble:
         return len(self.checkpoints) * len(VIEWS[self.tta])
 
     def graph(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """Return the module (N, H, W, 3) uint8 -> (N, C, W_out, H_out) uint8; the networks compute in `dtype`."""
+        """Return the module (N, H, W, 3) uint8 -> (N, C, W_out, H_out) uint8; the networks compute in `dtype`.
+
+        With a presence output, the module returns a pair; see `InferenceGraph`.
+        """
         members = [InferenceGraph(one.network().to(dtype), one.config, dtype) for one in self.checkpoints]
         return Mean(members, VIEWS[self.tta]).eval()
 

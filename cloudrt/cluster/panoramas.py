@@ -62,7 +62,15 @@ class PanoramaPredictor:
 
 
 def prepare_checks(task: InferTask, artifact: Artifact, images: Sequence[ListedImage]) -> Callable[[], Sequence[Check]]:
-    """Check packages, tiles and the Zarr store; return a function that creates the checks of a merge."""
+    """Check packages, tiles and the Zarr store; return a function that creates the checks of a merge.
+
+    Raises
+    ------
+    DataError
+        See `check_tiles` and `panorama_checks`.
+    ModuleNotFoundError
+        A package that the run needs is not installed.
+    """
     task.require_packages(image.key for image in images)
     if task.tiling is not None:
         check_tiles(artifact, task.tiling)
@@ -94,7 +102,7 @@ def checked(
 
 
 def are_appended(partitions: Partitions, task: InferTask) -> bool:
-    """Return whether the rows of these partitions are already in the Zarr store, so that they can be overwritten."""
+    """Return whether the Zarr store already has the rows of these partitions, whose files can then be overwritten."""
     if task.format != "zarr" or task.resume:
         return False
     try:

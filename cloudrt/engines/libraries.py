@@ -21,7 +21,7 @@ WINDOWS = sys.platform == "win32"
 
 
 def cuda_major() -> int:
-    """Return the major CUDA version that ONNX Runtime was built for."""
+    """Return the major CUDA version that ONNX Runtime was built for; 13 for a build without CUDA."""
     import onnxruntime
 
     return int(str(getattr(onnxruntime, "cuda_version", "") or "13").split(".")[0])

@@ -49,7 +49,7 @@ def open_session(
     Raises
     ------
     ProviderError
-        A library of the provider cannot be loaded.
+        A library of the provider cannot be loaded, or TensorRT for RTX does not support the GPU.
     Exception
         An exception of ONNX Runtime; see `REFUSALS` in `cloudrt.engines.onnxruntime`.
     """

@@ -179,7 +179,7 @@ class Batcher:
             batch: list[_Waiting] = []
             while self._waiting and len(batch) < size:
                 waiting = self._waiting.popleft()
-                if not waiting.done.cancelled():  # the client has gone
+                if not waiting.done.cancelled():  # cancelled: client gone, or request failed
                     batch.append(waiting)
             if batch:
                 self._start(batch)
