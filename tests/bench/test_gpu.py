@@ -236,7 +236,7 @@ def test_settings_of_the_engine_run_as_on_a_gpu(
 def test_all_memory_but_the_room_is_held_in_pieces(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`hold` allocates the free memory except `room` bytes, in smaller blocks where one of that size fails."""
+    """`hold` allocates the free memory except `room` bytes, and halves the block size when an allocation fails."""
 
     class Gpu:
         free, largest = 1000 * 2**20, 300 * 2**20

@@ -126,7 +126,7 @@ def test_messages_name_parameters_in_python_and_options_on_the_command_line(
 def test_a_cluster_without_ray_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fill("in")
-    for name in ("ray", "pyarrow"):  # the extra `ray` includes pyarrow, and pyarrow alone has the extra `parquet`
+    for name in ("ray", "pyarrow"):  # both are in the extra `ray`; if only pyarrow is missing, `parquet` is named
         monkeypatch.setitem(sys.modules, name, None)
     assert "ray is not installed: pip install '.[ray]' in the checkout" in refused("infer", "in", "--cluster")
 

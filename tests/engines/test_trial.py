@@ -84,7 +84,8 @@ def test_measurements_stop_if_larger_batches_gain_nothing(simulate: Callable[...
 def test_measurements_stop_without_memory_or_time(simulate: Callable[..., list[Setting]]) -> None:
     assert [setting.batch_size for setting in simulate("cpu", fixed=0.1, each=0.001, most=4)] == [1, 2, 4]
     assert simulate("cpu", fixed=0.1, each=0.001, most=0) == []
-    slow = simulate("cpu", fixed=1.0, each=2.0)  # 3 s, then 5 s a batch: three of them are more than is left
+    # A batch of one image takes 3 s, one of two takes 5 s: the time that is left is too short for three of the latter.
+    slow = simulate("cpu", fixed=1.0, each=2.0)
     assert [setting.batch_size for setting in slow] == [1]
 
 

@@ -58,7 +58,7 @@ def test_a_folder_is_replaced_at_the_end(tmp_path: Path) -> None:
     assert names(real) == ["new"] and link.is_symlink()
     with replacing_folder(tmp_path / "fresh") as partial:
         partial.mkdir()
-    with replacing_folder(real):  # nothing
+    with replacing_folder(real):  # no new folder: the old one is removed
         pass
     assert names(tmp_path) == ["fresh", "link"]
 

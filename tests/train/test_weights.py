@@ -1,4 +1,4 @@
-"""Pre-trained weights of encoders: names, order, mismatches, statistics, sources, licences, and a known image."""
+"""Pre-trained weights of encoders: names, order, mismatches, statistics, sources, licences, and known images."""
 
 from __future__ import annotations
 
