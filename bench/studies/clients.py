@@ -77,6 +77,11 @@ def send_all(port: int, requests: Sequence[bytes], arrivals: Sequence[float] | N
     -------
     dict
         `seconds`; the `latency_ms` of all requests; `client_cpu_s`, the CPU time of this process.
+
+    Raises
+    ------
+    ConnectionError
+        An answer with another status than 200, or a connection that the server closes during a request.
     """
     selector, room, latencies, sent = selectors.DefaultSelector(), bytearray(1 << 18), list[float](), 0
 

@@ -120,7 +120,7 @@ class SleepingLoad:
 
 
 def measure_scaling(counts: Sequence[int], load: SleepingLoad, tell: Callable[[str], object]) -> dict[str, Any]:
-    """Return images per second for each number of workers, relative to linear scaling and to the engines alone."""
+    """Return images per second by number of workers, and their ratios to linear scaling and to the engines alone."""
     import ray
 
     rates: dict[int, float] = {}
