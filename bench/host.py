@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from cloudrt.images.image import ImageFile
 from cloudrt.inference.pipeline import Segmenter
-from cloudrt.masks.postprocess import postprocess_batch
+from cloudrt.masks.postprocess import Maps, postprocess_batch
 from cloudrt.masks.rule import Rule
 
 from .stages import Timing
@@ -112,9 +112,9 @@ def measure_host(work: Workload, rounds: int, advance: Callable[[], object]) -> 
     overlap: list[float] = []
     levels, presence = stack(work, MAPS)
     with StandIn(work.segmenter) as ours:
-        for _ in range(rounds + 1):
-            for size in BATCHES:
-                ours.use(Instant(ours.artifact, size), lambda levels, _: [[""] * levels.shape[1]] * len(levels))
+        for number in range(rounds + 1):
+            for size in BATCHES[:: 1 if number % 2 else -1]:  # forwards and backwards: no size is always the first
+                ours.use(Instant(ours.artifact, size), no_masks)
                 handover[size].append(time_pipeline(ours))
                 advance()
             for size in SHARED:
@@ -141,13 +141,19 @@ def passes(rounds: int) -> int:
     return (rounds + 1) * (len(BATCHES) + 2 * len(SHARED) + 1)
 
 
+def no_masks(batches: Sequence[Maps]) -> list[str]:
+    """Return an empty RLE text for each map of the batches."""
+    return [""] * sum(len(levels) * levels.shape[1] for levels, _ in batches)
+
+
 def overlapping(ours: StandIn, batch_size: int = 32) -> None:
     """Let copying, computing and post-processing a batch take `STAGE_S` each."""
     threads = min(ours.threads, batch_size)
 
-    def texts(levels: NDArray[np.uint8], _presence: object) -> list[list[str]]:
-        time.sleep(STAGE_S * len(levels) * threads / batch_size)  # all threads together finish a batch in STAGE_S
-        return [[""] * levels.shape[1]] * len(levels)
+    def texts(batches: Sequence[Maps]) -> list[str]:
+        images = sum(len(levels) for levels, _ in batches)
+        time.sleep(STAGE_S * images * threads / batch_size)  # all threads together finish a batch in STAGE_S
+        return no_masks(batches)
 
     ours.use(Staged(ours.artifact, batch_size, STAGE_S), texts)
 

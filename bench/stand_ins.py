@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import cycle
 from threading import Lock
 from typing import Self
@@ -15,9 +15,9 @@ from cloudrt.engines.pool import EnginePool
 from cloudrt.images.decoding import Decoding
 from cloudrt.images.image import Image
 from cloudrt.inference.pipeline import Segmenter
+from cloudrt.inference.postprocessing import ApplyRules
+from cloudrt.masks.postprocess import Maps
 from cloudrt.model.artifact import Artifact
-
-Texts = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], list[list[str]]]
 
 
 class StandIn(Segmenter):
@@ -27,17 +27,17 @@ class StandIn(Segmenter):
         super().__init__(model.model, provider="cpu", batch_size=1, threads=model.threads)
         self.pool.close()
         self.decoding = Undecoded(self.artifact.input_size, self.options.max_pixels, self.stats["decode"])
-        self._texts: Texts | None = None
+        self._texts: ApplyRules | None = None
 
-    def use(self, engine: Instant, texts: Texts | None) -> None:
+    def use(self, engine: Instant, texts: ApplyRules | None) -> None:
         """Replace the engine and the post-processing; None restores the real post-processing."""
         self.pool.close()
         self.pool = EnginePool(lambda _, __: engine, (0,), engine.batch_size or 1)
         self._texts = texts
 
-    def texts(self, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> list[list[str]]:
+    def texts(self, batches: Sequence[Maps]) -> list[str]:
         """Return RLE texts; see `use`."""
-        return self._texts(levels, presence) if self._texts else super().texts(levels, presence)
+        return self._texts(batches) if self._texts else super().texts(batches)
 
 
 class Undecoded(Decoding):

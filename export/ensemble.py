@@ -95,10 +95,11 @@ class Ensemble:
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the metadata of each member, or an empty list for a single checkpoint."""
+        if len(self.checkpoints) == 1:
+            return []
         return [
             {"architecture": one.config.architecture, "encoder": one.config.encoder, "dice": one.dice, "sha256": digest}
             for one, digest in zip(self.checkpoints, self.digests, strict=True)
-            if len(self.checkpoints) > 1
         ]
 
 

@@ -235,8 +235,8 @@ def tiles() -> str:
     about = (
         f"{real['cropped'][0]['images']} whole validation images in mosaics, with images that are cut at the edges "
         "around them, and "
-        f"{drawn['cropped'][0]['images']} synthetic scenes; alone, the validation images have a Dice of "
-        f"{real['labels_alone']:.3f} with their labels.\n"
+        f"{drawn['cropped'][0]['images']} synthetic scenes. Alone, all {real['images']} validation "
+        f"images of the mosaics have a Dice of {real['labels_alone']:.3f} with their labels.\n"
         f"Tiles per second relative to the same number of single images, by number and size of the panoramas: "
         f"{', '.join(rates)}; medians of {' or '.join(map(str, rounds))} alternating rounds. Until the first panorama "
         f"is decoded, no tile can be segmented; this time is a larger share of a run on one panorama.\n"

@@ -156,7 +156,8 @@ def write_mosaic(folder: Path, picture: Image, times: int) -> Path:
     """Write a mosaic whose name states a position with 100 / `times` pixels per degree."""
     height, width = (side * times / 100 for side in picture.shape[:2])
     path = folder / f"mosaic_0-{width:g}_0-{height:g}.png"
-    assert cv2.imwrite(str(path), picture[..., ::-1])
+    if not cv2.imwrite(str(path), picture[..., ::-1]):
+        raise OSError(f"{path} cannot be written")
     return path
 
 

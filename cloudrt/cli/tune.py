@@ -216,7 +216,7 @@ def _write(tuned: Tuned, artifact: Artifact | None, digest: str, model: Path, ta
         "Dice": f"{_mean([choice.score.dice for choice in tuned.choices]):.4f}",
         "Before": f"{_mean([score.dice for _, score in tuned.before]):.4f}" if tuned.before else "–",
         "Out of fold": f"{tuned.out_of_fold:.4f}",
-        "Rules tried": f"{tuned.tables.dice[0, 0].size:,} per class",
+        "Thresholds and areas tried": f"{tuned.tables.dice[0, 0].size:,} pairs per class",
     }
     if target.suffix == ".onnx":
         assert artifact is not None

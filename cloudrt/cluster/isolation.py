@@ -191,7 +191,7 @@ def segment(
     for begin in range(0, len(images), predictor.batch_size):
         group = range(begin, min(begin + predictor.batch_size, len(images)))
         sound = [position for position in group if position not in state.crashed]
-        if not state.one_by_one.intersection(sound):
+        if sound and not state.one_by_one.intersection(sound):
             try:
                 note(sound)
                 found = _records([images[i] for i in sound], predictor.predict([inputs[i] for i in sound]))

@@ -113,7 +113,7 @@ def searched_folders(inputs: Iterable[str | Path]) -> list[Path]:
     for one in inputs:
         path = Path(one)
         home = path if path.exists() else _fixed_part(str(one))
-        if path.is_dir() or (home.is_dir() and home != path.parent):
+        if path.is_dir() or (home.is_dir() and (home != path.parent or path.name == "**")):
             folders.append(home)
     return folders
 

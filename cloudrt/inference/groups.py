@@ -9,35 +9,42 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from cloudrt.engines.pool import EnginePool
 from cloudrt.errors import MemoryExhausted
 from cloudrt.images.decoding import Decoded
+from cloudrt.masks.postprocess import Maps
 from cloudrt.model.inferred import Inferred
 from cloudrt.system.statistics import StageStats
 
 
-class BatchOutput(NamedTuple):
-    """The network's outputs for one batch.
+@dataclass(frozen=True)
+class Batches:
+    """Consecutive batches of one size, and the network's outputs for them.
 
     Parameters
     ----------
     rows
-        Its rows in the group.
+        Their rows in the group; batch k has `rows[k * size : (k + 1) * size]`.
     size
         Batch size of the engine; the last batch of a group may have fewer rows.
-    probability, presence
-        (n, C, W, H) and (n, C) uint8; None if every input failed, or the artifact has no such output.
+    outputs
+        For each batch, levels (n, C, W, H) uint8 and presence (n, C) uint8, or None if the artifact has no presence
+        output; in place of both, None if every input of the batch failed.
     """
 
     rows: range
     size: int
-    probability: NDArray[np.uint8] | None = None
-    presence: NDArray[np.uint8] | None = None
+    outputs: list[Maps | None]
+
+    def numbers(self, rows: range) -> range:
+        """Return the numbers of the batches that these rows belong to."""
+        begin = self.rows.start
+        return range((rows.start - begin) // self.size, -(-(rows.stop - begin) // self.size))
+
+    def rows_of(self, number: int, count: int = 1) -> range:
+        """Return the rows of `count` batches from `number` on."""
+        return self.rows[number * self.size : (number + count) * self.size]
 
 
 @dataclass(frozen=True)
@@ -45,22 +52,23 @@ class Group:
     """Consecutive inputs, decoded, and the network's outputs for them, in order."""
 
     decoded: Decoded
-    batches: list[BatchOutput] = field(default_factory=list)
+    batches: list[Batches] = field(default_factory=list)
 
     def each(self) -> Iterator[Inferred]:
         """Yield the outputs for each input."""
         decoded = self.decoded
-        for batch in self.batches:
-            for position, row in enumerate(batch.rows):
-                error = decoded.errors.get(row)
-                sound = error is None and batch.probability is not None
+        for batches in self.batches:
+            for position, row in enumerate(batches.rows):
+                number, place = divmod(position, batches.size)
+                error, output = decoded.errors.get(row), batches.outputs[number]
+                levels, presence = (None, None) if error is not None or output is None else output
                 yield Inferred(
                     image=decoded.keys[row],
-                    probability=batch.probability[position] if sound and batch.probability is not None else None,
-                    presence=batch.presence[position] if sound and batch.presence is not None else None,
+                    probability=None if levels is None else levels[place],
+                    presence=None if presence is None else presence[place],
                     error=error,
-                    batch=decoded.number + batch.rows.start,
-                    batch_size=batch.size,
+                    batch=decoded.number + row - place,
+                    batch_size=batches.size,
                 )
 
 
@@ -96,22 +104,21 @@ def infer_group(pool: EnginePool, stats: StageStats, decoded: Decoded) -> Group:
 
 def _run_batches(pool: EnginePool, stats: StageStats, group: Group, begin: int, size: int) -> None:
     """Run the batches of a group from row `begin` on, and append their outputs to it."""
-    decoded, times, done = group.decoded, list[float](), group.batches
+    decoded, times, outputs = group.decoded, list[float](), list[Maps | None]()
     errors, images, count = decoded.errors, decoded.images, len(decoded.keys)
-    batches = [range(row, row + size) for row in range(begin, count - size + 1, size)]
-    if rest := (count - begin) % size:
-        batches.append(range(count - rest, count))
+    batches = [range(row, min(row + size, count)) for row in range(begin, count, size)]
     failed = [rows for rows in batches if all(row in errors for row in rows)] if errors else ()
     sound = [rows for rows in batches if rows not in failed] if failed else batches
     try:
-        with closing(pool.run_each([images[rows.start : rows.stop] for rows in sound])) as outputs:
+        with closing(pool.run_each([images[rows.start : rows.stop] for rows in sound])) as found:
             for rows in batches:
                 if failed and rows in failed:
-                    done.append(BatchOutput(rows, size))
+                    outputs.append(None)
                     continue
                 began = time.perf_counter()
-                probability, presence = next(outputs)
+                outputs.append(next(found))
                 times.append(time.perf_counter() - began)
-                done.append(BatchOutput(rows, size, probability, presence))
     finally:
         stats.add_all(times)
+        if outputs:
+            group.batches.append(Batches(range(begin, batches[len(outputs) - 1].stop), size, outputs))

@@ -13,7 +13,7 @@ GIL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -22,7 +22,6 @@ from types import NoneType
 from typing import Self, Unpack, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cloudrt.arguments import check_callable, check_path, check_type, shown
 from cloudrt.engines.gpu_images import open_decoder
@@ -38,7 +37,7 @@ from cloudrt.inference.model_source import local_model, remote_model, require_ru
 from cloudrt.inference.postprocessing import Postprocessing
 from cloudrt.inference.results import Result
 from cloudrt.labels import Labels
-from cloudrt.masks.postprocess import postprocess_batch
+from cloudrt.masks.postprocess import Maps, postprocess_batches
 from cloudrt.model.inferred import Inferred
 from cloudrt.options import RunOptions, RunSettings
 from cloudrt.system.cuda import Batch
@@ -218,9 +217,9 @@ class Segmenter:
             finally:
                 self.stats.drop()
 
-    def texts(self, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> list[list[str]]:
-        """Return the RLE texts, one per class, of images with (n, C, W, H) levels and (n, C) presence or None."""
-        return postprocess_batch(levels, self.artifact.rules, presence)
+    def texts(self, batches: Sequence[Maps]) -> list[str]:
+        """Return the RLE texts of batches, of each image in turn, one per class; see `postprocess_batches`."""
+        return postprocess_batches(batches, self.artifact.rules)
 
     def _run(self, inputs: Iterable[Input], pace: Pace) -> Generator[Group, None, None]:
         """Yield groups of inputs with the network's outputs, in order; `pace` sets the number of batches per group."""
@@ -242,7 +241,7 @@ class Segmenter:
             try:
                 decoded = self.decoding.run(inputs, decoders, empty, ahead, gpu)
                 for group in overlap(engines, partial(infer_group, self.pool, stage), decoded, slots + 1):
-                    stage.pulled(len(group.batches))
+                    stage.pulled(sum(len(batches.outputs) for batches in group.batches))
                     yield group
             finally:
                 for pool in (decoders, gpu, engines):

@@ -8,7 +8,7 @@ The threads share the rows of each group, and two groups are in progress at a ti
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 from pathlib import Path
@@ -18,18 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloudrt.images.decoding import Decoded
-from cloudrt.inference.groups import BatchOutput, Group
+from cloudrt.inference.groups import Batches, Group
 from cloudrt.inference.results import Result
 from cloudrt.labels import Grid, Labels
+from cloudrt.masks.postprocess import Maps
 from cloudrt.system.overlap import overlap_parts
 from cloudrt.system.statistics import StageStats
 
-ApplyRules = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None], list[list[str]]]
-"""Returns the RLE texts, one per class, of images with (n, C, W, H) levels and (n, C) presence or None."""
+ApplyRules = Callable[[Sequence[Maps]], list[str]]
+"""Returns the RLE texts of batches; see `cloudrt.masks.postprocess.postprocess_batches`."""
 
 
-_Share = tuple[Decoded, list[tuple[BatchOutput, range]]]
-"""Rows of a group for one thread, as pairs of a batch and its rows."""
+_Piece = tuple[Batches, range]
+"""Batches, and some of their rows."""
+_Share = tuple[Decoded, list[_Piece]]
+"""Rows of a group for one thread."""
 
 
 class Texts(NamedTuple):
@@ -42,10 +45,10 @@ class Texts(NamedTuple):
     errors
         For each row, why its input failed, or None.
     rle
-        For each row, one text per class.
+        The texts of each row in turn, one per class.
     batches
-        For each batch in turn: how many of these rows it has, the position of its first input among all inputs, and the
-        batch size.
+        For batches of one size in turn: the position of the first input of each among all inputs, how many of these
+        rows each has, and the batch size.
     sound
         Number of rows whose input did not fail.
     maps
@@ -55,8 +58,8 @@ class Texts(NamedTuple):
     keys: list[str]
     sources: list[str | Path | Grid | None]
     errors: list[str | None]
-    rle: list[list[str]]
-    batches: list[tuple[int, int, int]]
+    rle: list[str]
+    batches: list[tuple[range, list[int], int]]
     sound: int
     maps: list[NDArray[np.uint8] | None] | None
 
@@ -93,16 +96,16 @@ class Postprocessing:
     def _shares(self, group: Group) -> Iterator[_Share]:
         """Divide the rows of a group among the threads."""
         size = -(-len(group.decoded.keys) // self.stats.threads)
-        pieces: list[tuple[BatchOutput, range]] = []
+        pieces: list[_Piece] = []
         room = size
-        for batch in group.batches:
-            rows = batch.rows
-            while len(rows) >= room:  # the rest of the batch belongs to the next share
-                pieces.append((batch, rows[:room]))
+        for batches in group.batches:
+            rows = batches.rows
+            while len(rows) >= room:  # the other rows belong to the next share
+                pieces.append((batches, rows[:room]))
                 yield group.decoded, pieces
                 pieces, rows, room = [], rows[room:], size
             if rows:
-                pieces.append((batch, rows))
+                pieces.append((batches, rows))
                 room -= len(rows)
         if pieces:
             yield group.decoded, pieces
@@ -115,12 +118,17 @@ class Postprocessing:
         keys, sources = decoded.keys[rows.start : rows.stop], decoded.sources[rows.start : rows.stop]
         failed = decoded.errors
         errors = list(map(failed.get, rows))
-        rle, batches = list[list[str]](), list[tuple[int, int, int]]()
-        for batch, some in pieces:
-            rle += self._texts_of(batch, some, failed)
-            batches.append((len(some), decoded.number + batch.rows.start, batch.size))
-        assert len(rle) == len(keys) == len(rows)  # `results` would leave out the rest
-        maps = list(_maps(pieces, failed)) if self.probabilities else None
+        batches = [_places(decoded.number, batches, some) for batches, some in pieces]
+        rle, classes = (
+            self.texts([maps for piece in pieces for maps in _sound_maps(*piece, failed)]),
+            self.labels.classes,
+        )
+        classes = self.labels.classes
+        if failed:
+            sound_texts = iter(rle)
+            rle = ["" if row in failed else next(sound_texts) for row in rows for _ in classes]
+        assert len(rle) == len(keys) * len(classes) == len(rows) * len(classes)  # `results` would leave out the rest
+        maps = [one for piece in pieces for one in _maps(*piece, failed)] if self.probabilities else None
         sound = errors.count(None)
         if sound:
             self.stats.add((time.perf_counter() - began) / sound, sound)
@@ -132,43 +140,65 @@ class Postprocessing:
         The thread that uses the results makes them, one at a time: results that another thread has made would have to
         be fetched from the caches of its core.
         """
-        batches = texts.batches
+        batches, classes = texts.batches, self.labels.classes
+        each = iter(texts.rle)
+        of_rows = zip(*[each] * len(classes), strict=True)  # as many texts at a time as there are classes
         return map(  # the loop over the rows runs in C
             Result,
             texts.keys,
-            map(dict, map(zip, repeat(self.labels.classes), texts.rle)),
+            map(dict, map(zip, repeat(classes), of_rows)),
             texts.errors,
             repeat(self.labels),
-            chain.from_iterable([repeat(first, count) for count, first, _ in batches]),
-            chain.from_iterable([repeat(size, count) for count, _, size in batches]),
+            chain.from_iterable(chain.from_iterable(map(repeat, firsts, counts) for firsts, counts, _ in batches)),
+            chain.from_iterable(repeat(size, sum(counts)) for _, counts, size in batches),
             repeat(None),
             texts.sources,
             repeat(None) if texts.maps is None else texts.maps,
             repeat(self.max_pixels),
         )
 
-    def _texts_of(self, batch: BatchOutput, rows: range, errors: dict[int, str]) -> list[list[str]]:
-        """Return the RLE texts of some rows of a batch; those of failed inputs are empty."""
-        probability, presence, first = batch.probability, batch.presence, batch.rows.start
-        sound = [row for row in rows if row not in errors] if errors else rows
-        if not sound or probability is None:
-            return [[""] * len(self.labels.classes)] * len(rows)
-        if len(sound) < len(batch.rows):
-            whole = sound[-1] - sound[0] + 1 == len(sound)  # a slice is a view; a list of rows copies
-            some = slice(sound[0] - first, sound[-1] - first + 1) if whole else [row - first for row in sound]
-            probability, presence = probability[some], None if presence is None else presence[some]
-        texts = self.texts(probability, presence)
-        if len(sound) == len(rows):
-            return texts
-        found = iter(texts)
-        return [[""] * len(self.labels.classes) if row in errors else next(found) for row in rows]
+
+def _places(number: int, batches: Batches, some: range) -> tuple[range, list[int], int]:
+    """Return `Texts.batches` of some rows of batches; `number` is the position of the group's first input."""
+    size, numbers = batches.size, batches.numbers(some)
+    counts = [size] * len(numbers)
+    begin = batches.rows_of(numbers[0]).start
+    counts[0] -= some.start - begin
+    counts[-1] -= begin + size * len(numbers) - some.stop
+    return range(number + begin, number + some.stop, size), counts, size
 
 
-def _maps(pieces: list[tuple[BatchOutput, range]], errors: dict[int, str]) -> Iterator[NDArray[np.uint8] | None]:
+def _parts(batches: Batches, some: range) -> Iterator[tuple[Maps | None, range, range]]:
+    """Yield, for each batch with some of the rows, its output, all of its rows, and those that are among `some`."""
+    for number in batches.numbers(some):
+        rows = batches.rows_of(number)
+        yield batches.outputs[number], rows, range(max(rows.start, some.start), min(rows.stop, some.stop))
+
+
+def _sound_maps(batches: Batches, some: range, errors: dict[int, str]) -> Iterator[Maps]:
+    """Yield the levels and presence of some rows of each batch, without the rows of failed inputs."""
+    numbers = batches.numbers(some)
+    if not errors and some == batches.rows_of(numbers.start, len(numbers)):
+        yield from filter(None, batches.outputs[numbers.start : numbers.stop])
+        return
+    for output, rows, wanted in _parts(batches, some):
+        sound = [row for row in wanted if row not in errors] if errors else wanted
+        if output is None or not sound:
+            continue
+        levels, presence = output
+        if len(sound) < len(rows):
+            begin, end = sound[0] - rows.start, sound[-1] - rows.start + 1
+            whole = end - begin == len(sound)  # a slice is a view; a list of rows copies
+            taken = slice(begin, end) if whole else [row - rows.start for row in sound]
+            levels, presence = levels[taken], None if presence is None else presence[taken]
+        yield levels, presence
+
+
+def _maps(batches: Batches, some: range, errors: dict[int, str]) -> Iterator[NDArray[np.uint8] | None]:
     """Yield a copy of the maps of each row, (C, H, W); None for failed inputs."""
-    for batch, rows in pieces:
-        for row in rows:
-            if batch.probability is None or row in errors:
+    for output, rows, wanted in _parts(batches, some):
+        for row in wanted:
+            if output is None or row in errors:
                 yield None
             else:
-                yield batch.probability[row - batch.rows.start].transpose(0, 2, 1).copy()
+                yield output[0][row - rows.start].transpose(0, 2, 1).copy()

@@ -81,6 +81,16 @@ def bit_count(_context: Any, _word: Any) -> Any:
 
 
 @intrinsic
+def pointer(_context: Any, _address: Any) -> Any:
+    """`pointer(address)`: a pointer to a memory address, for `numba.carray`."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic
 def store_word(_context: Any, text: Any, _at: Any, _word: Any) -> Any:
     """`store_word(text, at, word)`: write the 8 bytes of `word` to `text[at : at + 8]`, lowest byte first."""
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import carray  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from cloudrt.kernels import bits
-from cloudrt.kernels.bits import BITS, ONE, at_least, bit_count, index, trailing_zeros, word_at
+from cloudrt.kernels.bits import BITS, ONE, at_least, bit_count, index, pointer, trailing_zeros, word_at
 from cloudrt.kernels.digits import write_runs
 from cloudrt.kernels.jit import kernel
 from cloudrt.kernels.union_find import Ints, join_runs, keep_runs
@@ -214,7 +215,7 @@ def rows_to_text(
 
 @kernel
 def maps_to_texts(
-    levels: NDArray[np.uint8],
+    maps: tuple[NDArray[np.int64], int, int],
     rules: NDArray[np.int64],
     presence: NDArray[np.uint8],
     first: int,
@@ -229,8 +230,9 @@ def maps_to_texts(
 
     Parameters
     ----------
-    levels
-        (M, W, H); map m is of class m % C.
+    maps
+        The memory addresses, (M,), of M maps of uint8 levels in RLE order, and W and H of each; the caller keeps the
+        maps in memory. Map m is of class m % C.
     rules
         (C, 5): threshold, min area, gate threshold, gate pixels, presence; see `cloudrt.masks.rule.Rule`.
     presence
@@ -246,13 +248,15 @@ def maps_to_texts(
     text
         Output: at least `most` ASCII characters.
     """
+    addresses, width, height = maps
     end = 0
-    for m in range(first, levels.shape[0]):
+    for m in range(first, len(addresses)):
         if len(text) - end < most:
             return m
         threshold, min_area, gate_threshold, gate_pixels, least_presence = rules[m % rules.shape[0]]
         if threshold < 255 and presence[m] >= least_presence and (gate_pixels == 0 or gate_threshold < 255):
             least, gate = np.uint8(threshold + 1), np.uint8(gate_threshold + 1)
-            end += columns_to_text(levels[m], least, min_area, gate, gate_pixels, work, text[end:])
+            levels = carray(pointer(addresses[m]), (width, height), np.uint8)
+            end += columns_to_text(levels, least, min_area, gate, gate_pixels, work, text[end:])
         ends[m] = end
-    return len(levels)
+    return len(addresses)

@@ -31,6 +31,9 @@ from cloudrt.masks.rule import Rule
 
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 
+Maps = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
+"""Levels, and presence or None."""
+
 
 def postprocess(probability: NDArray[Any], threshold: float, min_area: float) -> str:
     """Return the RLE text of the components of `probability > threshold` that are larger than `min_area` pixels.
@@ -156,8 +159,7 @@ def apply_rules(
     Parameters
     ----------
     levels
-        (C, W, H) uint8: one image of the artifact's `probability` output; read without a copy if C-contiguous and
-        writable.
+        (C, W, H) uint8: one image of the artifact's `probability` output; read without a copy if C-contiguous.
     rules
         One rule per class.
     presence
@@ -169,7 +171,7 @@ def apply_rules(
         Different numbers of maps, rules and presence levels; levels or presence that are not uint8.
     """
     _check(levels, 3, rules, presence)
-    return _map_texts(levels, _rule_table(rules), presence)
+    return _map_texts([(levels, presence)], _rule_table(rules))
 
 
 def postprocess_batch(
@@ -180,7 +182,7 @@ def postprocess_batch(
     Parameters
     ----------
     levels
-        (N, C, W, H) uint8: the artifact's `probability` output; read without a copy if C-contiguous and writable.
+        (N, C, W, H) uint8: the artifact's `probability` output; read without a copy if C-contiguous.
     rules
         One rule per class.
     presence
@@ -201,17 +203,15 @@ def postprocess_batch(
     classes = len(rules)
     if not classes:
         return [[] for _ in levels]
-    maps = levels.reshape(-1, *levels.shape[2:])
-    flat_presence = None if presence is None else presence.reshape(-1)
 
     def share(images: range) -> list[list[str]]:
         """Process a range of images."""
         texts: list[list[str]] = []
-        direct = maps.flags.c_contiguous and maps.flags.writeable
-        step = max(1, len(images) if direct else _PIXELS_PER_COPY // max(1, math.prod(levels.shape[1:])))
+        pixels = math.prod(levels.shape[1:])
+        step = max(1, len(images) if levels.flags.c_contiguous else _PIXELS_PER_COPY // max(1, pixels))
         for begin in range(images.start, images.stop, step):
-            part = slice(begin * classes, min(begin + step, images.stop) * classes)
-            found = _map_texts(maps[part], table, None if flat_presence is None else flat_presence[part])
+            part = slice(begin, min(begin + step, images.stop))
+            found = _map_texts([_flat(levels[part], None if presence is None else presence[part])], table)
             texts += [found[i : i + classes] for i in range(0, len(found), classes)]
         return texts
 
@@ -221,6 +221,26 @@ def postprocess_batch(
     shares = [range(begin, min(begin + size, len(levels))) for begin in range(0, len(levels), size)]
     with ThreadPoolExecutor(threads) as pool:
         return [texts for one in pool.map(share, shares) for texts in one]
+
+
+def postprocess_batches(batches: Sequence[Maps], rules: Sequence[Rule]) -> list[str]:
+    """Return the RLE texts of several batches of equal map size: of each image in turn, one per class.
+
+    Errors are those of `postprocess_batch`. Batches that are all C-contiguous take one kernel call.
+
+    Parameters
+    ----------
+    batches
+        Levels, (N, C, W, H) uint8, and presence, (N, C) uint8 or None, of each batch.
+    rules
+        One rule per class.
+    """
+    if not all(levels.flags.c_contiguous for levels, _ in batches):
+        several = [postprocess_batch(levels, rules, presence) for levels, presence in batches]
+        return [text for images in several for texts in images for text in texts]
+    for levels, presence in batches:
+        _check(levels, 4, rules, presence)
+    return _map_texts([_flat(levels, presence) for levels, presence in batches], _rule_table(rules))
 
 
 def _check(levels: NDArray[Any], dimensions: int, rules: Sequence[Rule], presence: NDArray[Any] | None) -> None:
@@ -247,20 +267,34 @@ def _rule_table(rules: Sequence[Rule]) -> NDArray[np.int64]:
     return np.array(columns, np.int64).reshape(len(rules), 5)
 
 
-def _map_texts(levels: NDArray[np.uint8], table: NDArray[np.int64], presence: NDArray[np.uint8] | None) -> list[str]:
-    """Return the RLE texts of (M, W, H) maps; map m belongs to class m % C of `table`. `presence` is (M,)."""
-    count, width, height = levels.shape
-    if not levels.size:
+def _flat(levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> Maps:
+    """Return (n, C, W, H) levels as (n * C, W, H), and (n, C) presence as (n * C,)."""
+    count = len(levels) * levels.shape[1]
+    return levels.reshape(count, *levels.shape[2:]), None if presence is None else presence.reshape(count)
+
+
+def _map_texts(parts: Sequence[Maps], table: NDArray[np.int64]) -> list[str]:
+    """Return the RLE texts of the maps of parts: (m, W, H) levels and (m,) presence or None.
+
+    The parts have maps of equal size. Map i of a part is of class i % C of `table`.
+    """
+    counts = [len(levels) for levels, _ in parts]
+    count = sum(counts)
+    if not any(levels.size for levels, _ in parts):
         return [""] * count
-    maps = np.ascontiguousarray(levels)
-    if not maps.flags.writeable:
-        maps = maps.copy()
-    presence_levels = np.full(count, 255, np.uint8) if presence is None else np.array(presence)
+    arrays = [np.ascontiguousarray(levels) for levels, _ in parts]
+    _, width, height = arrays[0].shape
+    presence_levels = np.concatenate(
+        [np.full(len(levels), 255, np.uint8) if presence is None else presence for levels, presence in parts]
+    )
+    begins = np.cumsum([0, *counts[:-1]])
+    starts = np.array([array.__array_interface__["data"][0] for array in arrays]) - begins * (width * height)
+    addresses = np.repeat(starts, counts) + np.arange(count) * (width * height)
     buffers = _buffers(height, width)
     ends, texts = np.empty(count, np.int64), list[str]()
     while (first := len(texts)) < count:
-        sizes = first, buffers.most
-        last = _kernels().maps_to_texts(maps, table, presence_levels, *sizes, ends, buffers.work, buffers.text)
+        given = (addresses, width, height), table, presence_levels, first, buffers.most
+        last = _kernels().maps_to_texts(*given, ends, buffers.work, buffers.text)
         whole = str(buffers.characters[: ends[last - 1]], "ascii")
         texts += [whole[begin:end] for begin, end in pairwise([0, *ends[first:last].tolist()])]
     return texts

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cloudrt.arguments import check_whole
 from cloudrt.data.folder import DataFolder
 from cloudrt.errors import DataError
 from cloudrt.images.image import ImageFile
@@ -107,6 +108,8 @@ def tune(
     rows = data.read_train()
     require_rows(data, rows, names)
     before, threads = options.before, options.threads
+    check_whole("threads", threads, 1, 1024)
+    check_whole("folds", options.folds, 2, 2**31)
     areas = options.min_areas if options.min_areas is not None else min_areas_for(data.labels.submit_grid)
     files = [ImageFile(name, data.train_images / name) for name in dict.fromkeys(names)]
     failures: dict[str, str] = {}

@@ -1,9 +1,8 @@
 """Atomic writes, locks and checksums of files.
 
 A file is first written under a hidden name in the same folder, and renamed at the end. The hidden name contains the
-machine, process id and start time of the writer, so that a later run can remove the files of killed processes only:
-
-    .NAME.MACHINE-PID-START.part
+machine, process id and start time of the writer, ".NAME.MACHINE-PID-START.part", so that a later run can remove the
+files of killed processes only.
 """
 
 from __future__ import annotations
@@ -138,8 +137,9 @@ def partial_path(path: Path) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Remove the partial files and folders of processes that have ended; each process checks a folder once.
 
-    A folder that such a process was replacing gets its name back, unless the new one is in its place. Files of running
-    processes, of other machines or containers, and from before a restart of the machine are kept; without /proc, all.
+    A folder that such a process was replacing gets its name back (a name over 120 bytes stays shortened), unless the
+    new one is in its place. Files of running processes, of other machines or containers, and from before a restart of
+    the machine are kept; without /proc, all.
     """
     _remove_leftovers(str(folder.absolute()), os.getpid())
 

@@ -103,7 +103,11 @@ class Pace:
         self.seconds_per_image += weight * (found - self.seconds_per_image)
 
     def batches(self, size: int) -> int:
-        """Return the number of batches of `size` images to pass at once; 1 as long as the rate is unknown."""
+        """Return the number of batches of `size` images to pass at once; 1 as long as the rate is unknown.
+
+        It is a power of two, so that the memory of earlier groups can be reused although the rate varies a little.
+        """
         if not self.seconds_per_image:
             return 1
-        return max(1, min(int(HANDOVER_S / (size * self.seconds_per_image)), self.most // size))
+        number = min(int(HANDOVER_S / (size * self.seconds_per_image)), self.most // size)
+        return 1 << max(0, number.bit_length() - 1)

@@ -232,7 +232,8 @@ def log_to_stderr(name: str, level: int) -> None:
     class Echo(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             prefix = "Warning: " if record.levelno >= logging.WARNING else ""
-            click.echo(printable(prefix + with_options(record.getMessage(), command_options() or options)), err=True)
+            message = with_options(record.getMessage(), command_options() or options).replace("\n", "\\n")
+            click.echo(printable(prefix + message), err=True)
 
     log = logging.getLogger(name)
     if not log.handlers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_a_regression_fails_the_command(model: Path, images: Path, tmp_path: Pat
 
 
 def test_the_page_makes_no_requests(tmp_path: Path) -> None:
-    """Parts that were not measured are left out."""
+    """Parts that were not measured are left out; names that look like HTML are text."""
     values = bench_of() | {
         "pipeline": None,
         "stages": [],
@@ -147,5 +148,6 @@ def test_the_page_makes_no_requests(tmp_path: Path) -> None:
     }
     write_bench_page(values, tmp_path / "b.html")
     page = Page(tmp_path / "b.html")
-    assert "<m>.onnx" in page.text
+    assert "<m>.onnx" in page.text and "<peer>" in page.text and "why & how" in page.text and "<x>" in page.text
+    assert re.findall(r'<h2 id="(\w+)"', page.source) == ["how"]
     assert "http" not in page.source and "<script" not in page.source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import subprocess
@@ -189,6 +190,7 @@ def test_errors_are_one_line_and_v_adds_the_traceback() -> None:
     def command(how: str) -> None:
         log_to_stderr("cloudrt", 20)
         if how == "exit":
+            logging.getLogger("cloudrt").warning("two\nlines")
             raise SystemExit(1)
         if how == "refuse":
             raise Failure("no \x1b[31mred")
@@ -200,7 +202,7 @@ def test_errors_are_one_line_and_v_adds_the_traceback() -> None:
         done = CliRunner().invoke(command, words)
         return done.exit_code, done.output
 
-    assert run("--how", "exit") == (1, "")
+    assert run("--how", "exit") == (1, "Warning: two\\nlines\n")
     assert run("--how", "refuse") == (2, "Error: no \\x1b[31mred\n")
     assert run("--how", "module")[1].startswith("Error: unexpected ModuleNotFoundError: No module named 'gone' (-v")
     status, said = run("--how", "x", "-v")

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from cloudrt.export.ensemble import Ensemble
 from cloudrt.export.export import Target, export
 from cloudrt.export.source import ExportSource, SourceOptions
 from scipy.special import expit, logit
@@ -18,6 +19,7 @@ from cloudrt.data.scenes import draw_scene
 from cloudrt.errors import DataError, ParityError
 from cloudrt.labels import Labels
 from cloudrt.model.artifact import read_artifact
+from cloudrt.model.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,10 @@ def test_flips_and_members_are_averaged_in_the_graph(
     said = read_artifact(tmp_path / "m.onnx")
     assert said.tta == tta
     assert [member["encoder"] for member in said.members] == (["resnet18", "tu-regnety_002"] if members == 2 else [])
+
+
+def test_one_checkpoint_is_no_ensemble(checkpoint: Path) -> None:
+    assert Ensemble((Checkpoint.load(checkpoint),)).describe() == []
 
 
 def test_a_graph_that_lacks_the_flips_is_refused(checkpoint: Path, source: ExportSource, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cloudrt.engines.base import EngineOptions
 from cloudrt.engines.onnxruntime import OrtEngine
 from cloudrt.engines.pool import EnginePool
 from cloudrt.inference.pipeline import Segmenter
+from cloudrt.masks.postprocess import Maps
 from cloudrt.model.artifact import parse_artifact
 from cloudrt.model.onnx_file import load_model
 from cloudrt.system.cuda import HostDevice
@@ -72,9 +74,9 @@ def test_copies_computing_and_postprocessing_overlap(
             device.meet("copy", device.begin("compute") + 1)
         compute(self, *words)
 
-    def texts(self: Segmenter, levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> list[list[str]]:
+    def texts(self: Segmenter, batches: Sequence[Maps]) -> list[str]:
         device.meet("compute", device.begin("postprocess") + 1)
-        return finish(self, levels, presence)
+        return finish(self, batches)
 
     monkeypatch.setattr(OnTheCpu, "run_with_iobinding", run_with_iobinding)
     monkeypatch.setattr(Segmenter, "texts", texts)

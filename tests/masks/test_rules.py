@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from support import reference
 from support.shapes import smooth_map
 
 from cloudrt.errors import DataError
-from cloudrt.masks.postprocess import apply_rules, postprocess, postprocess_batch
+from cloudrt.masks.postprocess import apply_rules, postprocess, postprocess_batch, postprocess_batches
 from cloudrt.masks.rule import Rule
 
 
@@ -168,6 +168,27 @@ def test_a_batch_of_many_calls_and_one_without_classes(monkeypatch: pytest.Monke
     assert postprocess_batch(np.zeros((2, 0, 4, 5), np.uint8), []) == [[], []]
 
 
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_several_batches_are_each_of_them(layout: Literal["C", "F"], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of different length, with and without presence, and parts of an array."""
+    levels = batch(11, 9)
+    presence = np.random.default_rng(1).integers(0, 256, (9, 3), dtype=np.uint8)
+    ranges = [slice(0, 4), slice(4, 4), slice(4, 5), slice(7, 9), slice(2, 6)]
+    batches = [
+        (np.array(levels[some], order=layout) if number % 2 else levels[some], presence[some] if number % 3 else None)
+        for number, some in enumerate(ranges)
+    ]
+    expected = [text for maps, certain in batches for row in plain(maps, certain) for text in row]
+    assert sum(map(bool, expected)) > 5
+    assert postprocess_batches(batches, RULES) == expected
+    monkeypatch.setattr("cloudrt.masks.postprocess._TEXTS_BYTES", 0)  # a kernel call ends after a text
+    monkeypatch.setattr("cloudrt.masks.postprocess._local", threading.local())
+    assert postprocess_batches(batches, RULES) == expected
+    assert postprocess_batches([], RULES) == postprocess_batches([(levels[:0], None)], RULES) == []
+    with pytest.raises(DataError, match="uint8"):
+        postprocess_batches([batches[0], (levels[:1].astype(np.int8), None)], RULES)
+
+
 def test_batch_rules_and_presence_must_match() -> None:
     levels = batch(3, 2)
     for wrong in (
@@ -192,10 +213,12 @@ def test_maps_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(maps)
         return 0
 
-    def maps_to_texts(maps: NDArray[Any], _rules: Any, _presence: Any, _first: int, _most: int, *rest: Any) -> int:
-        seen.append(maps)
-        rest[0][:] = 0
-        return len(maps)
+    def maps_to_texts(maps: tuple[NDArray[np.int64], int, int], *rest: Any) -> int:
+        addresses, *_ = maps
+        seen.append(addresses)
+        ends = rest[4]
+        ends[:] = 0
+        return len(addresses)
 
     monkeypatch.setattr(runs, "columns_to_text", maps_to_text)
     monkeypatch.setattr(runs, "rows_to_text", maps_to_text)
@@ -205,5 +228,10 @@ def test_maps_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     for array in (levels[0, 0].T, levels[0, 0], single[1, 2], single[1, 2].T):
         postprocess(array, 100, 5)
         assert np.shares_memory(seen.pop(), array)
-    apply_rules(levels[1], RULES)
-    assert np.shares_memory(seen.pop(), levels)
+    read_only = levels.copy()
+    read_only.flags.writeable = False
+    for array in (levels, read_only):
+        apply_rules(array[1], RULES)
+        assert seen.pop().tolist() == [array[1, c].ctypes.data for c in range(3)]
+        postprocess_batches([(array[1:], None), (array, None)], RULES)
+        assert seen.pop().tolist() == [array[i, c].ctypes.data for i in (1, 0, 1) for c in range(3)]

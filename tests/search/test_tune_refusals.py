@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,28 @@ import pytest
 from support.tiny import SMALL_GRIDS
 from support.tuning import IMAGES, run
 
+from cloudrt.data.folder import open_data
+from cloudrt.errors import DataError
+from cloudrt.model.inferred import Inferred
 from cloudrt.model.onnx_file import artifact_bytes, load_model
 from cloudrt.search import tune as search_rules
 from cloudrt.search.probabilities import write_probabilities
+from cloudrt.search.tune import TuneOptions
 from cloudrt.search.tuned import Tuned
+from cloudrt.system.progress import progress_bar
+
+
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"threads": "2"}, {"folds": 1}, {"folds": 2.5}])
+def test_options_are_checked_before_an_image_is_read(data: Path, wrong: dict[str, Any]) -> None:
+    class Maps:
+        labels = open_data(data).labels
+
+        def infer(self, _images: object) -> Iterator[Inferred]:
+            raise AssertionError
+
+    names = [path.name for path in (data / "train_images").iterdir()]
+    with pytest.raises(DataError, match=f"{next(iter(wrong))} must be a whole number from"):
+        search_rules.tune(Maps(), open_data(data), names, TuneOptions(**wrong), bar=progress_bar)
 
 
 def test_a_model_that_is_replaced_meanwhile_does_not_get_the_rules(

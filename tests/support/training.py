@@ -31,14 +31,15 @@ SMALL = TrainConfig(
 )
 TOGETHER = replace(
     SMALL,
+    options=OPTIONS | {"decoder_dropout": 0.0},
     batch_size=2,
     schedule="constant",
     freeze_batchnorm=True,
     loss="bce+dice",
     loss_over="samples",
     augment="notebook",
-    encoder_lr=2e-5,
-    decoder_lr=2e-5,
+    encoder_lr=2e-3,
+    decoder_lr=2e-3,
     device="cpu",
 )
 """Two processes with these batches of 2 train as one process does with batches of 4."""

@@ -220,7 +220,6 @@ def test_every_name_that_the_file_system_takes_can_be_written(tmp_path: Path, na
 HOLDS = """
 import sys, time
 from pathlib import Path
-from typing import IO
 from cloudrt.system.files import replacing
 with replacing(Path(sys.argv[1])) as partial:
     partial.write_text("half")

@@ -121,6 +121,8 @@ def test_the_pace_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         (module.HANDOVER_S / 64, 8, 8),
         (module.HANDOVER_S / 64, 64, 1),
         (module.HANDOVER_S / 64, 100, 1),
+        (module.HANDOVER_S / 64, 9, 4),  # powers of two
+        (1e-9, 24, 8),
         (1e-9, 8, 32),  # no more than 256 images
         (1e-9, 300, 1),
     ):

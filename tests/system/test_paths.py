@@ -170,6 +170,11 @@ def test_pictures_are_refused_where_later_runs_would_read_them(here: Path, input
     assert (_listed(inputs) > before) == found
 
 
+def test_all_that_a_pattern_can_match_is_searched() -> None:
+    """From Python 3.13 on, the files in subfolders match ** too."""
+    assert searched_folders([f"{Path(__file__).parent}/**"]) == [Path(__file__).parent]
+
+
 def _listed(inputs: str) -> set[str]:
     try:
         return {file.key for file in list_inputs([inputs], None, CLOUDS)}

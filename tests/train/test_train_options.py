@@ -21,7 +21,7 @@ from cloudrt.train.dataset import EpochBatches
 from cloudrt.train.epochs import TrainResult
 from cloudrt.train.loop import _warn_of_absent_classes, train
 from cloudrt.train.losses import build_loss
-from cloudrt.train.optimise import build_average, rate_factor
+from cloudrt.train.optimise import build_average, rate_factor, seed_all
 from cloudrt.train.trainer import Trainer
 from cloudrt.train.validate import Validator
 from support.training import SMALL, TOGETHER, interrupt_after, weights
@@ -135,7 +135,7 @@ def test_a_state_that_does_not_fit_gives_a_one_line_error(
 
 
 def test_two_processes_train_what_one_does_with_twice_the_batch(scenes: Path, cached: Path, tmp_path: Path) -> None:
-    """With torchrun and gloo; BatchNorm is frozen, and the loss is a mean over images."""
+    """With torchrun and gloo; BatchNorm is frozen, the loss is a mean over images, and nothing is dropped out."""
     script = (
         "import json, sys\nfrom pathlib import Path\nimport torch\ntorch.set_num_threads(1)\n"
         "from cloudrt.train.config import TrainConfig\nfrom cloudrt.train.loop import train\n"
@@ -150,13 +150,14 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(scenes: Path, ca
     train(replace(TOGETHER, batch_size=4), scenes, tmp_path / "one", cached)
     two, one = weights(tmp_path / "two" / "last.pth"), weights(tmp_path / "one" / "last.pth")
     assert two.keys() == one.keys()
+    seed_all(TOGETHER.seed)
     begun = build_network(Checkpoint.load(tmp_path / "one" / "last.pth").config).state_dict()
     moved = 0.0
     for name, value in one.items():
-        assert torch.allclose(two[name].float(), value.float(), atol=1e-5, rtol=0), name
+        assert torch.allclose(two[name].float(), value.float(), atol=1e-6, rtol=0), name
         if value.is_floating_point():
             moved = max(moved, float((value - begun[name]).abs().max()))
-    assert moved > 1e-4  # the weights changed
+    assert moved > 1e-3  # the weights changed by much more
 
 
 def test_processes_share_out_each_batch() -> None:
