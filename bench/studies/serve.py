@@ -69,7 +69,7 @@ def infer_round(images: Path, times: int, model: Path | None, options: dict[str,
     Returns
     -------
     dict
-        Images per second, without the time to open the model; CPU time per image, with opening the model.
+        Images per second, without the time to open the model; CPU time per image, including that of opening the model.
     """
     code = (
         "import cloudrt, resource, sys\n"

@@ -108,7 +108,7 @@ def digest_sizes(sizes: Iterable[tuple[str, int]]) -> str:
 
 
 def searched_folders(inputs: Iterable[str | Path]) -> list[Path]:
-    """Return the folders that `list_inputs` searches with subfolders: inputs, and A for a pattern such as A/*/*.jpg."""
+    """Return the folders that `list_inputs` searches with subfolders: inputs, and A for A/*/*.jpg or A/**."""
     folders = []
     for one in inputs:
         path = Path(one)

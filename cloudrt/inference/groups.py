@@ -29,8 +29,8 @@ class Batches:
     size
         Batch size of the engine; the last batch of a group may have fewer rows.
     outputs
-        For each batch, levels (n, C, W, H) uint8 and presence (n, C) uint8, or None if the artifact has no presence
-        output; in place of both, None if every input of the batch failed.
+        For each batch, a pair, or None if every input of the batch failed: levels, (n, C, W, H) uint8, and presence,
+        (n, C) uint8 or None if the artifact has no presence output.
     """
 
     rows: range

@@ -218,7 +218,7 @@ class Segmenter:
                 self.stats.drop()
 
     def texts(self, batches: Sequence[Maps]) -> list[str]:
-        """Return the RLE texts of batches, of each image in turn, one per class; see `postprocess_batches`."""
+        """Return the RLE texts of batches as one list: image by image, one per class; see `postprocess_batches`."""
         return postprocess_batches(batches, self.artifact.rules)
 
     def _run(self, inputs: Iterable[Input], pace: Pace) -> Generator[Group, None, None]:

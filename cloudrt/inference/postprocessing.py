@@ -1,6 +1,6 @@
 """The last stage of the pipeline: threads apply the rules to the network's outputs.
 
-    groups -> shares of their rows --threads: rules, a batch at a time--> texts -> results
+    groups -> shares of their rows --threads: rules, a share at a time--> texts -> results
 
 The threads share the rows of each group, and two groups are in progress at a time.
 """
@@ -26,7 +26,7 @@ from cloudrt.system.overlap import overlap_parts
 from cloudrt.system.statistics import StageStats
 
 ApplyRules = Callable[[Sequence[Maps]], list[str]]
-"""Returns the RLE texts of batches; see `cloudrt.masks.postprocess.postprocess_batches`."""
+"""Returns the RLE texts of batches as one list; see `cloudrt.masks.postprocess.postprocess_batches`."""
 
 
 _Piece = tuple[Batches, range]
@@ -47,8 +47,8 @@ class Texts(NamedTuple):
     rle
         The texts of each row in turn, one per class.
     batches
-        For batches of one size in turn: the position of the first input of each among all inputs, how many of these
-        rows each has, and the batch size.
+        For each `Batches`: the position of each batch's first input among all inputs, the number of these rows in each
+        batch, and the batch size.
     sound
         Number of rows whose input did not fail.
     maps
@@ -159,7 +159,7 @@ class Postprocessing:
 
 
 def _places(number: int, batches: Batches, some: range) -> tuple[range, list[int], int]:
-    """Return `Texts.batches` of some rows of batches; `number` is the position of the group's first input."""
+    """Return the entry of `Texts.batches` for some rows; `number` is the position of the group's first input."""
     size, numbers = batches.size, batches.numbers(some)
     counts = [size] * len(numbers)
     begin = batches.rows_of(numbers[0]).start

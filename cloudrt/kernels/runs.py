@@ -231,8 +231,8 @@ def maps_to_texts(
     Parameters
     ----------
     maps
-        The memory addresses, (M,), of M maps of uint8 levels in RLE order, and W and H of each; the caller keeps the
-        maps in memory. Map m is of class m % C.
+        The memory addresses, (M,), of M maps, and their W and H: each map is (W, H) uint8 levels, C-contiguous. The
+        caller keeps the maps in memory. Map m is of class m % C.
     rules
         (C, 5): threshold, min area, gate threshold, gate pixels, presence; see `cloudrt.masks.rule.Rule`.
     presence

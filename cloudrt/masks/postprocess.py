@@ -3,7 +3,7 @@
     pixels --compare, 64 at a time--> bits --changes--> runs --union-find--> components --area--> kept runs --> text
 
 The network's output is uint8 levels 0..255 in the transposed layout (W, H): memory order is RLE order, and a run is a
-contiguous range of memory. `apply_rules` and `postprocess_batch` apply one `Rule` per class.
+contiguous range of memory. `apply_rules` and `postprocess_batch(es)` apply one `Rule` per class.
 
 The lower bound of the run time is the time to read the map from memory once. On one AVX2 core, for uint8 in RLE order
 (bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times as long as that bound; more than half of the
@@ -32,7 +32,7 @@ from cloudrt.masks.rule import Rule
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 
 Maps = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
-"""Levels, and presence or None."""
+"""Levels, (..., W, H), and presence, (...), or None if the artifact has no presence output."""
 
 
 def postprocess(probability: NDArray[Any], threshold: float, min_area: float) -> str:
@@ -168,7 +168,7 @@ def apply_rules(
     Raises
     ------
     DataError
-        Different numbers of maps, rules and presence levels; levels or presence that are not uint8.
+        Different numbers of maps, rules and presence levels; other arrays than uint8; over `MAX_PIXELS` pixels per map.
     """
     _check(levels, 3, rules, presence)
     return _map_texts([(levels, presence)], _rule_table(rules))
@@ -193,7 +193,7 @@ def postprocess_batch(
     Raises
     ------
     DataError
-        Different numbers of maps, rules and presence levels; levels or presence that are not uint8; `threads` below 1.
+        See `apply_rules`; also `threads` below 1.
     """
     _check(levels, 4, rules, presence)
     check_type("threads", threads, int, "a whole number")
@@ -224,14 +224,14 @@ def postprocess_batch(
 
 
 def postprocess_batches(batches: Sequence[Maps], rules: Sequence[Rule]) -> list[str]:
-    """Return the RLE texts of several batches of equal map size: of each image in turn, one per class.
+    """Return the RLE texts of several batches as one list: image by image, one per class.
 
-    Errors are those of `postprocess_batch`. Batches that are all C-contiguous take one kernel call.
+    If all are C-contiguous, a kernel call processes several, without copies. Errors are those of `apply_rules`.
 
     Parameters
     ----------
     batches
-        Levels, (N, C, W, H) uint8, and presence, (N, C) uint8 or None, of each batch.
+        Levels, (N, C, W, H) uint8, and presence, (N, C) uint8 or None, of each; the same W and H (not checked).
     rules
         One rule per class.
     """
@@ -274,9 +274,9 @@ def _flat(levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> Maps
 
 
 def _map_texts(parts: Sequence[Maps], table: NDArray[np.int64]) -> list[str]:
-    """Return the RLE texts of the maps of parts: (m, W, H) levels and (m,) presence or None.
+    """Return the RLE texts of all maps of several parts; a part is (m, W, H) levels and (m,) presence or None.
 
-    The parts have maps of equal size. Map i of a part is of class i % C of `table`.
+    All maps have one size. Each part has whole images: m is a multiple of C, and map i is of class i % C of `table`.
     """
     counts = [len(levels) for levels, _ in parts]
     count = sum(counts)

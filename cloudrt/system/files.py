@@ -137,9 +137,9 @@ def partial_path(path: Path) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Remove the partial files and folders of processes that have ended; each process checks a folder once.
 
-    A folder that such a process was replacing gets its name back (a name over 120 bytes stays shortened), unless the
-    new one is in its place. Files of running processes, of other machines or containers, and from before a restart of
-    the machine are kept; without /proc, all.
+    A folder that such a process was replacing gets its name back, unless the new folder is in its place. A folder whose
+    name is over 120 bytes gets the shortened name, even if the new folder is in its place. Files of running processes,
+    of other machines or containers, and from before a restart of the machine are kept; without /proc, all.
     """
     _remove_leftovers(str(folder.absolute()), os.getpid())
 

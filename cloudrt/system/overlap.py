@@ -12,7 +12,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 HANDOVER_S = 0.02
-"""Seconds of work to pass to another thread at once; passing work between threads takes about 0.1 ms."""
+"""Most seconds of work to pass to another thread at once, if there are several batches; passing takes about 0.1 ms."""
 
 
 def overlap(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
@@ -81,7 +81,9 @@ def overlap_parts(
 
 
 class Pace:
-    """Chooses how many batches are passed between threads at once: as many as take `HANDOVER_S` to process.
+    """Chooses how many batches are passed between threads at once.
+
+    The number is the largest power of two with which a group of batches takes at most `HANDOVER_S`; at least 1.
 
     Parameters
     ----------
@@ -105,7 +107,8 @@ class Pace:
     def batches(self, size: int) -> int:
         """Return the number of batches of `size` images to pass at once; 1 as long as the rate is unknown.
 
-        It is a power of two, so that the memory of earlier groups can be reused although the rate varies a little.
+        It is a power of two, so that small changes of the rate rarely change the number, and the memory of earlier
+        groups can be reused.
         """
         if not self.seconds_per_image:
             return 1

@@ -121,7 +121,7 @@ def test_a_regression_fails_the_command(model: Path, images: Path, tmp_path: Pat
 
 
 def test_the_page_makes_no_requests(tmp_path: Path) -> None:
-    """Parts that were not measured are left out; names that look like HTML are text."""
+    """Parts that were not measured are left out; names that look like HTML are shown as text."""
     values = bench_of() | {
         "pipeline": None,
         "stages": [],

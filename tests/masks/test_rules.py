@@ -170,7 +170,7 @@ def test_a_batch_of_many_calls_and_one_without_classes(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("layout", ["C", "F"])
 def test_several_batches_are_each_of_them(layout: Literal["C", "F"], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of different length, with and without presence, and parts of an array."""
+    """The texts are those of each batch: of any length, with and without presence, and parts of an array."""
     levels = batch(11, 9)
     presence = np.random.default_rng(1).integers(0, 256, (9, 3), dtype=np.uint8)
     ranges = [slice(0, 4), slice(4, 4), slice(4, 5), slice(7, 9), slice(2, 6)]
@@ -181,7 +181,7 @@ def test_several_batches_are_each_of_them(layout: Literal["C", "F"], monkeypatch
     expected = [text for maps, certain in batches for row in plain(maps, certain) for text in row]
     assert sum(map(bool, expected)) > 5
     assert postprocess_batches(batches, RULES) == expected
-    monkeypatch.setattr("cloudrt.masks.postprocess._TEXTS_BYTES", 0)  # a kernel call ends after a text
+    monkeypatch.setattr("cloudrt.masks.postprocess._TEXTS_BYTES", 0)  # a call ends after a text that is not empty
     monkeypatch.setattr("cloudrt.masks.postprocess._local", threading.local())
     assert postprocess_batches(batches, RULES) == expected
     assert postprocess_batches([], RULES) == postprocess_batches([(levels[:0], None)], RULES) == []

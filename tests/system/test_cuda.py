@@ -160,7 +160,7 @@ def test_memory_is_used_again_once_no_view_is_left() -> None:
 
 
 def test_varying_sizes_do_not_allocate_again() -> None:
-    """At most seven arrays are in use, and any other of them is twice as large: after a while, all memory is reused."""
+    """At most seven arrays, of two sizes at random, are in use: after a while, all memory is reused."""
     allocated: list[int] = []
 
     def allocate(size: int) -> Any:
