@@ -119,11 +119,8 @@ class Postprocessing:
         failed = decoded.errors
         errors = list(map(failed.get, rows))
         batches = [_places(decoded.number, batches, some) for batches, some in pieces]
-        rle, classes = (
-            self.texts([maps for piece in pieces for maps in _sound_maps(*piece, failed)]),
-            self.labels.classes,
-        )
         classes = self.labels.classes
+        rle = self.texts([maps for piece in pieces for maps in _sound_maps(*piece, failed)])
         if failed:
             sound_texts = iter(rle)
             rle = ["" if row in failed else next(sound_texts) for row in rows for _ in classes]

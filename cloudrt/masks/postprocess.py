@@ -231,16 +231,17 @@ def postprocess_batches(batches: Sequence[Maps], rules: Sequence[Rule]) -> list[
     Parameters
     ----------
     batches
-        Levels, (N, C, W, H) uint8, and presence, (N, C) uint8 or None, of each; the same W and H (not checked).
+        Levels, (N, C, W, H) uint8, and presence, (N, C) uint8 or None, of each; all have the same W and H.
     rules
         One rule per class.
     """
-    if not all(levels.flags.c_contiguous for levels, _ in batches):
-        several = [postprocess_batch(levels, rules, presence) for levels, presence in batches]
-        return [text for images in several for texts in images for text in texts]
     for levels, presence in batches:
         _check(levels, 4, rules, presence)
-    return _map_texts([_flat(levels, presence) for levels, presence in batches], _rule_table(rules))
+    if len(sizes := {levels.shape[2:] for levels, _ in batches}) > 1:
+        raise DataError(f"batches must have maps of one size, found {sorted(sizes)}")
+    if all(levels.flags.c_contiguous for levels, _ in batches):
+        return _map_texts([_flat(levels, presence) for levels, presence in batches], _rule_table(rules))
+    return [text for maps, presence in batches for texts in postprocess_batch(maps, rules, presence) for text in texts]
 
 
 def _check(levels: NDArray[Any], dimensions: int, rules: Sequence[Rule], presence: NDArray[Any] | None) -> None:
@@ -278,8 +279,7 @@ def _map_texts(parts: Sequence[Maps], table: NDArray[np.int64]) -> list[str]:
 
     All maps have one size. Each part has whole images: m is a multiple of C, and map i is of class i % C of `table`.
     """
-    counts = [len(levels) for levels, _ in parts]
-    count = sum(counts)
+    count = sum(counts := [len(levels) for levels, _ in parts])
     if not any(levels.size for levels, _ in parts):
         return [""] * count
     arrays = [np.ascontiguousarray(levels) for levels, _ in parts]

@@ -242,11 +242,11 @@ class Arena:
         return array
 
     def _take(self, size: int) -> Any:
-        fitting = [memory for memory in list(self._unused) if size <= len(memory) <= 2 * size]
-        for memory in sorted(fitting, key=len):  # the larger ones are left for larger arrays
-            with suppress(ValueError):  # another thread took it
-                self._unused.remove(memory)
-                return memory
+        for memory in list(self._unused):
+            if size <= len(memory) <= 2 * size:
+                with suppress(ValueError):  # another thread took it
+                    self._unused.remove(memory)
+                    return memory
         return self._allocate(size)
 
     def _give_back(self, memory: Any) -> None:

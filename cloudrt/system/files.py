@@ -49,8 +49,7 @@ def replacing(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     path
         The file to write; missing folders are created.
     sync
-        Flush the file and its folder to disk, so that a power cut leaves the old file or the new one. With
-        False, the operating system decides when to write, which is faster for many small files.
+        Flush the file and its folder to disk: a power cut leaves the old file or the new one. False is faster.
 
     Yields
     ------
@@ -108,7 +107,7 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     """
     path, given = Path(os.path.realpath(path)), str(path)
     remove_leftovers(path.parent)
-    partial, before = partial_path(path), partial_path(path).with_suffix(_REPLACED)
+    partial, before = partial_path(path), partial_path(path).with_suffix(".replaced")
     try:
         yield partial
         if path.exists():
@@ -128,23 +127,24 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 
 def partial_path(path: Path) -> Path:
     """Return the hidden path beside `path` that this process writes to before it renames it."""
-    name = path.name
-    if len(os.fsencode(name)) > 120:  # file systems allow 255 bytes
-        name = f"{os.fsencode(name)[:100].decode(errors='ignore')}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
-    return path.with_name(f".{name}.{_machine()}-{os.getpid()}-{_started(os.getpid()) or 0}.part")
+    return path.with_name(f".{_short(path.name)}.{_machine()}-{os.getpid()}-{_started(os.getpid()) or 0}.part")
+
+
+def _short(name: str) -> str:
+    raw = os.fsencode(name)  # file systems allow 255 bytes
+    return name if len(raw) <= 120 else f"{raw[:100].decode(errors='ignore')}~{hashlib.sha256(raw).hexdigest()[:16]}"
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the partial files and folders of processes that have ended; each process checks a folder once.
 
-    A folder that such a process was replacing gets its name back, unless the new folder is in its place. A folder whose
-    name is over 120 bytes gets the shortened name, even if the new folder is in its place. Files of running processes,
-    of other machines or containers, and from before a restart of the machine are kept; without /proc, all.
+    A folder that such a process was replacing gets its name back (shortened if it has more than 120 bytes), unless the
+    new folder is in its place. Files of running processes, of other machines or containers, and from before a restart
+    of the machine are kept; without /proc, all.
     """
     _remove_leftovers(str(folder.absolute()), os.getpid())
 
 
-_REPLACED = ".replaced"  # suffix, instead of ".part", of a folder that its successor is about to replace
 _PARTIAL = re.compile(r"\.(.+)\.([0-9a-f]{16})-([1-9]\d{0,8})-([1-9]\d*)\.(part|replaced)", re.DOTALL)
 
 
@@ -155,7 +155,7 @@ def _remove_leftovers(folder: str, _process: int) -> None:
             found = _PARTIAL.fullmatch(entry.name)
             if not found or found[2] != _machine() or not _ended(int(found[3]), int(found[4])):
                 continue
-            if found[5] == "replaced" and not Path(folder, found[1]).exists():
+            if found[5] == "replaced" and found[1] not in (_short(one.name) for one in Path(folder).iterdir()):
                 with suppress(OSError):
                     Path(entry.path).rename(Path(folder, found[1]))
             else:

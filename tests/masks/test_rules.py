@@ -185,8 +185,10 @@ def test_several_batches_are_each_of_them(layout: Literal["C", "F"], monkeypatch
     monkeypatch.setattr("cloudrt.masks.postprocess._local", threading.local())
     assert postprocess_batches(batches, RULES) == expected
     assert postprocess_batches([], RULES) == postprocess_batches([(levels[:0], None)], RULES) == []
-    with pytest.raises(DataError, match="uint8"):
-        postprocess_batches([batches[0], (levels[:1].astype(np.int8), None)], RULES)
+    wrong: Any
+    for wrong in (levels[:1].astype(np.int8), levels[:1, :, 1:].copy(), levels[:1, :, 1:], levels.tolist()):
+        with pytest.raises(DataError, match=r"uint8|of one size"):
+            postprocess_batches([batches[0], (wrong, None)], RULES)
 
 
 def test_batch_rules_and_presence_must_match() -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from cloudrt.engines.binding import open_gpu
 from cloudrt.engines.libraries import cuda_libraries, cuda_major, find_library
@@ -157,25 +155,6 @@ def test_memory_is_used_again_once_no_view_is_left() -> None:
     assert address in (one.ctypes.data, other.ctypes.data)  # for a smaller array too
     assert not np.shares_memory(one, other)
     assert arena.empty((400, 600)).shape == (400, 600)
-
-
-def test_varying_sizes_do_not_allocate_again() -> None:
-    """At most seven arrays, of two sizes at random, are in use: after a while, all memory is reused."""
-    allocated: list[int] = []
-
-    def allocate(size: int) -> Any:
-        allocated.append(size)
-        return HostDevice().allocate_host(size)
-
-    arena, random = Arena(allocate), np.random.default_rng(0)
-    arrays: deque[NDArray[np.uint8]] = deque()
-    for number in range(2_000):
-        arrays.append(arena.empty((16 << int(random.integers(2)), 3)))
-        if len(arrays) == 7:
-            arrays.popleft()
-        if number == 200:
-            before = len(allocated)
-    assert len(allocated) == before <= 14
 
 
 def test_threads_never_share_an_array() -> None:
