@@ -85,14 +85,17 @@ class EnginePool:
         return outputs
 
     def run_each(
-        self, batches: Iterable[Sequence[NDArray[np.uint8]] | Batch]
+        self, batches: Iterable[Sequence[NDArray[np.uint8]] | Batch], size: int | None = None
     ) -> Generator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None], None, None]:
         """Yield the outputs of several batches, all of one engine; see `run`.
 
-        Close the generator, or let it end, before calling `step_down`.
+        Raises MemoryExhausted too if another thread has changed the batch size from `size`. Close the generator, or let
+        it end, before calling `step_down`.
         """
         engine = self._take()
         try:
+            if size not in (None, self.batch_size):
+                raise MemoryExhausted(f"the batch size is no longer {size}, but {self.batch_size}")
             for images in batches:
                 yield self._run(engine, images)
         except MemoryError as error:

@@ -110,7 +110,7 @@ def _run_batches(pool: EnginePool, stats: StageStats, group: Group, begin: int, 
     failed = [rows for rows in batches if all(row in errors for row in rows)] if errors else ()
     sound = [rows for rows in batches if rows not in failed] if failed else batches
     try:
-        with closing(pool.run_each([images[rows.start : rows.stop] for rows in sound])) as found:
+        with closing(pool.run_each([images[rows.start : rows.stop] for rows in sound], size)) as found:
             for rows in batches:
                 if failed and rows in failed:
                     outputs.append(None)

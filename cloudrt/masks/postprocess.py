@@ -32,7 +32,7 @@ from cloudrt.masks.rule import Rule
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 
 Maps = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
-"""Levels, (..., W, H), and presence, (...), or None if the artifact has no presence output."""
+"""Levels, (..., W, H), and presence, (...), or None if the artifact has no presence output; ... is (C,) or (N, C)."""
 
 
 def postprocess(probability: NDArray[Any], threshold: float, min_area: float) -> str:
@@ -211,7 +211,7 @@ def postprocess_batch(
         step = max(1, len(images) if levels.flags.c_contiguous else _PIXELS_PER_COPY // max(1, pixels))
         for begin in range(images.start, images.stop, step):
             part = slice(begin, min(begin + step, images.stop))
-            found = _map_texts([_flat(levels[part], None if presence is None else presence[part])], table)
+            found = _map_texts([(levels[part], None if presence is None else presence[part])], table)
             texts += [found[i : i + classes] for i in range(0, len(found), classes)]
         return texts
 
@@ -240,7 +240,7 @@ def postprocess_batches(batches: Sequence[Maps], rules: Sequence[Rule]) -> list[
     if len(sizes := {levels.shape[2:] for levels, _ in batches}) > 1:
         raise DataError(f"batches must have maps of one size, found {sorted(sizes)}")
     if all(levels.flags.c_contiguous for levels, _ in batches):
-        return _map_texts([_flat(levels, presence) for levels, presence in batches], _rule_table(rules))
+        return _map_texts(batches, _rule_table(rules))
     return [text for maps, presence in batches for texts in postprocess_batch(maps, rules, presence) for text in texts]
 
 
@@ -268,24 +268,16 @@ def _rule_table(rules: Sequence[Rule]) -> NDArray[np.int64]:
     return np.array(columns, np.int64).reshape(len(rules), 5)
 
 
-def _flat(levels: NDArray[np.uint8], presence: NDArray[np.uint8] | None) -> Maps:
-    """Return (n, C, W, H) levels as (n * C, W, H), and (n, C) presence as (n * C,)."""
-    count = len(levels) * levels.shape[1]
-    return levels.reshape(count, *levels.shape[2:]), None if presence is None else presence.reshape(count)
-
-
 def _map_texts(parts: Sequence[Maps], table: NDArray[np.int64]) -> list[str]:
-    """Return the RLE texts of all maps of several parts; a part is (m, W, H) levels and (m,) presence or None.
-
-    All maps have one size. Each part has whole images: m is a multiple of C, and map i is of class i % C of `table`.
-    """
-    count = sum(counts := [len(levels) for levels, _ in parts])
+    """Return the RLE texts of all maps of several parts, (C, W, H) or (n, C, W, H) levels, of one size."""
+    count = sum(counts := [math.prod(levels.shape[:-2]) for levels, _ in parts])
     if not any(levels.size for levels, _ in parts):
         return [""] * count
     arrays = [np.ascontiguousarray(levels) for levels, _ in parts]
-    _, width, height = arrays[0].shape
+    width, height = arrays[0].shape[-2:]
+    none = np.uint8(255)
     presence_levels = np.concatenate(
-        [np.full(len(levels), 255, np.uint8) if presence is None else presence for levels, presence in parts]
+        [np.full(n, none) if p is None else np.asarray(p).reshape(n) for n, (_, p) in zip(counts, parts, strict=True)]
     )
     begins = np.cumsum([0, *counts[:-1]])
     starts = np.array([array.__array_interface__["data"][0] for array in arrays]) - begins * (width * height)

@@ -91,7 +91,7 @@ class Pace:
         Largest number of images to pass at once.
     """
 
-    def __init__(self, most: int = 256) -> None:
+    def __init__(self, most: int = 512) -> None:
         self.most = most
         self.seconds_per_image = 0.0
         self._last = time.perf_counter()

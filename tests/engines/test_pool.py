@@ -275,6 +275,26 @@ def test_batches_that_run_together_have_one_engine_and_give_it_back() -> None:
     assert [len(levels) for levels, _ in pool.run_each([[picture(1)]] * 3)] == [1, 1, 1]
 
 
+def test_a_batch_size_that_another_thread_has_reduced_is_recorded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group's rest would fit into the smaller batches too."""
+    real, run, runs = EnginePool.run_each, OrtEngine.run, list[int]()
+
+    def reduced(self: EnginePool, *given: Any) -> Any:
+        if self.batch_size == 4:
+            self.resize(2)
+        return real(self, *given)
+
+    def counted(self: OrtEngine, images: NDArray[np.uint8]) -> Any:
+        runs.append(len(images))
+        return run(self, images)
+
+    with Segmenter(model, provider="cpu", batch_size=4) as segmenter:
+        monkeypatch.setattr(EnginePool, "run_each", reduced)
+        monkeypatch.setattr(OrtEngine, "run", counted)
+        [result] = segmenter.predict([picture(1)])
+    assert (runs, result.batch_size) == ([2], 2)
+
+
 def test_openvinos_table_of_types_is_filled_by_one_thread(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two first look-ups of a type at the same time deadlock, so the engine looks one up when it is opened."""
     pytest.importorskip("openvino")

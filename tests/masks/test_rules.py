@@ -152,8 +152,12 @@ def test_a_batch_may_have_any_memory_layout() -> None:
     doubled = np.repeat(levels, 2, axis=3)
     read_only = levels.copy()
     read_only.flags.writeable = False
-    for form in (doubled[..., ::2], np.asfortranarray(levels), read_only, levels[:, ::-1][:, ::-1]):
+    masked = np.ma.array(levels, mask=levels > 200)
+    for form in (doubled[..., ::2], np.asfortranarray(levels), read_only, levels[:, ::-1][:, ::-1], masked):
         assert postprocess_batch(form, RULES, threads=2) == expected
+    presence = np.random.default_rng(3).integers(0, 256, (4, 3), dtype=np.uint8)
+    for certain in (np.asfortranarray(presence), np.ma.array(presence, mask=presence > 9)):
+        assert postprocess_batch(levels, RULES, certain) == plain(levels, presence)
 
 
 def test_a_batch_of_many_calls_and_one_without_classes(monkeypatch: pytest.MonkeyPatch) -> None:
