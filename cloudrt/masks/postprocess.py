@@ -226,7 +226,8 @@ def postprocess_batch(
 def postprocess_batches(batches: Sequence[Maps], rules: Sequence[Rule]) -> list[str]:
     """Return the RLE texts of several batches as one list: image by image, one per class.
 
-    If all are C-contiguous, a kernel call processes several, without copies. Errors are those of `apply_rules`.
+    If all are C-contiguous, a kernel call processes several, without copies. Raises DataError as
+    `apply_rules` does, and if the maps of two batches have different sizes.
 
     Parameters
     ----------

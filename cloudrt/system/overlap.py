@@ -12,7 +12,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 HANDOVER_S = 0.02
-"""Most seconds of work to pass to another thread at once, if there are several batches; passing takes about 0.1 ms."""
+"""Upper limit, in seconds of work, for several batches passed to another thread at once; passing takes about 0.1 ms."""
 
 
 def overlap(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:

@@ -276,7 +276,7 @@ def test_batches_that_run_together_have_one_engine_and_give_it_back() -> None:
 
 
 def test_a_batch_size_that_another_thread_has_reduced_is_recorded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The group's rest would fit into the smaller batches too."""
+    """The one image fits into a batch of either size, so that the engine itself raises no MemoryExhausted."""
     real, run, runs = EnginePool.run_each, OrtEngine.run, list[int]()
 
     def reduced(self: EnginePool, *given: Any) -> Any:
