@@ -88,7 +88,7 @@ class Pace:
     Parameters
     ----------
     most
-        Largest number of images to pass at once.
+        Largest number of images to pass at once, unless one batch has more.
     """
 
     def __init__(self, most: int = 512) -> None:
