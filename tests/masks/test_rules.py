@@ -153,7 +153,8 @@ def test_a_batch_may_have_any_memory_layout() -> None:
     read_only = levels.copy()
     read_only.flags.writeable = False
     masked = np.ma.array(levels, mask=levels > 200)
-    for form in (doubled[..., ::2], np.asfortranarray(levels), read_only, levels[:, ::-1][:, ::-1], masked):
+    turned = np.ascontiguousarray(levels[:, ::-1])[:, ::-1]
+    for form in (doubled[..., ::2], np.asfortranarray(levels), read_only, turned, masked):
         assert postprocess_batch(form, RULES, threads=2) == expected
     presence = np.random.default_rng(3).integers(0, 256, (4, 3), dtype=np.uint8)
     for certain in (np.asfortranarray(presence), np.ma.array(presence, mask=presence > 9)):
@@ -167,7 +168,7 @@ def test_a_batch_of_many_calls_and_one_without_classes(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "_local", threading.local())
     monkeypatch.setattr(module, "_PIXELS_PER_COPY", 2 * 3 * 70 * 37)  # two images
     monkeypatch.setattr(module, "_TEXTS_BYTES", 0)  # a call ends after a text that is not empty
-    for form in (levels, levels[:, ::-1][:, ::-1]):
+    for form in (levels, np.asfortranarray(levels)):
         assert postprocess_batch(form, RULES, threads=2) == postprocess_batch(form, RULES) == expected
     assert postprocess_batch(np.zeros((2, 0, 4, 5), np.uint8), []) == [[], []]
 
