@@ -134,7 +134,7 @@ logger = logging.getLogger(__name__)
     show_default=True,
     help="Decay of the moving average of the weights, such as 0.999; 0 for none.",
 )
-@click.option("--freeze-batchnorm", is_flag=True, help="Use the running statistics of BatchNorm, and keep them.")
+@click.option("--freeze-batchnorm", is_flag=True, help="Use BatchNorm's running statistics without updating them.")
 @click.option(
     "--tta",
     type=click.Choice(["none", "h", "v", "hv"]),

@@ -117,14 +117,14 @@ class EnginePool:
         if not (count == size and isinstance(images, np.ndarray)) and not isinstance(images, DeviceArray):
             batch = np.zeros((size, *images[0].shape), np.uint8)
             batch[:count] = images
-        outputs = probability, presence = engine.run(batch)
+        probability, presence = engine.run(batch)
         expected = (size, *self._output_shape)
         if probability.shape != expected or probability.dtype != _UINT8:
             raise _unexpected(engine, "probability", probability, expected)
         if presence is not None and (presence.shape != expected[:2] or presence.dtype != _UINT8):
             raise _unexpected(engine, "presence", presence, expected[:2])
         if count == size:
-            return outputs
+            return probability, presence
         return probability[:count], None if presence is None else presence[:count]
 
     def step_down(self, failed: int, reason: MemoryExhausted) -> None:

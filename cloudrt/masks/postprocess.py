@@ -3,7 +3,7 @@
     pixels --compare, 64 at a time--> bits --changes--> runs --union-find--> components --area--> kept runs --> text
 
 The network's output is uint8 levels 0..255 in the transposed layout (W, H): memory order is RLE order, and a run is a
-contiguous range of memory. `apply_rules` and `postprocess_batch(es)` apply one `Rule` per class.
+contiguous range of memory. `apply_rules`, `postprocess_batch` and `postprocess_batches` apply one `Rule` per class.
 
 The lower bound of the run time is the time to read the map from memory once. On one AVX2 core, for uint8 in RLE order
 (bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times as long as that bound; more than half of the

@@ -1,11 +1,19 @@
-"""Caches and simulated measurements."""
+"""An artifact, caches and simulated measurements."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from support.plain import SIZE
 from support.plans import simulate_rates
+from support.tiny import SMALL_GRIDS, tiny_artifact
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with a presence output, for images of `SIZE`; some modules have another."""
+    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, SMALL_GRIDS, presence=True)
 
 
 @pytest.fixture
