@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cloudrt.engines.availability import EXTRAS, NAMES, obstacle, runtime_package
+from cloudrt.engines.base import DIAGNOSIS
 from cloudrt.engines.choice import open_engine
+from cloudrt.engines.plan import Plan
 from cloudrt.errors import CloudrtError
 from cloudrt.labels import Labels
 from cloudrt.model.artifact import Artifact, write_metadata
+from cloudrt.options import GPU_PROVIDERS
 from cloudrt.system.machine import Machine, describe_machine
 from cloudrt.system.versions import OPENCV, install_command, installed_distributions
 
@@ -45,7 +48,8 @@ _TIMEOUT_S = 120  # TensorRT takes several seconds to start
 
 
 UNTESTED = (
-    "cloudrt's tests do not run TensorRT: they check the values of its options, engine cache key and int8 layout. "
+    "cloudrt's tests do not run TensorRT: they check its options with ONNX Runtime's parser, and build engines with "
+    "TensorRT for RTX, which run only on a GPU. "
     "python -m cloudrt.bench.gpu runs it on a machine with TensorRT.",
     "cloudrt was run once with CUDA, on an NVIDIA H200; several GPUs and the current version of `--decoder gpu` "
     "have never been used. Without a GPU, the tests run as much of that code as possible on the CPU and skip the rest.",
@@ -147,6 +151,7 @@ def provider_state(name: str) -> ProviderState:
         return ProviderState(name, True)
     lines = [line for line in trial.stderr.splitlines() if line.strip()]
     reason = lines[-1].strip() if lines else f"ended with status {trial.returncode}"
+    reason = reason.removesuffix(f": {DIAGNOSIS}")
     if trial.returncode < 0:
         reason = f"crashed ({signal.Signals(-trial.returncode).name})"
     return ProviderState(name, False, reason, _reinstall(name))
@@ -155,12 +160,13 @@ def provider_state(name: str) -> ProviderState:
 def try_provider(name: str) -> str | None:
     """Run a small artifact in a provider, in this process; return what went wrong, or None.
 
+    The engine has the options of `cloudrt-infer`, where they are not measured: one stream and no CUDA graph.
     The result is exact in every precision, because all sums are integers below 256.
     """
     levels = np.arange(3 * 64, dtype=np.uint8).reshape(1, 8, 8, 3) % 80
     expected = levels.sum(axis=3, dtype=np.uint8)[:, None]
     try:
-        with open_engine(build_graph(), name, 1, 1) as engine:
+        with open_engine(build_graph(), name, 1, 1, Plan(name, 1).options()) as engine:
             answer = engine.probability(levels)
     except (CloudrtError, ImportError) as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -193,7 +199,8 @@ def build_graph() -> onnx.ModelProto:
 def _reinstall(name: str) -> str:
     if name == "cpu":
         return f"pip install --force-reinstall {runtime_package()}"
-    return install_command(EXTRAS.get(name, name), "--force-reinstall")
+    command = install_command(EXTRAS.get(name, name), "--force-reinstall")
+    return f"if nvidia-smi fails, repair the driver; if not, {command}" if name in GPU_PROVIDERS else command
 
 
 def _advice(providers: tuple[ProviderState, ...], machine: Machine) -> list[str]:

@@ -107,7 +107,7 @@ def test_the_trial_opens_what_infer_opens(provider: str, monkeypatch: pytest.Mon
     assert vars(doctor_module)["open_engine"] is vars(model_source)["open_engine"] is open_engine
     monkeypatch.setattr("cloudrt.doctor.open_engine", record)
     assert try_provider(provider) is None
-    assert opened == [(provider, 1, 1)]
+    assert opened == [(provider, 1, 1, Plan(provider, 1).options())]
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

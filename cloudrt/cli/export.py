@@ -35,11 +35,11 @@ logger = logging.getLogger(__name__)
 )
 @click.option(
     "--tta",
-    type=click.Choice(["none", "h", "v", "hv", "flip"]),
+    type=click.Choice(["none", "h", "v", "hv"]),
     default="none",
     show_default=True,
     help="Test-time augmentation in the graph: mean over the image and its horizontal flip (h), its vertical flip (v), "
-    "or all four combinations (hv, or flip).",
+    "or all four combinations (hv).",
 )
 @click.option("--input-size", type=Size(), help="WIDTHxHEIGHT, multiples of 32. Default: the checkpoint's.")
 @click.option(
@@ -150,7 +150,7 @@ def export(
         provider=provider,
         limits={name: value for name, value in limits.items() if value is not None},
         options=SourceOptions(
-            tta="hv" if tta == "flip" else tta,
+            tta=tta,
             input_size=input_size,
             data=data,
             max_images=max_images,

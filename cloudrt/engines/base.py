@@ -15,6 +15,8 @@ from cloudrt.options import PRECISIONS
 from cloudrt.system.cuda import Batch, DeviceArray
 from cloudrt.system.suggest import check_name
 
+DIAGNOSIS = "cloudrt doctor checks the driver and the libraries"
+"""The remedy in errors of GPUs."""
 BATCH_SIZES = {"tensorrt": 32, "tensorrt-rtx": 32, "cuda": 32, "openvino": 4, "cpu": 4}
 """Number of images per batch, by provider, if it is neither given nor measured."""
 

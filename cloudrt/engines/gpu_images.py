@@ -21,7 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from cloudrt.engines.base import brief, exhausted
+from cloudrt.engines.base import DIAGNOSIS, brief, exhausted
 from cloudrt.engines.binding import open_gpu
 from cloudrt.engines.libraries import load_libraries
 from cloudrt.engines.onnxruntime import REFUSALS
@@ -133,9 +133,7 @@ def _errors_explained() -> Iterator[None]:
             raise MemoryExhausted(
                 f"decoder gpu has too little memory: {brief(error)}: use a smaller `batch_size`, or `decoder='cpu'`"
             ) from cause
-        raise ProviderError(
-            f"decoder gpu failed: {brief(error)}: cloudrt doctor checks the driver and the libraries"
-        ) from cause
+        raise ProviderError(f"decoder gpu failed: {brief(error)}: {DIAGNOSIS}") from cause
 
 
 def _is_short(sides: tuple[int, ...], size: Grid) -> bool:

@@ -1,8 +1,8 @@
 """The measurements of an artifact on this machine, and their cache in the user's cache folder.
 
 The name of a file is a digest of everything that the measurements depend on: the artifact's graph, the processor, the
-GPUs, which of them is measured, the number of threads, `allow_cpu` and the versions of the runtimes. If one of them
-changes, everything is measured again.
+GPUs, which of them is measured, the driver's CUDA version, the number of threads, `allow_cpu` and the versions of the
+runtimes. If one of them changes, everything is measured again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from cloudrt.options import RunOptions
 from cloudrt.system.cache import cache_folder, prune
 from cloudrt.system.files import replacing
 from cloudrt.system.machine import usable_cpus
+from cloudrt.system.nvidia import nvidia_driver
 from cloudrt.system.versions import package_version
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 CLEAR = 1.5
 """If two rates, measured one after the other, differ by less than this factor, they are timed alternately."""
 
-FORMAT = 2
+FORMAT = 3
 VERSIONED = (
     *("cloudrt", "onnxruntime-gpu", "onnxruntime", "openvino", "tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
     *tensorrt_rtx.PACKAGES,
@@ -68,7 +69,12 @@ class MeasurementCache:
         machine = describe_machine()
         parts = [str(FORMAT), sha256, machine.cpu, *machine.features, *machine.gpus, str(threads)]
         parts += machine.gpus[device : device + 1]  # GPUs of the same model share measurements
-        parts += [str(allow_cpu), *(f"{name} {package_version(name)}" for name in VERSIONED)]
+        driver = nvidia_driver()
+        parts += [
+            str(driver.cuda if driver else None),
+            str(allow_cpu),
+            *(f"{name} {package_version(name)}" for name in VERSIONED),
+        ]
         name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
         self._path: Path = cache_folder("plans") / f"{name}.json"
         self._values: dict[str, Any] = {}
@@ -146,8 +152,9 @@ class Measurements:
 
         native = native_precisions()
         for precision in {"fp16": ("fp16", "bf16"), "int8": ("bf16",)}.get(self._artifact.precision, ()):
-            if precision in native and self.disagreement(provider, precision) is None:
-                return precision
+            with suppress(ProviderError):
+                if precision in native and self.disagreement(provider, precision) is None:
+                    return precision
         return "fp32"
 
     def has_tensorrt_engine(self) -> bool:
@@ -159,19 +166,28 @@ class Measurements:
         return all(tensorrt_engine_exists(self._artifact, size, content, device) for device in self._options.gpus)
 
     def disagreement(self, provider: str, precision: str) -> str | None:
-        """Return `ProviderTrial.disagreement`, from the cache if it is there; None for the reference, the CPU provider.
+        """Return `ProviderTrial.disagreement` or why the provider refuses the graph, from the cache if it is there.
 
-        Results for the user's images and for synthetic scenes are stored separately. Without images, a stored result of
-        either kind is returned.
+        The result is None for the reference, the CPU provider. Results for the user's images and for synthetic scenes
+        are stored separately. Without images, a stored result of either kind is returned. A ProviderError is not
+        stored, as its cause may be repaired before the next run: a driver, or memory that other processes use.
+
+        Raises
+        ------
+        ProviderError
+            The provider fails.
         """
         if provider == "cpu":
             return None
         keys = [f"agreement of {provider} {precision} on {source}" for source in ("images", "scenes")]
         for key in keys[:1] if self._samples else keys:
-            reason = self._known.get(key)
+            reason: str | None = self._known.get(key)
             if key in self._known and (reason is None or isinstance(reason, str)):
                 return reason
-        reason = self._open_trial().disagreement(provider, precision)
+        try:
+            reason = self._open_trial().disagreement(provider, precision)
+        except ArtifactError as error:
+            reason = str(error)
         self._known.put(keys[0] if self._samples else keys[1], reason)
         return reason
 

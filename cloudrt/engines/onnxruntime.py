@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from cloudrt.engines.availability import ORT_NAMES
-from cloudrt.engines.base import DEFAULTS, Engine, EngineOptions, brief, check_batch, exhausted
+from cloudrt.engines.base import DEFAULTS, DIAGNOSIS, Engine, EngineOptions, brief, check_batch, exhausted
 from cloudrt.engines.binding import Binding, open_gpu
 from cloudrt.engines.session import open_session
 from cloudrt.engines.widen import widen
@@ -159,7 +159,7 @@ class OrtEngine(Engine):
             return MemoryExhausted(
                 f"{self.provider} does not have enough memory for a batch of {self.batch_size or 'any size'}: {reason}"
             )
-        remedy = ": cloudrt doctor checks the driver and the libraries" if self.provider in GPU_PROVIDERS else ""
+        remedy = f": {DIAGNOSIS}" if self.provider in GPU_PROVIDERS else ""
         return type(otherwise)(f"{otherwise}: {reason}{remedy}")
 
     def close(self) -> None:

@@ -196,10 +196,21 @@ def _take_the_fastest(measurements: Measurements, artifact: Artifact) -> Plan:
             words = f"{ratio:.2f} times as fast as {best.provider}; a ratio below {MARGIN} may be noise"
         passed_over[loser.provider] = words
         best = winner
+    unused = _reason_without_gpu(best.provider, passed_over)
+    if unused:
+        logger.warning("No GPU is used: %s", unused)
     level = logging.INFO if measurements.measured else logging.DEBUG  # logged only by the run that measures
     for name, reason in passed_over.items():
-        logger.log(level, "  %s was not chosen: %s", name, reason)
+        if reason != unused:
+            logger.log(level, "  %s was not chosen: %s", name, reason)
     return _plan(best, passed_over)
+
+
+def _reason_without_gpu(chosen: str, passed_over: dict[str, str]) -> str | None:
+    """Return why CUDA was not chosen, if a CPU provider was chosen although NVIDIA's driver is installed."""
+    if chosen in GPU_PROVIDERS or nvidia_driver() is None:
+        return None
+    return passed_over.get("cuda")
 
 
 def _find_candidates(measurements: Measurements, artifact: Artifact) -> tuple[dict[str, str], dict[str, str]]:

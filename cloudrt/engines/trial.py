@@ -108,28 +108,27 @@ class ProviderTrial:
     def disagreement(self, provider: str, precision: str) -> str | None:
         """Return how the output of a provider differs from ONNX Runtime's CPU provider in fp32; None if it agrees.
 
-        If the provider fails, its error is returned, unless there is not enough memory: then MemoryExhausted is raised.
         The outputs agree if they are within `TOLERANCES`. They are compared on `COMPARED` images, by levels and by the
         submissions that the artifact's rules give; the comparison stops as soon as a limit is certainly exceeded. For
         an int8 artifact, the reference computes in float between quantisation and dequantisation.
+
+        Raises
+        ------
+        ArtifactError, ProviderError
+            The provider refuses the graph, or fails.
         """
-        answers = self._reference()
         widest = max((TOLERANCES[precision], TOLERANCES[self.artifact.precision]), key=lambda one: one.mean_difference)
-        tally, faults = ParityAccumulator(answers), []
+        faults: list[str] = []
         size = BATCH_SIZES[provider]
         if provider in TENSORRT_PROVIDERS:
             size = self.batch_size or size
-        try:
-            with self.open(provider, precision, Setting(size)) as engine:
-                for position, levels, presence in _run_all(engine, self.images):
-                    tally.add(position, levels, presence)
-                    faults = tally.lower_bound(provider).faults(widest)
-                    if faults:
-                        break
-        except MemoryExhausted:
-            raise  # does not mean that the outputs differ
-        except (ArtifactError, ProviderError) as error:
-            return str(error)
+        with self.open(provider, precision, Setting(size)) as engine:
+            tally = ParityAccumulator(self._reference())
+            for position, levels, presence in _run_all(engine, self.images):
+                tally.add(position, levels, presence)
+                faults = tally.lower_bound(provider).faults(widest)
+                if faults:
+                    break
         return f"its output differs from ONNX Runtime's CPU provider in fp32: {'; '.join(faults)}" if faults else None
 
     def measure_settings(self, provider: str, precision: str, given: FixedSettings = NOTHING_FIXED) -> list[Setting]:
@@ -225,7 +224,8 @@ class ProviderTrial:
         else:
             logger.info("  %s: %.1f images/s", words, rate)
             return replace(setting, images_per_s=max(0.01, round(float(rate), 2)))
-        logger.info("  %s: %s", words, self.refusal)
+        # If the first settings are refused, the provider is not used, and the caller reports the error.
+        logger.log(logging.INFO if best else logging.DEBUG, "  %s: %s", words, self.refusal)
         return None
 
     def _batch(self, setting: Setting) -> NDArray[np.uint8]:

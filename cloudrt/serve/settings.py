@@ -21,7 +21,7 @@ class ServeSettings:
     name
         Name of the model in URLs and answers; "" uses the file name of the artifact without its suffix.
     token
-        Bearer token that requests must have; "" asks for none.
+        Bearer token that requests must have; if empty, they need none.
     allow_origins
         Origins that may call the API from a browser (CORS); "*" is any.
     max_upload_bytes

@@ -12,7 +12,7 @@ from support.tiny import SMALL_GRIDS, tiny_artifact
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact with a presence output, for images of `SIZE`; some modules have another."""
+    """An artifact with a presence output, for images of `SIZE`; some modules override this fixture."""
     return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, SMALL_GRIDS, presence=True)
 
 

@@ -12,7 +12,6 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from support.gpu_session import OnTheCpu, stand_in_for_a_gpu
 from support.plain import SIZE
-from support.tiny import SMALL_GRIDS, tiny_artifact
 
 from cloudrt.engines.base import EngineOptions, exhausted
 from cloudrt.engines.choice import open_engine
@@ -21,11 +20,6 @@ from cloudrt.errors import MemoryExhausted
 from cloudrt.model.artifact import parse_artifact
 from cloudrt.model.onnx_file import load_model
 from cloudrt.system.cuda import CAPTURE, HostDevice
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_artifact(tmp_path_factory.mktemp("model") / "model.onnx", SIZE, SMALL_GRIDS, presence=True)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,33 @@ def test_a_driver_that_fails_when_cuda_opens_is_one_line(
     code = _infer(images, model, tmp_path / "s.csv", "cuda")
     done = python_with_stubs(stubs, code, STUB_GPUS="8.9", XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert done.returncode == 2, done.stderr
+    assert done.stderr.count("CUDA failure") == 1
     last = done.stderr.splitlines()[-1]
     assert "cuda cannot open the model: CUDA failure" in last and last.endswith("the driver and the libraries")
     assert not (tmp_path / "s.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"STUB_FAULT": "803"}, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
+        ({"STUB_GPUS": "8.9", "STUB_CUDA": "12080"}, "supports CUDA 12.8 at most"),
+        ({"STUB_GPUS": "8.9"}, "CUDA failure"),
+    ],
+    ids=["fault", "too old", "cannot open"],
+)
+def test_auto_says_in_every_run_that_no_gpu_is_used(
+    stubs: Path, model: Path, images: Path, tmp_path: Path, variables: dict[str, str], reason: str
+) -> None:
+    """And nothing about the GPU is stored that a repair of the driver would change."""
+    if not all(map(is_present, set(cuda_libraries(cuda_major())) - {"libcurand.so.10"})):
+        pytest.skip("needs the CUDA libraries that torch brings")
+    cache = tmp_path / "cache"
+    for name in ("first.csv", "second.csv"):
+        code = _infer(images, model, tmp_path / name, "auto")
+        done = python_with_stubs(stubs, code, XDG_CACHE_HOME=str(cache), **variables)
+        assert done.returncode == 0, done.stderr
+        (line,) = (line for line in done.stderr.splitlines() if "No GPU is used: " in line)
+        assert reason in line
+        assert (tmp_path / name).exists()
+    assert all("CUDA failure" not in path.read_text() for path in (cache / "cloudrt" / "plans").iterdir())

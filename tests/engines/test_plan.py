@@ -108,14 +108,6 @@ def test_local_providers_agree_on_fp32_and_fp16_artifacts() -> None:
         assert trial.disagreement("cpu", "fp32") is None
 
 
-def test_an_engine_that_cannot_open_does_not_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise ProviderError("OpenVINO cannot start")
-
-    monkeypatch.setattr(ProviderTrial, "open", refuse)
-    assert ProviderTrial(MODEL, ARTIFACT, 1).disagreement("openvino", "fp32") == "OpenVINO cannot start"
-
-
 @needs_openvino
 def test_openvino_computes_in_low_precision_if_it_is_native_and_agrees(
     rates: dict[str, float], monkeypatch: pytest.MonkeyPatch
@@ -250,4 +242,4 @@ def test_int8_is_compared_with_its_own_layers_in_float(monkeypatch: pytest.Monke
     artifact = replace(ARTIFACT, precision="int8", int8_target="cpu")
     write_metadata(model, artifact)
     assert ProviderTrial(model, artifact, 1).disagreement("cpu", "fp32") is None
-    assert opened == [True, False]
+    assert opened == [False, True]  # the provider, and its reference

@@ -17,7 +17,7 @@ from cloudrt.engines.candidates import Setting
 from cloudrt.engines.measurements import MeasurementCache
 from cloudrt.engines.plan import Plan, make_plan
 from cloudrt.engines.trial import ProviderTrial
-from cloudrt.errors import MemoryExhausted, ProviderError
+from cloudrt.errors import ArtifactError, CloudrtError, MemoryExhausted, ProviderError
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.options import RunOptions
 from cloudrt.system.machine import describe_machine
@@ -41,6 +41,8 @@ def test_measurements_are_cached_by_all_that_they_depend_on(
             lambda name, changed=package: "99" if name == changed else package_version(name),
         )
         assert "rate" not in MeasurementCache("ab", 2, False), package
+    monkeypatch.setattr("cloudrt.engines.measurements.nvidia_driver", lambda: Driver((13, 0), ()))
+    assert "rate" not in MeasurementCache("ab", 2, False)
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     (file,) = (cache / "cloudrt" / "plans").iterdir()
@@ -99,17 +101,25 @@ def test_a_segmenter_measures_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @needs_openvino
 @pytest.mark.parametrize("where", ["measure_settings", "disagreement"])
-def test_running_out_of_memory_is_not_cached(
-    rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, where: str
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryExhausted("not enough memory for openvino"),
+        ProviderError("the driver is too old"),
+        ArtifactError("no Conv"),
+    ],
+    ids=["memory", "provider", "artifact"],
+)
+def test_only_the_refusal_of_a_graph_is_cached(
+    rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, where: str, error: CloudrtError
 ) -> None:
-    """The other provider is used for this run."""
+    """After any error, the other provider is used; what may have been repaired since is tried again by the next run."""
     rates |= {"openvino": 20.0, "cpu": 10.0}
     real = getattr(ProviderTrial, where)
 
     def lacking(self: ProviderTrial, provider: str, *words: Any) -> Any:
         if provider != "openvino":
             return real(self, provider, *words)
-        error = MemoryExhausted("not enough memory for openvino")
         if where == "disagreement":
             raise error
         self.refusal = error
@@ -119,8 +129,9 @@ def test_running_out_of_memory_is_not_cached(
         patch.setattr(ProviderTrial, where, lacking)
         chosen = plan(RunOptions())
         assert chosen.provider == "cpu"
-        assert "enough memory" in chosen.passed_over["openvino"]
-    assert plan(RunOptions()).provider == "openvino"
+        assert str(error) in chosen.passed_over["openvino"]
+    stored = where == "disagreement" and isinstance(error, ArtifactError)
+    assert plan(RunOptions()).provider == ("cpu" if stored else "openvino")
 
 
 @pytest.mark.parametrize(

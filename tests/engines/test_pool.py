@@ -1,4 +1,4 @@
-"""Engines in a pool: several devices, batches that run together, and closing."""
+"""Engines in a pool: several devices, several batches on one engine, and closing."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def test_closing_waits_for_running_batches_and_refuses_waiting_ones() -> None:
     pool.close()
 
 
-def test_batches_that_run_together_have_one_engine_and_give_it_back() -> None:
-    """Also if only some of their outputs are taken."""
+def test_several_batches_take_one_engine_and_give_it_back() -> None:
+    """The engine is returned even if the generator is closed early."""
     artifact = parse_artifact(tiny_model(SIZE, SMALL_GRIDS), "m")
     used: list[int] = []
 

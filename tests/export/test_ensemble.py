@@ -95,7 +95,7 @@ def test_members_must_go_together(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_command_of_an_ensemble(checkpoint: Path, second: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    words = [str(checkpoint), str(second), "-o", str(out), "--precision", "fp32", "--tta", "flip"]
+    words = [str(checkpoint), str(second), "-o", str(out), "--precision", "fp32", "--tta", "hv"]
     done = CliRunner().invoke(command, words)
     assert done.exit_code == 0, done.output
     assert "8 networks run for each image" in done.output

@@ -24,7 +24,7 @@ from cloudrt.serve.settings import ServeSettings
 BATCH = 4
 
 
-class Gate:
+class Valve:
     """Holds back the batches of a Segmenter until it is opened, and records their sizes."""
 
     def __init__(self, segmenter: Segmenter) -> None:
@@ -49,10 +49,10 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @contextmanager
-def held(model: Path, **settings: Any) -> Iterator[tuple[Server, Gate, Segmenter]]:
+def held(model: Path, **settings: Any) -> Iterator[tuple[Server, Valve, Segmenter]]:
     """A server whose engine waits at a gate; the gate is opened at the end."""
     with Segmenter(model, provider="cpu", batch_size=BATCH, threads=2) as segmenter:
-        gate = Gate(segmenter)
+        gate = Valve(segmenter)
         with serving(segmenter, ServeSettings(**settings)) as server:
             segmenter.pool.run = gate.run  # type: ignore[method-assign]
             try:
