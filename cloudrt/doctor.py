@@ -160,7 +160,7 @@ def provider_state(name: str) -> ProviderState:
 def try_provider(name: str) -> str | None:
     """Run a small artifact in a provider, in this process; return what went wrong, or None.
 
-    The engine has the options of `cloudrt-infer`, where they are not measured: one stream and no CUDA graph.
+    The engine has the options that `cloudrt-infer` starts its measurements from: one stream and no CUDA graph.
     The result is exact in every precision, because all sums are integers below 256.
     """
     levels = np.arange(3 * 64, dtype=np.uint8).reshape(1, 8, 8, 3) % 80

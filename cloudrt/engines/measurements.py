@@ -126,16 +126,13 @@ class Measurements:
         self._model, self._artifact, self._options, self._known = model, artifact, options, known
         self._samples = samples
         self._trial: ProviderTrial | None = None
+        self.measured = False
+        """Whether anything was measured, and not only read from the cache."""
 
     @property
     def on_any_device(self) -> bool:
         """Whether CPU providers may be chosen: `devices`, which selects GPUs, is not given."""
         return self._options.devices is None
-
-    @property
-    def measured(self) -> bool:
-        """Whether anything was measured, and not only read from the cache."""
-        return self._trial is not None
 
     def precision(self, provider: str) -> str:
         """Return what OpenVINO computes in; "fp32" for other providers, which ignore it.
@@ -184,6 +181,7 @@ class Measurements:
             reason: str | None = self._known.get(key)
             if key in self._known and (reason is None or isinstance(reason, str)):
                 return reason
+        logger.info("Comparing %s with ONNX Runtime's CPU provider", provider)
         try:
             reason = self._open_trial().disagreement(provider, precision)
         except ArtifactError as error:
@@ -213,6 +211,9 @@ class Measurements:
         settings = Setting.read(self._known.get(key))
         refusal = None
         if not settings:
+            if not self.measured:
+                self.measured = True
+                logger.info("Measuring the fastest settings, once per model and machine; this takes up to a minute")
             trial = self._open_trial()
             settings, refusal = trial.measure_settings(provider, precision, fixed), trial.refusal
             if settings:  # an error is not stored: there may be enough memory next time
@@ -242,7 +243,6 @@ class Measurements:
 
     def _open_trial(self) -> ProviderTrial:
         if self._trial is None:
-            logger.info("Measuring the fastest settings, once per model and machine; this takes up to a minute")
             options = self._options
             self._trial = ProviderTrial(
                 self._model,

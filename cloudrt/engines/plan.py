@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from cloudrt.model.artifact import Artifact
 from cloudrt.model.onnx_file import graph_bytes
 from cloudrt.options import GPU_PROVIDERS, RunOptions
 from cloudrt.system.machine import usable_cpus
-from cloudrt.system.nvidia import nvidia_driver
+from cloudrt.system.nvidia import driver_is_loaded, nvidia_driver
 
 if TYPE_CHECKING:
     import onnx
@@ -207,8 +208,9 @@ def _take_the_fastest(measurements: Measurements, artifact: Artifact) -> Plan:
 
 
 def _reason_without_gpu(chosen: str, passed_over: dict[str, str]) -> str | None:
-    """Return why CUDA was not chosen, if a CPU provider was chosen although NVIDIA's driver is installed."""
-    if chosen in GPU_PROVIDERS or nvidia_driver() is None:
+    """Return why CUDA was not chosen, if a CPU provider was, although there may be a GPU that the user did not hide."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if chosen in GPU_PROVIDERS or hidden or not driver_is_loaded():
         return None
     return passed_over.get("cuda")
 

@@ -238,8 +238,11 @@ class ProviderTrial:
     def _reference(self) -> ReferenceOutputs:
         if self._outputs is None:
             options = EngineOptions(emulate=self.artifact.precision == "int8")
-            with open_engine(self.model, "cpu", BATCH_SIZES["cpu"], self.threads, options) as engine:
-                answers = list(_run_all(engine, self.images))
+            try:
+                with open_engine(self.model, "cpu", BATCH_SIZES["cpu"], self.threads, options) as engine:
+                    answers = list(_run_all(engine, self.images))
+            except ArtifactError as error:  # says nothing about the provider that is compared
+                raise ProviderError(f"the reference cannot run: {error}") from error
             presence = [head for _, _, head in answers if head is not None]
             rules = self.artifact.rules or default_rules(len(self.artifact.labels.classes))
             self._outputs = ReferenceOutputs(

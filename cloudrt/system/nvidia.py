@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+KERNEL_MODULE = Path("/proc/driver/nvidia/version")
+"""Exists on Linux while the driver's kernel module is loaded, in containers too."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Driver:
     gpus: tuple[str, ...]
     capabilities: tuple[tuple[int, int], ...] = ()
     fault: str = ""
+
+
+def driver_is_loaded() -> bool:
+    """Return whether NVIDIA's driver is there, or only its kernel module, as in a container started without GPUs."""
+    return nvidia_driver() is not None or KERNEL_MODULE.exists()
 
 
 def nvidia_driver() -> Driver | None:

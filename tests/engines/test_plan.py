@@ -243,3 +243,25 @@ def test_int8_is_compared_with_its_own_layers_in_float(monkeypatch: pytest.Monke
     write_metadata(model, artifact)
     assert ProviderTrial(model, artifact, 1).disagreement("cpu", "fp32") is None
     assert opened == [False, True]  # the provider, and its reference
+
+
+def test_a_run_warns_if_a_gpu_may_be_there_and_is_not_used(
+    rates: dict[str, float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Also in containers that lack the driver's library, and not if the user hides the GPUs."""
+    rates |= {"cpu": 1.0}
+
+    def warned() -> bool:
+        caplog.clear()
+        assert plan(RunOptions()).provider == "cpu"
+        return [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == ["No GPU is used: no cuda"]
+
+    module = tmp_path / "version"
+    monkeypatch.setattr("cloudrt.system.nvidia.nvidia_driver", lambda: None)
+    monkeypatch.setattr("cloudrt.system.nvidia.KERNEL_MODULE", module)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert not warned()
+    module.touch()
+    assert warned() and warned()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert not warned()

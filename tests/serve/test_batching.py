@@ -50,15 +50,15 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @contextmanager
 def held(model: Path, **settings: Any) -> Iterator[tuple[Server, Valve, Segmenter]]:
-    """A server whose engine waits at a gate; the gate is opened at the end."""
+    """A server whose engine waits at a valve; the valve is opened at the end."""
     with Segmenter(model, provider="cpu", batch_size=BATCH, threads=2) as segmenter:
-        gate = Valve(segmenter)
+        valve = Valve(segmenter)
         with serving(segmenter, ServeSettings(**settings)) as server:
-            segmenter.pool.run = gate.run  # type: ignore[method-assign]
+            segmenter.pool.run = valve.run  # type: ignore[method-assign]
             try:
-                yield server, gate, segmenter
+                yield server, valve, segmenter
             finally:
-                gate.opened.set()
+                valve.opened.set()
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -73,34 +73,34 @@ def post(pool: ThreadPoolExecutor, server: Server, data: bytes, count: int) -> l
 
 
 def test_concurrent_requests_share_batches(model: Path, picture: bytes) -> None:
-    with held(model) as (server, gate, _), ThreadPoolExecutor(16) as pool:
+    with held(model) as (server, valve, _), ThreadPoolExecutor(16) as pool:
         first = post(pool, server, picture, 1)
-        assert gate.begun.wait(WAIT_S)
+        assert valve.begun.wait(WAIT_S)
         others = post(pool, server, picture, 9)
         until(lambda: server.metric("cloudrt_queue_images") == 9)
-        gate.opened.set()
+        valve.opened.set()
         bodies = {one.result().body for one in first + others}
-    assert gate.sizes == [1, 4, 4, 1]
+    assert valve.sizes == [1, 4, 4, 1]
     assert len(bodies) == 1
 
 
 def test_the_images_of_a_request_fill_batches(model: Path) -> None:
     """Images in one request are split into batches of the engine."""
-    with held(model) as (server, gate, _):
-        gate.opened.set()
+    with held(model) as (server, valve, _):
+        valve.opened.set()
         for images in (BATCH, 6):
             head = {"name": "image", "datatype": "UINT8", "shape": [images, 64, 96, 3]}
             data = bytes(images * 64 * 96 * 3)
             text = json.dumps({"inputs": [head | {"parameters": {"binary_data_size": len(data)}}]}).encode()
             headers = {"Inference-Header-Content-Length": str(len(text))}
             assert server.ask("/v2/models/model/infer", text + data, headers).status == 200
-    assert gate.sizes == [4, 4, 2]
+    assert valve.sizes == [4, 4, 2]
 
 
 def test_a_decoded_image_waits_no_longer_than_the_delay(model: Path, picture: bytes) -> None:
     """It is inferred after `delay_s`, although the decoding of another image hangs."""
-    with held(model, delay_s=0.05) as (server, gate, segmenter), ThreadPoolExecutor(2) as pool:
-        gate.opened.set()
+    with held(model, delay_s=0.05) as (server, valve, segmenter), ThreadPoolExecutor(2) as pool:
+        valve.opened.set()
         load, stuck, go_on = segmenter.decoding.load, threading.Event(), threading.Event()
 
         def slow(data: Any, out: Any) -> str | None:
@@ -114,14 +114,14 @@ def test_a_decoded_image_waits_no_longer_than_the_delay(model: Path, picture: by
         assert stuck.wait(WAIT_S)
         try:
             assert server.ask("/v1/segment", picture).status == 200
-            assert gate.sizes == [1] and not late.done()
+            assert valve.sizes == [1] and not late.done()
         finally:
             go_on.set()
         assert late.result().status == 422
 
 
 def test_a_full_queue_is_503_until_a_request_is_answered(model: Path, picture: bytes) -> None:
-    with held(model, queue=3) as (server, gate, _), ThreadPoolExecutor(3) as pool:
+    with held(model, queue=3) as (server, valve, _), ThreadPoolExecutor(3) as pool:
         accepted = post(pool, server, picture, 3)
         until(lambda: server.metric("cloudrt_requests_in_progress") == 3)
         for path in ("/v1/segment", "/v2/models/model/infer"):
@@ -129,22 +129,22 @@ def test_a_full_queue_is_503_until_a_request_is_answered(model: Path, picture: b
             assert (answer.status, answer.headers["retry-after"]) == (503, "1")
             assert "try again" in next(iter(answer.json.values()))
         assert server.ask("/healthz").status == 200
-        gate.opened.set()
+        valve.opened.set()
         assert [one.result().status for one in accepted] == [200] * 3
         assert server.ask("/v1/segment", picture).status == 200
 
 
 def test_a_client_that_leaves_frees_its_slot(model: Path, picture: bytes) -> None:
-    with held(model, queue=2) as (server, gate, _):
+    with held(model, queue=2) as (server, valve, _):
         head = f"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
         with socket.create_connection(("127.0.0.1", server.port)) as running:
             running.sendall(head + picture)
-            assert gate.begun.wait(WAIT_S)
+            assert valve.begun.wait(WAIT_S)
             with socket.create_connection(("127.0.0.1", server.port)) as uploading:
                 uploading.sendall(head + picture[:100])
                 until(lambda: server.metric("cloudrt_requests_in_progress") == 2)
         until(lambda: server.metric("cloudrt_requests_in_progress") == 0)
-        gate.opened.set()
+        valve.opened.set()
         assert server.ask("/v1/segment", picture).status == 200
 
 
@@ -175,8 +175,8 @@ def test_a_connection_whose_complete_answer_is_not_read_is_closed(model: Path, p
     part = b'--b\r\nContent-Disposition: form-data; name="images"; filename="0.jpg"\r\n\r\n' + picture + b"\r\n"
     form = 10 * part + b"--b--\r\n"
     head = b"POST /v1/segment?levels=true HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-    with held(model, transfer_timeout_s=0.5) as (server, gate, _), socket.socket() as client:
-        gate.opened.set()
+    with held(model, transfer_timeout_s=0.5) as (server, valve, _), socket.socket() as client:
+        valve.opened.set()
         connections = server.uvicorn.server_state.connections
         until(lambda: not connections)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -191,11 +191,11 @@ def test_a_connection_whose_complete_answer_is_not_read_is_closed(model: Path, p
 
 
 def test_a_request_in_progress_keeps_its_connection(model: Path, picture: bytes) -> None:
-    with held(model, transfer_timeout_s=0.2) as (server, gate, _), ThreadPoolExecutor(1) as pool:
+    with held(model, transfer_timeout_s=0.2) as (server, valve, _), ThreadPoolExecutor(1) as pool:
         (slow,) = post(pool, server, picture, 1)
-        assert gate.begun.wait(WAIT_S)
+        assert valve.begun.wait(WAIT_S)
         time.sleep(0.5)
-        gate.opened.set()
+        valve.opened.set()
         assert slow.result().status == 200
 
 
@@ -207,8 +207,8 @@ def test_a_client_that_does_not_read_holds_its_slot_for_a_limited_time(tmp_path:
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     headers = {"Inference-Header-Content-Length": str(len(head))}
     path = tiny_artifact(tmp_path / "model.onnx")
-    with held(path, queue=1, transfer_timeout_s=2) as (server, gate, segmenter):
-        gate.opened.set()
+    with held(path, queue=1, transfer_timeout_s=2) as (server, valve, segmenter):
+        valve.opened.set()
         answer = server.ask("/v2/models/model/infer", head + body, headers)
         levels = segmenter.pool.run([np.zeros((64, 96, 3), np.uint8)])[0].tobytes()
         assert answer.body[int(answer.headers["inference-header-content-length"]) :] == images * levels
@@ -232,27 +232,27 @@ def test_a_client_that_does_not_read_holds_its_slot_for_a_limited_time(tmp_path:
 
 
 def test_a_stop_finishes_what_was_accepted(model: Path, picture: bytes) -> None:
-    with held(model) as (server, gate, _), ThreadPoolExecutor(8) as pool:
+    with held(model) as (server, valve, _), ThreadPoolExecutor(8) as pool:
         accepted = post(pool, server, picture, 6)
         until(lambda: server.metric("cloudrt_requests_in_progress") == 6)
         server.uvicorn.should_exit = True
         until(lambda: not server.uvicorn.servers[0].is_serving())
         assert not any(one.done() for one in accepted)
-        gate.opened.set()
+        valve.opened.set()
         assert [one.result().status for one in accepted] == [200] * 6
 
 
 def test_batches_shrink_after_running_out_of_memory(model: Path, picture: bytes) -> None:
-    with held(model) as (server, gate, segmenter), ThreadPoolExecutor(8) as pool:
+    with held(model) as (server, valve, segmenter), ThreadPoolExecutor(8) as pool:
         first = post(pool, server, picture, 1)
-        assert gate.begun.wait(WAIT_S)
-        gate.fail = MemoryExhausted("none left")
+        assert valve.begun.wait(WAIT_S)
+        valve.fail = MemoryExhausted("none left")
         others = post(pool, server, picture, 4)
         until(lambda: server.metric("cloudrt_queue_images") == 4)
-        gate.opened.set()
+        valve.opened.set()
         assert {one.result().status for one in first + others} == {200}
         assert segmenter.batch_size == BATCH // 2
-    assert gate.sizes == [1, 2, 2]
+    assert valve.sizes == [1, 2, 2]
 
 
 def test_overload_is_refused_and_everything_accepted_is_answered(model: Path, picture: bytes) -> None:
