@@ -10,13 +10,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 from cloudrt.engines import tensorrt_rtx
 from cloudrt.engines.libraries import cuda_libraries, cuda_major, is_present, tensorrt_libraries
 from cloudrt.errors import ProviderError
 from cloudrt.options import PROVIDERS
-from cloudrt.system.nvidia import nvidia_driver
+from cloudrt.system.nvidia import KERNEL_MODULE, nvidia_driver
 from cloudrt.system.versions import install_command, package_versions
 
 NAMES = PROVIDERS[1:]
@@ -73,7 +72,7 @@ EXTRAS = {"cuda": "cuda", "tensorrt": "cuda,tensorrt", "tensorrt-rtx": "tensorrt
 
 def _driver_obstacle(extras: str) -> Obstacle | None:
     driver = nvidia_driver()
-    if driver is None and Path("/proc/driver/nvidia/version").exists():
+    if driver is None and KERNEL_MODULE.exists():
         return Obstacle(
             "the NVIDIA driver of the host is not available in this container (no libcuda.so.1)",
             "install the NVIDIA Container Toolkit and start the container with --gpus all",

@@ -127,7 +127,7 @@ class Measurements:
         self._samples = samples
         self._trial: ProviderTrial | None = None
         self.measured = False
-        """Whether anything was measured, and not only read from the cache."""
+        """Whether this run stored a comparison or a rate that the cache did not have."""
 
     @property
     def on_any_device(self) -> bool:
@@ -172,7 +172,7 @@ class Measurements:
         Raises
         ------
         ProviderError
-            The provider fails.
+            The provider fails, or the reference cannot run.
         """
         if provider == "cpu":
             return None
@@ -181,12 +181,13 @@ class Measurements:
             reason: str | None = self._known.get(key)
             if key in self._known and (reason is None or isinstance(reason, str)):
                 return reason
-        logger.info("Comparing %s with ONNX Runtime's CPU provider", provider)
+        logger.info("Comparing %s in %s with ONNX Runtime's CPU provider", provider, precision)
         try:
             reason = self._open_trial().disagreement(provider, precision)
         except ArtifactError as error:
             reason = str(error)
         self._known.put(keys[0] if self._samples else keys[1], reason)
+        self.measured = True
         return reason
 
     def fastest(self, provider: str, precision: str, *, alone: bool) -> Candidate:
@@ -211,13 +212,12 @@ class Measurements:
         settings = Setting.read(self._known.get(key))
         refusal = None
         if not settings:
-            if not self.measured:
-                self.measured = True
-                logger.info("Measuring the fastest settings, once per model and machine; this takes up to a minute")
+            logger.info("Measuring the fastest settings of %s, once per model and machine", provider)
             trial = self._open_trial()
             settings, refusal = trial.measure_settings(provider, precision, fixed), trial.refusal
             if settings:  # an error is not stored: there may be enough memory next time
                 self._known.put(key, [setting.to_dict() for setting in settings])
+                self.measured = True
         best = best_setting(settings)
         if best is None:
             raise refusal or ProviderError(f"no setting of {provider} could be measured")

@@ -200,7 +200,7 @@ def _take_the_fastest(measurements: Measurements, artifact: Artifact) -> Plan:
     unused = _reason_without_gpu(best.provider, passed_over)
     if unused:
         logger.warning("No GPU is used: %s", unused)
-    level = logging.INFO if measurements.measured else logging.DEBUG  # logged only by the run that measures
+    level = logging.INFO if measurements.measured else logging.DEBUG  # logged only by a run that measures
     for name, reason in passed_over.items():
         if reason != unused:
             logger.log(level, "  %s was not chosen: %s", name, reason)

@@ -115,7 +115,7 @@ class ProviderTrial:
         Raises
         ------
         ArtifactError, ProviderError
-            The provider refuses the graph, or fails.
+            The provider refuses the graph or fails, or the reference cannot run.
         """
         widest = max((TOLERANCES[precision], TOLERANCES[self.artifact.precision]), key=lambda one: one.mean_difference)
         faults: list[str] = []
