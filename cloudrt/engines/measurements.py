@@ -127,7 +127,7 @@ class Measurements:
         self._samples = samples
         self._trial: ProviderTrial | None = None
         self.measured = False
-        """Whether this run stored a comparison or a rate that the cache did not have."""
+        """Whether this run stored a comparison, a rate or a ratio that the cache did not have."""
 
     @property
     def on_any_device(self) -> bool:
@@ -212,7 +212,7 @@ class Measurements:
         settings = Setting.read(self._known.get(key))
         refusal = None
         if not settings:
-            logger.info("Measuring the fastest settings of %s, once per model and machine", provider)
+            logger.info("Measuring the fastest settings of %s; the results are cached", provider)
             trial = self._open_trial()
             settings, refusal = trial.measure_settings(provider, precision, fixed), trial.refusal
             if settings:  # an error is not stored: there may be enough memory next time
@@ -239,6 +239,7 @@ class Measurements:
                 logger.info("  %s and %s cannot be timed alternately: %s", one.provider, other.provider, error)
                 return apart
             self._known.put(key, ratio)
+            self.measured = True
         return ratio
 
     def _open_trial(self) -> ProviderTrial:
