@@ -200,7 +200,7 @@ def _reinstall(name: str) -> str:
     if name == "cpu":
         return f"pip install --force-reinstall {runtime_package()}"
     command = install_command(EXTRAS.get(name, name), "--force-reinstall")
-    return f"if nvidia-smi fails, repair the driver; if not, {command}" if name in GPU_PROVIDERS else command
+    return f"if nvidia-smi fails, repair the driver; otherwise {command}" if name in GPU_PROVIDERS else command
 
 
 def _advice(providers: tuple[ProviderState, ...], machine: Machine) -> list[str]:

@@ -272,3 +272,13 @@ def test_providers_that_cannot_run_the_artifact_are_listed(untried: Diagnosis, t
     )
     values = json.loads(CliRunner().invoke(command, [str(tmp_path / "m.onnx"), "--json"]).stdout)
     assert set(values["not_for_this_model"]) == {"cuda", "openvino", "cpu"}
+
+
+def test_the_doctor_does_not_advise_the_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The errors of a GPU do; the doctor says instead how to find what to repair."""
+    text = "cuda cannot open the model: CUDA failure 36: cloudrt doctor checks the driver and the libraries"
+    monkeypatch.setattr("cloudrt.doctor.obstacle", lambda name: None)
+    monkeypatch.setattr("cloudrt.doctor._TRIAL", f"import sys; sys.exit({text!r})")
+    state = doctor_module.provider_state("cuda")
+    assert not state.works and state.reason == "cuda cannot open the model: CUDA failure 36"
+    assert state.remedy.startswith("if nvidia-smi fails, repair the driver; otherwise pip install")

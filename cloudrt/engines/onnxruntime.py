@@ -173,7 +173,7 @@ class OrtEngine(Engine):
         if wanted not in self._session.get_providers():
             raise ProviderError(
                 f"provider {self.provider} was requested, but ONNX Runtime uses {self._session.get_providers()[0]}: "
-                "run cloudrt doctor to see what is missing"
+                f"{DIAGNOSIS}"
             )
         if allow_cpu:
             return

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cloudrt.engines.base import brief
+from cloudrt.engines.base import DIAGNOSIS, brief
 from cloudrt.engines.tensorrt import engine_key, profile_options
 from cloudrt.errors import ProviderError
 from cloudrt.model.artifact import Artifact
@@ -55,9 +55,7 @@ def register() -> None:
         onnxruntime.register_execution_provider_library(EP_NAME, plugin.get_library_path())
     except Exception as error:
         # The exceptions of ONNX Runtime have no common base class below Exception.
-        raise ProviderError(
-            f"the plugin of TensorRT for RTX cannot be loaded: {brief(error)}: run cloudrt doctor"
-        ) from error
+        raise ProviderError(f"the plugin of TensorRT for RTX cannot be loaded: {brief(error)}: {DIAGNOSIS}") from error
 
 
 def find_device(number: int) -> Any:
@@ -82,7 +80,7 @@ def find_device(number: int) -> Any:
     found = [device for device in onnxruntime.get_ep_devices() if device.ep_name == EP_NAME]
     position = sum(map(supports, capabilities[:number]))  # the plugin lists only the GPUs that it supports
     if position >= len(found):
-        raise ProviderError(f"TensorRT for RTX finds {len(found)} GPUs, but not GPU {number}: run cloudrt doctor")
+        raise ProviderError(f"TensorRT for RTX finds {len(found)} GPUs, but not GPU {number}: {DIAGNOSIS}")
     return found[position]
 
 

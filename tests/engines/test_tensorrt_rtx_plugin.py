@@ -57,7 +57,7 @@ def test_the_plugin_registers_and_finds_no_gpu(stubs: Path) -> None:
     done = python_with_stubs(stubs, f"{REGISTER}register()\nregister()", STUB_GPUS="8.9")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "TensorRT for RTX finds 0 GPUs, but not GPU 0: run cloudrt doctor",
+        "TensorRT for RTX finds 0 GPUs, but not GPU 0: cloudrt doctor checks the driver and the libraries",
         "True",
     ]
 
@@ -115,7 +115,7 @@ def test_an_error_of_the_plugin_without_a_message_has_its_type(monkeypatch: pyte
     monkeypatch.setitem(sys.modules, tensorrt_rtx.MODULE, plugin)
     monkeypatch.setattr(onnxruntime, "register_execution_provider_library", refuse)
     register.cache_clear()
-    with pytest.raises(ProviderError, match="cannot be loaded: RuntimeError: run cloudrt doctor"):
+    with pytest.raises(ProviderError, match="cannot be loaded: RuntimeError: cloudrt doctor checks the driver"):
         register()
 
 
