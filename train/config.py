@@ -55,6 +55,11 @@ class TrainConfig:
         Weight of the head's binary cross-entropy; the loss of the masks has weight 1.
     label_smoothing
         Label smoothing of the head's targets: 0.1 gives 0.05 and 0.95 instead of 0 and 1.
+    teacher
+        File of probabilities of the training images to learn from as well as from the labels; "" for none. See
+        `teacher.py`.
+    teacher_weight
+        Weight of the cross-entropy with the teacher's masks and presence; the loss on the labels has the rest of 1.
     pretrain_epochs
         Epochs of pre-training without labels, on the brightness of partly hidden images.
     epochs, batch_size, accumulate
@@ -80,8 +85,11 @@ class TrainConfig:
     precision
         "fp32", "bf16" or "fp16" autocast. "auto" is bf16 where the device has instructions for it, otherwise fp16 on a
         GPU and fp32 on a CPU.
+    held_out
+        File with the names of the images to hold out, one per line; "" for a random share. With folds, these images are
+        in no fold.
     validation_share
-        Fraction of the images to hold out, without folds.
+        Fraction of the images to hold out, without folds and without `held_out`.
     folds, fold
         Number of cross-validation folds, stratified by classes, and the index of the held-out one; 0 folds for none.
     group_similar
@@ -120,6 +128,8 @@ class TrainConfig:
     top_k: int = 2000
     presence_weight: float = 0.5
     label_smoothing: float = 0.0
+    teacher: str = ""
+    teacher_weight: float = 0.5
     pretrain_epochs: int = 0
     epochs: int = 50
     batch_size: int = 6
@@ -136,6 +146,7 @@ class TrainConfig:
     freeze_batchnorm: bool = False
     tta: str = "none"
     precision: str = "auto"
+    held_out: str = ""
     validation_share: float = 0.08
     folds: int = 0
     fold: int = 0
@@ -174,6 +185,8 @@ class TrainConfig:
             raise DataError(f"validation_share must be between 0 and 1, found {self.validation_share}")
         if not 0 <= self.label_smoothing < 1:
             raise DataError(f"label_smoothing must be at least 0 and below 1, found {self.label_smoothing}")
+        if not 0 < self.teacher_weight <= 1:
+            raise DataError(f"teacher_weight must be above 0 and at most 1, found {self.teacher_weight}")
         if not 0 <= self.ema < 1:
             raise DataError(f"ema must be at least 0 and below 1, found {self.ema}")
         if self.folds == 1 or self.folds < 0 or not 0 <= self.fold < max(1, self.folds):

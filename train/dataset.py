@@ -1,7 +1,8 @@
 """Augmented samples from the cache, and their batches as the network's input.
 
-Samples are uint8, image (H, W, 3) and mask (C, H, W). `Feed` copies them to the device as uint8, a
-quarter of the bytes of float32, and normalises them there. Images are channels-last, as the network is.
+Samples are uint8: image (H, W, 3), mask (C, H, W) and, with a teacher, its levels (C, H, W) and presence (C,). `Feed`
+copies them to the device as uint8, a quarter of the bytes of float32, and normalises the images there. Images are
+channels-last, as the network is.
 """
 
 from __future__ import annotations
@@ -20,16 +21,24 @@ from cloudrt.model.network_config import NetworkConfig
 
 from .augment import build_augmentation
 from .cache import DatasetCache
+from .teacher import Teacher
 
 
-class CloudDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+class CloudDataset(Dataset[tuple[torch.Tensor, ...]]):
     """The images of the cache at `positions`, augmented.
 
-    The augmentation of a sample is seeded by (seed, epoch, position), so that it does not depend on the workers.
+    The augmentation of a sample is seeded by (seed, epoch, position), so that it does not depend on the workers. With a
+    teacher, its maps are augmented like the mask.
     """
 
     def __init__(
-        self, cache: DatasetCache, positions: NDArray[np.int_], config: NetworkConfig, augment: str, seed: int
+        self,
+        cache: DatasetCache,
+        positions: NDArray[np.int_],
+        config: NetworkConfig,
+        augment: str,
+        seed: int,
+        teacher: Teacher | None = None,
     ) -> None:
         self.cache, self.config = cache, config
         self.positions = positions
@@ -37,22 +46,28 @@ class CloudDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.size: Grid = config.input_size
         self.transform = build_augmentation(augment)
         self.seed = seed
+        self.teacher = teacher
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         position = int(self.positions[index])
         image = np.asarray(self.cache.images[position])
         mask = self._mask(position)
+        classes = mask.shape[2]
+        if self.teacher is not None:
+            levels, presence = self.teacher.read(self.cache.names[position])
+            mask = np.concatenate([mask, levels], axis=2)
         if self.transform is not None:
             state = np.random.SeedSequence((self.seed, self.epoch, position)).generate_state(1)
             self.transform.set_random_seed(int(state[0]))
             changed = self.transform(image=image, mask=mask)
             image, mask = changed["image"], changed["mask"]
-        planes = cv2.split(np.ascontiguousarray(mask))
-        return torch.from_numpy(np.array(image)), torch.from_numpy(np.stack(planes))
+        planes = torch.from_numpy(np.stack(cv2.split(np.ascontiguousarray(mask))))
+        sample = torch.from_numpy(np.array(image)), planes[:classes]
+        return sample if self.teacher is None else (*sample, planes[classes:], torch.from_numpy(presence))
 
     def _mask(self, position: int) -> NDArray[np.uint8]:
         """Return the truth at the input size, (H, W, C) uint8, 0 or 1."""

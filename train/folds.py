@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,8 +28,25 @@ def split(cache: DatasetCache, share: float, seed: int) -> tuple[NDArray[np.int_
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
-def folds(cache: DatasetCache, count: int, seed: int, group_similar: bool = False) -> list[NDArray[np.int_]]:
-    """Return the positions of each fold; every readable image is in exactly one.
+def split_listed(cache: DatasetCache, held_out: Collection[str]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """Return the positions of the training and of the held-out images, which are those named in `held_out`.
+
+    Raises
+    ------
+    DataError
+        No image would be left to train on, or none is held out.
+    """
+    positions = readable(cache)
+    held = np.array([cache.names[position] in held_out for position in positions], bool)
+    if held.all() or not held.any():
+        raise DataError(f"{held.sum()} of {len(positions)} images would be held out: both parts need at least one")
+    return positions[~held], positions[held]
+
+
+def folds(
+    cache: DatasetCache, count: int, seed: int, group_similar: bool = False, excluded: Collection[str] = ()
+) -> list[NDArray[np.int_]]:
+    """Return the positions of each fold; every readable image that is not named in `excluded` is in exactly one.
 
     Images are stratified by their combination of classes. With `group_similar`, images of one group of
     `similar_groups` are in the same fold.
@@ -41,7 +60,7 @@ def folds(cache: DatasetCache, count: int, seed: int, group_similar: bool = Fals
 
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-    positions = readable(cache)
+    positions = np.array([one for one in readable(cache) if cache.names[one] not in excluded], int)
     present = np.array([[bits.any() for bits in cache.truth[position]] for position in positions])
     _, combination, counts = np.unique(present[:, ::-1], axis=0, return_inverse=True, return_counts=True)
     groups = np.arange(len(positions))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
+from cloudrt.images.inputs import read_names
+from cloudrt.search.tune import require_rows
 from cloudrt.system.files import locked, replacing
 from cloudrt.system.progress import ProgressBar, no_progress
 
@@ -27,11 +29,12 @@ from .config import TrainConfig
 from .dataset import CloudDataset
 from .distributed import Processes, processes
 from .epochs import Run, RunInfo, TrainResult
-from .folds import folds, split
+from .folds import folds, split, split_listed
 from .optimise import find_device, find_precision, seed_all
 from .pretrain import pretrain
 from .run_files import CROSS_RESULTS, RUN_RESULTS, TENSORBOARD
 from .start import check_shape, describe_images, read_state, start
+from .teacher import Teacher
 from .trainer import Trainer
 from .validate import Validator
 
@@ -86,7 +89,10 @@ def _train(
     state = read_state(folder, config) if resume else None
     begun = start(config, source.labels, state)
     network = begun.network.to(device).to(memory_format=torch.channels_last)
-    names = list(source.read_train())[: config.max_images or None]
+    rows = source.read_train()
+    names = list(rows)[: config.max_images or None]
+    listed = frozenset(read_names(Path(config.held_out)) if config.held_out else ())
+    require_rows(source, rows, sorted(listed))
     unlisted = source.describe_unlisted()
     if unlisted and group.first:
         logger.warning("%s", unlisted)
@@ -96,13 +102,19 @@ def _train(
         cache = open_cache(source, config.input_size, cache_root, config.max_images, advance)
     if group.first:
         group.barrier()
-    training, held_out = _split(cache, config)
+    training, held_out = _split(cache, config, listed)
     if len(training) < group.world_size:
         raise DataError(f"{len(training)} training images are too few for {group.world_size} processes: use fewer")
     images = describe_images(cache.names, training, held_out, source.labels)
     if state and state["images"] != images:
         raise DataError(f"{folder} was trained on other images or classes than {data} contains now: use --overwrite")
     check_shape(network, begun.config)
+    teacher = None
+    if config.teacher:
+        trained = [cache.names[position] for position in training]
+        teacher = Teacher(
+            Path(config.teacher), trained, source.labels, config.input_size, begun.config.presence == "head"
+        )
     logger.info(
         "%d training images, %d held out, %d unreadable; %s with %s on %s in %s",
         len(training),
@@ -125,7 +137,7 @@ def _train(
             path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
         with replacing(folder / "held_out.txt") as path:  # for `cloudrt tune --image-list`
             path.write_text("".join(f"{cache.names[position]}\n" for position in held_out), encoding="utf-8")
-    dataset = CloudDataset(cache, training, begun.config, config.augment, config.seed)
+    dataset = CloudDataset(cache, training, begun.config, config.augment, config.seed, teacher)
     if config.pretrain_epochs and state is None:
         with bar("Pre-training", config.pretrain_epochs * len(dataset)) as advance:
             pretrain(network, dataset, config, device, advance)
@@ -143,15 +155,17 @@ def _train(
     return Run(RunInfo(folder, begun.config, begun.license, images), trainer, validator, state).run(bar)
 
 
-def _split(cache: DatasetCache, config: TrainConfig) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+def _split(
+    cache: DatasetCache, config: TrainConfig, listed: Collection[str]
+) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
     """Return the positions of the training and of the held-out images."""
     for name, reason in cache.failures.items():
         logger.warning("%s %s: excluded", name, reason)
-    if not config.folds:
-        return split(cache, config.validation_share, config.seed)
-    parts = folds(cache, config.folds, config.seed, config.group_similar)
-    rest = [part for number, part in enumerate(parts) if number != config.fold]
-    return np.sort(np.concatenate(rest)), parts[config.fold]
+    if config.folds:
+        parts = folds(cache, config.folds, config.seed, config.group_similar, listed)
+        rest = [part for number, part in enumerate(parts) if number != config.fold]
+        return np.sort(np.concatenate(rest)), parts[config.fold]
+    return split_listed(cache, listed) if listed else split(cache, config.validation_share, config.seed)
 
 
 def _warn_of_absent_classes(cache: DatasetCache, held_out: NDArray[np.int_], classes: tuple[str, ...]) -> None:

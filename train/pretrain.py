@@ -55,7 +55,7 @@ def pretrain(
     losses = RunningLoss()
     for epoch in range(config.pretrain_epochs):
         dataset.epoch = batches.epoch = 1_000_000 + epoch  # different augmentations from those of training
-        for image, mask in loader:
+        for image, mask, *_ in loader:
             for group, rate in zip(optimizer.param_groups, highest, strict=True):
                 group["lr"] = rate * rate_factor(steps / total, 0.1)
             pixels, truth = feed(image, mask)

@@ -1,5 +1,10 @@
 """Names of the files in a run folder; without PyTorch, because `cloudrt-train` checks them before it loads PyTorch."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
 STATE = "state.pth"
 """The state of an interrupted run, which is in the folder until the run is finished."""
 PROBABILITIES = "held_out.npz"
@@ -12,3 +17,9 @@ RUN_RESULTS = ("best.pth", "last.pth", "history.csv", "curves.png", PROBABILITIE
 """Results of a run. A later run in the same folder removes them."""
 CROSS_RESULTS = ("folds.json", "oof.npz")
 """Results of a cross-validation, apart from the folders of its folds. A later run in the same folder removes them."""
+
+
+def all_files(folder: Path, parts: Sequence[Path]) -> list[Path]:
+    """Return the files that a run may write to `folder`, or that a cross-validation may write to it and its `parts`."""
+    runs = [part / name for part in dict.fromkeys((*parts, folder)) for name in (*RUN_STARTS, *RUN_RESULTS)]
+    return runs + [folder / name for name in CROSS_RESULTS]

@@ -101,9 +101,9 @@ class Trainer:
                     module.eval()
         losses, batches = RunningLoss(), len(self.batches)
         began, before = time.perf_counter(), self.seconds
-        for position, (image, target) in enumerate(self.loader, start=1):
+        for position, (image, *targets) in enumerate(self.loader, start=1):
             last = position == batches or position % self.config.accumulate == 0
-            self._check(losses.add(self._batch(image, target, position, last)))
+            self._check(losses.add(self._batch(image, targets, position, last)))
             if last:
                 self.seconds = self._agreed(before + time.perf_counter() - began)
             advance(len(image) * self.group.world_size, loss=losses.mean)
@@ -114,9 +114,10 @@ class Trainer:
         self.seconds = self._agreed(before + time.perf_counter() - began)
         return losses.mean
 
-    def _batch(self, image: torch.Tensor, target: torch.Tensor, position: int, last: bool) -> torch.Tensor:
+    def _batch(self, image: torch.Tensor, targets: list[torch.Tensor], position: int, last: bool) -> torch.Tensor:
         """Add the gradients of a batch, take a step if it is the `last` of the accumulated batches; return the loss."""
-        pixels, truth = self.feed(image, target)
+        mask, *taught = targets
+        pixels, truth = self.feed(image, mask)
         # Gradients are exchanged only before an optimiser step.
         apart = isinstance(self._wrapped, nn.parallel.DistributedDataParallel) and not last
         with self._wrapped.no_sync() if apart else nullcontext():  # type: ignore[operator]
@@ -126,14 +127,15 @@ class Trainer:
             except ValueError as error:  # BatchNorm of one value per channel
                 raise DataError(f"the network cannot train on a batch of {len(pixels)}: {error}") from error
             logits, head = found if isinstance(found, tuple) else (found, None)
-            loss = self.loss(logits.float(), truth)
-            if head is not None:
-                smoothing = self.config.label_smoothing
-                present = truth.amax(dim=(2, 3)) * (1 - smoothing) + smoothing / 2
-                loss = loss + self.config.presence_weight * functional.binary_cross_entropy_with_logits(
-                    head.float(), present
-                )
-            self.scaler.scale(loss / self._accumulated(position)).backward()
+            smoothing = self.config.label_smoothing
+            present = truth.amax(dim=(2, 3)) * (1 - smoothing) + smoothing / 2
+            loss = self._with_head(self.loss(logits.float(), truth), head, present)
+            if taught:
+                levels, presence = (one.to(self.device, non_blocking=True) / 255 for one in taught)
+                distilled = functional.binary_cross_entropy_with_logits(logits.float(), levels)
+                share = self.config.teacher_weight
+                loss = (1 - share) * loss + share * self._with_head(distilled, head, presence)
+            torch.autograd.backward(self.scaler.scale(loss / self._accumulated(position)))
         if last:
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -142,8 +144,13 @@ class Trainer:
             if self.average is not None:
                 self.average.update_parameters(self.network)
             self.schedule.progress(self._progress())
-        batch_loss: torch.Tensor = loss
-        return batch_loss
+        return loss
+
+    def _with_head(self, loss: torch.Tensor, head: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor:
+        """Return the loss of the masks plus the weighted loss of the classification head, if there is one."""
+        if head is None:
+            return loss
+        return loss + self.config.presence_weight * functional.binary_cross_entropy_with_logits(head.float(), present)
 
     def _agreed(self, seconds: float) -> float:
         """Return the time of rank 0 if a time budget depends on it, so that all processes stop together."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from itertools import count
@@ -12,7 +11,7 @@ from typing import Any
 
 import click
 
-from cloudrt.cli.types import FILE, Duration, Size
+from cloudrt.cli.types import FILE, Duration, Setting, Size
 from cloudrt.system.cache import cache_folder
 from cloudrt.system.paths import check_outputs, check_pictures
 from cloudrt.system.progress import progress_bar
@@ -54,8 +53,8 @@ logger = logging.getLogger(__name__)
 @click.option(
     "--set",
     "options",
+    type=Setting(),
     multiple=True,
-    metavar="KEY=VALUE",
     help="Further argument of the architecture, such as finest_level=3 of FPN; can be repeated.",
 )
 @click.option(
@@ -83,6 +82,19 @@ logger = logging.getLogger(__name__)
     default=0.0,
     show_default=True,
     help="Label smoothing of the classification head: 0.1 gives targets of 0.05 and 0.95.",
+)
+@click.option(
+    "--teacher",
+    default="",
+    metavar="NPZ",
+    help="Distillation: probabilities of the training images to learn from as well as from the labels, such as the "
+    "oof.npz of an earlier run with --folds.",
+)
+@click.option(
+    "--teacher-weight",
+    default=0.5,
+    show_default=True,
+    help="Weight of the loss on the teacher's probabilities; the loss on the labels has the rest of 1.",
 )
 @click.option(
     "--pretrain-epochs",
@@ -149,6 +161,13 @@ logger = logging.getLogger(__name__)
     show_default=True,
     help="auto: bf16 if the GPU or CPU has instructions for it (AVX-512 BF16, AMX), else fp16 on a GPU, fp32 on a CPU.",
 )
+@click.option(
+    "--held-out",
+    default="",
+    metavar="TXT",
+    help="File with the names of the images to hold out, one per line, such as held_out.txt of an earlier run. With "
+    "--folds, these images are in no fold. Default: a random --validation-share.",
+)
 @click.option("--validation-share", default=0.08, show_default=True, help="Fraction of the images to hold out.")
 @click.option(
     "--folds",
@@ -191,7 +210,7 @@ def train(
     resume: bool,
     cache: Path | None,
     workers: int | None,
-    options: tuple[str, ...],
+    options: tuple[tuple[str, Any], ...],
     fold: int | None,
     **settings: Any,
 ) -> None:
@@ -205,7 +224,7 @@ def train(
     if os.environ.get("LOCAL_RANK", "0") == "0":  # only the first process on each machine
         logger.info("Loading PyTorch ...")
     from cloudrt.data.folder import open_data
-    from cloudrt.train.run_files import CROSS_RESULTS, RUN_RESULTS, RUN_STARTS
+    from cloudrt.train.run_files import all_files
 
     source = open_data(data)  # check the data before importing torch, which takes seconds
     if resume and not name:
@@ -224,13 +243,11 @@ def train(
         raise Failure("the user has no home folder for dataset caches: name a folder with --cache")
     weights = settings["encoder_weights"]
     reads: dict[str, Path | None] = {"train.csv": source.train_csv, "data.json": data / "data.json"}
-    reads |= {"--init": Path(settings["init"])} if settings["init"] else {}
     reads |= {} if weights in ("imagenet", "none") else {"--encoder-weights": Path(weights)}
+    for key in ("init", "teacher", "held_out"):
+        reads |= {f"--{key.replace('_', '-')}": Path(settings[key])} if settings[key] else {}
     parts = [folder / f"fold-{number}" for number in range(settings["folds"])] if every else [folder]
-    written = [
-        *(part / name for part in dict.fromkeys((*parts, folder)) for name in (*RUN_STARTS, *RUN_RESULTS)),
-        *(folder / name for name in CROSS_RESULTS),
-    ]
+    written = all_files(folder, parts)
     old = [part for part in folder.glob("fold-[0-9]*") if part not in parts]  # of an earlier run; they are removed
     check_outputs(
         {f"{path.relative_to(folder)} of --name": path for path in written},
@@ -250,7 +267,7 @@ def train(
     config = TrainConfig(
         **settings,
         fold=fold or 0,
-        options=_options(options),
+        options=dict(options),
         workers=default_workers(settings["device"]) if workers is None else workers,
     )
     tta = "" if config.tta == "none" else f" --tta {config.tta}"
@@ -260,12 +277,8 @@ def train(
             f"Out-of-fold Dice {crossed.dice:.4f} (all rows empty: {crossed.all_empty:.4f}); each fold with its own "
             f"rules: {', '.join(f'{one:.4f}' for one in crossed.folds)}"
         )
-        if crossed.dice <= crossed.all_empty:
-            click.echo(NO_BETTER)
-            return
-        click.echo(
-            f"Next: cloudrt-export {quote(str(folder))}/fold-*/best.pth{tta} -o {quote(str(folder / 'model.onnx'))}"
-        )
+        command = f"{quote(str(folder))}/fold-*/best.pth{tta} -o {quote(str(folder / 'model.onnx'))}"
+        click.echo(f"Next: cloudrt-export {command}" if crossed.dice > crossed.all_empty else NO_BETTER)
         return
     result = run(config, data, folder, root, bar=progress_bar, resume=resume)
     if result.epoch == 0:  # only rank 0 reports
@@ -278,23 +291,8 @@ def train(
         "The Dice of an epoch is measured on the images that its rules were chosen on. The held-out Dice is out of "
         "fold: each fifth of the held-out images is scored with rules chosen on the others, as for new images."
     )
-    if result.dice <= result.all_empty:
-        click.echo(NO_BETTER)
-        return
-    click.echo(f"Next: cloudrt-export {quote(str(folder / 'best.pth'))}{tta}")
+    command = f"{quote(str(folder / 'best.pth'))}{tta}"
+    click.echo(f"Next: cloudrt-export {command}" if result.dice > result.all_empty else NO_BETTER)
 
 
 NO_BETTER = "This is no better than empty rows: train for more epochs, or with more images, before you export"
-
-
-def _options(texts: tuple[str, ...]) -> dict[str, Any]:
-    options = {}
-    for text in texts:
-        key, separator, value = text.partition("=")
-        if not separator or not key.isidentifier():
-            raise Failure(f"--set {text}: expected KEY=VALUE, such as decoder_pyramid_channels=128")
-        try:
-            options[key] = json.loads(value)
-        except (ValueError, RecursionError):
-            options[key] = value
-    return options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,26 @@ class Size(click.ParamType[tuple[int, int]]):
         if not match:
             self.fail(f"{value!r} is not WIDTHxHEIGHT in pixels, such as 2100x1400", param, ctx)
         return int(match[2]), int(match[1])
+
+
+class Setting(click.ParamType[tuple[str, Any]]):
+    """KEY=VALUE, converted to the key and the value, which is read as JSON if possible and else as text."""
+
+    name = "KEY=VALUE"
+
+    def convert(
+        self, value: str | tuple[str, Any], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        """Parse the text."""
+        if isinstance(value, tuple):
+            return value
+        key, separator, text = value.partition("=")
+        if not separator or not key.isidentifier():
+            self.fail(f"{value}: expected KEY=VALUE, such as decoder_pyramid_channels=128", param, ctx)
+        try:
+            return key, json.loads(text)
+        except (ValueError, RecursionError):
+            return key, text
 
 
 class Numbers(click.ParamType[tuple[int, ...]]):

@@ -50,6 +50,7 @@ _BENCH = [
 SHRINK: dict[str, list[str]] = {
     "train": [*_SMALL, "--folds", "0"],
     "train --folds": [*_SMALL, "--folds", "2", "--max-images", "6"],
+    "train --teacher": [*_SMALL, "--max-images", "6"],
     "export": ["--max-images", "2", "--precision", "fp32", "--overwrite"],
     "bench": _BENCH,
     "bench --compare": [*_BENCH, "--tolerance", "1"],
@@ -126,7 +127,11 @@ def run(line: str, words: list[str], status: int) -> None:
     """Run a command that was checked; `make` and `pip` are skipped."""
     name, rest = _command_of(words)
     if name:
-        given = [option for option in ("--folds", "--compare", "--truth", "--provider", "--panorama") if option in rest]
+        given = [
+            option
+            for option in ("--folds", "--teacher", "--compare", "--truth", "--provider", "--panorama")
+            if option in rest
+        ]
         extra = next((SHRINK[key] for option in given if (key := f"{name} {option}") in SHRINK), SHRINK.get(name, []))
         if name == "synth":
             shutil.rmtree(rest[0], ignore_errors=True)  # the page makes it

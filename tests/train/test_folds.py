@@ -12,7 +12,7 @@ import pytest
 from cloudrt.train import loop
 from cloudrt.train.config import TrainConfig
 from cloudrt.train.cross import cross_validate
-from cloudrt.train.folds import folds
+from cloudrt.train.folds import folds, split_listed
 from support.training import SMALL, toy_cache
 
 from cloudrt.data.duplicates import difference_hash, similar_groups
@@ -43,6 +43,34 @@ def test_folds_hold_every_image_once_and_the_classes_in_equal_parts() -> None:
 def test_folds_of_a_hundred_classes() -> None:
     classes = np.random.default_rng(1).random((60, 100)) < 0.5
     assert sorted(np.concatenate(folds(toy_cache(classes), 3, 9))) == [n for n in range(60) if n != 3]
+
+
+def test_listed_images_are_held_out_and_in_no_fold() -> None:
+    cache = toy_cache(np.random.default_rng(1).random((60, 4)) < 0.4)
+    names = {cache.names[position] for position in (1, 3, 20, 59)}  # 3 is not readable
+    training, held_out = split_listed(cache, names)
+    assert held_out.tolist() == [1, 20, 59]
+    rest = [n for n in range(60) if n not in (1, 3, 20, 59)]
+    assert training.tolist() == rest
+    assert sorted(np.concatenate(folds(cache, 3, 9, excluded=names))) == rest
+    for names in (set(), {cache.names[3]}, set(cache.names)):
+        with pytest.raises(DataError, match="of 59 images would be held out"):
+            split_listed(cache, names)
+
+
+def test_a_run_holds_out_the_images_of_another_one(scenes: Path, cached: Path, tmp_path: Path) -> None:
+    first, second, crossed = (tmp_path / name for name in ("first", "second", "crossed"))
+    config = replace(SMALL, epochs=1, validation_share=0.3)
+    loop.train(config, scenes, first, cached)
+    listed = first / "held_out.txt"
+    loop.train(replace(config, held_out=str(listed), seed=5), scenes, second, cached)
+    assert (second / "held_out.txt").read_text() == listed.read_text()
+    cross_validate(replace(config, held_out=str(listed), folds=2), scenes, crossed, cached)
+    names = [(crossed / f"fold-{number}" / "held_out.txt").read_text().split() for number in (0, 1)]
+    assert sorted([*names[0], *names[1], *listed.read_text().split()]) == sorted(open_data(scenes).read_train())
+    listed.write_text("other.jpg\n")
+    with pytest.raises(DataError, match=r"has no row of other.jpg"):
+        loop.train(replace(config, held_out=str(listed)), scenes, tmp_path / "third", cached)
 
 
 def test_images_that_look_alike_stay_together() -> None:

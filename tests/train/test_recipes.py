@@ -1,8 +1,9 @@
-"""The recipes are valid command lines of this version."""
+"""The recipes call this version's commands with valid options."""
 
 from __future__ import annotations
 
-import shlex
+import os
+import subprocess
 from pathlib import Path
 
 import click
@@ -11,11 +12,14 @@ from cloudrt.train.config import TrainConfig
 from support.paths import ROOT
 
 from cloudrt.cli.export import export
-from cloudrt.cli.train import _options, train
+from cloudrt.cli.train import train
 from cloudrt.cli.tune import tune
 
 RECIPES = sorted((ROOT / "train" / "recipes").glob("*.sh"))
 COMMANDS: dict[str, click.Command] = {"cloudrt-train": train, "cloudrt-export": export, "cloudrt tune": tune}
+STUB = """#!/bin/sh
+printf '%s\\n' "${0##*/}" "$@" "" >> "$CALLS"
+"""
 
 
 def test_there_are_recipes() -> None:
@@ -23,14 +27,20 @@ def test_there_are_recipes() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_are_valid_commands(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines]
-    words = [[" ".join(line[:2]), *line[2:]] if line[:1] == ["cloudrt"] else line for line in words]
-    commands = [line for line in words if line and line[0] in COMMANDS]
-    assert [line[0] for line in commands][:2] == ["cloudrt-train", "cloudrt-export"]
-    for program, *arguments in commands:
+def test_recipes_are_valid_commands(path: Path, tmp_path: Path) -> None:
+    """The shell runs the recipe with programs that only write down their arguments."""
+    for name in ("cloudrt-train", "cloudrt-export", "cloudrt"):
+        (tmp_path / name).write_text(STUB)
+        (tmp_path / name).chmod(0o755)
+    where = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    subprocess.run(["sh", str(path), "some data", "some runs"], env=where, check=True)
+    calls = [call.split("\n") for call in (tmp_path / "calls").read_text().removesuffix("\n\n").split("\n\n")]
+    calls = [[" ".join(call[:2]), *call[2:]] if call[0] == "cloudrt" else call for call in calls]
+    assert [program for program, *_ in calls if program != "cloudrt-train"] == ["cloudrt-export", "cloudrt tune"]
+    assert calls[0][0] == "cloudrt-train"
+    for program, *arguments in calls:
         values = COMMANDS[program].make_context(program, arguments).params
         if program == "cloudrt-train":
+            assert values["data"] == Path("some data")
             named = {name: values[name] for name in TrainConfig.__dataclass_fields__ if name in values}
-            TrainConfig(**named | {"options": _options(values["options"]), "workers": 0})
+            TrainConfig(**named | {"options": dict(values["options"]), "workers": 0})
