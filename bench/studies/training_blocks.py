@@ -105,8 +105,9 @@ def flips() -> str:
     ]
     one_view = next(one for one in found["ways"] if one["views"] == "none")
     about = (
-        f"Out-of-fold Dice on {found['images']} held-out images, with the network of the shipped model; one view has "
-        f"{one_view['dice']:.4f} ({name_file('cpu-flips')}).\nThe error is that of the gain, over the images."
+        f"Out-of-fold Dice on {found['images']} held-out images, with one EfficientNet-Lite0 network at "
+        f"384x256; one view has {one_view['dice']:.4f} ({name_file('cpu-flips')}).\n"
+        "The error is that of the gain, over the images."
     )
     heads = ("`--tta`", "mean of the", "Dice", "gain over one view")
     return f"{table(heads, rows)}\n\n{about}"
@@ -121,8 +122,8 @@ def held_out() -> str:
     ]
     heads = ("images that the rules are chosen on", "Dice on unseen images", "lost")
     about = (
-        f"Means over {found['repetitions']} random divisions of {found['images']:,} validation images with the shipped "
-        f"model, and the standard errors of the means ({name_file('cpu-held-out')})."
+        f"Means over {found['repetitions']} random divisions of {found['images']:,} validation images with one "
+        f"EfficientNet-Lite0 network at 384x256, and the standard errors of the means ({name_file('cpu-held-out')})."
     )
     return f"{table(heads, rows)}\n\n{about}"
 
