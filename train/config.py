@@ -56,10 +56,11 @@ class TrainConfig:
     label_smoothing
         Label smoothing of the head's targets: 0.1 gives 0.05 and 0.95 instead of 0 and 1.
     teacher
-        File of probabilities of the training images to learn from as well as from the labels; "" for none. See
+        File with probabilities of the training images, from which the network learns too; "" for none. See
         `teacher.py`.
     teacher_weight
-        Weight of the cross-entropy with the teacher's masks and presence; the loss on the labels has the rest of 1.
+        Weight of the cross-entropy with the teacher's masks and presence; the loss on the labels has 1 minus this
+        weight.
     pretrain_epochs
         Epochs of pre-training without labels, on the brightness of partly hidden images.
     epochs, batch_size, accumulate

@@ -46,7 +46,7 @@ class Teacher:
             if missing:
                 raise DataError(
                     f"{path} lacks {len(missing)} of {len(names)} training images, such as {min(missing)}: make it "
-                    "with cloudrt-train --folds on the same data set"
+                    "with cloudrt-train --folds on the same data set, with the same --held-out"
                 )
             if presence and names and kept.read(names[0])[1] is None:
                 raise DataError(f"{path} has no presence, which --presence head needs: train its network with a head")

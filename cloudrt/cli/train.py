@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from cloudrt.cli.types import FILE, Duration, Setting, Size
+from cloudrt.cli.types import FILE, Duration, KeyValue, Size
 from cloudrt.system.cache import cache_folder
 from cloudrt.system.paths import check_outputs, check_pictures
 from cloudrt.system.progress import progress_bar
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 @click.option(
     "--set",
     "options",
-    type=Setting(),
+    type=KeyValue(),
     multiple=True,
     help="Further argument of the architecture, such as finest_level=3 of FPN; can be repeated.",
 )
@@ -87,14 +87,14 @@ logger = logging.getLogger(__name__)
     "--teacher",
     default="",
     metavar="NPZ",
-    help="Distillation: probabilities of the training images to learn from as well as from the labels, such as the "
-    "oof.npz of an earlier run with --folds.",
+    help="Distillation: also learn from these probabilities of the training images, such as the oof.npz of an earlier "
+    "run with --folds and the same --held-out.",
 )
 @click.option(
     "--teacher-weight",
     default=0.5,
     show_default=True,
-    help="Weight of the loss on the teacher's probabilities; the loss on the labels has the rest of 1.",
+    help="Weight of the loss on the teacher's probabilities; the loss on the labels has 1 minus this weight.",
 )
 @click.option(
     "--pretrain-epochs",

@@ -49,7 +49,7 @@ class Size(click.ParamType[tuple[int, int]]):
         return int(match[2]), int(match[1])
 
 
-class Setting(click.ParamType[tuple[str, Any]]):
+class KeyValue(click.ParamType[tuple[str, Any]]):
     """KEY=VALUE, converted to the key and the value, which is read as JSON if possible and else as text."""
 
     name = "KEY=VALUE"

@@ -43,4 +43,4 @@ def test_recipes_are_valid_commands(path: Path, tmp_path: Path) -> None:
         if program == "cloudrt-train":
             assert values["data"] == Path("some data")
             named = {name: values[name] for name in TrainConfig.__dataclass_fields__ if name in values}
-            TrainConfig(**named | {"options": dict(values["options"]), "workers": 0})
+            TrainConfig(**named | {"options": dict(values["options"]), "workers": 0, "fold": values["fold"] or 0})
