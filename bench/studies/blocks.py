@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from .gpu_blocks import gpu
 from .results import (
+    EARLIER,
     describe_machine,
     load,
     name_file,
@@ -17,8 +18,6 @@ from .results import (
 )
 from .training_blocks import ablation, export, flips, held_out, loader, search, tensorrt
 
-EARLIER = "one EfficientNet-Lite0 network at 384x256"
-"""The model that shipped before the present one."""
 PIPELINES = {
     "cpu-full-originals": f"{EARLIER}, 2100x1400 images",
     "cpu-pipeline-copies": f"{EARLIER}, 525x350 images",

@@ -14,6 +14,8 @@ from cloudrt.bench.machine import machine, versions
 from cloudrt.system.versions import package_versions
 
 RESULTS = Path(__file__).parents[1] / "results"
+EARLIER = "one EfficientNet-Lite0 network at 384x256"
+"""The model that shipped before the present one, with which many of the files were measured."""
 
 
 def save(found: dict[str, Any], output: Path | None, *packages: str) -> None:

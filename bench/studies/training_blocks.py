@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .results import describe_machine, load, name_file, signed, table, two_digits
+from .results import EARLIER, describe_machine, load, name_file, signed, table, two_digits
 
 OPTIONS = {
     "flips": "both flips at validation (`--tta hv`)",
@@ -105,8 +105,8 @@ def flips() -> str:
     ]
     one_view = next(one for one in found["ways"] if one["views"] == "none")
     about = (
-        f"Out-of-fold Dice on {found['images']} held-out images, with one EfficientNet-Lite0 network at "
-        f"384x256; one view has {one_view['dice']:.4f} ({name_file('cpu-flips')}).\n"
+        f"Out-of-fold Dice on {found['images']} held-out images, with {EARLIER}; "
+        f"one view has {one_view['dice']:.4f} ({name_file('cpu-flips')}).\n"
         "The error is that of the gain, over the images."
     )
     heads = ("`--tta`", "mean of the", "Dice", "gain over one view")
@@ -122,8 +122,8 @@ def held_out() -> str:
     ]
     heads = ("images that the rules are chosen on", "Dice on unseen images", "lost")
     about = (
-        f"Means over {found['repetitions']} random divisions of {found['images']:,} validation images with one "
-        f"EfficientNet-Lite0 network at 384x256, and the standard errors of the means ({name_file('cpu-held-out')})."
+        f"Means over {found['repetitions']} random divisions of {found['images']:,} validation images with "
+        f"{EARLIER}, and the standard errors of the means ({name_file('cpu-held-out')})."
     )
     return f"{table(heads, rows)}\n\n{about}"
 
