@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from io import BytesIO
 from queue import SimpleQueue
 from typing import Any
@@ -22,6 +23,7 @@ _CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
+@cache
 def native_precisions() -> tuple[str, ...]:
     """Return the precisions that this CPU has instructions for: "fp32", and perhaps "bf16" and "fp16"."""
     found = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -71,8 +73,8 @@ class OpenvinoEngine(Engine):
             content = (fix_batch(model, batch_size) if batch_size else model).SerializeToString()
             graph = core.read_model(BytesIO(content))
             folder = open_folder(content) if options.keep_compiled else None
-            cache = {"CACHE_DIR": str(folder)} if folder else {}
-            self._compiled = core.compile_model(graph, "CPU", compile_options(threads, options) | cache)
+            stored = {"CACHE_DIR": str(folder)} if folder else {}
+            self._compiled = core.compile_model(graph, "CPU", compile_options(threads, options) | stored)
             if folder:
                 seal_folder(folder)
             self._requests: SimpleQueue[Any] = SimpleQueue()
