@@ -1,6 +1,6 @@
 """Check and measure cloudrt on a GPU: one command for everything that the tests cannot run without a GPU.
 
-    python -m cloudrt.bench.gpu OUT [--minutes 25] [--model M] [--checkpoint PTH] [--image-folder F]... [--data F]
+    python -m cloudrt.bench.gpu OUT [--minutes 25] [--model M] [--checkpoint PTH]... [--image-folder F]... [--data F]
     python -m cloudrt.bench.gpu OUT --stand-in      without a GPU: on the CPU instead, with small batches
 
 Each step runs in its own process, which is stopped at its time limit, so that a crash or hang of CUDA affects only one
@@ -115,8 +115,10 @@ def _cell(text: str) -> str:
 )
 @click.option(
     "--checkpoint",
+    "checkpoints",
+    multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The best.pth of the artifact, which the step tensorrt exports in fp16 and int8.",
+    help="The best.pth of the artifact, which the step tensorrt exports in fp16 and int8; once for each network.",
 )
 @click.option(
     "--image-folder",
@@ -138,7 +140,7 @@ def main(
     out: Path,
     minutes: float,
     model: Path | None,
-    checkpoint: Path | None,
+    checkpoints: tuple[Path, ...],
     images: tuple[Path, ...],
     data: Path | None,
     only: tuple[str, ...],
@@ -158,12 +160,13 @@ def main(
     chosen = model or default_model()
     steps = [step for step in STEPS if not only or step.name in only]
     names = [*(f"{step.name}{suffix}" for step in steps for suffix in (".json", ".log")), "summary.md"]
-    reads = {"--model": chosen, "--checkpoint": checkpoint, "--data": data}
+    reads: dict[str, Path | None] = {"--model": chosen, "--data": data}
+    reads |= {f"--checkpoint {number}": path for number, path in enumerate(checkpoints, 1)}
     outputs = {f"{name} of OUT": out / name for name in names}
     folders = {"training of OUT": out / "training"} if any(step.name == "training" for step in steps) else {}
     check_outputs(outputs, reads, folders=folders, overwrite=overwrite)
     words = ["python -m cloudrt.bench.gpu OUT", f"--minutes {minutes:g}", f"--model {chosen.name}"]
-    words += [f"--checkpoint {checkpoint.name}"] if checkpoint else []
+    words += [f"--checkpoint {path.name}" for path in checkpoints]
     words += ["--image-folder DIR"] * len(images) + ["--data DIR"] * bool(data)
     words += [f"--only {name}" for name in only] + ["--stand-in"] * stand_in
     out.mkdir(parents=True, exist_ok=True)
@@ -172,7 +175,7 @@ def main(
             model=str(chosen.resolve()),
             out=str(out.resolve()),
             scratch=scratch,
-            checkpoint=str(checkpoint.resolve()) if checkpoint else "",
+            checkpoints=tuple(str(path.resolve()) for path in checkpoints),
             images=tuple(str(one.resolve()) for one in images),
             data=str(data.resolve()) if data else "",
             stand_in=stand_in,

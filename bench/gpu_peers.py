@@ -26,7 +26,7 @@ from cloudrt.options import TENSORRT_PROVIDERS
 from cloudrt.system.progress import Advance, progress_bar
 
 from .gpu_task import GpuTask, NotRun, Part, Values, make_batch, measure_images_per_s
-from .networks import TorchGraph, load_checkpoint, make_checkpoint
+from .networks import TorchGraph, load_ensemble, make_ensemble
 
 TEST_IMAGES = 64
 """Number of images that are segmented in TensorRT."""
@@ -61,9 +61,9 @@ def _torch_rate(task: GpuTask, size: int, compiled: bool, ours: Any) -> Values:
     if compiled and task.stand_in:
         raise NotRun("no GPU, and torch.compile takes minutes on a CPU")
     model, artifact = task.load()
-    path = task.checkpoint
-    checkpoint = load_checkpoint(Path(path), artifact) if path else make_checkpoint(model, artifact)
-    network = TorchGraph(checkpoint, artifact.tta, task.choose("cuda", "cpu"), compiled, task.threads)
+    paths = [Path(path) for path in task.checkpoints]
+    ensemble = load_ensemble(paths, artifact) if paths else make_ensemble(model, artifact)
+    network = TorchGraph(ensemble, task.choose("cuda", "cpu"), compiled, task.threads)
     torch, batch = network.torch, make_batch(size, artifact.input_size)
     on_device = torch.from_numpy(batch).to(network.device)
 
@@ -93,7 +93,7 @@ def _torch_rate(task: GpuTask, size: int, compiled: bool, ours: Any) -> Values:
         "batch_size": size,
         "images_per_s": rates,
         "ratio": ratio,
-        "weights": "of the checkpoint" if task.checkpoint else "random",
+        "weights": "of the checkpoint" if task.checkpoints else "random",
     }
 
 
@@ -104,7 +104,7 @@ def tensorrt(task: GpuTask) -> Iterator[Part]:
     """
     reference = cache(partial(_cpu_submission, task))
     for provider in task.choose(TENSORRT_PROVIDERS, ("cpu",)):
-        for precision in ("fp16", "int8") if task.checkpoint else ("",):
+        for precision in ("fp16", "int8") if task.checkpoints else ("",):
             name = f"{provider}, {precision or 'the artifact'}"
             yield name, partial(_run_tensorrt, task, provider, precision, reference)
 
@@ -116,7 +116,7 @@ def _tensorrt_images(task: GpuTask) -> list[Path]:
 
 def _cpu_submission(task: GpuTask) -> Path:
     """Return the submission of ONNX Runtime's CPU provider, in fp32 if there is a checkpoint."""
-    model = _export(task, "cpu", "fp32")[0] if task.checkpoint else Path(task.model)
+    model = _export(task, "cpu", "fp32")[0] if task.checkpoints else Path(task.model)
     path = Path(task.scratch) / "cpu.csv"
     infer(_tensorrt_images(task), path, model, provider="cpu", batch_size=task.choose(32, 2), overwrite=True)
     return path
@@ -181,7 +181,7 @@ def _export(task: GpuTask, provider: str, precision: str) -> tuple[Path, Values]
     data = Path(task.images[0]) if task.images else None
     options = SourceOptions(tta=task.load()[1].tta, data=data, max_images=task.choose(TEST_IMAGES, 2))
     request = ExportRequest(
-        (Path(task.checkpoint),),
+        tuple(Path(path) for path in task.checkpoints),
         output,
         precision=precision,
         int8_target="tensorrt" if precision == "int8" else "cpu",
@@ -207,7 +207,7 @@ def training(task: GpuTask) -> Iterator[Part]:
             "encoder": artifact.encoder,
             "options": artifact.options,
             "input_size": artifact.input_size,
-            "init": task.checkpoint,
+            "init": task.checkpoints[0] if task.checkpoints else "",
             "batch_size": task.choose(64, 2),
         }
         left = task.seconds - (perf_counter() - began) - task.choose(FINISH_S, 0)

@@ -65,8 +65,8 @@ class GpuTask:
         Folder for temporary files, which all steps share.
     seconds
         Time limit of the step, in seconds.
-    checkpoint
-        Path of the best.pth that the artifact was exported from; "" for none.
+    checkpoints
+        Paths of every best.pth that the artifact was exported from; may be empty.
     images
         Folders of images; if empty, synthetic images are drawn.
     data
@@ -79,7 +79,7 @@ class GpuTask:
     out: str
     scratch: str
     seconds: float = 0.0
-    checkpoint: str = ""
+    checkpoints: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
     data: str = ""
     stand_in: bool = False

@@ -5,7 +5,7 @@ None of them uses cloudrt's engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from .options import BenchOptions
 from .workload import Workload
 
 if TYPE_CHECKING:
-    from cloudrt.model.checkpoint import Checkpoint
+    from cloudrt.export.ensemble import Ensemble
 
 
 class OnnxNetwork:
@@ -59,54 +59,60 @@ class OnnxNetwork:
 
 
 class TorchNetwork:
-    """The checkpoint in PyTorch, eager, float32, batch 1, on the CPU.
+    """The checkpoints in PyTorch, eager, float32, batch 1, on the CPU.
 
-    Raises
-    ------
-    ModuleNotFoundError
-        PyTorch or segmentation_models_pytorch is not installed.
-    ArtifactError
-        Not a checkpoint, or not the one the artifact was exported from.
+    Parameters
+    ----------
+    ensemble
+        From `load_ensemble`.
+    threads
+        CPU threads; 0 is PyTorch's default.
     """
 
     name = "PyTorch eager fp32, batch 1"
 
-    def __init__(self, checkpoint: Path, artifact: Artifact, threads: int = 0) -> None:
+    def __init__(self, ensemble: Ensemble, threads: int = 0) -> None:
         import torch
 
-        loaded = load_checkpoint(checkpoint, artifact)
         if threads:
             torch.set_num_threads(threads)
         self.torch = torch
-        self.config = loaded.config
-        self.views = VIEWS[artifact.tta]
-        self.network = loaded.network()
+        self.configs = [one.config for one in ensemble.checkpoints]
+        self.views = VIEWS[ensemble.tta]
+        self.networks = [one.network() for one in ensemble.checkpoints]
 
     def __call__(self, image: Image) -> tuple[Probability, Presence]:
         """See `Network`."""
-        config = self.config
-        normalised = (image - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
-        batch = normalised.transpose(2, 0, 1)[None]
-        answers = [self._answer(batch, view) for view in self.views]
-        probability = _sigmoid(np.mean([one for one, _ in answers], axis=0))
-        if config.subtract_no_data:
-            probability[:, ~has_data(image, config.labels.submit_grid)] = 0
+        answers = [self._member(*one, image) for one in zip(self.networks, self.configs, strict=True)]
+        probability = np.mean([one for one, _ in answers], axis=0)
         heads = [head for _, head in answers if head is not None]
+        config = self.configs[0]
         presence = None
         if heads:
-            presence = _sigmoid(np.mean(heads, axis=0))
+            presence = np.mean(heads, axis=0)
         elif config.presence == "top-k":
             presence = np.sort(probability.reshape(len(probability), -1), axis=1)[:, -config.top_k :].mean(axis=1)
         return probability, None if presence is None else np.round(255 * presence).astype(np.uint8)
 
+    def _member(self, network: Any, config: NetworkConfig, image: Image) -> tuple[Probability, Probability | None]:
+        """Return the probability (C, H, W) of one network on the submission grid, and (C,) of its presence head."""
+        normalised = (image - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
+        batch = normalised.transpose(2, 0, 1)[None]
+        answers = [self._answer(network, config, batch, view) for view in self.views]
+        probability = _sigmoid(np.mean([one for one, _ in answers], axis=0))
+        if config.subtract_no_data:
+            probability[:, ~has_data(image, config.labels.submit_grid)] = 0
+        heads = [head for _, head in answers if head is not None]
+        return probability, _sigmoid(np.mean(heads, axis=0)) if heads else None
+
     def _answer(
-        self, batch: NDArray[np.floating[Any]], view: tuple[int, ...]
+        self, network: Any, config: NetworkConfig, batch: NDArray[np.floating[Any]], view: tuple[int, ...]
     ) -> tuple[Probability, Probability | None]:
         """Return the logits (C, H, W) on the submission grid, and (C,) of the presence head, for one view."""
         with self.torch.no_grad():
-            found = self.network(self.torch.from_numpy(np.flip(batch, view).copy()))
+            found = network(self.torch.from_numpy(np.flip(batch, view).copy()))
         masks, head = found if isinstance(found, tuple) else (found, None)
-        height, width = self.config.labels.submit_grid
+        height, width = config.labels.submit_grid
         logits = np.flip(masks.numpy(), view)[0]
         resized = np.stack(
             [cv2.resize(np.ascontiguousarray(each), (width, height), interpolation=cv2.INTER_LINEAR) for each in logits]
@@ -145,14 +151,12 @@ class OpenvinoNetwork:
 
 
 class TorchGraph:
-    """A checkpoint in PyTorch with its usual speed-ups: channels last and half precision, or torch.compile.
+    """The checkpoints in PyTorch with its usual speed-ups: channels last and half precision, or torch.compile.
 
     Parameters
     ----------
-    checkpoint
-        The checkpoint, loaded; see `load_checkpoint`.
-    tta
-        Flips of the artifact.
+    ensemble
+        From `load_ensemble`.
     device
         "cpu", with autocast to bf16, or "cuda", with the network in fp16.
     compiled
@@ -161,12 +165,8 @@ class TorchGraph:
         CPU threads; 0 is PyTorch's default.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, tta: str, device: str = "cpu", compiled: bool = False, threads: int = 0
-    ) -> None:
+    def __init__(self, ensemble: Ensemble, device: str = "cpu", compiled: bool = False, threads: int = 0) -> None:
         import torch
-
-        from cloudrt.model.network import InferenceGraph
 
         if threads:
             torch.set_num_threads(threads)
@@ -175,16 +175,8 @@ class TorchGraph:
         self.autocast = device == "cpu" and not compiled
         precision = "fp16" if device == "cuda" else "bf16" if self.autocast else "fp32"
         self.name = f"PyTorch {'torch.compile' if compiled else 'channels last'} {precision}, batch 1"
-        graph = InferenceGraph(checkpoint.network().to(dtype), checkpoint.config, dtype).to(device)
-        graph.network.to(memory_format=torch.channels_last)
-        views = VIEWS[tta]
-
-        def answer(image: Any) -> Any:
-            return graph.quantise_outputs(
-                *graph.predict_probability(image.to(torch.float32).permute(0, 3, 1, 2), views)
-            )
-
-        self.graph: Callable[[Any], Any] = torch.compile(answer) if compiled else answer
+        graph = ensemble.graph(dtype).to(device).to(memory_format=torch.channels_last)
+        self.graph: Callable[[Any], Any] = torch.compile(graph) if compiled else graph
 
     def __call__(self, image: Image) -> tuple[Probability, Presence]:
         """See `Network`."""
@@ -204,52 +196,61 @@ class TorchGraph:
             return self.graph(images)
 
 
-def load_checkpoint(checkpoint: Path, artifact: Artifact) -> Checkpoint:
-    """Return the checkpoint an artifact was exported from.
+def load_ensemble(checkpoints: Sequence[Path], artifact: Artifact) -> Ensemble:
+    """Return the checkpoints an artifact was exported from, in its order, with its flips.
 
     Raises
     ------
-    ModuleNotFoundError, ArtifactError
-        See `TorchNetwork`.
+    ModuleNotFoundError
+        PyTorch or segmentation_models_pytorch is not installed.
+    ArtifactError
+        Not checkpoints, or not exactly those the artifact was exported from.
     """
+    from cloudrt.export.ensemble import Ensemble
+
     from cloudrt.model.checkpoint import Checkpoint
 
-    loaded = Checkpoint.load(checkpoint)
-    if sha256(checkpoint) != artifact.checkpoint_sha256:
-        raise ArtifactError(f"{checkpoint} is not the checkpoint the artifact was exported from")
-    _refuse_ensemble(artifact)
-    return loaded
+    wanted = [str(member.get("sha256")) for member in artifact.members] or [artifact.checkpoint_sha256]
+    found = {sha256(path): path for path in checkpoints}
+    for digest, path in found.items():
+        if digest not in wanted:
+            raise ArtifactError(f"{path} is not a checkpoint the artifact was exported from")
+    if len(found) < len(wanted):
+        raise ArtifactError(
+            f"the artifact averages {len(wanted)} networks, found {len(found)} of their checkpoints: give all of them"
+        )
+    return Ensemble(tuple(Checkpoint.load(found[digest]) for digest in wanted), tuple(wanted), artifact.tta)
 
 
-def _refuse_ensemble(artifact: Artifact) -> None:
-    """Raise ArtifactError for an artifact of several networks, of which PyTorch would run only one."""
-    if len(artifact.members) > 1:
-        raise ArtifactError(f"the artifact averages {len(artifact.members)} networks, and PyTorch would run only one")
+def make_ensemble(model: Any, artifact: Artifact) -> Ensemble:
+    """Return the networks of an artifact with random weights, which are as fast.
 
-
-def make_checkpoint(model: Any, artifact: Artifact) -> Checkpoint:
-    """Return a checkpoint of an artifact's network with random weights, which is as fast.
+    An artifact has the options of its first network only; the others are assumed to have the same.
 
     Raises
     ------
-    ModuleNotFoundError, ArtifactError, DataError
-        PyTorch is not installed; the artifact has several networks; the network cannot be built.
+    ModuleNotFoundError, DataError
+        PyTorch is not installed; a network cannot be built.
     """
+    from cloudrt.export.ensemble import Ensemble
+
     from cloudrt.model.checkpoint import Checkpoint
     from cloudrt.model.network import build_network
 
-    _refuse_ensemble(artifact)
     has_presence = any(output.name == "presence" for output in model.graph.output)
-    config = NetworkConfig(
-        architecture=artifact.architecture,
-        encoder=artifact.encoder,
-        options=artifact.options,
-        input_size=artifact.input_size,
-        subtract_no_data=artifact.subtract_no_data,
-        presence="head" if has_presence else "none",
-        labels=artifact.labels,
-    )
-    return Checkpoint(config, build_network(config).state_dict(), (), 0.0, 0)
+    checkpoints = []
+    for member in artifact.members or [{}]:
+        config = NetworkConfig(
+            architecture=member.get("architecture", artifact.architecture),
+            encoder=member.get("encoder", artifact.encoder),
+            options=artifact.options,
+            input_size=artifact.input_size,
+            subtract_no_data=artifact.subtract_no_data,
+            presence="head" if has_presence else "none",
+            labels=artifact.labels,
+        )
+        checkpoints.append(Checkpoint(config, build_network(config).state_dict(), (), 0.0, 0))
+    return Ensemble(tuple(checkpoints), tta=artifact.tta)
 
 
 def open_peer(options: BenchOptions, work: Workload) -> tuple[Network, dict[str, str]]:
@@ -258,12 +259,12 @@ def open_peer(options: BenchOptions, work: Workload) -> tuple[Network, dict[str,
     Raises
     ------
     ArtifactError
-        The checkpoint is not that of the artifact.
+        The checkpoints are not those of the artifact.
     """
     threads, title, reason = options.run.threads, TorchNetwork.name, "no --checkpoint was given"
-    if options.checkpoint:
+    if options.checkpoints:
         try:
-            peer = TorchNetwork(options.checkpoint, work.artifact, threads)
+            peer = TorchNetwork(load_ensemble(options.checkpoints, work.artifact), threads)
         except ModuleNotFoundError as error:
             reason = f"{error.name} is not installed: {install_command('train')}"
         else:
@@ -281,15 +282,14 @@ def list_openers(options: BenchOptions, work: Workload) -> dict[str, Callable[[]
         "ONNX Runtime": lambda: OnnxNetwork(model, threads),
         "OpenVINO": lambda: OpenvinoNetwork(model, threads),
     }
-    checkpoint = options.checkpoint
-    if checkpoint:
+    if options.checkpoints:
         device = "cuda" if work.on_gpu else "cpu"
+
+        def load() -> Ensemble:
+            return load_ensemble(options.checkpoints, artifact)
+
         openers |= {
-            "PyTorch channels last": lambda: TorchGraph(
-                load_checkpoint(checkpoint, artifact), artifact.tta, device, threads=threads
-            ),
-            "PyTorch torch.compile": lambda: TorchGraph(
-                load_checkpoint(checkpoint, artifact), artifact.tta, device, compiled=True, threads=threads
-            ),
+            "PyTorch channels last": lambda: TorchGraph(load(), device, threads=threads),
+            "PyTorch torch.compile": lambda: TorchGraph(load(), device, compiled=True, threads=threads),
         }
     return openers

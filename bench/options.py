@@ -30,8 +30,8 @@ class BenchOptions:
         Maximum number of images; 0 takes 6, or more to fill whole batches.
     run
         How to run the model. `threads` also applies to the peers.
-    checkpoint
-        The best.pth the artifact was exported from; the notebook's way then runs it in PyTorch.
+    checkpoints
+        Every best.pth the artifact was exported from; the notebook's way then runs them in PyTorch.
     baseline
         The fp32 artifact for plain ONNX Runtime and OpenVINO; None takes the first model.
     repeat
@@ -50,13 +50,13 @@ class BenchOptions:
     truth: Path | None = None
     max_images: int = 0
     run: RunOptions = field(default_factory=RunOptions)
-    checkpoint: Path | None = None
+    checkpoints: tuple[Path, ...] = ()
     baseline: Path | None = None
     repeat: int = 5
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for path in (*self.models, self.data, self.truth, self.checkpoint, self.baseline):
+        for path in (*self.models, *self.checkpoints, self.data, self.truth, self.baseline):
             if path is not None and not path.exists():
                 raise DataError(f"{path} is missing")
         if self.max_images < 0 or self.repeat < 1:
@@ -87,7 +87,7 @@ class BenchOptions:
         words += ["--baseline", self.baseline.name] if self.baseline else []
         words += _run_words(self.run)
         words += [word for part in self.only for word in ("--only", part)]
-        return words + (["--checkpoint", self.checkpoint.name] if self.checkpoint else [])
+        return words + [word for path in self.checkpoints for word in ("--checkpoint", path.name)]
 
 
 def _run_words(run: RunOptions) -> list[str]:

@@ -35,8 +35,10 @@ from cloudrt.system.terminal import Failure, reports_errors
 @run_options
 @click.option(
     "--checkpoint",
+    "checkpoints",
+    multiple=True,
     type=FILE,
-    help="The best.pth of MODEL, with which the notebook's pipeline runs in PyTorch.",
+    help="The best.pth of MODEL, with which the notebook's pipeline runs in PyTorch; once for each network of MODEL.",
 )
 @click.option(
     "--baseline",
@@ -79,7 +81,7 @@ def bench(
     data: Path | None,
     truth: Path | None,
     max_images: int | None,
-    checkpoint: Path | None,
+    checkpoints: tuple[Path, ...],
     baseline: Path | None,
     repeat: int,
     only: tuple[str, ...],
@@ -112,7 +114,8 @@ def bench(
     check_suffixes({"--output": output}, ".json")
     page = output.with_suffix(".html")
     reads: dict[str, Path | None] = {f"MODEL {number}": path for number, path in enumerate(models, 1)}
-    reads |= {"--truth": truth, "--checkpoint": checkpoint, "--baseline": baseline, "--compare": before, "--data": data}
+    reads |= {f"--checkpoint {number}": path for number, path in enumerate(checkpoints, 1)}
+    reads |= {"--truth": truth, "--baseline": baseline, "--compare": before, "--data": data}
     reads |= {} if models else {"the model": default_model()}
     check_outputs({"--output": output, "the page of --output": page}, reads, images=_images(data), overwrite=overwrite)
     options = BenchOptions(
@@ -121,7 +124,7 @@ def bench(
         truth=truth,
         max_images=max_images or 0,
         run=take_run_options(run_settings),
-        checkpoint=checkpoint,
+        checkpoints=checkpoints,
         baseline=baseline,
         repeat=repeat,
         only=only,

@@ -13,6 +13,9 @@ from cloudrt.bench import agreement, networks, notebook
 from cloudrt.bench.measure import bench as run_bench
 from cloudrt.bench.options import BenchOptions
 from cloudrt.bench.workload import infer
+from cloudrt.export.ensemble import Ensemble
+from cloudrt.export.graph import describe, trace
+from support.networks import make_checkpoint
 from support.tiny import tiny_artifact
 
 from cloudrt.errors import ArtifactError
@@ -34,9 +37,10 @@ def test_without_torch_the_peer_is_skipped_by_name(
     model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "cloudrt.export.ensemble", raising=False)  # imports torch
     checkpoint = tmp_path / "best.pth"
     checkpoint.touch()
-    options = BenchOptions((model,), images, run=CPU, repeat=1, checkpoint=checkpoint, only=("stages",))
+    options = BenchOptions((model,), images, run=CPU, repeat=1, checkpoints=(checkpoint,), only=("stages",))
     done = run_bench(options, tmp_path / "b.json", no_progress)
     assert done.peer == "ONNX Runtime CPU fp32, batch 1"
     assert "torch is not installed: pip install '.[train]'" in done.skipped[networks.TorchNetwork.name]
@@ -46,7 +50,7 @@ def test_torch_outputs_equal_those_of_the_inference_graph(checkpoint: Path, imag
     """The notebook's steps in NumPy and OpenCV give what the artifact computes in its graph."""
     loaded = Checkpoint.load(checkpoint)
     graph = InferenceGraph(loaded.network(), loaded.config).eval()
-    peer = networks.TorchNetwork(checkpoint, Artifact(checkpoint_sha256=sha256(checkpoint)))
+    peer = networks.TorchNetwork(networks.load_ensemble([checkpoint], Artifact(checkpoint_sha256=sha256(checkpoint))))
     for path in sorted(images.iterdir()):
         image = load_image(path, (64, 96))
         image[:, 20:30] = 0  # a band without data
@@ -70,7 +74,9 @@ def test_a_checkpoint_makes_torch_the_peer(
         monkeypatch.setattr(agreement, "LEAST_DICE", 0)
     model = tiny_artifact(tmp_path / "model.onnx", checkpoint_sha256=sha256(checkpoint))
     one = RunOptions("cpu", 1)
-    options = BenchOptions((model,), images, max_images=1, run=one, repeat=1, checkpoint=checkpoint, only=("stages",))
+    options = BenchOptions(
+        (model,), images, max_images=1, run=one, repeat=1, checkpoints=(checkpoint,), only=("stages",)
+    )
     done = run_bench(options, tmp_path / "b.json", no_progress)
     if not alike:
         assert done.peer == networks.OnnxNetwork(model).name
@@ -82,8 +88,36 @@ def test_a_checkpoint_makes_torch_the_peer(
 
 
 def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path, model: Path, images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="not the checkpoint the artifact was exported from"):
-        run_bench(BenchOptions((model,), images, run=CPU, checkpoint=checkpoint), tmp_path / "b.json", no_progress)
+    with pytest.raises(ArtifactError, match="not a checkpoint the artifact was exported from"):
+        run_bench(BenchOptions((model,), images, run=CPU, checkpoints=(checkpoint,)), tmp_path / "b.json", no_progress)
+
+
+def test_an_artifact_of_two_networks_needs_both_checkpoints(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.pth" for number in range(3)]
+    made = [make_checkpoint(path, seed=number) for number, path in enumerate(paths)]
+    artifact = describe(Ensemble(tuple(made[:2]), tuple(sha256(path) for path in paths[:2])), "fp32")
+    assert len(networks.load_ensemble(paths[:2], artifact).checkpoints) == 2
+    for given, reason in (
+        (paths[:1], "averages 2 networks, found 1 of their checkpoints: give all of them"),
+        ([paths[1], paths[1]], "averages 2 networks, found 1"),
+        (paths[1:], "2.pth is not a checkpoint the artifact was exported from"),
+    ):
+        with pytest.raises(ArtifactError, match=reason):
+            networks.load_ensemble(given, artifact)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_networks_with_random_weights_have_the_shapes_of_the_artifacts(tmp_path: Path, members: int) -> None:
+    paths = [tmp_path / f"{number}.pth" for number in range(members)]
+    made = [make_checkpoint(path, seed=number, presence="head") for number, path in enumerate(paths)]
+    ensemble = Ensemble(tuple(made), tuple(sha256(path) for path in paths), "h")
+    random = networks.make_ensemble(trace(ensemble), describe(ensemble, "fp32"))
+    assert random.networks_per_image == 2 * members
+    for ours, theirs in zip(random.checkpoints, made, strict=True):
+        assert {name: value.shape for name, value in ours.weights.items()} == {
+            name: value.shape for name, value in theirs.weights.items()
+        }
+        assert not torch.equal(ours.weights["segmentation_head.0.weight"], theirs.weights["segmentation_head.0.weight"])
 
 
 def test_the_notebooks_network_has_our_outputs(model: Path, images: Path) -> None:

@@ -20,6 +20,7 @@ from cloudrt.bench.stages import Timing
 from cloudrt.bench.throughput import Point, measure_throughput
 from cloudrt.bench.workload import Workload, make_workload
 from cloudrt.export.ensemble import Ensemble
+from cloudrt.export.graph import describe
 from cloudrt.export.source import ExportSource
 from support.networks import make_checkpoint
 from support.tiny import SMALL_GRIDS, tiny_artifact
@@ -30,7 +31,6 @@ from cloudrt.images.image import ImageFile, find_images, load_image
 from cloudrt.inference.pipeline import Segmenter
 from cloudrt.masks.metric import score
 from cloudrt.masks.rle import rle_encode
-from cloudrt.model.artifact import Artifact
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.options import RunOptions
 from cloudrt.system.files import sha256
@@ -166,13 +166,18 @@ def test_the_limit_of_pixels_applies_to_the_images(model: Path, files: list[Imag
         make_workload(segmenter, files[:1], tmp_path)
 
 
-@pytest.mark.parametrize(("presence", "tta"), [("none", "none"), ("head", "hv"), ("top-k", "h")])
-def test_torch_peers_answer_as_the_graph(files: list[ImageFile], tmp_path: Path, presence: str, tta: str) -> None:
-    made = make_checkpoint(tmp_path / "best.pth", presence=presence, top_k=700)
-    artifact = Artifact(checkpoint_sha256=sha256(tmp_path / "best.pth"), tta=tta)
-    graph = Ensemble((made,), tta=tta).graph()
-    plain = networks.TorchNetwork(tmp_path / "best.pth", artifact)
-    half = networks.TorchGraph(networks.load_checkpoint(tmp_path / "best.pth", artifact), tta)
+@pytest.mark.parametrize(
+    ("presence", "tta", "members"), [("none", "none", 1), ("head", "hv", 2), ("top-k", "h", 1), ("top-k", "none", 2)]
+)
+def test_torch_peers_answer_as_the_graph(
+    files: list[ImageFile], tmp_path: Path, presence: str, tta: str, members: int
+) -> None:
+    paths = [tmp_path / f"{number}.pth" for number in range(members)]
+    made = [make_checkpoint(path, presence=presence, top_k=700, seed=number) for number, path in enumerate(paths)]
+    artifact = describe(Ensemble(tuple(made), tuple(sha256(path) for path in paths), tta), "fp32")
+    graph = Ensemble(tuple(made), tta=tta).graph()
+    loaded = networks.load_ensemble(paths[::-1], artifact)  # in any order
+    plain, half = networks.TorchNetwork(loaded), networks.TorchGraph(loaded)
     assert half.name == "PyTorch channels last bf16, batch 1"
     for file in files[:2]:
         image = load_image(file.path, (64, 96))
