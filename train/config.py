@@ -82,7 +82,7 @@ class TrainConfig:
     freeze_batchnorm
         Whether BatchNorm normalises with its running statistics and does not update them.
     tta
-        Flips at validation: "none", "h", "v" or "hv".
+        Flips of the final validation: "none", "h", "v" or "hv". Epochs are validated without flips.
     precision
         "fp32", "bf16" or "fp16" autocast. "auto" is bf16 where the device has instructions for it, otherwise fp16 on a
         GPU and fp32 on a CPU.

@@ -55,7 +55,7 @@ class Validator:
     device, autocast
         Device and precision.
     tta
-        Name of the test-time augmentation in `VIEWS`.
+        Name of the test-time augmentation in `VIEWS`, which the final validation uses.
     scratch
         Folder for a temporary memory-mapped file of the probabilities, which may be larger than memory.
     """
@@ -79,16 +79,17 @@ class Validator:
         network, config
             The network and its configuration.
         final
-            Search all thresholds, gates and presence levels as `cloudrt tune` does, and report the out-of-fold Dice;
-            otherwise, or with a single image, search the thresholds in `COARSE` and all min areas, and report the Dice
-            on the same images.
+            Average over the flips of `tta`, search all thresholds, gates and presence levels as `cloudrt tune` does,
+            and report the out-of-fold Dice. Otherwise, do not flip, search the thresholds in `COARSE` and all min
+            areas, and report the Dice on the same images; a single image is always searched in this way.
         keep
-            File to store the probabilities in, for `cloudrt tune`.
+            File to store the probabilities in, for `cloudrt tune`; they are averaged over the flips of `tta`.
         """
         width, height = config.labels.submit_grid[::-1]
         classes, images = len(config.labels.classes), len(self.positions)
         truth = np.asarray(self.cache.truth[self.positions])
         presence = None if config.presence == "none" else np.zeros((images, classes), np.uint8)
+        views = VIEWS[self.tta if final or keep else "none"]
         was_training = network.training
         network.eval()
         losses = 0.0
@@ -99,7 +100,7 @@ class Validator:
                 part = slice(begin, begin + self.batch_size)
                 image = torch.from_numpy(np.asarray(self.cache.images[self.positions[part]])).to(self.device)
                 with torch.inference_mode():
-                    levels, batch_presence, loss = self._batch(network, config, image, truth[part])
+                    levels, batch_presence, loss = self._batch(network, config, image, truth[part], views)
                 probability[part] = levels.cpu().numpy()
                 if presence is not None and batch_presence is not None:
                     presence[part] = batch_presence.cpu().numpy()
@@ -116,7 +117,12 @@ class Validator:
         return Validation(found, dice, losses / images, float((~truth.any(axis=2)).mean()))
 
     def _batch(
-        self, network: nn.Module, config: NetworkConfig, image: torch.Tensor, truth: NDArray[np.uint8]
+        self,
+        network: nn.Module,
+        config: NetworkConfig,
+        image: torch.Tensor,
+        truth: NDArray[np.uint8],
+        views: tuple[tuple[int, ...], ...],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Return the levels, the presence and the loss of a batch; the loss is that of the first view (no flip)."""
         kept: list[torch.Tensor] = []
@@ -132,7 +138,7 @@ class Validator:
 
         graph = InferenceGraph(Keep(), config).to(image.device)
         levels = image.to(torch.float32).permute(0, 3, 1, 2)
-        answer = graph.quantise_outputs(*graph.predict_probability(levels, VIEWS[self.tta]))
+        answer = graph.quantise_outputs(*graph.predict_probability(levels, views))
         found, presence = answer if isinstance(answer, tuple) else (answer, None)
         height, width = config.labels.submit_grid
         masks = np.stack([[unpack_mask(bits, (height, width)) for bits in one] for one in truth])

@@ -152,7 +152,7 @@ logger = logging.getLogger(__name__)
     type=click.Choice(["none", "h", "v", "hv"]),
     default="none",
     show_default=True,
-    help="Flips at validation; give cloudrt-export the same --tta.",
+    help="Flips to average over in the final validation; give cloudrt-export the same --tta.",
 )
 @click.option(
     "--precision",

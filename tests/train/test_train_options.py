@@ -31,7 +31,9 @@ from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
 from cloudrt.model.checkpoint import Checkpoint, read_tensors, write_tensors
 from cloudrt.model.network import build_network
-from cloudrt.search.probabilities import Probabilities
+from cloudrt.search.choose import choose_rules
+from cloudrt.search.probabilities import Probabilities, labelled_maps
+from cloudrt.search.tables import THRESHOLDS, measure, min_areas_for
 
 RICH = replace(
     SMALL, epochs=3, schedule="one-cycle", ema=0.9, presence="head", loss="0.5*iou+bce", tta="h", optimizer="adamw"
@@ -210,7 +212,7 @@ def test_one_cycle_matches_torch() -> None:
     assert cosine == pytest.approx([1.0, 0.5, 1e-4], abs=1e-3)
 
 
-def test_validation_with_flips_is_what_the_artifact_with_flips_gives(
+def test_the_final_validation_with_flips_is_what_the_artifact_with_flips_gives(
     rich: Path, scenes: Path, cached: Path, tmp_path: Path
 ) -> None:
     best = Checkpoint.load(rich / "best.pth")
@@ -227,6 +229,14 @@ def test_validation_with_flips_is_what_the_artifact_with_flips_gives(
             ours, said = kept.read(cache.names[position])
             assert np.abs(ours.astype(int) - levels[0].numpy()).max() <= 1
             assert said is not None and np.abs(said.astype(int) - presence[0].numpy()).max() <= 1
+        maps = labelled_maps(kept, open_data(scenes))
+        tables = measure(maps, 6, THRESHOLDS, min_areas_for(best.config.labels.submit_grid))
+        tuned = [choice.out_of_fold for choice in choose_rules(tables)]
+    plain = replace(validator, tta="none")
+    final = validator.run(network, best.config, final=True)
+    assert [one.dice for one in final.found] == tuned
+    assert final != plain.run(network, best.config, final=True)
+    assert validator.run(network, best.config) == plain.run(network, best.config)  # after an epoch
 
 
 def test_the_head_is_stored(rich: Path) -> None:
