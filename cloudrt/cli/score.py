@@ -28,6 +28,9 @@ def score(submission: Path, truth: Path, truth_grid: tuple[int, int] | None, dat
 
     The mean is over all rows of TRUTH; other rows of SUBMISSION are counted, but not scored. The masks of SUBMISSION
     are on the submission grid.
+
+    For each class, the table also shows the mean Dice over the images in which the class is absent, present, and found
+    (present and predicted), and the share of images in which its presence is predicted correctly.
     """
     from cloudrt.data.folder import read_labels
     from cloudrt.errors import DataError
@@ -52,10 +55,14 @@ def score(submission: Path, truth: Path, truth_grid: tuple[int, int] | None, dat
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("Class", "Dice")
-    table.columns[1].justify = "right"
+    table = Table("Class", "Dice", "if absent", "if present", "if found", "presence")
+    for column in table.columns[1:]:
+        column.justify = "right"
     for name, value in result.per_class.items():
-        table.add_row(Text(name), f"{value:.4f}")
+        one = result.by_presence[name]
+        means = (one.dice_absent, one.dice_present, one.dice_found)
+        cells = ["-" if mean is None else f"{mean:.4f}" for mean in means]
+        table.add_row(Text(name), f"{value:.4f}", *cells, f"{one.correct:.1%}")
     table.add_section()
     table.add_row("mean", f"{result.mean:.4f}", style="bold")
     table.add_row("all rows empty", f"{result.all_empty:.4f}")

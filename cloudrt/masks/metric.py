@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,32 @@ from cloudrt.arguments import check_array, check_grid, check_path, check_type
 from cloudrt.errors import DataError, RleError
 from cloudrt.labels import CLOUDS, Grid, Labels
 from cloudrt.masks.rle import rle_to_submit_grid
+
+
+@dataclass(frozen=True)
+class PresenceScore:
+    """Scores of one class, with its presence and its masks apart; a mean over no image is None.
+
+    Parameters
+    ----------
+    absent, present
+        Number of images without and with the class.
+    dice_absent
+        Mean Dice where it is absent: the share of these images that have no predicted mask.
+    dice_present
+        Mean Dice where it is present; an image without a predicted mask counts 0.
+    dice_found
+        Mean Dice where it is both present and predicted.
+    correct
+        Share of the images, 0..1, in which it is predicted if and only if it is present.
+    """
+
+    absent: int
+    present: int
+    dice_absent: float | None
+    dice_present: float | None
+    dice_found: float | None
+    correct: float
 
 
 @dataclass(frozen=True)
@@ -32,6 +59,8 @@ class Score:
         Number of images.
     ignored_rows, first_ignored
         Number of rows of the submission that the truth does not have, which are not scored, and the first of them.
+    by_presence
+        Class -> its scores by presence.
     """
 
     mean: float
@@ -40,6 +69,7 @@ class Score:
     images: int
     ignored_rows: int = 0
     first_ignored: str = ""
+    by_presence: dict[str, PresenceScore] = field(default_factory=dict)
 
 
 def dice(a: NDArray[Any], b: NDArray[Any]) -> float:
@@ -104,8 +134,7 @@ def score(
     if not truth:
         raise DataError(f"{truth_csv} has no rows")
     on_truth, on_submission = (replace(labels, label_grid=one) for one in (grid, labels.submit_grid))
-    values: dict[str, list[float]] = {label: [] for label in labels.classes}
-    empty = 0
+    values: dict[str, list[_Scored]] = {label: [] for label in labels.classes}
     for (name, label), text in truth.items():
         wanted = _decode(text, on_truth, truth_csv, name, label)
         try:
@@ -114,19 +143,44 @@ def score(
             if not _fits(predicted[name, label], on_truth):
                 raise
             raise DataError(f"{error}; it fits the grid of the truth: are the two tables swapped?") from error
-        values[label].append(dice(found, wanted))
-        empty += not wanted.any()
-    per_class = {label: fmean(found) for label, found in values.items() if found}
-    mean = fmean(value for found in values.values() for value in found)
+        values[label].append(_Scored(dice(found, wanted), bool(wanted.any()), bool(found.any())))
+    scored = {label: rows for label, rows in values.items() if rows}
+    every = [row for rows in scored.values() for row in rows]
     ignored = ["_".join(key) for key in predicted if key not in truth]
     return Score(
-        mean=mean,
-        per_class=per_class,
-        all_empty=empty / len(truth),
+        mean=fmean(row.dice for row in every),
+        per_class={label: fmean(row.dice for row in rows) for label, rows in scored.items()},
+        all_empty=fmean(not row.present for row in every),
         images=len({name for name, _ in truth}),
         ignored_rows=len(ignored),
         first_ignored=ignored[0] if ignored else "",
+        by_presence={label: _divide(rows) for label, rows in scored.items()},
     )
+
+
+class _Scored(NamedTuple):
+    """The Dice of a row, and whether the truth and the submission have a mask."""
+
+    dice: float
+    present: bool
+    predicted: bool
+
+
+def _divide(rows: list[_Scored]) -> PresenceScore:
+    present = [row for row in rows if row.present]
+    return PresenceScore(
+        absent=len(rows) - len(present),
+        present=len(present),
+        dice_absent=_mean(row.dice for row in rows if not row.present),
+        dice_present=_mean(row.dice for row in present),
+        dice_found=_mean(row.dice for row in present if row.predicted),
+        correct=fmean(row.present == row.predicted for row in rows),
+    )
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return fmean(found) if found else None
 
 
 def _fits(text: str, labels: Labels) -> bool:

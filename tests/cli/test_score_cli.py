@@ -35,13 +35,26 @@ def test_json(folder: Path) -> None:
     values = json.loads(result.stdout)
     assert values["per_class"] == {"Fish": 1.0, "Flower": 0.75, "Gravel": 0.5, "Sugar": 1.0}
     assert (values["mean"], values["all_empty"], values["images"]) == (0.8125, 0.625, 2)
+    assert values["by_presence"]["Gravel"] == {
+        "absent": 1,
+        "present": 1,
+        "dice_absent": 1.0,
+        "dice_present": 0.0,
+        "dice_found": None,
+        "correct": 0.5,
+    }
 
 
 def test_table(folder: Path) -> None:
     result = run(folder / "submission.csv", folder / "truth.csv", "--truth-grid", "525x350")
     assert result.exit_code == 0 and result.stderr == ""
-    for text in ("Flower", "0.7500", "mean", "0.8125", "all rows empty", "0.6250", "2 images"):
+    for text in ("mean", "0.8125", "all rows empty", "0.6250", "2 images"):
         assert text in result.stdout
+    cells = {row[0]: row[1:] for row in (line.split("│")[1:-1] for line in result.stdout.splitlines() if "│" in line)}
+    rows = {name.strip(): [cell.strip() for cell in row] for name, row in cells.items()}
+    assert rows["Flower"] == ["0.7500", "1.0000", "0.5000", "0.5000", "100.0%"]
+    assert rows["Gravel"] == ["0.5000", "1.0000", "0.0000", "-", "50.0%"]
+    assert rows["Sugar"] == ["1.0000", "1.0000", "-", "-", "100.0%"]
 
 
 def test_rows_that_the_truth_lacks_are_counted_by_name(folder: Path) -> None:

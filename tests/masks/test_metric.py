@@ -14,7 +14,8 @@ from support import reference
 
 from cloudrt.errors import DataError
 from cloudrt.labels import Labels
-from cloudrt.masks.metric import dice, score
+from cloudrt.masks.metric import PresenceScore, dice, score
+from cloudrt.masks.rle import rle_decode
 
 pairs = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
     lambda shape: st.tuples(*[arrays.arrays(np.uint8, shape, elements=st.integers(0, 1))] * 2)
@@ -71,6 +72,33 @@ def test_score_by_hand(tmp_path: Path, truth: Path) -> None:
     assert found.mean == pytest.approx((2 / 3 + 0 + 1 + 1) / 4)
     assert found.all_empty == pytest.approx(0.5)
     assert found.images == 2
+    fish, flower = found.by_presence["Fish"], found.by_presence["Flower"]
+    assert (fish.absent, fish.present, fish.dice_absent, fish.correct) == (0, 2, None, 1.0)
+    assert fish.dice_present == fish.dice_found == pytest.approx((2 / 3 + 1) / 2)
+    assert flower == PresenceScore(2, 0, 0.5, None, None, 0.5)
+
+
+def test_presence_and_masks_are_scored_apart(tmp_path: Path) -> None:
+    """Random rows against a plain loop over the texts."""
+    random = np.random.default_rng(3)
+    texts = [[str(random.choice(["", "1 4", "5 4", "3 3"])) for _ in range(40)] for _ in range(2)]
+    paths = [
+        table(tmp_path / f"{name}.csv", *(f"{number}.jpg_Fish,{text}" for number, text in enumerate(rows)))
+        for name, rows in zip(("truth", "predicted"), texts, strict=True)
+    ]
+    found = score(paths[1], paths[0], LABELS, LABELS.submit_grid).by_presence["Fish"]
+    absent: list[float] = []
+    present: list[float] = []
+    both: list[float] = []
+    right = 0
+    for wanted, predicted in zip(*texts, strict=True):
+        ours, theirs = (rle_decode(text, LABELS.submit_grid) for text in (predicted, wanted))
+        right += bool(wanted) == bool(predicted)
+        (present if wanted else absent).append(dice(ours, theirs))
+        both += [dice(ours, theirs)] * bool(wanted and predicted)
+    assert (found.absent, found.present) == (len(absent), len(present))
+    means = [found.dice_absent, found.dice_present, found.dice_found, found.correct]
+    assert means == pytest.approx([np.mean(absent), np.mean(present), np.mean(both), right / 40])
 
 
 def test_an_empty_submission_scores_the_all_empty_figure(tmp_path: Path, truth: Path) -> None:

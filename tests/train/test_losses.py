@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from cloudrt.train.dataset import CloudDataset, Feed
+from cloudrt.train.distributed import processes
 from cloudrt.train.losses import build_loss, parse_loss
-from support.training import SMALL
+from cloudrt.train.trainer import Trainer
+from support.training import SMALL, TOGETHER, toy_cache
 
 from cloudrt.errors import DataError
+from cloudrt.model.network import build_network
+from cloudrt.model.network_config import NetworkConfig
 
 
 @pytest.mark.parametrize("name", ["bce+dice", "bce", "dice", "focal", "iou", "lovasz", "0.5*iou+dice+2*focal"])
@@ -81,6 +87,46 @@ def test_masks_present_leaves_losses_of_pixels_as_they_are(name: str) -> None:
     logits = torch.randn(3, 4, 12, 20, generator=generator)
     truth = torch.zeros_like(logits)
     assert torch.equal(build_loss(name, "batch", "present")(logits, truth), build_loss(name)(logits, truth))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_head_learns_from_all_images_and_the_masks_from_those_with_the_class(smoothing: float) -> None:
+    """The loss of one batch, compared with the formulas on the output of an equal network."""
+    config = replace(
+        TOGETHER,
+        presence="head",
+        presence_weight=0.7,
+        label_smoothing=smoothing,
+        loss="dice",
+        loss_over="batch",
+        masks="present",
+        augment="none",
+        batch_size=6,
+        accumulate=1,
+        epochs=1,
+    )
+    classes = np.random.default_rng(4).random((6, 4)) < 0.4
+    shape = NetworkConfig("FPN", "resnet18", config.options, config.input_size, presence="head")
+    images = np.random.default_rng(5).integers(0, 256, (6, *config.input_size, 3), np.uint8)
+    dataset = CloudDataset(toy_cache(classes, images), np.arange(6), shape, "none", 0)
+    torch.manual_seed(6)
+    network = build_network(shape)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    pixels, truth = Feed(shape, torch.device("cpu"))(*(torch.stack(part) for part in zip(*dataset, strict=True)))
+    with torch.inference_mode():
+        logits, head = copy.deepcopy(network).eval()(pixels)
+    p, t = logits.double().sigmoid().numpy(), truth.double().numpy()
+    q = head.double().sigmoid().numpy()
+    overlap = 2 * (p * t).sum((2, 3)) / (p.sum((2, 3)) + t.sum((2, 3)))
+    target = np.where(classes, 1 - smoothing / 2, smoothing / 2)
+    cross = -(target * np.log(q) + (1 - target) * np.log(1 - q)).mean()
+    with processes("cpu") as group:
+        trainer = Trainer(config, network, dataset, torch.device("cpu"), group)
+        found = trainer.epoch(1, lambda *_, **__: None)
+    assert 0 < classes.sum() < classes.size
+    assert found == pytest.approx((1 - overlap[classes]).mean() + 0.7 * cross, rel=1e-4)
 
 
 def test_options_without_effect_are_refused() -> None:

