@@ -114,7 +114,9 @@ def test_the_head_learns_from_all_images_and_the_masks_from_those_with_the_class
     for module in network.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    pixels, truth = Feed(shape, torch.device("cpu"))(*(torch.stack(part) for part in zip(*dataset, strict=True)))
+    samples = [dataset[index] for index in range(6)]
+    image, mask = (torch.stack([sample[part] for sample in samples]) for part in (0, 1))
+    pixels, truth = Feed(shape, torch.device("cpu"))(image, mask)
     with torch.inference_mode():
         logits, head = copy.deepcopy(network).eval()(pixels)
     p, t = logits.double().sigmoid().numpy(), truth.double().numpy()
