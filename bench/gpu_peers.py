@@ -87,7 +87,7 @@ def _torch_rate(task: GpuTask, size: int, compiled: bool, ours: Any) -> Values:
     }
     ratio = ours()["images_per_s"] / rates["with_copies"]
     return {
-        "result": f"{rates['with_copies']:,.0f} images/s with copies, {rates['without_copies']:,.0f} without; "
+        "result": f"{rates['with_copies']:,.1f} images/s with copies, {rates['without_copies']:,.1f} without; "
         f"cloudrt is {ratio:.2f} times as fast",
         "name": network.name.rpartition(",")[0],
         "batch_size": size,
@@ -177,11 +177,13 @@ def _export(task: GpuTask, provider: str, precision: str) -> tuple[Path, Values]
     from cloudrt.export.run import run_export
     from cloudrt.export.source import SourceOptions
 
+    paths = [Path(path) for path in task.checkpoints]
+    load_ensemble(paths, task.load()[1])  # they are those of the artifact
     output = Path(task.scratch) / f"{provider}-{precision}.onnx"
     data = Path(task.images[0]) if task.images else None
     options = SourceOptions(tta=task.load()[1].tta, data=data, max_images=task.choose(TEST_IMAGES, 2))
     request = ExportRequest(
-        tuple(Path(path) for path in task.checkpoints),
+        tuple(paths),
         output,
         precision=precision,
         int8_target="tensorrt" if precision == "int8" else "cpu",

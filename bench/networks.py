@@ -19,7 +19,7 @@ from cloudrt.images.image import Image
 from cloudrt.model.artifact import Artifact, parse_artifact
 from cloudrt.model.network_config import VIEWS, NetworkConfig
 from cloudrt.model.onnx_file import load_model
-from cloudrt.system.files import sha256
+from cloudrt.system.files import is_special, sha256
 from cloudrt.system.versions import install_command
 
 from .agreement import open_networks
@@ -211,7 +211,12 @@ def load_ensemble(checkpoints: Sequence[Path], artifact: Artifact) -> Ensemble:
     from cloudrt.model.checkpoint import Checkpoint
 
     wanted = [str(member.get("sha256")) for member in artifact.members] or [artifact.checkpoint_sha256]
+    for path in checkpoints:
+        if is_special(path):
+            raise ArtifactError(f"{path} is not a regular file")
     found = {sha256(path): path for path in checkpoints}
+    if len(found) < len(checkpoints):
+        raise ArtifactError("one of the checkpoints is given twice: give each once")
     for digest, path in found.items():
         if digest not in wanted:
             raise ArtifactError(f"{path} is not a checkpoint the artifact was exported from")

@@ -17,6 +17,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 OPTIMIZERS = ("radam", "adamw")
 MASKS = ("all", "present")
 AUGMENTATIONS = ("none", "flips", "notebook", "blur", "elastic", "strong")
+TEACHER_WEIGHT = 0.5
 RESUMABLE = ("epochs", "workers", "device", "compile", "time_budget", "tensorboard")
 """Fields that may change when a run is resumed; more epochs also change the learning-rate schedule."""
 
@@ -130,7 +131,7 @@ class TrainConfig:
     presence_weight: float = 0.5
     label_smoothing: float = 0.0
     teacher: str = ""
-    teacher_weight: float = 0.5
+    teacher_weight: float = TEACHER_WEIGHT
     pretrain_epochs: int = 0
     epochs: int = 50
     batch_size: int = 6
@@ -188,6 +189,8 @@ class TrainConfig:
             raise DataError(f"label_smoothing must be at least 0 and below 1, found {self.label_smoothing}")
         if not 0 < self.teacher_weight <= 1:
             raise DataError(f"teacher_weight must be above 0 and at most 1, found {self.teacher_weight}")
+        if self.teacher_weight != TEACHER_WEIGHT and not self.teacher:
+            raise DataError("teacher_weight needs a teacher")
         if not 0 <= self.ema < 1:
             raise DataError(f"ema must be at least 0 and below 1, found {self.ema}")
         if self.folds == 1 or self.folds < 0 or not 0 <= self.fold < max(1, self.folds):

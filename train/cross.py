@@ -28,6 +28,7 @@ from .config import TrainConfig
 from .distributed import is_distributed
 from .loop import BUSY, LOCK, train
 from .run_files import CROSS_RESULTS, PROBABILITIES, RUN_RESULTS, RUN_STARTS, STATE, TENSORBOARD
+from .start import check_inputs, digest_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def _cross_validate(
         raise DataError(f"{folder} is finished: there is nothing to resume; to train again, use another --name")
     if resume and any((folder / name).exists() for name in (STATE, "best.pth")):
         raise DataError(f"{folder} is a single run: resume it with its own options, or use another --name")
+    digests = digest_inputs(config)
     dices, empty = [], []
     parts = [folder / f"fold-{number}" for number in range(config.folds)]
     earlier: list[Path] = []
@@ -98,6 +100,7 @@ def _cross_validate(
         one = replace(config, fold=number)
         unfinished = resume and (part / STATE).exists()
         if resume and not unfinished and (part / "best.pth").exists():
+            check_inputs(part, digests)
             done = _read_outcome(part, one)
         else:
             logger.info("fold %d of %d", number + 1, config.folds)

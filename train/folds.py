@@ -61,6 +61,9 @@ def folds(
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     positions = np.array([one for one in readable(cache) if cache.names[one] not in excluded], int)
+    if len(positions) < count:
+        rest = " that are not held out" if excluded else ""
+        raise DataError(f"{count} folds need at least {count} different images{rest}, found {len(positions)}")
     present = np.array([[bits.any() for bits in cache.truth[position]] for position in positions])
     _, combination, counts = np.unique(present[:, ::-1], axis=0, return_inverse=True, return_counts=True)
     groups = np.arange(len(positions))

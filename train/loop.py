@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cloudrt.data.folder import open_data
 from cloudrt.errors import DataError
 from cloudrt.images.inputs import read_names
+from cloudrt.labels import Labels
 from cloudrt.search.tune import require_rows
 from cloudrt.system.files import locked, replacing
 from cloudrt.system.progress import ProgressBar, no_progress
@@ -33,7 +34,7 @@ from .folds import folds, split, split_listed
 from .optimise import find_device, find_precision, seed_all
 from .pretrain import pretrain
 from .run_files import CROSS_RESULTS, RUN_RESULTS, TENSORBOARD
-from .start import check_shape, describe_images, read_state, start
+from .start import check_shape, describe_images, digest_inputs, read_state, start
 from .teacher import Teacher
 from .trainer import Trainer
 from .validate import Validator
@@ -86,7 +87,8 @@ def _train(
     source = open_data(data)
     device = find_device(config.device, group.local_rank)
     seed_all(config.seed)
-    state = read_state(folder, config) if resume else None
+    digests = digest_inputs(config)
+    state = read_state(folder, config, digests) if resume else None
     begun = start(config, source.labels, state)
     network = begun.network.to(device).to(memory_format=torch.channels_last)
     rows = source.read_train()
@@ -109,12 +111,7 @@ def _train(
     if state and state["images"] != images:
         raise DataError(f"{folder} was trained on other images or classes than {data} contains now: use --overwrite")
     check_shape(network, begun.config)
-    teacher = None
-    if config.teacher:
-        trained = [cache.names[position] for position in training]
-        teacher = Teacher(
-            Path(config.teacher), trained, source.labels, config.input_size, begun.config.presence == "head"
-        )
+    teacher = _open_teacher(config, cache, training, held_out, source.labels) if config.teacher else None
     logger.info(
         "%d training images, %d held out, %d unreadable; %s with %s on %s in %s",
         len(training),
@@ -133,7 +130,7 @@ def _train(
             for old in (*replaces, *own, *folder.glob("fold-[0-9]*")):
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
         with replacing(folder / "config.json") as path:
-            stored = config.to_dict() | {"data": str(data), "network": begun.config.to_dict()}
+            stored = config.to_dict() | {"data": str(data), "network": begun.config.to_dict(), "sha256": digests}
             path.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
         with replacing(folder / "held_out.txt") as path:  # for `cloudrt tune --image-list`
             path.write_text("".join(f"{cache.names[position]}\n" for position in held_out), encoding="utf-8")
@@ -166,6 +163,23 @@ def _split(
         rest = [part for number, part in enumerate(parts) if number != config.fold]
         return np.sort(np.concatenate(rest)), parts[config.fold]
     return split_listed(cache, listed) if listed else split(cache, config.validation_share, config.seed)
+
+
+def _open_teacher(
+    config: TrainConfig, cache: DatasetCache, training: NDArray[np.int_], held_out: NDArray[np.int_], labels: Labels
+) -> Teacher:
+    names = [cache.names[position] for position in training]
+    teacher = Teacher(Path(config.teacher), names, labels, config.input_size, config.presence == "head")
+    known = sum(cache.names[position] in teacher.names for position in held_out)
+    if known:
+        logger.warning(
+            "%s has predictions of %d of the %d held-out images: if its networks were trained on others of them, the "
+            "held-out Dice is too high; hold out the same images from both",
+            config.teacher,
+            known,
+            len(held_out),
+        )
+    return teacher
 
 
 def _warn_of_absent_classes(cache: DatasetCache, held_out: NDArray[np.int_], classes: tuple[str, ...]) -> None:

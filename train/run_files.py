@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cloudrt.errors import DataError
+
 STATE = "state.pth"
 """The state of an interrupted run, which is in the folder until the run is finished."""
 PROBABILITIES = "held_out.npz"
@@ -23,3 +25,14 @@ def all_files(folder: Path, parts: Sequence[Path]) -> list[Path]:
     """Return the files that a run may write to `folder`, or that a cross-validation may write to it and its `parts`."""
     runs = [part / name for part in dict.fromkeys((*parts, folder)) for name in (*RUN_STARTS, *RUN_RESULTS)]
     return runs + [folder / name for name in CROSS_RESULTS]
+
+
+def refuse_removed(reads: dict[str, Path | None], folder: Path | None) -> None:
+    """Raise DataError for a file to read that is in a subfolder of the earlier run in `folder`, which is removed.
+
+    Without a `folder`, nothing is removed.
+    """
+    removed = [part.resolve() for part in (*folder.glob("fold-[0-9]*"), folder / TENSORBOARD)] if folder else []
+    for option, path in reads.items():
+        if path is not None and any(path.resolve().is_relative_to(part) for part in removed):
+            raise DataError(f"{path} ({option}) would be removed with the earlier run: copy it to another folder first")

@@ -21,6 +21,7 @@ from cloudrt.labels import Labels
 from cloudrt.model.checkpoint import Checkpoint, is_finite, read_tensors
 from cloudrt.model.network import build_network
 from cloudrt.model.network_config import NetworkConfig
+from cloudrt.system.files import sha256
 
 from .config import TrainConfig
 from .run_files import STATE
@@ -41,13 +42,14 @@ TYPES = {
 """Names and types of the values in a state."""
 
 
-def read_state(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+def read_state(folder: Path, config: TrainConfig, digests: dict[str, str]) -> dict[str, Any] | None:
     """Return the state of the run to resume; None if it was interrupted before the first epoch.
 
     Raises
     ------
     DataError
-        The run is finished, had other options or is a cross-validation, or its state is damaged.
+        The run is finished, had other options or files (see `check_inputs`) or is a cross-validation, or its state is
+        damaged.
     """
     try:
         state: dict[str, Any] = read_tensors(folder / STATE)
@@ -74,6 +76,7 @@ def read_state(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     differences = config.differences(state["config"])
     if differences:
         raise DataError(f"{folder} had other options: {'; '.join(differences)}; use the same, or --overwrite")
+    check_inputs(folder, digests)
     return state
 
 
@@ -98,6 +101,32 @@ def check_shape(network: nn.Module, config: NetworkConfig) -> None:
             f"the network's output is {made[1]}x{made[0]}, not {config.input_size[1]}x{config.input_size[0]}: "
             "do not change its output size with --set (upsampling, encoder_depth)"
         )
+
+
+def digest_inputs(config: TrainConfig) -> dict[str, str]:
+    """Return the SHA-256 of the files that a run reads after its start: name of the option -> digest.
+
+    Raises
+    ------
+    DataError
+        A path that is missing, or not a regular file.
+    """
+    found = {}
+    for name in ("teacher", "held_out"):
+        path = Path(getattr(config, name))
+        if getattr(config, name):
+            if not path.is_file():
+                raise DataError(f"{path} is {'not a regular file' if path.exists() else 'missing'}")
+            found[name] = sha256(path)
+    return found
+
+
+def check_inputs(folder: Path, digests: dict[str, str]) -> None:
+    """Raise DataError if a file in `digests` (see `digest_inputs`) is not the one that the run in `folder` has read."""
+    before = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("sha256", {})
+    for name, digest in digests.items():
+        if before.get(name, digest) != digest:
+            raise DataError(f"{folder} was trained with another content of the file {name}: use --overwrite")
 
 
 def describe_images(

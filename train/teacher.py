@@ -42,14 +42,19 @@ class Teacher:
         with Probabilities(path) as kept:
             if kept.labels != labels:
                 raise DataError(f"{path} has other classes or grids than the data set")
-            missing = set(names) - set(kept.keys)
+            self.names = frozenset(kept.keys)
+            """Names of the images in the file."""
+            missing = set(names) - self.names
             if missing:
                 raise DataError(
                     f"{path} lacks {len(missing)} of {len(names)} training images, such as {min(missing)}: make it "
                     "with cloudrt-train --folds on the same data set, with the same --held-out"
                 )
-            if presence and names and kept.read(names[0])[1] is None:
-                raise DataError(f"{path} has no presence, which --presence head needs: train its network with a head")
+            without = next((name for name in names if not kept.has_presence(name)), None)
+            if presence and without is not None:
+                raise DataError(
+                    f"{path} has no presence of {without}, which --presence head needs: train its network with a head"
+                )
         self._open: tuple[int, Probabilities] | None = None
 
     def read(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 )
 @click.option(
     "--init",
-    default="",
+    type=FILE,
     metavar="PTH",
     help="Checkpoint of cloudrt, with the same --encoder, to take weights from instead of --encoder-weights.",
 )
@@ -85,7 +85,7 @@ logger = logging.getLogger(__name__)
 )
 @click.option(
     "--teacher",
-    default="",
+    type=FILE,
     metavar="NPZ",
     help="Distillation: also learn from these probabilities of the training images, such as the oof.npz of an earlier "
     "run with --folds and the same --held-out.",
@@ -163,7 +163,7 @@ logger = logging.getLogger(__name__)
 )
 @click.option(
     "--held-out",
-    default="",
+    type=FILE,
     metavar="TXT",
     help="File with the names of the images to hold out, one per line, such as held_out.txt of an earlier run. With "
     "--folds, these images are in no fold. Default: a random --validation-share.",
@@ -224,7 +224,7 @@ def train(
     if os.environ.get("LOCAL_RANK", "0") == "0":  # only the first process on each machine
         logger.info("Loading PyTorch ...")
     from cloudrt.data.folder import open_data
-    from cloudrt.train.run_files import all_files
+    from cloudrt.train.run_files import all_files, refuse_removed
 
     source = open_data(data)  # check the data before importing torch, which takes seconds
     if resume and not name:
@@ -241,11 +241,11 @@ def train(
     root = cache or cache_folder("datasets")
     if cache is None and not root.is_absolute():
         raise Failure("the user has no home folder for dataset caches: name a folder with --cache")
-    weights = settings["encoder_weights"]
-    reads: dict[str, Path | None] = {"train.csv": source.train_csv, "data.json": data / "data.json"}
-    reads |= {} if weights in ("imagenet", "none") else {"--encoder-weights": Path(weights)}
-    for key in ("init", "teacher", "held_out"):
-        reads |= {f"--{key.replace('_', '-')}": Path(settings[key])} if settings[key] else {}
+    files = {key: settings[key] for key in ("init", "teacher", "held_out")}
+    reads: dict[str, Path | None] = {f"--{key.replace('_', '-')}": path for key, path in files.items()}
+    weights = None if settings["encoder_weights"] in ("imagenet", "none") else Path(settings["encoder_weights"])
+    reads |= {"--encoder-weights": weights, "train.csv": source.train_csv, "data.json": data / "data.json"}
+    settings |= {key: str(path or "") for key, path in files.items()}
     parts = [folder / f"fold-{number}" for number in range(settings["folds"])] if every else [folder]
     written = all_files(folder, parts)
     old = [part for part in folder.glob("fold-[0-9]*") if part not in parts]  # of an earlier run; they are removed
@@ -257,6 +257,7 @@ def train(
         images=source.image_paths(),
         overwrite=overwrite or resume,
     )
+    refuse_removed(reads, folder if overwrite else None)
     check_pictures({"--runs": folder}, source.image_folders)
     from cloudrt.train.config import TrainConfig, default_input_size
     from cloudrt.train.cross import cross_validate

@@ -166,6 +166,10 @@ class Probabilities:
                 raise DataError(f"{self.path}, {key}: expected {shape} uint8, found {array.shape} {array.dtype}")
         return levels, presence
 
+    def has_presence(self, key: str) -> bool:
+        """Return whether the file has the presence levels of an image."""
+        return f"{_PRESENCE}{key}.npy" in self._names
+
     def infer(self, files: Sequence[ImageFile]) -> Iterator[Inferred]:
         """Yield the stored output for each image, in order; an image that is not stored fails."""
         known = set(self.keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -97,9 +98,11 @@ def test_an_artifact_of_two_networks_needs_both_checkpoints(tmp_path: Path) -> N
     made = [make_checkpoint(path, seed=number) for number, path in enumerate(paths)]
     artifact = describe(Ensemble(tuple(made[:2]), tuple(sha256(path) for path in paths[:2])), "fp32")
     assert len(networks.load_ensemble(paths[:2], artifact).checkpoints) == 2
+    os.mkfifo(tmp_path / "pipe")
     for given, reason in (
+        ([tmp_path / "pipe"], "pipe is not a regular file"),
         (paths[:1], "averages 2 networks, found 1 of their checkpoints: give all of them"),
-        ([paths[1], paths[1]], "averages 2 networks, found 1"),
+        ([paths[1], paths[1]], "one of the checkpoints is given twice"),
         (paths[1:], "2.pth is not a checkpoint the artifact was exported from"),
     ):
         with pytest.raises(ArtifactError, match=reason):

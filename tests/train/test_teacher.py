@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,11 +14,12 @@ import torch
 from click.testing import CliRunner
 from cloudrt.train.cache import DatasetCache, open_cache
 from cloudrt.train.config import TrainConfig
+from cloudrt.train.cross import cross_validate
 from cloudrt.train.dataset import CloudDataset
 from cloudrt.train.loop import train
 from cloudrt.train.teacher import Teacher
 from numpy.typing import NDArray
-from support.training import SMALL, train_arguments, weights
+from support.training import SMALL, interrupt_after, train_arguments, weights
 
 from cloudrt.cli.train import train as command
 from cloudrt.data.folder import open_data
@@ -123,18 +125,24 @@ def replace_truth(cache: DatasetCache, full: NDArray[np.uint8]) -> DatasetCache:
 def test_what_a_teacher_cannot_teach_is_refused(
     scenes: Path, cached: Path, cache: DatasetCache, certain: Path, tmp_path: Path
 ) -> None:
-    few, headless, other = (tmp_path / f"{name}.npz" for name in ("few", "headless", "other"))
+    few, headless, partly, other = (tmp_path / f"{name}.npz" for name in ("few", "headless", "partly", "other"))
     masks = [truth(cache, position, labels_of(scenes).submit_grid) for position in range(len(cache.names))]
     with writing(few, scenes) as writer:
         writer.add(cache.names[0], masks[0], masks[0].max(axis=(1, 2)))
     with writing(headless, scenes) as writer:
         for name, one in zip(cache.names, masks, strict=True):
             writer.add(name, one)
+    with writing(partly, scenes) as writer:
+        for name, one in zip(cache.names, masks, strict=True):
+            writer.add(name, one, one.max(axis=(1, 2)) if name == min(cache.names) else None)
+    os.mkfifo(tmp_path / "pipe")
     with write_probabilities(other, replace(labels_of(scenes), classes=("a", "b", "c", "d"))) as writer:
         writer.add("x.jpg", masks[0])
     for path, reason in (
         (few, "lacks .* training images"),
         (headless, "no presence"),
+        (partly, "no presence"),
+        (tmp_path / "pipe", "not a regular file"),
         (other, "other classes or grids"),
         (tmp_path / "none.npz", "is missing"),
     ):
@@ -143,10 +151,62 @@ def test_what_a_teacher_cannot_teach_is_refused(
     for share in (0.0, 1.5, float("nan")):
         with pytest.raises(DataError, match="teacher_weight must be above 0"):
             TrainConfig(teacher_weight=share)
+    with pytest.raises(DataError, match="teacher_weight needs a teacher"):
+        TrainConfig(teacher_weight=0.6)
+    for option in ("--teacher", "--held-out", "--init"):
+        done = CliRunner().invoke(command, train_arguments(scenes, tmp_path / "runs", cached, option, ""))
+        assert done.exit_code == 2 and f"{option} is empty" in done.output
     words = train_arguments(scenes, tmp_path / "runs", cached, "--teacher", str(few))
     done = CliRunner().invoke(command, words)
     assert done.exit_code == 2
     assert "few.npz lacks" in done.output
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_run_resumes_only_with_the_files_it_started_with(
+    scenes: Path, cached: Path, cache: DatasetCache, certain: Path, tmp_path: Path, count: int
+) -> None:
+    listed = tmp_path / "listed.txt"
+    listed.write_text("\n".join(cache.names[:4]))
+    config = replace(ONE_STEP, teacher=str(certain), held_out=str(listed), epochs=2, folds=count)
+    run = cross_validate if count else train
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(1, patch)
+        run(config, scenes, tmp_path / "run", cached)
+    other = tmp_path / "other.npz"
+    with writing(other, scenes) as writer:
+        for name in cache.names:
+            writer.add(name, np.zeros((4, *labels_of(scenes).submit_grid[::-1]), np.uint8), np.zeros(4, np.uint8))
+    more = "\n".join(cache.names[:5]).encode()
+    for path, content, option in ((certain, other.read_bytes(), "teacher"), (listed, more, "held_out")):
+        before = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=f"another content of the file {option}"):
+            run(config, scenes, tmp_path / "run", cached, resume=True)
+        path.write_bytes(before)
+    run(config, scenes, tmp_path / "run", cached, resume=True)
+
+
+def test_a_teacher_of_held_out_images_is_a_warning(
+    scenes: Path, cached: Path, certain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", "cloudrt"):
+        train(replace(ONE_STEP, teacher=str(certain)), scenes, tmp_path / "run", cached)
+    assert "held-out images: if its networks were trained on others of them" in caplog.text
+
+
+def test_files_that_overwrite_would_remove_are_refused(
+    scenes: Path, cached: Path, certain: Path, tmp_path: Path
+) -> None:
+    inside = tmp_path / "runs" / "run" / "fold-0" / "mine.npz"
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes(certain.read_bytes())
+    words = train_arguments(
+        scenes, tmp_path / "runs", cached, "--overwrite", "--folds", "2", "--teacher", str(inside), "--presence", "head"
+    )
+    done = CliRunner().invoke(command, words)
+    assert done.exit_code == 2 and "(--teacher) would be removed with the earlier run" in done.output
+    assert inside.exists()
 
 
 def test_several_processes_read_one_teacher(scenes: Path, cached: Path, certain: Path, tmp_path: Path) -> None:
