@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from .gpu_blocks import gpu
 from .results import (
-    EARLIER,
     describe_machine,
     load,
     name_file,
@@ -19,11 +18,11 @@ from .results import (
 from .training_blocks import ablation, export, flips, held_out, loader, search, tensorrt
 
 PIPELINES = {
-    "cpu-full-originals": f"{EARLIER}, 2100x1400 images",
-    "cpu-pipeline-copies": f"{EARLIER}, 525x350 images",
+    "cpu-full-originals": "the shipped model, 2100x1400 images",
+    "cpu-pipeline-copies": "the shipped model, 525x350 images",
     "cpu-pipeline-se_resnext101": "se_resnext101_32x4d at 640x320 in int8, 2100x1400 images",
 }
-MAPS = {"dense": "dense", "smooth": "smooth", "network": EARLIER}
+MAPS = {"dense": "dense", "smooth": "smooth", "network": "the shipped model"}
 PEERS = {
     "notebook": "notebook: a loop over components",
     "OpenCV": "OpenCV connectedComponentsWithStats, lookup table, NumPy RLE",
@@ -68,7 +67,7 @@ def summary() -> str:
         ("loading of training samples, one core", "notebook", speedup(loader["ratio"])),
     ]
     machine = describe_machine("cpu-full-originals", "cpu-search-444", "cpu-loader-originals")
-    note = f" The first five rows were measured with {EARLIER}, the search with an earlier network."
+    note = " The search was measured with an earlier network."
     heads = ("work", "compared with", "speed of cloudrt")
     return f"{dice}\n\n{table(heads, rows)}\n\n{machine}{note}"
 

@@ -5,10 +5,10 @@
 The network's output is uint8 levels 0..255 in the transposed layout (W, H): memory order is RLE order, and a run is a
 contiguous range of memory. `apply_rules`, `postprocess_batch` and `postprocess_batches` apply one `Rule` per class.
 
-The lower bound of the run time is the time to read the map from memory once. On one AVX2 core, for uint8 in RLE order
-(bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times as long as that bound; more than half of the
-kernels' time is finding the runs, the only pass over the pixels. A map of 2,300 runs takes 10 times as long: about a
-third is finding runs, more than a third is joining them (unpredictable branches), and a sixth is writing digits. For
+The lower bound of the run time is the time to read the map from memory once. On one core of an AMD EPYC, for uint8 in
+RLE order (bench/results/cpu-full-originals.json), a map of 500 runs takes 4 times as long as that bound; half of the
+kernels' time is finding the runs, the only pass over the pixels. A map of 2,300 runs takes 14 times as long: about a
+third is finding runs, nearly half is joining them (unpredictable branches), and a seventh is writing digits. For
 float32 in C order, which has 4 times as many bytes, the factors are 2 and 5.
 """
 
