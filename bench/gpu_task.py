@@ -66,7 +66,7 @@ class GpuTask:
     seconds
         Time limit of the step, in seconds.
     checkpoints
-        Paths of every best.pth that the artifact was exported from; may be empty.
+        Paths of the best.pth files that the artifact was exported from, one for each network; may be empty.
     images
         Folders of images; if empty, synthetic images are drawn.
     data

@@ -204,7 +204,7 @@ def load_ensemble(checkpoints: Sequence[Path], artifact: Artifact) -> Ensemble:
     ModuleNotFoundError
         PyTorch or segmentation_models_pytorch is not installed.
     ArtifactError
-        Not checkpoints, or not exactly those the artifact was exported from.
+        A file is not a checkpoint, or the checkpoints are not exactly those that the artifact was exported from.
     """
     from cloudrt.export.ensemble import Ensemble
 
@@ -228,7 +228,7 @@ def load_ensemble(checkpoints: Sequence[Path], artifact: Artifact) -> Ensemble:
 
 
 def make_ensemble(model: Any, artifact: Artifact) -> Ensemble:
-    """Return the networks of an artifact with random weights, which are as fast.
+    """Return the networks of an artifact with random weights; the speed is the same.
 
     An artifact has the options of its first network only; the others are assumed to have the same.
 

@@ -31,7 +31,8 @@ class BenchOptions:
     run
         How to run the model. `threads` also applies to the peers.
     checkpoints
-        Every best.pth the artifact was exported from; the notebook's way then runs them in PyTorch.
+        The best.pth files that the artifact was exported from, one for each network; the notebook's way then runs them
+        in PyTorch.
     baseline
         The fp32 artifact for plain ONNX Runtime and OpenVINO; None takes the first model.
     repeat

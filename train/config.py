@@ -190,7 +190,7 @@ class TrainConfig:
         if not 0 < self.teacher_weight <= 1:
             raise DataError(f"teacher_weight must be above 0 and at most 1, found {self.teacher_weight}")
         if self.teacher_weight != TEACHER_WEIGHT and not self.teacher:
-            raise DataError("teacher_weight needs a teacher")
+            raise DataError(f"teacher_weight is {self.teacher_weight}, but no teacher is given")
         if not 0 <= self.ema < 1:
             raise DataError(f"ema must be at least 0 and below 1, found {self.ema}")
         if self.folds == 1 or self.folds < 0 or not 0 <= self.fold < max(1, self.folds):

@@ -173,8 +173,8 @@ def _open_teacher(
     known = sum(cache.names[position] in teacher.names for position in held_out)
     if known:
         logger.warning(
-            "%s has predictions of %d of the %d held-out images: if its networks were trained on others of them, the "
-            "held-out Dice is too high; hold out the same images from both",
+            "%s has predictions of %d of the %d held-out images. Its networks may have been trained on held-out "
+            "images, which makes the held-out Dice too high: hold out the same images from the teachers and this run",
             config.teacher,
             known,
             len(held_out),

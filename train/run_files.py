@@ -28,7 +28,7 @@ def all_files(folder: Path, parts: Sequence[Path]) -> list[Path]:
 
 
 def refuse_removed(reads: dict[str, Path | None], folder: Path | None) -> None:
-    """Raise DataError for a file to read that is in a subfolder of the earlier run in `folder`, which is removed.
+    """Raise DataError if an input file is in a subfolder of `folder` of an earlier run, which will be removed.
 
     Without a `folder`, nothing is removed.
     """

@@ -104,7 +104,7 @@ def check_shape(network: nn.Module, config: NetworkConfig) -> None:
 
 
 def digest_inputs(config: TrainConfig) -> dict[str, str]:
-    """Return the SHA-256 of the files that a run reads after its start: name of the option -> digest.
+    """Return the SHA-256 of the files that a run also reads when it is resumed: name of the option -> digest.
 
     Raises
     ------
@@ -126,7 +126,9 @@ def check_inputs(folder: Path, digests: dict[str, str]) -> None:
     before = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("sha256", {})
     for name, digest in digests.items():
         if before.get(name, digest) != digest:
-            raise DataError(f"{folder} was trained with another content of the file {name}: use --overwrite")
+            raise DataError(
+                f"the file of {name} has changed since the run in {folder} began: restore it, or use --overwrite"
+            )
 
 
 def describe_images(

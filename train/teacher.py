@@ -53,7 +53,8 @@ class Teacher:
             without = next((name for name in names if not kept.has_presence(name)), None)
             if presence and without is not None:
                 raise DataError(
-                    f"{path} has no presence of {without}, which --presence head needs: train its network with a head"
+                    f"{path} has no presence output of {without}, which --presence head needs: train the teachers with "
+                    "--presence head"
                 )
         self._open: tuple[int, Probabilities] | None = None
 

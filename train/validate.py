@@ -55,7 +55,7 @@ class Validator:
     device, autocast
         Device and precision.
     tta
-        Name of the test-time augmentation in `VIEWS`, which the final validation uses.
+        Name, a key of `VIEWS`, of the flips of the final validation and of the stored probabilities.
     scratch
         Folder for a temporary memory-mapped file of the probabilities, which may be larger than memory.
     """
@@ -79,11 +79,11 @@ class Validator:
         network, config
             The network and its configuration.
         final
-            Average over the flips of `tta`, search all thresholds, gates and presence levels as `cloudrt tune` does,
-            and report the out-of-fold Dice. Otherwise, do not flip, search the thresholds in `COARSE` and all min
-            areas, and report the Dice on the same images; a single image is always searched in this way.
+            Search all thresholds, gates and presence levels as `cloudrt tune` does, and report the out-of-fold Dice;
+            otherwise, or with a single image, search the thresholds in `COARSE` and all min areas, and report the Dice
+            on the same images. Without `final` and `keep`, the flips of `tta` are not used.
         keep
-            File to store the probabilities in, for `cloudrt tune`; they are averaged over the flips of `tta`.
+            File to store the probabilities in, for `cloudrt tune`.
         """
         width, height = config.labels.submit_grid[::-1]
         classes, images = len(config.labels.classes), len(self.positions)

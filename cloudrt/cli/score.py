@@ -29,8 +29,8 @@ def score(submission: Path, truth: Path, truth_grid: tuple[int, int] | None, dat
     The mean is over all rows of TRUTH; other rows of SUBMISSION are counted, but not scored. The masks of SUBMISSION
     are on the submission grid.
 
-    For each class, the table also shows the mean Dice over the images in which the class is absent, present, and found
-    (present and predicted), and the share of images in which its presence is predicted correctly.
+    For each class, the table also shows the mean Dice over the images in which the class is absent, present, and both
+    present and predicted (found), and the share of images in which its presence is predicted correctly.
     """
     from cloudrt.data.folder import read_labels
     from cloudrt.errors import DataError
@@ -55,7 +55,7 @@ def score(submission: Path, truth: Path, truth_grid: tuple[int, int] | None, dat
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("Class", "Dice", "if absent", "if present", "if found", "presence")
+    table = Table("Class", "Dice", "if absent", "if present", "if found", "presence right")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, value in result.per_class.items():

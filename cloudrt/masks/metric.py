@@ -19,7 +19,7 @@ from cloudrt.masks.rle import rle_to_submit_grid
 
 @dataclass(frozen=True)
 class PresenceScore:
-    """Scores of one class, with its presence and its masks apart; a mean over no image is None.
+    """Scores of one class, separately for the images without and with it; a mean is None if there is no such image.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Score:
     ignored_rows, first_ignored
         Number of rows of the submission that the truth does not have, which are not scored, and the first of them.
     by_presence
-        Class -> its scores by presence.
+        Class -> its `PresenceScore`.
     """
 
     mean: float
