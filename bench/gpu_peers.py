@@ -61,8 +61,7 @@ def _torch_rate(task: GpuTask, size: int, compiled: bool, ours: Any) -> Values:
     if compiled and task.stand_in:
         raise NotRun("no GPU, and torch.compile takes minutes on a CPU")
     model, artifact = task.load()
-    paths = [Path(path) for path in task.checkpoints]
-    ensemble = load_ensemble(paths, artifact) if paths else make_ensemble(model, artifact)
+    ensemble = load_ensemble(task.checkpoints, artifact) if task.checkpoints else make_ensemble(model, artifact)
     network = TorchGraph(ensemble, task.choose("cuda", "cpu"), compiled, task.threads)
     torch, batch = network.torch, make_batch(size, artifact.input_size)
     on_device = torch.from_numpy(batch).to(network.device)
@@ -177,13 +176,12 @@ def _export(task: GpuTask, provider: str, precision: str) -> tuple[Path, Values]
     from cloudrt.export.run import run_export
     from cloudrt.export.source import SourceOptions
 
-    paths = [Path(path) for path in task.checkpoints]
-    load_ensemble(paths, task.load()[1])  # they are those of the artifact
+    load_ensemble(task.checkpoints, task.load()[1])  # they are those of the artifact
     output = Path(task.scratch) / f"{provider}-{precision}.onnx"
     data = Path(task.images[0]) if task.images else None
     options = SourceOptions(tta=task.load()[1].tta, data=data, max_images=task.choose(TEST_IMAGES, 2))
     request = ExportRequest(
-        tuple(paths),
+        tuple(map(Path, task.checkpoints)),
         output,
         precision=precision,
         int8_target="tensorrt" if precision == "int8" else "cpu",

@@ -196,7 +196,7 @@ class TorchGraph:
             return self.graph(images)
 
 
-def load_ensemble(checkpoints: Sequence[Path], artifact: Artifact) -> Ensemble:
+def load_ensemble(checkpoints: Sequence[str | Path], artifact: Artifact) -> Ensemble:
     """Return the checkpoints an artifact was exported from, in its order, with its flips.
 
     Raises
@@ -214,7 +214,7 @@ def load_ensemble(checkpoints: Sequence[Path], artifact: Artifact) -> Ensemble:
     for path in checkpoints:
         if is_special(path):
             raise ArtifactError(f"{path} is not a regular file")
-    found = {sha256(path): path for path in checkpoints}
+    found = {sha256(Path(path)): path for path in checkpoints}
     if len(found) < len(checkpoints):
         raise ArtifactError("one of the checkpoints is given twice: give each once")
     for digest, path in found.items():
