@@ -73,7 +73,7 @@ def summary() -> str:
     way = next(one for one in load("cpu-variants-shipped")["ways"] if used.items() <= one.items())
     ours = f"{PROVIDERS[model['provider']]} in {model['compute']} (Dice {way['dice']:.4f})"
     note = (
-        f"\nIn the first rows, cloudrt ran {ours}, which was the fastest. The search was measured\n"
+        f" In the first rows, cloudrt ran {ours}, which was the fastest. The search was measured "
         "with an earlier network, on 140 thresholds and 17 minimum areas."
     )
     heads = ("work", "compared with", "speed of cloudrt")
