@@ -50,8 +50,8 @@ class Teacher:
                     f"{path} lacks {len(missing)} of {len(names)} training images, such as {min(missing)}: make it "
                     "with cloudrt-train --folds on the same data set, with the same --held-out"
                 )
-            without = next((name for name in names if not kept.has_presence(name)), None)
-            if presence and without is not None:
+            without = next((name for name in names if presence and not kept.has_presence(name)), None)
+            if without is not None:
                 raise DataError(
                     f"{path} has no presence output of {without}, which --presence head needs: train the teachers with "
                     "--presence head"
